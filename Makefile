@@ -1,0 +1,49 @@
+# Everything here runs on a machine with only Python 3.11+ and make. `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Another build of torch, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cu130
+TORCH_INDEX ?=
+TORCH := torch==2.13.0
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-quick lint type format clean saelens-check
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sae-sweeps needs Python 3.11 or newer; this is " + sys.version.split()[0] + ": give another with PYTHON=...")'
+	@echo "installing into $(VENV) (once) ..."
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed ## create .venv and install, torch first and by its pin (TORCH_INDEX=... for another build)
+
+demo: install ## three SAEs with the progressive orthogonality penalty on the built-in model, and their table
+	$(PY) launch.py -m penalty=ortho lambda2_max=0.1,0.5,1.0
+
+test: install ## the whole test suite, quick tests first
+	$(PY) -m pytest -m "not slow" -n 2
+	$(PY) -m pytest -m slow -n 2
+
+test-quick: install ## the quick tests only
+	$(PY) -m pytest -m "not slow" -n 2
+
+lint: install ## ruff: style and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+type: install ## mypy
+	$(PY) -m mypy
+
+format: install ## ruff: mend style and format
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean: ## remove the virtual environments and caches; outputs/ stays
+	rm -rf $(VENV) .venv-saelens build dist .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

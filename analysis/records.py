@@ -1,0 +1,184 @@
+"""Run folders as one data frame.
+
+Columns have two levels, so that a config key never meets a metric of the same name:
+`run` (run_id, title, state, step, total_steps, error, warnings, folder), `config` (dotted keys) and `metrics` (flat).
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_sweeps.errors import DamagedFile, DataError
+from sae_sweeps.files import MissingFile, read_json
+from sae_sweeps.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ABSENT = float("nan")
+"""In a column of a run that has no such key or metric; a key that is null is None."""
+
+RUN_FIELDS = ("run_id", "title", "state", "step", "total_steps", "error", "warnings", "folder")
+
+
+@dataclass
+class Record:
+    """One run as its folder tells it."""
+
+    run_id: str
+    folder: Path
+    title: str | None = None
+    state: str = "queued"
+    step: int | None = None
+    total_steps: int | None = None
+    error: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Empty unless the run is completed: an unfinished or diverged run has no result."""
+
+
+def records(paths: Iterable[str | Path]) -> "pd.DataFrame":
+    """One row per run of the paths, in their order, each run once.
+
+    A path is a run folder, a results.json, a sweep folder (or its manifest.json), or an outputs tree. Runs without
+    results appear with their state. Raises DataError for a path that is missing or holds no run, DamagedFile for a file
+    that does not read back.
+    """
+    found: dict[Path, Record] = {}
+    for path in paths:
+        before = len(found)
+        known = False
+        for folder, title in runs_at(Path(path)):
+            known = True
+            place = folder.resolve()
+            if place not in found:
+                found[place] = read_run(folder, title)
+        if len(found) == before and not known:
+            raise DataError(f"{path} holds no runs; give a run's folder, a sweep's folder or the outputs folder.")
+    return frame_of(list(found.values()))
+
+
+def runs_at(path: Path) -> Iterator[tuple[Path, str | None]]:
+    """The run folders that a path stands for, each with the title that a sweep gives it."""
+    if not path.exists():
+        raise DataError(f"{path} does not exist; give a run's folder, a sweep's folder or the outputs folder.")
+    if path.is_file():
+        if path.name == "manifest.json":
+            yield from runs_of_sweep(path)
+        elif path.name == "results.json":
+            yield path.parent, None
+        else:
+            raise DataError(f"{path} is neither a results.json nor a manifest.json; give one of these or a folder.")
+    elif (path / "manifest.json").exists():
+        yield from runs_of_sweep(path / "manifest.json")
+    elif is_run(path):
+        yield path, None
+    else:
+        inside = path / "runs" if (path / "runs").is_dir() else path
+        for folder in sorted(inside.iterdir()):
+            if is_run(folder):
+                yield folder, None
+            elif (folder / "manifest.json").exists():
+                yield from runs_of_sweep(folder / "manifest.json")
+
+
+def is_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("status.json", "results.json", "config.yaml"))
+
+
+def runs_of_sweep(manifest: Path) -> Iterator[tuple[Path, str | None]]:
+    """outputs/sweeps/NAME/manifest.json lists runs that live in outputs/runs."""
+    content = read_json(manifest)
+    try:
+        listed = [(str(run["run_id"]), run.get("title")) for run in content["runs"]]
+    except (TypeError, KeyError, AttributeError):
+        raise DamagedFile(f"{manifest} is damaged (it lists no runs); restore it, or give the runs' folders.") from None
+    home = manifest.resolve().parents[2] / "runs"
+    for run_id, title in listed:
+        yield home / run_id, title
+
+
+def read_run(folder: Path, title: str | None = None) -> Record:
+    """What a run's folder holds; a folder that is not there yet is a queued run."""
+    run = RunFolder(folder)
+    record = Record(run_id=folder.resolve().name, folder=folder, title=title)
+    try:
+        results = read_json(run.results_path)
+    except MissingFile:
+        results = None
+    if results is not None and not (isinstance(results, dict) and isinstance(results.get("metrics"), dict)):
+        raise DamagedFile(f"{run.results_path} is damaged (it has no metrics); restore it, or run the run again.")
+    status = run.status()
+    if status:
+        record.state, record.step, record.total_steps = status["state"], status["step"], status["total_steps"]
+        record.error = status["error"]
+    elif results:
+        record.state = "completed"
+    if results:
+        record.run_id = str(results.get("run_id") or record.run_id)
+        record.title = results.get("title") or title
+        record.warnings = [str(warning) for warning in results.get("warnings") or []]
+        record.config = flat_config(results.get("config") or {})
+        if record.state == "completed":
+            record.metrics = flat_metrics(results["metrics"])
+    elif run.config_path.exists():
+        record.config = flat_config(read_yaml(run.config_path))
+        record.title = title or record.config.get("title")
+    return record
+
+
+def flat_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys; a group stands for its `name` (`penalty` = ortho beside `penalty.tau`), a list becomes JSON."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        dotted = prefix if prefix and key == "name" else f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, dict):
+            flat |= flat_config(value, dotted)
+        else:
+            flat[dotted] = json.dumps(value) if isinstance(value, list) else value
+    return flat
+
+
+def flat_metrics(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Numbers only, nested ones under dotted names; null is not a number."""
+    flat: dict[str, float] = {}
+    for key, value in metrics.items():
+        if isinstance(value, dict):
+            flat |= flat_metrics(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        content = None
+    if not isinstance(content, dict):
+        raise DamagedFile(f"{path} is damaged (it is not a YAML mapping); restore it, or run the run again.")
+    return content
+
+
+def frame_of(runs: list[Record]) -> "pd.DataFrame":
+    """The records as a frame; config keys and metrics in the order of their first appearance."""
+    import pandas as pd
+
+    columns: dict[tuple[str, str], list[Any]] = {
+        ("run", name): [getattr(run, name) for run in runs] for name in RUN_FIELDS
+    }
+    for group in ("config", "metrics"):
+        values = [getattr(run, group) for run in runs]
+        for key in dict.fromkeys(key for value in values for key in value):
+            columns["config" if group == "config" else "metrics", key] = [value.get(key, ABSENT) for value in values]
+    series = [
+        pd.Series(column, dtype="float64" if group == "metrics" else "object") for (group, _), column in columns.items()
+    ]
+    frame = pd.concat(series, axis=1)
+    frame.columns = pd.MultiIndex.from_tuples(columns)
+    return frame

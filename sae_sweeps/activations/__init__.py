@@ -1,0 +1,1 @@
+"""Language model -> contexts -> harvest -> store -> sampler: where training batches come from."""

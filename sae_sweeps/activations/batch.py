@@ -1,0 +1,39 @@
+"""What the sampler hands to training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """Activations of B tokens and where each one stands in the text."""
+
+    x: Tensor
+    """Activations [B, d_in], float32 on the run's device."""
+    token_ids: Tensor
+    """Vocabulary id of the token [B], int32."""
+    sequence: Tensor
+    """Number of the context that the token stands in [B], int32."""
+    position: Tensor
+    """Place within its context, BOS = 0 [B], int32."""
+    role: Tensor
+    """What the text is for [B], int8: 0 plain, 1 retain, 2 forget, 3 and up labels."""
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Batch":
+        return Batch(*(t[rows] for t in self.fields()))
+
+    def fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return self.x, self.token_ids, self.sequence, self.position, self.role
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(t.to(device) for t in self.fields()))
+
+    @staticmethod
+    def concatenate(batches: Sequence["Batch"]) -> "Batch":
+        return Batch(*(torch.cat(tensors) for tensors in zip(*(b.fields() for b in batches), strict=True)))

@@ -1,0 +1,84 @@
+"""Documents -> rows of exactly `context` tokens, as SAELens' ActivationsStore makes them."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae_sweeps.activations.language_model import LanguageModel
+from sae_sweeps.activations.text import Document, documents
+from sae_sweeps.config.schema import DataConfig, ModelConfig
+from sae_sweeps.errors import ConfigError, DataError
+
+_TOKENISED_TOGETHER = 32
+"""Documents per call of the tokenizer, which works on them in parallel."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """One row that the language model reads at once."""
+
+    tokens_L: np.ndarray
+    """Vocabulary ids [context], int32."""
+    role_L: np.ndarray
+    """Role of the document that each token comes from [context], int8; a BOS has the role of what follows it."""
+
+
+def contexts(docs: Iterable[Document], lm: LanguageModel, cfg: DataConfig) -> Iterator[Context]:
+    """Packs documents into rows without padding; the last, partial row is dropped.
+
+    Documents are tokenised without special tokens and concatenated with BOS between them. With `cfg.prepend_bos` each
+    row starts with BOS too; without it only the boundaries between documents are marked. A BOS that the text itself
+    brings is not doubled.
+    """
+    check_context(lm, cfg)
+    row: list[int] = []
+    roles: list[int] = []
+    for tokens, role in _tokenised(docs, lm):
+        offset = 0
+        while offset < len(tokens):
+            needs_bos = cfg.prepend_bos if not row else offset == 0
+            if needs_bos and lm.bos_id is not None and tokens[offset] != lm.bos_id:
+                row.append(lm.bos_id)
+            taken = tokens[offset : offset + cfg.context - len(row)]
+            row += taken
+            offset += len(taken)
+            roles += [role] * (len(row) - len(roles))
+            if len(row) == cfg.context:
+                yield Context(np.array(row, np.int32), np.array(roles, np.int8))
+                row, roles = [], []
+
+
+def held_out_contexts(model_cfg: ModelConfig, data_cfg: DataConfig, lm: LanguageModel, n_contexts: int) -> Tensor:
+    """The first `n_contexts` rows of the held-out text [S, L], int64; fewer if the text ends before.
+
+    Raises:
+        DataError: the held-out text does not fill one row.
+    """
+    rows = [c.tokens_L for c in islice(contexts(documents(data_cfg, "held_out"), lm, data_cfg), n_contexts)]
+    if not rows:
+        raise DataError(
+            f"data={data_cfg.name}: the held-out text of model={model_cfg.name} does not fill one context of "
+            f"{data_cfg.context} tokens; give more text, raise data.held_out or lower data.context."
+        )
+    return torch.from_numpy(np.stack(rows)).long()
+
+
+def check_context(lm: LanguageModel, cfg: DataConfig) -> None:
+    if cfg.context < 2:
+        raise ConfigError(f"data.context={cfg.context} leaves no room for text; choose at least 2.")
+    if lm.max_context is not None and cfg.context > lm.max_context:
+        raise ConfigError(f"data.context={cfg.context}: the model reads at most {lm.max_context} tokens at once.")
+    if cfg.prepend_bos and lm.bos_id is None:
+        raise ConfigError("data.prepend_bos=true: the tokenizer has neither BOS nor EOS; give data.prepend_bos=false.")
+
+
+def _tokenised(docs: Iterable[Document], lm: LanguageModel) -> Iterator[tuple[list[int], int]]:
+    docs = iter(docs)
+    while group := list(islice(docs, _TOKENISED_TOGETHER)):
+        texts = [doc.text for doc in group]
+        ids = lm.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        yield from zip(ids, (doc.role for doc in group), strict=True)

@@ -1,0 +1,108 @@
+"""The stream of tokens that train the SAE, with their activations: the same in the same order wherever it starts."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from sae_sweeps.activations.batch import Batch
+from sae_sweeps.activations.contexts import check_context, contexts
+from sae_sweeps.activations.language_model import LanguageModel
+from sae_sweeps.activations.synthetic import SyntheticWorld
+from sae_sweeps.activations.text import documents
+from sae_sweeps.config.schema import DataConfig, LayerConfig
+from sae_sweeps.errors import ConfigError
+
+
+class Source(Protocol):
+    """Something that activations are harvested from."""
+
+    d_in: int
+    dtype: torch.dtype
+
+    def stream(self, start: int, stop: int) -> Iterator[Batch]:
+        """Tokens `start` to `stop` of the stream, in order, on the CPU; fewer if the text ends."""
+        ...
+
+
+@dataclass
+class TextSource:
+    """What a language model has at one layer while it reads one split of the text."""
+
+    lm: LanguageModel
+    layer: LayerConfig
+    data: DataConfig
+    split: str
+    dtype: torch.dtype
+    contexts_per_forward: int
+
+    def __post_init__(self) -> None:
+        if self.data.train_on not in ("non_special", "all"):
+            raise ConfigError(f"data.train_on={self.data.train_on} is not known; choose non_special or all.")
+        if self.contexts_per_forward < 1:
+            raise ConfigError(f"activations.harvest_batch={self.contexts_per_forward} is below 1; choose 32, say.")
+        check_context(self.lm, self.data)
+        self.lm.layer_index(self.layer)
+        self.d_in = self.lm.d_in
+
+    def stream(self, start: int, stop: int) -> Iterator[Batch]:
+        """Contexts before `start` are tokenised but not run. Those run together are the same ones whatever `start`
+        and `stop`, so that an activation has the same bits however it is reached."""
+        left_out = self.lm.special_ids if self.data.train_on == "non_special" else ()
+        special = np.array(sorted(left_out), np.int32)
+        rows = contexts(documents(self.data, self.split), self.lm, self.data)
+        done = sequences = 0
+        while done < stop and (group := list(islice(rows, self.contexts_per_forward))):
+            tokens_SL = np.stack([context.tokens_L for context in group])
+            keep_SL = ~np.isin(tokens_SL, special)
+            n_kept = int(keep_SL.sum())
+            wanted = slice(max(start - done, 0), min(stop - done, n_kept))
+            if wanted.start < wanted.stop:
+                acts_SLD = self.lm.activations(torch.from_numpy(tokens_SL).long(), self.layer)
+                sequence, position = (torch.from_numpy(i[wanted]) for i in np.nonzero(keep_SL))
+                role_SL = np.stack([context.role_L for context in group])
+                yield Batch(
+                    x=acts_SLD[sequence.to(acts_SLD.device), position.to(acts_SLD.device)].to(self.dtype).cpu(),
+                    token_ids=torch.from_numpy(tokens_SL)[sequence, position],
+                    sequence=(sequence + sequences).to(torch.int32),
+                    position=position.to(torch.int32),
+                    role=torch.from_numpy(role_SL)[sequence, position],
+                )
+            done += n_kept
+            sequences += len(group)
+
+
+@dataclass
+class SyntheticSource:
+    """One split of a synthetic world, which needs no language model."""
+
+    world: SyntheticWorld
+    context: int
+    split: str
+    dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        self.d_in = self.world.d_in
+
+    def stream(self, start: int, stop: int) -> Iterator[Batch]:
+        for batch in self.world.stream(start, stop, self.context, self.split):
+            batch.x = batch.x.to(self.dtype)
+            yield batch
+
+
+def regroup(batches: Iterable[Batch], n: int) -> Iterator[Batch]:
+    """The same tokens in batches of exactly `n`, but for the last."""
+    held: list[Batch] = []
+    n_held = 0
+    for batch in batches:
+        held.append(batch)
+        n_held += len(batch)
+        while n_held >= n:
+            joined = Batch.concatenate(held)
+            yield joined[:n]
+            held, n_held = [joined[n:]], n_held - n
+    if n_held:
+        yield Batch.concatenate(held)

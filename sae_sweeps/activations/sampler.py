@@ -1,0 +1,97 @@
+"""Batches for training: a pure function of (`data_seed`, step), whatever happened before."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from sae_sweeps.activations.batch import Batch
+from sae_sweeps.activations.permutation import permute
+from sae_sweeps.activations.store import ActivationStore, Rows
+from sae_sweeps.errors import ConfigError, DataError
+
+KINDS = ("tokens", "adjacent_pairs", "contiguous_windows")
+
+
+class Sampler:
+    """Draws batches of B tokens from a store.
+
+    A batch is made of spans, runs of consecutive tokens of one context: 1 token each for `tokens`, 2 for
+    `adjacent_pairs`, `window` for `contiguous_windows`. All spans that the store holds are used once, in random order,
+    then all again in another: with `tokens`, every token once per epoch. From a stream, spans are drawn in the same way
+    within one buffer after the other, `buffer_tokens // B` batches from each.
+
+    Layout of a batch: `adjacent_pairs` has the anchors in rows 0 .. B/2-1 and their successors, in the same order, in
+    rows B/2 .. B-1; `contiguous_windows` has the B/window windows one after the other, each in token order.
+    """
+
+    def __init__(
+        self,
+        store: ActivationStore,
+        batch_size: int,
+        data_seed: int = 0,
+        kind: str = "tokens",
+        window: int = 32,
+        device: torch.device | str = "cpu",
+    ):
+        if kind not in KINDS:
+            raise ConfigError(f"train.sampling={kind} is not known; choose one of {', '.join(KINDS)}.")
+        self.store, self.batch_size, self.data_seed, self.kind = store, batch_size, data_seed, kind
+        self.device = torch.device(device)
+        self.span = {"tokens": 1, "adjacent_pairs": 2, "contiguous_windows": window}[kind]
+        if self.span < 1:
+            raise ConfigError(f"train.window={window} is below 1; choose 32, say.")
+        if batch_size < 1 or batch_size % self.span:
+            raise ConfigError(
+                f"batch_size={batch_size} must be a multiple of {self.span} under train.sampling={kind}; choose one."
+            )
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, float32, on the sampler's device."""
+        rows, part, local_step = self._part(step)
+        starts = rows.starts(self.span) if self.span > 1 else None
+        n_spans = len(rows) if starts is None else len(starts)
+        if not n_spans:
+            raise DataError(
+                f"train.sampling={self.kind}: no {self.span} tokens stand side by side in one context; raise "
+                "data.context or lower train.window."
+            )
+        per_batch = self.batch_size // self.span
+        epoch_B, within_B = np.divmod(local_step * per_batch + np.arange(per_batch), n_spans)
+        picked_B = np.empty(per_batch, np.int64)
+        for epoch in np.unique(epoch_B):
+            here = epoch_B == epoch
+            picked_B[here] = permute(within_B[here], n_spans, self.data_seed, *part, int(epoch))
+        first_B = picked_B if starts is None else starts[picked_B]
+        index = first_B[:, None] + np.arange(self.span)
+        if self.kind == "adjacent_pairs":
+            index = index.T
+        batch = rows.take(index.reshape(-1)).to(self.device)
+        batch.x = batch.x.float()
+        return batch
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches of steps `start` to `stop`, each prepared by a thread while the caller works on the one before."""
+        with ThreadPoolExecutor(1, thread_name_prefix="sampler") as thread:
+            ahead = thread.submit(self.batch, start) if start < stop else None
+            for step in range(start, stop):
+                assert ahead is not None
+                batch = ahead.result()
+                ahead = thread.submit(self.batch, step + 1) if step + 1 < stop else None
+                yield batch
+
+    def _part(self, step: int) -> tuple[Rows, tuple[int, ...], int]:
+        """The rows that a step draws from, which part of the stream they are, and the step's number in that part."""
+        store, size = self.store, self.batch_size
+        if store.buffer_tokens is None:
+            return store.rows(0, store.n_tokens), (), step
+        steps_per_part = max(1, store.buffer_tokens // size)
+        while True:
+            n_tokens = store.n_tokens
+            epoch, in_epoch = divmod(step, max(1, n_tokens // size))
+            part, local_step = divmod(in_epoch, steps_per_part)
+            first = part * steps_per_part * size
+            rows = store.rows(first, min(first + steps_per_part * size, n_tokens))
+            if store.n_tokens == n_tokens:  # else the text has turned out to end here
+                return rows, (epoch, part), local_step

@@ -1,0 +1,114 @@
+"""Activations with known ground-truth features, so that it can be measured whether an SAE finds them."""
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sae_sweeps.activations.batch import Batch
+from sae_sweeps.config.schema import SyntheticConfig
+from sae_sweeps.errors import ConfigError
+
+CHUNK = 1024
+"""Tokens drawn together; the unit of `SyntheticWorld.sample`."""
+CHILD_RATE = 0.5
+"""Share of a parent's firings in which each of its children fires too."""
+
+
+class SyntheticWorld:
+    """x = sum_j a_j features_j + noise, with a_j >= 0 sparse.
+
+    The first `n_correlated` features come in groups whose activity shares a Gaussian latent (copula), the next
+    `n_hierarchical` in families of one parent and its children, the rest fire independently. Plain and correlated
+    features and parents are active equally often, children half as often, and only with their parent; the mean number
+    of active features is `l0`.
+
+    Attributes:
+        features_FD: unit-norm directions [n_features, d_in], float32.
+        kind: per feature, `correlated`, `hierarchical` or `plain`.
+        parent_F: number of the feature's parent, -1 if it has none [n_features], int64.
+        group_F: number of the feature's correlated group, -1 if it has none [n_features], int64.
+        rate_F: share of tokens on which the feature is active [n_features], float32.
+    """
+
+    def __init__(self, cfg: SyntheticConfig):
+        _check(cfg)
+        self.cfg = cfg
+        self.d_in = cfg.d_in or 0
+        n, n_correlated, n_hierarchical = cfg.n_features, cfg.n_correlated, cfg.n_hierarchical
+        n_plain = n - n_correlated - n_hierarchical
+        self.kind = ["correlated"] * n_correlated + ["hierarchical"] * n_hierarchical + ["plain"] * n_plain
+
+        number_F = torch.arange(n)
+        self.group_F = torch.where(number_F < n_correlated, number_F // cfg.correlated_group_size, -1)
+        family = 1 + cfg.children_per_parent
+        place_F = (number_F - n_correlated) % family
+        in_family_F = (number_F >= n_correlated) & (number_F < n_correlated + n_hierarchical)
+        self.parent_F = torch.where(in_family_F & (place_F > 0), number_F - place_F, -1)
+
+        weight_F = torch.where(self.parent_F >= 0, CHILD_RATE, 1.0)
+        self.rate_F = weight_F * (cfg.l0 / weight_F.sum())
+        if self.rate_F.max() >= 1:
+            raise ConfigError(f"model.l0={cfg.l0} needs features that are always active; lower it or raise n_features.")
+        # A child is drawn with probability CHILD_RATE where its parent fires.
+        self._threshold_F = torch.special.ndtri(torch.where(self.parent_F >= 0, CHILD_RATE, self.rate_F))
+
+        features_FD = torch.randn(n, self.d_in, generator=self._generator("features"))
+        self.features_FD = features_FD / features_FD.norm(dim=1, keepdim=True)
+
+    def sample(self, chunk: int, split: str = "train") -> tuple[Tensor, Tensor]:
+        """Chunk number `chunk` of a split: x [CHUNK, d_in] and coefficients [CHUNK, n_features], float32.
+
+        A pure function of (`world_seed`, `split`, `chunk`).
+        """
+        cfg, generator = self.cfg, self._generator(split, chunk)
+        latent_BF = torch.randn(CHUNK, cfg.n_features, generator=generator)
+        if cfg.n_correlated:
+            shared_BG = torch.randn(CHUNK, int(self.group_F.max()) + 1, generator=generator)
+            own_BC = latent_BF[:, : cfg.n_correlated]
+            shared_BC = shared_BG[:, self.group_F[: cfg.n_correlated]]
+            own_BC.mul_((1 - cfg.correlation) ** 0.5).add_(shared_BC, alpha=cfg.correlation**0.5)
+        active_BF = latent_BF < self._threshold_F
+        child_F = self.parent_F >= 0
+        active_BF[:, child_F] &= active_BF[:, self.parent_F[child_F]]
+        magnitude_BF = torch.randn(CHUNK, cfg.n_features, generator=generator)
+        magnitude_BF = magnitude_BF.mul_(cfg.magnitude_std).add_(cfg.magnitude_mean).clamp_(min=0.1)
+        coefficients_BF = magnitude_BF * active_BF
+        noise_BD = torch.randn(CHUNK, self.d_in, generator=generator)
+        return coefficients_BF @ self.features_FD + cfg.noise * noise_BD, coefficients_BF
+
+    def stream(self, start: int, stop: int, context: int, split: str = "train") -> Iterator[Batch]:
+        """Tokens `start` to `stop` of a split; they stand in contexts of `context` tokens and have the id 0."""
+        for chunk in range(start // CHUNK, -(-stop // CHUNK)):
+            first = chunk * CHUNK
+            number_B = torch.arange(max(start, first), min(stop, first + CHUNK))
+            x_BD, _ = self.sample(chunk, split)
+            yield Batch(
+                x=x_BD[number_B - first],
+                token_ids=torch.zeros(len(number_B), dtype=torch.int32),
+                sequence=(number_B // context).to(torch.int32),
+                position=(number_B % context).to(torch.int32),
+                role=torch.zeros(len(number_B), dtype=torch.int8),
+            )
+
+    def _generator(self, *what: str | int) -> torch.Generator:
+        digest = hashlib.blake2b(repr((self.cfg.world_seed, *what)).encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def _check(cfg: SyntheticConfig) -> None:
+    at_least = {"d_in": 1, "n_features": 1, "n_correlated": 0, "n_hierarchical": 0, "children_per_parent": 1}
+    at_least |= {"correlated_group_size": 1, "magnitude_std": 0, "noise": 0}
+    for key, least in at_least.items():
+        if (getattr(cfg, key) or 0) < least:
+            raise ConfigError(f"model.{key}={getattr(cfg, key)} is too small; choose at least {least}.")
+    if cfg.n_correlated + cfg.n_hierarchical > cfg.n_features:
+        raise ConfigError(
+            f"model.n_correlated={cfg.n_correlated} and model.n_hierarchical={cfg.n_hierarchical} exceed "
+            f"model.n_features={cfg.n_features}; lower one of them."
+        )
+    if not 0 < cfg.l0 < cfg.n_features:
+        raise ConfigError(f"model.l0={cfg.l0} must lie between 0 and model.n_features={cfg.n_features}.")
+    if not 0 <= cfg.correlation < 1:
+        raise ConfigError(f"model.correlation={cfg.correlation} must be at least 0 and below 1.")

@@ -1,0 +1,118 @@
+"""What every architecture shares: weights, encoder, decoder, the unit-norm decoder and the count of dead features.
+
+    z = (x - b_dec) W_enc + b_enc      f = act(z)      x_hat = f W_dec + b_dec
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sae_sweeps.architectures.features import Features
+
+if TYPE_CHECKING:
+    from sae_sweeps.training.context import Context
+
+
+@dataclass
+class ArchitectureConfig:
+    """What every architecture's config answers. Fields `name` and `d_sae` are in each of them."""
+
+    name: str
+    d_sae: int | None
+    """Dictionary size; null means 8 * d_in."""
+
+    def check(self, d_in: int) -> None:
+        """Raise ConfigError for a value that cannot be meant."""
+        from sae_sweeps.config.run import check_sae
+
+        check_sae(self.d_sae or 0)
+
+    def inert(self) -> dict[str, str]:
+        """Keys that change nothing as the others stand, each with the reason."""
+        return {}
+
+
+class SAE(nn.Module):
+    """Weights W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_in] with unit-norm rows, b_dec [d_in].
+
+    Decoder rows are random directions; the encoder starts as the decoder transposed.
+    """
+
+    exports_as: str
+    """SAELens's name of the exported architecture."""
+
+    def __init__(self, cfg: Any, d_in: int, total_steps: int, dead_after_tokens: int, generator: torch.Generator):
+        super().__init__()
+        self.cfg = cfg
+        self.total_steps = total_steps
+        self.dead_after_tokens = dead_after_tokens
+        W_dec = torch.randn(cfg.d_sae, d_in, generator=generator)
+        W_dec /= W_dec.norm(dim=1, keepdim=True)
+        self.W_dec = nn.Parameter(W_dec)
+        self.W_enc = nn.Parameter(W_dec.T.clone())
+        self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae))
+        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.register_buffer("tokens_since_fired", torch.zeros(cfg.d_sae, dtype=torch.int64))
+        self.tokens_since_fired: Tensor
+
+    @property
+    def d_sae(self) -> int:
+        return self.W_dec.shape[0]
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """z [B, d_sae] of x [B, d_in]."""
+        return torch.addmm(self.b_enc, x - self.b_dec, self.W_enc)
+
+    def activate(self, z: Tensor, step: int) -> Features:
+        """f from z [B, d_sae] at a step of training."""
+        raise NotImplementedError
+
+    def decode(self, f: Features) -> Tensor:
+        """x_hat [B, d_in]."""
+        return f.decode(self.W_dec) + self.b_dec
+
+    def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
+        """Terms beside the reconstruction: name -> (value, weight at this step)."""
+        return {}
+
+    def dead(self) -> Tensor:
+        """Features that have not fired for `dead_after_tokens` tokens [d_sae], bool."""
+        return self.tokens_since_fired >= self.dead_after_tokens
+
+    @torch.no_grad()
+    def note_firing(self, f: Features, n_tokens: int) -> None:
+        self.tokens_since_fired += n_tokens
+        self.tokens_since_fired.masked_fill_(f.fired(), 0)
+
+    @torch.no_grad()
+    def remove_parallel_gradient(self) -> None:
+        """Take from W_dec's gradient the part along each row: it would only change the row's norm."""
+        grad = self.W_dec.grad
+        if grad is not None:
+            grad -= (grad * self.W_dec).sum(1, keepdim=True) * self.W_dec
+
+    @torch.no_grad()
+    def normalize_decoder(self) -> None:
+        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny)
+
+    def numbers(self, step: int) -> dict[str, float]:
+        """Values of the architecture's own schedules at a step, for the log."""
+        return {}
+
+    def export(self, scale: float) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights in raw activation units, for a model trained on scale * x, and settings such as k.
+
+        The model is positively homogeneous, so dividing both biases by the scale divides f by it and keeps W_dec's
+        rows at unit norm.
+        """
+        weights = {
+            "W_enc": self.W_enc.detach().clone(),
+            "b_enc": self.b_enc.detach() / scale,
+            "W_dec": self.W_dec.detach().clone(),
+            "b_dec": self.b_dec.detach() / scale,
+        }
+        return weights, {}

@@ -1,0 +1,204 @@
+"""The command line around Hydra: words that Hydra cannot read are rewritten before, its errors translated after.
+
+`layer=12` sets a number, `model=PATH` and `data=PATH` become choices, `--dry-run` and `--debug` are flags. Every
+mistake ends in one sentence on stderr and status 2; `--debug` or HYDRA_FULL_ERROR=1 shows the traceback.
+"""
+
+from __future__ import annotations
+
+import atexit
+import difflib
+import os
+import re
+import shutil
+import sys
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sae_sweeps.config.schema import RootConfig
+from sae_sweeps.errors import ConfigError, UserError
+
+CONF = Path(__file__).parent.parent / "conf"
+ENDINGS = {".txt": "text", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+
+
+def main() -> NoReturn:
+    """Run the command in sys.argv; exits with 0, 1 (a run failed or diverged) or 2 (a mistake)."""
+    debug = "--debug" in sys.argv or os.environ.get("HYDRA_FULL_ERROR") == "1"
+    try:
+        status = run_command(sys.argv[1:])
+    except KeyboardInterrupt:
+        status = 130
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if debug:
+            raise
+        status = complain(sentence(error))
+    sys.exit(status)
+
+
+def complain(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def run_command(words: list[str]) -> int:
+    """Compose with Hydra and hand over to the launcher. Returns the exit status."""
+    from sae_sweeps.sweeps import outcome
+
+    register()
+    sys.argv[1:] = rewrite([word for word in words if word != "--debug"])
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through; they are told in one sentence here
+    outcome.status, outcome.error = 0, None
+    hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.status
+
+
+def task(cfg: DictConfig) -> None:
+    """A single run is a sweep of one."""
+    from sae_sweeps.sweeps import outcome
+    from sae_sweeps.sweeps.launch import launch
+    from sae_sweeps.sweeps.plan import Point
+
+    try:
+        launch([Point(cfg, list(HydraConfig.get().overrides.task))])
+    except UserError as error:  # past Hydra, which would print a line of its own
+        outcome.error = error
+
+
+def register() -> None:
+    """Tell Hydra of the typed root and of the scratch folder into which its sweeper drops a file."""
+    ConfigStore.instance().store(name="schema", node=RootConfig)
+    OmegaConf.register_new_resolver("scratch", _scratch, replace=True, use_cache=True)
+
+
+def _scratch() -> str:
+    folder = tempfile.mkdtemp(prefix="sae_sweeps-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def rewrite(words: list[str]) -> list[str]:
+    """The command's words as Hydra reads them. Raises ConfigError for words that would be ignored or misread."""
+    out = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if word == "--dry-run":
+            out.append("dry_run=true")
+        elif word.startswith(("+", "~")):
+            raise ConfigError(f"{word}: keys cannot be added or removed; give key=value for a key that exists.")
+        elif equals and not value and not key.startswith("-"):
+            raise ConfigError(f"{key}=: the value is empty; give one, or leave the word out.")
+        elif key == "layer" and re.fullmatch(r"[\d,\s-]+|range\(.*\)", value):
+            out.append(f"layer.index={value}")
+        elif key in ("model", "data") and equals:
+            out.append(f"{key}={','.join(_choice(key, part.strip()) for part in value.split(','))}")
+        else:
+            out.append(word)
+    # Hydra's parser wants its flags before the first key
+    return sorted(out, key=lambda word: word not in ("-m", "--multirun"))
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def _choice(group: str, value: str) -> str:
+    """A choice of the group as it is; a path as a choice made for it, named after the file or folder."""
+    path = Path(value).expanduser()
+    if value in choices(group) or not (path.exists() or "/" in value or value.startswith((".", "~")) or path.suffix in ENDINGS):
+        return value
+    base = _base_of(group, path, value)
+    name = re.sub(r"[^\w-]+", "_", path.resolve().name) or base
+    while name in choices(group) or _taken.setdefault((group, name), path.resolve()) != path.resolve():
+        name += "_"  # another folder of the same name, or one named like a choice
+    node: dict[str, Any] = {"defaults": [base, "_self_"], "name": name, "path": str(path.absolute())}
+    ConfigStore.instance().store(group=group, name=name, node=node)
+    return name
+
+
+_taken: dict[tuple[str, str], Path] = {}
+
+
+def _base_of(group: str, path: Path, value: str) -> str:
+    if not path.exists():
+        named = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", value)
+        hub = f", or {group}=hub {group}.path={value} for a name on the Hugging Face hub" if named else ""
+        raise ConfigError(
+            f"{group}={value}: no such file or folder; give one that exists, one of {', '.join(choices(group))}{hub}."
+        )
+    if group == "model":
+        return "local"
+    if path.is_file():
+        if path.suffix not in ENDINGS:
+            raise ConfigError(f"data={value}: the ending tells the format; use {', '.join(ENDINGS)}, or data=text data.path={value}.")
+        return ENDINGS[path.suffix]
+    kinds = {ENDINGS[file.suffix] for file in path.rglob("*") if file.suffix in ENDINGS}
+    if len(kinds) != 1:
+        what = "no text" if not kinds else f"several formats ({', '.join(sorted(kinds))})"
+        raise ConfigError(f"data={value}: the folder holds {what}; name one with data=text, jsonl or parquet and data.path={value}.")
+    return kinds.pop()
+
+
+def sentence(error: Exception) -> str:
+    """An error of Hydra, OmegaConf or ours as one sentence that names the key, the value and the mend."""
+    if isinstance(error, UserError):
+        return str(error)
+    text = f"{error}\n{error.__cause__ or ''}"
+    if isinstance(error, MissingConfigException):
+        found = re.search(r"Could not (?:find|load) '?([\w/.-]+)/([^/'\n]+)'?", text)
+        if found:
+            group, value = found[1], found[2].removesuffix(".yaml")
+            return f"{group}={value}: no such choice; {_suggest(value, choices(group), 'one of')}"
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return unknown_key(found[1].split("@")[0], text)
+    if found := re.search(r"Value '(.*)' \(?of type '\w+'\)? could not be converted to (\w+)", text):
+        key = re.search(r"full_key: (\S+)", text)
+        kind = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(found[2], found[2])
+        return f"{key[1] if key else 'a key'}={found[1]}: must be {kind}."
+    if found := re.search(r"Error parsing override '(.*?)'", text):
+        return f"{found[1]}: cannot be read as key=value; quote values that hold blanks or special characters."
+    if "Ambiguous value for argument" in text and (found := re.search(r"argument '(.*?)'", text)):
+        return f"{found[1]}: several values make a sweep; add -m."
+    return " ".join(text.split())
+
+
+def unknown_key(key: str, text: str) -> str:
+    keys = all_keys()
+    if key in keys:  # another choice of the group has it
+        group, _, leaf = key.partition(".")
+        readers = [name for name in choices(group) if leaf in _keys_of(CONF / group / f"{name}.yaml")]
+        return f"{key}: the chosen {group} has no such key; {group}={' and '.join(readers)} has."
+    return f"{key}: no such key; {_suggest(key, keys, '')}"
+
+
+def _keys_of(path: Path) -> list[str]:
+    """Keys of one choice of a group; a file with a global package holds them under the group's name."""
+    node: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False) or {}
+    return [key for key in node.get(path.parent.name, node) if key != "defaults"]
+
+
+def all_keys() -> list[str]:
+    """Every key that some choice of some group has, dotted, and the keys at the top level."""
+    keys = {f.name for f in fields(RootConfig)}
+    groups = [path for path in CONF.glob("*/*.yaml") if path.parent.name != "experiment"]
+    return sorted(keys | {f"{path.parent.name}.{key}" for path in groups for key in _keys_of(path)})
+
+
+def _suggest(word: str, known: list[str], otherwise: str) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not close:  # `tau` for `penalty.tau`
+        close = [key for key in known if key.rpartition(".")[2] == word.rpartition(".")[2]][:1]
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"{otherwise} {', '.join(known)}." if otherwise else "`python launch.py --help` lists the keys."

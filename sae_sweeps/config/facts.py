@@ -1,0 +1,71 @@
+"""Sizes of a language model, read from its config.json without loading it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae_sweeps.config.schema import ModelConfig
+from sae_sweeps.errors import ConfigError, DataError
+
+BUILTIN_MODEL = Path(__file__).parent.parent / "builtin" / "model"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    d_in: int
+    n_layers: int
+
+
+def model_folder(cfg: ModelConfig) -> Path | None:
+    """Folder in Hugging Face format, or None for hub names and synthetic activations."""
+    if cfg.source == "builtin":
+        return BUILTIN_MODEL
+    if cfg.source != "local":
+        return None
+    if not cfg.path:
+        raise ConfigError("model.path is empty: give the folder of a model in Hugging Face format, as model=PATH.")
+    folder = Path(cfg.path).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"model={cfg.path}: no such folder; give a folder with a model in Hugging Face format.")
+    return folder
+
+
+def model_facts(cfg: ModelConfig) -> ModelFacts:
+    """d_in and number of layers. Reads config.json where the model is local; asks the hub's cache, then the hub, else."""
+    if cfg.source == "synthetic":
+        if not cfg.d_in or cfg.d_in < 1:
+            raise ConfigError(f"model.d_in={cfg.d_in}: must be above 0.")
+        return ModelFacts(cfg.d_in, 1)
+    folder = model_folder(cfg)
+    if folder is None and cfg.d_in and cfg.n_layers:
+        return ModelFacts(cfg.d_in, cfg.n_layers)
+    path = folder / "config.json" if folder else _hub_config(cfg)
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(f"model={folder}: has no config.json; give a folder in Hugging Face format.") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}); save the model again.") from None
+    config = config.get("text_config", config)
+    d_in = next((config[key] for key in ("hidden_size", "n_embd", "d_model") if key in config), None)
+    n_layers = next((config[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in config), None)
+    if not d_in or not n_layers:
+        raise DataError(f"{path}: names no hidden size or number of layers; set model.d_in and model.n_layers.")
+    return ModelFacts(int(d_in), int(n_layers))
+
+
+def _hub_config(cfg: ModelConfig) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    from sae_sweeps.errors import NoNetwork
+
+    if not cfg.path:
+        raise ConfigError("model.path is empty: give the model's name on the hub, as model=hub model.path=ORG/NAME.")
+    try:
+        return Path(hf_hub_download(cfg.path, "config.json", revision=cfg.revision))
+    except Exception as error:
+        raise NoNetwork(
+            f"model.path={cfg.path}: its config could not be fetched from the Hugging Face hub ({type(error).__name__}); "
+            f"check the name, or download it where there is a network (hf download {cfg.path} --local-dir DIR) "
+            "and give model=DIR."
+        ) from None

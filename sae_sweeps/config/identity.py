@@ -1,0 +1,114 @@
+"""A run's identity: a short hash of what decides its numbers."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from sae_sweeps.config.facts import model_folder
+from sae_sweeps.config.run import RunConfig
+from sae_sweeps.config.schema import DataConfig, ModelConfig
+from sae_sweeps.errors import ConfigError, DataError
+from sae_sweeps.files import read_json, write_json
+
+METHOD_VERSION = 1
+"""Raised whenever the same config would give other numbers."""
+
+# Paths, logging, evaluation and machine: they do not change what is trained.
+LEFT_OUT = (
+    "outputs", "device", "title", "logger", "eval",
+    "model.name", "model.source", "model.path", "model.default_layer", "model.default_d_sae", "data.name", "data.path",
+    "activations.mode", "activations.memory_gb", "activations.disk_gb", "activations.harvest_batch",
+    "train.log_every", "train.checkpoint_every",
+)  # fmt: skip
+
+LARGE_FILE = 64 * 2**20
+
+
+def short_hash(obj: Any) -> str:
+    """12 hexadecimal digits that stand for a JSON-able object."""
+    return hashlib.sha256(json.dumps(obj, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def model_digest(cfg: ModelConfig, cache: Path | None = None) -> str:
+    """Content digest of a local model; name and revision of a hub model; the world of a synthetic one."""
+    if cfg.source == "synthetic":
+        return "synthetic"
+    folder = model_folder(cfg)
+    if folder is None:
+        return f"hub:{cfg.path}@{cfg.revision or 'main'}"
+    patterns = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt")
+    files = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.name != "training.json"})
+    return _digest_of(files, cache)
+
+
+def data_digest(cfg: DataConfig, cache: Path | None = None) -> str:
+    """Content digest of local text; name, subset, split and revision of a hub data set."""
+    if cfg.kind == "builtin":
+        from sae_sweeps.builtin.corpus import digest
+
+        return digest()
+    if not cfg.path:
+        raise ConfigError(f"data.path is empty: give the {cfg.kind} file, folder or hub name, as data=PATH.")
+    if cfg.kind == "hub":
+        return f"hub:{cfg.path}/{cfg.subset or ''}/{cfg.split}@{cfg.revision or 'main'}"
+    path = Path(cfg.path).expanduser()
+    if not path.exists():
+        raise DataError(f"data={cfg.path}: no such file or folder; give a file or folder of {cfg.kind}.")
+    ending = {"text": "*.txt"}.get(cfg.kind, f"*.{cfg.kind}")
+    files = sorted(path.rglob(ending)) if path.is_dir() else [path]
+    if not files:
+        raise DataError(f"data={cfg.path}: the folder holds no {ending} file.")
+    if not any(file.stat().st_size for file in files):
+        raise DataError(f"data={cfg.path}: is empty; give text to train on.")
+    return _digest_of(files, cache)
+
+
+def _digest_of(files: list[Path], cache: Path | None) -> str:
+    """SHA-256 over names and contents; the digest of a large file is remembered by size and time of change."""
+    total = hashlib.sha256()
+    for file in files:
+        total.update(file.name.encode() + b"\0" + _file_digest(file, cache).encode())
+    return total.hexdigest()[:16]
+
+
+def _file_digest(file: Path, cache: Path | None) -> str:
+    stat = file.stat()
+    note = None
+    if cache is not None and stat.st_size > LARGE_FILE:
+        key = [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
+        note = cache / f"{short_hash(key)}.json"
+        if note.exists():
+            return read_json(note)["sha256"]
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if note is not None:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, {"file": str(file), "sha256": digest})
+    return digest
+
+
+def canonical(run: RunConfig, cache: Path | None = None) -> dict[str, Any]:
+    """What decides a run's numbers: the groups less what is left out or inert, with digests of model and data."""
+    config = run.to_dict()
+    config["num_tokens"] = run.total_steps * run.batch_size
+    for key in (*LEFT_OUT, *run.inert()):
+        _drop(config, key)
+    if run.activations.mode != "stream":
+        _drop(config, "activations.buffer_tokens")  # a buffer decides the order of the batches, memory and disk do not
+    config["model"]["digest"] = model_digest(run.model, cache)
+    if "data" in config:
+        config["data"]["digest"] = data_digest(run.data, cache)
+    config["method_version"] = METHOD_VERSION
+    return config
+
+
+def run_id(run: RunConfig, cache: Path | None = None) -> str:
+    return short_hash(canonical(run, cache))
+
+
+def _drop(config: dict[str, Any], dotted: str) -> None:
+    *parents, leaf = dotted.split(".")
+    for parent in parents:
+        config = config.get(parent, {})
+    config.pop(leaf, None)

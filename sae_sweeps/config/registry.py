@@ -1,0 +1,15 @@
+"""Where the choices of a group live: the file `penalties/ortho.py` is `penalty=ortho`.
+
+A component's file holds its config dataclass and its class side by side, as `CONFIG` and `COMPONENT`; nothing else
+has to name it. Imported when a config is resolved, never before: the files import torch.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+PACKAGES = {"architecture": "sae_sweeps.architectures", "penalty": "sae_sweeps.penalties"}
+
+
+def component(group: str, name: str) -> ModuleType:
+    """The module of a choice, with `CONFIG` (its dataclass) and `COMPONENT` (its class)."""
+    return import_module(f"{PACKAGES[group]}.{name}")

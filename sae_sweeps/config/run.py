@@ -1,0 +1,268 @@
+"""One run's config, typed, complete and checked: what is really used, with no interpolation left."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sae_sweeps.config.facts import ModelFacts, model_facts
+from sae_sweeps.config.registry import component
+from sae_sweeps.config.schema import (
+    ActivationsConfig,
+    DataConfig,
+    EvalConfig,
+    LayerConfig,
+    LoggerConfig,
+    ModelConfig,
+    SyntheticConfig,
+    TrainConfig,
+)
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.schedules import LR_SCHEDULES, SCHEDULES, check_length
+
+# Keys at the top level that feed whichever group is chosen; null there means the group's own value.
+TOP_KEYS = (
+    "k", "k_start", "d_sae", "lr", "l1_penalty", "lambda2_max", "base_threshold", "decay_power", "target_l0",
+)  # fmt: skip
+GROUPS = ("model", "layer", "data", "architecture", "penalty", "schedule", "lr_schedule", "eval", "logger", "cluster")
+
+
+def _top(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
+    value = OmegaConf.select(_root_, key)
+    return default if value is None else value
+
+
+OmegaConf.register_new_resolver("top", _top, replace=True)
+
+
+@dataclass
+class RunConfig:
+    """Everything one run needs. `to_dict` is what `config.yaml` records."""
+
+    model: ModelConfig
+    layer: LayerConfig
+    data: DataConfig
+    activations: ActivationsConfig
+    architecture: Any
+    penalty: Any
+    schedule: Any
+    lr_schedule: Any
+    train: TrainConfig
+    eval: EvalConfig
+    logger: LoggerConfig
+    num_tokens: int
+    batch_size: int
+    seed: int
+    data_seed: int
+    outputs: str
+    device: str
+    title: str | None
+
+    @property
+    def total_steps(self) -> int:
+        return self.num_tokens // self.batch_size
+
+    @property
+    def synthetic(self) -> bool:
+        return self.model.source == "synthetic"
+
+    def penalty_weight(self, step: int) -> float:
+        """lambda2(p) at a step: the penalty's peak weight times its schedule."""
+        return self.penalty.peak_weight() * self.schedule.value(step, self.total_steps)
+
+    def learning_rate(self, step: int) -> float:
+        return self.lr_schedule.value(step, self.total_steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def inert(self) -> dict[str, str]:
+        """Keys and groups that cannot change this run, each with the reason."""
+        out: dict[str, str] = {}
+        if self.synthetic:
+            out |= {"layer": "model=synthetic has no layers", "data": "model=synthetic makes its own activations"}
+        if self.penalty.name == "none":
+            out["schedule"] = "penalty=none has no weight to schedule"
+        for group in ("architecture", "penalty"):
+            out |= {f"{group}.{key}": why for key, why in getattr(self, group).inert().items()}
+        if self.train.sampling != "contiguous_windows":
+            out["train.window"] = "only train.sampling=contiguous_windows uses it"
+        return out
+
+
+def typed(cls: type, node: DictConfig, where: str) -> Any:
+    """`node` as an instance of the dataclass `cls`; a wrong type or an unknown key is named."""
+    values = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict)
+    known = {f.name for f in fields(cls)}
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{where}.{key}: {where}={values.get('name', cls.__name__)} has no such key.")
+    for f in fields(cls):
+        if f.name not in values:
+            raise ConfigError(f"{where}.{f.name} is missing from the config file of {where}={values.get('name')}.")
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
+    except OmegaConfBaseException as error:
+        key = error.full_key or "?"
+        value = values.get(key)
+        top = key if key in TOP_KEYS else f"{where}.{key}"
+        raise ConfigError(f"{top}={value}: {_expected(cls, key)}") from None
+
+
+def _expected(cls: type, key: str) -> str:
+    kind = str({f.name: f.type for f in fields(cls)}.get(key, ""))
+    for name, words in (("int", "a whole number"), ("float", "a number"), ("bool", "true or false")):
+        if re.search(rf"\b{name}\b", kind):
+            return f"must be {words}."
+    return "has the wrong type."
+
+
+def run_config(cfg: DictConfig) -> RunConfig:
+    """The composed Hydra config as a checked `RunConfig`. Raises ConfigError with one sentence."""
+    model_class = SyntheticConfig if cfg.model.source == "synthetic" else ModelConfig
+    model = typed(model_class, cfg.model, "model")
+    run = RunConfig(
+        model=model,
+        layer=typed(LayerConfig, cfg.layer, "layer"),
+        data=typed(DataConfig, cfg.data, "data"),
+        activations=typed(ActivationsConfig, cfg.activations, "activations"),
+        architecture=typed(component("architecture", cfg.architecture.name).CONFIG, cfg.architecture, "architecture"),
+        penalty=typed(component("penalty", cfg.penalty.name).CONFIG, cfg.penalty, "penalty"),
+        schedule=typed(SCHEDULES[cfg.schedule.name], cfg.schedule, "schedule"),
+        lr_schedule=typed(LR_SCHEDULES[cfg.lr_schedule.name], cfg.lr_schedule, "lr_schedule"),
+        train=typed(TrainConfig, cfg.train, "train"),
+        eval=typed(EvalConfig, cfg.eval, "eval"),
+        logger=typed(LoggerConfig, cfg.logger, "logger"),
+        **{key: cfg[key] for key in ("num_tokens", "batch_size", "seed", "data_seed", "outputs", "device", "title")},
+    )
+    facts = model_facts(run.model)
+    _fill(run, facts)
+    _check(run, facts)
+    return run
+
+
+def _fill(run: RunConfig, facts: ModelFacts) -> None:
+    """Put numbers where null means `the model decides`."""
+    run.model.d_in, run.model.n_layers = facts.d_in, facts.n_layers
+    if run.synthetic:
+        run.layer.index = 0
+    elif run.layer.index is None:
+        run.layer.index = run.model.default_layer if run.model.default_layer is not None else facts.n_layers // 2
+    if run.architecture.d_sae is None:
+        run.architecture.d_sae = 8 * facts.d_in
+    if run.activations.dtype == "auto":
+        run.activations.dtype = run.model.dtype
+    if run.activations.mode == "auto":
+        run.activations.mode = _mode_for(activations_gb(run), run.activations)
+
+
+def activations_gb(run: RunConfig) -> float:
+    """Size of the activations that a run trains on, in GB."""
+    width = 4 if run.activations.dtype == "float32" else 2
+    return run.num_tokens * (run.model.d_in or 0) * width / 1e9
+
+
+def _mode_for(size_gb: float, cfg: ActivationsConfig) -> str:
+    """Decided by the config alone, never by the machine: streaming draws other batches than the rest."""
+    if size_gb <= cfg.memory_gb:
+        return "memory"
+    return "disk" if size_gb <= cfg.disk_gb else "stream"
+
+
+def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{key}={value}: must be one of {', '.join(choices)}.")
+
+
+def _positive(key: str, value: float) -> None:
+    if not value > 0:
+        raise ConfigError(f"{key}={value}: must be above 0.")
+
+
+def _check(run: RunConfig, facts: ModelFacts) -> None:
+    _positive("num_tokens", run.num_tokens)
+    _positive("batch_size", run.batch_size)
+    if run.num_tokens < run.batch_size:
+        raise ConfigError(
+            f"num_tokens={run.num_tokens}: less than one batch; give at least batch_size={run.batch_size}."
+        )
+    for key in ("seed", "data_seed"):
+        if getattr(run, key) < 0:
+            raise ConfigError(f"{key}={getattr(run, key)}: must be 0 or more.")
+    _one_of("device", run.device.split(":")[0], ("auto", "cpu", "cuda"))
+    for key in ("model.dtype", "activations.dtype"):
+        group, name = key.split(".")
+        _one_of(key, getattr(getattr(run, group), name), ("float32", "bfloat16", "float16"))
+    _one_of("layer.hook", run.layer.hook, ("resid_post", "mlp_out", "attn_out"))
+    if not run.synthetic and not 0 <= (run.layer.index or 0) < facts.n_layers:
+        raise ConfigError(
+            f"layer={run.layer.index}: {run.model.name} has {facts.n_layers} layers, numbered 0 to {facts.n_layers - 1}."
+        )
+    if run.data.context < 2:
+        raise ConfigError(f"data.context={run.data.context}: a context holds at least BOS and one token; give 2 or more.")
+    _one_of("data.train_on", run.data.train_on, ("non_special", "all"))
+    if not 0 < run.data.held_out < 1:
+        raise ConfigError(f"data.held_out={run.data.held_out}: must lie between 0 and 1.")
+    activations = run.activations
+    _one_of("activations.mode", activations.mode, ("auto", "memory", "disk", "stream"))
+    for name in ("memory_gb", "disk_gb"):
+        if getattr(activations, name) < 0:
+            raise ConfigError(f"activations.{name}={getattr(activations, name)}: must be 0 or more.")
+    _positive("activations.harvest_batch", activations.harvest_batch)
+    if activations.buffer_tokens < run.batch_size:
+        raise ConfigError(
+            f"activations.buffer_tokens={activations.buffer_tokens}: must hold at least one batch of {run.batch_size}."
+        )
+    _check_train(run.train)
+    run.lr_schedule.check()
+    run.schedule.check()
+    run.architecture.check(facts.d_in)
+    run.penalty.check()
+    _positive("eval.batch_size", run.eval.batch_size)
+    _positive("eval.recon_batches", run.eval.recon_batches)
+    _positive("eval.sparsity_batches", run.eval.sparsity_batches)
+
+
+def _check_train(train: TrainConfig) -> None:
+    _one_of("train.recon", train.recon, ("squared", "norm"))
+    _one_of("train.precision", train.precision, ("float32", "bfloat16"))
+    _one_of("train.b_dec_init", train.b_dec_init, ("mean", "geometric_median", "zero"))
+    _one_of("train.sampling", train.sampling, ("auto", "tokens", "adjacent_pairs", "contiguous_windows"))
+    for name in ("log_every", "checkpoint_every", "dead_after_tokens", "window"):
+        _positive(f"train.{name}", getattr(train, name))
+    if train.clip < 0:
+        raise ConfigError(f"train.clip={train.clip}: must be 0 (no clipping) or more.")
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(train, name) < 1:
+            raise ConfigError(f"train.{name}={getattr(train, name)}: must lie in [0, 1).")
+
+
+def check_sae(d_sae: int) -> None:
+    """Shared by every architecture's own check."""
+    _positive("d_sae", d_sae)
+
+
+def used_top_keys(cfg: DictConfig) -> set[str]:
+    """Top-level keys that the chosen groups really read, found in their interpolations."""
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(raw, dict)
+    text = " ".join(str(leaf) for group in raw.values() if isinstance(group, dict) for leaf in _leaves(group))
+    return set(re.findall(r"\$\{top:(\w+)", text))
+
+
+def _leaves(node: Any) -> Iterator[Any]:
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else None
+    if children is None:
+        yield node
+    else:
+        for child in children:
+            yield from _leaves(child)
+
+
+__all__ = ["RunConfig", "run_config", "used_top_keys", "check_length", "check_sae", "TOP_KEYS", "GROUPS"]

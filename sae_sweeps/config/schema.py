@@ -1,0 +1,212 @@
+"""The config, group by group. The text under a field is its manual: YAML files only choose values.
+
+A length in time (`warmup`, `decay`, ...) is a fraction of the run when below 1 and a number of steps otherwise.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+@dataclass
+class ModelConfig:
+    name: str = "builtin"
+    """What tables call the model."""
+    source: str = "builtin"
+    """builtin, local (a folder in Hugging Face format), hub (by name) or synthetic."""
+    path: str | None = None
+    """Folder for `local`, hub name for `hub`."""
+    revision: str | None = None
+    """Commit or tag on the hub; null means the newest."""
+    dtype: str = "float32"
+    """Weights and forward pass: float32, bfloat16 or float16."""
+    default_layer: int | None = None
+    """Layer used when `layer` is not given; null means the middle one."""
+    default_d_sae: int | None = None
+    """Dictionary size when `d_sae` is not given; null means 8 * d_in."""
+    d_in: int | None = None
+    """Width of the residual stream; read from the model's config.json where that is at hand."""
+    n_layers: int | None = None
+    """Number of layers; read from the model's config.json where that is at hand."""
+
+
+@dataclass
+class SyntheticConfig(ModelConfig):
+    """Activations with known features: x = sum_j a_j * features[j] + noise, features unit-norm rows [n_features, d_in]."""
+
+    name: str = "synthetic"
+    source: str = "synthetic"
+    d_in: int | None = 64
+    n_features: int = 256
+    l0: float = 8.0
+    """Mean number of true features active per token."""
+    n_correlated: int = 64
+    """Of the features, how many come in groups that tend to fire together (the first ones)."""
+    correlated_group_size: int = 4
+    correlation: float = 0.6
+    """Correlation of the Gaussian latents within a group (copula)."""
+    n_hierarchical: int = 64
+    """Of the features, how many stand in parent-child families (the next ones); a child fires only with its parent."""
+    children_per_parent: int = 3
+    magnitude_mean: float = 1.0
+    magnitude_std: float = 0.25
+    """Of an active feature's coefficient (normal, clipped at 0.1)."""
+    noise: float = 0.01
+    """Standard deviation of isotropic noise per dimension."""
+    world_seed: int = 0
+    """Draws the features and the stream; part of the data, apart from `seed` and `data_seed`."""
+
+
+@dataclass
+class LayerConfig:
+    hook: str = "resid_post"
+    """resid_post (residual stream after the layer), mlp_out or attn_out."""
+    index: int | None = None
+    """Layer number from 0; `layer=12` sets it."""
+
+
+@dataclass
+class DataConfig:
+    name: str = "builtin"
+    kind: str = "builtin"
+    """builtin, text (file or folder of *.txt), jsonl, parquet, hub (by name, streamed)."""
+    path: str | None = None
+    """File or folder, or the hub data set's name."""
+    subset: str | None = None
+    """The hub data set's configuration."""
+    split: str = "train"
+    """The hub data set's split."""
+    revision: str | None = None
+    text_field: str = "text"
+    """Column of JSONL, Parquet and hub rows that holds the text."""
+    context: int = 128
+    """Tokens per context, BOS included."""
+    prepend_bos: bool = True
+    """Each context starts with BOS, and BOS stands between documents."""
+    train_on: str = "non_special"
+    """Which tokens train the SAE: non_special (not BOS, EOS or padding) or all."""
+    held_out: float = 0.1
+    """Share of the documents kept for evaluation, chosen by a hash of each text (built-in data: by module)."""
+
+
+@dataclass
+class ActivationsConfig:
+    mode: str = "auto"
+    """memory, disk (safetensors shards), stream (a rolling buffer), or auto: the first of these that the budget fits."""
+    dtype: str = "auto"
+    """How activations are stored: float32, bfloat16, float16, or auto, the model's own."""
+    buffer_tokens: int = 262144
+    """Tokens in a stream's buffer; batches are shuffled within it."""
+    memory_gb: float = 2.0
+    """`auto` keeps activations in memory up to this size."""
+    disk_gb: float = 50.0
+    """`auto` writes activations to disk up to this size, and streams beyond it."""
+    harvest_batch: int = 32
+    """Contexts per forward pass of the language model."""
+
+
+@dataclass
+class EvalConfig:
+    name: str = "core"
+    """core, or none."""
+    batch_size: int = 16
+    """Contexts per batch."""
+    recon_batches: int = 8
+    """Batches for the KL and cross-entropy metrics (three forward passes each)."""
+    sparsity_batches: int = 32
+    """Batches for reconstruction, sparsity and density metrics; they follow the former in the stream."""
+    exclude_special_tokens: bool = True
+    """Leave the activation at BOS, EOS and padding as it is when the SAE's output is put in its place."""
+
+
+@dataclass
+class TrainConfig:
+    recon: str = "squared"
+    """squared (error summed over d_in, mean over the batch) or norm (mean Euclidean norm of the error)."""
+    precision: str = "float32"
+    """float32, or bfloat16: the forward pass under autocast; weights and statistics stay float32."""
+    normalize_activations: bool = False
+    """Scale activations so that their mean norm is sqrt(d_in); the scale is recorded and folded back on export."""
+    b_dec_init: str = "mean"
+    """Decoder bias at the start: mean or geometric_median of the first batches, or zero."""
+    clip: float = 1.0
+    """Largest gradient norm; 0 leaves gradients alone."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    dead_after_tokens: int = 100_000
+    """A feature counts as dead once it has not fired for this many tokens."""
+    sampling: str = "auto"
+    """How batches are drawn: tokens (shuffled), adjacent_pairs, contiguous_windows; auto: as the penalty needs."""
+    window: int = 32
+    """Tokens per window under contiguous_windows."""
+    log_every: int = 10
+    """Steps between rows of metrics.jsonl."""
+    checkpoint_every: int = 250
+    """Steps between checkpoints: at most this many are repeated after a kill."""
+
+
+@dataclass
+class LoggerConfig:
+    name: str = "none"
+    """none, or wandb."""
+    mode: str = "offline"
+    """offline (no key, no network) or online."""
+    project: str = "sae-sweeps"
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ClusterConfig:
+    name: str = "inline"
+    """inline: every run in this process."""
+
+
+@dataclass
+class RootConfig:
+    """The keys that sweeps vary, typed, so that a wrong type is refused at once."""
+
+    model: Any = None
+    layer: Any = None
+    data: Any = None
+    architecture: Any = None
+    penalty: Any = None
+    schedule: Any = None
+    lr_schedule: Any = None
+    train: Any = None
+    activations: Any = None
+    eval: Any = None
+    logger: Any = None
+    cluster: Any = None
+    num_tokens: int = 0
+    """Tokens to train on; steps are num_tokens // batch_size."""
+    batch_size: int = 0
+    """Tokens per step."""
+    seed: int = 0
+    """Initialises the SAE."""
+    data_seed: int = 0
+    """Orders the data; the same for all runs unless given."""
+    k: int | None = None
+    """Active features per token (topk)."""
+    k_start: int | None = None
+    """k at the first step, rising linearly to k."""
+    d_sae: int | None = None
+    """Dictionary size."""
+    lr: float | None = None
+    """Peak learning rate."""
+    l1_penalty: float | None = None
+    """Weight of the L1 term (standard)."""
+    lambda2_max: float | None = None
+    """Peak weight of the penalty."""
+    base_threshold: float | None = None
+    """Overlap above which two features compete (ortho)."""
+    decay_power: float | None = None
+    """a in (1 - p)^a (schedule=power)."""
+    target_l0: float | None = None
+    """L0 to aim at, for the architectures that can."""
+    outputs: str = "outputs"
+    """Where runs, sweeps and activations live."""
+    device: str = "auto"
+    """auto (CUDA when there is one), cpu, cuda, cuda:N."""
+    title: str | None = None
+    """A line for tables and notes; by default made of what was varied."""
+    dry_run: bool = False
+    """Compose and check everything, start nothing (`--dry-run`)."""

@@ -1,0 +1,39 @@
+"""Errors that a user can mend. Each message is one sentence: the key or file, the value, the mend."""
+
+
+class UserError(Exception):
+    """A mistake in the command, the config or the data it names. Ends the command with status 2."""
+
+
+class ConfigError(UserError):
+    """A key has a value that cannot be meant."""
+
+
+class DataError(UserError):
+    """A file or data set that the config names is missing, empty or unreadable."""
+
+
+class DamagedFile(UserError):
+    """A file that this project wrote earlier no longer reads back as it was written."""
+
+
+class NoNetwork(UserError):
+    """Something had to be fetched by name and could not be."""
+
+
+class Diverged(Exception):
+    """A loss term or gradient stopped being finite. Final for the run; never a result.
+
+    Attributes:
+        step: the step whose update was not taken.
+        term: the loss term or gradient that went first.
+    """
+
+    def __init__(self, step: int, term: str):
+        super().__init__(f"{term} is not finite at step {step}")
+        self.step = step
+        self.term = term
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM reached a run; its checkpoint is written."""

@@ -1,0 +1,57 @@
+"""What evaluations ask of a language model, and how held-out contexts become batches."""
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sae_sweeps.config.schema import EvalConfig, LayerConfig
+from sae_sweeps.errors import DataError
+
+
+class LanguageModel(Protocol):
+    """The part of `sae_sweeps.activations.language_model.LanguageModel` that evaluations use."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def special_ids(self) -> frozenset[int]: ...
+
+    def activations(self, tokens_SL: Tensor, layer: LayerConfig) -> Tensor: ...
+
+    def logits(
+        self, tokens_SL: Tensor, layer: LayerConfig | None = None, replace: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor: ...
+
+
+def is_plain(tokens_SL: Tensor, special_ids: Iterable[int]) -> Tensor:
+    """Mask [S, L] of the tokens that are not special (BOS, EOS, padding): the ones that metrics average over."""
+    special = torch.tensor(sorted(special_ids), dtype=tokens_SL.dtype, device=tokens_SL.device)
+    return ~torch.isin(tokens_SL, special)
+
+
+def split_batches(tokens_NL: Tensor, cfg: EvalConfig) -> tuple[list[Tensor], list[Tensor], list[str]]:
+    """Batches of contexts for the forward-pass metrics, the batches that follow them for the others, and warnings.
+
+    Text that is too short for the batches asked for is shared out in the same proportion, and the warning says so.
+    Raises DataError when there are not two contexts.
+    """
+    if len(tokens_NL) < 2:
+        raise DataError(f"the held-out text gives {len(tokens_NL)} contexts; evaluation needs at least 2, so add text.")
+    wanted = cfg.recon_batches + cfg.sparsity_batches
+    batch_size = min(cfg.batch_size, len(tokens_NL) // 2)
+    n_batches = min(wanted, len(tokens_NL) // batch_size)
+    n_recon = min(max(1, n_batches * cfg.recon_batches // wanted), n_batches - 1)
+    batches = list(tokens_NL[: n_batches * batch_size].split(batch_size))
+    warnings = []
+    if n_batches < wanted:
+        warnings.append(
+            f"evaluated on {n_recon} + {n_batches - n_recon} batches of {batch_size} contexts instead of "
+            f"{cfg.recon_batches} + {cfg.sparsity_batches} of {cfg.batch_size}: the held-out text is too short"
+        )
+    return batches[:n_recon], batches[n_recon:], warnings

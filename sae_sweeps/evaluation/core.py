@@ -1,0 +1,258 @@
+"""The core evaluation: reconstruction, sparsity and what is left of the language model, by SAEBench's definitions.
+
+Nothing here is random: the numbers depend on the SAE, the model and the held-out contexts in their order, and an SAE
+gets the same ones alone and in a group. Sums run in float64 and SAEs in their own dtype, where SAEBench rounds both to
+the language model's dtype: the numbers agree to float32 precision with a float32 model, to three digits with bfloat16.
+"""
+
+import math
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_sweeps.config.schema import EvalConfig, LayerConfig
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.evaluation.batches import LanguageModel, is_plain, split_batches
+from sae_sweeps.evaluation.preservation import preservation
+from sae_sweeps.evaluation.reconstruction import FeatureStats, ReconstructionStats, density_metrics, weight_stats
+from sae_sweeps.files import write_json
+from sae_sweeps.saelens import ExportedSAE
+
+GROUPS = {
+    "model_behavior_preservation": ["kl_div_score", "kl_div_with_ablation", "kl_div_with_sae"],
+    "model_performance_preservation": [
+        "ce_loss_score",
+        "ce_loss_with_ablation",
+        "ce_loss_with_sae",
+        "ce_loss_without_sae",
+    ],
+    "reconstruction_quality": ["explained_variance", "explained_variance_legacy", "mse", "cossim"],
+    "shrinkage": ["l2_norm_in", "l2_norm_out", "l2_ratio", "relative_reconstruction_bias"],
+    "sparsity": ["l0", "l1"],
+    "token_stats": ["total_tokens_eval_reconstruction", "total_tokens_eval_sparsity_variance"],
+    "misc_metrics": [
+        "freq_over_1_percent",
+        "freq_over_10_percent",
+        "normalized_freq_over_1_percent",
+        "normalized_freq_over_10_percent",
+        "average_max_encoder_cosine_sim",
+        "average_max_decoder_cosine_sim",
+        "frac_alive",
+    ],
+}
+"""SAEBench's metrics, by the groups of its file."""
+
+FEATURE_COLUMNS = [
+    "feature_density",
+    "consistent_activation_heuristic",
+    "encoder_bias",
+    "encoder_norm",
+    "encoder_decoder_cosine_sim",
+    "max_decoder_cosine_sim",
+    "max_encoder_cosine_sim",
+]
+"""SAEBench's statistics of each feature, in the order of its file."""
+
+OURS = ["fvu", "explained_variance_correct", "mse_per_token", "dead_features"]
+"""Metrics that SAEBench does not have (see ReconstructionStats); its schema's place for them is `unstructured`."""
+
+
+@dataclass
+class CoreResult:
+    """The core evaluation of one SAE."""
+
+    name: str
+    """What the caller calls the SAE."""
+    metrics: dict[str, float]
+    """Every metric by its name, SAEBench's groups flattened; what could not be measured is absent."""
+    features: dict[str, Tensor]
+    """Statistics per feature [d_sae] by SAEBench's names; likewise."""
+    warnings: list[str]
+    """What makes the numbers doubtful, in words."""
+    eval_config: dict[str, Any]
+    """How they were measured, by SAEBench's names."""
+    sae_cfg: dict[str, Any]
+    """The SAE's `cfg.json`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """SAEBench's JSON for this evaluation: -1 stands for nan, null for what was not measured."""
+        unmeasured = [None] * self.sae_cfg["d_sae"]
+        columns = [self.features[c].tolist() if c in self.features else unmeasured for c in FEATURE_COLUMNS]
+        content = {
+            "eval_type_id": "core",
+            "eval_config": self.eval_config,
+            "eval_id": str(uuid.uuid4()),
+            "datetime_epoch_millis": int(time.time() * 1000),
+            "eval_result_metrics": {
+                group: {metric: self.metrics.get(metric) for metric in metrics} for group, metrics in GROUPS.items()
+            },
+            "eval_result_details": [
+                {"index": index} | dict(zip(FEATURE_COLUMNS, map(rounded, row), strict=True))
+                for index, row in enumerate(zip(*columns, strict=True))
+            ],
+            "sae_bench_commit_hash": "Unknown",  # what SAEBench writes outside a git repository
+            "sae_lens_id": "custom_sae",
+            "sae_lens_release_id": self.name,
+            "sae_lens_version": None,
+            "sae_cfg_dict": self.sae_cfg,
+            "eval_result_unstructured": {metric: self.metrics[metric] for metric in OURS} | {"warnings": self.warnings},
+        }
+        return nan_as_minus_one(content)
+
+
+def evaluate_core(
+    saes: Mapping[str, ExportedSAE], cfg: EvalConfig, lm: LanguageModel, layer: LayerConfig, tokens_NL: Tensor
+) -> dict[str, CoreResult]:
+    """Evaluate SAEs of one hook on N held-out contexts of L tokens, all on the same batches.
+
+    The first `recon_batches` batches serve cross-entropy and KL divergence, the `sparsity_batches` after them the rest.
+    Raises ConfigError for a number of batches below 1 and DataError when there are not two contexts.
+    """
+    for key in ("batch_size", "recon_batches", "sparsity_batches"):
+        if getattr(cfg, key) < 1:
+            raise ConfigError(f"eval.{key}={getattr(cfg, key)} must be at least 1.")
+    recon_batches, sparsity_batches, warnings = split_batches(tokens_NL, cfg)
+    saes = {name: sae.to(lm.device) for name, sae in saes.items()}
+    preserved = preservation(saes, lm, layer, recon_batches, cfg.exclude_special_tokens)
+    stats = reconstruct(saes, (plain_activations(lm, layer, tokens_SL) for tokens_SL in sparsity_batches))
+
+    batch_size, context = recon_batches[0].shape
+    measured = {
+        "llm_dtype": str(lm.dtype).removeprefix("torch."),
+        "batch_size_prompts": batch_size,
+        "n_eval_reconstruction_batches": len(recon_batches),
+        "n_eval_sparsity_variance_batches": len(sparsity_batches),
+        "context_size": context,
+        "exclude_special_tokens_from_reconstruction": cfg.exclude_special_tokens,
+    }
+    token_stats = {
+        "total_tokens_eval_reconstruction": len(recon_batches) * batch_size * context,
+        "total_tokens_eval_sparsity_variance": len(sparsity_batches) * batch_size * context,
+    }
+    return {
+        name: summary(name, sae, *stats[name], preserved[name] | token_stats, measured, warnings)
+        for name, sae in saes.items()
+    }
+
+
+def evaluate_activations(saes: Mapping[str, ExportedSAE], activations: Iterable[Tensor]) -> dict[str, CoreResult]:
+    """The part of the core evaluation that needs no language model, on held-out batches x_BD of any size.
+
+    Cross-entropy, KL divergence and what counts contexts are absent from the metrics and null in the file.
+    """
+    stats = reconstruct(saes, ((x_BD, None) for x_BD in activations))
+    results = {}
+    for name, sae in saes.items():
+        recon, features = stats[name]
+        measured = {"n_eval_reconstruction_batches": 0, "n_eval_sparsity_variance_batches": recon.n_batches}
+        token_stats: dict[str, float] = {
+            "total_tokens_eval_reconstruction": 0,
+            "total_tokens_eval_sparsity_variance": features.n_tokens,
+        }
+        results[name] = summary(name, sae, recon, features, token_stats, measured, [])
+    return results
+
+
+def plain_activations(lm: LanguageModel, layer: LayerConfig, tokens_SL: Tensor) -> tuple[Tensor, Tensor]:
+    """Activations x_nD of the n tokens that are not special, and the context within the batch that each stands in."""
+    tokens_SL = tokens_SL.to(lm.device)
+    plain_SL = is_plain(tokens_SL, lm.special_ids)
+    return lm.activations(tokens_SL, layer)[plain_SL], plain_SL.nonzero()[:, 0]
+
+
+@torch.no_grad()
+def reconstruct(
+    saes: Mapping[str, ExportedSAE], batches: Iterable[tuple[Tensor, Tensor | None]]
+) -> dict[str, tuple[ReconstructionStats, FeatureStats]]:
+    """Every SAE's statistics over batches of (x_nD, context_n or None)."""
+    stats = {name: (ReconstructionStats(sae), FeatureStats(sae)) for name, sae in saes.items()}
+    for x_nD, context_n in batches:
+        for name, sae in saes.items():
+            x_nD = x_nD.to(sae.device)
+            f_nF = sae.encode(x_nD)
+            recon, features = stats[name]
+            recon.add(x_nD, f_nF, sae.decode(f_nF))
+            features.add(f_nF, context_n)
+    return stats
+
+
+def summary(
+    name: str,
+    sae: ExportedSAE,
+    recon: ReconstructionStats,
+    features: FeatureStats,
+    metrics: dict[str, float],
+    measured: dict[str, Any],
+    warnings: list[str],
+) -> CoreResult:
+    """Put together one SAE's result; `metrics` and `measured` hold what depends on the language model."""
+    columns = features.columns() | weight_stats(sae)
+    metrics = metrics | recon.metrics() | density_metrics(columns["feature_density"])
+    for side in ("encoder", "decoder"):
+        metrics[f"average_max_{side}_cosine_sim"] = columns[f"max_{side}_cosine_sim"].mean().item()
+    with_model = "ce_loss_score" in metrics
+    eval_config = {
+        "model_name": sae.model_name or "",
+        "llm_dtype": "float32",
+        "batch_size_prompts": None,
+        "n_eval_reconstruction_batches": None,
+        "n_eval_sparsity_variance_batches": None,
+        "dataset": sae.metadata.get("dataset_path") or "",
+        "context_size": None,
+        "compute_kl": with_model,
+        "compute_ce_loss": with_model,
+        "compute_l2_norms": True,
+        "compute_sparsity_metrics": True,
+        "compute_variance_metrics": True,
+        "compute_featurewise_density_statistics": True,
+        "compute_featurewise_weight_based_metrics": True,
+        "exclude_special_tokens_from_reconstruction": False,
+        "verbose": False,
+    }
+    return CoreResult(name, metrics, columns, warnings + doubts(metrics, sae), eval_config | measured, sae.cfg())
+
+
+def doubts(metrics: dict[str, float], sae: ExportedSAE) -> list[str]:
+    """What makes an SAE's metrics doubtful, one clause each."""
+    l0, dead = metrics["l0"], metrics["dead_features"]
+    found = []
+    if math.isnan(l0):
+        found.append("nothing was measured: the held-out data has no tokens but special ones")
+    if l0 == 0:
+        found.append("the SAE is dead: L0 = 0, no feature fires on held-out data")
+    elif dead > 0.5:
+        found.append(f"{dead:.0%} of the features never fire on held-out data")
+    if l0 > sae.d_in:
+        found.append(f"L0 = {l0:.1f} is above d_in = {sae.d_in}: more features fire than the activation has dimensions")
+    elif l0 > sae.d_sae / 10:
+        found.append(f"L0 = {l0:.1f} is above a tenth of d_sae = {sae.d_sae}: not sparse")
+    broken = [metric for metric, value in metrics.items() if not math.isfinite(value)]
+    if broken:
+        found.append(f"not a finite number: {', '.join(broken)}")
+    return found
+
+
+def rounded(value: float | None) -> float | None:
+    return value if value is None else round(value, 10)
+
+
+def nan_as_minus_one(obj: Any) -> Any:
+    """A copy of a tree of dicts, lists and scalars with -1 for every nan, as SAEBench saves it."""
+    if isinstance(obj, dict):
+        return {key: nan_as_minus_one(value) for key, value in obj.items()}
+    if isinstance(obj, list):
+        return [nan_as_minus_one(value) for value in obj]
+    return -1 if isinstance(obj, float) and math.isnan(obj) else obj
+
+
+def write_core(result: CoreResult, run_folder: str | Path) -> Path:
+    """Write `evals/core.json` in the run's folder, whole or not at all, and return its path. Raises DiskFull."""
+    path = Path(run_folder) / "evals" / "core.json"
+    write_json(path, result.to_json())
+    return path

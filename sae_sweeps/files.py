@@ -1,0 +1,115 @@
+"""Files that are written whole or not at all, and read back as they were written or not at all."""
+
+import errno
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sae_sweeps.errors import DamagedFile, DataError, UserError
+
+FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+
+
+class DiskFull(UserError):
+    """The disk or the quota is full. What stood at the path before is still there, whole."""
+
+
+class MissingFile(DataError):
+    """There is no file at the path."""
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Put `content` at `path`, creating its folder; after a kill at any moment the old or the new file is there, whole.
+
+    Raises DiskFull when the disk or the quota is full.
+    """
+    path = Path(path)
+    with naming_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_beside(path)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        fsync_folder(path.parent)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """`write_bytes` of the text in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | Path, obj: Any) -> None:
+    """`write_text` of `obj` as indented JSON; NaN and infinities become null."""
+    write_text(path, json.dumps(without_nonfinite(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """What `write_json` wrote. Raises MissingFile, DamagedFile when it is not JSON, DataError when unreadable."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise MissingFile(f"{path} is missing; check the path.") from None
+    except ValueError as error:  # covers bad UTF-8 too
+        raise DamagedFile(f"{path} is damaged ({one_line(error)}); restore it, or remove it to start anew.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from None
+
+
+def without_nonfinite(obj: Any) -> Any:
+    """A copy of a tree of dicts, lists and scalars with NaN and infinities replaced by None."""
+    if isinstance(obj, dict):
+        return {key: without_nonfinite(value) for key, value in obj.items()}
+    if isinstance(obj, list | tuple):
+        return [without_nonfinite(value) for value in obj]
+    if isinstance(obj, float) and not math.isfinite(obj):
+        return None
+    return obj
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name in the same folder (a rename is atomic only there) that no other process uses; hidden, short, `.tmp`."""
+    return path.with_name(f".{path.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename in `folder` last through a power cut; file systems that cannot sync a folder are left alone."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Turn "no space left" inside the block into DiskFull, which names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        what = FULL[error.errno]
+        raise DiskFull(f"{path} cannot be written: {what}; free some space or choose another place.") from None
+
+
+def one_line(error: object) -> str:
+    """An error's text on one line, without a final full stop."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

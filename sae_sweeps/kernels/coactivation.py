@@ -1,0 +1,117 @@
+"""Sum of c_ij |w_i . w_j| over pairs of features that are active on the same token, value and gradient in one pass.
+
+Two exact ways, chosen by cost: listing every pair that meets (few active features per token), or going over the
+pairs in tiles of rows (many). Neither holds a [d_sae, d_sae] matrix.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+
+Weigh = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(|A_i n A_j|, |A_i|, |A_j|), float, same shape -> c_ij. Called only where |A_i n A_j| > 0."""
+
+TILE = 1024
+MEETING_COST = 100
+"""Cost of listing one meeting of a pair, in multiply-adds of a tile (measured: 25 to 50 ns against 0.3 ns)."""
+MAX_MEETINGS = 2**25
+"""Above this the list itself would take too much memory (8 bytes each, several copies)."""
+
+
+def competing_cosines(W: Tensor, token: Tensor, feature: Tensor, n_tokens: int, weigh: Weigh) -> tuple[Tensor, int]:
+    """sum_{i<j} c_ij |w_i . w_j|, differentiable in W, and the number of pairs with c_ij > 0.
+
+    W [d_sae, d_in]; (token, feature) [nnz] list the active features, ordered by token then feature. c_ij is a constant;
+    sign(0) = 0 in the gradient.
+    """
+    per_token = torch.bincount(token, minlength=n_tokens)
+    meetings = int((per_token * (per_token - 1) // 2).sum())
+    by_tiles = meetings > MAX_MEETINGS or meetings * MEETING_COST > len(W) ** 2 * n_tokens
+    return CompetingCosines.apply(W, token, feature, per_token, weigh, by_tiles)  # type: ignore[no-untyped-call]
+
+
+class CompetingCosines(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, W: Tensor, token: Tensor, feature: Tensor, per_token: Tensor, weigh: Weigh, by_tiles: bool
+    ) -> tuple[Tensor, int]:
+        # under autocast too, the sums are taken in the weights' own precision
+        with torch.autocast(W.device.type, enabled=False):
+            compute = _by_tiles if by_tiles else _by_pairs
+            value, pairs, grad = compute(W, token, feature, per_token, weigh)
+        ctx.save_for_backward(grad)
+        return value, pairs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (grad,) = ctx.saved_tensors
+        return grads[0] * grad, None, None, None, None, None
+
+
+def meeting_pairs(token: Tensor, feature: Tensor, per_token: Tensor, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs i < j active on a common token, ordered by (i, j), and on how many: i, j, n_both, each [pairs], int64."""
+    width = int(per_token.max()) if len(token) else 0
+    first, second = torch.triu_indices(width, width, offset=1, device=token.device)
+    start = per_token.cumsum(0) - per_token
+    padded = torch.full((len(per_token), width), d_sae, dtype=torch.int64, device=token.device)
+    padded[token, torch.arange(len(token), device=token.device) - start[token]] = feature
+    i, j = padded[:, first].flatten(), padded[:, second].flatten()
+    code = (i * d_sae + j)[j < d_sae]  # rows are ordered, so padding stands at the end: j tells
+    code, n_both = torch.unique(code, return_counts=True)
+    return code // d_sae, code % d_sae, n_both
+
+
+def _by_pairs(
+    W: Tensor, token: Tensor, feature: Tensor, per_token: Tensor, weigh: Weigh
+) -> tuple[Tensor, int, Tensor]:
+    d_sae = len(W)
+    n_active = torch.bincount(feature, minlength=d_sae).to(W.dtype)
+    i, j, n_both = meeting_pairs(token, feature, per_token, d_sae)
+    c = weigh(n_both.to(W.dtype), n_active[i], n_active[j])
+    competing = c > 0
+    i, j, c = i[competing], j[competing], c[competing]
+    cosine = _dots(W, i, j)
+    s = c * cosine.sign()
+    # the gradient is (S + S^T) W with S = c_ij sign(w_i . w_j)
+    back = torch.argsort(j, stable=True)
+    grad = _sparse(i, j, s, d_sae) @ W + _sparse(j[back], i[back], s[back], d_sae) @ W
+    return (c * cosine.abs()).sum(), len(c), grad
+
+
+def _sparse(row: Tensor, column: Tensor, values: Tensor, n: int) -> Tensor:
+    """CSR [n, n] from entries ordered by row."""
+    crow = torch.zeros(n + 1, dtype=torch.int64, device=row.device)
+    crow[1:] = torch.bincount(row, minlength=n).cumsum(0)
+    return torch.sparse_csr_tensor(crow, column, values, (n, n), check_invariants=False)
+
+
+def _dots(W: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """w_i . w_j of each pair [pairs], pairs ordered by i, without gathering rows."""
+    pattern = _sparse(i, j, torch.zeros(len(i), dtype=W.dtype, device=W.device), len(W))
+    return torch.sparse.sampled_addmm(pattern, W, W.T, beta=0.0).values()
+
+
+def _by_tiles(
+    W: Tensor, token: Tensor, feature: Tensor, per_token: Tensor, weigh: Weigh
+) -> tuple[Tensor, int, Tensor]:
+    d_sae, n_tokens = len(W), len(per_token)
+    active = torch.zeros(n_tokens, d_sae, dtype=W.dtype, device=W.device)
+    active[token, feature] = 1  # counts stay exact in float32: below 2^24 tokens
+    n_active = active.sum(0)
+    value, pairs, grad = W.new_zeros(()), 0, torch.empty_like(W)
+    for start in range(0, d_sae, TILE):
+        rows = slice(start, min(start + TILE, d_sae))
+        n_both = active[:, rows].T @ active
+        meets = n_both > 0
+        meets[torch.arange(rows.stop - start), torch.arange(start, rows.stop)] = False
+        c = weigh(n_both, n_active[rows, None], n_active).masked_fill_(~meets, 0)
+        cosine = W[rows] @ W.T
+        value += (c * cosine.abs()).sum()
+        pairs += int((c > 0).sum())
+        grad[rows] = (c * cosine.sign()) @ W
+    return value / 2, pairs // 2, grad

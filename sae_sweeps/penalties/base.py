@@ -1,0 +1,71 @@
+"""What every penalty is: a module that maps the step's context to an unweighted loss and its named terms.
+
+The training loop multiplies the loss by the penalty's weight, peak weight times schedule. Parameters of a penalty are
+optimised with the SAE; its buffers are state. Both are checkpointed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from sae_sweeps.training.context import Context
+
+
+@dataclass
+class PenaltyConfig:
+    """What every penalty's config answers. The field `name` is in each of them."""
+
+    name: str
+
+    def check(self) -> None:
+        """Raise ConfigError for a value that cannot be meant."""
+
+    def inert(self) -> dict[str, str]:
+        """Keys that change nothing as the others stand, each with the reason."""
+        return {}
+
+    def peak_weight(self) -> float:
+        """Weight at schedule value 1."""
+        raise NotImplementedError
+
+    def never_acts(self) -> str | None:
+        """Why the penalty would be 0 at every step, or None."""
+        return None
+
+    def plan_warnings(self) -> list[str]:
+        """What a user should hear before training."""
+        return []
+
+    def result_warnings(self, rows: list[dict[str, Any]]) -> list[str]:
+        """What a user should hear afterwards, from the rows of metrics.jsonl."""
+        return []
+
+
+@dataclass
+class PenaltyValue:
+    loss: Tensor
+    """Unweighted, scalar, with gradient."""
+    terms: dict[str, float | Tensor] = field(default_factory=dict)
+    """Logged under `penalty/*`."""
+
+
+class Penalty(nn.Module):
+    sampling = "tokens"
+    """How the batches must be drawn: tokens, adjacent_pairs or contiguous_windows."""
+
+    def __init__(self, cfg: Any, d_in: int, d_sae: int, total_steps: int, generator: torch.Generator):
+        super().__init__()
+        self.cfg = cfg
+        self.total_steps = total_steps
+
+    def observe(self, ctx: Context) -> None:
+        """Update state. Called once per step, also where the weight is 0."""
+
+    def forward(self, ctx: Context) -> PenaltyValue:
+        """The penalty at this step. Not called where the weight is 0."""
+        raise NotImplementedError

@@ -1,0 +1,137 @@
+"""Progressive sparsity-guided orthogonality: features that fire together too often are pushed apart.
+
+    L = lambda2(p) * sum_{i<j} c_ij(p) |w_i . w_j|
+
+c_ij, the competition, grows with the overlap n_ij of the tokens on which the two features are active; it is 0 where
+they never meet. No gradient flows through it. METHODS, section 1 (progressive sparsity-guided orthogonality).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels.coactivation import competing_cosines
+from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue
+
+if TYPE_CHECKING:
+    from sae_sweeps.training.context import Context
+
+THRESHOLD_FLOOR = 1e-6
+
+
+@dataclass
+class OrthoConfig(PenaltyConfig):
+    lambda2_max: float
+    """Weight of the penalty at schedule value 1."""
+    threshold: str
+    """decreasing: t = base (1 - p); constant: t = base; increasing: t = base (1 + p)."""
+    base_threshold: float
+    """Overlap from which two features compete."""
+    momentum: float
+    """m in t <- m t + (1 - m) t(p), starting at t(0); 0 follows t(p) exactly."""
+    competition: str
+    """linear: clip((n - t) / t, 0, 1); sigmoid: 1 / (1 + exp(-(n - t) / (tau t)))."""
+    tau: float
+    """Softness of the sigmoid, relative to the threshold."""
+    overlap: str
+    """jaccard: |A n B| / |A u B|; min: / min(|A|, |B|); cosine: / sqrt(|A| |B|); batch: / B."""
+    reduction: str
+    """sum over pairs i < j; per_feature: sum / d_sae; mean over the pairs that compete."""
+
+    def check(self) -> None:
+        if self.lambda2_max < 0:
+            raise ConfigError(f"lambda2_max={self.lambda2_max}: must be above 0; for a run without it give penalty=none.")
+        choices = {
+            "threshold": ("decreasing", "constant", "increasing"),
+            "competition": ("linear", "sigmoid"),
+            "overlap": ("jaccard", "min", "cosine", "batch"),
+            "reduction": ("sum", "per_feature", "mean"),
+        }
+        for key, allowed in choices.items():
+            if getattr(self, key) not in allowed:
+                raise ConfigError(f"penalty.{key}={getattr(self, key)}: must be one of {', '.join(allowed)}.")
+        if not 0 <= self.base_threshold <= 1:
+            raise ConfigError(f"base_threshold={self.base_threshold}: an overlap lies between 0 and 1.")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"penalty.momentum={self.momentum}: must lie in [0, 1).")
+        if not self.tau > 0:
+            raise ConfigError(f"penalty.tau={self.tau}: must be above 0.")
+
+    def inert(self) -> dict[str, str]:
+        return {} if self.competition == "sigmoid" else {"tau": "only penalty.competition=sigmoid uses it"}
+
+    def peak_weight(self) -> float:
+        return self.lambda2_max
+
+    def never_acts(self) -> str | None:
+        if self.competition == "linear" and min(self.threshold_at(0.0), self.threshold_at(1.0)) >= 1:
+            return f"base_threshold={self.base_threshold:g} with penalty.threshold={self.threshold} leaves no overlap above it"
+        return None
+
+    def plan_warnings(self) -> list[str]:
+        if self.competition == "linear" and self.threshold_at(1.0) >= 1:
+            return [
+                f"with penalty.threshold=increasing and base_threshold={self.base_threshold:g} the threshold reaches "
+                f"{self.threshold_at(1.0):g}: no pair competes at the end"
+            ]
+        return []
+
+    def result_warnings(self, rows: list[dict[str, Any]]) -> list[str]:
+        idle = sum(row.get("penalty/competing_pairs", 0) == 0 for row in rows) / max(len(rows), 1)
+        return [f"no pair of features competed in {idle:.0%} of the logged steps"] if idle >= 0.1 else []
+
+    def threshold_at(self, progress: float) -> float:
+        """t(p) before momentum and floor."""
+        factor = {"decreasing": 1 - progress, "constant": 1.0, "increasing": 1 + progress}
+        return self.base_threshold * factor[self.threshold]
+
+
+class Ortho(Penalty):
+    cfg: OrthoConfig
+
+    def __init__(self, cfg: OrthoConfig, d_in: int, d_sae: int, total_steps: int, generator: torch.Generator):
+        super().__init__(cfg, d_in, d_sae, total_steps, generator)
+        self.register_buffer("threshold", torch.tensor(cfg.threshold_at(0.0), dtype=torch.float64))
+        self.threshold: Tensor
+
+    def observe(self, ctx: Context) -> None:
+        m = self.cfg.momentum
+        self.threshold.mul_(m).add_((1 - m) * self.cfg.threshold_at(ctx.progress))
+
+    def overlap(self, n_both: Tensor, n_i: Tensor, n_j: Tensor, n_tokens: int) -> Tensor:
+        """n_ij of pairs that meet on n_both tokens and are active on n_i and n_j of n_tokens, all the same shape."""
+        if self.cfg.overlap == "jaccard":
+            return n_both / (n_i + n_j - n_both)
+        if self.cfg.overlap == "min":
+            return n_both / torch.minimum(n_i, n_j)
+        if self.cfg.overlap == "cosine":
+            return n_both / (n_i * n_j).sqrt()
+        return n_both / n_tokens
+
+    def competition(self, n: Tensor) -> Tensor:
+        """c_ij from the overlap n_ij > 0."""
+        t = max(float(self.threshold), THRESHOLD_FLOOR)
+        if self.cfg.competition == "linear":
+            return ((n - t) / t).clamp(0, 1)
+        return torch.sigmoid((n - t) / (self.cfg.tau * t))
+
+    def forward(self, ctx: Context) -> PenaltyValue:
+        n_tokens = len(ctx.x)
+
+        def weigh(n_both: Tensor, n_i: Tensor, n_j: Tensor) -> Tensor:
+            return self.competition(self.overlap(n_both, n_i, n_j, n_tokens))
+
+        token, feature = ctx.f.active()
+        total, pairs = competing_cosines(ctx.sae.W_dec, token, feature, n_tokens, weigh)
+        divisor = {"sum": 1, "per_feature": ctx.sae.d_sae, "mean": max(pairs, 1)}[self.cfg.reduction]
+        terms: dict[str, float | Tensor] = {"competing_pairs": pairs, "threshold": float(self.threshold)}
+        return PenaltyValue(total / divisor, terms)
+
+
+CONFIG = OrthoConfig
+COMPONENT = Ortho

@@ -1,0 +1,287 @@
+"""One run from activations to results: harvest, train, export, evaluate, record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import OmegaConf
+
+from sae_sweeps.activations.sampler import Sampler
+from sae_sweeps.activations.store import ActivationStore, open_activations
+from sae_sweeps import saelens
+from sae_sweeps.activations.harvest import SyntheticSource
+from sae_sweeps.activations.synthetic import SyntheticWorld
+from sae_sweeps.config.identity import canonical, short_hash
+from sae_sweeps.config.registry import component
+from sae_sweeps.config.run import RunConfig
+from sae_sweeps.config.schema import DataConfig
+from sae_sweeps.errors import ConfigError, Interrupted
+from sae_sweeps.files import read_json, write_json, write_text
+from sae_sweeps.runs.folder import RunFolder
+from sae_sweeps.runs.lease import Lease
+from sae_sweeps.runs.provenance import provenance
+from sae_sweeps.saelens import ExportedSAE
+from sae_sweeps.training.checkpoint import has_checkpoint, load_checkpoint
+from sae_sweeps.training.loop import train
+from sae_sweeps.training.start import activation_scale, decoder_bias, first_tokens
+from sae_sweeps.training.step import Training
+
+if TYPE_CHECKING:
+    from sae_sweeps.activations.language_model import LanguageModel
+
+# Metrics of the last step that stand beside the evaluation's in results.json.
+LAST_STEP = ("loss", "recon_loss", "sparsity_loss", "penalty_loss", "penalty_weight", "dead_features")
+
+SUMMARY = ".summary.json"
+"""Beside SAEBench's `evals/core.json`: `evals/core.summary.json` with flat metrics, settings and warnings."""
+TRAINED = "trained.json"
+"""Marks a run whose training is done; holds its provenance and warnings."""
+
+
+class LeaseLost(Exception):
+    """Another process took the run over; this one must not write to it any more."""
+
+
+@dataclass
+class Progress:
+    """What a run tells whoever watches: `stage` opens a named stage of so many units, `tick` reports units done."""
+
+    stage: Callable[[str, int, str], None] = lambda name, total, unit: None
+    tick: Callable[[int], None] = lambda done: None
+
+
+@dataclass
+class Bench:
+    """What runs in one process share: the device and the language model."""
+
+    device: torch.device
+    stop: Callable[[], bool] = lambda: False
+    progress: Progress = field(default_factory=Progress)
+    _models: dict[str, LanguageModel] = field(default_factory=dict)
+    _held_out: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def language_model(self, run: RunConfig, digest: str) -> LanguageModel | None:
+        """The run's language model, loaded once; None for synthetic activations."""
+        if run.synthetic:
+            return None
+        if digest not in self._models:
+            from sae_sweeps.activations.language_model import load_language_model
+
+            self._models.clear()  # one at a time: the next may be as large
+            self._models[digest] = load_language_model(run.model, self.device)
+        return self._models[digest]
+
+    def held_out(self, run: RunConfig) -> tuple[LanguageModel, torch.Tensor]:
+        """The language model and the held-out contexts [N, context] that `eval` asks for, tokenised once."""
+        from sae_sweeps.activations.contexts import held_out_contexts
+
+        identity = canonical(run)
+        lm = self.language_model(run, identity["model"]["digest"])
+        assert lm is not None
+        n_contexts = run.eval.batch_size * (run.eval.recon_batches + run.eval.sparsity_batches)
+        key = short_hash([identity["model"], identity["data"], n_contexts])
+        if key not in self._held_out:
+            self._held_out = {key: held_out_contexts(run.model, run.data, lm, n_contexts)}
+        return lm, self._held_out[key]
+
+    def check(self, done: int) -> None:
+        """Report progress outside the training loop; there a stop needs no checkpoint."""
+        self.progress.tick(done)
+        if self.stop():
+            raise Interrupted("stopped before a step was taken")
+
+
+def device_for(name: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises ConfigError when CUDA is asked for and absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ConfigError(
+            f"device={name}: torch {torch.__version__} sees {found} CUDA device{'s' * (found != 1)} here; "
+            "give device=cpu, or install torch's CUDA build on a machine with a GPU."
+        )
+    return device
+
+
+def activation_key(run: RunConfig, identity: dict[str, Any], split: str, num_tokens: int) -> dict[str, Any]:
+    """What determines a store of activations."""
+    key = {name: identity[name] for name in ("model", "layer", "data") if name in identity}
+    key |= {"split": split, "num_tokens": num_tokens, "dtype": run.activations.dtype}
+    if run.activations.mode == "stream":
+        key["buffer_tokens"] = run.activations.buffer_tokens
+    return key
+
+
+def activations_of(run: RunConfig, bench: Bench, cache: Path) -> ActivationStore:
+    """The store that the run trains on, harvested if nobody did before."""
+    identity = canonical(run, cache / "digests")
+    num_tokens = run.total_steps * run.batch_size
+    bench.progress.stage("harvest", num_tokens, "tok")
+    data = DataConfig() if run.synthetic else run.data  # synthetic text has no say
+    return open_activations(
+        run.model, run.layer, data, run.activations, num_tokens, cache, bench.device,
+        split="train", key=activation_key(run, identity, "train", num_tokens),
+        lm=bench.language_model(run, identity["model"]["digest"]), progress=bench.check,
+    )  # fmt: skip
+
+
+def sampling_of(run: RunConfig) -> str:
+    """How batches are drawn: as the config says, or as the penalty needs."""
+    if run.train.sampling != "auto":
+        return run.train.sampling
+    return component("penalty", run.penalty.name).COMPONENT.sampling
+
+
+def train_run(
+    run: RunConfig, folder: RunFolder, bench: Bench, cache: Path, log: Callable[[dict[str, Any]], None], lease: Lease
+) -> None:
+    """Train to the end, from the checkpoint where there is one; export `sae/`; write `trained.json` last."""
+    began = time.monotonic()
+    store = activations_of(run, bench, cache)
+    sampler = Sampler(
+        store, run.batch_size, run.data_seed, kind=sampling_of(run), window=run.train.window, device=bench.device
+    )
+    if has_checkpoint(folder.checkpoint):
+        training = Training(run, 1.0, torch.zeros(store.d_in, device=bench.device), bench.device)
+        start = load_checkpoint(training, folder.checkpoint)
+    else:
+        x = first_tokens(sampler, run.batch_size, run.total_steps)
+        training = Training(run, activation_scale(x, run.train), decoder_bias(x, run.train), bench.device)
+        start = 0
+    folder.truncate(start - 1)
+    folder.set_status(step=start)
+    wanted = run.total_steps * run.batch_size
+    bench.progress.stage("train", wanted, "tok")
+
+    def tick(step: int) -> None:
+        bench.progress.tick((step + 1) * run.batch_size)
+
+    def record(row: dict[str, Any]) -> None:
+        if lease.lost:
+            raise LeaseLost(f"another process took over {folder.path}")
+        folder.append(row)
+        folder.set_status(step=row["step"] + 1)
+        log(row)
+
+    train(training, sampler.batch, start, folder.checkpoint, record, bench.stop, tick)
+    saelens.save(export(run, training), folder.sae)
+    seconds = time.monotonic() - began
+    warnings = run.penalty.result_warnings(folder.rows())
+    if run.activations.mode != "stream" and store.n_tokens < wanted:
+        repeats = wanted / store.n_tokens
+        warnings.append(f"the text holds {store.n_tokens:,} tokens: the {wanted:,} trained on repeat it {repeats:.2f} times")
+    trained = {
+        "warnings": warnings,
+        "provenance": provenance(str(bench.device), torch.get_num_threads())
+        | {
+            "kernels": "reference",
+            "activation_scale": training.scale,
+            "start_step": start,
+            "wall_time_s": round(seconds, 2),
+            "tokens_per_s": round((run.total_steps - start) * run.batch_size / max(seconds, 1e-9)),
+        },
+    }
+    write_json(folder.path / TRAINED, trained)
+
+
+def export(run: RunConfig, training: Training) -> ExportedSAE:
+    """The trained SAE in raw activation units, as SAELens describes it."""
+    weights, settings = training.sae.export(training.scale)
+    return ExportedSAE(
+        architecture=training.sae.exports_as,
+        weights={name: weight.cpu() for name, weight in weights.items()},
+        hook_name="synthetic" if run.synthetic else f"blocks.{run.layer.index}.hook_{run.layer.hook}",
+        model_name=run.model.path or run.model.name,
+        metadata={
+            "context_size": run.data.context,
+            "prepend_bos": run.data.prepend_bos,
+            "dataset_path": run.data.path or run.data.name,
+        },
+        **settings,
+    )
+
+
+def evaluate_run(run: RunConfig, folder: RunFolder, bench: Bench) -> None:
+    """Run the evaluation that the config asks for on the exported SAE: `evals/core.json` and its summary."""
+    if run.eval.name == "none":
+        return
+    from sae_sweeps.evaluation.core import evaluate_activations, evaluate_core, write_core
+
+    sae = saelens.load(folder.sae)
+    bench.progress.stage("evaluate", 1, "SAE")
+    if run.synthetic:
+        n_tokens = run.eval.sparsity_batches * run.eval.batch_size * DataConfig().context
+        world = SyntheticSource(SyntheticWorld(run.model), DataConfig().context, "held_out", torch.float32)
+        result = evaluate_activations({"sae": sae}, (batch.x for batch in world.stream(0, n_tokens)))["sae"]
+    else:
+        lm, tokens_NL = bench.held_out(run)
+        result = evaluate_core({"sae": sae}, run.eval, lm, run.layer, tokens_NL)["sae"]
+    write_core(result, folder)
+    summary = {"settings": asdict(run.eval), "metrics": result.metrics, "warnings": result.warnings}
+    write_json(folder.evals / f"{run.eval.name}{SUMMARY}", summary)
+
+
+def is_evaluated(run: RunConfig, folder: RunFolder) -> bool:
+    """Whether `evals/` holds what `eval` asks for, made by the same settings."""
+    if run.eval.name == "none":
+        return True
+    path = folder.evals / f"{run.eval.name}{SUMMARY}"
+    return path.exists() and read_json(path)["settings"] == asdict(run.eval)
+
+
+def is_complete(run: RunConfig, folder: RunFolder) -> bool:
+    """Whether nothing is left to do for this run and the evaluation it asks for."""
+    return (folder.path / TRAINED).exists() and folder.results_path.exists() and is_evaluated(run, folder)
+
+
+def write_config(run: RunConfig, folder: RunFolder) -> None:
+    """config.yaml: what is really used, no interpolation left."""
+    write_text(folder.config_path, OmegaConf.to_yaml(OmegaConf.create(run.to_dict())))
+
+
+def write_results(run: RunConfig, run_id: str, folder: RunFolder, title: str) -> dict[str, Any]:
+    """results.json from the last row of metrics.jsonl, `trained.json` and everything in `evals/`."""
+    last = folder.rows()[-1]
+    trained = read_json(folder.path / TRAINED)
+    metrics: dict[str, Any] = {("final_loss" if key == "loss" else key): last.get(key) for key in LAST_STEP}
+    metrics |= {"tokens": last["tokens"], "steps": last["step"] + 1}
+    warnings = list(trained["warnings"])
+    for path in sorted(folder.evals.glob(f"*{SUMMARY}")):
+        evaluation = read_json(path)
+        metrics |= evaluation["metrics"]
+        warnings += evaluation["warnings"]
+    results = {
+        "run_id": run_id,
+        "title": title,
+        "config": run.to_dict(),
+        "metrics": metrics,
+        "provenance": trained["provenance"],
+        "warnings": warnings,
+    }
+    write_json(folder.results_path, results)
+    return results
+
+
+def execute(
+    run: RunConfig,
+    run_id: str,
+    folder: RunFolder,
+    title: str,
+    bench: Bench,
+    log: Callable[[dict[str, Any]], None],
+    lease: Lease,
+) -> dict[str, Any]:
+    """Bring a run to its results, doing only what is not done yet. Returns what results.json holds."""
+    cache = Path(run.outputs) / "activations"
+    if not (folder.path / TRAINED).exists():
+        train_run(run, folder, bench, cache, log, lease)
+    if not is_evaluated(run, folder):
+        evaluate_run(run, folder, bench)
+    return write_results(run, run_id, folder, title)

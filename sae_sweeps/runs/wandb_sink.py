@@ -1,0 +1,139 @@
+"""A copy of a run for Weights & Biases. The run's own files are the truth: nothing here can fail or slow a run."""
+
+import os
+import queue
+import threading
+import time
+from typing import Any, Protocol
+
+from sae_sweeps.files import one_line
+
+QUEUE_ROWS = 10_000
+"""Rows that wait for a slow server; beyond that rows are left out and counted."""
+INIT_TIMEOUT_S = 30.0
+"""How long the client may look for its server."""
+FINISH_TIMEOUT_S = 60.0
+"""How long the end of a run may wait for the client."""
+
+
+class Logger(Protocol):
+    """The part of the config's `logger` group that is needed here."""
+
+    mode: str
+    project: str
+    entity: str | None
+
+
+class WandbSink:
+    """Hands rows to the W&B client in a thread of its own.
+
+    The run's id at W&B is `run_id` and it is resumed when it exists, so a run that is interrupted or published again
+    stays one run; W&B itself drops steps that it has. Offline files are under `folder`/wandb.
+
+    Args:
+        logger: mode (offline or online), project and entity.
+        run_id: also the name that tables use.
+        group: the sweep's name, or None.
+        tags: cut to W&B's 64 characters.
+        config: the resolved config.
+        folder: the run's folder.
+        title: the name shown at W&B; by default `run_id`.
+    """
+
+    def __init__(
+        self,
+        logger: Logger,
+        run_id: str,
+        group: str | None,
+        tags: list[str],
+        config: dict[str, Any],
+        folder: str | os.PathLike,
+        title: str | None = None,
+        job_type: str = "train",
+    ):
+        self._online = logger.mode == "online"
+        self._init: dict[str, Any] = {
+            "project": logger.project,
+            "entity": logger.entity,
+            "id": run_id,
+            "name": title or run_id,
+            "group": group,
+            "job_type": job_type,
+            "tags": [tag[:64] for tag in tags if tag] or None,
+            "config": config,
+            "dir": os.fspath(folder),
+            "mode": logger.mode,
+            "resume": "allow",
+        }
+        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(QUEUE_ROWS)
+        self._left_out = 0
+        self._problem: str | None = None
+        self._exit_code = 0
+        self._summary: dict[str, Any] = {}
+        self._thread = threading.Thread(target=self._work, name=f"wandb-{run_id}", daemon=True)
+        self._thread.start()
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Hand over one row of metrics.jsonl; its `step` becomes W&B's step. Returns at once, whatever happens."""
+        if self._problem is not None:
+            return
+        try:
+            self._queue.put_nowait(dict(row))
+        except queue.Full:
+            self._left_out += 1
+
+    def finish(
+        self, exit_code: int = 0, summary: dict[str, Any] | None = None, timeout: float = FINISH_TIMEOUT_S
+    ) -> str | None:
+        """Wait for the client, `timeout` seconds at most, and return what went wrong as one sentence, or None.
+
+        Args:
+            exit_code: 0 marks the run finished at W&B, anything else failed.
+            summary: the run's final metrics.
+        """
+        deadline = time.monotonic() + timeout
+        self._exit_code, self._summary = exit_code, summary or {}
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            try:
+                self._queue.put(None, timeout=0.05)
+                break
+            except queue.Full:
+                continue  # a slow server; rows are still taken
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._thread.is_alive():
+            self._problem = f"it did not answer within {timeout:g} s"
+        elif self._left_out and self._problem is None:
+            self._problem = f"it was too slow for {self._left_out} rows"
+        if self._problem is None:
+            return None
+        return f"the copy for W&B is incomplete ({self._problem}); the run's own files are not."
+
+    def _work(self) -> None:
+        """The thread: start the client, pass rows on, finish. After a failure `log` has nobody to hand rows to."""
+        try:
+            run = self._start()
+            while (row := self._queue.get()) is not None:
+                run.log({key: value for key, value in row.items() if key not in ("step", "nonfinite")}, step=row.get("step"))
+            run.summary.update(self._summary)
+            run.finish(exit_code=self._exit_code)
+        except BaseException as error:  # the client may raise anything, SystemExit too
+            self._problem = one_line(error)
+
+    def _start(self) -> Any:
+        """The client's run. A key that is missing is an error here, never a question on the terminal."""
+        os.makedirs(self._init["dir"], exist_ok=True)
+        import wandb
+
+        if self._online and not wandb.login(prompt=False):
+            raise RuntimeError("no API key: run `wandb login`, or use logger.mode=offline")
+        settings = wandb.Settings(
+            init_timeout=INIT_TIMEOUT_S,
+            finish_timeout=FINISH_TIMEOUT_S,
+            finish_timeout_raises=True,
+            reinit="create_new",  # runs of a group share a process
+            console="off",
+            silent=True,
+            disable_code=True,
+            disable_job_creation=True,
+        )
+        return wandb.init(**self._init, settings=settings)

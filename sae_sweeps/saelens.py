@@ -1,0 +1,250 @@
+"""Trained SAEs as SAELens keeps them on disk: a folder with `cfg.json` and `sae_weights.safetensors`.
+
+`SAE.load_from_disk(folder)` of SAELens 6 reads what `save` writes, and `load` reads what SAELens 6 writes. One entry of
+`ARCHITECTURES` per architecture says which tensors and settings it has and how it encodes.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from sae_sweeps.errors import DamagedFile, DataError
+from sae_sweeps.files import (
+    fsync_folder,
+    naming_full_disk,
+    one_line,
+    read_json,
+    temporary_beside,
+    write_bytes,
+    write_json,
+)
+
+CFG_FILE = "cfg.json"
+WEIGHTS_FILE = "sae_weights.safetensors"
+FORMAT_VERSION = "6.0.0"  # SAELens reads older or absent version numbers by the rules of its earlier formats
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class ExportedSAE:
+    """A trained SAE without its training: f = activation((x - b_dec) W_enc + b_enc), x_hat = f W_dec + b_dec.
+
+    Any scale that normalised the activations in training is folded into the weights before this.
+    """
+
+    architecture: str
+    """A key of `ARCHITECTURES`."""
+    weights: dict[str, Tensor]
+    """W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_in], b_dec [d_in], and what else the architecture has."""
+    k: int | None = None
+    """Active features per token, for `topk`."""
+    hook_name: str | None = None
+    """Where the activations come from, in TransformerLens' names (blocks.3.hook_resid_post)."""
+    model_name: str | None = None
+    """The language model, by the name that TransformerLens or the hub knows."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """More about its use, as SAELens names it: context_size, prepend_bos, dataset_path, ..."""
+    apply_b_dec_to_input: bool = True
+    """Whether b_dec is subtracted before encoding; always so in SAEs of this project."""
+
+    @property
+    def d_in(self) -> int:
+        return self.weights["W_dec"].shape[1]
+
+    @property
+    def d_sae(self) -> int:
+        return self.weights["W_dec"].shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weights["W_dec"].dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights["W_dec"].device
+
+    def encode(self, x_BD: Tensor) -> Tensor:
+        """Feature activations f_BF of x_BD, in the SAE's dtype; any leading dimensions will do."""
+        x_BD = x_BD.to(self.dtype)
+        if self.apply_b_dec_to_input:
+            x_BD = x_BD - self.weights["b_dec"]
+        return ARCHITECTURES[self.architecture].encode(self, x_BD)
+
+    def decode(self, f_BF: Tensor) -> Tensor:
+        """Reconstruction x_hat_BD of feature activations f_BF."""
+        return f_BF @ self.weights["W_dec"] + self.weights["b_dec"]
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "ExportedSAE":
+        """A copy whose weights are on `device` in `dtype` (None: as they are)."""
+        return replace(self, weights={name: w.to(device=device, dtype=dtype) for name, w in self.weights.items()})
+
+    def cfg(self) -> dict[str, Any]:
+        """The content of `cfg.json`."""
+        return {
+            "d_in": self.d_in,
+            "d_sae": self.d_sae,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": "cpu",
+            "apply_b_dec_to_input": self.apply_b_dec_to_input,
+            "normalize_activations": "none",
+            "reshape_activations": "none",
+            **ARCHITECTURES[self.architecture].constants,
+            **{name: getattr(self, name) for name in ARCHITECTURES[self.architecture].settings},
+            "architecture": self.architecture,
+            "metadata": {
+                "sae_lens_version": FORMAT_VERSION,
+                "sae_lens_training_version": None,
+                **self.metadata,
+                "model_name": self.model_name,
+                "hook_name": self.hook_name,
+            },
+        }
+
+
+class Architecture(NamedTuple):
+    """What one architecture adds to the format."""
+
+    encode: Callable[[ExportedSAE, Tensor], Tensor]
+    """(sae, input with b_dec subtracted [B, d_in]) -> f [B, d_sae]."""
+    shapes: dict[str, tuple[str, ...]]
+    """Its tensors and their shapes in terms of d_in and d_sae."""
+    settings: tuple[str, ...] = ()
+    """Fields of ExportedSAE that `cfg.json` carries for it."""
+    constants: dict[str, Any] = {}
+    """What else SAELens wants to read in its `cfg.json`."""
+
+
+def encode_standard(sae: ExportedSAE, x_BD: Tensor) -> Tensor:
+    """ReLU(z)."""
+    return torch.relu(x_BD @ sae.weights["W_enc"] + sae.weights["b_enc"])
+
+
+def encode_topk(sae: ExportedSAE, x_BD: Tensor) -> Tensor:
+    """ReLU(z) at the k largest z of each token, zero elsewhere (Gao et al. 2024, arXiv:2406.04093)."""
+    assert sae.k is not None
+    z_BF = x_BD @ sae.weights["W_enc"] + sae.weights["b_enc"]
+    values_BK, features_BK = z_BF.topk(sae.k, dim=-1, sorted=False)
+    return torch.zeros_like(z_BF).scatter_(-1, features_BK, values_BK.relu())
+
+
+LINEAR = {"W_enc": ("d_in", "d_sae"), "b_enc": ("d_sae",), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
+ARCHITECTURES = {
+    "standard": Architecture(encode_standard, LINEAR),
+    "topk": Architecture(encode_topk, LINEAR, ("k",), {"rescale_acts_by_decoder_norm": False}),
+}
+
+
+def save(sae: ExportedSAE, folder: str | Path) -> None:
+    """Write `folder` whole: a sibling folder is filled and synced, then takes its name (and the place of an older one).
+
+    Raises DiskFull; what stood at `folder` is then untouched.
+    """
+    folder = Path(folder)
+    weights = {name: w.detach().to("cpu").contiguous() for name, w in sae.weights.items()}
+    temporary, old = temporary_beside(folder), temporary_beside(folder)
+    with naming_full_disk(folder):
+        try:
+            write_bytes(temporary / WEIGHTS_FILE, safetensors.torch.save(weights))
+            write_json(temporary / CFG_FILE, sae.cfg())
+            if folder.exists():  # a folder that is not empty cannot be replaced by one rename
+                folder.rename(old)
+            os.rename(temporary, folder)
+        finally:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+        fsync_folder(folder.parent)
+
+
+def load(folder: str | Path) -> ExportedSAE:
+    """The SAE in a folder of SAELens 6, on the CPU, in the dtype that its `cfg.json` names.
+
+    Raises DataError for what is missing or not supported, DamagedFile for a file that does not read back.
+    """
+    folder = Path(folder)
+    cfg = read_json(folder / CFG_FILE)
+    if not isinstance(cfg, dict):
+        raise DamagedFile(f"{folder / CFG_FILE} is damaged (not a JSON object); export the SAE again.")
+    architecture = required(cfg, "architecture", folder)
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise DataError(f"{folder / CFG_FILE}: architecture={architecture} is not supported; choose an SAE of {known}.")
+    if DTYPES.get(required(cfg, "dtype", folder)) is None:
+        raise DataError(f"{folder / CFG_FILE}: dtype={cfg['dtype']} is not known; write one of {', '.join(DTYPES)}.")
+    # at inference SAELens leaves activations alone for "expected_average_only_in" too: that scale is folded when saved
+    if cfg.get("normalize_activations", "none") not in ("none", "expected_average_only_in"):
+        raise DataError(
+            f"{folder / CFG_FILE}: normalize_activations={cfg['normalize_activations']} is not supported; "
+            "fold it into the weights and export the SAE with none."
+        )
+    if cfg.get("reshape_activations", "none") != "none":
+        raise DataError(
+            f"{folder / CFG_FILE}: reshape_activations={cfg['reshape_activations']} is not supported; "
+            "choose an SAE of resid_post, mlp_out or attn_out."
+        )
+    sizes = {name: required(cfg, name, folder) for name in ("d_in", "d_sae")}
+    settings = {name: required(cfg, name, folder) for name in ARCHITECTURES[architecture].settings}
+    if "k" in settings and not (isinstance(settings["k"], int) and 0 < settings["k"] <= sizes["d_sae"]):
+        raise DataError(f"{folder / CFG_FILE}: k={settings['k']} must be a whole number from 1 to d_sae.")
+
+    weights = read_weights(folder / WEIGHTS_FILE)
+    for name, symbols in ARCHITECTURES[architecture].shapes.items():
+        shape = tuple(sizes[symbol] for symbol in symbols)
+        if name not in weights:
+            raise DataError(f"{folder / WEIGHTS_FILE} has no tensor {name}; export the SAE again.")
+        if tuple(weights[name].shape) != shape:
+            raise DataError(
+                f"{folder / WEIGHTS_FILE}: {name} has shape {list(weights[name].shape)} where {CFG_FILE} says "
+                f"{list(shape)}; export the SAE again."
+            )
+    weights = {name: weights[name].to(DTYPES[cfg["dtype"]]) for name in ARCHITECTURES[architecture].shapes}
+    if cfg.get("rescale_acts_by_decoder_norm"):
+        fold_decoder_norm(weights)
+
+    metadata = dict(cfg.get("metadata") or {})
+    hook_name, model_name = metadata.pop("hook_name", None), metadata.pop("model_name", None)
+    return ExportedSAE(
+        architecture,
+        weights,
+        hook_name=hook_name,
+        model_name=model_name,
+        metadata=metadata,
+        apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", True)),
+        **settings,
+    )
+
+
+def required(cfg: dict[str, Any], key: str, folder: Path) -> Any:
+    if cfg.get(key) is None:
+        raise DataError(f"{folder / CFG_FILE} has no key {key}; export the SAE again with SAELens 6 or newer.")
+    return cfg[key]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors in a safetensors file. Raises DataError when it is missing, DamagedFile when it is not whole."""
+    if not path.is_file():
+        raise DataError(f"{path} is missing; check the path.")
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise DamagedFile(f"{path} is damaged ({one_line(error)}); export the SAE again.") from None
+
+
+def fold_decoder_norm(weights: dict[str, Tensor]) -> None:
+    """Make decoder rows unit-norm; f then is what SAELens computes under `rescale_acts_by_decoder_norm`.
+
+    There z_j is multiplied by |d_j| before the top k are chosen and f_j divided by |d_j| before decoding.
+    """
+    norm_F = weights["W_dec"].norm(dim=1)
+    norm_F = torch.where(norm_F > 0, norm_F, 1)
+    weights["W_enc"] = weights["W_enc"] * norm_F
+    weights["b_enc"] = weights["b_enc"] * norm_F
+    weights["W_dec"] = weights["W_dec"] / norm_F[:, None]

@@ -1,0 +1,229 @@
+"""Carry out a plan in this process: every run under its lease, one after the other, and one table at the end."""
+
+from __future__ import annotations
+
+import signal
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from sae_sweeps.errors import Diverged, Interrupted, UserError
+from sae_sweeps.files import one_line, write_text
+from sae_sweeps.sweeps import outcome
+from sae_sweeps.sweeps.plan import Plan, PlannedRun, Point, describe, make_plan
+from sae_sweeps.sweeps.sweep import create_sweep, run_path
+
+if TYPE_CHECKING:
+    from sae_sweeps.runs.execute import Bench
+    from sae_sweeps.runs.folder import RunFolder
+    from sae_sweeps.sweeps.console import Console
+
+POLL_S = 1.0
+
+
+def launch(points: list[Point]) -> None:
+    """Plan, run, print the table and leave the exit status in `outcome`."""
+    if not points:
+        return
+    plan = make_plan(points)
+    cfg = points[0].cfg
+    if cfg.dry_run:
+        print(describe(plan))
+        return
+    for warning in plan.warnings:
+        print(f"warning: {warning}")
+    for planned in plan.runs:
+        for title in planned.equals:
+            print(f"equal runs: `{title}` is the same run as `{planned.title}`; it is trained once")
+    outputs = Path(cfg.outputs)
+    sweep = create_sweep(outputs, plan)
+    states = run_all(plan, outputs, sweep)
+    finish(plan, states, outputs, sweep)
+
+
+@dataclass
+class Stop:
+    """Set by the first Ctrl-C or SIGTERM; a second Ctrl-C ends the process at once."""
+
+    signal: int | None = None
+
+    def __call__(self) -> bool:
+        return self.signal is not None
+
+
+@contextmanager
+def caught_signals(stop: Stop) -> Iterator[None]:
+    def note(number: int, frame: FrameType | None) -> None:
+        if stop.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.signal = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class States:
+    """How each run of the plan ended, by run id."""
+
+    ended: dict[str, str] = field(default_factory=dict)
+    interrupted: bool = False
+
+
+def run_all(plan: Plan, outputs: Path, sweep: Path) -> States:
+    """Every run to its end; those that another process works on come last, when it has finished or died."""
+    from sae_sweeps.runs.execute import Bench, device_for
+    from sae_sweeps.runs.folder import RunFolder
+    from sae_sweeps.sweeps.console import Console
+
+    stop, console, states = Stop(), Console(), States()
+    bench = Bench(device_for(plan.runs[0].run.device), stop, console.progress)
+    waiting = list(enumerate(plan.runs, 1))
+    announced: set[str] = set()
+    with caught_signals(stop):
+        for _, planned in waiting:
+            folder = RunFolder(run_path(outputs, planned.run_id))
+            if folder.status() is None:
+                folder.set_status(state="queued", total_steps=planned.run.total_steps)
+        while waiting and not stop():
+            held = []
+            for number, planned in waiting:
+                if stop():
+                    break
+                head = f"[{number}/{len(plan.runs)}] {planned.run_id}  {planned.title}"
+                state = attempt(planned, RunFolder(run_path(outputs, planned.run_id)), bench, console, head, sweep.name)
+                if state is None:
+                    held.append((number, planned))
+                else:
+                    states.ended[planned.run_id] = state
+            waiting = held
+            if waiting and not stop():
+                announce(waiting, outputs, announced, console)
+                time.sleep(POLL_S)
+    console.close()
+    states.interrupted = stop()
+    return states
+
+
+def announce(waiting: list[tuple[int, PlannedRun]], outputs: Path, announced: set[str], console: Console) -> None:
+    """Say once per run who is working on it."""
+    from sae_sweeps.runs.lease import Lease
+
+    for _, planned in waiting:
+        holder = Lease.holder(run_path(outputs, planned.run_id))
+        if holder and planned.run_id not in announced:
+            announced.add(planned.run_id)
+            console.say(f"{planned.run_id}  {planned.title}: {holder} is working on it; waiting")
+
+
+def attempt(
+    planned: PlannedRun, folder: RunFolder, bench: Bench, console: Console, head: str, sweep: str
+) -> str | None:
+    """Bring one run as far as it goes. Returns its state, or None while a live process elsewhere holds it."""
+    from sae_sweeps.runs.execute import is_complete
+    from sae_sweeps.runs.lease import Lease
+
+    lease = Lease.acquire(folder)
+    if lease is None:
+        return None
+    with lease:
+        status = folder.status()
+        if status and status["state"] == "diverged":
+            console.say(f"{head}: diverged before ({status['error']}); not tried again")
+            return "diverged"
+        if status and status["state"] == "completed" and is_complete(planned.run, folder):
+            console.say(f"{head}: complete, skipped")
+            return "completed"
+        console.say(head)
+        state, error = supervise(planned, folder, bench, console, sweep, lease)
+        console.close()
+        if error:
+            console.say(f"  {state}: {error}")
+        return state
+
+
+def supervise(
+    planned: PlannedRun, folder: RunFolder, bench: Bench, console: Console, sweep: str, lease: Any
+) -> tuple[str, str | None]:
+    """Execute a run and turn whatever happens into its state and one line of error. A sibling never notices."""
+    from sae_sweeps.runs.execute import execute, write_config
+
+    run, state, error = planned.run, "completed", None
+    sink = open_sink(planned, folder, sweep)
+    results: dict[str, Any] = {}
+    try:
+        write_config(run, folder)
+        folder.set_status(state="running", total_steps=run.total_steps)
+        results = execute(run, planned.run_id, folder, planned.title, bench, sink.log, lease)
+    except Diverged as diverged:
+        state, error = "diverged", str(diverged)
+    except Interrupted as interrupted:
+        state, error = "interrupted", str(interrupted)
+    except UserError as mistake:
+        state, error = "failed", str(mistake)
+    except Exception as bug:
+        state, error = "failed", f"{type(bug).__name__}: {one_line(bug)} (traceback in {folder.path / 'error.log'})"
+        try_to(write_text, folder.path / "error.log", traceback.format_exc())
+    finally:
+        folder.close()
+    if warning := sink.finish(0 if state == "completed" else 1, results.get("metrics", {})):
+        console.say(f"  warning: {warning}")
+    if not lease.lost:  # somebody else's status now
+        try_to(folder.set_status, state=state, error=error)
+    return state, error
+
+
+def try_to(action: Any, *args: Any, **kwargs: Any) -> None:
+    """Write a last word if that is still possible; on a full disk the error on screen has to do."""
+    try:
+        action(*args, **kwargs)
+    except (UserError, OSError):
+        pass
+
+
+class NoSink:
+    """logger=none: metrics.jsonl is enough."""
+
+    def log(self, row: dict[str, Any]) -> None:
+        pass
+
+    def finish(self, exit_code: int, summary: dict[str, Any]) -> str | None:
+        return None
+
+
+def open_sink(planned: PlannedRun, folder: RunFolder, sweep: str) -> Any:
+    run = planned.run
+    if run.logger.name == "none":
+        return NoSink()
+    from sae_sweeps.runs.wandb_sink import WandbSink
+
+    return WandbSink(
+        run.logger, run_id=planned.run_id, group=sweep, tags=run.logger.tags, config=run.to_dict(), folder=folder.path
+    )
+
+
+def finish(plan: Plan, states: States, outputs: Path, sweep: Path) -> None:
+    """Print the table and what went wrong, and set the exit status."""
+    from analysis.table import render, table
+
+    frame = table([sweep])
+    print()
+    print(render(frame, "text"))
+    write_text(sweep / "table.csv", render(frame, "csv"))
+    write_text(sweep / "table.md", render(frame, "markdown"))
+    print(f"runs    {outputs / 'runs'}")
+    print(f"sweep   {sweep}   (table.csv, table.md)")
+    if states.interrupted:
+        print("interrupted: the same command goes on from the checkpoints")
+        outcome.status = 130
+    elif any(state != "completed" for state in states.ended.values()):
+        outcome.status = 1

@@ -1,0 +1,207 @@
+"""What a command will do: its points as checked runs, equal ones dropped, unused keys refused."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from sae_sweeps.config.identity import run_id
+from sae_sweeps.config.run import GROUPS, TOP_KEYS, RunConfig, activations_gb, run_config, used_top_keys
+from sae_sweeps.errors import ConfigError
+
+CONF = Path(__file__).parents[2] / "conf"
+# What a comparison needs equal; tokens and steps even where the sweep varies them.
+BUDGET = ("num_tokens", "total_steps", "batch_size", "k", "d_sae")
+NEVER_EXEMPT = ("num_tokens", "total_steps")
+
+
+@dataclass
+class Point:
+    """One point of the product, as Hydra composed it."""
+
+    cfg: DictConfig
+    overrides: list[str]
+
+
+@dataclass
+class PlannedRun:
+    run: RunConfig
+    run_id: str
+    title: str
+    overrides: list[str]
+    equals: list[str] = field(default_factory=list)
+    """Titles of the points that are the same run."""
+
+
+@dataclass
+class Plan:
+    runs: list[PlannedRun]
+    warnings: list[str]
+    varied: list[str]
+    """Keys that differ between the points of the command."""
+
+
+def make_plan(points: list[Point]) -> Plan:
+    """Check every point before anything starts. Raises ConfigError for the first that cannot be meant."""
+    outputs = Path(points[0].cfg.outputs)
+    varied = varied_keys([point.overrides for point in points])
+    configs = [run_config(point.cfg) for point in points]
+    refuse_unused(points, configs)
+    runs: dict[str, PlannedRun] = {}
+    for point, run in zip(points, configs, strict=True):
+        refuse_inactive(run)
+        identity = run_id(run, outputs / "activations" / "digests")
+        title = title_of(point.overrides, varied, run)
+        if identity in runs:
+            runs[identity].equals.append(title)
+        else:
+            runs[identity] = PlannedRun(run, identity, title, point.overrides)
+    planned = list(runs.values())
+    return Plan(planned, [*budget_warnings(planned, varied), *schedule_warnings(planned)], varied)
+
+
+def split_override(override: str) -> tuple[str, str]:
+    key, _, value = override.partition("=")
+    return key, value
+
+
+def varied_keys(overrides: list[list[str]]) -> list[str]:
+    """Keys whose value differs between the points, in the order of the command."""
+    values: dict[str, set[str]] = {}
+    for point in overrides:
+        for key, value in map(split_override, point):
+            values.setdefault(key, set()).add(value)
+    return [key for key, seen in values.items() if len(seen) > 1]
+
+
+def title_of(overrides: list[str], varied: list[str], run: RunConfig) -> str:
+    if run.title:
+        return run.title
+    shown = [o for o in overrides if not varied or split_override(o)[0] in varied]
+    hidden = ("outputs", "dry_run", "device", "logger", "eval")
+    return " ".join(o for o in shown if split_override(o)[0] not in hidden) or "defaults"
+
+
+def refuse_unused(points: list[Point], configs: list[RunConfig]) -> None:
+    """A key that was given and that no run of the command uses is a mistake."""
+    unused: dict[str, str] = {}
+    used: set[str] = set()
+    for point, run in zip(points, configs, strict=True):
+        read, inert = used_top_keys(point.cfg), run.inert()
+        for override in point.overrides:
+            key, value = split_override(override)
+            key = "layer" if key == "layer.index" else key
+            reason = next((why for name, why in inert.items() if key == name or key.startswith(f"{name}.")), None)
+            if key in TOP_KEYS and key not in read:
+                chosen = ", ".join(f"{g}={getattr(run, g).name}" for g in ("architecture", "penalty", "schedule"))
+                reason = f"{chosen} has no such key{_who_reads(key)}"
+            if reason is None:
+                used.add(override)
+            elif value != "null":
+                unused[override] = reason
+    used_keys = {split_override(override)[0] for override in used}
+    for override, reason in unused.items():
+        if split_override(override)[0] not in used_keys:
+            name = override.replace("layer.index=", "layer=")
+            raise ConfigError(f"{name}: no run of this command uses it ({reason}); leave it out.")
+
+
+def _who_reads(key: str) -> str:
+    readers = [
+        f"{path.parent.name}={path.stem}" for path in sorted(CONF.glob("*/*.yaml")) if f"${{top:{key}," in path.read_text()
+    ]
+    return f"; {' and '.join(readers)} {'does' if len(readers) == 1 else 'do'}" if readers else ""
+
+
+def refuse_inactive(run: RunConfig) -> None:
+    """A penalty whose weight is 0 at every step, or which can never act, is not what was meant."""
+    if run.penalty.name == "none":
+        return
+    if all(run.penalty_weight(step) == 0 for step in range(run.total_steps)):
+        raise ConfigError(
+            f"penalty={run.penalty.name}: its weight is 0 at every step "
+            f"(peak {run.penalty.peak_weight():g}, schedule={run.schedule.name}); for a run without it give penalty=none."
+        )
+    reason = run.penalty.never_acts()
+    if reason:
+        raise ConfigError(f"penalty={run.penalty.name}: can never act, because {reason}.")
+
+
+def budget_warnings(runs: list[PlannedRun], varied: list[str]) -> list[str]:
+    """Runs compared at unequal budgets. What the command itself varies is exempt, tokens and steps never."""
+    out = []
+    for key in BUDGET:
+        values = {str(_budget(planned.run, key)) for planned in runs} - {"None"}
+        exempt = key in varied and key not in NEVER_EXEMPT
+        if len(values) > 1 and not exempt:
+            out.append(f"the runs differ in {key} ({', '.join(sorted(values))}): they are not compared at equal budgets")
+    return out
+
+
+def _budget(run: RunConfig, key: str) -> int | None:
+    return getattr(run, key, None) if key in ("num_tokens", "total_steps", "batch_size") else getattr(run.architecture, key, None)
+
+
+def schedule_warnings(runs: list[PlannedRun]) -> list[str]:
+    out = []
+    for planned in runs:
+        run = planned.run
+        peak = max(run.learning_rate(step) for step in range(run.total_steps))
+        if peak < 0.999 * run.lr_schedule.lr:
+            out.append(
+                f"{planned.title}: the learning rate peaks at {peak:.3g}, never at lr={run.lr_schedule.lr:g}; "
+                f"its warm-up is longer than the {run.total_steps} steps allow"
+            )
+        if run.num_tokens % run.batch_size:
+            used = run.total_steps * run.batch_size
+            out.append(f"{planned.title}: trains on {used:,} of num_tokens={run.num_tokens:,}, whole batches only")
+        out += [f"{planned.title}: {warning}" for warning in run.penalty.plan_warnings()]
+    return list(dict.fromkeys(out))
+
+
+def memory_gb(run: RunConfig) -> float:
+    """Rough peak of training in GB: weights, gradients and two moments; three [B, d_sae]; activations kept in memory."""
+    d_in, d_sae = run.model.d_in or 0, run.architecture.d_sae
+    weights = 2 * d_in * d_sae * 4 * 4
+    batch = 3 * run.batch_size * d_sae * 4
+    kept = activations_gb(run) if run.activations.mode == "memory" else 0
+    return (weights + batch) / 1e9 + kept
+
+
+def describe(plan: Plan) -> str:
+    """What `--dry-run` prints."""
+    lines = []
+    for number, planned in enumerate(plan.runs, 1):
+        run, T = planned.run, planned.run.total_steps
+        model = f"{run.model.name}" + ("" if run.synthetic else f" layer {run.layer.index} {run.layer.hook}")
+        lines.append(f"run {number}  {planned.run_id}  {planned.title}")
+        lines.append(f"  {model}, data {'synthetic' if run.synthetic else run.data.name}, activations in {run.activations.mode}")
+        lines.append(f"  steps {T:,} x {run.batch_size:,} = {T * run.batch_size:,} tokens")
+        peak = max(run.learning_rate(step) for step in range(T))
+        lines.append(f"  lr peak {peak:.3g} ({run.lr_schedule.name}), at the end {run.learning_rate(T - 1):.3g}")
+        if run.penalty.name != "none":
+            weights = ", ".join(f"{run.penalty_weight(s):.4g}" for s in (0, T // 2, T - 1))
+            lines.append(f"  penalty {run.penalty.name}, weight at 0, 50, 100 %: {weights} ({run.schedule.name})")
+        inert = run.inert()
+        for group in ("architecture", "penalty", "schedule", "train"):
+            if group in inert:
+                continue
+            node = vars(getattr(run, group))
+            shown = [f"{k}={v}" for k, v in node.items() if k != "name" and f"{group}.{k}" not in inert]
+            name = f" {node['name']}" if "name" in node else ""
+            lines.append(f"  {group}{name}: {' '.join(shown)}".rstrip(": "))
+        lines.append(f"  memory about {memory_gb(run):.2f} GB beside the language model")
+        lines += [f"  the same run as: {title}" for title in planned.equals]
+    lines += [f"warning: {warning}" for warning in plan.warnings]
+    return "\n".join(lines)
+
+
+def safe_name(title: str, limit: int = 80) -> str:
+    """A file name that a reader recognises."""
+    return re.sub(r"[^\w=.,+-]+", "_", title)[:limit].strip("._") or "run"
+
+
+__all__ = ["Point", "Plan", "PlannedRun", "make_plan", "describe", "safe_name", "GROUPS"]

@@ -1,0 +1,91 @@
+"""Everything needed to resume a run exactly, in one safetensors file: written whole or not at all, no pickle.
+
+Batches and random draws are functions of the step, so there is no random state to keep.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sae_sweeps.errors import DamagedFile
+from sae_sweeps.files import write_bytes
+from sae_sweeps.training.step import Training
+
+FILE = "state.safetensors"
+
+
+def save_checkpoint(training: Training, step: int, folder: Path) -> None:
+    """Write the state before `step` (steps 0 .. step-1 are done)."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(training).items()}
+    tensors["step"] = torch.tensor(step)
+    tensors["scale"] = torch.tensor(training.scale, dtype=torch.float64)
+    tensors["checksum"] = torch.tensor(_checksum(tensors))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / FILE, save(tensors))
+
+
+def has_checkpoint(folder: Path) -> bool:
+    return (folder / FILE).exists()
+
+
+def load_checkpoint(training: Training, folder: Path) -> int:
+    """Put a checkpoint's state into `training` and return the step to go on with.
+
+    Raises DamagedFile naming the file when it does not read back as it was written or does not fit the run.
+    """
+    path = folder / FILE
+    mend = f"delete {folder} to train this run from the start"
+    try:
+        tensors = load_file(path)
+        checksum = int(tensors.pop("checksum"))
+    except (SafetensorError, OSError, KeyError) as error:
+        raise DamagedFile(f"{path}: the checkpoint is damaged ({error}); {mend}.") from None
+    if checksum != _checksum(tensors):
+        raise DamagedFile(f"{path}: the checkpoint is damaged (its checksum does not match); {mend}.")
+    step, scale = int(tensors.pop("step")), float(tensors.pop("scale"))
+    _prime(training.optimizer)
+    live = _tensors(training)
+    if live.keys() != tensors.keys() or any(live[name].shape != tensors[name].shape for name in live):
+        raise DamagedFile(f"{path}: the checkpoint does not fit this run's config; {mend}.")
+    with torch.no_grad():
+        for name, tensor in live.items():
+            tensor.copy_(tensors[name])
+    training.scale = scale
+    return step
+
+
+def _tensors(training: Training) -> dict[str, Tensor]:
+    """Live tensors of the state by name: weights, buffers, Adam's moments."""
+    state = {
+        f"{prefix}.{name}": tensor
+        for prefix, module in training.modules().items()
+        for name, tensor in (*module.named_parameters(), *module.named_buffers())
+    }
+    for name, parameter in training.named_parameters():
+        for key, tensor in training.optimizer.state.get(parameter, {}).items():
+            state[f"adam.{name}.{key}"] = tensor
+    return state
+
+
+def _prime(optimizer: torch.optim.Optimizer) -> None:
+    """Make Adam's moments exist, as zeros, so that a checkpoint can be copied into them."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
+
+
+def _checksum(tensors: dict[str, Tensor]) -> int:
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy(), zlib.crc32(name.encode(), crc))
+    return crc

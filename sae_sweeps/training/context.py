@@ -1,0 +1,46 @@
+"""What a loss term may look at: the whole step, not just the decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sae_sweeps.activations.batch import Batch
+from sae_sweeps.architectures.features import Features
+
+if TYPE_CHECKING:
+    from sae_sweeps.architectures.base import SAE
+
+
+@dataclass
+class Context:
+    sae: SAE
+    batch: Batch
+    """Token ids, sequence, position and role of every row."""
+    x: Tensor
+    """Activations as the SAE sees them (normalised where the run normalises) [B, d_in]."""
+    z: Tensor
+    """Pre-activations [B, d_sae]."""
+    f: Features
+    """Feature activations [B, d_sae], dense or as the k largest."""
+    x_hat: Tensor
+    """Reconstruction [B, d_in]."""
+    error: Tensor
+    """x - x_hat [B, d_in]."""
+    step: int
+    total_steps: int
+    seed: int
+    """The run's seed; with the step it decides every random draw of a loss term."""
+
+    @property
+    def progress(self) -> float:
+        """p = i / T."""
+        return self.step / self.total_steps
+
+    def generator(self, stream: int = 0) -> torch.Generator:
+        """Random numbers of this step, the same after a resume; `stream` tells several users apart."""
+        generator = torch.Generator(self.x.device)
+        return generator.manual_seed((self.seed * 1_000_003 + self.step) * 64 + stream)

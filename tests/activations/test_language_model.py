@@ -1,0 +1,141 @@
+"""Hooks mean what TransformerLens means by them, the forward pass stops at the layer, mistakes are one sentence."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from sae_sweeps.activations import language_model as module
+from sae_sweeps.activations.language_model import LanguageModel, load_language_model
+from sae_sweeps.config.schema import LayerConfig, ModelConfig
+from sae_sweeps.errors import ConfigError, DataError, NoNetwork
+
+FAMILIES = ("gpt_neox", "gemma2", "llama")
+
+
+def load(folder, **more) -> LanguageModel:
+    return load_language_model(ModelConfig(source="local", path=str(folder), **more), "cpu")
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_gpt_neox_folder, tiny_gemma2_folder, tiny_llama_folder):
+    return dict(zip(FAMILIES, (tiny_gpt_neox_folder, tiny_gemma2_folder, tiny_llama_folder), strict=True))
+
+
+@pytest.fixture(scope="module")
+def tokens_SL():
+    return torch.randint(3, 384, (2, 16), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_resid_post_is_the_next_hidden_state(folders, tokens_SL, family):
+    lm = load(folders[family])
+    with torch.no_grad():
+        hidden = lm.model(tokens_SL, output_hidden_states=True).hidden_states
+    for index in range(lm.n_layers - 1):
+        acts_SLD = lm.activations(tokens_SL, LayerConfig(index=index))
+        torch.testing.assert_close(acts_SLD, hidden[index + 1])
+    last_SLD = lm.activations(tokens_SL, LayerConfig(index=lm.n_layers - 1))
+    base = lm.model.base_model
+    norm = base.final_layer_norm if family == "gpt_neox" else base.norm
+    torch.testing.assert_close(norm(last_SLD), hidden[-1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_hook_is_transformer_lens_hook(folders, tokens_SL, family):
+    bridges = pytest.importorskip("transformer_lens.model_bridge")
+    lm = load(folders[family])
+    bridge = bridges.TransformerBridge.boot_transformers(str(folders[family]), device="cpu", dtype=torch.float32)
+    layers = [LayerConfig(hook, index) for hook in ("resid_post", "mlp_out", "attn_out") for index in (0, 2)]
+    _, cache = bridge.run_with_cache(tokens_SL)
+    for layer in layers:
+        acts_SLD = lm.activations(tokens_SL, layer)
+        assert acts_SLD.shape == (2, 16, 32) and acts_SLD.dtype == torch.float32
+        torch.testing.assert_close(acts_SLD, cache[lm.hook_name(layer)], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(lm.logits(tokens_SL), bridge(tokens_SL), atol=1e-3, rtol=1e-3)
+
+
+def test_later_layers_are_not_computed(folders, tokens_SL):
+    lm = load(folders["gpt_neox"])
+    ran = []
+    for number, block in enumerate(lm.model.base_model.layers):
+        block.register_forward_hook(lambda *args, number=number: ran.append(number))
+    lm.activations(tokens_SL, LayerConfig(index=1))
+    assert ran == [0, 1]
+    ran.clear()
+    lm.activations(tokens_SL, LayerConfig("attn_out", 1))
+    assert ran == [0]
+    assert not any(m._forward_hooks for m in lm.model.modules() if m not in set(lm.model.base_model.layers))
+
+
+@pytest.mark.parametrize("hook", ["resid_post", "mlp_out", "attn_out"])
+def test_replace_changes_the_logits_at_that_place_only(folders, tokens_SL, hook):
+    lm = load(folders["gemma2"])
+    layer = LayerConfig(hook, 1)
+    plain_SLV = lm.logits(tokens_SL)
+    seen = []
+
+    def same(acts_SLD):
+        seen.append(acts_SLD)
+        return acts_SLD.clone()
+
+    torch.testing.assert_close(lm.logits(tokens_SL, layer, same), plain_SLV, atol=0, rtol=0)
+    torch.testing.assert_close(seen[0], lm.activations(tokens_SL, layer), atol=0, rtol=0)
+    zeroed_SLV = lm.logits(tokens_SL, layer, torch.zeros_like)
+    assert not torch.allclose(zeroed_SLV, plain_SLV)
+    torch.testing.assert_close(lm.logits(tokens_SL), plain_SLV, atol=0, rtol=0)  # the hook is gone
+
+
+def test_special_tokens_dtype_and_default_layer(folders):
+    lm = load(folders["gemma2"], dtype="bfloat16")
+    assert (lm.bos_id, lm.special_ids, lm.dtype) == (0, {0, 1, 2}, torch.bfloat16)
+    assert lm.hook_name(LayerConfig()) == "blocks.1.hook_resid_post"
+    assert lm.hook_name(LayerConfig("mlp_out", 2)) == "blocks.2.hook_mlp_out"
+    assert load(folders["gemma2"], default_layer=2).layer_index(LayerConfig()) == 2
+    assert lm.activations(torch.tensor([[0, 5]]), LayerConfig()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "change, kind, words",
+    [
+        ({"path": "nowhere-at-all"}, DataError, "no such folder"),
+        ({"path": None}, ConfigError, "model.path"),
+        ({"dtype": "float8"}, ConfigError, "model.dtype=float8"),
+        ({"source": "synthetic"}, ConfigError, "no language model"),
+    ],
+)
+def test_mistakes_in_the_config(folders, change, kind, words):
+    cfg = {"source": "local", "path": str(folders["llama"])} | change
+    with pytest.raises(kind, match=words):
+        load_language_model(ModelConfig(**cfg), "cpu")
+
+
+def test_layer_beyond_the_model(folders):
+    lm = load(folders["llama"])
+    with pytest.raises(ConfigError, match="layer=3: the model has 3 layers"):
+        lm.activations(torch.tensor([[0, 5]]), LayerConfig(index=3))
+    with pytest.raises(ConfigError, match="layer.hook=mlp"):
+        lm.hook_name(LayerConfig("mlp", 1))
+
+
+def test_folders_that_do_not_hold_a_model(folders, tmp_path):
+    with pytest.raises(DataError, match="no config.json"):
+        load(tmp_path)
+    broken = shutil.copytree(folders["llama"], tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(DataError, match="not a causal language model"):
+        load(broken)
+    foreign = shutil.copytree(folders["llama"], tmp_path / "foreign")
+    config = json.loads((foreign / "config.json").read_text())
+    (foreign / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+    with pytest.raises(DataError, match="weights lack model.layers.3"):
+        load(foreign)
+
+
+def test_no_network(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "hub_is_reachable", lambda: False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(NoNetwork, match="huggingface-cli download no-such/model-here --local-dir DIR"):
+        load_language_model(ModelConfig(source="hub", path="no-such/model-here"), "cpu")

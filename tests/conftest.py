@@ -1,0 +1,71 @@
+"""Small language models with random weights, saved as folders in Hugging Face format."""
+
+import json.decoder
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+torch.set_num_threads(1)
+
+VOCABULARY = 384
+SPECIAL = ["<bos>", "<eos>", "<pad>"]
+
+
+def save_language_model(model, folder: Path, add_bos: bool = False) -> Path:
+    """Saves the model with a byte-level BPE tokenizer trained on a module of the standard library."""
+    from tokenizers import ByteLevelBPETokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+    from transformers.utils import logging
+
+    tokenizer = ByteLevelBPETokenizer()
+    lines = Path(str(json.decoder.__file__)).read_text().splitlines()
+    tokenizer.train_from_iterator(lines, VOCABULARY, special_tokens=SPECIAL, show_progress=False)
+    fast = tokenizer._tokenizer
+    if add_bos:  # as Llama's and Gemma's tokenizers do when asked for special tokens
+        fast.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
+    bos, eos, pad = SPECIAL
+    logging.disable_progress_bar()
+    PreTrainedTokenizerFast(tokenizer_object=fast, bos_token=bos, eos_token=eos, pad_token=pad).save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+def _sizes(**more):
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    return sizes | {"intermediate_size": 64, "max_position_embeddings": 64} | more
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt_neox_folder(tmp_path_factory) -> Path:
+    """GPTNeoX, d_in 32, 3 layers, context of at most 64."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    torch.manual_seed(0)
+    model = GPTNeoXForCausalLM(GPTNeoXConfig(**_sizes(bos_token_id=0, eos_token_id=1, initializer_range=0.3)))
+    return save_language_model(model, tmp_path_factory.mktemp("gpt_neox"))
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma2_folder(tmp_path_factory) -> Path:
+    """Gemma-2, d_in 32, 3 layers, with the norms after attention and MLP and both soft caps."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    sizes = _sizes(num_key_value_heads=2, head_dim=8, bos_token_id=0, eos_token_id=1, pad_token_id=2)
+    model = Gemma2ForCausalLM(Gemma2Config(**sizes, attn_logit_softcapping=2.0, initializer_range=0.3))
+    return save_language_model(model, tmp_path_factory.mktemp("gemma2"), add_bos=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_folder(tmp_path_factory) -> Path:
+    """Llama, d_in 32, 3 layers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = _sizes(num_key_value_heads=2, bos_token_id=0, eos_token_id=1, initializer_range=0.3)
+    model = LlamaForCausalLM(LlamaConfig(**sizes))
+    return save_language_model(model, tmp_path_factory.mktemp("llama"), add_bos=True)

@@ -1,0 +1,189 @@
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from slow_reference import ortho as slow_ortho
+
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels import coactivation
+from sae_sweeps.penalties.ortho import Ortho, OrthoConfig
+
+EXAMPLES = json.loads((Path(__file__).parent / "worked_examples.json").read_text())["ortho"]
+
+
+def config(**changes):
+    values = dict(
+        name="ortho", lambda2_max=1.0, threshold="constant", base_threshold=0.3, momentum=0.0, competition="linear",
+        tau=0.1, overlap="jaccard", reduction="sum",
+    )  # fmt: skip
+    return OrthoConfig(**{**values, **changes})
+
+
+def penalty(cfg, d_sae=5, total_steps=10):
+    return Ortho(cfg, 3, d_sae, total_steps, torch.Generator())
+
+
+def random_case(d_sae=40, d_in=6, n_tokens=25, density=0.2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    W = torch.randn(d_sae, d_in, generator=generator, dtype=torch.float64)
+    W /= W.norm(dim=1, keepdim=True)
+    f = torch.rand(n_tokens, d_sae, generator=generator, dtype=torch.float64)
+    f *= torch.rand(n_tokens, d_sae, generator=generator) < density
+    return W.requires_grad_(), f
+
+
+def value_and_gradient(cfg, W, f, context, **kwargs):
+    module = penalty(cfg, len(W))
+    ctx = context(W, f, **kwargs)
+    module.observe(ctx)
+    result = module(ctx)
+    (grad,) = torch.autograd.grad(result.loss, W)
+    return result.loss.item(), grad, result.terms["competing_pairs"]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e["name"])
+def test_frozen_worked_examples(example, context):
+    W = torch.tensor(example["W_dec"], dtype=torch.float64, requires_grad=True)
+    f = torch.tensor(example["f"], dtype=torch.float64)
+    cfg = config(**example["config"])
+    module = penalty(cfg, total_steps=example["total_steps"])
+    for step, expected in enumerate(example["steps"]):
+        ctx = context(W, f, step=step, total_steps=example["total_steps"])
+        module.observe(ctx)
+        result = module(ctx)
+        (grad,) = torch.autograd.grad(result.loss, W)
+        assert float(module.threshold) == pytest.approx(expected["threshold"], rel=1e-12, abs=1e-15)
+        assert result.loss.item() == pytest.approx(expected["value"], rel=1e-12, abs=1e-15)
+        assert result.terms["competing_pairs"] == expected["competing_pairs"]
+        torch.testing.assert_close(grad, torch.tensor(expected["grad"], dtype=torch.float64), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("competition", "overlap", "reduction", "threshold"),
+    itertools.product(
+        ("linear", "sigmoid"), ("jaccard", "min", "cosine", "batch"), ("sum", "per_feature", "mean"), (0.02, 0.08)
+    ),
+)
+@pytest.mark.parametrize("tiles", [False, True])
+def test_equals_the_slow_reference(competition, overlap, reduction, threshold, tiles, context, monkeypatch):
+    monkeypatch.setattr(coactivation, "MEETING_COST", 1e9 if tiles else 0)
+    monkeypatch.setattr(coactivation, "TILE", 16)
+    W, f = random_case()
+    cfg = config(competition=competition, overlap=overlap, reduction=reduction, base_threshold=threshold)
+    value, grad, pairs = value_and_gradient(cfg, W, f, context)
+    expected, expected_grad, expected_pairs = slow_ortho(
+        W.tolist(), f.tolist(), threshold=threshold, competition=competition, overlap=overlap, reduction=reduction
+    )
+    assert pairs == expected_pairs > 0
+    assert value == pytest.approx(expected, rel=1e-12)
+    torch.testing.assert_close(grad, torch.tensor(expected_grad, dtype=torch.float64), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+@pytest.mark.parametrize(
+    "case",
+    {
+        "nothing fires": lambda f: f * 0,
+        "one never fires": lambda f: f * (torch.arange(40) != 3),
+        "one always fires": lambda f: f + (torch.arange(40) == 3),
+        "all fire always": lambda f: f + 1,
+        "batch of 1": lambda f: f[:1],
+        "no pair meets": lambda f: torch.eye(25, 40, dtype=torch.float64),
+    }.items(),
+    ids=lambda case: case[0],
+)
+def test_edges(tiles, case, context, monkeypatch):
+    monkeypatch.setattr(coactivation, "MEETING_COST", 1e9 if tiles else 0)
+    W, f = random_case()
+    f = case[1](f)
+    value, grad, pairs = value_and_gradient(config(), W, f, context)
+    expected, expected_grad, expected_pairs = slow_ortho(W.tolist(), f.tolist(), threshold=0.3)
+    assert (value, pairs) == (pytest.approx(expected, rel=1e-12), expected_pairs)
+    torch.testing.assert_close(grad, torch.tensor(expected_grad, dtype=torch.float64), rtol=1e-10, atol=1e-13)
+
+
+def test_orthogonal_rows_have_no_gradient(context):
+    W = torch.eye(5, 5, dtype=torch.float64, requires_grad=True)
+    f = torch.ones(4, 5, dtype=torch.float64)
+    value, grad, pairs = value_and_gradient(config(), W, f, context)
+    assert value == 0 and pairs == 10 and not grad.any()
+
+
+def test_topk_features_give_the_same(context):
+    W, f = random_case(density=1.0)
+    values, indices = f.topk(7, dim=1)
+    kept = torch.zeros_like(f).scatter(1, indices, values)
+    dense = value_and_gradient(config(base_threshold=0.1), W, kept, context)
+    sparse = value_and_gradient(config(base_threshold=0.1), W, f, context, top_k=7)
+    assert dense[0] == sparse[0] and dense[2] == sparse[2]
+    torch.testing.assert_close(dense[1], sparse[1], rtol=0, atol=0)
+
+
+def test_tiles_and_pairs_agree_in_float32_under_autocast(context, monkeypatch):
+    results = []
+    for cost in (0, 1e9):
+        monkeypatch.setattr(coactivation, "MEETING_COST", cost)
+        W, f = random_case()
+        W = W.detach().float().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(value_and_gradient(config(base_threshold=0.1), W, f.float(), context))
+    assert results[0][1].dtype == torch.float32
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("decreasing", [0.3, 0.15]), ("constant", [0.3, 0.3]), ("increasing", [0.3, 0.45])]
+)
+def test_threshold_follows_its_schedule(kind, expected):
+    assert [config(threshold=kind).threshold_at(p) for p in (0.0, 0.5)] == pytest.approx(expected)
+
+
+def test_momentum_is_state_that_moves_towards_the_schedule(context):
+    W, f = random_case()
+    module = penalty(config(threshold="decreasing", momentum=0.9), 40)
+    seen = []
+    for step in range(3):
+        module.observe(context(W, f, step=step))
+        seen.append(float(module.threshold))
+    t = [0.3 * (1 - step / 10) for step in range(3)]
+    first = 0.9 * t[0] + 0.1 * t[0]
+    second = 0.9 * first + 0.1 * t[1]
+    assert seen == pytest.approx([first, second, 0.9 * second + 0.1 * t[2]])
+    assert "threshold" in module.state_dict()
+
+
+def test_threshold_zero_is_floored(context):
+    W, f = random_case()
+    value, _, pairs = value_and_gradient(config(base_threshold=0.0), W, f, context)
+    assert pairs > 0 and value == value
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"lambda2_max": -1.0}, "lambda2_max"),
+        ({"base_threshold": 1.5}, "base_threshold"),
+        ({"momentum": 1.0}, "penalty.momentum"),
+        ({"tau": 0.0}, "penalty.tau"),
+        ({"overlap": "dice"}, "penalty.overlap=dice"),
+    ],
+)
+def test_bad_values_are_named(change, named):
+    with pytest.raises(ConfigError, match=named):
+        config(**change).check()
+
+
+def test_a_threshold_that_no_overlap_exceeds_is_told():
+    assert config(base_threshold=1.0).never_acts()
+    assert config(base_threshold=1.0, competition="sigmoid").never_acts() is None
+    assert config(base_threshold=0.5, threshold="increasing").plan_warnings()
+    assert config().never_acts() is None and config().plan_warnings() == []
+
+
+def test_idle_penalty_is_told_afterwards():
+    rows = [{"penalty/competing_pairs": 0}] * 2 + [{"penalty/competing_pairs": 5}] * 8
+    assert "20%" in config().result_warnings(rows)[0]
+    assert config().result_warnings(rows[2:]) == []

@@ -1,0 +1,113 @@
+"""Killed anywhere and started again, a run ends with the same weights, bit for bit."""
+
+import pytest
+import torch
+from toy import ToyConfig, batch_at, register_toy, run_config
+
+from sae_sweeps.architectures.standard import StandardConfig
+from sae_sweeps.architectures.topk import TopKConfig
+from sae_sweeps.errors import DamagedFile, Interrupted
+from sae_sweeps.penalties.ortho import OrthoConfig
+from sae_sweeps.schedules import PowerConfig
+from sae_sweeps.training.checkpoint import FILE, load_checkpoint, save_checkpoint
+from sae_sweeps.training.loop import train
+from sae_sweeps.training.step import Training
+
+register_toy()
+ORTHO = OrthoConfig("ortho", 0.5, "decreasing", 0.3, 0.9, "linear", 0.1, "jaccard", "sum")
+RUNS = {
+    "topk, progressive k, ortho with momentum": dict(
+        architecture=TopKConfig("topk", 48, 4, 8, None, 1 / 32), penalty=ORTHO, schedule=PowerConfig("power", 2.0)
+    ),
+    "standard, toy penalty": dict(architecture=StandardConfig("standard", 48, 0.05, 0.3), penalty=ToyConfig("toy")),
+    "topk, bf16, norm": dict(
+        architecture=TopKConfig("topk", 48, 4, None, 4, 0.1), precision="bfloat16", recon="norm"
+    ),
+}  # fmt: skip
+
+
+class Kill(Exception):
+    pass
+
+
+def fresh(run, scale=1.0):
+    return Training(run, scale, torch.full((16,), 0.3), torch.device("cpu"))
+
+
+def state(training):
+    return {
+        **{k: v.clone() for module in training.modules().values() for k, v in module.state_dict().items()},
+        **{f"m{i}": s["exp_avg_sq"].clone() for i, s in enumerate(training.optimizer.state.values())},
+    }
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_killed_three_times_equals_undisturbed(name, tmp_path):
+    run = run_config(**RUNS[name])
+    rows, undisturbed = [], fresh(run)
+    last = train(undisturbed, batch_at, 0, tmp_path / "a", rows.append)
+    reached = 0
+    for kill_at in (3, 9, 14):
+
+        def dies(step, kill_at=kill_at):
+            if step == kill_at:
+                raise Kill
+            return batch_at(step)
+
+        killed = fresh(run)
+        start = load_checkpoint(killed, tmp_path / "b") if (tmp_path / "b" / FILE).exists() else 0
+        assert reached - start <= run.train.checkpoint_every
+        reached = kill_at
+        with pytest.raises(Kill):
+            train(killed, dies, start, tmp_path / "b", lambda row: None)
+    resumed = fresh(run, scale=7.0)  # the checkpoint's scale is the one that counts
+    end = train(resumed, batch_at, load_checkpoint(resumed, tmp_path / "b"), tmp_path / "b", lambda row: None)
+    for key, value in state(undisturbed).items():
+        assert torch.equal(value, state(resumed)[key]), key
+    assert {k: v for k, v in end.items() if k != "tokens_per_s"} == {k: v for k, v in last.items() if k != "tokens_per_s"}
+
+
+def test_the_toy_penalty_trains_its_head_and_moves_its_average(tmp_path):
+    run = run_config(**RUNS["standard, toy penalty"])
+    training = fresh(run)
+    before = state(training)
+    row = train(training, batch_at, 0, tmp_path, lambda row: None)
+    after = state(training)
+    assert not torch.equal(before["head"], after["head"]) and not torch.equal(before["average"], after["average"])
+    assert row["penalty/tokens"] == 32 and row["penalty_loss"] > 0 and row["grad_norm/penalty"] == 0
+
+
+def test_stop_writes_a_checkpoint_of_the_very_step(tmp_path):
+    run = run_config(**RUNS["topk, bf16, norm"])
+    training, steps = fresh(run), []
+    with pytest.raises(Interrupted, match="step 7 of 20"):
+        train(training, batch_at, 0, tmp_path, lambda row: None, stop=lambda: len(steps) == 7, tick=steps.append)
+    assert load_checkpoint(fresh(run), tmp_path) == 7
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "other config"])
+def test_a_damaged_checkpoint_is_named(damage, tmp_path):
+    run = run_config(**RUNS["topk, bf16, norm"])
+    training = fresh(run)
+    training.step(batch_at(0), 0)
+    save_checkpoint(training, 1, tmp_path)
+    path = tmp_path / FILE
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        path.write_bytes(content[:-10])
+    elif damage == "flipped":
+        content[-5] ^= 1
+        path.write_bytes(content)
+    else:
+        run = run_config(TopKConfig("topk", 40, 4, None, None, 0.1))
+    with pytest.raises(DamagedFile, match=rf"{FILE}.*delete"):
+        load_checkpoint(fresh(run), tmp_path)
+
+
+def test_the_seed_decides_the_start_and_the_data_seed_does_not():
+    run = run_config(**RUNS["topk, bf16, norm"])
+    first = fresh(run).sae.W_dec
+    run.data_seed = 5
+    assert torch.equal(first, fresh(run).sae.W_dec)
+    run.seed = 1
+    assert not torch.equal(first, fresh(run).sae.W_dec)

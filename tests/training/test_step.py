@@ -1,0 +1,185 @@
+import math
+
+import pytest
+import torch
+from toy import batch_at, run_config
+
+from sae_sweeps.architectures.standard import StandardConfig
+from sae_sweeps.architectures.topk import TopKConfig
+from sae_sweeps.errors import Diverged
+from sae_sweeps.penalties.ortho import OrthoConfig
+from sae_sweeps.training.start import activation_scale, decoder_bias, geometric_median
+from sae_sweeps.training.step import Training
+
+TOPK = TopKConfig("topk", 48, 6, None, None, 1 / 32)
+STANDARD = StandardConfig("standard", 48, 0.04, 0.0)
+ORTHO = OrthoConfig("ortho", 0.5, "constant", 0.1, 0.0, "linear", 0.1, "jaccard", "sum")
+
+
+def fresh(run, scale=1.0):
+    training = Training(run, scale, torch.full((16,), 0.3), torch.device("cpu"))
+    training.sae.double()
+    return training
+
+
+def double_batch(step=0):
+    batch = batch_at(step)
+    batch.x = batch.x.double()
+    return batch
+
+
+def slow_loss(sae, x, recon, dead=None, k=None, k_aux=8, aux_weight=1 / 32, l1=0.0):
+    """Loss of one batch, token by token, straight from the formulas."""
+    total = 0.0
+    for row in x:
+        z = (row - sae.b_dec) @ sae.W_enc + sae.b_enc
+        if k is None:
+            f = torch.relu(z)
+        else:
+            kept = sorted(range(len(z)), key=lambda i: -z[i].item())[:k]
+            f = torch.stack([torch.relu(z[i]) if i in kept else z[i] * 0 for i in range(len(z))])
+        error = row - (sum(f[i] * sae.W_dec[i] for i in range(len(f))) + sae.b_dec)
+        total = total + (error.square().sum() if recon == "squared" else error.norm())
+        total = total + l1 * f.sum()
+        if dead is not None and dead.any():
+            n_dead = int(dead.sum())
+            ranked = sorted((i for i in range(len(z)) if dead[i]), key=lambda i: -z[i].item())[: min(k_aux, n_dead)]
+            e_hat = sum(torch.relu(z[i]) * sae.W_dec[i] for i in ranked)
+            total = total + aux_weight * min(1, n_dead / k_aux) * (error.detach() - e_hat).square().sum()
+    return total / len(x)
+
+
+@pytest.mark.parametrize("recon", ["squared", "norm"])
+@pytest.mark.parametrize(("architecture", "extra"), [(TOPK, {"k": 6}), (STANDARD, {"l1": 0.04})], ids=["topk", "standard"])
+@pytest.mark.parametrize("n_dead", [0, 3, 20])
+def test_loss_and_gradient_equal_the_formulas(recon, architecture, extra, n_dead):
+    training = fresh(run_config(architecture, recon=recon))
+    training.sae.tokens_since_fired[:n_dead] = 64
+    dead = training.sae.dead() if "k" in extra else None
+    batch = double_batch()
+    training.sae.float()
+    loss = training.forward(batch_at(0), 1).loss
+    training.sae.double()
+    parameters = list(training.sae.parameters())
+    expected = slow_loss(training.sae, batch.x, recon, dead, **extra)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    training.sae.float()
+    grads = torch.autograd.grad(training.forward(batch_at(0), 1).loss, list(training.sae.parameters()))
+    training.sae.double()
+    expected_grads = torch.autograd.grad(slow_loss(training.sae, batch.x, recon, dead, **extra), parameters)
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad.double(), expected_grad, rtol=1e-4, atol=1e-5)
+
+
+def test_step_keeps_rows_at_unit_norm_and_removes_the_parallel_gradient():
+    training = Training(run_config(TOPK, ORTHO), 1.0, torch.zeros(16), torch.device("cpu"))
+    for step in range(3):
+        W = training.sae.W_dec.detach().clone()
+        training.step(batch_at(step), step)
+        assert training.sae.W_dec.grad is not None
+        assert (training.sae.W_dec.grad * W).sum(1).abs().max() < 1e-5
+        torch.testing.assert_close(training.sae.W_dec.norm(dim=1), torch.ones(48))
+
+
+def test_components_are_logged_and_the_parts_add_up():
+    training = Training(run_config(STANDARD, ORTHO), 1.0, torch.zeros(16), torch.device("cpu"))
+    row = training.step(batch_at(1), 1, detailed=True)
+    total = row["recon_loss"] + row["sparsity_weight"] * row["sparsity_loss"] + row["penalty_weight"] * row["penalty_loss"]
+    assert row["loss"] == pytest.approx(total, rel=1e-5)
+    assert {"grad_norm/recon", "grad_norm/sparsity", "grad_norm/penalty", "grad_norm/total"} <= row.keys()
+    assert row["grad_norm/penalty"] > 0 and row["penalty/competing_pairs"] > 0
+    assert row["lr"] == training.run.learning_rate(1)
+
+
+def test_losses_are_logged_in_raw_units_whatever_the_scale():
+    rows = []
+    for scale in (1.0, 4.0):
+        run = run_config(TopKConfig("topk", 48, 48, None, None, 0.0))
+        training = Training(run, scale, torch.zeros(16), torch.device("cpu"))
+        rows.append(training.step(batch_at(0), 0, detailed=True))
+    # with b_enc = b_dec = 0 the model is homogeneous, so the same reconstruction at any scale
+    assert rows[0]["recon_loss"] == pytest.approx(rows[1]["recon_loss"], rel=1e-5)
+    assert rows[0]["fvu"] == pytest.approx(rows[1]["fvu"], rel=1e-5)
+
+
+@pytest.mark.parametrize("architecture", [TOPK, STANDARD], ids=["topk", "standard"])
+def test_the_scale_folds_away_on_export(architecture):
+    training = Training(run_config(architecture), 4.0, torch.full((16,), 0.3), torch.device("cpu"))
+    for step in range(5):
+        training.step(batch_at(step), step)
+    x = batch_at(9).x
+    with torch.no_grad():
+        sae = training.sae
+        inside = sae.decode(sae.activate(sae.pre_activations(x * 4.0), training.total_steps - 1)) / 4.0
+        w, settings = sae.export(4.0)
+        z = (x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
+        f = torch.relu(z)
+        if "k" in settings:
+            kept = z.topk(settings["k"]).indices
+            f = torch.zeros_like(z).scatter(1, kept, f.gather(1, kept))
+        torch.testing.assert_close(f @ w["W_dec"] + w["b_dec"], inside, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (lambda t, b: b.x.fill_(math.nan), "activations x"),
+        (lambda t, b: t.sae.W_enc.data.fill_(math.inf), "pre-activations z"),
+        (lambda t, b: t.sae.W_dec.data.fill_(1e38), "x_hat|recon_loss"),
+    ],
+)
+def test_the_first_thing_to_diverge_is_named_and_nothing_is_updated(spoil, named):
+    training = Training(run_config(TOPK), 1.0, torch.zeros(16), torch.device("cpu"))
+    batch = batch_at(0)
+    spoil(training, batch)
+    before = training.sae.b_enc.clone()
+    with pytest.raises(Diverged, match=named) as caught:
+        training.step(batch, 0)
+    assert caught.value.step == 0 and torch.equal(before, training.sae.b_enc)
+
+
+def test_a_gradient_that_is_not_finite_is_named():
+    training = Training(run_config(STANDARD), 1.0, torch.zeros(16), torch.device("cpu"))
+    training.sae.b_enc.register_hook(lambda grad: grad * math.nan)
+    with pytest.raises(Diverged, match="gradient of sae.b_enc"):
+        training.step(batch_at(0), 0)
+
+
+def test_dead_features_are_counted_and_revived_by_the_auxiliary_loss():
+    run = run_config(TopKConfig("topk", 48, 2, None, 16, 1.0), num_tokens=32 * 200)
+    training = Training(run, 1.0, torch.full((16,), 0.3), torch.device("cpu"))
+    with torch.no_grad():
+        training.sae.b_enc[:20] = -2.0
+    dead = []
+    for step in range(200):
+        training.step(batch_at(step), step)
+        dead.append(int(training.sae.dead()[:20].sum()))
+    assert max(dead) >= 18 and dead[-1] < max(dead) - 5
+
+
+def test_progressive_k_goes_from_start_to_end():
+    run = run_config(TopKConfig("topk", 48, 20, 5, None, 0.0))
+    training = Training(run, 1.0, torch.zeros(16), torch.device("cpu"))
+    ks = [training.sae.k_at(step) for step in range(run.total_steps)]
+    assert ks[0] == 5 and ks[-1] == 20 and ks == sorted(ks)
+    assert training.step(batch_at(0), 0, detailed=True)["k"] == 5
+
+
+def test_normalisation_gives_mean_norm_sqrt_d_in():
+    run = run_config(TOPK, normalize_activations=True)
+    x = batch_at(0).x
+    assert (x * activation_scale(x, run.train)).norm(dim=1).mean() == pytest.approx(4.0, rel=1e-5)
+
+
+def test_geometric_median_minimises_the_distance():
+    x = torch.randn(200, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x[:20] += 50
+    median = geometric_median(x, x.mean(0))
+
+    def cost(point):
+        return (x - point).norm(dim=1).mean()
+
+    for shift in torch.eye(5, dtype=torch.float64):
+        assert cost(median) <= cost(median + 1e-3 * shift) and cost(median) <= cost(median - 1e-3 * shift)
+    run = run_config(TOPK, b_dec_init="geometric_median")
+    torch.testing.assert_close(decoder_bias(x.float(), run.train), median.float(), rtol=1e-3, atol=1e-3)
