@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
         help="one row per run: the keys that differ and the metrics, best marked",
         description="One row per run: the config keys that differ, then the metrics, with the best of each marked.",
     )
-    table.add_argument("paths", nargs="+", metavar="PATH", help="a run's folder, a sweep's folder, outputs, results.json")
+    table.add_argument("paths", nargs="+", metavar="PATH", help="a run or sweep folder, outputs, a results.json")
     table.add_argument("--format", choices=FORMATS, default="text", help="default: text")
     table.add_argument("--sort", metavar="KEY", help="a config key or metric; ranked metrics come best first")
     table.add_argument("--columns", metavar="KEY,...", help="keys and metrics to show, patterns with * too")

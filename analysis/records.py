@@ -5,6 +5,7 @@ Columns have two levels, so that a config key never meets a metric of the same n
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,15 +50,13 @@ def records(paths: Iterable[str | Path]) -> "pd.DataFrame":
     """
     found: dict[Path, Record] = {}
     for path in paths:
-        before = len(found)
-        known = False
-        for folder, title in runs_at(Path(path)):
-            known = True
+        listed = list(runs_at(Path(path)))
+        if not listed:
+            raise DataError(f"{path} holds no runs; give a run's folder, a sweep's folder or the outputs folder.")
+        for folder, title in listed:
             place = folder.resolve()
             if place not in found:
                 found[place] = read_run(folder, title)
-        if len(found) == before and not known:
-            raise DataError(f"{path} holds no runs; give a run's folder, a sweep's folder or the outputs folder.")
     return frame_of(list(found.values()))
 
 
@@ -143,12 +142,12 @@ def flat_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def flat_metrics(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Numbers only, nested ones under dotted names; null is not a number."""
+    """Finite numbers only, nested ones under dotted names."""
     flat: dict[str, float] = {}
     for key, value in metrics.items():
         if isinstance(value, dict):
             flat |= flat_metrics(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
+        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             flat[f"{prefix}{key}"] = value
     return flat
 
@@ -169,16 +168,13 @@ def frame_of(runs: list[Record]) -> "pd.DataFrame":
     """The records as a frame; config keys and metrics in the order of their first appearance."""
     import pandas as pd
 
-    columns: dict[tuple[str, str], list[Any]] = {
-        ("run", name): [getattr(run, name) for run in runs] for name in RUN_FIELDS
-    }
-    for group in ("config", "metrics"):
-        values = [getattr(run, group) for run in runs]
-        for key in dict.fromkeys(key for value in values for key in value):
-            columns["config" if group == "config" else "metrics", key] = [value.get(key, ABSENT) for value in values]
-    series = [
-        pd.Series(column, dtype="float64" if group == "metrics" else "object") for (group, _), column in columns.items()
-    ]
-    frame = pd.concat(series, axis=1)
+    columns: dict[tuple[str, str], pd.Series] = {}
+    for name in RUN_FIELDS:
+        columns["run", name] = pd.Series([getattr(run, name) for run in runs], dtype="object")
+    for kind, dtype in (("config", "object"), ("metrics", "float64")):
+        contents = [getattr(run, kind) for run in runs]
+        for key in dict.fromkeys(key for content in contents for key in content):
+            columns[kind, key] = pd.Series([content.get(key, ABSENT) for content in contents], dtype=dtype)
+    frame = pd.concat(list(columns.values()), axis=1)
     frame.columns = pd.MultiIndex.from_tuples(columns)
     return frame

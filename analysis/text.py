@@ -13,8 +13,8 @@ def clean(value: object, longest: int = LONGEST) -> str:
     return words if len(words) <= longest else words[: longest - 1] + "…"
 
 
-def cell(value: Any, kind: str = "") -> str:
-    """A value in a few characters: `config` values as written, `whole` numbers with separators, others in four digits."""
+def cell(value: Any, kind: str = "number") -> str:
+    """A value in a few characters: `config` as written, `whole` numbers with separators, a `number` in four digits."""
     if value is None:
         return "null" if kind == "config" else ""
     if isinstance(value, bool):
@@ -41,12 +41,12 @@ def csv_cell(value: Any) -> Any:
     if value is None or value != value:
         return ""
     if isinstance(value, int | float):
-        return value
+        return int(value) if abs(value) < 2**53 and value == int(value) and not isinstance(value, bool) else value
     words = clean(value, 32_000)  # what a spreadsheet's cell holds
     return f"'{words}" if words.startswith(("=", "+", "-", "@")) else words
 
 
-def wrapped(name: str, longest: int = 10) -> str:
+def wrapped(name: str, longest: int = 9) -> str:
     """A header in lines of about `longest` characters, broken after `_`, `.` and `/`."""
     lines = [""]
     for part in re.findall(r"[^_./]*[_./]?", clean(name)):

@@ -14,7 +14,8 @@ import shutil
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -272,7 +273,8 @@ class StreamStore:
     def _read(self, start: int, stop: int) -> Batch:
         if start != self._next:
             self._batches, self._left = self._source.stream(start, self.n_tokens), []
-        window = _collect(self._pull(), stop - start, self.d_in, self.dtype, self._left)
+        left, self._left = self._left, []
+        window = _collect(chain(left, self._batches), stop - start, self.d_in, self.dtype, self._left)
         self._next = start + len(window)
         if self._next < stop:
             self.n_tokens, self._next = self._next, -1
@@ -280,11 +282,6 @@ class StreamStore:
                 raise _no_tokens(self._data)
             log.warning("The text of data=%s ends after %d tokens: it is read again.", self._data.name, self.n_tokens)
         return window
-
-    def _pull(self) -> Iterator[Batch]:
-        left, self._left = self._left, []
-        yield from left
-        yield from self._batches
 
 
 _in_memory: OrderedDict[Path, MemoryStore] = OrderedDict()
@@ -351,7 +348,7 @@ def _counted(batches: Iterator[Batch], progress: Progress | None) -> Iterator[Ba
             progress(done)
 
 
-def _collect(batches: Iterator[Batch], n: int, d_in: int, dtype: torch.dtype, left: list[Batch] | None = None) -> Batch:
+def _collect(batches: Iterable[Batch], n: int, d_in: int, dtype: torch.dtype, left: list[Batch] | None = None) -> Batch:
     """The first `n` tokens in one block, filled in place; what the last batch has beyond them goes to `left`."""
     try:
         x = torch.empty(n, d_in, dtype=dtype)

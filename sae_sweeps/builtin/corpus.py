@@ -1,7 +1,7 @@
 """Text that every Python carries: the standard library's own sources and reference texts.
 
-A document is one module, one topic of the language reference (`pydoc_data.topics`) or the docstrings of one C-implemented
-module. Parts that distributions split off or that differ from machine to machine are left out, so that one Python
+A document is one module, one topic of the language reference (`pydoc_data.topics`) or the docstrings of one module
+written in C. Parts that distributions split off or that differ from machine to machine are left out, so that one Python
 version gives one corpus; `digest` tells corpora apart.
 """
 
@@ -37,8 +37,8 @@ LEFT_OUT_PREFIXES = ("_sysconfigdata", "config-")
 """How names of build records begin: they differ from machine to machine."""
 
 C_MODULES = (
-    "builtins _collections _functools _io _operator _random _struct array binascii cmath itertools math time unicodedata "
-    "zlib"
+    "builtins _collections _functools _io _operator _random _struct "
+    "array binascii cmath itertools math time unicodedata zlib"
 ).split()
 """Modules without a source in Python whose docstrings, the same on every platform, are reference texts."""
 
@@ -68,7 +68,7 @@ def split_of(name: str) -> Split:
 
 @cache
 def digest() -> str:
-    """Hex digest of names and texts of both splits, in order (BLAKE2b, 16 bytes): it names the corpus of this Python."""
+    """Names this Python's corpus: hex digest (BLAKE2b, 16 bytes) of names and texts of both splits, in order."""
     total = hashlib.blake2b(digest_size=16)
     for name, text in _documents():
         for part in (split_of(name), name, text):
@@ -103,7 +103,7 @@ def _modules(stdlib: Path) -> dict[str, str]:
             if len(text) >= MIN_CHARS:
                 texts[".".join(path.relative_to(stdlib).with_suffix("").parts).removesuffix(".__init__")] = text
     if not texts:
-        raise DataError(f"{stdlib} holds no Python sources; use a Python whose standard library is in files, or own text.")
+        raise DataError(f"{stdlib} holds no Python sources; use a Python that keeps its standard library in files.")
     return texts
 
 
@@ -132,10 +132,10 @@ def _reference_texts() -> dict[str, str]:
 
 
 def _docstrings(module: object) -> str:
-    """Docstrings of the module, its functions and classes and their methods, each under its name, in alphabetical order."""
+    """Docstrings of the module, its functions, classes and methods, each under its name, in alphabetical order."""
     entries = [inspect.getdoc(module) or ""]
     for name, member in sorted(vars(module).items()):
-        # `builtins` holds whatever the interpreter's start-up put there; functions and classes written in C are its own.
+        # Start-up puts other things into `builtins`; functions and classes written in C are its own.
         if name.startswith("_") or not (inspect.isbuiltin(member) or inspect.isclass(member)):
             continue
         entries.append(f"{name}\n\n{inspect.getdoc(member) or ''}")

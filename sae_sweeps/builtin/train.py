@@ -1,7 +1,7 @@
 """How the built-in model came to be: `python -m sae_sweeps.builtin.train` makes it again, from nothing.
 
-A byte-level BPE tokenizer, then a small GPTNeoX (Pythia's architecture) on the training modules of `corpus`. Every step is
-a function of the seed and the step alone, so a run that was killed goes on where its last checkpoint stands.
+A byte-level BPE tokenizer, then a small GPTNeoX (Pythia's architecture) on the training documents of `corpus`. What a
+step reads and drops depends on seed and step alone, so a run that was killed goes on from its last checkpoint.
 """
 
 import argparse
@@ -10,8 +10,11 @@ import math
 import platform
 import tempfile
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from dataclasses import asdict, dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +29,7 @@ from sae_sweeps.files import read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from transformers import GPTNeoXForCausalLM
 
 VOCABULARY = 4096
 CONTEXT = 256
@@ -64,7 +68,7 @@ class Recipe:
     warmup: int = 100
     weight_decay: float = 0.1
     dropout: float = 0.1
-    """Of embeddings and of what attention and MLP add to the residual stream; ten epochs on little text overfit without."""
+    """Of embeddings and of what attention and MLP add to the residual stream: the text is read many times over."""
     seed: int = 0
 
 
@@ -114,7 +118,7 @@ def pack(documents: list[Tensor], generator: torch.Generator | None = None) -> T
 # --- model and optimizer ---
 
 
-def fresh_model(recipe: Recipe) -> torch.nn.Module:
+def fresh_model(recipe: Recipe) -> "GPTNeoXForCausalLM":
     """A randomly initialised model, float32."""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -186,12 +190,10 @@ def load_checkpoint(
     return json.loads(header["__metadata__"]["progress"])
 
 
-def export(model: torch.nn.Module, tokenizer: "Tokenizer", folder: Path) -> None:
+def export(model: "GPTNeoXForCausalLM", tokenizer: "Tokenizer", folder: Path) -> None:
     """Write float16 weights, config and tokenizer in Hugging Face format, each file whole or not at all."""
     with tempfile.TemporaryDirectory() as scratch:
-        half = type(model)(model.config)  # type: ignore[call-arg, arg-type]
-        half.load_state_dict(model.state_dict())
-        half.half().save_pretrained(scratch)
+        deepcopy(model).half().save_pretrained(scratch)
         config = read_json(Path(scratch, "config.json"))
         # Names that transformers 4 reads; its successor renamed them.
         write_json(folder / "config.json", config | ROTARY | {"torch_dtype": "float16"})
@@ -225,19 +227,18 @@ def exported_loss(folder: Path, rows: Tensor) -> float:
 def train(recipe: Recipe, work: Path, out: Path, checkpoint_every: int = 250) -> dict[str, Any]:
     """Train from the last checkpoint in `work`, or from nothing, and export to `out`.
 
-    Returns what is written to `training.json` beside the weights.
+    Returns the facts that are written to `training.json` beside the weights; losses are those of the exported weights.
 
     Raises:
         ConfigError: the checkpoint is of another recipe (its steps apart, which may change) or corpus.
     """
-    texts = [text for _, text in corpus.documents("train")]
-    tokenizer = train_tokenizer(texts)
+    tokenizer = train_tokenizer(text for _, text in corpus.documents("train"))
     documents = tokenise(tokenizer, "train")
-    held_out_texts = [text for _, text in corpus.documents("held_out")]
     held_out_documents = tokenise(tokenizer, "held_out")
     held_out = pack(held_out_documents)
-    tokens_per_epoch = sum(map(len, documents))
-    print(f"train {tokens_per_epoch:,} tokens in {len(documents)} documents, held out {held_out.numel():,}", flush=True)
+    glance = held_out[:: max(1, len(held_out) // PROGRESS_ROWS)]
+    corpus_tokens = sum(map(len, documents))
+    print(f"{corpus_tokens:,} tokens in {len(documents)} documents, {held_out.numel():,} held out", flush=True)
 
     model = fresh_model(recipe)
     optimizers = optimizers_for(model, recipe)
@@ -246,70 +247,77 @@ def train(recipe: Recipe, work: Path, out: Path, checkpoint_every: int = 250) ->
     for key in made_of.keys() - {"steps"}:
         if made_of[key] != progress["made_of"][key]:
             raise ConfigError(
-                f"{work} holds a checkpoint with {key}={progress['made_of'][key]}, not {made_of[key]}; choose another --work."
+                f"{work} holds a checkpoint with {key}={progress['made_of'][key]}, not {made_of[key]}; "
+                "choose another --work."
             )
-    started, step = time.monotonic() - progress["seconds"], progress["step"]
-    losses: list[float] = []
-    epoch, rows, first = -1, held_out, 0  # rows of the epoch that the step falls into, and the step it begins with
-    ends = 0
-    while step < recipe.steps:
-        while step >= ends:
-            epoch += 1
-            rows = pack(documents, torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch))
-            first, ends = ends, ends + len(rows) // recipe.rows
-        batch = rows[(step - first) * recipe.rows :][: recipe.rows]
-        model.train()
-        torch.manual_seed(recipe.seed * 1_000_003 + step)  # dropout's
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(model, batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, recipe)
-            optimizer.step()
-            optimizer.zero_grad()
-        losses.append(loss.item())
-        step += 1
-        seconds = time.monotonic() - started
-        if step % 50 == 0:
-            mean = sum(losses[-50:]) / len(losses[-50:])
-            print(f"step {step} epoch {epoch} train {mean:.3f} {seconds:.0f} s", flush=True)
-        if step % checkpoint_every == 0 or step == recipe.steps:
-            save_checkpoint(work, model, optimizers, {"step": step, "seconds": seconds, "made_of": made_of})
-            print(f"step {step} held out {mean_loss(model, held_out[:: max(1, len(held_out) // PROGRESS_ROWS)]):.4f}", flush=True)
+    seconds, started = progress["seconds"], time.monotonic() - progress["seconds"]
+    recent: deque[float] = deque(maxlen=50)
+    for step, rows in islice(enumerate(batches(documents, recipe)), progress["step"], recipe.steps):
+        recent.append(take_step(model, optimizers, rows, step, recipe))
+        done, seconds = step + 1, time.monotonic() - started
+        if done % 50 == 0:
+            print(f"step {done} train {sum(recent) / len(recent):.3f} {seconds:.0f} s", flush=True)
+        if done % checkpoint_every == 0 or done == recipe.steps:
+            save_checkpoint(work, model, optimizers, {"step": done, "seconds": seconds, "made_of": made_of})
+            print(f"step {done} held out {mean_loss(model, glance):.4f}", flush=True)
 
     export(model, tokenizer, out)
-    train_sample = pack(documents)[:: max(1, tokens_per_epoch // CONTEXT // len(held_out))]
+    rows = pack(documents)
     held_out_loss = exported_loss(out, held_out)
-    bytes_per_token = sum(len(t.encode()) for t in held_out_texts) / sum(map(len, held_out_documents))
+    held_out_bytes = sum(len(text.encode("utf-8")) for _, text in corpus.documents("held_out"))
     facts = {
         "held_out_loss": held_out_loss,
         "held_out_tokens": held_out[:, 1:].numel(),
-        "held_out_bits_per_byte": held_out_loss / math.log(2) / bytes_per_token,
-        "train_loss": exported_loss(out, train_sample),
+        "held_out_bits_per_byte": held_out_loss / math.log(2) * sum(map(len, held_out_documents)) / held_out_bytes,
+        "train_loss": exported_loss(out, rows[:: max(1, len(rows) // len(held_out))]),
         "parameters": sum(p.numel() for p in model.parameters()),
         "context": CONTEXT,
         **asdict(recipe),
         "tokens": recipe.steps * recipe.rows * CONTEXT,
-        "epochs": recipe.steps * recipe.rows * CONTEXT / tokens_per_epoch,
+        "epochs": recipe.steps * recipe.rows * CONTEXT / corpus_tokens,
         "corpus_digest": corpus.digest(),
-        "corpus_tokens": tokens_per_epoch,
+        "corpus_tokens": corpus_tokens,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "seconds": progress["seconds"] if step == progress["step"] else time.monotonic() - started,
+        "seconds": seconds,
     }
     write_json(out / "training.json", facts)
     return facts
+
+
+def batches(documents: list[Tensor], recipe: Recipe) -> Iterator[Tensor]:
+    """Rows [recipe.rows, CONTEXT] of every step, epoch after epoch without end."""
+    for epoch in count():
+        rows = pack(documents, torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch))
+        for i in range(len(rows) // recipe.rows):
+            yield rows[i * recipe.rows :][: recipe.rows]
+
+
+def take_step(
+    model: torch.nn.Module, optimizers: list[torch.optim.Optimizer], rows: Tensor, step: int, recipe: Recipe
+) -> float:
+    """One update on the rows; their loss before it, nats per token."""
+    model.train()
+    torch.manual_seed(recipe.seed * 1_000_003 + step)  # dropout's
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of(model, rows)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, recipe)
+        optimizer.step()
+        optimizer.zero_grad()
+    return loss.item()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sae_sweeps.builtin.train", description=__doc__)
     for name, value in asdict(Recipe()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default {value}")
-    parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="where the model goes (default: into the package)")
-    parser.add_argument("--work", type=Path, default=Path("outputs/builtin_model"), help="where the checkpoint lives")
+    parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="default: the package's own folder")
+    parser.add_argument("--work", type=Path, default=Path("outputs/builtin_model"), help="for the checkpoint")
     parser.add_argument("--threads", type=int, default=2)
     arguments = vars(parser.parse_args())
     out, work = arguments.pop("out"), arguments.pop("work")

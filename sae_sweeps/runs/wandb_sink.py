@@ -113,7 +113,9 @@ class WandbSink:
         try:
             run = self._start()
             while (row := self._queue.get()) is not None:
-                run.log({key: value for key, value in row.items() if key not in ("step", "nonfinite")}, step=row.get("step"))
+                step = row.pop("step", None)
+                row.pop("nonfinite", None)
+                run.log(row, step=step)
             run.summary.update(self._summary)
             run.finish(exit_code=self._exit_code)
         except BaseException as error:  # the client may raise anything, SystemExit too

@@ -13,12 +13,14 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from sae_sweeps.errors import Diverged, Interrupted, UserError
-from sae_sweeps.files import one_line, write_text
+from sae_sweeps.files import one_line, read_json, write_text
 from sae_sweeps.sweeps import outcome
 from sae_sweeps.sweeps.plan import Plan, PlannedRun, Point, describe, make_plan
 from sae_sweeps.sweeps.sweep import create_sweep, run_path
 
 if TYPE_CHECKING:
+    import torch
+
     from sae_sweeps.runs.execute import Bench
     from sae_sweeps.runs.folder import RunFolder
     from sae_sweeps.sweeps.console import Console
@@ -38,11 +40,14 @@ def launch(points: list[Point]) -> None:
     for warning in plan.warnings:
         print(f"warning: {warning}")
     for planned in plan.runs:
-        for title in planned.equals:
-            print(f"equal runs: `{title}` is the same run as `{planned.title}`; it is trained once")
+        if planned.equals:
+            print(f"equal runs: {len(planned.equals) + 1} points of this command are `{planned.title}`; it is trained once")
+    from sae_sweeps.runs.execute import device_for
+
+    device = device_for(cfg.device)
     outputs = Path(cfg.outputs)
     sweep = create_sweep(outputs, plan)
-    states = run_all(plan, outputs, sweep)
+    states = run_all(plan, outputs, sweep, device)
     finish(plan, states, outputs, sweep)
 
 
@@ -79,14 +84,14 @@ class States:
     interrupted: bool = False
 
 
-def run_all(plan: Plan, outputs: Path, sweep: Path) -> States:
+def run_all(plan: Plan, outputs: Path, sweep: Path, device: torch.device) -> States:
     """Every run to its end; those that another process works on come last, when it has finished or died."""
-    from sae_sweeps.runs.execute import Bench, device_for
+    from sae_sweeps.runs.execute import Bench
     from sae_sweeps.runs.folder import RunFolder
     from sae_sweeps.sweeps.console import Console
 
     stop, console, states = Stop(), Console(), States()
-    bench = Bench(device_for(plan.runs[0].run.device), stop, console.progress)
+    bench = Bench(device, stop, console.progress)
     waiting = list(enumerate(plan.runs, 1))
     announced: set[str] = set()
     with caught_signals(stop):
@@ -146,9 +151,16 @@ def attempt(
         console.say(head)
         state, error = supervise(planned, folder, bench, console, sweep, lease)
         console.close()
-        if error:
-            console.say(f"  {state}: {error}")
+        console.say(f"  {state}: {error}" if error else f"  {state}: {in_brief(folder)}")
         return state
+
+
+def in_brief(folder: RunFolder) -> str:
+    """One line on a run that has just completed."""
+    results = read_json(folder.results_path)
+    metrics, made = results["metrics"], results["provenance"]
+    shown = [f"{name} {metrics[name]:.4g}" for name in ("fvu", "ce_loss_score", "l0") if metrics.get(name) is not None]
+    return ", ".join([*shown, f"{made['wall_time_s']:.1f} s, {made['tokens_per_s']:,} tokens/s"])
 
 
 def supervise(

@@ -33,7 +33,7 @@ class PlannedRun:
     title: str
     overrides: list[str]
     equals: list[str] = field(default_factory=list)
-    """Titles of the points that are the same run."""
+    """Overrides of the further points that are the same run."""
 
 
 @dataclass
@@ -54,13 +54,13 @@ def make_plan(points: list[Point]) -> Plan:
     for point, run in zip(points, configs, strict=True):
         refuse_inactive(run)
         identity = run_id(run, outputs / "activations" / "digests")
-        title = title_of(point.overrides, varied, run)
+        title = title_of(point, varied, run)
         if identity in runs:
-            runs[identity].equals.append(title)
+            runs[identity].equals.append(" ".join(point.overrides))
         else:
             runs[identity] = PlannedRun(run, identity, title, point.overrides)
     planned = list(runs.values())
-    return Plan(planned, [*budget_warnings(planned, varied), *schedule_warnings(planned)], varied)
+    return Plan(planned, [*budget_warnings(planned, varied), *run_warnings(planned)], varied)
 
 
 def split_override(override: str) -> tuple[str, str]:
@@ -77,12 +77,29 @@ def varied_keys(overrides: list[list[str]]) -> list[str]:
     return [key for key, seen in values.items() if len(seen) > 1]
 
 
-def title_of(overrides: list[str], varied: list[str], run: RunConfig) -> str:
+def title_of(point: Point, varied: list[str], run: RunConfig) -> str:
+    """What sets this run apart: the varied keys that it uses, or in a single run all that were given."""
     if run.title:
         return run.title
-    shown = [o for o in overrides if not varied or split_override(o)[0] in varied]
     hidden = ("outputs", "dry_run", "device", "logger", "eval")
-    return " ".join(o for o in shown if split_override(o)[0] not in hidden) or "defaults"
+    shown = [
+        override
+        for override in point.overrides
+        if split_override(override)[0] not in hidden
+        and (not varied or split_override(override)[0] in varied)
+        and unused_because(override, run, used_top_keys(point.cfg)) is None
+    ]
+    return " ".join(shown).replace("layer.index=", "layer=") or "defaults"
+
+
+def unused_because(override: str, run: RunConfig, read: set[str]) -> str | None:
+    """Why an override cannot change this run, or None. `read` are the top-level keys that its groups read."""
+    key, _ = split_override(override)
+    if key in TOP_KEYS and key not in read:
+        chosen = ", ".join(f"{g}={getattr(run, g).name}" for g in ("architecture", "penalty", "schedule"))
+        return f"{chosen} has no such key{_who_reads(key)}"
+    key = "layer" if key == "layer.index" else key
+    return next((why for name, why in run.inert().items() if key == name or key.startswith(f"{name}.")), None)
 
 
 def refuse_unused(points: list[Point], configs: list[RunConfig]) -> None:
@@ -90,21 +107,15 @@ def refuse_unused(points: list[Point], configs: list[RunConfig]) -> None:
     unused: dict[str, str] = {}
     used: set[str] = set()
     for point, run in zip(points, configs, strict=True):
-        read, inert = used_top_keys(point.cfg), run.inert()
+        read = used_top_keys(point.cfg)
         for override in point.overrides:
-            key, value = split_override(override)
-            key = "layer" if key == "layer.index" else key
-            reason = next((why for name, why in inert.items() if key == name or key.startswith(f"{name}.")), None)
-            if key in TOP_KEYS and key not in read:
-                chosen = ", ".join(f"{g}={getattr(run, g).name}" for g in ("architecture", "penalty", "schedule"))
-                reason = f"{chosen} has no such key{_who_reads(key)}"
+            reason = unused_because(override, run, read)
             if reason is None:
-                used.add(override)
-            elif value != "null":
-                unused[override] = reason
-    used_keys = {split_override(override)[0] for override in used}
+                used.add(split_override(override)[0])
+            elif split_override(override)[1] != "null":
+                unused.setdefault(override, reason)
     for override, reason in unused.items():
-        if split_override(override)[0] not in used_keys:
+        if split_override(override)[0] not in used:
             name = override.replace("layer.index=", "layer=")
             raise ConfigError(f"{name}: no run of this command uses it ({reason}); leave it out.")
 
@@ -145,21 +156,27 @@ def _budget(run: RunConfig, key: str) -> int | None:
     return getattr(run, key, None) if key in ("num_tokens", "total_steps", "batch_size") else getattr(run.architecture, key, None)
 
 
-def schedule_warnings(runs: list[PlannedRun]) -> list[str]:
-    out = []
+def run_warnings(runs: list[PlannedRun]) -> list[str]:
+    """What single runs should be told before they start, said once where it holds for all."""
+    told: dict[str, list[str]] = {}
     for planned in runs:
-        run = planned.run
-        peak = max(run.learning_rate(step) for step in range(run.total_steps))
-        if peak < 0.999 * run.lr_schedule.lr:
-            out.append(
-                f"{planned.title}: the learning rate peaks at {peak:.3g}, never at lr={run.lr_schedule.lr:g}; "
-                f"its warm-up is longer than the {run.total_steps} steps allow"
-            )
-        if run.num_tokens % run.batch_size:
-            used = run.total_steps * run.batch_size
-            out.append(f"{planned.title}: trains on {used:,} of num_tokens={run.num_tokens:,}, whole batches only")
-        out += [f"{planned.title}: {warning}" for warning in run.penalty.plan_warnings()]
-    return list(dict.fromkeys(out))
+        for warning in warnings_of(planned.run):
+            told.setdefault(warning, []).append(planned.title)
+    return [text if len(titles) == len(runs) else f"{', '.join(titles)}: {text}" for text, titles in told.items()]
+
+
+def warnings_of(run: RunConfig) -> list[str]:
+    out = run.penalty.plan_warnings()
+    peak = max(run.learning_rate(step) for step in range(run.total_steps))
+    if peak < 0.999 * run.lr_schedule.lr:
+        out.append(
+            f"the learning rate peaks at {peak:.3g}, never at lr={run.lr_schedule.lr:g}; "
+            f"its warm-up and decay leave no room in {run.total_steps} steps"
+        )
+    used = run.total_steps * run.batch_size
+    if used != run.num_tokens:
+        out.append(f"{used:,} of num_tokens={run.num_tokens:,} are trained on: whole batches of {run.batch_size:,} only")
+    return out
 
 
 def memory_gb(run: RunConfig) -> float:
@@ -194,7 +211,7 @@ def describe(plan: Plan) -> str:
             name = f" {node['name']}" if "name" in node else ""
             lines.append(f"  {group}{name}: {' '.join(shown)}".rstrip(": "))
         lines.append(f"  memory about {memory_gb(run):.2f} GB beside the language model")
-        lines += [f"  the same run as: {title}" for title in planned.equals]
+        lines += [f"  the same run as: {point}" for point in planned.equals]
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return "\n".join(lines)
 

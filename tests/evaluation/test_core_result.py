@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from toy import BOS, D_IN, D_SAE, PAD, ToyLM, toy_sae, toy_tokens
+from toy_lm import BOS, D_IN, D_SAE, PAD, ToyLM, toy_sae, toy_tokens
 
 from sae_sweeps.config.schema import EvalConfig, LayerConfig
 from sae_sweeps.errors import ConfigError, DataError

@@ -14,7 +14,7 @@ from sae_sweeps.runs.lease import Lease, process_start, this_process
 
 ROOT = Path(__file__).parents[2]
 
-# Waits until the file `go` appears, so that all racers start together; prints whether it won, holds on until stdin ends.
+# Waits for the file `go`, so that all racers start together; says whether it won; holds on until stdin ends.
 RACER = """
 import os, sys, time
 from sae_sweeps.runs.lease import Lease

@@ -1,7 +1,7 @@
-import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -33,7 +33,13 @@ def run_sink(environment, mode, folder, first=0, last=3, exit_code=0, timeout=60
     words = [str(word) for word in (mode, folder, first, last, exit_code, timeout)]
     command = [sys.executable, "-c", SCRIPT, *words]
     done = subprocess.run(
-        command, cwd=ROOT, env=clean | environment, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL
+        command,
+        cwd=ROOT,
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     return done.stdout.strip()
@@ -64,6 +70,7 @@ def sink_with(monkeypatch, tmp_path, client):
     return WandbSink(LoggerConfig(), "abc", None, [], {}, tmp_path)
 
 
+@pytest.mark.slow
 def test_what_the_real_client_sends(tmp_path, real_client):
     with WandbStub() as stub:
         environment = stub.environment(str(tmp_path))
@@ -80,6 +87,7 @@ def test_what_the_real_client_sends(tmp_path, real_client):
     assert run.summary["fvu"] == 0.25 and run.exit_code == 0
 
 
+@pytest.mark.slow
 def test_offline_writes_under_the_run_folder_and_asks_nobody(tmp_path, real_client):
     with WandbStub() as stub:
         assert run_sink(stub.environment(str(tmp_path)), "offline", tmp_path / "run") == "None"
@@ -88,12 +96,14 @@ def test_offline_writes_under_the_run_folder_and_asks_nobody(tmp_path, real_clie
     assert record.stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_an_unreachable_server_costs_the_timeout_and_a_warning(tmp_path, real_client):
     environment = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": API_KEY, "HOME": str(tmp_path)}
     warning = run_sink(environment, "online", tmp_path / "run", timeout=1)
     assert warning == "the copy for W&B is incomplete (it did not answer within 1 s); the run's own files are not."
 
 
+@pytest.mark.slow
 def test_a_missing_key_is_a_warning_and_never_a_question(tmp_path, real_client):
     warning = run_sink({"HOME": str(tmp_path)}, "online", tmp_path / "run")
     assert "no API key" in warning and "logger.mode=offline" in warning
@@ -131,8 +141,6 @@ def test_whatever_the_client_raises_is_one_sentence(monkeypatch, tmp_path, place
 
 def test_a_slow_server_never_slows_log(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "QUEUE_ROWS", 4)
-    import threading
-
     gate = threading.Event()
     sink = sink_with(monkeypatch, tmp_path, FakeClient(log=lambda row, step: gate.wait(10)))
     for step in range(50):
@@ -144,5 +152,3 @@ def test_a_slow_server_never_slows_log(monkeypatch, tmp_path):
     for step in range(50):
         sink.log({"step": step})
     assert "too slow for" in sink.finish()
-
-

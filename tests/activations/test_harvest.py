@@ -1,0 +1,104 @@
+"""The stream of training tokens: which tokens, in which order, with which bits."""
+
+import pytest
+import torch
+
+from sae_sweeps.activations.batch import Batch
+from sae_sweeps.activations.contexts import contexts
+from sae_sweeps.activations.harvest import TextSource, regroup
+from sae_sweeps.activations.language_model import load_language_model
+from sae_sweeps.activations.text import documents
+from sae_sweeps.config.schema import DataConfig, LayerConfig, ModelConfig
+from sae_sweeps.errors import ConfigError
+
+CONTEXT = 16
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_gpt_neox_folder):
+    return load_language_model(ModelConfig(source="local", path=str(tiny_gpt_neox_folder)), "cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "a.jsonl"
+    path.write_text("\n".join(f'{{"text": "def number_{i}(self): return {i * i}"}}' for i in range(120)))
+    return DataConfig(kind="jsonl", path=str(path), context=CONTEXT)
+
+
+def source(lm, data, **more):
+    options = {"layer": LayerConfig(index=1), "split": "train", "dtype": torch.float32, "contexts_per_forward": 4}
+    return TextSource(lm, data=data, **options | more)
+
+
+def whole(batches) -> Batch:
+    return Batch.concatenate(list(batches))
+
+
+def test_every_token_stands_where_it_says(lm, data):
+    """Against one context at a time, one token at a time."""
+    tokens = whole(source(lm, data).stream(0, 10**9))
+    expected = []
+    for number, context in enumerate(contexts(documents(data, "train"), lm, data)):
+        acts_LD = lm.activations(torch.from_numpy(context.tokens_L).long()[None], LayerConfig(index=1))[0]
+        for position, token in enumerate(context.tokens_L.tolist()):
+            if token not in lm.special_ids:
+                expected.append((acts_LD[position], token, number, position, 0))
+    assert len(tokens) == len(expected) > 500
+    torch.testing.assert_close(tokens.x, torch.stack([row[0] for row in expected]), atol=1e-4, rtol=1e-4)
+    for field, column in zip(tokens.fields()[1:], list(zip(*expected, strict=True))[1:], strict=True):
+        assert field.tolist() == list(column)
+    assert [field.dtype for field in tokens.fields()[1:]] == [torch.int32, torch.int32, torch.int32, torch.int8]
+
+
+def test_train_on_all_keeps_bos(lm, data):
+    everything = whole(source(lm, DataConfig(**vars(data) | {"train_on": "all"})).stream(0, 10**9))
+    assert len(everything) % CONTEXT == 0 and (everything.token_ids[::CONTEXT] == lm.bos_id).all()
+    kept = [i for i, token in enumerate(everything.token_ids.tolist()) if token not in lm.special_ids]
+    assert torch.equal(everything[torch.tensor(kept)].x, whole(source(lm, data).stream(0, 10**9)).x)
+
+
+@pytest.mark.parametrize("start, stop", [(0, 1), (0, 100), (37, 38), (59, 301), (400, 10**9)])
+def test_a_part_has_the_bits_of_the_whole(lm, data, start, stop):
+    all_of_it = whole(source(lm, data).stream(0, 10**9))
+    part = whole(source(lm, data).stream(start, stop))
+    for piece, of in zip(part.fields(), all_of_it[start:stop].fields(), strict=True):
+        assert torch.equal(piece, of)
+
+
+def test_contexts_before_the_start_are_not_run(lm, data, monkeypatch):
+    calls = []
+    real = lm.activations
+    monkeypatch.setattr(lm, "activations", lambda *args: calls.append(0) or real(*args))
+    whole(source(lm, data).stream(400, 401))
+    assert len(calls) == 1
+
+
+def test_roles_reach_the_tokens(lm, data, monkeypatch):
+    from sae_sweeps.activations import harvest
+
+    roles = [doc.__class__(doc.name, doc.text, role=1 + i % 2) for i, doc in enumerate(documents(data, "train"))]
+    monkeypatch.setattr(harvest, "documents", lambda *args: iter(roles))
+    assert set(whole(source(lm, data).stream(0, 300)).role.tolist()) == {1, 2}
+
+
+def test_stored_dtype(lm, data):
+    half = whole(source(lm, data, dtype=torch.bfloat16).stream(0, 50))
+    assert torch.equal(half.x, whole(source(lm, data).stream(0, 50)).x.to(torch.bfloat16))
+
+
+def test_mistakes(lm, data):
+    for change, words in [({"train_on": "some"}, "data.train_on=some"), ({"context": 65}, "at most 64")]:
+        with pytest.raises(ConfigError, match=words):
+            source(lm, DataConfig(**vars(data) | change))
+    with pytest.raises(ConfigError, match="layer=7"):
+        source(lm, data, layer=LayerConfig(index=7))
+    with pytest.raises(ConfigError, match="harvest_batch=0"):
+        source(lm, data, contexts_per_forward=0)
+
+
+@pytest.mark.parametrize("n", [1, 3, 7, 50, 1000])
+def test_regroup_keeps_every_token(lm, data, n):
+    pieces = list(regroup(source(lm, data).stream(0, 200), n))
+    assert [len(piece) for piece in pieces[:-1]] == [n] * (len(pieces) - 1) and 0 < len(pieces[-1]) <= n
+    assert torch.equal(whole(pieces).x, whole(source(lm, data).stream(0, 200)).x)

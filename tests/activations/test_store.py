@@ -1,0 +1,321 @@
+"""One artifact, three ways to hold it: the same tokens, checked when read, never half-written, memory bounded."""
+
+import errno
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sae_sweeps.activations import store as module
+from sae_sweeps.activations.language_model import load_language_model
+from sae_sweeps.activations.sampler import Sampler
+from sae_sweeps.activations.store import open_activations
+from sae_sweeps.config.schema import ActivationsConfig, DataConfig, LayerConfig, ModelConfig, SyntheticConfig
+from sae_sweeps.errors import ConfigError, DamagedFile, DataError
+from sae_sweeps.files import DiskFull
+
+WORLD = SyntheticConfig(d_in=8, n_features=16, l0=3.0, n_correlated=4, n_hierarchical=4)
+
+
+@pytest.fixture(autouse=True)
+def small_and_forgetful(monkeypatch):
+    """Shards of 100 tokens, and nothing remembered from another test."""
+    monkeypatch.setattr(module, "SHARD_BYTES", 100 * 8 * 4)
+    module._in_memory.clear()
+    module._verified.clear()
+
+
+def open_synthetic(folder, num_tokens=1000, mode="disk", key=None, data=None, **more):
+    more_activations = {
+        name: more.pop(name) for name in ("buffer_tokens", "memory_gb", "disk_gb", "dtype") if name in more
+    }
+    return open_activations(
+        WORLD,
+        LayerConfig(),
+        data or DataConfig(context=16),
+        ActivationsConfig(mode=mode, **more_activations),
+        num_tokens,
+        folder,
+        "cpu",
+        key=key or {"num_tokens": num_tokens},
+        **more,
+    )
+
+
+def everything(store):
+    return store.rows(0, store.n_tokens).take(np.arange(store.n_tokens))
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.fields(), other.fields(), strict=True))
+
+
+def left_in(folder):
+    return sorted(path.name for path in Path(folder).rglob("*") if path.is_file())
+
+
+def test_memory_disk_and_stream_hold_the_same_tokens(tmp_path):
+    memory, disk, stream = (open_synthetic(tmp_path / mode, mode=mode) for mode in ("memory", "disk", "stream"))
+    assert [s.mode for s in (memory, disk, stream)] == ["memory", "disk", "stream"]
+    assert [s.n_tokens for s in (memory, disk, stream)] == [1000] * 3
+    assert same(everything(memory), everything(disk)) and same(everything(memory), everything(stream))
+    assert left_in(tmp_path / "memory") == left_in(tmp_path / "stream") == []
+    (place,) = (tmp_path / "disk").iterdir()
+    meta = json.loads((place / "meta.json").read_text())
+    assert meta["key"] == {"num_tokens": 1000, "split": "train", "format_version": module.FORMAT_VERSION}
+    assert len(meta["shards"]) == 10 and len(left_in(place)) == 11
+
+
+def test_rows_come_in_the_order_asked_for_across_shards(tmp_path):
+    disk, memory = (open_synthetic(tmp_path, mode=mode) for mode in ("disk", "memory"))
+    index = np.random.default_rng(0).integers(0, 1000, 333)
+    assert same(disk.rows(0, 1000).take(index), memory.rows(0, 1000).take(index))
+
+
+@pytest.mark.parametrize("span", [2, 5, 16])
+def test_starts(tmp_path, span):
+    disk, memory = (open_synthetic(tmp_path, mode=mode) for mode in ("disk", "memory"))
+    tokens = everything(memory)
+    place = list(zip(tokens.sequence.tolist(), tokens.position.tolist(), strict=True))
+    expected = [
+        i for i in range(1000 - span + 1) if all(place[i + j] == (place[i][0], place[i][1] + j) for j in range(span))
+    ]
+    assert disk.rows(0, 1000).starts(span).tolist() == memory.rows(0, 1000).starts(span).tolist() == expected
+    assert not [name for name in left_in(tmp_path) if "activations" not in name and name != "meta.json"]
+
+
+def test_starts_where_there_are_none(tmp_path):
+    for mode in ("disk", "memory"):
+        assert len(open_synthetic(tmp_path, mode=mode).rows(0, 1000).starts(17)) == 0
+    assert len(open_synthetic(tmp_path, 3, "memory").rows(0, 3).starts(16)) == 0
+
+
+def test_auto_takes_the_first_that_fits(tmp_path):
+    size = 1000 * (8 * 4 + 13) / 1e9
+    assert open_synthetic(tmp_path / "a", mode="auto").mode == "memory"
+    assert open_synthetic(tmp_path / "b", mode="auto", memory_gb=size / 2).mode == "disk"
+    assert open_synthetic(tmp_path / "c", mode="auto", memory_gb=size / 2, disk_gb=size / 2).mode == "stream"
+    assert (
+        open_synthetic(tmp_path / "b", mode="auto", disk_gb=size / 2, memory_gb=size / 2).mode == "disk"
+    )  # it is there
+
+
+def test_auto_does_not_fill_the_disk(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    assert open_synthetic(tmp_path / "not" / "there", mode="auto", memory_gb=0).mode == "stream"
+
+
+def test_harvested_once(tmp_path, monkeypatch):
+    first = open_synthetic(tmp_path)
+    monkeypatch.setattr(module, "_source", lambda *args: pytest.fail("harvested again"))
+    assert same(everything(open_synthetic(tmp_path)), everything(first))
+    in_memory = open_synthetic(tmp_path, mode="memory")  # from the shards
+    shutil.rmtree(tmp_path)
+    assert open_synthetic(tmp_path, mode="memory") is in_memory
+    assert open_synthetic(tmp_path, mode="auto") is in_memory
+
+
+def test_memory_keeps_the_latest_two(tmp_path):
+    stores = [open_synthetic(tmp_path, n, "memory") for n in (10, 20, 30)]
+    assert open_synthetic(tmp_path, 30, "memory") is stores[2] and open_synthetic(tmp_path, 20, "memory") is stores[1]
+    assert open_synthetic(tmp_path, 10, "memory") is not stores[0]
+
+
+def test_another_key_or_split_is_another_artifact(tmp_path):
+    open_synthetic(tmp_path, key={"a": 1})
+    open_synthetic(tmp_path, key={"a": 2})
+    held_out = open_synthetic(tmp_path, key={"a": 1}, split="held_out")
+    assert len(list(tmp_path.iterdir())) == 3
+    assert not same(everything(held_out), everything(open_synthetic(tmp_path, key={"a": 1})))
+
+
+def damage(place, what):
+    shard = place / "activations-00003.safetensors"
+    if what == "missing":
+        shard.unlink()
+    elif what == "meta":
+        (place / "meta.json").write_text("{")
+    elif what == "no meta":
+        (place / "meta.json").unlink()
+    else:
+        content = bytearray(shard.read_bytes())
+        content[-5] ^= 1
+        shard.write_bytes(content if what == "a bit" else content[:-100])
+
+
+@pytest.mark.parametrize("mode", ["disk", "memory"])
+@pytest.mark.parametrize("what", ["a bit", "truncated", "missing", "meta", "no meta"])
+def test_damage_is_named_and_mended_by_deleting(tmp_path, what, mode):
+    before = everything(open_synthetic(tmp_path))
+    (place,) = tmp_path.iterdir()
+    damage(place, what)
+    module._verified.clear()
+    culprit = "meta.json" if "meta" in what else "activations-00003"
+    with pytest.raises(DamagedFile, match=f"{culprit}.* delete the folder {place}"):
+        everything(open_synthetic(tmp_path, mode=mode))
+    shutil.rmtree(place)
+    assert same(everything(open_synthetic(tmp_path, mode=mode)), before)
+
+
+def test_a_shard_is_verified_once_per_process(tmp_path, monkeypatch):
+    everything(open_synthetic(tmp_path))
+    monkeypatch.setattr(module.hashlib, "file_digest", lambda *args: pytest.fail("verified again"))
+    everything(open_synthetic(tmp_path))
+
+
+def test_disk_full_leaves_nothing(tmp_path, monkeypatch):
+    real = os.fsync
+    calls = []
+
+    def full(descriptor):
+        calls.append(0)
+        if len(calls) > 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskFull, match="is full: activations take 45 bytes per token"):
+        open_synthetic(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_leaves_nothing(tmp_path):
+    def stop(done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_synthetic(tmp_path, 5000, progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_comes_second_uses_the_first_ones(tmp_path):
+    """Another process harvests the same and is done while this one is still at it."""
+    firsts = []
+
+    def meanwhile(done):
+        if not firsts:
+            firsts.append(None)
+            firsts[0] = open_synthetic(tmp_path, 3000)
+            (place,) = (path for path in tmp_path.iterdir() if not path.name.startswith("."))
+            firsts.append((place / "meta.json").stat().st_ino)
+
+    second = open_synthetic(tmp_path, 3000, progress=meanwhile)
+    (place,) = tmp_path.iterdir()
+    assert (place / "meta.json").stat().st_ino == firsts[1] and same(everything(second), everything(firsts[0]))
+
+
+def test_progress_counts_tokens(tmp_path):
+    counted = []
+    open_synthetic(tmp_path, 3000, progress=counted.append)
+    assert counted == [1024, 2048, 3000]
+
+
+def test_abandoned_temporary_folders_are_removed(tmp_path):
+    open_synthetic(tmp_path)
+    (place,) = tmp_path.iterdir()
+    shutil.rmtree(place)
+    old, young = (tmp_path / f".{place.name}.{number}" for number in (1, 2))
+    for folder in (old, young):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    open_synthetic(tmp_path)
+    assert not old.exists() and young.exists()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"mode": "ram"}, "activations.mode=ram"),
+        ({"dtype": "int8"}, "activations.dtype=int8"),
+        ({"buffer_tokens": 0}, "activations.buffer_tokens=0"),
+        ({"num_tokens": 0}, "num_tokens=0"),
+    ],
+)
+def test_mistakes(tmp_path, change, words):
+    with pytest.raises(ConfigError, match=words):
+        open_synthetic(tmp_path, **change)
+
+
+def test_more_than_memory_holds(tmp_path):
+    with pytest.raises(ConfigError, match="GB of memory, more than there is; use activations.mode=disk"):
+        open_synthetic(tmp_path, 2**50, "memory")
+
+
+def test_stored_dtype(tmp_path):
+    full, half = (everything(open_synthetic(tmp_path, key={"d": d}, dtype=d)) for d in ("auto", "bfloat16"))
+    assert half.x.dtype == torch.bfloat16 and torch.equal(full.x.bfloat16(), half.x)
+
+
+def anonymous_megabytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("mode", ["disk", "stream"])
+def test_memory_does_not_grow_with_the_number_of_tokens(tmp_path, monkeypatch, mode):
+    """64 MB of activations, harvested and sampled, in shards and buffers of 2 MB."""
+    world = SyntheticConfig(d_in=256, n_features=8, l0=2.0, n_correlated=0, n_hierarchical=0)
+    monkeypatch.setattr(module, "SHARD_BYTES", 2**21)
+    settings = ActivationsConfig(mode=mode, buffer_tokens=2048)
+    n_tokens, peak = 2**16, []
+
+    def run(n_tokens, folder):
+        args = (world, LayerConfig(), DataConfig(context=16), settings, n_tokens, folder, "cpu")
+        store = open_activations(*args, key={}, progress=lambda done: peak.append(anonymous_megabytes()))
+        sampler = Sampler(store, 512, kind="adjacent_pairs")
+        for step in range(0, n_tokens // 512, 3):
+            sampler.batch(step)
+            peak.append(anonymous_megabytes())
+
+    run(2**13, tmp_path / "warm")
+    before = max(peak)
+    peak.clear()
+    run(n_tokens, tmp_path / "measured")
+    assert max(peak) - before < 16
+
+
+def write_text(path, n):
+    path.write_text("\n".join(f'{{"text": "def number_{i}(self): return {i * i}"}}' for i in range(n)))
+    return DataConfig(kind="jsonl", path=str(path), context=16)
+
+
+@pytest.mark.parametrize("hook", ["resid_post", "mlp_out", "attn_out"])
+@pytest.mark.parametrize("family", ["gemma2", "llama"])
+def test_local_models(request, tmp_path, family, hook):
+    model = ModelConfig(source="local", path=str(request.getfixturevalue(f"tiny_{family}_folder")))
+    data, layer = write_text(tmp_path / "a.jsonl", 40), LayerConfig(hook, 1)
+    store = open_activations(model, layer, data, ActivationsConfig(mode="disk"), 200, tmp_path / "s", "cpu", key={})
+    batch = Sampler(store, 32).batch(0)
+    assert store.n_tokens == 200 and batch.x.shape == (32, 32) and torch.isfinite(batch.x).all() and batch.x.std() > 0
+    assert not set(batch.token_ids.tolist()) & {0, 1, 2}
+
+
+def test_text_that_ends_early_or_at_once(tiny_llama_folder, tmp_path):
+    model = ModelConfig(source="local", path=str(tiny_llama_folder))
+    lm = load_language_model(model, "cpu")
+    data = write_text(tmp_path / "a.jsonl", 40)
+    stores = [
+        open_activations(
+            model, LayerConfig(), data, ActivationsConfig(mode=mode), 10**6, tmp_path / mode, "cpu", key={}, lm=lm
+        )
+        for mode in ("memory", "disk", "stream")
+    ]
+    assert stores[0].n_tokens == stores[1].n_tokens < 10**6 == stores[2].n_tokens
+    stores[2].rows(0, 10**6)
+    assert stores[2].n_tokens == stores[0].n_tokens
+    data.context = 64
+    short = write_text(tmp_path / "b.jsonl", 2)
+    short.context = 64
+    for mode in ("memory", "disk", "stream"):
+        with pytest.raises(DataError, match="does not fill one context of 64 tokens"):
+            store = open_activations(
+                model, LayerConfig(), short, ActivationsConfig(mode=mode), 100, tmp_path / "s", "cpu", key={}, lm=lm
+            )
+            store.rows(0, 10)

@@ -1,0 +1,211 @@
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from analysis.__main__ import FORMATS as OFFERED
+from analysis.__main__ import main
+from analysis.formats import labels
+from analysis.metrics import best_rows
+from analysis.table import FORMATS, render, table
+from sae_sweeps.errors import ConfigError
+from tests.analysis.outputs import add_run, add_sweep
+
+ROOT = Path(__file__).parents[2]
+HOSTILE = "=1+1 [red]x[/red]\n| a | <b>&\x1b[31m\u202e `*"
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def sweep(outputs):
+    for run_id, weight, fvu in (("aaaaaaaaaaaa", 0.1, 0.05), ("bbbbbbbbbbbb", 0.5, 0.04), ("cccccccccccc", 1.0, 0.06)):
+        add_run(outputs, run_id, {"penalty.lambda2_max": weight}, {"fvu": fvu, "penalty_loss": weight / 7})
+    return add_sweep(outputs, "s", ["aaaaaaaaaaaa", "bbbbbbbbbbbb", "cccccccccccc"])
+
+
+def config_columns(frame):
+    return [name for kind, name in frame.columns if kind == "config"]
+
+
+def test_a_sweep_in_a_hundred_columns(sweep):
+    frame = table([sweep])
+    assert config_columns(frame) == ["penalty.lambda2_max"] and frame.attrs["warnings"] == []
+    lines = render(frame).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines[1].split()[:2] == ["run_id", "max"] and lines[0].split()[0] == "lambda2_"
+    assert lines[4].split()[:3] == ["bbbbbbbbbbbb", "0.5", "0.04000*"] and lines[4].count("*") == 1
+    assert "0.07143" in lines[4] and lines[-1] == "* best in its column"
+    assert "state" not in lines[1] and "steps" not in lines[1]
+
+
+def test_a_narrow_terminal_gets_fewer_metrics_and_is_told(sweep):
+    lines = render(table([sweep]), width=60).splitlines()
+    assert max(map(len, lines[:-1])) <= 60 and lines[-1].startswith("left out for want of room: ")
+    assert lines[-1].endswith("penalty_loss, final_loss")
+    assert "\x1b" in render(table([sweep]), color=True) and "\x1b" not in render(table([sweep]))
+
+
+def test_only_keys_that_differ_and_that_tell_runs_apart(outputs):
+    add_run(outputs, "a", {"logger.name": "wandb", "title": "x", "outputs": "elsewhere"})
+    add_run(
+        outputs, "b", {"model.name": "other", "model.d_in": 64, "penalty": {"name": "none"}, "architecture.k": None}
+    )
+    add_run(outputs, "c", {"architecture.k": True, "layer.index": 3, "seed": 1})
+    frame = table([outputs])
+    assert config_columns(frame) == ["model", "layer.index", "architecture.k", "penalty", "seed"]
+    assert (
+        render(frame, "csv")
+        .splitlines()[0]
+        .startswith("run_id,title,state,step,total_steps,model,layer,k,penalty,seed,")
+    )
+    assert [row.split(",")[7] for row in render(frame, "csv").splitlines()[1:]] == ["32", "", "True"]
+
+
+def test_labels_are_short_where_they_can_be():
+    columns = [
+        ("run", "title"),
+        ("metrics", "l0"),
+        ("metrics", "k"),
+        ("config", "model.l0"),
+        ("config", "penalty.ortho.tau"),
+        ("config", "penalty.contrastive.tau"),
+        ("config", "architecture.lr"),
+        ("config", "k"),
+        ("config", "name"),
+    ]
+    assert list(labels(columns).values()) == [
+        "title", "l0", "k", "model.l0", "ortho.tau", "contrastive.tau", "lr", "config.k", "name",
+    ]  # fmt: skip
+
+
+def test_best_by_direction_and_never_for_what_contains_lambda(outputs):
+    add_run(outputs, "a", metrics={"l2_ratio": 0.9, "sae_top_1_test_accuracy": 0.7, "fvu": 0.1, "mse": None})
+    add_run(
+        outputs, "b", metrics={"l2_ratio": 1.05, "sae_top_1_test_accuracy": 0.8, "fvu": 0.1, "mse": 3, "final_loss": 1}
+    )
+    add_run(outputs, "c", metrics={"l2_ratio": 1.2, "sae_top_1_test_accuracy": 0.8, "fvu": 0.2, "penalty_loss": 0})
+    frame = table([outputs])
+    best = {column[1]: best_rows(frame, column) for column in frame.columns}
+    assert (best["l2_ratio"], best["sae_top_1_test_accuracy"], best["fvu"]) == ({1}, {1, 2}, {0, 1})
+    for unranked in ("final_loss", "penalty_loss", "l0", "mse", "cossim", "run_id", "tokens", "ce_loss_score"):
+        assert not best.get(unranked)
+
+
+def test_unfinished_and_diverged_runs_show_their_state_and_no_number(outputs, sweep):
+    add_run(outputs, "dddddddddddd", {"penalty.lambda2_max": 2}, state="diverged", step=40, error="penalty went first")
+    add_run(outputs, "eeeeeeeeeeee", {"penalty.lambda2_max": 3}, state="running", step=99)
+    frame = table([sweep, outputs, add_sweep(outputs, "t", ["never"])])
+    assert list(frame["run", "state"]) == ["completed"] * 3 + ["diverged", "running", "queued"]
+    lines = render(frame).splitlines()
+    assert lines[6].split() == ["dddddddddddd", "diverged", "at", "40%", "2"]
+    assert lines[7].split() == ["eeeeeeeeeeee", "running", "at", "99%", "3"] and lines[8].split() == ["never", "queued"]
+    assert "warning: no results of 3 of 6 runs (1 diverged, 1 running, 1 queued)." in lines
+    assert "warning: dddddddddddd diverged: penalty went first" in lines
+
+
+def test_unequal_budgets_are_a_warning_and_a_column(outputs):
+    add_run(outputs, "a", warnings=("the text repeats",))
+    add_run(outputs, "b", {"batch_size": 500}, {"steps": 200}, warnings=("the text repeats",))
+    add_run(outputs, "c", {"num_tokens": 50_000}, {"steps": None, "tokens": None}, warnings=("odd",))
+    warnings = table([outputs]).attrs["warnings"]
+    assert warnings == [
+        "tokens differ from 50,000 to 100,000, so the runs do not compare.",
+        "steps differ from 100 to 200, so the runs do not compare.",
+        "a, b: the text repeats",
+        "c: odd",
+    ]
+    assert "steps" in render(table([outputs])).splitlines()[1]
+
+
+def test_sorting(outputs, sweep):
+    def order(key):
+        return "".join(run_id[0] for run_id in table([sweep], sort=key)["run", "run_id"])
+
+    add_run(outputs, "dddddddddddd", {"penalty.lambda2_max": None}, state="failed")
+    sweep = add_sweep(outputs, "s", ["dddddddddddd", "cccccccccccc", "bbbbbbbbbbbb", "aaaaaaaaaaaa"])
+    assert order("fvu") == "bacd" and order("lambda2_max") == "abcd" and order("penalty_loss") == "abcd"
+    assert order("state") == "cbad" and order("run_id") == "abcd"
+
+
+def test_chosen_columns(sweep):
+    frame = table([sweep], columns=["layer", "k", "kl*", "*_loss"])
+    assert [name for _, name in frame.columns] == [
+        "run_id", "layer.index", "architecture.k", "kl_div_score", "penalty_loss", "final_loss",
+    ] or sorted(name for _, name in frame.columns[-2:]) == ["final_loss", "penalty_loss"]  # fmt: skip
+    assert render(frame).splitlines()[1].split()[:3] == ["run_id", "layer", "k"]
+    with pytest.raises(ConfigError, match="no run has a column 'lamda2_max'; did you mean lambda2_max"):
+        table([sweep], columns=["lamda2_max"])
+    with pytest.raises(ConfigError, match="choose one of text, markdown, csv, json"):
+        render(frame, "pdf")
+
+
+@pytest.fixture
+def hostile(outputs):
+    odd = {"name": HOSTILE, "penalty.a/b": "-2+3", "penalty.tau": "+x", "penalty.name": "@y"}
+    add_run(outputs, "a", odd, {"penalty/overlap|x": 1, "run_id": 7}, title=HOSTILE, warnings=(HOSTILE,))
+    add_run(outputs, "b", {"name": "plain", "penalty.tau": 0.1}, {"penalty/overlap|x": 2})
+    return outputs
+
+
+def test_hostile_text_in_a_terminal(hostile):
+    shown = render(table([hostile], columns=["name", "title", "penalty/overlap|x", "penalty.a/b"]))
+    assert "[red]x[/red] | a | <b>& [31m" not in shown and "[red]x[/red]" in shown
+    assert not {c for c in shown if not c.isprintable()} - {"\n"}
+    assert len(shown.splitlines()) == 6 and "overlap|x" in shown
+
+
+def test_hostile_text_in_markdown(hostile):
+    shown = render(table([hostile], columns=["name", "title", "penalty/overlap|x"]), "markdown")
+    rows = [line for line in shown.splitlines() if line.startswith("|")]
+    assert {line.replace(r"\|", "").count("|") for line in rows} == {5} and len(rows) == 4
+    assert "<b>" not in shown and r"\[red\]" in shown and r"penalty/overlap\|x" in shown
+
+
+def test_hostile_text_in_csv_and_json(hostile):
+    frame = table([hostile])
+    header, first, second = csv.reader(io.StringIO(render(frame, "csv")))
+    assert len(header) == len(first) == len(second) == len(set(header))
+    row = dict(zip(header, first, strict=True))
+    assert row["title"].startswith("'=1+1") and row["penalty"] == "'@y" and row["tau"] == "'+x"
+    content = json.loads(render(frame, "json"))
+    assert content["runs"][0]["title"] == HOSTILE and content["runs"][0]["metrics"]["run_id"] == 7
+    assert content["runs"][0]["config"]["name"] == HOSTILE
+
+
+def test_json_has_everything(sweep):
+    content = json.loads(render(table([sweep]), "json"))
+    assert [run["config"] for run in content["runs"]] == [{"penalty.lambda2_max": w} for w in (0.1, 0.5, 1.0)]
+    assert content["runs"][0]["metrics"]["kl_div_score"] == 0.98 and content["warnings"] == []
+    assert content["best"] == {"fvu": ["bbbbbbbbbbbb"]}
+
+
+def test_the_command(sweep, capsys):
+    assert main(["table", str(sweep), "--sort", "fvu", "--columns", "lambda2_max,fvu", "--format", "csv"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "run_id,lambda2_max,fvu", "bbbbbbbbbbbb,0.5,0.04", "aaaaaaaaaaaa,0.1,0.05", "cccccccccccc,1,0.06",
+    ]  # fmt: skip
+    assert set(OFFERED) == set(FORMATS)
+
+
+@pytest.mark.parametrize("words", [["{}/nowhere"], ["{}", "--sort", "nothing"], ["{}", "--columns", "x*"]])
+def test_a_mistake_is_one_sentence_and_exit_status_2(sweep, capsys, words):
+    assert main(["table", *(word.format(sweep) for word in words)]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith("error: ") and shown.err.count("\n") == 1
+
+
+def test_nothing_heavy_is_imported():
+    code = (
+        "import sys, analysis.__main__ as m\n"
+        "assert not {'pandas', 'torch', 'rich', 'hydra', 'yaml'} & set(sys.modules)\n"
+        "import analysis.table\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,0 +1,67 @@
+import pytest
+from hydra.core.config_store import ConfigStore
+
+from sae_sweeps.command import rewrite, sentence
+from sae_sweeps.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["layer=12"], ["layer.index=12"]),
+        (["layer=0,1,2"], ["layer.index=0,1,2"]),
+        (["layer=range(0,4)"], ["layer.index=range(0,4)"]),
+        (["layer=mlp_out"], ["layer=mlp_out"]),
+        (["--dry-run", "-m", "k=1,2"], ["-m", "dry_run=true", "k=1,2"]),
+        (["model=builtin,pythia-70m"], ["model=builtin,pythia-70m"]),
+    ],
+)
+def test_words_that_hydra_cannot_read_are_rewritten(words, expected):
+    assert rewrite(words) == expected
+
+
+def test_paths_become_choices_that_can_stand_beside_others(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name / "my model").mkdir(parents=True)
+    (word,) = rewrite([f"model=builtin,{tmp_path / 'one' / 'my model'},{tmp_path / 'two' / 'my model'}"])
+    assert word == "model=builtin,my_model,my_model_"
+    node = ConfigStore.instance().repo["model"]["my_model_.yaml"].node
+    assert node.path == str(tmp_path / "two" / "my model") and list(node.defaults) == ["local", "_self_"]
+
+
+@pytest.mark.parametrize(("ending", "kind"), [("txt", "text"), ("jsonl", "jsonl"), ("parquet", "parquet")])
+@pytest.mark.parametrize("folder", [False, True])
+def test_the_ending_of_data_tells_its_kind(ending, kind, folder, tmp_path):
+    path = tmp_path / f"{kind}{folder}" / f"some.{ending}"
+    path.parent.mkdir()
+    path.touch()
+    target = path.parent if folder else path
+    (word,) = rewrite([f"data={target}"])
+    assert ConfigStore.instance().repo["data"][word.removeprefix("data=") + ".yaml"].node.defaults[0] == kind
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("k=", "k=: the value is empty"),
+        ("+penalty.extra=1", r"\+penalty.extra=1: keys cannot be added"),
+        ("~penalty", "cannot be added or removed"),
+        ("model=./nowhere", "model=./nowhere: no such file or folder"),
+        ("model=some-org/some-model", "model=hub model.path=some-org/some-model"),
+        ("data=notes.txt", "data=notes.txt: no such file"),
+    ],
+)
+def test_words_that_would_be_misread_are_refused(word, message):
+    with pytest.raises(ConfigError, match=message):
+        rewrite([word])
+
+
+def test_a_folder_of_several_formats_has_to_be_named(tmp_path):
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "b.jsonl").touch()
+    with pytest.raises(ConfigError, match="several formats"):
+        rewrite([f"data={tmp_path}"])
+
+
+def test_an_error_nobody_foresaw_is_still_one_line():
+    assert "\n" not in sentence(ValueError("a\nb"))

@@ -1,0 +1,216 @@
+import json
+
+import pytest
+from composing import one, plan
+from omegaconf import OmegaConf
+
+from sae_sweeps.command import CONF
+from sae_sweeps.config.identity import canonical, short_hash
+from sae_sweeps.config.registry import PACKAGES, component
+from sae_sweeps.config.run import GROUPS
+from sae_sweeps.config.schema import ActivationsConfig, DataConfig, EvalConfig, LayerConfig, LoggerConfig, TrainConfig
+from sae_sweeps.errors import ConfigError, DataError
+from sae_sweeps.schedules import LR_SCHEDULES, SCHEDULES
+from sae_sweeps.sweeps.plan import describe, safe_name
+
+
+def choice_files():
+    return sorted(path for group in GROUPS for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", choice_files(), ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_every_choice_composes_and_names_itself(path):
+    group, name = path.parent.name, path.stem
+    words = [f"{group}={name}"]
+    if (group, name) in [("model", "local"), ("model", "hub"), ("data", "hub")] or group == "experiment":
+        return  # these need a path
+    if group == "data" and name in ("text", "jsonl", "parquet"):
+        with pytest.raises(ConfigError, match="data.path is empty"):
+            plan("model=builtin", *words)
+        return
+    if group in ("data", "layer"):
+        words.append("model=pythia-70m")
+    elif group != "model":
+        words.append("model=synthetic")
+    if group == "schedule":
+        words.append("penalty=ortho")
+    (planned,) = plan(*words).runs
+    node = getattr(planned.run, group, None)
+    if group not in ("layer", "cluster"):
+        assert node.name == name
+
+
+@pytest.mark.parametrize(
+    ("yaml", "cls"),
+    [
+        *(((CONF / group / f"{path.stem}.yaml"), (group, path.stem)) for group in PACKAGES for path in (CONF / group).glob("*.yaml")),
+        (CONF / "train" / "default.yaml", TrainConfig),
+        (CONF / "activations" / "default.yaml", ActivationsConfig),
+        (CONF / "eval" / "core.yaml", EvalConfig),
+        (CONF / "layer" / "resid_post.yaml", LayerConfig),
+        (CONF / "data" / "builtin.yaml", DataConfig),
+        (CONF / "logger" / "none.yaml", LoggerConfig),
+        *((CONF / "schedule" / f"{name}.yaml", cls) for name, cls in SCHEDULES.items()),
+        *((CONF / "lr_schedule" / f"{name}.yaml", cls) for name, cls in LR_SCHEDULES.items()),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_yaml_and_dataclass_have_the_same_keys(yaml, cls):
+    if isinstance(cls, tuple):
+        cls = component(*cls).CONFIG
+    node = OmegaConf.to_container(OmegaConf.load(yaml), resolve=False)
+    node = node.get(yaml.parent.name, node)
+    assert set(node) - {"defaults"} == set(cls.__dataclass_fields__)
+
+
+def test_top_level_keys_feed_the_chosen_group():
+    run = one("penalty=ortho", "lambda2_max=0.7", "base_threshold=0.2", "decay_power=0.5", "k=9", "lr=2e-4").run
+    assert (run.penalty.lambda2_max, run.penalty.base_threshold, run.schedule.decay_power) == (0.7, 0.2, 0.5)
+    assert (run.architecture.k, run.lr_schedule.lr) == (9, 2e-4)
+    assert one("penalty=ortho").run.penalty.lambda2_max == 0.5  # the group's own value
+    assert one("penalty=ortho").run.schedule.name == "power"  # the penalty's own default
+    assert one("penalty=ortho", "schedule=constant").run.schedule.name == "constant"
+
+
+def test_recorded_values_are_the_used_ones():
+    run = one("penalty=ortho", "lambda2_max=0.7").run
+    assert "${" not in json.dumps(run.to_dict())
+    assert run.penalty_weight(0) == 0.7 and run.penalty_weight(run.total_steps // 2) == pytest.approx(0.175)
+    assert max(run.learning_rate(step) for step in range(run.total_steps)) == run.to_dict()["lr_schedule"]["lr"]
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["seed=1", "data_seed=1", "k=7", "d_sae=300", "num_tokens=20480", "penalty=ortho", "model.l0=5.0", "train.clip=0.5"],
+)
+def test_what_changes_numbers_changes_the_id(word):
+    assert one(word).run_id != one().run_id
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "outputs=elsewhere", "device=cpu", "logger=wandb", "eval=none", "eval.batch_size=3", "train.log_every=3",
+        "train.checkpoint_every=7", "activations.mode=disk", "title=hello", "k=32", "num_tokens=768100",
+        "model.name=other",
+    ],
+)  # fmt: skip
+def test_what_does_not_change_numbers_does_not_change_the_id(word):
+    assert one(word).run_id == one().run_id
+
+
+def test_streaming_is_another_order_so_another_run():
+    assert one("activations.mode=stream").run_id != one().run_id
+
+
+def test_auto_mode_is_decided_by_the_config_alone():
+    assert one().run.activations.mode == "memory"
+    assert one("activations.memory_gb=0.01").run.activations.mode == "disk"
+    assert one("activations.memory_gb=0.01", "activations.disk_gb=0.02").run.activations.mode == "stream"
+
+
+def test_the_text_decides_the_id_and_its_place_does_not(tmp_path):
+    ids = []
+    for folder, text in (("a", "one two three"), ("b", "one two three"), ("c", "one two four")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "text.txt").write_text(text)
+        (planned,) = plan("model=pythia-70m", f"data={tmp_path / folder / 'text.txt'}").runs
+        ids.append(planned.run_id)
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_canonical_config_has_no_path_and_no_inert_key(tmp_path):
+    (tmp_path / "text.txt").write_text("some text")
+    (planned,) = plan("model=pythia-70m", f"data={tmp_path / 'text.txt'}", "penalty=ortho").runs
+    config = canonical(planned.run)
+    assert str(tmp_path) not in json.dumps(config) and "tau" not in config["penalty"]
+    assert short_hash(config) == planned.run_id
+
+
+def test_equal_points_are_one_run():
+    made = plan("model=synthetic", "penalty=none,ortho", "lambda2_max=0.1,0.5")
+    assert [len(p.equals) for p in made.runs] == [1, 0, 0]
+    assert [p.title for p in made.runs] == ["penalty=none", "penalty=ortho lambda2_max=0.1", "penalty=ortho lambda2_max=0.5"]
+
+
+MISTAKES = {
+    ("penalty=none", "lambda2_max=0.5"): r"lambda2_max=0.5: no run .*penalty=ortho does",
+    ("penalty=none", "schedule=power"): r"schedule=power: no run .*penalty=none has no weight",
+    ("penalty=none", "decay_power=1"): r"decay_power=1: no run",
+    ("penalty=ortho", "penalty.tau=0.2"): r"penalty.tau=0.2: no run .*sigmoid",
+    ("target_l0=5",): r"target_l0=5: no run",
+    ("layer=3",): r"layer=3: no run .*synthetic has no layers",
+    ("data=wikitext",): r"data=wikitext: no run .*synthetic",
+    ("architecture.aux_weight=0", "architecture.k_aux=3"): r"architecture.k_aux=3: no run",
+    ("train.window=8",): r"train.window=8: no run",
+    ("penalty=ortho", "penalty.lambda2_max=0.3", "lambda2_max=0.2"): r"lambda2_max=0.2: no run",
+    ("k=1000", "d_sae=512"): r"k=1000: is larger than d_sae=512",
+    ("k=0",): r"k=0: must be at least 1",
+    ("k_start=0",): r"k_start=0",
+    ("num_tokens=0",): r"num_tokens=0: must be above 0",
+    ("num_tokens=-5",): r"num_tokens=-5",
+    ("num_tokens=100",): r"num_tokens=100: less than one batch",
+    ("batch_size=0",): r"batch_size=0",
+    ("seed=-1",): r"seed=-1",
+    ("lr=0",): r"lr=0.0: must be above 0",
+    ("lr_schedule.warmup=-1",): r"lr_schedule.warmup=-1",
+    ("architecture=standard", "l1_penalty=-1"): r"l1_penalty=-1",
+    ("penalty=ortho", "lambda2_max=-1"): r"lambda2_max=-1",
+    ("penalty=ortho", "lambda2_max=0"): r"weight is 0 at every step.*penalty=none",
+    ("penalty=ortho", "base_threshold=1.0", "penalty.threshold=constant"): r"can never act.*base_threshold=1",
+    ("penalty=ortho", "penalty.competition=hard"): r"penalty.competition=hard: must be one of linear, sigmoid",
+    ("train.recon=abs",): r"train.recon=abs: must be one of squared, norm",
+    ("train.precision=fp8",): r"train.precision=fp8",
+    ("train.clip=abc",): r"train.clip=abc: must be a number",
+    ("architecture.k_aux=abc",): r"architecture.k_aux=abc: must be a whole number",
+    ("train.normalize_activations=7up",): r"train.normalize_activations=7up: must be true or false",
+    ("activations.mode=tape",): r"activations.mode=tape",
+    ("activations.buffer_tokens=10",): r"activations.buffer_tokens=10",
+    ("device=tpu",): r"device=tpu: must be one of auto, cpu, cuda",
+    ("data.held_out=2",): r"data.held_out=2",
+    ("model.d_in=0",): r"model.d_in=0",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES.items(), ids=lambda v: " ".join(v) if isinstance(v, tuple) else "")
+def test_a_mistake_is_one_sentence_with_key_value_and_mend(words, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        plan("model=synthetic", *words)
+    assert "\n" not in str(caught.value)
+
+
+def test_layer_beyond_the_model_is_named():
+    with pytest.raises(ConfigError, match=r"layer=6: pythia-70m has 6 layers, numbered 0 to 5"):
+        plan("model=pythia-70m", "layer=6", "data=wikitext")
+
+
+def test_missing_and_empty_text_are_named(tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(DataError, match="empty.txt: is empty"):
+        plan("model=pythia-70m", f"data={tmp_path / 'empty.txt'}")
+    with pytest.raises(ConfigError, match="missing.txt: no such file"):
+        plan("model=pythia-70m", f"data={tmp_path / 'missing.txt'}")
+
+
+def test_unequal_budgets_are_told_and_what_is_varied_is_exempt_but_tokens():
+    assert plan("model=synthetic", "k=8,16").warnings == []
+    assert "num_tokens" in plan("model=synthetic", "num_tokens=10240,20480").warnings[0]
+    assert any("total_steps" in w for w in plan("model=synthetic", "batch_size=512,1024").warnings)
+
+
+def test_a_learning_rate_that_never_peaks_is_told():
+    warnings = plan("model=synthetic", "lr_schedule.warmup=1000").warnings
+    assert len(warnings) == 1 and "never at lr=0.001" in warnings[0]
+
+
+def test_dry_run_tells_steps_lr_weights_and_keys():
+    text = describe(plan("model=synthetic", "penalty=ortho", "lambda2_max=0.1,0.5"))
+    for part in ("750 x 1,024", "lr peak 0.001", "0.5, 0.125, 8.889e-07", "base_threshold=0.3", "GB"):
+        assert part in text
+    assert "tau" not in text
+
+
+@pytest.mark.parametrize("title", ["a/b\\c", "..", "", "x" * 500, "<script>alert(1)</script>", "a\nb", "k=1 λ=2"])
+def test_names_of_links_are_safe(title):
+    name = safe_name(title)
+    assert 0 < len(name) <= 80 and not set(name) & set("/\\\n<>\0") and name.strip(".")
