@@ -47,3 +47,13 @@ format: install ## ruff: mend style and format
 clean: ## remove the virtual environments and caches; outputs/ stays
 	rm -rf $(VENV) .venv-saelens build dist .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.venv-saelens/.installed:
+	@echo "installing SAELens and SAEBench into .venv-saelens (once; they need an older TransformerLens) ..."
+	@test -x .venv-saelens/bin/python || $(PYTHON) -m venv .venv-saelens
+	@.venv-saelens/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) torchvision==0.28.0 sae-bench sae-lens
+	@.venv-saelens/bin/python -m pip uninstall --quiet -y torchvision
+	@touch $@
+
+saelens-check: .venv-saelens/.installed ## load every exported sae/ of outputs/runs with SAELens itself and compare
+	.venv-saelens/bin/python scripts/check_saelens.py outputs/runs/*/sae

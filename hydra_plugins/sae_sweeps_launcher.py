@@ -20,7 +20,9 @@ class SaeSweepsLauncherConf:
     _target_: str = "hydra_plugins.sae_sweeps_launcher.SaeSweepsLauncher"
 
 
-ConfigStore.instance().store(group="hydra/launcher", name="sae_sweeps", node=SaeSweepsLauncherConf, provider="sae_sweeps")
+ConfigStore.instance().store(
+    group="hydra/launcher", name="sae_sweeps", node=SaeSweepsLauncherConf, provider="sae_sweeps"
+)
 
 
 class SaeSweepsLauncher(Launcher):
@@ -33,7 +35,8 @@ class SaeSweepsLauncher(Launcher):
 
         loader = self.hydra_context.config_loader
         points = [
-            Point(loader.load_sweep_config(self.config, list(overrides)), list(overrides)) for overrides in job_overrides
+            Point(loader.load_sweep_config(self.config, list(overrides)), list(overrides))
+            for overrides in job_overrides
         ]
         launch(points)
         return [_done() for _ in points]

@@ -13,8 +13,8 @@ from sae_sweeps.activations.text import Document, documents
 from sae_sweeps.config.schema import DataConfig, ModelConfig
 from sae_sweeps.errors import ConfigError, DataError
 
-_TOKENISED_TOGETHER = 32
-"""Documents per call of the tokenizer, which works on them in parallel."""
+_TOKENISED_TOGETHER = 2**17
+"""Characters per call of the tokenizer, which works on their documents in parallel."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,20 @@ def check_context(lm: LanguageModel, cfg: DataConfig) -> None:
 
 
 def _tokenised(docs: Iterable[Document], lm: LanguageModel) -> Iterator[tuple[list[int], int]]:
-    docs = iter(docs)
-    while group := list(islice(docs, _TOKENISED_TOGETHER)):
+    for group in _grouped(docs):
         texts = [doc.text for doc in group]
         ids = lm.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         yield from zip(ids, (doc.role for doc in group), strict=True)
+
+
+def _grouped(docs: Iterable[Document]) -> Iterator[list[Document]]:
+    group: list[Document] = []
+    size = 0
+    for doc in docs:
+        group.append(doc)
+        size += len(doc.text)
+        if size >= _TOKENISED_TOGETHER:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group

@@ -27,6 +27,10 @@ class Source(Protocol):
         """Tokens `start` to `stop` of the stream, in order, on the CPU; fewer if the text ends."""
         ...
 
+    def count(self, stop: int) -> int:
+        """How many tokens the stream has, counted up to `stop`; no activation is computed."""
+        ...
+
 
 @dataclass
 class TextSource:
@@ -51,19 +55,13 @@ class TextSource:
     def stream(self, start: int, stop: int) -> Iterator[Batch]:
         """Contexts before `start` are tokenised but not run. Those run together are the same ones whatever `start`
         and `stop`, so that an activation has the same bits however it is reached."""
-        left_out = self.lm.special_ids if self.data.train_on == "non_special" else ()
-        special = np.array(sorted(left_out), np.int32)
-        rows = contexts(documents(self.data, self.split), self.lm, self.data)
         done = sequences = 0
-        while done < stop and (group := list(islice(rows, self.contexts_per_forward))):
-            tokens_SL = np.stack([context.tokens_L for context in group])
-            keep_SL = ~np.isin(tokens_SL, special)
+        for tokens_SL, role_SL, keep_SL in self._groups():
             n_kept = int(keep_SL.sum())
             wanted = slice(max(start - done, 0), min(stop - done, n_kept))
             if wanted.start < wanted.stop:
                 acts_SLD = self.lm.activations(torch.from_numpy(tokens_SL).long(), self.layer)
                 sequence, position = (torch.from_numpy(i[wanted]) for i in np.nonzero(keep_SL))
-                role_SL = np.stack([context.role_L for context in group])
                 yield Batch(
                     x=acts_SLD[sequence.to(acts_SLD.device), position.to(acts_SLD.device)].to(self.dtype).cpu(),
                     token_ids=torch.from_numpy(tokens_SL)[sequence, position],
@@ -72,7 +70,26 @@ class TextSource:
                     role=torch.from_numpy(role_SL)[sequence, position],
                 )
             done += n_kept
-            sequences += len(group)
+            sequences += len(tokens_SL)
+            if done >= stop:
+                return
+
+    def count(self, stop: int) -> int:
+        done = 0
+        for _, _, keep_SL in self._groups():
+            done += int(keep_SL.sum())
+            if done >= stop:
+                return stop
+        return done
+
+    def _groups(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Contexts that are run together: tokens, roles, and which of the tokens train the SAE, each [S, L]."""
+        left_out = self.lm.special_ids if self.data.train_on == "non_special" else ()
+        special = np.array(sorted(left_out), np.int32)
+        rows = contexts(documents(self.data, self.split), self.lm, self.data)
+        while group := list(islice(rows, self.contexts_per_forward)):
+            tokens_SL = np.stack([context.tokens_L for context in group])
+            yield tokens_SL, np.stack([context.role_L for context in group]), ~np.isin(tokens_SL, special)
 
 
 @dataclass
@@ -91,6 +108,9 @@ class SyntheticSource:
         for batch in self.world.stream(start, stop, self.context, self.split):
             batch.x = batch.x.to(self.dtype)
             yield batch
+
+    def count(self, stop: int) -> int:
+        return stop
 
 
 def regroup(batches: Iterable[Batch], n: int) -> Iterator[Batch]:

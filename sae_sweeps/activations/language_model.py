@@ -182,7 +182,7 @@ def _load_error(cfg: ModelConfig, name: str, error: Exception) -> Exception:
     if isinstance(error, OSError):
         return NoNetwork(
             f"model={name} is not in the local cache and could not be fetched: check the name, or on a machine with a "
-            f"network run `huggingface-cli download {name} --local-dir DIR`, copy DIR here and use model=DIR."
+            f"network run `hf download {name} --local-dir DIR`, copy DIR here and use model=DIR."
         )
     return DataError(f"model={name}: transformers cannot load it ({one_line(error)}).")
 

@@ -227,6 +227,9 @@ class DiskStore:
                 self._starts[span] = np.empty(0, np.int64) if empty else np.memmap(file, np.int64, "r")
         return self._starts[span]
 
+    def count(self, stop: int) -> int:
+        return min(stop, self.n_tokens)
+
     def stream(self, start: int, stop: int) -> Iterator[Batch]:
         """Tokens `start` to `stop` in order, shard by shard."""
         for number in range(start // self._per_shard, -(-stop // self._per_shard)):
@@ -277,7 +280,8 @@ class StreamStore:
         window = _collect(chain(left, self._batches), stop - start, self.d_in, self.dtype, self._left)
         self._next = start + len(window)
         if self._next < stop:
-            self.n_tokens, self._next = self._next, -1
+            # Nothing at all: the text ends somewhere before `start`, and how far it goes is still to be counted.
+            self.n_tokens, self._next = self._next if len(window) else self._source.count(start), -1
             if not self.n_tokens:
                 raise _no_tokens(self._data)
             log.warning("The text of data=%s ends after %d tokens: it is read again.", self._data.name, self.n_tokens)

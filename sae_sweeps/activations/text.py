@@ -160,7 +160,7 @@ def _rows(cfg: DataConfig) -> Iterator[dict[str, Any]]:
 def _fetch_first(cfg: DataConfig) -> str:
     return (
         f"data={cfg.path} could not be fetched from the hub: check the name, or on a machine with a network run "
-        f"`huggingface-cli download {cfg.path} --repo-type dataset --local-dir DIR`, copy DIR here and name its files "
+        f"`hf download {cfg.path} --repo-type dataset --local-dir DIR`, copy DIR here and name its files "
         "with data=DIR."
     )
 

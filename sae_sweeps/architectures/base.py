@@ -1,6 +1,6 @@
 """What every architecture shares: weights, encoder, decoder, the unit-norm decoder and the count of dead features.
 
-    z = (x - b_dec) W_enc + b_enc      f = act(z)      x_hat = f W_dec + b_dec
+z = (x - b_dec) W_enc + b_enc      f = act(z)      x_hat = f W_dec + b_dec
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def normalize_decoder(self) -> None:
-        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny)
+        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny))
 
     def numbers(self, step: int) -> dict[str, float]:
         """Values of the architecture's own schedules at a step, for the log."""

@@ -1,4 +1,4 @@
-"""Standard: ReLU with an L1 term. Cunningham et al. 2023 (2309.08600); Bricken et al. 2023, "Towards Monosemanticity"."""
+"""Standard: ReLU with an L1 term. Cunningham et al. 2023 (arXiv 2309.08600), Bricken et al. 2023."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TopK: the k largest of ReLU(z) per token. Gao et al. 2024, "Scaling and evaluating sparse autoencoders" (2406.04093)."""
+"""TopK: the k largest of ReLU(z) per token. Gao et al. 2024 (arXiv 2406.04093)."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def model_folder(cfg: ModelConfig) -> Path | None:
 
 
 def model_facts(cfg: ModelConfig) -> ModelFacts:
-    """d_in and number of layers. Reads config.json where the model is local; asks the hub's cache, then the hub, else."""
+    """d_in and number of layers, from config.json: in the folder of a local model, else from the hub or its cache."""
     if cfg.source == "synthetic":
         if not cfg.d_in or cfg.d_in < 1:
             raise ConfigError(f"model.d_in={cfg.d_in}: must be above 0.")
@@ -57,15 +57,18 @@ def model_facts(cfg: ModelConfig) -> ModelFacts:
 def _hub_config(cfg: ModelConfig) -> Path:
     from huggingface_hub import hf_hub_download
 
+    from sae_sweeps.activations.hub import hub_is_reachable
     from sae_sweeps.errors import NoNetwork
 
     if not cfg.path:
         raise ConfigError("model.path is empty: give the model's name on the hub, as model=hub model.path=ORG/NAME.")
     try:
-        return Path(hf_hub_download(cfg.path, "config.json", revision=cfg.revision))
+        return Path(
+            hf_hub_download(cfg.path, "config.json", revision=cfg.revision, local_files_only=not hub_is_reachable())
+        )
     except Exception as error:
         raise NoNetwork(
-            f"model.path={cfg.path}: its config could not be fetched from the Hugging Face hub ({type(error).__name__}); "
-            f"check the name, or download it where there is a network (hf download {cfg.path} --local-dir DIR) "
-            "and give model=DIR."
+            f"model.path={cfg.path}: its config could not be fetched from the Hugging Face hub "
+            f"({type(error).__name__}); check the name, or download it where there is a network "
+            f"(hf download {cfg.path} --local-dir DIR) and give model=DIR."
         ) from None

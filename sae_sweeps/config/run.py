@@ -97,8 +97,7 @@ class RunConfig:
 
 def typed(cls: type, node: DictConfig, where: str) -> Any:
     """`node` as an instance of the dataclass `cls`; a wrong type or an unknown key is named."""
-    values = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    assert isinstance(values, dict)
+    values: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     known = {f.name for f in fields(cls)}
     for key in values:
         if key not in known:
@@ -109,10 +108,9 @@ def typed(cls: type, node: DictConfig, where: str) -> Any:
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
     except OmegaConfBaseException as error:
-        key = error.full_key or "?"
-        value = values.get(key)
+        key = str(error.full_key)
         top = key if key in TOP_KEYS else f"{where}.{key}"
-        raise ConfigError(f"{top}={value}: {_expected(cls, key)}") from None
+        raise ConfigError(f"{top}={values.get(key)}: {_expected(cls, key)}") from None
 
 
 def _expected(cls: type, key: str) -> str:
@@ -156,6 +154,8 @@ def _fill(run: RunConfig, facts: ModelFacts) -> None:
         run.layer.index = run.model.default_layer if run.model.default_layer is not None else facts.n_layers // 2
     if run.architecture.d_sae is None:
         run.architecture.d_sae = 8 * facts.d_in
+    if run.train.sampling == "auto":
+        run.train.sampling = component("penalty", run.penalty.name).COMPONENT.sampling
     if run.activations.dtype == "auto":
         run.activations.dtype = run.model.dtype
     if run.activations.mode == "auto":
@@ -202,10 +202,13 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
     _one_of("layer.hook", run.layer.hook, ("resid_post", "mlp_out", "attn_out"))
     if not run.synthetic and not 0 <= (run.layer.index or 0) < facts.n_layers:
         raise ConfigError(
-            f"layer={run.layer.index}: {run.model.name} has {facts.n_layers} layers, numbered 0 to {facts.n_layers - 1}."
+            f"layer={run.layer.index}: {run.model.name} has {facts.n_layers} layers, "
+            f"numbered 0 to {facts.n_layers - 1}."
         )
     if run.data.context < 2:
-        raise ConfigError(f"data.context={run.data.context}: a context holds at least BOS and one token; give 2 or more.")
+        raise ConfigError(
+            f"data.context={run.data.context}: a context holds at least BOS and one token; give 2 or more."
+        )
     _one_of("data.train_on", run.data.train_on, ("non_special", "all"))
     if not 0 < run.data.held_out < 1:
         raise ConfigError(f"data.held_out={run.data.held_out}: must lie between 0 and 1.")

@@ -6,6 +6,7 @@ A length in time (`warmup`, `decay`, ...) is a fraction of the run when below 1 
 from dataclasses import dataclass, field
 from typing import Any
 
+
 @dataclass
 class ModelConfig:
     name: str = "builtin"
@@ -30,7 +31,7 @@ class ModelConfig:
 
 @dataclass
 class SyntheticConfig(ModelConfig):
-    """Activations with known features: x = sum_j a_j * features[j] + noise, features unit-norm rows [n_features, d_in]."""
+    """Activations with known features: x = sum_j a_j features_j + noise, unit-norm features [n_features, d_in]."""
 
     name: str = "synthetic"
     source: str = "synthetic"
@@ -90,7 +91,7 @@ class DataConfig:
 @dataclass
 class ActivationsConfig:
     mode: str = "auto"
-    """memory, disk (safetensors shards), stream (a rolling buffer), or auto: the first of these that the budget fits."""
+    """memory, disk (safetensors shards), stream (a rolling buffer), or auto: the first of these with room."""
     dtype: str = "auto"
     """How activations are stored: float32, bfloat16, float16, or auto, the model's own."""
     buffer_tokens: int = 262144

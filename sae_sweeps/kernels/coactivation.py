@@ -32,7 +32,7 @@ def competing_cosines(W: Tensor, token: Tensor, feature: Tensor, n_tokens: int, 
     per_token = torch.bincount(token, minlength=n_tokens)
     meetings = int((per_token * (per_token - 1) // 2).sum())
     by_tiles = meetings > MAX_MEETINGS or meetings * MEETING_COST > len(W) ** 2 * n_tokens
-    return CompetingCosines.apply(W, token, feature, per_token, weigh, by_tiles)  # type: ignore[no-untyped-call]
+    return CompetingCosines.apply(W, token, feature, per_token, weigh, by_tiles)
 
 
 class CompetingCosines(torch.autograd.Function):
@@ -66,9 +66,7 @@ def meeting_pairs(token: Tensor, feature: Tensor, per_token: Tensor, d_sae: int)
     return code // d_sae, code % d_sae, n_both
 
 
-def _by_pairs(
-    W: Tensor, token: Tensor, feature: Tensor, per_token: Tensor, weigh: Weigh
-) -> tuple[Tensor, int, Tensor]:
+def _by_pairs(W: Tensor, token: Tensor, feature: Tensor, per_token: Tensor, weigh: Weigh) -> tuple[Tensor, int, Tensor]:
     d_sae = len(W)
     n_active = torch.bincount(feature, minlength=d_sae).to(W.dtype)
     i, j, n_both = meeting_pairs(token, feature, per_token, d_sae)
@@ -96,9 +94,7 @@ def _dots(W: Tensor, i: Tensor, j: Tensor) -> Tensor:
     return torch.sparse.sampled_addmm(pattern, W, W.T, beta=0.0).values()
 
 
-def _by_tiles(
-    W: Tensor, token: Tensor, feature: Tensor, per_token: Tensor, weigh: Weigh
-) -> tuple[Tensor, int, Tensor]:
+def _by_tiles(W: Tensor, token: Tensor, feature: Tensor, per_token: Tensor, weigh: Weigh) -> tuple[Tensor, int, Tensor]:
     d_sae, n_tokens = len(W), len(per_token)
     active = torch.zeros(n_tokens, d_sae, dtype=W.dtype, device=W.device)
     active[token, feature] = 1  # counts stay exact in float32: below 2^24 tokens

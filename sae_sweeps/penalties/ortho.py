@@ -9,7 +9,7 @@ they never meet. No gradient flows through it. METHODS, section 1 (progressive s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -45,7 +45,9 @@ class OrthoConfig(PenaltyConfig):
 
     def check(self) -> None:
         if self.lambda2_max < 0:
-            raise ConfigError(f"lambda2_max={self.lambda2_max}: must be above 0; for a run without it give penalty=none.")
+            raise ConfigError(
+                f"lambda2_max={self.lambda2_max}: must be above 0; for a run without it give penalty=none."
+            )
         choices = {
             "threshold": ("decreasing", "constant", "increasing"),
             "competition": ("linear", "sigmoid"),
@@ -70,7 +72,7 @@ class OrthoConfig(PenaltyConfig):
 
     def never_acts(self) -> str | None:
         if self.competition == "linear" and min(self.threshold_at(0.0), self.threshold_at(1.0)) >= 1:
-            return f"base_threshold={self.base_threshold:g} with penalty.threshold={self.threshold} leaves no overlap above it"
+            return f"no overlap exceeds base_threshold={self.base_threshold:g} with penalty.threshold={self.threshold}"
         return None
 
     def plan_warnings(self) -> list[str]:

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import OmegaConf
 
-from sae_sweeps.activations.sampler import Sampler
-from sae_sweeps.activations.store import ActivationStore, open_activations
 from sae_sweeps import saelens
 from sae_sweeps.activations.harvest import SyntheticSource
+from sae_sweeps.activations.sampler import Sampler
+from sae_sweeps.activations.store import ActivationStore, open_activations
 from sae_sweeps.activations.synthetic import SyntheticWorld
 from sae_sweeps.config.identity import canonical, short_hash
-from sae_sweeps.config.registry import component
 from sae_sweeps.config.run import RunConfig
-from sae_sweeps.config.schema import DataConfig
+from sae_sweeps.config.schema import DataConfig, SyntheticConfig
 from sae_sweeps.errors import ConfigError, Interrupted
 from sae_sweeps.files import read_json, write_json, write_text
 from sae_sweeps.runs.folder import RunFolder
@@ -112,7 +111,7 @@ def device_for(name: str) -> torch.device:
 
 def activation_key(run: RunConfig, identity: dict[str, Any], split: str, num_tokens: int) -> dict[str, Any]:
     """What determines a store of activations."""
-    key = {name: identity[name] for name in ("model", "layer", "data") if name in identity}
+    key: dict[str, Any] = {name: identity[name] for name in ("model", "layer", "data") if name in identity}
     key |= {"split": split, "num_tokens": num_tokens, "dtype": run.activations.dtype}
     if run.activations.mode == "stream":
         key["buffer_tokens"] = run.activations.buffer_tokens
@@ -132,13 +131,6 @@ def activations_of(run: RunConfig, bench: Bench, cache: Path) -> ActivationStore
     )  # fmt: skip
 
 
-def sampling_of(run: RunConfig) -> str:
-    """How batches are drawn: as the config says, or as the penalty needs."""
-    if run.train.sampling != "auto":
-        return run.train.sampling
-    return component("penalty", run.penalty.name).COMPONENT.sampling
-
-
 def train_run(
     run: RunConfig, folder: RunFolder, bench: Bench, cache: Path, log: Callable[[dict[str, Any]], None], lease: Lease
 ) -> None:
@@ -146,7 +138,7 @@ def train_run(
     began = time.monotonic()
     store = activations_of(run, bench, cache)
     sampler = Sampler(
-        store, run.batch_size, run.data_seed, kind=sampling_of(run), window=run.train.window, device=bench.device
+        store, run.batch_size, run.data_seed, kind=run.train.sampling, window=run.train.window, device=bench.device
     )
     if has_checkpoint(folder.checkpoint):
         training = Training(run, 1.0, torch.zeros(store.d_in, device=bench.device), bench.device)
@@ -176,7 +168,9 @@ def train_run(
     warnings = run.penalty.result_warnings(folder.rows())
     if run.activations.mode != "stream" and store.n_tokens < wanted:
         repeats = wanted / store.n_tokens
-        warnings.append(f"the text holds {store.n_tokens:,} tokens: the {wanted:,} trained on repeat it {repeats:.2f} times")
+        warnings.append(
+            f"the text holds {store.n_tokens:,} tokens: the {wanted:,} trained on repeat it {repeats:.2f} times"
+        )
     trained = {
         "warnings": warnings,
         "provenance": provenance(str(bench.device), torch.get_num_threads())
@@ -216,14 +210,14 @@ def evaluate_run(run: RunConfig, folder: RunFolder, bench: Bench) -> None:
 
     sae = saelens.load(folder.sae)
     bench.progress.stage("evaluate", 1, "SAE")
-    if run.synthetic:
+    if isinstance(run.model, SyntheticConfig):
         n_tokens = run.eval.sparsity_batches * run.eval.batch_size * DataConfig().context
         world = SyntheticSource(SyntheticWorld(run.model), DataConfig().context, "held_out", torch.float32)
         result = evaluate_activations({"sae": sae}, (batch.x for batch in world.stream(0, n_tokens)))["sae"]
     else:
         lm, tokens_NL = bench.held_out(run)
         result = evaluate_core({"sae": sae}, run.eval, lm, run.layer, tokens_NL)["sae"]
-    write_core(result, folder)
+    write_core(result, folder.path)
     summary = {"settings": asdict(run.eval), "metrics": result.metrics, "warnings": result.warnings}
     write_json(folder.evals / f"{run.eval.name}{SUMMARY}", summary)
 

@@ -84,13 +84,6 @@ class RunFolder(os.PathLike):
         """results.json: run_id, title, config, metrics, provenance, warnings."""
         return self.path / "results.json"
 
-    def has_checkpoint(self) -> bool:
-        return any(self.checkpoint.glob("*.safetensors"))
-
-    def is_trained(self) -> bool:
-        """Whether the trained SAE is exported; evaluations and results may still be missing."""
-        return (self.sae / "cfg.json").exists() and (self.sae / "sae_weights.safetensors").exists()
-
     # Status ----------------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from sae_sweeps.runs.execute import Progress
 
 
 class Console:
-    """Progress of one run after the other. On a terminal a bar with rate and time left; in a log file one line a stage."""
+    """One run after the other: on a terminal a bar with rate and time left, in a log file one line at its end."""
 
     def __init__(self) -> None:
         self.bar: Any = None

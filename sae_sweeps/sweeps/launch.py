@@ -41,7 +41,9 @@ def launch(points: list[Point]) -> None:
         print(f"warning: {warning}")
     for planned in plan.runs:
         if planned.equals:
-            print(f"equal runs: {len(planned.equals) + 1} points of this command are `{planned.title}`; it is trained once")
+            print(
+                f"equal runs: {len(planned.equals) + 1} points are the same run, `{planned.title}`; it is trained once"
+            )
     from sae_sweeps.runs.execute import device_for
 
     device = device_for(cfg.device)

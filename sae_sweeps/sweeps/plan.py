@@ -122,7 +122,9 @@ def refuse_unused(points: list[Point], configs: list[RunConfig]) -> None:
 
 def _who_reads(key: str) -> str:
     readers = [
-        f"{path.parent.name}={path.stem}" for path in sorted(CONF.glob("*/*.yaml")) if f"${{top:{key}," in path.read_text()
+        f"{path.parent.name}={path.stem}"
+        for path in sorted(CONF.glob("*/*.yaml"))
+        if f"${{top:{key}," in path.read_text()
     ]
     return f"; {' and '.join(readers)} {'does' if len(readers) == 1 else 'do'}" if readers else ""
 
@@ -134,7 +136,8 @@ def refuse_inactive(run: RunConfig) -> None:
     if all(run.penalty_weight(step) == 0 for step in range(run.total_steps)):
         raise ConfigError(
             f"penalty={run.penalty.name}: its weight is 0 at every step "
-            f"(peak {run.penalty.peak_weight():g}, schedule={run.schedule.name}); for a run without it give penalty=none."
+            f"(peak {run.penalty.peak_weight():g}, schedule={run.schedule.name}); for a run without it give "
+            "penalty=none."
         )
     reason = run.penalty.never_acts()
     if reason:
@@ -148,12 +151,18 @@ def budget_warnings(runs: list[PlannedRun], varied: list[str]) -> list[str]:
         values = {str(_budget(planned.run, key)) for planned in runs} - {"None"}
         exempt = key in varied and key not in NEVER_EXEMPT
         if len(values) > 1 and not exempt:
-            out.append(f"the runs differ in {key} ({', '.join(sorted(values))}): they are not compared at equal budgets")
+            out.append(
+                f"the runs differ in {key} ({', '.join(sorted(values))}): they are not compared at equal budgets"
+            )
     return out
 
 
 def _budget(run: RunConfig, key: str) -> int | None:
-    return getattr(run, key, None) if key in ("num_tokens", "total_steps", "batch_size") else getattr(run.architecture, key, None)
+    return (
+        getattr(run, key, None)
+        if key in ("num_tokens", "total_steps", "batch_size")
+        else getattr(run.architecture, key, None)
+    )
 
 
 def run_warnings(runs: list[PlannedRun]) -> list[str]:
@@ -175,12 +184,14 @@ def warnings_of(run: RunConfig) -> list[str]:
         )
     used = run.total_steps * run.batch_size
     if used != run.num_tokens:
-        out.append(f"{used:,} of num_tokens={run.num_tokens:,} are trained on: whole batches of {run.batch_size:,} only")
+        out.append(
+            f"{used:,} of num_tokens={run.num_tokens:,} are trained on: whole batches of {run.batch_size:,} only"
+        )
     return out
 
 
 def memory_gb(run: RunConfig) -> float:
-    """Rough peak of training in GB: weights, gradients and two moments; three [B, d_sae]; activations kept in memory."""
+    """Rough peak of training in GB: weights, gradients and two moments; three [B, d_sae]; the store."""
     d_in, d_sae = run.model.d_in or 0, run.architecture.d_sae
     weights = 2 * d_in * d_sae * 4 * 4
     batch = 3 * run.batch_size * d_sae * 4
@@ -195,7 +206,9 @@ def describe(plan: Plan) -> str:
         run, T = planned.run, planned.run.total_steps
         model = f"{run.model.name}" + ("" if run.synthetic else f" layer {run.layer.index} {run.layer.hook}")
         lines.append(f"run {number}  {planned.run_id}  {planned.title}")
-        lines.append(f"  {model}, data {'synthetic' if run.synthetic else run.data.name}, activations in {run.activations.mode}")
+        lines.append(
+            f"  {model}, data {'synthetic' if run.synthetic else run.data.name}, activations in {run.activations.mode}"
+        )
         lines.append(f"  steps {T:,} x {run.batch_size:,} = {T * run.batch_size:,} tokens")
         peak = max(run.learning_rate(step) for step in range(T))
         lines.append(f"  lr peak {peak:.3g} ({run.lr_schedule.name}), at the end {run.learning_rate(T - 1):.3g}")

@@ -21,7 +21,9 @@ def run_path(outputs: Path, run_id: str) -> Path:
 def create_sweep(outputs: Path, plan: Plan) -> Path:
     """Make `outputs/sweeps/<name>/` with its manifest and links. Names never collide: the folder's creation decides."""
     folder = _new_folder(outputs / "sweeps")
-    runs = [{"run_id": p.run_id, "title": p.title, "overrides": p.overrides, "equal": p.equals} for p in plan.runs]
+    runs: list[dict[str, Any]] = [
+        {"run_id": p.run_id, "title": p.title, "overrides": p.overrides, "equal": p.equals} for p in plan.runs
+    ]
     manifest: dict[str, Any] = {
         "name": folder.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

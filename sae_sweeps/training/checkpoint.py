@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -87,5 +88,6 @@ def _prime(optimizer: torch.optim.Optimizer) -> None:
 def _checksum(tensors: dict[str, Tensor]) -> int:
     crc = 0
     for name in sorted(tensors):
-        crc = zlib.crc32(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy(), zlib.crc32(name.encode(), crc))
+        content: Any = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy()
+        crc = zlib.crc32(content, zlib.crc32(name.encode(), crc))
     return crc

@@ -74,6 +74,12 @@ def test_contexts_before_the_start_are_not_run(lm, data, monkeypatch):
     assert len(calls) == 1
 
 
+def test_count(lm, data, monkeypatch):
+    n = len(whole(source(lm, data).stream(0, 10**9)))
+    monkeypatch.setattr(lm, "activations", lambda *args: pytest.fail("counting needs no activation"))
+    assert source(lm, data).count(10**9) == n and source(lm, data).count(n - 5) == n - 5
+
+
 def test_roles_reach_the_tokens(lm, data, monkeypatch):
     from sae_sweeps.activations import harvest
 

@@ -137,5 +137,5 @@ def test_folders_that_do_not_hold_a_model(folders, tmp_path):
 def test_no_network(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "hub_is_reachable", lambda: False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(NoNetwork, match="huggingface-cli download no-such/model-here --local-dir DIR"):
+    with pytest.raises(NoNetwork, match="hf download no-such/model-here --local-dir DIR"):
         load_language_model(ModelConfig(source="hub", path="no-such/model-here"), "cpu")

@@ -24,6 +24,9 @@ class NumberedSource:
         self.n = n
         self.pulled = 0
 
+    def count(self, stop):
+        return min(stop, self.n)
+
     def stream(self, start, stop):
         for first in range(start, min(stop, self.n), 7):
             i = torch.arange(first, min(first + 7, stop, self.n), dtype=torch.int32)

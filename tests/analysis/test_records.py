@@ -2,6 +2,7 @@ import pytest
 
 from analysis.records import flat_config, records
 from sae_sweeps.errors import DamagedFile, DataError
+from sae_sweeps.runs.folder import RunFolder
 from tests.analysis.outputs import METRICS, add_run, add_sweep
 
 
@@ -55,8 +56,6 @@ def test_runs_without_results_have_their_state_and_config(outputs):
 
 def test_a_diverged_run_has_no_number_even_with_results_left_from_before(outputs):
     folder = add_run(outputs, "a")
-    from sae_sweeps.runs.folder import RunFolder
-
     RunFolder(folder).set_status(state="diverged")
     frame = records([folder])
     assert frame["run", "state"][0] == "diverged" and ("metrics", "fvu") not in frame.columns

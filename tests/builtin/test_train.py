@@ -17,7 +17,9 @@ def tiny(monkeypatch):
     torch.set_num_threads(1)
     names = [f"module{i}" for i in range(30)]
     assert {corpus.split_of(name) for name in names} == set(corpus.SPLITS)
-    monkeypatch.setattr(corpus, "_documents", lambda: [(n, f"# {n}\nimport {n}\n" * (8 + i)) for i, n in enumerate(names)])
+    monkeypatch.setattr(
+        corpus, "_documents", lambda: [(n, f"# {n}\nimport {n}\n" * (8 + i)) for i, n in enumerate(names)]
+    )
     monkeypatch.setattr(train, "VOCABULARY", 270)
     monkeypatch.setattr(train, "CONTEXT", 16)
     sizes = dict(vocab_size=270, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16)

@@ -14,12 +14,15 @@ def ortho(W, f, *, threshold, competition="linear", tau=0.1, overlap="jaccard", 
             both = len(active[i] & active[j])
             if both == 0:
                 continue
-            n = both / {
-                "jaccard": len(active[i] | active[j]),
-                "min": min(len(active[i]), len(active[j])),
-                "cosine": math.sqrt(len(active[i]) * len(active[j])),
-                "batch": n_tokens,
-            }[overlap]
+            n = (
+                both
+                / {
+                    "jaccard": len(active[i] | active[j]),
+                    "min": min(len(active[i]), len(active[j])),
+                    "cosine": math.sqrt(len(active[i]) * len(active[j])),
+                    "batch": n_tokens,
+                }[overlap]
+            )
             if competition == "linear":
                 c = min(1.0, max(0.0, (n - threshold) / threshold))
             else:

@@ -104,15 +104,3 @@ def test_a_full_disk_leaves_whole_lines(folder):
     with pytest.raises(DiskFull, match="metrics.jsonl"):
         folder.append({"step": 1, "loss": 2.0})
     assert folder.metrics_path.read_text() == json.dumps({"step": 0}, separators=(",", ":")) + "\n"
-
-
-def test_what_is_there(folder):
-    assert not folder.has_checkpoint() and not folder.is_trained()
-    for place in (
-        folder.checkpoint / "state.safetensors",
-        folder.sae / "cfg.json",
-        folder.sae / "sae_weights.safetensors",
-    ):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.touch()
-    assert folder.has_checkpoint() and folder.is_trained()

@@ -22,7 +22,13 @@ def command(*words, module=None):
 def run(*words, module=None, expect=0, cwd=PROJECT, **kwargs):
     """Output and errors of a command that must end with the status `expect`."""
     done = subprocess.run(
-        command(*words, module=module), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300, **kwargs
+        command(*words, module=module),
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **kwargs,
     )
     assert done.returncode == expect, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done

@@ -64,7 +64,9 @@ def test_killed_three_times_equals_undisturbed(name, tmp_path):
     end = train(resumed, batch_at, load_checkpoint(resumed, tmp_path / "b"), tmp_path / "b", lambda row: None)
     for key, value in state(undisturbed).items():
         assert torch.equal(value, state(resumed)[key]), key
-    assert {k: v for k, v in end.items() if k != "tokens_per_s"} == {k: v for k, v in last.items() if k != "tokens_per_s"}
+    assert {k: v for k, v in end.items() if k != "tokens_per_s"} == {
+        k: v for k, v in last.items() if k != "tokens_per_s"
+    }
 
 
 def test_the_toy_penalty_trains_its_head_and_moves_its_average(tmp_path):

@@ -50,7 +50,9 @@ def slow_loss(sae, x, recon, dead=None, k=None, k_aux=8, aux_weight=1 / 32, l1=0
 
 
 @pytest.mark.parametrize("recon", ["squared", "norm"])
-@pytest.mark.parametrize(("architecture", "extra"), [(TOPK, {"k": 6}), (STANDARD, {"l1": 0.04})], ids=["topk", "standard"])
+@pytest.mark.parametrize(
+    ("architecture", "extra"), [(TOPK, {"k": 6}), (STANDARD, {"l1": 0.04})], ids=["topk", "standard"]
+)
 @pytest.mark.parametrize("n_dead", [0, 3, 20])
 def test_loss_and_gradient_equal_the_formulas(recon, architecture, extra, n_dead):
     training = fresh(run_config(architecture, recon=recon))
@@ -84,7 +86,9 @@ def test_step_keeps_rows_at_unit_norm_and_removes_the_parallel_gradient():
 def test_components_are_logged_and_the_parts_add_up():
     training = Training(run_config(STANDARD, ORTHO), 1.0, torch.zeros(16), torch.device("cpu"))
     row = training.step(batch_at(1), 1, detailed=True)
-    total = row["recon_loss"] + row["sparsity_weight"] * row["sparsity_loss"] + row["penalty_weight"] * row["penalty_loss"]
+    total = (
+        row["recon_loss"] + row["sparsity_weight"] * row["sparsity_loss"] + row["penalty_weight"] * row["penalty_loss"]
+    )
     assert row["loss"] == pytest.approx(total, rel=1e-5)
     assert {"grad_norm/recon", "grad_norm/sparsity", "grad_norm/penalty", "grad_norm/total"} <= row.keys()
     assert row["grad_norm/penalty"] > 0 and row["penalty/competing_pairs"] > 0
