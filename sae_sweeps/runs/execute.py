@@ -41,6 +41,9 @@ SUMMARY = ".summary.json"
 TRAINED = "trained.json"
 """Marks a run whose training is done; holds its provenance and warnings."""
 
+STATUS_EVERY_S = 1.0
+"""Seconds between updates of status.json while training."""
+
 
 class LeaseLost(Exception):
     """Another process took the run over; this one must not write to it any more."""
@@ -155,14 +158,23 @@ def train_run(
     def tick(step: int) -> None:
         bench.progress.tick((step + 1) * run.batch_size)
 
+    told = time.monotonic()
+
     def record(row: dict[str, Any]) -> None:
-        if lease.lost:
-            raise LeaseLost(f"another process took over {folder.path}")
+        nonlocal told
         folder.append(row)
-        folder.set_status(step=row["step"] + 1)
+        if time.monotonic() - told > STATUS_EVERY_S:
+            folder.set_status(step=row["step"] + 1)
+            told = time.monotonic()
         log(row)
 
-    train(training, sampler.batch, start, folder.checkpoint, record, bench.stop, tick)
+    def stop() -> bool:
+        if lease.lost:  # not even a checkpoint: the files are another's now
+            raise LeaseLost(f"another process took over {folder.path}")
+        return bench.stop()
+
+    train(training, sampler.batches, start, folder.checkpoint, record, stop, tick)
+    folder.set_status(step=run.total_steps)
     saelens.save(export(run, training), folder.sae)
     seconds = time.monotonic() - began
     warnings = run.penalty.result_warnings(folder.rows())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ Log = Callable[[dict[str, Any]], None]
 
 def train(
     training: Training,
-    batch: Callable[[int], Batch],
+    batches: Callable[[int, int], Iterable[Batch]],
     start: int,
     checkpoint_folder: Path,
     log: Log,
@@ -26,19 +26,19 @@ def train(
 ) -> dict[str, Any]:
     """Run steps `start` .. T-1 and return the last step's row.
 
-    `log` gets a row every `log_every` steps and at the last one; `tick` hears of every finished step; once `stop`
+    `batches(start, stop)` gives the batches of those steps; `log` gets a row every `log_every` steps and at the last one; `tick` hears of every finished step; once `stop`
     says so, a checkpoint is written and Interrupted raised. Diverged leaves the last checkpoint as it is.
     """
     run, total = training.run, training.total_steps
     clock, tokens_since, row = time.monotonic(), 0, {}
-    for step in range(start, total):
+    for step, batch in enumerate(batches(start, total), start):
         if stop():
             save_checkpoint(training, step, checkpoint_folder)
             raise Interrupted(f"stopped at step {step} of {total}")
         if step % run.train.checkpoint_every == 0 and step > start:
             save_checkpoint(training, step, checkpoint_folder)
         logged = step % run.train.log_every == 0 or step == total - 1
-        numbers = training.step(batch(step), step, detailed=logged)
+        numbers = training.step(batch, step, detailed=logged)
         tokens_since += run.batch_size
         tick(step)
         if logged:

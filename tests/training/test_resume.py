@@ -26,6 +26,10 @@ RUNS = {
 }  # fmt: skip
 
 
+def batches(at=batch_at):
+    return lambda start, stop: (at(step) for step in range(start, stop))
+
+
 class Kill(Exception):
     pass
 
@@ -45,7 +49,7 @@ def state(training):
 def test_killed_three_times_equals_undisturbed(name, tmp_path):
     run = run_config(**RUNS[name])
     rows, undisturbed = [], fresh(run)
-    last = train(undisturbed, batch_at, 0, tmp_path / "a", rows.append)
+    last = train(undisturbed, batches(), 0, tmp_path / "a", rows.append)
     reached = 0
     for kill_at in (3, 9, 14):
 
@@ -59,9 +63,9 @@ def test_killed_three_times_equals_undisturbed(name, tmp_path):
         assert reached - start <= run.train.checkpoint_every
         reached = kill_at
         with pytest.raises(Kill):
-            train(killed, dies, start, tmp_path / "b", lambda row: None)
+            train(killed, batches(dies), start, tmp_path / "b", lambda row: None)
     resumed = fresh(run, scale=7.0)  # the checkpoint's scale is the one that counts
-    end = train(resumed, batch_at, load_checkpoint(resumed, tmp_path / "b"), tmp_path / "b", lambda row: None)
+    end = train(resumed, batches(), load_checkpoint(resumed, tmp_path / "b"), tmp_path / "b", lambda row: None)
     for key, value in state(undisturbed).items():
         assert torch.equal(value, state(resumed)[key]), key
     assert {k: v for k, v in end.items() if k != "tokens_per_s"} == {
@@ -73,7 +77,7 @@ def test_the_toy_penalty_trains_its_head_and_moves_its_average(tmp_path):
     run = run_config(**RUNS["standard, toy penalty"])
     training = fresh(run)
     before = state(training)
-    row = train(training, batch_at, 0, tmp_path, lambda row: None)
+    row = train(training, batches(), 0, tmp_path, lambda row: None)
     after = state(training)
     assert not torch.equal(before["head"], after["head"]) and not torch.equal(before["average"], after["average"])
     assert row["penalty/tokens"] == 32 and row["penalty_loss"] > 0 and row["grad_norm/penalty"] == 0
@@ -83,7 +87,7 @@ def test_stop_writes_a_checkpoint_of_the_very_step(tmp_path):
     run = run_config(**RUNS["topk, bf16, norm"])
     training, steps = fresh(run), []
     with pytest.raises(Interrupted, match="step 7 of 20"):
-        train(training, batch_at, 0, tmp_path, lambda row: None, stop=lambda: len(steps) == 7, tick=steps.append)
+        train(training, batches(), 0, tmp_path, lambda row: None, stop=lambda: len(steps) == 7, tick=steps.append)
     assert load_checkpoint(fresh(run), tmp_path) == 7
 
 
