@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from sae_sweeps.errors import UserError
 
-FORMATS = ("text", "markdown", "csv", "json")
+FORMATS = ("text", "markdown", "csv", "json", "svg")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""A table's frame as text, markdown, csv or json. A further format is one function here."""
+"""A table's frame as text, markdown, csv, json or a picture. A further format is one function here."""
 
 import io
 import json
@@ -19,7 +19,7 @@ SHORT = {"layer.index": "layer"}
 
 
 def render(frame: "pd.DataFrame", format: str = "text", width: int | None = None, color: bool = False) -> str:
-    """A frame of `table` as text, markdown, csv or json, without a final newline.
+    """A frame of `table` as text, markdown, csv, json or svg, without a final newline.
 
     Text and markdown show the metrics of FIRST unless columns were chosen; csv and json have all at full precision.
 
@@ -119,6 +119,21 @@ def draw(frame: "pd.DataFrame", columns: list[Column], width: int | None = None,
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
+def svg(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
+    """The text table as a picture of a terminal; it names no font or address that a viewer would have to fetch."""
+    import re
+
+    from rich.console import Console
+    from rich.text import Text
+
+    lines = Text(text(frame, width, color=False))
+    widest = max((line.cell_len for line in lines.split()), default=80)
+    console = Console(file=io.StringIO(), record=True, width=widest, highlight=False)
+    console.print(lines)
+    picture = console.export_svg(title="python -m analysis table")
+    return re.sub(r"@font-face \{[^}]*\}", "", picture).replace("Fira Code", "monospace")
+
+
 def markdown(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
     columns = shown_columns(frame)
     names, content = labels(columns), []
@@ -167,4 +182,5 @@ FORMATS: dict[str, Callable[["pd.DataFrame", int | None, bool], str]] = {
     "markdown": markdown,
     "csv": csv,
     "json": to_json,
+    "svg": svg,
 }

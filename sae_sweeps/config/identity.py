@@ -94,8 +94,6 @@ def canonical(run: RunConfig, cache: Path | None = None) -> dict[str, Any]:
     config["num_tokens"] = run.total_steps * run.batch_size
     for key in (*LEFT_OUT, *run.inert()):
         _drop(config, key)
-    if run.activations.mode != "stream":
-        _drop(config, "activations.buffer_tokens")  # a buffer decides the order of the batches, memory and disk do not
     config["model"]["digest"] = model_digest(run.model, cache)
     if "data" in config:
         config["data"]["digest"] = data_digest(run.data, cache)

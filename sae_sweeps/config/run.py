@@ -86,6 +86,19 @@ class RunConfig:
         out: dict[str, str] = {}
         if self.synthetic:
             out |= {"layer": "model=synthetic has no layers", "data": "model=synthetic makes its own activations"}
+            why = "model=synthetic has no forward pass to judge"
+            out |= {"eval.recon_batches": why, "eval.exclude_special_tokens": why}
+        if self.model.source not in ("local", "hub"):
+            out["model.path"] = f"model.source={self.model.source} has none"
+        if self.model.source != "hub":
+            out["model.revision"] = "only models of the hub have one"
+        out |= {f"data.{key}": f"data.kind={self.data.kind} has none" for key in _unused_data_keys(self.data.kind)}
+        if self.activations.mode != "stream":
+            out["activations.buffer_tokens"] = "only activations.mode=stream uses it"
+        if self.eval.name == "none":
+            out |= {f"eval.{f.name}": "eval=none evaluates nothing" for f in fields(EvalConfig) if f.name != "name"}
+        if self.logger.name == "none":
+            out |= {f"logger.{f.name}": "logger=none logs nothing" for f in fields(LoggerConfig) if f.name != "name"}
         if self.penalty.name == "none":
             out["schedule"] = "penalty=none has no weight to schedule"
         for group in ("architecture", "penalty"):
@@ -93,6 +106,17 @@ class RunConfig:
         if self.train.sampling != "contiguous_windows":
             out["train.window"] = "only train.sampling=contiguous_windows uses it"
         return out
+
+
+def _unused_data_keys(kind: str) -> tuple[str, ...]:
+    """Keys of the data group that a kind of data does not read."""
+    hub = ("subset", "split", "revision")
+    return {
+        "builtin": ("path", "text_field", "held_out", *hub),
+        "text": ("text_field", *hub),
+        "jsonl": hub,
+        "parquet": hub,
+    }.get(kind, ())
 
 
 def typed(cls: type, node: DictConfig, where: str) -> Any:
@@ -218,7 +242,7 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
         if getattr(activations, name) < 0:
             raise ConfigError(f"activations.{name}={getattr(activations, name)}: must be 0 or more.")
     _positive("activations.harvest_batch", activations.harvest_batch)
-    if activations.buffer_tokens < run.batch_size:
+    if activations.mode == "stream" and activations.buffer_tokens < run.batch_size:
         raise ConfigError(
             f"activations.buffer_tokens={activations.buffer_tokens}: must hold at least one batch of {run.batch_size}."
         )

@@ -51,9 +51,9 @@ class LeaseLost(Exception):
 
 @dataclass
 class Progress:
-    """What a run tells whoever watches: `stage` opens a named stage of so many units, `tick` reports units done."""
+    """What a run tells whoever watches: `stage(name, total, unit, done=0)` opens a stage, `tick` reports units done."""
 
-    stage: Callable[[str, int, str], None] = lambda name, total, unit: None
+    stage: Callable[..., None] = lambda name, total, unit, done=0: None
     tick: Callable[[int], None] = lambda done: None
 
 
@@ -153,7 +153,7 @@ def train_run(
     folder.truncate(start - 1)
     folder.set_status(step=start)
     wanted = run.total_steps * run.batch_size
-    bench.progress.stage("train", wanted, "tok")
+    bench.progress.stage("train", wanted, "tok", start * run.batch_size)
 
     def tick(step: int) -> None:
         bench.progress.tick((step + 1) * run.batch_size)

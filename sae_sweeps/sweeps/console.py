@@ -21,12 +21,19 @@ class Console:
         self.close()
         print(text, flush=True)
 
-    def stage(self, name: str, total: int, unit: str) -> None:
+    def stage(self, name: str, total: int, unit: str, done: int = 0) -> None:
         self.close()
         self.bar = tqdm(
-            total=total, unit=unit, unit_scale=True, desc=f"  {name}", leave=False, disable=not sys.stderr.isatty(),
-            dynamic_ncols=True, mininterval=0.2,
-        )  # fmt: skip
+            total=total,
+            initial=done,
+            unit=unit,
+            unit_scale=True,
+            desc=f"  {name}",
+            leave=False,
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            mininterval=0.2,
+        )
 
     def tick(self, done: int) -> None:
         if self.bar is not None:

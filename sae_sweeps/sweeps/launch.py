@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -231,7 +233,8 @@ def finish(plan: Plan, states: States, outputs: Path, sweep: Path) -> None:
 
     frame = table([sweep])
     print()
-    print(render(frame, "text"))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(render(frame, "text", width=width))
     write_text(sweep / "table.csv", render(frame, "csv"))
     write_text(sweep / "table.md", render(frame, "markdown"))
     print(f"runs    {outputs / 'runs'}")

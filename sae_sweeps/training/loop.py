@@ -26,8 +26,9 @@ def train(
 ) -> dict[str, Any]:
     """Run steps `start` .. T-1 and return the last step's row.
 
-    `batches(start, stop)` gives the batches of those steps; `log` gets a row every `log_every` steps and at the last one; `tick` hears of every finished step; once `stop`
-    says so, a checkpoint is written and Interrupted raised. Diverged leaves the last checkpoint as it is.
+    `batches(start, stop)` gives the batches of those steps; `log` gets a row every `log_every` steps and at the last
+    one; `tick` hears of every finished step; once `stop` says so, a checkpoint is written and Interrupted raised.
+    Diverged leaves the last checkpoint as it is.
     """
     run, total = training.run, training.total_steps
     clock, tokens_since, row = time.monotonic(), 0, {}
