@@ -18,7 +18,7 @@ METHOD_VERSION = 1
 LEFT_OUT = (
     "outputs", "device", "title", "logger", "eval",
     "model.name", "model.source", "model.path", "model.default_layer", "model.default_d_sae", "data.name", "data.path",
-    "activations.mode", "activations.memory_gb", "activations.disk_gb", "activations.harvest_batch",
+    "activations.mode", "activations.memory_gb", "activations.disk_gb",
     "train.log_every", "train.checkpoint_every",
 )  # fmt: skip
 

@@ -87,6 +87,7 @@ class RunConfig:
         if self.synthetic:
             out |= {"layer": "model=synthetic has no layers", "data": "model=synthetic makes its own activations"}
             why = "model=synthetic has no forward pass to judge"
+            out["activations.harvest_batch"] = why
             out |= {"eval.recon_batches": why, "eval.exclude_special_tokens": why}
         if self.model.source not in ("local", "hub"):
             out["model.path"] = f"model.source={self.model.source} has none"

@@ -115,10 +115,9 @@ def device_for(name: str) -> torch.device:
 def activation_key(run: RunConfig, identity: dict[str, Any], split: str, num_tokens: int) -> dict[str, Any]:
     """What determines a store of activations."""
     key: dict[str, Any] = {name: identity[name] for name in ("model", "layer", "data") if name in identity}
-    key |= {"split": split, "num_tokens": num_tokens, "dtype": run.activations.dtype}
-    if run.activations.mode == "stream":
-        key["buffer_tokens"] = run.activations.buffer_tokens
-    return key
+    if not run.synthetic:
+        key["harvest_batch"] = run.activations.harvest_batch  # other shapes, other last bits
+    return key | {"split": split, "num_tokens": num_tokens, "dtype": run.activations.dtype}
 
 
 def activations_of(run: RunConfig, bench: Bench, cache: Path) -> ActivationStore:
