@@ -220,7 +220,8 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
     for key in ("seed", "data_seed"):
         if getattr(run, key) < 0:
             raise ConfigError(f"{key}={getattr(run, key)}: must be 0 or more.")
-    _one_of("device", run.device.split(":")[0], ("auto", "cpu", "cuda"))
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", run.device):
+        raise ConfigError(f"device={run.device}: must be one of auto, cpu, cuda, cuda:N.")
     for key in ("model.dtype", "activations.dtype"):
         group, name = key.split(".")
         _one_of(key, getattr(getattr(run, group), name), ("float32", "bfloat16", "float16"))

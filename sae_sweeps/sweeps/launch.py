@@ -184,6 +184,9 @@ def supervise(
         state, error = "diverged", str(diverged)
     except Interrupted as interrupted:
         state, error = "interrupted", str(interrupted)
+    except KeyboardInterrupt:
+        try_to(folder.set_status, state="interrupted", error="stopped at once, by a second Ctrl-C")
+        raise
     except UserError as mistake:
         state, error = "failed", str(mistake)
     except Exception as bug:
@@ -223,7 +226,13 @@ def open_sink(planned: PlannedRun, folder: RunFolder, sweep: str) -> Any:
     from sae_sweeps.runs.wandb_sink import WandbSink
 
     return WandbSink(
-        run.logger, run_id=planned.run_id, group=sweep, tags=run.logger.tags, config=run.to_dict(), folder=folder.path
+        run.logger,
+        run_id=planned.run_id,
+        group=sweep,
+        tags=run.logger.tags,
+        config=run.to_dict(),
+        folder=folder.path,
+        title=planned.title,
     )
 
 

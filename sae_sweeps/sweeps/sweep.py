@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.files import naming_full_disk, write_json
 from sae_sweeps.sweeps.plan import Plan, safe_name
 
@@ -46,7 +47,12 @@ def create_sweep(outputs: Path, plan: Plan) -> Path:
 
 def _new_folder(sweeps: Path) -> Path:
     with naming_full_disk(sweeps):
-        sweeps.mkdir(parents=True, exist_ok=True)
+        try:
+            sweeps.mkdir(parents=True, exist_ok=True)
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise ConfigError(
+                f"outputs={sweeps.parent}: cannot be written ({error.strerror}); give a folder of yours."
+            ) from None
         while True:
             name = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
             try:

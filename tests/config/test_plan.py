@@ -184,6 +184,7 @@ MISTAKES = {
     ("logger.mode=online",): r"logger.mode=online: no run .*logger=none",
     ("model.revision=main",): r"model.revision=main: no run",
     ("device=tpu",): r"device=tpu: must be one of auto, cpu, cuda",
+    ("device=cuda:one",): r"device=cuda:one: must be",
     ("data.held_out=2",): r"data.held_out=2",
     ("model.d_in=0",): r"model.d_in=0",
 }  # fmt: skip

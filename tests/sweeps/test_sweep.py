@@ -1,4 +1,3 @@
-import itertools
 import json
 import os
 import signal
@@ -233,11 +232,12 @@ def test_mistakes_end_with_status_2_and_one_line(tmp_path):
         ("penalty.tau=1",): "the chosen penalty has no such key; penalty=ortho has",
         ("nonsense",): "nonsense: cannot be read as key=value",
         ("k='",): "cannot be read as key=value",
+        ("outputs=/dev/null/o",): "outputs=/dev/null/o: cannot be written",
     }
     if not os.environ.get("CUDA_VISIBLE_DEVICES"):
         mistakes[("device=cuda:99",)] = "device=cuda:99: torch"
-    for words, message in itertools.islice(mistakes.items(), None):
-        done = run(*words, "model=synthetic", f"outputs={tmp_path / 'o'}", expect=2)
+    for words, message in mistakes.items():
+        done = run("model=synthetic", f"outputs={tmp_path / 'o'}", *words, expect=2)
         assert message in done.stderr and done.stderr.count("\n") == 1 and not done.stdout, (words, done)
     assert not (tmp_path / "o").exists()
     assert "Traceback" in run("penalty=orto", "--debug", expect=1).stderr
