@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "transformer-lens", "datasets", "hydra-core", "numpy", "safetensors")
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "hydra-core", "numpy", "safetensors")
 
 
 def provenance(device: str, threads: int) -> dict[str, Any]:
