@@ -110,9 +110,9 @@ class EvalConfig:
     """core, or none."""
     batch_size: int = 16
     """Contexts per batch."""
-    recon_batches: int = 8
+    recon_batches: int = 4
     """Batches for the KL and cross-entropy metrics (three forward passes each)."""
-    sparsity_batches: int = 32
+    sparsity_batches: int = 16
     """Batches for reconstruction, sparsity and density metrics; they follow the former in the stream."""
     exclude_special_tokens: bool = True
     """Leave the activation at BOS, EOS and padding as it is when the SAE's output is put in its place."""

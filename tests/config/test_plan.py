@@ -100,7 +100,7 @@ def test_what_changes_numbers_changes_the_id(word):
     "word",
     [
         "outputs=elsewhere", "device=cpu", "logger=wandb", "eval=none", "eval.batch_size=3", "train.log_every=3",
-        "train.checkpoint_every=7", "activations.mode=disk", "title=hello", "k=32", "num_tokens=512100",
+        "train.checkpoint_every=7", "activations.mode=disk", "title=hello", "k=32", "num_tokens=409700",
         "model.name=other",
     ],
 )  # fmt: skip
@@ -225,7 +225,7 @@ def test_a_learning_rate_that_never_peaks_is_told():
 
 def test_dry_run_tells_steps_lr_weights_and_keys():
     text = describe(plan("model=synthetic", "penalty=ortho", "lambda2_max=0.1,0.5"))
-    for part in ("500 x 1,024", "lr peak 0.001", "0.5, 0.125, 2e-06", "base_threshold=0.3", "GB"):
+    for part in ("400 x 1,024", "lr peak 0.001", "0.5, 0.125, 3.125e-06", "base_threshold=0.3", "GB"):
         assert part in text
     assert "tau" not in text
 
