@@ -126,7 +126,8 @@ def svg(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
     from rich.console import Console
     from rich.text import Text
 
-    lines = Text(text(frame, width, color=False))
+    # a mark of its own in each cell would be a piece of its own in the picture, which not every viewer aligns
+    lines = Text.from_ansi(text(frame, width, color=True).replace("\x1b[1m*\x1b[0m", "*"))
     widest = max((line.cell_len for line in lines.split()), default=80)
     console = Console(file=io.StringIO(), record=True, width=widest, highlight=False)
     console.print(lines)

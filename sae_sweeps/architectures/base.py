@@ -66,8 +66,8 @@ class SAE(nn.Module):
     def pre_activations(self, x: Tensor) -> Tensor:
         """z [B, d_sae] of x [B, d_in].
 
-        b_dec's gradient here is -W_enc (sum over the batch of dL/dz). It is taken through a bias of value 0, which saves
-        the product [B, d_sae] x [d_sae, d_in] that the gradient of x - b_dec would cost.
+        b_dec's gradient here is -W_enc (sum over the batch of dL/dz). It is taken through a bias of value 0, which
+        saves the product [B, d_sae] x [d_sae, d_in] that the gradient of x - b_dec would cost.
         """
         zero = (self.b_dec - self.b_dec.detach()) @ self.W_enc.detach()
         return torch.addmm(self.b_enc - zero, x - self.b_dec.detach(), self.W_enc)

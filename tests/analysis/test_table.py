@@ -180,6 +180,18 @@ def test_hostile_text_in_csv_and_json(hostile):
     assert content["runs"][0]["config"]["name"] == HOSTILE
 
 
+def test_a_picture_fetches_nothing_and_hostile_text_stays_text(hostile, sweep):
+    from xml.etree import ElementTree
+
+    for path in (hostile, sweep):
+        picture = render(table([path]), "svg")
+        tree = ElementTree.fromstring(picture)
+        words = {tag for element in tree.iter() for tag in [element.tag.rpartition("}")[2]]}
+        assert "script" not in words and "image" not in words
+        addresses = [part.split('"')[0] for part in picture.split("http")[1:]]
+        assert all("www.w3.org" in address or "-->" in address for address in addresses)
+
+
 def test_json_has_everything(sweep):
     content = json.loads(render(table([sweep]), "json"))
     assert [run["config"] for run in content["runs"]] == [{"penalty.lambda2_max": w} for w in (0.1, 0.5, 1.0)]
