@@ -23,7 +23,7 @@ from sae_sweeps.config.schema import (
     TrainConfig,
 )
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.schedules import LR_SCHEDULES, SCHEDULES, check_length
+from sae_sweeps.schedules import LR_SCHEDULES, SCHEDULES
 
 # Keys at the top level that feed whichever group is chosen; null there means the group's own value.
 TOP_KEYS = (
@@ -292,6 +292,3 @@ def _leaves(node: Any) -> Iterator[Any]:
     else:
         for child in children:
             yield from _leaves(child)
-
-
-__all__ = ["RunConfig", "run_config", "used_top_keys", "check_length", "check_sae", "TOP_KEYS", "GROUPS"]

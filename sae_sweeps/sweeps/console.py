@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from sae_sweeps.runs.execute import Progress
+from sae_sweeps.sweeps.say import say
 
 
 class Console:
@@ -19,7 +20,7 @@ class Console:
 
     def say(self, text: str) -> None:
         self.close()
-        print(text, flush=True)
+        say(text)
 
     def stage(self, name: str, total: int, unit: str, done: int = 0) -> None:
         self.close()

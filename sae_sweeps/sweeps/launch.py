@@ -18,6 +18,7 @@ from sae_sweeps.errors import Diverged, Interrupted, UserError
 from sae_sweeps.files import one_line, read_json, write_text
 from sae_sweeps.sweeps import outcome
 from sae_sweeps.sweeps.plan import Plan, PlannedRun, Point, describe, make_plan
+from sae_sweeps.sweeps.say import say
 from sae_sweeps.sweeps.sweep import create_sweep, run_path
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from sae_sweeps.sweeps.console import Console
 
 POLL_S = 1.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, a polite kill, a closed terminal."""
 
 
 def launch(points: list[Point]) -> None:
@@ -37,15 +40,13 @@ def launch(points: list[Point]) -> None:
     plan = make_plan(points)
     cfg = points[0].cfg
     if cfg.dry_run:
-        print(describe(plan))
+        say(describe(plan))
         return
     for warning in plan.warnings:
-        print(f"warning: {warning}")
+        say(f"warning: {warning}")
     for planned in plan.runs:
         if planned.equals:
-            print(
-                f"equal runs: {len(planned.equals) + 1} points are the same run, `{planned.title}`; it is trained once"
-            )
+            say(f"equal runs: {len(planned.equals) + 1} points are the same run, `{planned.title}`; it is trained once")
     from sae_sweeps.runs.execute import device_for
 
     device = device_for(cfg.device)
@@ -57,7 +58,7 @@ def launch(points: list[Point]) -> None:
 
 @dataclass
 class Stop:
-    """Set by the first Ctrl-C or SIGTERM; a second Ctrl-C ends the process at once."""
+    """Set by the first of STOP_SIGNALS; a second Ctrl-C ends the process at once."""
 
     signal: int | None = None
 
@@ -72,7 +73,7 @@ def caught_signals(stop: Stop) -> Iterator[None]:
             raise KeyboardInterrupt
         stop.signal = number
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
     try:
         yield
     finally:
@@ -241,15 +242,15 @@ def finish(plan: Plan, states: States, outputs: Path, sweep: Path) -> None:
     from analysis.table import render, table
 
     frame = table([sweep])
-    print()
+    say()
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print(render(frame, "text", width=width))
+    say(render(frame, "text", width=width))
     write_text(sweep / "table.csv", render(frame, "csv"))
     write_text(sweep / "table.md", render(frame, "markdown"))
-    print(f"runs    {outputs / 'runs'}")
-    print(f"sweep   {sweep}   (table.csv, table.md)")
+    say(f"runs    {outputs / 'runs'}")
+    say(f"sweep   {sweep}   (table.csv, table.md)")
     if states.interrupted:
-        print("interrupted: the same command goes on from the checkpoints")
+        say("interrupted: the same command goes on from the checkpoints")
         outcome.status = 130
     elif any(state != "completed" for state in states.ended.values()):
         outcome.status = 1

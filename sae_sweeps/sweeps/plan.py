@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from sae_sweeps.config.identity import run_id
-from sae_sweeps.config.run import GROUPS, TOP_KEYS, RunConfig, activations_gb, run_config, used_top_keys
+from sae_sweeps.config.run import TOP_KEYS, RunConfig, activations_gb, run_config, used_top_keys
 from sae_sweeps.errors import ConfigError
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -232,6 +232,3 @@ def describe(plan: Plan) -> str:
 def safe_name(title: str, limit: int = 80) -> str:
     """A file name that a reader recognises."""
     return re.sub(r"[^\w=.,+-]+", "_", title)[:limit].strip("._") or "run"
-
-
-__all__ = ["Point", "Plan", "PlannedRun", "make_plan", "describe", "safe_name", "GROUPS"]

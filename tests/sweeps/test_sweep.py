@@ -1,9 +1,11 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
-from commands import SMALL, numbers, read, rows, run, run_folders, start, wait_for
+from commands import PROJECT, SMALL, command, environment, numbers, read, rows, run, run_folders, start, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -108,7 +110,7 @@ def test_killed_three_times_and_resumed_equals_undisturbed(tmp_path):
     assert numbers(killed) == numbers(undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_writes_a_checkpoint_and_the_next_launch_goes_on(number, tmp_path):
     words = ["-m", "model=synthetic", "k=4,8", "d_sae=128", "num_tokens=819200", f"outputs={tmp_path / 'o'}"]
     process = start(*words, log=(tmp_path / "log").open("w"))
@@ -147,6 +149,20 @@ def test_two_launches_at_once_train_each_run_once(tmp_path):
     for folder in run_folders(tmp_path / "o"):
         steps = [row["step"] for row in rows(folder)]
         assert steps == sorted(set(steps))
+
+
+def test_a_sweep_goes_on_when_nobody_reads_it_any_more(tmp_path):
+    process = subprocess.Popen(
+        command("-m", *SMALL, "seed=0,1,2", f"outputs={tmp_path}"),
+        cwd=PROJECT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=(tmp_path / "errors").open("w"),
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait() == 0 and (tmp_path / "errors").read_text() == ""
+    assert [read(f, "status.json")["state"] for f in run_folders(tmp_path)] == ["completed"] * 3
 
 
 def test_the_seed_decides_the_weights_and_the_data_seed_the_order(tmp_path):
@@ -252,23 +268,14 @@ def test_help_and_completion_import_nothing_heavy():
         "heavy = {'torch', 'transformers', 'transformer_lens', 'wandb', 'datasets', 'pandas'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    import subprocess
-    import sys
-
-    from commands import PROJECT, environment
-
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "penalty: none, ortho" in done.stdout
 
 
 def test_completion_offers_choices():
-    import subprocess
-
-    from commands import PROJECT, command, environment
-
-    environment = {**environment(), "COMP_LINE": "launch.py penalty=", "COMP_POINT": "18"}
-    done = subprocess.run(command("-sc", "query=bash"), cwd=PROJECT, env=environment, capture_output=True, text=True)
+    completing = {**environment(), "COMP_LINE": "launch.py penalty=", "COMP_POINT": "18"}
+    done = subprocess.run(command("-sc", "query=bash"), cwd=PROJECT, env=completing, capture_output=True, text=True)
     assert set(done.stdout.split()) == {"penalty=none", "penalty=ortho"}, done
 
 
