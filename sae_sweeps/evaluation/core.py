@@ -232,6 +232,8 @@ def doubts(metrics: dict[str, float], sae: ExportedSAE) -> list[str]:
         found.append(f"L0 = {l0:.1f} is above d_in = {sae.d_in}: more features fire than the activation has dimensions")
     elif l0 > sae.d_sae / 10:
         found.append(f"L0 = {l0:.1f} is above a tenth of d_sae = {sae.d_sae}: not sparse")
+    if l0 > 0 and metrics["fvu"] >= 1:
+        found.append(f"fvu = {metrics['fvu']:.2f}: the mean activation would be a better reconstruction")
     broken = [metric for metric, value in metrics.items() if not math.isfinite(value)]
     if broken:
         found.append(f"not a finite number: {', '.join(broken)}")

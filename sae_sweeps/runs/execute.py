@@ -177,7 +177,7 @@ def train_run(
     saelens.save(export(run, training), folder.sae)
     seconds = time.monotonic() - began
     warnings = run.penalty.result_warnings(folder.rows())
-    if run.activations.mode != "stream" and store.n_tokens < wanted:
+    if store.n_tokens < wanted:
         repeats = wanted / store.n_tokens
         warnings.append(
             f"the text holds {store.n_tokens:,} tokens: the {wanted:,} trained on repeat it {repeats:.2f} times"

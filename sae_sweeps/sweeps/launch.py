@@ -245,8 +245,8 @@ def finish(plan: Plan, states: States, outputs: Path, sweep: Path) -> None:
     say()
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     say(render(frame, "text", width=width))
-    write_text(sweep / "table.csv", render(frame, "csv"))
-    write_text(sweep / "table.md", render(frame, "markdown"))
+    try_to(write_text, sweep / "table.csv", render(frame, "csv"))
+    try_to(write_text, sweep / "table.md", render(frame, "markdown"))
     say(f"runs    {outputs / 'runs'}")
     say(f"sweep   {sweep}   (table.csv, table.md)")
     if states.interrupted:

@@ -13,7 +13,8 @@ from toy_lm import BOS, D_IN, D_SAE, PAD, ToyLM, toy_sae, toy_tokens
 from sae_sweeps.config.schema import EvalConfig, LayerConfig
 from sae_sweeps.errors import ConfigError, DataError
 from sae_sweeps.evaluation.batches import split_batches
-from sae_sweeps.evaluation.core import GROUPS, OURS, evaluate_activations, evaluate_core, write_core
+from sae_sweeps.evaluation.core import GROUPS, OURS, doubts, evaluate_activations, evaluate_core, write_core
+from sae_sweeps.saelens import ExportedSAE
 
 LAYER = LayerConfig(index=0)
 CFG = EvalConfig(batch_size=2, recon_batches=2, sparsity_batches=3)
@@ -143,3 +144,11 @@ def test_mistakes() -> None:
         evaluate_core({"it": toy_sae()}, CFG, ToyLM(), LAYER, toy_tokens(1))
     with pytest.raises(ConfigError, match="eval.recon_batches=0"):
         evaluate_core({"it": toy_sae()}, EvalConfig(recon_batches=0), ToyLM(), LAYER, toy_tokens(9))
+
+
+def test_worse_than_the_mean_is_said() -> None:
+    weights = {"W_dec": torch.zeros(8, 4)}
+    sae = ExportedSAE("standard", weights)
+    metrics = {"l0": 0.5, "dead_features": 0.0, "fvu": 1.5}
+    assert doubts(metrics, sae) == ["fvu = 1.50: the mean activation would be a better reconstruction"]
+    assert doubts(metrics | {"fvu": 0.9}, sae) == []
