@@ -81,7 +81,7 @@ class DataConfig:
     context: int = 128
     """Tokens per context, BOS included."""
     prepend_bos: bool = True
-    """Each context starts with BOS, and BOS stands between documents."""
+    """Each context starts with BOS; between documents BOS stands in any case, as in SAELens."""
     train_on: str = "non_special"
     """Which tokens train the SAE: non_special (not BOS, EOS or padding) or all."""
     held_out: float = 0.1
