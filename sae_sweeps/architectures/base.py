@@ -89,9 +89,10 @@ class SAE(nn.Module):
         return self.tokens_since_fired >= self.dead_after_tokens
 
     @torch.no_grad()
-    def note_firing(self, f: Features, n_tokens: int) -> None:
-        self.tokens_since_fired += n_tokens
-        self.tokens_since_fired.masked_fill_(f.fired(), 0)
+    def observe(self, ctx: Context) -> None:
+        """Update state after the optimizer's step."""
+        self.tokens_since_fired += len(ctx.x)
+        self.tokens_since_fired.masked_fill_(ctx.f.fired(), 0)
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:
@@ -105,7 +106,7 @@ class SAE(nn.Module):
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny))
 
     def numbers(self, step: int) -> dict[str, float]:
-        """Values of the architecture's own schedules at a step, for the log."""
+        """Values of the architecture's own schedules and controls at a step, for the log."""
         return {}
 
     def export(self, scale: float) -> tuple[dict[str, Tensor], dict[str, Any]]:

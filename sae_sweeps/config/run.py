@@ -180,7 +180,7 @@ def _fill(run: RunConfig, facts: ModelFacts) -> None:
     if run.architecture.d_sae is None:
         run.architecture.d_sae = 8 * facts.d_in
     if run.train.sampling == "auto":
-        run.train.sampling = component("penalty", run.penalty.name).COMPONENT.sampling
+        run.train.sampling = run.penalty.sampling()
     if run.activations.dtype == "auto":
         run.activations.dtype = run.model.dtype
     if run.activations.mode == "auto":

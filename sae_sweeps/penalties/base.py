@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from sae_sweeps.config.run import RunConfig
     from sae_sweeps.training.context import Context
 
 
@@ -32,6 +33,13 @@ class PenaltyConfig:
     def peak_weight(self) -> float:
         """Weight at schedule value 1."""
         raise NotImplementedError
+
+    def sampling(self) -> str:
+        """How the batches must be drawn: tokens, adjacent_pairs or contiguous_windows."""
+        return "tokens"
+
+    def check_run(self, run: RunConfig) -> None:
+        """Raise ConfigError where the rest of the run lacks what this penalty needs (groups, roles, ...)."""
 
     def never_acts(self) -> str | None:
         """Why the penalty would be 0 at every step, or None."""
@@ -55,9 +63,6 @@ class PenaltyValue:
 
 
 class Penalty(nn.Module):
-    sampling = "tokens"
-    """How the batches must be drawn: tokens, adjacent_pairs or contiguous_windows."""
-
     def __init__(self, cfg: Any, d_in: int, d_sae: int, total_steps: int, generator: torch.Generator):
         super().__init__()
         self.cfg = cfg
@@ -69,3 +74,10 @@ class Penalty(nn.Module):
     def forward(self, ctx: Context) -> PenaltyValue:
         """The penalty at this step. Not called where the weight is 0."""
         raise NotImplementedError
+
+    def monitor(self, ctx: Context) -> dict[str, Any]:
+        """What is worth drawing later: monitor name -> JSON-able numbers and lists, nothing of size d_sae x d_sae.
+
+        Called without gradient every `train.monitor_every` steps, before the step's update.
+        """
+        return {}

@@ -13,6 +13,7 @@ from sae_sweeps.architectures.features import Features
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.base import SAE
+    from sae_sweeps.architectures.group_layer import GroupLayer
 
 
 @dataclass
@@ -34,6 +35,8 @@ class Context:
     total_steps: int
     seed: int
     """The run's seed; with the step it decides every random draw of a loss term."""
+    groups: GroupLayer | None = None
+    """The layer between activation and decoder that groups features, where the run has one."""
 
     @property
     def progress(self) -> float:
@@ -42,5 +45,9 @@ class Context:
 
     def generator(self, stream: int = 0) -> torch.Generator:
         """Random numbers of this step, the same after a resume; `stream` tells several users apart."""
-        generator = torch.Generator(self.x.device)
-        return generator.manual_seed((self.seed * 1_000_003 + self.step) * 64 + stream)
+        return generator_at(self.x.device, self.seed, self.step, stream)
+
+
+def generator_at(device: torch.device, seed: int, step: int, stream: int) -> torch.Generator:
+    """Random numbers of a step of a run."""
+    return torch.Generator(device).manual_seed((seed * 1_000_003 + step) * 64 + stream)

@@ -121,7 +121,7 @@ class Training:
             nn.utils.clip_grads_with_norm_(parameters, self.run.train.clip, norm)
         self.optimizer.step()
         self.sae.normalize_decoder()
-        self.sae.note_firing(terms.ctx.f, len(batch))
+        self.sae.observe(terms.ctx)
         return self.numbers(terms, step) | component_norms | {"grad_norm/total": grad_norm} if detailed else {}
 
     def component_gradient_norms(self, terms: Terms) -> dict[str, float]:

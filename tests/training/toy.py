@@ -30,11 +30,12 @@ class ToyConfig(PenaltyConfig):
     def peak_weight(self):
         return self.weight
 
+    def sampling(self):
+        return "contiguous_windows"
+
 
 class Toy(Penalty):
     """A linear head predicts a moving average of the features' mean from noisy features; roles and text are at hand."""
-
-    sampling = "contiguous_windows"
 
     def __init__(self, cfg, d_in, d_sae, total_steps, generator):
         super().__init__(cfg, d_in, d_sae, total_steps, generator)
