@@ -30,14 +30,13 @@ class SaeSweepsLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from sae_sweeps.sweeps.arms import points_of
         from sae_sweeps.sweeps.launch import launch
-        from sae_sweeps.sweeps.plan import Point
 
-        loader = self.hydra_context.config_loader
-        points = [
-            Point(loader.load_sweep_config(self.config, list(overrides)), list(overrides))
-            for overrides in job_overrides
-        ]
+        def compose(overrides: list[str]) -> DictConfig:
+            return self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+
+        points = [point for overrides in job_overrides for point in points_of(list(overrides), compose)]
         launch(points)
         return [_done() for _ in points]
 

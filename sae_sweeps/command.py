@@ -24,6 +24,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sae_sweeps.config.penalties import combined_node
 from sae_sweeps.config.schema import RootConfig
 from sae_sweeps.errors import ConfigError, UserError
 
@@ -106,6 +107,10 @@ def rewrite(words: list[str]) -> list[str]:
             out.append(f"layer.index={value}")
         elif key in ("model", "data") and equals:
             out.append(f"{key}={','.join(_choice(key, part.strip()) for part in value.split(','))}")
+        elif key == "penalty" and "+" in value:
+            out.append(f"{key}={','.join(_combination(part.strip()) for part in value.split(','))}")
+        elif re.fullmatch(r"penalty\.\w+\.schedule", key):
+            out.append(f"schedule@{word}")
         else:
             out.append(word)
     # Hydra's parser wants its flags before the first key
@@ -133,6 +138,13 @@ def _choice(group: str, value: str) -> str:
 
 
 _taken: dict[tuple[str, str], Path] = {}
+
+
+def _combination(value: str) -> str:
+    """`a+b` as a choice of the group penalty, made for it; anything else as it is."""
+    if "+" in value:
+        ConfigStore.instance().store(group="penalty", name=value, node=combined_node(value, CONF), package="_global_")
+    return value
 
 
 def _base_of(group: str, path: Path, value: str) -> str:

@@ -16,10 +16,10 @@ METHOD_VERSION = 1
 
 # Paths, logging, evaluation and machine: they do not change what is trained.
 LEFT_OUT = (
-    "outputs", "device", "title", "logger", "eval",
+    "outputs", "device", "title", "tags", "logger", "eval",
     "model.name", "model.source", "model.path", "model.default_layer", "model.default_d_sae", "data.name", "data.path",
     "activations.mode", "activations.memory_gb", "activations.disk_gb",
-    "train.log_every", "train.checkpoint_every",
+    "train.log_every", "train.checkpoint_every", "train.monitor_every", "train.held_out_tokens",
 )  # fmt: skip
 
 LARGE_FILE = 64 * 2**20

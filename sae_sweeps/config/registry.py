@@ -8,8 +8,10 @@ from importlib import import_module
 from types import ModuleType
 
 PACKAGES = {"architecture": "sae_sweeps.architectures", "penalty": "sae_sweeps.penalties"}
+SINGLE = {"group_layer": "sae_sweeps.architectures.group_layer"}
+"""Groups whose choices differ in values alone."""
 
 
 def component(group: str, name: str) -> ModuleType:
     """The module of a choice, with `CONFIG` (its dataclass) and `COMPONENT` (its class)."""
-    return import_module(f"{PACKAGES[group]}.{name}")
+    return import_module(SINGLE.get(group) or f"{PACKAGES[group]}.{name}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_sweeps.config.facts import ModelFacts, model_facts
+from sae_sweeps.config.penalties import Combination, PenaltyTerm
 from sae_sweeps.config.registry import component
 from sae_sweeps.config.schema import (
     ActivationsConfig,
@@ -29,12 +30,21 @@ from sae_sweeps.schedules import LR_SCHEDULES, SCHEDULES
 TOP_KEYS = (
     "k", "k_start", "d_sae", "lr", "l1_penalty", "lambda2_max", "base_threshold", "decay_power", "target_l0",
 )  # fmt: skip
-GROUPS = ("model", "layer", "data", "architecture", "penalty", "schedule", "lr_schedule", "eval", "logger", "cluster")
+GROUPS = (
+    "model", "layer", "data", "architecture", "group_layer", "penalty", "schedule", "lr_schedule", "eval", "logger",
+    "cluster",
+)  # fmt: skip
 
 
-def _top(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
-    value = OmegaConf.select(_root_, key)
+def _top(key: str, default: Any = None, *, _root_: DictConfig, _parent_: DictConfig) -> Any:
+    """`${top:key,default}`: the key at the top level where it is given and can only mean this group."""
+    value = None if in_combination(str(_parent_._get_full_key(""))) else OmegaConf.select(_root_, key)
     return default if value is None else value
+
+
+def in_combination(key: str) -> bool:
+    """Whether a node, `penalty.ortho` say, belongs to one of several penalties that are added together."""
+    return key.startswith("penalty.")
 
 
 OmegaConf.register_new_resolver("top", _top, replace=True)
@@ -49,6 +59,7 @@ class RunConfig:
     data: DataConfig
     activations: ActivationsConfig
     architecture: Any
+    group_layer: Any
     penalty: Any
     schedule: Any
     lr_schedule: Any
@@ -62,6 +73,7 @@ class RunConfig:
     outputs: str
     device: str
     title: str | None
+    tags: list[str] = field(default_factory=list)
 
     @property
     def total_steps(self) -> int:
@@ -72,14 +84,23 @@ class RunConfig:
         return self.model.source == "synthetic"
 
     def penalty_weight(self, step: int) -> float:
-        """lambda2(p) at a step: the penalty's peak weight times its schedule."""
         return self.penalty.peak_weight() * self.schedule.value(step, self.total_steps)
+
+    def penalty_terms(self) -> list[PenaltyTerm]:
+        """The penalties with their schedules, in the order given; none where the run has none."""
+        if isinstance(self.penalty, Combination):
+            return self.penalty.terms
+        return [] if self.penalty.name == "none" else [PenaltyTerm("penalty", self.penalty, self.schedule)]
 
     def learning_rate(self, step: int) -> float:
         return self.lr_schedule.value(step, self.total_steps)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        out = asdict(self)
+        if isinstance(self.penalty, Combination):
+            out["penalty"] = self.penalty.to_dict()
+            del out["schedule"]
+        return out
 
     def inert(self) -> dict[str, str]:
         """Keys and groups that cannot change this run, each with the reason."""
@@ -102,7 +123,9 @@ class RunConfig:
             out |= {f"logger.{f.name}": "logger=none logs nothing" for f in fields(LoggerConfig) if f.name != "name"}
         if self.penalty.name == "none":
             out["schedule"] = "penalty=none has no weight to schedule"
-        for group in ("architecture", "penalty"):
+        if isinstance(self.penalty, Combination):
+            out["schedule"] = "each penalty of a combination has its own, as in penalty.ortho.schedule=cosine"
+        for group in ("architecture", "group_layer", "penalty"):
             out |= {f"{group}.{key}": why for key, why in getattr(self, group).inert().items()}
         if self.train.sampling != "contiguous_windows":
             out["train.window"] = "only train.sampling=contiguous_windows uses it"
@@ -156,18 +179,34 @@ def run_config(cfg: DictConfig) -> RunConfig:
         data=typed(DataConfig, cfg.data, "data"),
         activations=typed(ActivationsConfig, cfg.activations, "activations"),
         architecture=typed(component("architecture", cfg.architecture.name).CONFIG, cfg.architecture, "architecture"),
-        penalty=typed(component("penalty", cfg.penalty.name).CONFIG, cfg.penalty, "penalty"),
+        group_layer=typed(component("group_layer", cfg.group_layer.name).CONFIG, cfg.group_layer, "group_layer"),
+        penalty=_penalty(cfg.penalty),
         schedule=typed(SCHEDULES[cfg.schedule.name], cfg.schedule, "schedule"),
         lr_schedule=typed(LR_SCHEDULES[cfg.lr_schedule.name], cfg.lr_schedule, "lr_schedule"),
         train=typed(TrainConfig, cfg.train, "train"),
         eval=typed(EvalConfig, cfg.eval, "eval"),
         logger=typed(LoggerConfig, cfg.logger, "logger"),
+        tags=list(cfg.tags),
         **{key: cfg[key] for key in ("num_tokens", "batch_size", "seed", "data_seed", "outputs", "device", "title")},
     )
     facts = model_facts(run.model)
     _fill(run, facts)
     _check(run, facts)
     return run
+
+
+def _penalty(node: DictConfig) -> Any:
+    """The config of a penalty, or of several with their schedules."""
+    if "+" not in node.name:
+        return typed(component("penalty", node.name).CONFIG, node, "penalty")
+    terms = []
+    for name in node.name.split("+"):
+        own = node[name].copy()
+        schedule = own.pop("schedule")
+        config = typed(component("penalty", name).CONFIG, own, f"penalty.{name}")
+        where = f"penalty.{name}.schedule"
+        terms.append(PenaltyTerm(name, config, typed(SCHEDULES[schedule.name], schedule, where)))
+    return Combination(node.name, terms)
 
 
 def _fill(run: RunConfig, facts: ModelFacts) -> None:
@@ -252,7 +291,9 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
     run.lr_schedule.check()
     run.schedule.check()
     run.architecture.check(facts.d_in)
+    run.group_layer.check(run.architecture.d_sae)
     run.penalty.check()
+    run.penalty.check_run(run)
     _positive("eval.batch_size", run.eval.batch_size)
     _positive("eval.recon_batches", run.eval.recon_batches)
     _positive("eval.sparsity_batches", run.eval.sparsity_batches)
@@ -279,8 +320,9 @@ def check_sae(d_sae: int) -> None:
 
 def used_top_keys(cfg: DictConfig) -> set[str]:
     """Top-level keys that the chosen groups really read, found in their interpolations."""
-    raw = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(raw, dict)
+    raw: Any = OmegaConf.to_container(cfg, resolve=False)
+    if "+" in raw["penalty"]["name"]:
+        raw = {group: node for group, node in raw.items() if group not in ("penalty", "schedule")}
     text = " ".join(str(leaf) for group in raw.values() if isinstance(group, dict) for leaf in _leaves(group))
     return set(re.findall(r"\$\{top:(\w+)", text))
 

@@ -142,6 +142,10 @@ class TrainConfig:
     """Steps between rows of metrics.jsonl."""
     checkpoint_every: int = 250
     """Steps between checkpoints: at most this many are repeated after a kill."""
+    monitor_every: int = 50
+    """Steps between looks that cost more than a row: gradient norms by loss term, held-out fvu, the penalty's own."""
+    held_out_tokens: int = 2048
+    """Held-out tokens on which fvu is followed during training; 0 leaves it out."""
 
 
 @dataclass
@@ -169,6 +173,7 @@ class RootConfig:
     layer: Any = None
     data: Any = None
     architecture: Any = None
+    group_layer: Any = None
     penalty: Any = None
     schedule: Any = None
     lr_schedule: Any = None
@@ -209,5 +214,9 @@ class RootConfig:
     """auto (CUDA when there is one), cpu, cuda, cuda:N."""
     title: str | None = None
     """A line for tables and notes; by default made of what was varied."""
+    tags: list[str] = field(default_factory=list)
+    """Words that mark the run in its results and at W&B, as_recorded for one."""
+    arms: dict[str, str] = field(default_factory=dict)
+    """The arms of an experiment: a name and the words of a command for each; every arm is a sweep of its own."""
     dry_run: bool = False
     """Compose and check everything, start nothing (`--dry-run`)."""

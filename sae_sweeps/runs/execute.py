@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from sae_sweeps import saelens
 from sae_sweeps.activations.harvest import SyntheticSource
 from sae_sweeps.activations.sampler import Sampler
 from sae_sweeps.activations.store import ActivationStore, open_activations
@@ -20,13 +21,14 @@ from sae_sweeps.config.identity import canonical, short_hash
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import DataConfig, SyntheticConfig
 from sae_sweeps.errors import ConfigError, Interrupted
-from sae_sweeps.files import read_json, write_json, write_text
+from sae_sweeps.files import read_json, write_bytes, write_json, write_text
+from sae_sweeps.runs.export import export, live_sae, trained_sae, why_not_saelens
 from sae_sweeps.runs.folder import RunFolder
 from sae_sweeps.runs.lease import Lease
 from sae_sweeps.runs.provenance import provenance
 from sae_sweeps.saelens import ExportedSAE
 from sae_sweeps.training.checkpoint import has_checkpoint, load_checkpoint
-from sae_sweeps.training.loop import train
+from sae_sweeps.training.loop import Watch, train
 from sae_sweeps.training.start import activation_scale, decoder_bias, first_tokens
 from sae_sweeps.training.step import Training
 
@@ -40,6 +42,10 @@ SUMMARY = ".summary.json"
 """Beside SAEBench's `evals/core.json`: `evals/core.summary.json` with flat metrics, settings and warnings."""
 TRAINED = "trained.json"
 """Marks a run whose training is done; holds its provenance and warnings."""
+
+HELD_OUT_SPREAD = 16
+HELD_OUT_PART = 1024
+"""Tokens encoded at once, as many as in a step."""
 
 STATUS_EVERY_S = 1.0
 """Seconds between updates of status.json while training."""
@@ -120,15 +126,15 @@ def activation_key(run: RunConfig, identity: dict[str, Any], split: str, num_tok
     return key | {"split": split, "num_tokens": num_tokens, "dtype": run.activations.dtype}
 
 
-def activations_of(run: RunConfig, bench: Bench, cache: Path) -> ActivationStore:
-    """The store that the run trains on, harvested if nobody did before."""
+def open_split(run: RunConfig, bench: Bench, cache: Path, split: str, num_tokens: int) -> ActivationStore:
+    """Activations of the training or the held-out text, harvested if nobody did before; held-out ones in memory."""
     identity = canonical(run, cache / "digests")
-    num_tokens = run.total_steps * run.batch_size
     bench.progress.stage("harvest", num_tokens, "tok")
     data = DataConfig() if run.synthetic else run.data  # synthetic text has no say
+    kept = run.activations if split == "train" else replace(run.activations, mode="memory")
     return open_activations(
-        run.model, run.layer, data, run.activations, num_tokens, cache, bench.device,
-        split="train", key=activation_key(run, identity, "train", num_tokens),
+        run.model, run.layer, data, kept, num_tokens, cache, bench.device,
+        split=split, key=activation_key(run, identity, split, num_tokens),
         lm=bench.language_model(run, identity["model"]["digest"]), progress=bench.check,
     )  # fmt: skip
 
@@ -138,7 +144,7 @@ def train_run(
 ) -> None:
     """Train to the end, from the checkpoint where there is one; export `sae/`; write `trained.json` last."""
     began = time.monotonic()
-    store = activations_of(run, bench, cache)
+    store = open_split(run, bench, cache, "train", run.total_steps * run.batch_size)
     sampler = Sampler(
         store, run.batch_size, run.data_seed, kind=run.train.sampling, window=run.train.window, device=bench.device
     )
@@ -152,16 +158,14 @@ def train_run(
     folder.truncate(start - 1)
     folder.set_status(step=start)
     wanted = run.total_steps * run.batch_size
+    held_out = held_out_activations(run, bench, cache)
     bench.progress.stage("train", wanted, "tok", start * run.batch_size)
-
-    def tick(step: int) -> None:
-        bench.progress.tick((step + 1) * run.batch_size)
 
     told = time.monotonic()
 
     def record(row: dict[str, Any]) -> None:
         nonlocal told
-        folder.append(row)
+        folder.metrics.append(row)
         if time.monotonic() - told > STATUS_EVERY_S:
             folder.set_status(step=row["step"] + 1)
             told = time.monotonic()
@@ -172,11 +176,22 @@ def train_run(
             raise LeaseLost(f"another process took over {folder.path}")
         return bench.stop()
 
-    train(training, sampler.batches, start, folder.checkpoint, record, stop, tick)
+    def look(training: Training) -> dict[str, float]:
+        return {} if held_out is None else {"held_out_fvu": held_out_fvu(live_sae(run, training), held_out)}
+
+    watch = Watch(
+        note=folder.monitors.append,
+        look=look,
+        # TODO quarter=lambda training, percent: write_snapshot(folder, training.sae.W_dec.detach(), percent),
+        tick=lambda step: bench.progress.tick((step + 1) * run.batch_size),
+    )
+    train(training, sampler.batches, start, folder.checkpoint, record, stop, watch)
     folder.set_status(step=run.total_steps)
-    saelens.save(export(run, training), folder.sae)
+    refused = why_not_saelens(run)
+    if refused is None:
+        export(run, training, folder)
     seconds = time.monotonic() - began
-    warnings = run.penalty.result_warnings(folder.rows())
+    warnings = [refused] * (refused is not None) + run.penalty.result_warnings(folder.metrics.rows())
     if store.n_tokens < wanted:
         repeats = wanted / store.n_tokens
         warnings.append(
@@ -196,21 +211,31 @@ def train_run(
     write_json(folder.path / TRAINED, trained)
 
 
-def export(run: RunConfig, training: Training) -> ExportedSAE:
-    """The trained SAE in raw activation units, as SAELens describes it."""
-    weights, settings = training.sae.export(training.scale)
-    return ExportedSAE(
-        architecture=training.sae.exports_as,
-        weights={name: weight.cpu() for name, weight in weights.items()},
-        hook_name="synthetic" if run.synthetic else f"blocks.{run.layer.index}.hook_{run.layer.hook}",
-        model_name=run.model.path or run.model.name,
-        metadata={
-            "context_size": run.data.context,
-            "prepend_bos": run.data.prepend_bos,
-            "dataset_path": run.data.path or run.data.name,
-        },
-        **settings,
-    )
+def held_out_activations(run: RunConfig, bench: Bench, cache: Path) -> torch.Tensor | None:
+    """`train.held_out_tokens` held-out activations [n, d_in] that are the same for every run, or None where 0.
+
+    Taken evenly from HELD_OUT_SPREAD times as many, so that they come from more than one document.
+    """
+    n_tokens = run.train.held_out_tokens
+    if n_tokens == 0:
+        return None
+    store = open_split(run, bench, cache, "held_out", n_tokens * HELD_OUT_SPREAD)
+    rows = torch.arange(min(n_tokens, store.n_tokens)) * store.n_tokens // min(n_tokens, store.n_tokens)
+    return store.rows(0, store.n_tokens).take(rows.numpy()).x.float().to(bench.device)
+
+
+@torch.no_grad()
+def held_out_fvu(sae: ExportedSAE, x: torch.Tensor) -> float:
+    """Fraction of the variance of x [n, d_in] that the SAE leaves unexplained."""
+    error = sum((sae.decode(sae.encode(part)) - part).square().sum() for part in x.split(HELD_OUT_PART))
+    return float(error / (x - x.mean(0)).square().sum())
+
+
+def write_snapshot(folder: RunFolder, W_dec: torch.Tensor, percent: int) -> None:
+    """monitors/similarity_25.npz and so on: how similar the decoder's rows are at a quarter of the training."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **similarity_snapshot(W_dec.cpu(), seed=0))
+    write_bytes(folder.path / "monitors" / f"similarity_{percent}.npz", content.getvalue())
 
 
 def evaluate_run(run: RunConfig, folder: RunFolder, bench: Bench) -> None:
@@ -219,7 +244,7 @@ def evaluate_run(run: RunConfig, folder: RunFolder, bench: Bench) -> None:
         return
     from sae_sweeps.evaluation.core import evaluate_activations, evaluate_core, write_core
 
-    sae = saelens.load(folder.sae)
+    sae = trained_sae(run, folder)
     bench.progress.stage("evaluate", 1, "SAE")
     if isinstance(run.model, SyntheticConfig):
         n_tokens = run.eval.sparsity_batches * run.eval.batch_size * DataConfig().context
@@ -253,7 +278,7 @@ def write_config(run: RunConfig, folder: RunFolder) -> None:
 
 def write_results(run: RunConfig, run_id: str, folder: RunFolder, title: str) -> dict[str, Any]:
     """results.json from the last row of metrics.jsonl, `trained.json` and everything in `evals/`."""
-    last = folder.rows()[-1]
+    last = folder.metrics.rows()[-1]
     trained = read_json(folder.path / TRAINED)
     metrics: dict[str, Any] = {("final_loss" if key == "loss" else key): last.get(key) for key in LAST_STEP}
     metrics |= {"tokens": last["tokens"], "steps": last["step"] + 1}

@@ -1,17 +1,14 @@
 """A run's folder: the truth about the run, written so that a kill at any moment leaves it readable."""
 
-import json
-import math
 import os
 import socket
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from sae_sweeps.errors import DamagedFile
-from sae_sweeps.files import MissingFile, naming_full_disk, read_json, write_bytes, write_json
+from sae_sweeps.files import MissingFile, read_json, write_json
+from sae_sweeps.runs.rows import RowFile
 
 STATES = ("queued", "running", "completed", "diverged", "failed", "interrupted", "preempted", "cancelled", "lost")
 """`completed` and `diverged` are final; the others are taken up again by the next launch."""
@@ -40,7 +37,10 @@ class RunFolder(os.PathLike):
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self._metrics: FileIO | None = None
+        self.metrics = RowFile(self.path / "metrics.jsonl")
+        """One object per logged step."""
+        self.monitors = RowFile(self.path / "monitors.jsonl")
+        """What penalties and groups have to show, one object per monitor and monitored step."""
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -58,11 +58,6 @@ class RunFolder(os.PathLike):
     @property
     def status_path(self) -> Path:
         return self.path / "status.json"
-
-    @property
-    def metrics_path(self) -> Path:
-        """metrics.jsonl: one object per logged step."""
-        return self.path / "metrics.jsonl"
 
     @property
     def checkpoint(self) -> Path:
@@ -117,77 +112,17 @@ class RunFolder(os.PathLike):
         write_json(self.status_path, new)
         return new
 
-    # Metrics ---------------------------------------------------------------------------------------------------------
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl. A non-finite number becomes null and its key is named in `nonfinite`.
-
-        Values are plain scalars, or tensors and arrays of one element. Raises DiskFull, with no partial line left.
-        """
-        row = {key: value.item() if hasattr(value, "item") else value for key, value in row.items()}
-        nonfinite = [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
-        if nonfinite:
-            row |= dict.fromkeys(nonfinite) | {"nonfinite": nonfinite}
-        line = json.dumps(row, allow_nan=False, separators=(",", ":")).encode() + b"\n"
-        with naming_full_disk(self.metrics_path):
-            if self._metrics is None:
-                self._metrics = self._open_metrics()
-            start = self._metrics.seek(0, os.SEEK_END)
-            try:
-                written = 0
-                while written < len(line):
-                    written += self._metrics.write(line[written:]) or 0
-            except OSError:
-                self._metrics.truncate(start)
-                raise
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl, oldest first; a torn last line is left out. Raises DamagedFile for any other."""
-        return [row for _, row in self._lines()]
+    # Rows ------------------------------------------------------------------------------------------------------------
 
     def truncate(self, step: int) -> None:
-        """Drop, atomically, the rows after `step` and a torn last line."""
-        if not self.metrics_path.exists():
-            return
-        kept = b"".join(line for line, row in self._lines() if row["step"] <= step)
-        self.close()
-        if kept != self.metrics_path.read_bytes():
-            write_bytes(self.metrics_path, kept)
+        """Drop, atomically, what metrics.jsonl and monitors.jsonl say of steps after `step`, and torn last lines."""
+        self.metrics.truncate(step)
+        self.monitors.truncate(step)
 
     def close(self) -> None:
-        """Close metrics.jsonl; a later `append` opens it again."""
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
-
-    def _lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
-        """Each whole line of metrics.jsonl and its row."""
-        if not self.metrics_path.exists():
-            return
-        with open(self.metrics_path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    return  # torn by a kill
-                try:
-                    row = json.loads(line)
-                    if not isinstance(row["step"], int):
-                        raise ValueError
-                except (ValueError, TypeError, KeyError):
-                    raise DamagedFile(
-                        f"{self.metrics_path} is damaged at line {number}; restore it, or remove that line to go on."
-                    ) from None
-                yield line, row
-
-    def _open_metrics(self) -> FileIO:
-        """metrics.jsonl, unbuffered, to append to, after cutting off a torn last line."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        file = FileIO(self.metrics_path, "a+")
-        file.seek(0)
-        content = file.readall()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            file.truncate(whole)
-        return file
+        """Close both; a later `append` opens them again."""
+        self.metrics.close()
+        self.monitors.close()
 
 
 def slurm_job_id() -> str | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from sae_sweeps.config.identity import run_id
+from sae_sweeps.config.penalties import Combination
 from sae_sweeps.config.run import TOP_KEYS, RunConfig, activations_gb, run_config, used_top_keys
 from sae_sweeps.errors import ConfigError
 
@@ -24,6 +27,10 @@ class Point:
 
     cfg: DictConfig
     overrides: list[str]
+    arm: str | None = None
+    """The experiment's arm that it belongs to."""
+    fixed: list[str] = field(default_factory=list)
+    """Keys that the arm sets once, for all of its points."""
 
 
 @dataclass
@@ -81,21 +88,25 @@ def title_of(point: Point, varied: list[str], run: RunConfig) -> str:
     """What sets this run apart: the varied keys that it uses, or in a single run all that were given."""
     if run.title:
         return run.title
-    hidden = ("outputs", "dry_run", "device", "logger", "eval")
+    hidden = (*point.fixed, "outputs", "dry_run", "device", "logger", "eval", "tags", "experiment")
     shown = [
         override
         for override in point.overrides
         if split_override(override)[0] not in hidden
-        and (not varied or split_override(override)[0] in varied)
+        and (not (varied or point.arm) or split_override(override)[0] in varied)
         and unused_because(override, run, used_top_keys(point.cfg)) is None
     ]
-    return " ".join(shown).replace("layer.index=", "layer=") or "defaults"
+    words = " ".join([*([point.arm] if point.arm else []), *shown])
+    return words.replace("layer.index=", "layer=").replace("schedule@", "") or "defaults"
 
 
 def unused_because(override: str, run: RunConfig, read: set[str]) -> str | None:
     """Why an override cannot change this run, or None. `read` are the top-level keys that its groups read."""
     key, _ = split_override(override)
     if key in TOP_KEYS and key not in read:
+        if isinstance(run.penalty, Combination):
+            names = " or ".join(f"penalty.{term.name}.{key}" for term in run.penalty.terms)
+            return f"in penalty={run.penalty.name} each penalty has its own keys, such as {names}"
         chosen = ", ".join(f"{g}={getattr(run, g).name}" for g in ("architecture", "penalty", "schedule"))
         return f"{chosen} has no such key{_who_reads(key)}"
     key = "layer" if key == "layer.index" else key
@@ -131,17 +142,16 @@ def _who_reads(key: str) -> str:
 
 def refuse_inactive(run: RunConfig) -> None:
     """A penalty whose weight is 0 at every step, or which can never act, is not what was meant."""
-    if run.penalty.name == "none":
-        return
-    if all(run.penalty_weight(step) == 0 for step in range(run.total_steps)):
-        raise ConfigError(
-            f"penalty={run.penalty.name}: its weight is 0 at every step "
-            f"(peak {run.penalty.peak_weight():g}, schedule={run.schedule.name}); for a run without it give "
-            "penalty=none."
-        )
-    reason = run.penalty.never_acts()
-    if reason:
-        raise ConfigError(f"penalty={run.penalty.name}: can never act, because {reason}.")
+    for term in run.penalty_terms():
+        if all(term.weight(step, run.total_steps) == 0 for step in range(run.total_steps)):
+            raise ConfigError(
+                f"penalty={term.config.name}: its weight is 0 at every step "
+                f"(peak {term.config.peak_weight():g}, schedule={term.schedule.name}); for a run without it give "
+                "penalty=none, or leave it out of the sum."
+            )
+        reason = term.config.never_acts()
+        if reason:
+            raise ConfigError(f"penalty={term.config.name}: can never act, because {reason}.")
 
 
 def budget_warnings(runs: list[PlannedRun], varied: list[str]) -> list[str]:
@@ -212,21 +222,28 @@ def describe(plan: Plan) -> str:
         lines.append(f"  steps {T:,} x {run.batch_size:,} = {T * run.batch_size:,} tokens")
         peak = max(run.learning_rate(step) for step in range(T))
         lines.append(f"  lr peak {peak:.3g} ({run.lr_schedule.name}), at the end {run.learning_rate(T - 1):.3g}")
-        if run.penalty.name != "none":
-            weights = ", ".join(f"{run.penalty_weight(s):.4g}" for s in (0, T // 2, T - 1))
-            lines.append(f"  penalty {run.penalty.name}, weight at 0, 50, 100 %: {weights} ({run.schedule.name})")
-        inert = run.inert()
-        for group in ("architecture", "penalty", "schedule", "train"):
-            if group in inert:
-                continue
-            node = vars(getattr(run, group))
-            shown = [f"{k}={v}" for k, v in node.items() if k != "name" and f"{group}.{k}" not in inert]
-            name = f" {node['name']}" if "name" in node else ""
-            lines.append(f"  {group}{name}: {' '.join(shown)}".rstrip(": "))
+        for term in run.penalty_terms():
+            weights = ", ".join(f"{term.weight(s, T):.4g}" for s in (0, T // 2, T - 1))
+            lines.append(f"  penalty {term.config.name}, weight at 0, 50, 100 %: {weights} ({term.schedule.name})")
+        inert, nodes = run.inert(), run.to_dict()
+        for group in ("architecture", "group_layer", "penalty", "schedule", "train"):
+            if group not in inert and group in nodes and (group != "group_layer" or nodes[group]["name"] != "none"):
+                name = nodes[group].pop("name", "")
+                shown = [f"{key}={value}" for key, value in _flat(nodes[group]) if f"{group}.{key}" not in inert]
+                lines.append(f"  {group} {name}".rstrip() + f": {' '.join(shown)}" * bool(shown))
         lines.append(f"  memory about {memory_gb(run):.2f} GB beside the language model")
         lines += [f"  the same run as: {point}" for point in planned.equals]
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return "\n".join(lines)
+
+
+def _flat(node: dict[str, Any], head: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys of a nested dict with their values."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{head}{key}.")
+        else:
+            yield f"{head}{key}", value
 
 
 def safe_name(title: str, limit: int = 80) -> str:

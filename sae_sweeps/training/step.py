@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,16 @@ from sae_sweeps.architectures.base import SAE
 from sae_sweeps.config.registry import component
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.errors import Diverged
-from sae_sweeps.penalties.base import Penalty
-from sae_sweeps.training.context import Context
+from sae_sweeps.penalties.base import Penalty, PenaltyValue
+from sae_sweeps.training.context import Context, generator_at
+
+if TYPE_CHECKING:
+    from sae_sweeps.architectures.group_layer import GroupLayer
+
+GROUP_STREAM = 32
+"""The group layer's random numbers, apart from the penalties'."""
+WEIGHTS = {"W_dec": "", "W_enc": "_enc"}
+"""The matrices on which gradients are followed, and how that is marked in a metric's name."""
 
 
 @dataclass
@@ -30,11 +39,20 @@ class Terms:
     parts: dict[str, tuple[Tensor, float]]
     """name -> (unweighted value, weight); the loss is the weighted sum."""
     penalty_terms: dict[str, float | Tensor]
+    """The penalties' own numbers, by the names under which they are logged."""
     ctx: Context
 
 
+@dataclass
+class StepReport:
+    numbers: dict[str, float] = field(default_factory=dict)
+    """For metrics.jsonl; empty where the step is not logged."""
+    monitors: list[dict[str, Any]] = field(default_factory=list)
+    """For monitors.jsonl; group events at any step, the rest where the step is monitored."""
+
+
 class Training:
-    """SAE, penalty and optimizer of a run.
+    """SAE, group layer, penalties and optimizer of a run.
 
     Args:
         scale: activations are multiplied by it before the SAE sees them (1 unless the run normalises).
@@ -44,25 +62,34 @@ class Training:
     def __init__(self, run: RunConfig, scale: float, b_dec: Tensor, device: torch.device):
         self.run, self.scale, self.device = run, scale, device
         self.total_steps = run.total_steps
-        d_in = len(b_dec)
+        d_in, d_sae = len(b_dec), run.architecture.d_sae
         # drawn on the CPU, so that the same seed gives the same start on any device
         generator = torch.Generator().manual_seed(run.seed)
-        architecture, penalty = (component(g, getattr(run, g).name) for g in ("architecture", "penalty"))
+        architecture = component("architecture", run.architecture.name)
         self.sae: SAE = architecture.COMPONENT(
             run.architecture, d_in, self.total_steps, run.train.dead_after_tokens, generator
         ).to(device)
         with torch.no_grad():
             self.sae.b_dec.copy_(b_dec * scale)
-        self.penalty: Penalty = penalty.COMPONENT(
-            run.penalty, d_in, run.architecture.d_sae, self.total_steps, generator
-        ).to(device)
+        self.groups: GroupLayer | None = None
+        if run.group_layer.name != "none":
+            layer = component("group_layer", run.group_layer.name).COMPONENT
+            self.groups = layer(run.group_layer, d_in, d_sae, self.total_steps, generator).to(device)
+        self.terms = run.penalty_terms()
+        self.penalties: dict[str, Penalty] = {
+            term.name: component("penalty", term.config.name)
+            .COMPONENT(term.config, d_in, d_sae, self.total_steps, generator)
+            .to(device)
+            for term in self.terms
+        }
         betas = (run.train.beta1, run.train.beta2)
         self.optimizer = torch.optim.Adam(
             [p for _, p in self.named_parameters()], lr=run.lr_schedule.lr, betas=betas, fused=True
         )
 
     def modules(self) -> dict[str, nn.Module]:
-        return {"sae": self.sae, "penalty": self.penalty}
+        groups = {} if self.groups is None else {"groups": self.groups}
+        return {"sae": self.sae, **groups, **self.penalties}
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for prefix, module in self.modules().items():
@@ -74,23 +101,30 @@ class Training:
         return nullcontext()
 
     def forward(self, batch: Batch, step: int) -> Terms:
-        """All loss terms of a batch; nothing but the penalty's own state changes."""
+        """All loss terms of a batch; nothing but the penalties' own state changes."""
         x = batch.x * self.scale if self.scale != 1 else batch.x
-        sae = self.sae
+        sae, groups = self.sae, self.groups
         with self.autocast():
             z = sae.pre_activations(x).float()
             f = sae.activate(z, step)
+            if groups is not None:
+                f = groups(f, generator_at(self.device, self.run.seed, step, GROUP_STREAM), True)
             x_hat = sae.decode(f).float()
             error = x - x_hat
-            ctx = Context(sae, batch, x, z, f, x_hat, error, step, self.total_steps, self.run.seed)
+            ctx = Context(sae, batch, x, z, f, x_hat, error, step, self.total_steps, self.run.seed, groups)
             parts = {"recon": (self.reconstruction(error), 1.0), **sae.extra_losses(ctx)}
-            self.penalty.observe(ctx)
-            weight, penalty_terms = self.run.penalty_weight(step), {}
-            if weight != 0:
-                penalty = self.penalty(ctx)
-                parts["penalty"], penalty_terms = (penalty.loss, weight), penalty.terms
+            if groups is not None:
+                parts |= groups.extra_losses(ctx)
+            numbers: dict[str, float | Tensor] = {}
+            for term in self.terms:
+                weight, penalty = term.weight(step, self.total_steps), self.penalties[term.name]
+                penalty.observe(ctx)
+                value = penalty(ctx) if weight != 0 else PenaltyValue(x.new_zeros(()))
+                parts[term.name] = (value.loss, weight)
+                head = "penalty" if term.name == "penalty" else f"penalty/{term.name}"
+                numbers |= {f"{head}/{name}": number for name, number in value.terms.items()}
         loss = sum((value * weight for value, weight in parts.values()), start=x.new_zeros(()))
-        return Terms(loss, parts, penalty_terms, ctx)
+        return Terms(loss, parts, numbers, ctx)
 
     def reconstruction(self, error: Tensor) -> Tensor:
         """squared: sum over d_in, mean over the batch; norm: mean Euclidean norm. error [B, d_in]."""
@@ -98,8 +132,8 @@ class Training:
             return error.square().sum(1).mean()
         return error.norm(dim=1).mean()
 
-    def step(self, batch: Batch, step: int, detailed: bool = False) -> dict[str, float]:
-        """Take one optimizer step. Returns the step's numbers, all of them where `detailed`.
+    def step(self, batch: Batch, step: int, logged: bool = False, monitored: bool = False) -> StepReport:
+        """Take one optimizer step; its numbers where `logged`, the costlier looks where `monitored`.
 
         Raises Diverged, with nothing updated, when a term or the gradient is not finite.
         """
@@ -108,9 +142,11 @@ class Training:
         terms = self.forward(batch, step)
         if not math.isfinite(terms.loss.item()):
             raise Diverged(step, _first_not_finite(terms))
-        component_norms = self.component_gradient_norms(terms) if detailed else {}
+        report = StepReport(monitors=self.monitors(terms.ctx) if monitored else [])
+        gradients = self.gradients_by_term(terms) if monitored else {}
         self.optimizer.zero_grad(set_to_none=True)
         terms.loss.backward()
+        component_norms = self.norms_by_term(gradients) if monitored else {}
         self.sae.remove_parallel_gradient()
         parameters = [p for _, p in self.named_parameters()]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -122,17 +158,56 @@ class Training:
         self.optimizer.step()
         self.sae.normalize_decoder()
         self.sae.observe(terms.ctx)
-        return self.numbers(terms, step) | component_norms | {"grad_norm/total": grad_norm} if detailed else {}
+        if self.groups is not None:
+            self.groups.observe(terms.ctx)
+            report.monitors += [{"monitor": "group_event", **event} for event in self.groups.adapt(terms.ctx)]
+        if logged:
+            report.numbers = self.numbers(terms, step) | component_norms | {"grad_norm/total": grad_norm}
+        return report
 
-    def component_gradient_norms(self, terms: Terms) -> dict[str, float]:
-        """Norm of each weighted term's gradient on W_dec, before clipping."""
-        norms = {}
+    def gradients_by_term(self, terms: Terms) -> dict[str, dict[str, Tensor]]:
+        """Gradient of each weighted term but the reconstruction, by term and weight matrix."""
+        weights = {name: getattr(self.sae, name) for name in WEIGHTS}
+        out: dict[str, dict[str, Tensor]] = {}
         for name, (value, weight) in terms.parts.items():
-            grad = None
+            if name == "recon":
+                continue
+            found: tuple[Tensor | None, ...] = (None,) * len(weights)
             if value.requires_grad and weight != 0:
-                (grad,) = torch.autograd.grad(value * weight, self.sae.W_dec, retain_graph=True, allow_unused=True)
-            norms[f"grad_norm/{name}"] = 0.0 if grad is None else grad.norm().item()
+                found = torch.autograd.grad(
+                    value * weight, list(weights.values()), retain_graph=True, allow_unused=True
+                )
+            out[name] = {key: grad for key, grad in zip(weights, found, strict=True) if grad is not None}
+        return out
+
+    def norms_by_term(self, gradients: dict[str, dict[str, Tensor]]) -> dict[str, float]:
+        """Norm of each term's gradient on W_dec (`grad_norm/ortho`) and W_enc (`grad_norm/ortho_enc`), unclipped.
+
+        The reconstruction's is what the other terms leave of the whole gradient, which saves its backward pass.
+        """
+        norms: dict[str, float] = {}
+        for key, suffix in WEIGHTS.items():
+            whole = getattr(self.sae, key).grad
+            recon = torch.zeros_like(getattr(self.sae, key)) if whole is None else whole.clone()
+            for term, grads in gradients.items():
+                norms[f"grad_norm/{term}{suffix}"] = grads[key].norm().item() if key in grads else 0.0
+                if key in grads:
+                    recon -= grads[key]
+            norms[f"grad_norm/recon{suffix}"] = recon.norm().item()
         return norms
+
+    @torch.no_grad()
+    def monitors(self, ctx: Context) -> list[dict[str, Any]]:
+        """What penalties and groups have to show: a record for each monitor."""
+        watched: dict[str, Any] = dict(self.penalties)
+        if self.groups is not None:
+            watched["groups"] = self.groups
+        single = len(self.terms) == 1
+        return [
+            {"monitor": name, **({} if owner == "groups" or single else {"penalty": owner}), **data}
+            for owner, module in watched.items()
+            for name, data in module.monitor(ctx).items()
+        ]
 
     @torch.no_grad()
     def numbers(self, terms: Terms, step: int) -> dict[str, float]:
@@ -140,21 +215,22 @@ class Training:
         ctx, unit = terms.ctx, self.scale ** (2 if self.run.train.recon == "squared" else 1)
         variance = (ctx.x - ctx.x.mean(0)).square().sum()
         row: dict[str, float | Tensor] = {"loss": terms.loss / unit}
-        for name, (value, _) in terms.parts.items():
+        for name, (value, weight) in terms.parts.items():
             row[f"{name}_loss"] = value / unit
-        row.setdefault("sparsity_loss", 0.0)
-        row.setdefault("penalty_loss", 0.0)
-        for name, (_, weight) in terms.parts.items():
-            if name not in ("recon", "penalty"):
+            if name != "recon":
                 row[f"{name}_weight"] = weight
+        row.setdefault("sparsity_loss", 0.0)
+        if "penalty" not in self.penalties:  # none, or several: their weighted sum
+            total = [value * weight for name, (value, weight) in terms.parts.items() if name in self.penalties]
+            row["penalty_loss"] = sum(total, start=ctx.x.new_zeros(())) / unit
+            row["penalty_weight"] = float(bool(self.penalties))
         row |= {
-            "penalty_weight": self.run.penalty_weight(step),
             "l0": ctx.f.l0(),
             "fvu": ctx.error.square().sum() / variance,
             "dead_features": self.sae.dead().float().mean(),
             "lr": self.optimizer.param_groups[0]["lr"],
             **self.sae.numbers(step),
-            **{f"penalty/{name}": value for name, value in terms.penalty_terms.items()},
+            **terms.penalty_terms,
         }
         return {name: float(value) for name, value in row.items()}
 

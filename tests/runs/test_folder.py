@@ -50,48 +50,48 @@ def test_a_damaged_status_is_named_and_kept(folder, content):
 
 
 def test_rows_come_back_with_nonfinite_numbers_named(folder):
-    folder.append({"step": 0, "loss": 1.5, "penalty/a": float("nan"), "lr": float("inf")})
-    folder.append({"step": 10, "loss": 1})
-    assert folder.rows() == [
+    folder.metrics.append({"step": 0, "loss": 1.5, "penalty/a": float("nan"), "lr": float("inf")})
+    folder.metrics.append({"step": 10, "loss": 1})
+    assert folder.metrics.rows() == [
         {"step": 0, "loss": 1.5, "penalty/a": None, "lr": None, "nonfinite": ["penalty/a", "lr"]},
         {"step": 10, "loss": 1},
     ]
 
 
 def test_a_torn_last_line_is_ignored_and_never_swallows_the_next(folder):
-    folder.append({"step": 0})
-    with open(folder.metrics_path, "ab") as file:
+    folder.metrics.append({"step": 0})
+    with open(folder.metrics.path, "ab") as file:
         file.write(b'{"step": 1, "lo')
-    assert folder.rows() == [{"step": 0}]
+    assert folder.metrics.rows() == [{"step": 0}]
     resumed = RunFolder(folder.path)
-    resumed.append({"step": 2})
-    assert resumed.rows() == [{"step": 0}, {"step": 2}]
+    resumed.metrics.append({"step": 2})
+    assert resumed.metrics.rows() == [{"step": 0}, {"step": 2}]
     resumed.close()
 
 
 def test_any_other_bad_line_is_named(folder):
-    folder.append({"step": 0})
-    with open(folder.metrics_path, "ab") as file:
+    folder.metrics.append({"step": 0})
+    with open(folder.metrics.path, "ab") as file:
         file.write(b'{"st\n{"step": 2}\n')
     with pytest.raises(DamagedFile, match="line 2"):
-        folder.rows()
+        folder.metrics.rows()
 
 
 def test_truncate_keeps_what_the_checkpoint_knows(folder):
     folder.truncate(5)  # nothing there yet
     for step in range(0, 50, 10):
-        folder.append({"step": step})
-    with open(folder.metrics_path, "ab") as file:
+        folder.metrics.append({"step": step})
+    with open(folder.metrics.path, "ab") as file:
         file.write(b'{"ste')
     folder.truncate(20)
-    folder.append({"step": 21})
-    assert [row["step"] for row in folder.rows()] == [0, 10, 20, 21]
+    folder.metrics.append({"step": 21})
+    assert [row["step"] for row in folder.metrics.rows()] == [0, 10, 20, 21]
     folder.truncate(-1)
-    assert folder.rows() == [] and [p.name for p in folder.path.iterdir()] == ["metrics.jsonl"]
+    assert folder.metrics.rows() == [] and [p.name for p in folder.path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_a_full_disk_leaves_whole_lines(folder):
-    folder.append({"step": 0})
+    folder.metrics.append({"step": 0})
 
     class Full(FileIO):
         def write(self, data):
@@ -100,7 +100,7 @@ def test_a_full_disk_leaves_whole_lines(folder):
             return super().write(data[:4])
 
     folder.close()
-    folder._metrics = Full(folder.metrics_path, "a+")
+    folder.metrics._file = Full(folder.metrics.path, "a+")
     with pytest.raises(DiskFull, match="metrics.jsonl"):
-        folder.append({"step": 1, "loss": 2.0})
-    assert folder.metrics_path.read_text() == json.dumps({"step": 0}, separators=(",", ":")) + "\n"
+        folder.metrics.append({"step": 1, "loss": 2.0})
+    assert folder.metrics.path.read_text() == json.dumps({"step": 0}, separators=(",", ":")) + "\n"

@@ -10,7 +10,7 @@ from sae_sweeps.errors import DamagedFile, Interrupted
 from sae_sweeps.penalties.ortho import OrthoConfig
 from sae_sweeps.schedules import PowerConfig
 from sae_sweeps.training.checkpoint import FILE, load_checkpoint, save_checkpoint
-from sae_sweeps.training.loop import train
+from sae_sweeps.training.loop import Watch, train
 from sae_sweeps.training.step import Training
 
 register_toy()
@@ -87,7 +87,15 @@ def test_stop_writes_a_checkpoint_of_the_very_step(tmp_path):
     run = run_config(**RUNS["topk, bf16, norm"])
     training, steps = fresh(run), []
     with pytest.raises(Interrupted, match="step 7 of 20"):
-        train(training, batches(), 0, tmp_path, lambda row: None, stop=lambda: len(steps) == 7, tick=steps.append)
+        train(
+            training,
+            batches(),
+            0,
+            tmp_path,
+            lambda row: None,
+            stop=lambda: len(steps) == 7,
+            watch=Watch(tick=steps.append),
+        )
     assert load_checkpoint(fresh(run), tmp_path) == 7
 
 

@@ -85,7 +85,7 @@ def test_step_keeps_rows_at_unit_norm_and_removes_the_parallel_gradient():
 
 def test_components_are_logged_and_the_parts_add_up():
     training = Training(run_config(STANDARD, ORTHO), 1.0, torch.zeros(16), torch.device("cpu"))
-    row = training.step(batch_at(1), 1, detailed=True)
+    row = training.step(batch_at(1), 1, True, True).numbers
     total = (
         row["recon_loss"] + row["sparsity_weight"] * row["sparsity_loss"] + row["penalty_weight"] * row["penalty_loss"]
     )
@@ -100,7 +100,7 @@ def test_losses_are_logged_in_raw_units_whatever_the_scale():
     for scale in (1.0, 4.0):
         run = run_config(TopKConfig("topk", 48, 48, None, None, 0.0))
         training = Training(run, scale, torch.zeros(16), torch.device("cpu"))
-        rows.append(training.step(batch_at(0), 0, detailed=True))
+        rows.append(training.step(batch_at(0), 0, True, True).numbers)
     # with b_enc = b_dec = 0 the model is homogeneous, so the same reconstruction at any scale
     assert rows[0]["recon_loss"] == pytest.approx(rows[1]["recon_loss"], rel=1e-5)
     assert rows[0]["fvu"] == pytest.approx(rows[1]["fvu"], rel=1e-5)
@@ -166,7 +166,7 @@ def test_progressive_k_goes_from_start_to_end():
     training = Training(run, 1.0, torch.zeros(16), torch.device("cpu"))
     ks = [training.sae.k_at(step) for step in range(run.total_steps)]
     assert ks[0] == 5 and ks[-1] == 20 and ks == sorted(ks)
-    assert training.step(batch_at(0), 0, detailed=True)["k"] == 5
+    assert training.step(batch_at(0), 0, True, True).numbers["k"] == 5
 
 
 def test_normalisation_gives_mean_norm_sqrt_d_in():

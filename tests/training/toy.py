@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from sae_sweeps.activations.batch import Batch
+from sae_sweeps.architectures.group_layer import GroupLayerConfig
+from sae_sweeps.command import CONF
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import (
     ActivationsConfig,
@@ -21,6 +24,8 @@ from sae_sweeps.config.schema import (
 from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue
 from sae_sweeps.penalties.none import NoneConfig
 from sae_sweeps.schedules import ConstantConfig, LinearLRConfig
+
+NO_GROUPS = GroupLayerConfig(**OmegaConf.load(CONF / "group_layer" / "none.yaml"))
 
 
 @dataclass
@@ -60,13 +65,14 @@ def register_toy():
     sys.modules["sae_sweeps.penalties.toy"] = module
 
 
-def run_config(architecture, penalty=None, schedule=None, num_tokens=640, **train):
+def run_config(architecture, penalty=None, schedule=None, group_layer=None, num_tokens=640, **train):
     return RunConfig(
         model=SyntheticConfig(d_in=16, n_features=32),
         layer=LayerConfig(index=0),
         data=DataConfig(),
         activations=ActivationsConfig(mode="memory", dtype="float32"),
         architecture=architecture,
+        group_layer=group_layer or NO_GROUPS,
         penalty=penalty or NoneConfig("none"),
         schedule=schedule or ConstantConfig("constant"),
         lr_schedule=LinearLRConfig("linear", 1e-2, 0.1, 0.2, 0.0),

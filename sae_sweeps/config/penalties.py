@@ -1,0 +1,113 @@
+"""Which penalties a run has: one with the run's schedule, or several added together, each with its own.
+
+`penalty=ortho+contrastive` puts each penalty's keys under its name (`penalty.ortho.lambda2_max`) with a schedule of its
+own (`penalty.ortho.schedule`); keys at the top level feed neither, since they could mean either.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from sae_sweeps.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sae_sweeps.config.run import RunConfig
+
+SAMPLING_ORDER = ("tokens", "adjacent_pairs", "contiguous_windows")
+"""Each serves the penalties that ask for one before it."""
+
+
+@dataclass
+class PenaltyTerm:
+    """One penalty with its schedule."""
+
+    name: str
+    """What its loss is called: `penalty` where it is the only one, else its own name."""
+    config: Any
+    schedule: Any
+
+    def weight(self, step: int, total_steps: int) -> float:
+        """lambda2(p): peak weight times schedule."""
+        return self.config.peak_weight() * self.schedule.value(step, total_steps)
+
+
+@dataclass
+class Combination:
+    """Several penalties, asked as one."""
+
+    name: str
+    terms: list[PenaltyTerm]
+
+    def check(self) -> None:
+        for term in self.terms:
+            term.config.check()
+            term.schedule.check()
+
+    def check_run(self, run: RunConfig) -> None:
+        for term in self.terms:
+            term.config.check_run(run)
+
+    def inert(self) -> dict[str, str]:
+        return {f"{term.name}.{key}": why for term in self.terms for key, why in term.config.inert().items()}
+
+    def sampling(self) -> str:
+        wanted = {term.config.sampling() for term in self.terms} - {"tokens"}
+        if not wanted:
+            return "tokens"
+        if len(wanted) > 1 and not wanted <= set(SAMPLING_ORDER):
+            raise ConfigError(
+                f"penalty={self.name}: its parts draw batches in ways that exclude each other "
+                f"({', '.join(sorted(wanted))}); combine others, or give one way with train.sampling."
+            )
+        return max(wanted, key=lambda kind: SAMPLING_ORDER.index(kind) if kind in SAMPLING_ORDER else 0)
+
+    def plan_warnings(self) -> list[str]:
+        return [f"{term.name}: {text}" for term in self.terms for text in term.config.plan_warnings()]
+
+    def result_warnings(self, rows: list[dict[str, Any]]) -> list[str]:
+        out = []
+        for term in self.terms:
+            head = f"penalty/{term.name}/"
+            own = [{f"penalty/{k[len(head) :]}": v for k, v in row.items() if k.startswith(head)} for row in rows]
+            out += [f"{term.name}: {text}" for text in term.config.result_warnings(own)]
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        parts = {term.name: asdict(term.config) | {"schedule": asdict(term.schedule)} for term in self.terms}
+        return {"name": self.name, **parts}
+
+
+def combined_node(choice: str, conf: Path) -> dict[str, Any]:
+    """What Hydra needs to know of `a+b`: defaults and contents, at the package `_global_`.
+
+    Raises ConfigError for a part that is not a penalty, stands twice, or is `none`.
+    """
+    names = [name.strip() for name in choice.split("+")]
+    known = sorted(path.stem for path in (conf / "penalty").glob("*.yaml") if path.stem != "none")
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"penalty={choice}: {name or 'an empty part'} cannot be added; choose of {', '.join(known)}."
+            )
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ConfigError(f"penalty={choice}: {twice[0]} stands there twice; change its weight instead.")
+    defaults: list[Any] = []
+    parts: dict[str, Any] = {"name": "+".join(names)}
+    for name in names:
+        node: Any = OmegaConf.to_container(OmegaConf.load(conf / "penalty" / f"{name}.yaml"), resolve=False)
+        schedule = "constant"
+        for entry in node.get("defaults", []):
+            for key, value in entry.items() if isinstance(entry, dict) else ():
+                if key == "override /schedule":
+                    schedule = value
+                elif entry not in defaults:
+                    defaults.append(entry)
+        defaults.append({f"/schedule@penalty.{name}.schedule": schedule})
+        parts[name] = {key: value for key, value in node.get("penalty", node).items() if key != "defaults"}
+    return {"defaults": [*defaults, "_self_"], "penalty": parts}

@@ -1,0 +1,85 @@
+"""The trained SAE as it is judged and handed on: in SAELens's format, where that format can say what it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sae_sweeps import saelens
+from sae_sweeps.architectures.features import DenseFeatures
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.saelens import ExportedSAE
+
+if TYPE_CHECKING:
+    from sae_sweeps.architectures.group_layer import GroupLayer
+    from sae_sweeps.config.run import RunConfig
+    from sae_sweeps.runs.folder import RunFolder
+    from sae_sweeps.training.step import Training
+
+
+@dataclass
+class GroupedSAE(ExportedSAE):
+    """An SAE whose group layer changes the features at inference too, which SAELens's format cannot say."""
+
+    groups: GroupLayer | None = None
+
+    def encode(self, x_BD: Tensor) -> Tensor:
+        assert self.groups is not None
+        f_BF = super().encode(x_BD)
+        with torch.no_grad():
+            grouped = self.groups(DenseFeatures(f_BF.reshape(-1, self.d_sae)), None, False)
+        return grouped.dense().reshape(f_BF.shape)
+
+
+def why_not_saelens(run: RunConfig) -> str | None:
+    """Why the run's SAE cannot be written in SAELens's format, in one sentence, or None."""
+    options = run.group_layer.active_at_inference()
+    if not options:
+        return None
+    keys = " and ".join(f"group_layer.{option}_train_only=true" for option in options)
+    return (
+        f"sae/ is not written, because SAELens's format cannot say what group_layer.{' and '.join(options)} "
+        f"{'does' if len(options) == 1 else 'do'} at inference; give {keys} to have it."
+    )
+
+
+def live_sae(run: RunConfig, training: Training) -> ExportedSAE:
+    """The SAE being trained, as it is at inference, in raw activation units, on the training's device."""
+    weights, settings = training.sae.export(training.scale)
+    described: dict[str, Any] = dict(
+        architecture=training.sae.exports_as,
+        weights=weights,
+        hook_name="synthetic" if run.synthetic else f"blocks.{run.layer.index}.hook_{run.layer.hook}",
+        model_name=run.model.path or run.model.name,
+        metadata={
+            "context_size": run.data.context,
+            "prepend_bos": run.data.prepend_bos,
+            "dataset_path": run.data.path or run.data.name,
+        },
+        **settings,
+    )
+    if run.group_layer.active_at_inference():
+        return GroupedSAE(**described, groups=training.groups)
+    return ExportedSAE(**described)
+
+
+def export(run: RunConfig, training: Training, folder: RunFolder) -> None:
+    """Write `sae/`. Raises ConfigError where SAELens's format cannot hold what the SAE does."""
+    if why := why_not_saelens(run):
+        raise ConfigError(why)
+    saelens.save(live_sae(run, training).to("cpu"), folder.sae)
+
+
+def trained_sae(run: RunConfig, folder: RunFolder) -> ExportedSAE:
+    """The SAE of a finished run, on the CPU: `sae/` where there is one, else from the last checkpoint."""
+    if why_not_saelens(run) is None:
+        return saelens.load(folder.sae)
+    from sae_sweeps.training.checkpoint import load_checkpoint
+    from sae_sweeps.training.step import Training
+
+    training = Training(run, 1.0, torch.zeros(run.model.d_in or 0), torch.device("cpu"))
+    load_checkpoint(training, folder.checkpoint)
+    return live_sae(run, training)

@@ -1,0 +1,107 @@
+"""An append-only file of JSON objects, one per line, each with a `step`: readable after a kill at any moment."""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from sae_sweeps.errors import DamagedFile
+from sae_sweeps.files import naming_full_disk, write_bytes
+
+
+class RowFile:
+    """Making the object touches nothing on disk; the file appears with the first row."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: FileIO | None = None
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add one line. A non-finite number becomes null, and its key is named in `nonfinite`.
+
+        Values are plain scalars, tensors and arrays of one element, and lists and dicts of plain scalars. Raises
+        DiskFull, with no partial line left.
+        """
+        row = {key: value.item() if hasattr(value, "item") else value for key, value in row.items()}
+        nonfinite = [key for key, value in row.items() if not _finite(value)]
+        if nonfinite:
+            row |= {key: _with_nulls(row[key]) for key in nonfinite} | {"nonfinite": nonfinite}
+        line = json.dumps(row, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        with naming_full_disk(self.path):
+            if self._file is None:
+                self._file = self._open()
+            start = self._file.seek(0, os.SEEK_END)
+            try:
+                written = 0
+                while written < len(line):
+                    written += self._file.write(line[written:]) or 0
+            except OSError:
+                self._file.truncate(start)
+                raise
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows, oldest first; a torn last line is left out. Raises DamagedFile for any other."""
+        return [row for _, row in self._lines()]
+
+    def truncate(self, step: int) -> None:
+        """Drop, atomically, the rows after `step` and a torn last line."""
+        if not self.path.exists():
+            return
+        kept = b"".join(line for line, row in self._lines() if row["step"] <= step)
+        self.close()
+        if kept != self.path.read_bytes():
+            write_bytes(self.path, kept)
+
+    def close(self) -> None:
+        """Close the file; a later `append` opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        """Each whole line and its row."""
+        if not self.path.exists():
+            return
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    return  # torn by a kill
+                try:
+                    row = json.loads(line)
+                    if not isinstance(row["step"], int):
+                        raise ValueError
+                except (ValueError, TypeError, KeyError):
+                    raise DamagedFile(
+                        f"{self.path} is damaged at line {number}; restore it, or remove that line to go on."
+                    ) from None
+                yield line, row
+
+    def _open(self) -> FileIO:
+        """The file, unbuffered, to append to, after cutting off a torn last line."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = FileIO(self.path, "a+")
+        file.seek(0)
+        content = file.readall()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            file.truncate(whole)
+        return file
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _with_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_nulls(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_with_nulls(part) for part in value]
+    return value if _finite(value) else None
