@@ -4,6 +4,9 @@ T is the number of steps, i = 0 .. T-1 the step, p = i / T the progress. A lengt
 and a number of steps otherwise.
 """
 
+import bisect
+import itertools
+import math
 from dataclasses import dataclass
 
 from sae_sweeps.errors import ConfigError
@@ -19,21 +22,35 @@ def check_length(key: str, length: float) -> None:
         raise ConfigError(f"{key}={length}: a length cannot be negative; give a fraction below 1 or a number of steps.")
 
 
+class Schedule:
+    """The penalty's weight over training, as a share of its peak."""
+
+    name: str
+
+    def value(self, step: int, total_steps: int) -> float:
+        """s in [0, 1] at a step."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise ConfigError for a value that cannot be meant."""
+
+    def plan_warnings(self, total_steps: int) -> list[str]:
+        """What a user should hear before training."""
+        return []
+
+
 @dataclass
-class ConstantConfig:
-    """s(p) = 1"""
+class ConstantConfig(Schedule):
+    """s = 1"""
 
     name: str
 
     def value(self, step: int, total_steps: int) -> float:
         return 1.0
 
-    def check(self) -> None:
-        pass
-
 
 @dataclass
-class PowerConfig:
+class PowerConfig(Schedule):
     """s(p) = (1 - p)^decay_power: full weight at first, none at the end (progressive orthogonality)."""
 
     name: str
@@ -46,6 +63,166 @@ class PowerConfig:
     def check(self) -> None:
         if self.decay_power < 0:
             raise ConfigError(f"decay_power={self.decay_power}: must be 0 or more.")
+
+
+@dataclass
+class _Ramp(Schedule):
+    """What rises to 1 over a number of warm-ups, as the selective study counts."""
+
+    name: str
+    warmup: float
+    """The unit of length: a fraction of the run below 1, else steps."""
+
+    def unit(self, total_steps: int) -> int:
+        return max(1, steps_of(self.warmup, total_steps))
+
+    def check(self) -> None:
+        if not self.warmup > 0:
+            raise ConfigError(f"schedule.warmup={self.warmup}: must be above 0.")
+        for key in ("ramp_warmups", "wait_warmups"):
+            if getattr(self, key, 1) < 0:
+                raise ConfigError(f"schedule.{key}={getattr(self, key)}: must be 0 or more.")
+        if not 0 <= getattr(self, "initial", 0) <= 1:
+            raise ConfigError(f"schedule.initial={getattr(self, 'initial', 0)}: must lie between 0 and 1.")
+
+    def plan_warnings(self, total_steps: int) -> list[str]:
+        last = self.value(total_steps - 1, total_steps)
+        return [f"schedule={self.name} ends at {last:.2g} of the penalty's peak weight"] if last < 0.9 else []
+
+
+@dataclass
+class LinearConfig(_Ramp):
+    """s = min(1, step / (ramp_warmups * warmup)): METHODS, section 3; 10 warm-ups may be longer than the run."""
+
+    ramp_warmups: float
+    """Warm-ups until full weight."""
+
+    def value(self, step: int, total_steps: int) -> float:
+        length = self.ramp_warmups * self.unit(total_steps)
+        return min(1.0, step / length) if length else 1.0
+
+
+@dataclass
+class ExponentialConfig(_Ramp):
+    """s = max(initial, 1 - exp(-step / warmup)): METHODS, section 3."""
+
+    initial: float
+    """s at the first step."""
+
+    def value(self, step: int, total_steps: int) -> float:
+        return max(self.initial, -math.expm1(-step / self.unit(total_steps)))
+
+
+@dataclass
+class TwoPhaseConfig(_Ramp):
+    """s = 0 for wait_warmups, then from `initial` linearly to 1 over ramp_warmups: METHODS, section 3."""
+
+    wait_warmups: float
+    """Warm-ups without the penalty."""
+    ramp_warmups: float
+    """Warm-ups from then until full weight."""
+    initial: float
+    """s when it sets in."""
+
+    def value(self, step: int, total_steps: int) -> float:
+        unit = self.unit(total_steps)
+        since, length = step - self.wait_warmups * unit, self.ramp_warmups * unit
+        if since < 0:
+            return 0.0
+        return self.initial + (1 - self.initial) * (min(1.0, since / length) if length else 1.0)
+
+
+@dataclass
+class PiecewiseConfig(Schedule):
+    """s(p) through points (breakpoints, values), linear between them, constant before the first and after the last."""
+
+    name: str
+    breakpoints: list[float]
+    """Progress p in [0, 1], rising."""
+    values: list[float]
+    """s at each of them."""
+
+    def value(self, step: int, total_steps: int) -> float:
+        return piecewise(step / total_steps, self.breakpoints, self.values)
+
+    def check(self) -> None:
+        check_piecewise("schedule.breakpoints", self.breakpoints, "schedule.values", self.values)
+
+
+@dataclass
+class CosineConfig(Schedule):
+    """s(p) = end + (start - end) (1 + cos(pi p)) / 2: half a cosine from `start` to `end`."""
+
+    name: str
+    start: float
+    """s at the first step."""
+    end: float
+    """s after the last."""
+
+    def value(self, step: int, total_steps: int) -> float:
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * step / total_steps)) / 2
+
+    def check(self) -> None:
+        for key in ("start", "end"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ConfigError(f"schedule.{key}={getattr(self, key)}: must lie between 0 and 1.")
+
+
+@dataclass
+class WarmRestartsConfig(Schedule):
+    """Half a cosine from 1 to `floor`, again and again, each `stretch` times as long (arXiv 1608.03983)."""
+
+    name: str
+    period: float
+    """Length of the first cycle: a fraction of the run below 1, else steps."""
+    stretch: float
+    """Length of a cycle relative to the one before."""
+    floor: float
+    """s at the end of a cycle."""
+
+    def value(self, step: int, total_steps: int) -> float:
+        return warm_restarts(step, max(1, steps_of(self.period, total_steps)), self.stretch, self.floor)
+
+    def check(self) -> None:
+        check_restarts("schedule", self.period, self.stretch, self.floor)
+
+
+def piecewise(p: float, breakpoints: list[float], values: list[float]) -> float:
+    """The line through points, constant outside them."""
+    right = bisect.bisect_right(breakpoints, p)
+    if right in (0, len(breakpoints)):
+        return values[min(right, len(values) - 1)]
+    p0, p1, v0, v1 = *breakpoints[right - 1 : right + 1], *values[right - 1 : right + 1]
+    return v0 + (v1 - v0) * (p - p0) / (p1 - p0)
+
+
+def check_piecewise(points_key: str, points: list[float], values_key: str, values: list[float]) -> None:
+    """Raise ConfigError unless these are points in [0, 1], rising, and as many values in [0, 1]."""
+    if not points or len(points) != len(values):
+        raise ConfigError(
+            f"{values_key}={values}: needs one value for each of {points_key}={points}, and at least one."
+        )
+    if any(not 0 <= p <= 1 for p in points) or any(a >= b for a, b in itertools.pairwise(points)):
+        raise ConfigError(f"{points_key}={points}: must rise, and lie between 0 and 1.")
+    if any(not 0 <= value <= 1 for value in values):
+        raise ConfigError(f"{values_key}={values}: must lie between 0 and 1.")
+
+
+def warm_restarts(step: int, period: int, stretch: float, floor: float) -> float:
+    """SGDR (arXiv 1608.03983): floor + (1 - floor) (1 + cos(pi x)) / 2, x the progress within the cycle."""
+    start, length = 0.0, float(period)
+    while step >= start + length:
+        start, length = start + length, length * stretch
+    return floor + (1 - floor) * (1 + math.cos(math.pi * (step - start) / length)) / 2
+
+
+def check_restarts(group: str, period: float, stretch: float, floor: float) -> None:
+    if not period > 0:
+        raise ConfigError(f"{group}.period={period}: must be above 0.")
+    if not stretch >= 1:
+        raise ConfigError(f"{group}.stretch={stretch}: must be at least 1, or the cycles shrink to nothing.")
+    if not 0 <= floor <= 1:
+        raise ConfigError(f"{group}.floor={floor}: must lie between 0 and 1.")
 
 
 @dataclass
@@ -96,5 +273,61 @@ class LinearLRConfig(_LearningRate):
             raise ConfigError(f"lr_schedule.final={self.final}: must lie between 0 and 1.")
 
 
-SCHEDULES: dict[str, type] = {"constant": ConstantConfig, "power": PowerConfig}
-LR_SCHEDULES: dict[str, type] = {"constant": ConstantLRConfig, "linear": LinearLRConfig}
+@dataclass
+class CosineLRConfig(_LearningRate):
+    """Linear warm-up to lr, then half a cosine to lr * final at the end of the run."""
+
+    final: float
+    """Share of the peak at the end."""
+
+    def value(self, step: int, total_steps: int) -> float:
+        warmup = min(steps_of(self.warmup, total_steps), total_steps - 1)
+        done = max(0.0, (step - warmup) / (total_steps - warmup))
+        cosine = self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2
+        return self.lr * min(self.warm(step, total_steps), cosine)
+
+    def check(self) -> None:
+        super().check()
+        if not 0 <= self.final <= 1:
+            raise ConfigError(f"lr_schedule.final={self.final}: must lie between 0 and 1.")
+
+
+@dataclass
+class WarmRestartsLRConfig(_LearningRate):
+    """Linear warm-up to lr, then half a cosine to lr * floor, again and again (arXiv 1608.03983)."""
+
+    period: float
+    """Length of the first cycle: a fraction of the run below 1, else steps."""
+    stretch: float
+    """Length of a cycle relative to the one before."""
+    floor: float
+    """Share of the peak at the end of a cycle."""
+
+    def value(self, step: int, total_steps: int) -> float:
+        warmup = steps_of(self.warmup, total_steps)
+        if step < warmup:
+            return self.lr * self.warm(step, total_steps)
+        period = max(1, steps_of(self.period, total_steps))
+        return self.lr * warm_restarts(step - warmup, period, self.stretch, self.floor)
+
+    def check(self) -> None:
+        super().check()
+        check_restarts("lr_schedule", self.period, self.stretch, self.floor)
+
+
+SCHEDULES: dict[str, type] = {
+    "constant": ConstantConfig,
+    "power": PowerConfig,
+    "linear": LinearConfig,
+    "exponential": ExponentialConfig,
+    "two_phase": TwoPhaseConfig,
+    "piecewise": PiecewiseConfig,
+    "cosine": CosineConfig,
+    "warm_restarts": WarmRestartsConfig,
+}
+LR_SCHEDULES: dict[str, type] = {
+    "constant": ConstantLRConfig,
+    "linear": LinearLRConfig,
+    "cosine": CosineLRConfig,
+    "warm_restarts": WarmRestartsLRConfig,
+}

@@ -97,7 +97,8 @@ def combined_node(choice: str, conf: Path) -> dict[str, Any]:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ConfigError(f"penalty={choice}: {twice[0]} stands there twice; change its weight instead.")
-    defaults: list[Any] = []
+    schedules: list[Any] = []
+    overrides: list[Any] = []
     parts: dict[str, Any] = {"name": "+".join(names)}
     for name in names:
         node: Any = OmegaConf.to_container(OmegaConf.load(conf / "penalty" / f"{name}.yaml"), resolve=False)
@@ -106,8 +107,8 @@ def combined_node(choice: str, conf: Path) -> dict[str, Any]:
             for key, value in entry.items() if isinstance(entry, dict) else ():
                 if key == "override /schedule":
                     schedule = value
-                elif entry not in defaults:
-                    defaults.append(entry)
-        defaults.append({f"/schedule@penalty.{name}.schedule": schedule})
+                elif entry not in overrides:
+                    overrides.append(entry)
+        schedules.append({f"/schedule@penalty.{name}.schedule": schedule})
         parts[name] = {key: value for key, value in node.get("penalty", node).items() if key != "defaults"}
-    return {"defaults": [*defaults, "_self_"], "penalty": parts}
+    return {"defaults": [*schedules, "_self_", *overrides], "penalty": parts}  # Hydra wants overrides last

@@ -95,6 +95,18 @@ class RunConfig:
     def learning_rate(self, step: int) -> float:
         return self.lr_schedule.value(step, self.total_steps)
 
+    def why_not_saelens(self) -> str | None:
+        """Why the run's SAE cannot be written in SAELens's format, in one sentence, or None."""
+        options = self.group_layer.active_at_inference()
+        if not options:
+            return None
+        keys = " and ".join(f"group_layer.{option}_train_only=true" for option in options)
+        return (
+            "there will be no sae/, because SAELens's format cannot say what "
+            f"{' and '.join(f'group_layer.{option}' for option in options)} "
+            f"{'does' if len(options) == 1 else 'do'} at inference; give {keys} to have it."
+        )
+
     def to_dict(self) -> dict[str, Any]:
         out = asdict(self)
         if isinstance(self.penalty, Combination):
@@ -143,9 +155,10 @@ def _unused_data_keys(kind: str) -> tuple[str, ...]:
     }.get(kind, ())
 
 
-def typed(cls: type, node: DictConfig, where: str) -> Any:
-    """`node` as an instance of the dataclass `cls`; a wrong type or an unknown key is named."""
-    values: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+def typed(cls: type, node: DictConfig, where: str, less: tuple[str, ...] = ()) -> Any:
+    """`node`, less some keys, as an instance of the dataclass `cls`; a wrong type or an unknown key is named."""
+    whole: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    values = {key: value for key, value in whole.items() if key not in less}
     known = {f.name for f in fields(cls)}
     for key in values:
         if key not in known:
@@ -201,9 +214,8 @@ def _penalty(node: DictConfig) -> Any:
         return typed(component("penalty", node.name).CONFIG, node, "penalty")
     terms = []
     for name in node.name.split("+"):
-        own = node[name].copy()
-        schedule = own.pop("schedule")
-        config = typed(component("penalty", name).CONFIG, own, f"penalty.{name}")
+        schedule = node[name].schedule
+        config = typed(component("penalty", name).CONFIG, node[name], f"penalty.{name}", less=("schedule",))
         where = f"penalty.{name}.schedule"
         terms.append(PenaltyTerm(name, config, typed(SCHEDULES[schedule.name], schedule, where)))
     return Combination(node.name, terms)

@@ -12,9 +12,60 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from sae_sweeps.errors import ConfigError
+
 if TYPE_CHECKING:
     from sae_sweeps.config.run import RunConfig
     from sae_sweeps.training.context import Context
+
+
+REDUCTIONS = ("sum", "per_feature", "mean")
+
+
+def reduced(total: Tensor, reduction: str, d_sae: int, n_pairs: Tensor | float) -> Tensor:
+    """A sum over pairs i < j as it is, divided by d_sae, or as a mean over its pairs (0 if there are none)."""
+    if reduction == "sum":
+        return total
+    if reduction == "per_feature":
+        return total / d_sae
+    return total / (n_pairs.clamp(min=1) if isinstance(n_pairs, Tensor) else max(n_pairs, 1))
+
+
+def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ConfigError unless the value is one of the choices."""
+    if value not in choices:
+        raise ConfigError(f"{key}={value}: must be one of {', '.join(choices)}.")
+
+
+def check_weight(key: str, value: float) -> None:
+    """Raise ConfigError for a negative weight."""
+    if value < 0:
+        raise ConfigError(f"{key}={value}: must be above 0; for a run without it give penalty=none.")
+
+
+def check_decay(key: str, value: float) -> None:
+    """Raise ConfigError unless the value is the decay of a moving average."""
+    if not 0 <= value < 1:
+        raise ConfigError(f"{key}={value}: must lie in [0, 1).")
+
+
+class MovingAverage(nn.Module):
+    """a <- decay a + (1 - decay) new, a plain mean until 1 / (1 - decay) updates are in, so that it starts unbiased."""
+
+    def __init__(self, shape: tuple[int, ...], decay: float):
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("value", torch.zeros(shape))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.value: Tensor
+        self.updates: Tensor
+
+    @torch.no_grad()
+    def update(self, new: Tensor) -> None:
+        """`new` has the shape of the average."""
+        self.updates += 1
+        rate = (1.0 / self.updates).clamp(min=1 - self.decay)
+        self.value += rate.to(self.value.dtype) * (new.to(self.value.dtype) - self.value)
 
 
 @dataclass

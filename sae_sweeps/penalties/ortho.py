@@ -16,7 +16,16 @@ from torch import Tensor
 
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels.coactivation import competing_cosines
-from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue
+from sae_sweeps.penalties.base import (
+    REDUCTIONS,
+    Penalty,
+    PenaltyConfig,
+    PenaltyValue,
+    check_choice,
+    check_decay,
+    check_weight,
+    reduced,
+)
 
 if TYPE_CHECKING:
     from sae_sweeps.training.context import Context
@@ -44,23 +53,14 @@ class OrthoConfig(PenaltyConfig):
     """sum over pairs i < j; per_feature: sum / d_sae; mean over the pairs that compete."""
 
     def check(self) -> None:
-        if self.lambda2_max < 0:
-            raise ConfigError(
-                f"lambda2_max={self.lambda2_max}: must be above 0; for a run without it give penalty=none."
-            )
-        choices = {
-            "threshold": ("decreasing", "constant", "increasing"),
-            "competition": ("linear", "sigmoid"),
-            "overlap": ("jaccard", "min", "cosine", "batch"),
-            "reduction": ("sum", "per_feature", "mean"),
-        }
-        for key, allowed in choices.items():
-            if getattr(self, key) not in allowed:
-                raise ConfigError(f"penalty.{key}={getattr(self, key)}: must be one of {', '.join(allowed)}.")
+        check_weight("lambda2_max", self.lambda2_max)
+        check_choice("penalty.threshold", self.threshold, ("decreasing", "constant", "increasing"))
+        check_choice("penalty.competition", self.competition, ("linear", "sigmoid"))
+        check_choice("penalty.overlap", self.overlap, ("jaccard", "min", "cosine", "batch"))
+        check_choice("penalty.reduction", self.reduction, REDUCTIONS)
         if not 0 <= self.base_threshold <= 1:
             raise ConfigError(f"base_threshold={self.base_threshold}: an overlap lies between 0 and 1.")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"penalty.momentum={self.momentum}: must lie in [0, 1).")
+        check_decay("penalty.momentum", self.momentum)
         if not self.tau > 0:
             raise ConfigError(f"penalty.tau={self.tau}: must be above 0.")
 
@@ -130,9 +130,8 @@ class Ortho(Penalty):
 
         token, feature = ctx.f.active()
         total, pairs = competing_cosines(ctx.sae.W_dec, token, feature, n_tokens, weigh)
-        divisor = {"sum": 1, "per_feature": ctx.sae.d_sae, "mean": max(pairs, 1)}[self.cfg.reduction]
         terms: dict[str, float | Tensor] = {"competing_pairs": pairs, "threshold": float(self.threshold)}
-        return PenaltyValue(total / divisor, terms)
+        return PenaltyValue(reduced(total, self.cfg.reduction, ctx.sae.d_sae, pairs), terms)
 
 
 CONFIG = OrthoConfig

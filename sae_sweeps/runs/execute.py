@@ -22,7 +22,7 @@ from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import DataConfig, SyntheticConfig
 from sae_sweeps.errors import ConfigError, Interrupted
 from sae_sweeps.files import read_json, write_bytes, write_json, write_text
-from sae_sweeps.runs.export import export, live_sae, trained_sae, why_not_saelens
+from sae_sweeps.runs.export import export, live_sae, trained_sae
 from sae_sweeps.runs.folder import RunFolder
 from sae_sweeps.runs.lease import Lease
 from sae_sweeps.runs.provenance import provenance
@@ -187,7 +187,7 @@ def train_run(
     )
     train(training, sampler.batches, start, folder.checkpoint, record, stop, watch)
     folder.set_status(step=run.total_steps)
-    refused = why_not_saelens(run)
+    refused = run.why_not_saelens()
     if refused is None:
         export(run, training, folder)
     seconds = time.monotonic() - began

@@ -25,25 +25,15 @@ class GroupedSAE(ExportedSAE):
     """An SAE whose group layer changes the features at inference too, which SAELens's format cannot say."""
 
     groups: GroupLayer | None = None
+    scale: float = 1.0
+    """By which activations were multiplied in training: the group layer knows features in those units."""
 
     def encode(self, x_BD: Tensor) -> Tensor:
         assert self.groups is not None
-        f_BF = super().encode(x_BD)
+        f_BF = super().encode(x_BD) * self.scale
         with torch.no_grad():
             grouped = self.groups(DenseFeatures(f_BF.reshape(-1, self.d_sae)), None, False)
-        return grouped.dense().reshape(f_BF.shape)
-
-
-def why_not_saelens(run: RunConfig) -> str | None:
-    """Why the run's SAE cannot be written in SAELens's format, in one sentence, or None."""
-    options = run.group_layer.active_at_inference()
-    if not options:
-        return None
-    keys = " and ".join(f"group_layer.{option}_train_only=true" for option in options)
-    return (
-        f"sae/ is not written, because SAELens's format cannot say what group_layer.{' and '.join(options)} "
-        f"{'does' if len(options) == 1 else 'do'} at inference; give {keys} to have it."
-    )
+        return grouped.dense().reshape(f_BF.shape) / self.scale
 
 
 def live_sae(run: RunConfig, training: Training) -> ExportedSAE:
@@ -62,20 +52,20 @@ def live_sae(run: RunConfig, training: Training) -> ExportedSAE:
         **settings,
     )
     if run.group_layer.active_at_inference():
-        return GroupedSAE(**described, groups=training.groups)
+        return GroupedSAE(**described, groups=training.groups, scale=training.scale)
     return ExportedSAE(**described)
 
 
 def export(run: RunConfig, training: Training, folder: RunFolder) -> None:
     """Write `sae/`. Raises ConfigError where SAELens's format cannot hold what the SAE does."""
-    if why := why_not_saelens(run):
+    if why := run.why_not_saelens():
         raise ConfigError(why)
     saelens.save(live_sae(run, training).to("cpu"), folder.sae)
 
 
 def trained_sae(run: RunConfig, folder: RunFolder) -> ExportedSAE:
     """The SAE of a finished run, on the CPU: `sae/` where there is one, else from the last checkpoint."""
-    if why_not_saelens(run) is None:
+    if run.why_not_saelens() is None:
         return saelens.load(folder.sae)
     from sae_sweeps.training.checkpoint import load_checkpoint
     from sae_sweeps.training.step import Training

@@ -137,7 +137,8 @@ def _who_reads(key: str) -> str:
         for path in sorted(CONF.glob("*/*.yaml"))
         if f"${{top:{key}," in path.read_text()
     ]
-    return f"; {' and '.join(readers)} {'does' if len(readers) == 1 else 'do'}" if readers else ""
+    names = " and ".join(filter(None, [", ".join(readers[:-1]), *readers[-1:]]))
+    return f"; {names} {'does' if len(readers) == 1 else 'do'}" if readers else ""
 
 
 def refuse_inactive(run: RunConfig) -> None:
@@ -186,6 +187,10 @@ def run_warnings(runs: list[PlannedRun]) -> list[str]:
 
 def warnings_of(run: RunConfig) -> list[str]:
     out = run.penalty.plan_warnings()
+    for term in run.penalty_terms():
+        out += term.schedule.plan_warnings(run.total_steps)
+    if why := run.why_not_saelens():
+        out.append(why)
     peak = max(run.learning_rate(step) for step in range(run.total_steps))
     if peak < 0.999 * run.lr_schedule.lr:
         out.append(

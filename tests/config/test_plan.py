@@ -147,7 +147,7 @@ def test_equal_points_are_one_run():
 
 
 MISTAKES = {
-    ("penalty=none", "lambda2_max=0.5"): r"lambda2_max=0.5: no run .*penalty=ortho does",
+    ("penalty=none", "lambda2_max=0.5"): r"lambda2_max=0.5: no run .*penalty=ortho.* do",
     ("penalty=none", "schedule=power"): r"schedule=power: no run .*penalty=none has no weight",
     ("penalty=none", "decay_power=1"): r"decay_power=1: no run",
     ("penalty=ortho", "penalty.tau=0.2"): r"penalty.tau=0.2: no run .*sigmoid",

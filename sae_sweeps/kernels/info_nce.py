@@ -1,0 +1,77 @@
+"""InfoNCE over the rows of a batch, with any number of positives per row, value and gradient in one pass.
+
+    L = mean over anchors a of  mean_{p in P(a)}  -log( exp(s_ap) / sum_{j in C(a)} exp(s_aj) ),  s_ij = u_i . u_j / tau
+
+P(a) are the positives of a, C(a) its candidates: the positives and the negatives, never a itself. Rows without a
+positive are no anchors; without an anchor L = 0. With one positive this is van den Oord et al. 2018 (arXiv
+1807.03748), with several the outer form of Khosla et al. 2020 (arXiv 2004.11362).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Pairs = tuple[Tensor, Tensor]
+"""(anchor, positive), rows of the batch, both [n_pairs] int64; no pair stands twice."""
+
+NORM_FLOOR = 1e-6
+
+
+def info_nce(u_BD: Tensor, pairs: Pairs, temperature: float, candidate_BB: Tensor | None = None) -> Tensor:
+    """L, scalar, differentiable in u_BD. candidate_BB (bool) are the C(a); without it, all rows but a."""
+    if not len(pairs[0]):
+        return (u_BD * 0).sum()
+    value: Tensor = InfoNCE.apply(u_BD, *pairs, temperature, candidate_BB)
+    return value
+
+
+class InfoNCE(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, u: Tensor, anchor: Tensor, positive: Tensor, temperature: float, candidate: Tensor | None
+    ) -> Tensor:
+        with torch.autocast(u.device.type, enabled=False):
+            per_row = torch.bincount(anchor, minlength=len(u))
+            rows = per_row.nonzero().squeeze(1)
+            place = (per_row > 0).cumsum(0)[anchor] - 1  # of each pair's anchor among the anchors
+            weight = 1 / (per_row[anchor] * len(rows)).to(u.dtype)
+            logits_AB = similarities(u, candidate, rows).div_(temperature)
+            log_p_AB = logits_AB.log_softmax(1)
+            value = -(weight * log_p_AB[place, positive]).sum()
+            grad_AB = log_p_AB.exp_().div_(len(rows))  # dL / dlogits
+            grad_AB.index_put_((place, positive), -weight, accumulate=True)
+            grad = (grad_AB.T @ u[rows]).index_add_(0, rows, grad_AB @ u).div_(temperature)
+        ctx.save_for_backward(grad)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (grad,) = ctx.saved_tensors
+        return grads[0] * grad, None, None, None, None
+
+
+def similarities(u_BD: Tensor, candidate_BB: Tensor | None, rows: Tensor) -> Tensor:
+    """u_a . u_j of the anchors `rows` [A] with every row j [A, B]; -inf where j is no candidate."""
+    s_AB = u_BD[rows] @ u_BD.T
+    s_AB[torch.arange(len(rows), device=rows.device), rows] = -torch.inf
+    return s_AB if candidate_BB is None else s_AB.masked_fill_(~candidate_BB[rows], -torch.inf)
+
+
+def unit_rows(h_BD: Tensor) -> Tensor:
+    """h / |h|; 0 with gradient 0 for rows shorter than NORM_FLOOR, such as those of tokens on which nothing fires."""
+    squares = h_BD.square().sum(1, keepdim=True)
+    long = squares > NORM_FLOOR**2
+    return h_BD * torch.where(long, squares, 1).rsqrt() * long
+
+
+def neighbours(sequence: Tensor, position: Tensor) -> Pairs:
+    """Rows at neighbouring positions of one sequence, each pair both ways round. sequence, position [B]."""
+    key = (sequence.long() << 32) + position.long()
+    ordered, row_of = key.sort(stable=True)
+    first, beyond = torch.searchsorted(ordered, key + 1), torch.searchsorted(ordered, key + 1, right=True)
+    count = beyond - first  # a token that stands in the batch twice is two rows
+    row = torch.repeat_interleave(count)
+    nth = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    successor = row_of[first[row] + nth]
+    return torch.cat([row, successor]), torch.cat([successor, row])

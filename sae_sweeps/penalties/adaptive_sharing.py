@@ -1,0 +1,104 @@
+"""Adaptive feature sharing: rows are kept apart while the reconstruction is good, and may be shared while it is not.
+
+    L = lambda2 * (1 - alpha(p)) * g(e) * reduction_{i<j} (w_i . w_j)^2
+    g(e) = clip((2 tau - e) / tau, 0, 1)
+
+alpha is piecewise linear in the progress p, e a moving average of the batch's fraction of variance unexplained: the
+constraint holds in full up to tau and is gone at 2 tau. METHODS, section 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels.gram import squared_products
+from sae_sweeps.penalties.base import (
+    REDUCTIONS,
+    MovingAverage,
+    Penalty,
+    PenaltyConfig,
+    PenaltyValue,
+    check_choice,
+    check_decay,
+    check_weight,
+    reduced,
+)
+from sae_sweeps.penalties.strict_ortho import n_pairs
+from sae_sweeps.schedules import check_piecewise, piecewise
+
+if TYPE_CHECKING:
+    from sae_sweeps.training.context import Context
+
+
+@dataclass
+class AdaptiveSharingConfig(PenaltyConfig):
+    lambda2_max: float
+    """Weight of the penalty at schedule value 1."""
+    reduction: str
+    """sum over pairs i < j; per_feature: sum / d_sae; mean over all pairs."""
+    breakpoints: list[float]
+    """Progress p at which alpha is given, rising."""
+    alphas: list[float]
+    """alpha at each of them: 0 keeps the constraint whole, 1 lifts it."""
+    tau: float
+    """Fraction of variance unexplained up to which the constraint holds in full."""
+    decay: float
+    """Of the moving average e."""
+
+    def check(self) -> None:
+        check_weight("lambda2_max", self.lambda2_max)
+        check_choice("penalty.reduction", self.reduction, REDUCTIONS)
+        check_piecewise("penalty.breakpoints", self.breakpoints, "penalty.alphas", self.alphas)
+        if not self.tau > 0:
+            raise ConfigError(f"penalty.tau={self.tau}: must be above 0.")
+        check_decay("penalty.decay", self.decay)
+
+    def peak_weight(self) -> float:
+        return self.lambda2_max
+
+    def never_acts(self) -> str | None:
+        return "alpha is 1 throughout" if min(self.alphas) >= 1 else None
+
+    def result_warnings(self, rows: list[dict[str, Any]]) -> list[str]:
+        lifted = sum(row.get("penalty/constraint") == 0 for row in rows) / max(len(rows), 1)
+        return (
+            [f"the constraint was lifted (fvu above 2 tau) in {lifted:.0%} of the logged steps"] if lifted > 0.5 else []
+        )
+
+
+class AdaptiveSharing(Penalty):
+    cfg: AdaptiveSharingConfig
+
+    def __init__(self, cfg: AdaptiveSharingConfig, d_in: int, d_sae: int, total_steps: int, generator: torch.Generator):
+        super().__init__(cfg, d_in, d_sae, total_steps, generator)
+        self.error = MovingAverage((), cfg.decay)
+
+    def observe(self, ctx: Context) -> None:
+        x = ctx.x.detach()
+        variance = (x - x.mean(0)).square().sum()
+        fvu = ctx.error.detach().square().sum() / variance
+        # a batch of one token, or of equal ones, has no variance and says nothing
+        self.error.update(torch.where(variance > 0, fvu, self.error.value))
+
+    def alpha(self, progress: float) -> float:
+        return piecewise(progress, self.cfg.breakpoints, self.cfg.alphas)
+
+    def constraint(self) -> Tensor:
+        """g(e), scalar."""
+        tau = self.cfg.tau
+        return ((2 * tau - self.error.value) / tau).clamp(0, 1)
+
+    def forward(self, ctx: Context) -> PenaltyValue:
+        W, alpha, g = ctx.sae.W_dec, self.alpha(ctx.progress), self.constraint()
+        strict = reduced(squared_products(W), self.cfg.reduction, len(W), n_pairs(len(W)))
+        terms: dict[str, float | Tensor] = {"alpha": alpha, "constraint": g, "fvu_average": self.error.value}
+        return PenaltyValue((1 - alpha) * g * strict, terms)
+
+
+CONFIG = AdaptiveSharingConfig
+COMPONENT = AdaptiveSharing

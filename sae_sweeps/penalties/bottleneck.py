@@ -1,0 +1,101 @@
+"""Structured information bottleneck: groups of features that share little information.
+
+    L = lambda2 L_MI + group_lasso_weight L_lasso + l2_weight L_2 + contrastive_weight L_nce
+
+    L_MI    = mean_{g<h} -0.5 log(1 - min(rho_gh^2, 0.9999)), rho the correlation of the groups' energies E_g and E_h
+              over the last W tokens in token order (`GroupLayer.recent`); gradient through the current batch only
+    L_lasso = mean_t sum_g sqrt(features in g) E_tg                       (Yuan and Lin 2006)
+    L_2     = ||W_enc||^2 + ||W_dec||^2; with unit-norm decoder rows the second is the constant d_sae
+    L_nce   = InfoNCE (`kernels/info_nce.py`) between energy profiles E_t / |E_t| of adjacent tokens
+
+Groups, W and the options that change f belong to the group layer. The weights stand inside, so the penalty's own
+weight is 1 times the schedule. METHODS, section 6 (structured information bottleneck).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels.info_nce import info_nce, neighbours, unit_rows
+from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue
+
+if TYPE_CHECKING:
+    from sae_sweeps.config.run import RunConfig
+    from sae_sweeps.training.context import Context
+
+WEIGHTS = ("lambda2_max", "group_lasso_weight", "l2_weight", "contrastive_weight")
+
+
+@dataclass
+class BottleneckConfig(PenaltyConfig):
+    lambda2_max: float
+    """Weight of the mutual information between groups: a mean over pairs, some 0.01 nats, so weights are large."""
+    group_lasso_weight: float
+    """Weight of the group lasso."""
+    l2_weight: float
+    """Weight of the squared norm of the weights."""
+    contrastive_weight: float
+    """Weight of the InfoNCE between energy profiles of adjacent tokens."""
+    temperature: float
+    """tau of that InfoNCE."""
+
+    def check(self) -> None:
+        for key in WEIGHTS:
+            if getattr(self, key) < 0:
+                name = key if key == "lambda2_max" else f"penalty.{key}"
+                raise ConfigError(f"{name}={getattr(self, key)}: must be 0 or more.")
+        if not self.temperature > 0:
+            raise ConfigError(f"penalty.temperature={self.temperature}: must be above 0.")
+
+    def inert(self) -> dict[str, str]:
+        return {} if self.contrastive_weight else {"temperature": "penalty.contrastive_weight=0 leaves InfoNCE out"}
+
+    def peak_weight(self) -> float:
+        """1, as the weights stand inside; 0 where all of them are."""
+        return float(any(getattr(self, key) > 0 for key in WEIGHTS))
+
+    def sampling(self) -> str:
+        return "contiguous_windows"
+
+    def check_run(self, run: RunConfig) -> None:
+        if run.group_layer.name == "none":
+            raise ConfigError("group_layer=none: penalty=bottleneck needs groups; give group_layer=groups.")
+        if self.contrastive_weight and run.train.sampling == "tokens":
+            raise ConfigError(
+                "train.sampling=tokens: shuffled tokens are hardly ever neighbours, which penalty.contrastive_weight="
+                f"{self.contrastive_weight:g} needs; leave it at auto."
+            )
+
+
+class Bottleneck(Penalty):
+    cfg: BottleneckConfig
+
+    def forward(self, ctx: Context) -> PenaltyValue:
+        cfg, groups = self.cfg, ctx.groups
+        assert groups is not None
+        with torch.autocast(ctx.x.device.type, enabled=False):
+            E_BG = groups.energies(ctx.f)
+            terms: dict[str, tuple[Tensor, float]] = {}
+            if cfg.lambda2_max:
+                n_pairs = groups.n_groups * (groups.n_groups - 1)
+                mi = groups.mutual_information(groups.recent(E_BG)).sum() / n_pairs
+                terms["mi"] = mi, cfg.lambda2_max
+            if cfg.group_lasso_weight:
+                terms["group_lasso"] = (E_BG @ groups.sizes().to(E_BG.dtype).sqrt()).mean(), cfg.group_lasso_weight
+            if cfg.l2_weight:
+                terms["l2"] = ctx.sae.W_enc.square().sum() + ctx.sae.W_dec.square().sum(), cfg.l2_weight
+            if cfg.contrastive_weight:
+                pairs = neighbours(ctx.batch.sequence, ctx.batch.position)
+                nce = info_nce(unit_rows(E_BG), pairs, cfg.temperature)
+                terms["contrastive"] = nce, cfg.contrastive_weight
+        loss = sum((value * weight for value, weight in terms.values()), start=ctx.x.new_zeros(()))
+        return PenaltyValue(loss, {name: value.detach() for name, (value, _) in terms.items()})
+
+
+CONFIG = BottleneckConfig
+COMPONENT = Bottleneck

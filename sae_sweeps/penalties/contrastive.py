@@ -1,0 +1,179 @@
+"""Contrastive SAE: features of tokens that belong together are alike under a learnt projection.
+
+    L = lambda2 * (InfoNCE of u_t + diversity_weight * D),     u_t = f_t H / |f_t H|,  H [d_sae, head_dim] learnt
+
+with the InfoNCE of `kernels/info_nce.py` over all rows of the batch: each row that has positives is an anchor, every
+other row a candidate. Positives:
+
+    adjacent       rows of the same sequence at neighbouring positions
+    top5_similar   the 5 rows whose x has the largest cosine with the anchor's; no gradient through the choice
+    pairs          precomputed pairs of one role: rows i and i + B/2; candidates are the positive and all rows of
+                   another role, while further rows of the same role are left out
+
+D = 1 - H(q) / log d_sae, q_i = sum_t f_ti / sum_tj f_tj: feature diversity, 0 where all features are used alike, 1
+where one carries everything; 0 where nothing fires. METHODS, section 5 (contrastive SAE).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sae_sweeps.architectures.features import Features, TopKFeatures
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels.info_nce import Pairs, info_nce, neighbours, similarities, unit_rows
+from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue
+
+if TYPE_CHECKING:
+    from sae_sweeps.config.run import RunConfig
+    from sae_sweeps.training.context import Context
+
+N_SIMILAR = 5
+
+
+@dataclass
+class ContrastiveConfig(PenaltyConfig):
+    lambda2_max: float
+    """Weight of the penalty at schedule value 1."""
+    positives: str
+    """adjacent: neighbouring tokens; top5_similar: the 5 nearest activations; pairs: precomputed, of one role."""
+    head_dim: int
+    """Dimensions of the head."""
+    temperature: float
+    """tau of the InfoNCE."""
+    diversity_weight: float
+    """Weight of the feature-diversity term, relative to the InfoNCE; 0 turns it off."""
+
+    def check(self) -> None:
+        if self.lambda2_max < 0:
+            raise ConfigError(
+                f"lambda2_max={self.lambda2_max}: must be above 0; for a run without it give penalty=none."
+            )
+        if self.positives not in ("adjacent", "top5_similar", "pairs"):
+            raise ConfigError(f"penalty.positives={self.positives}: must be one of adjacent, top5_similar, pairs.")
+        if self.head_dim < 1:
+            raise ConfigError(f"penalty.head_dim={self.head_dim}: must be at least 1.")
+        if not self.temperature > 0:
+            raise ConfigError(f"penalty.temperature={self.temperature}: must be above 0.")
+        if self.diversity_weight < 0:
+            raise ConfigError(f"penalty.diversity_weight={self.diversity_weight}: must be 0 or more.")
+
+    def peak_weight(self) -> float:
+        return self.lambda2_max
+
+    def sampling(self) -> str:
+        return {"adjacent": "adjacent_pairs", "top5_similar": "tokens", "pairs": "role_pairs"}[self.positives]
+
+    def check_run(self, run: RunConfig) -> None:
+        if self.positives == "pairs" and run.synthetic:
+            raise ConfigError(
+                "penalty.positives=pairs: model=synthetic has no roles; choose a model, or penalty.positives=adjacent."
+            )
+        sampling = run.train.sampling
+        if self.positives == "pairs" and sampling != "role_pairs":
+            raise ConfigError(f"train.sampling={sampling}: penalty.positives=pairs needs role_pairs; leave it at auto.")
+        if self.positives == "adjacent" and sampling == "tokens":
+            raise ConfigError(
+                "train.sampling=tokens: shuffled tokens are hardly ever neighbours, which penalty.positives=adjacent "
+                "needs; leave it at auto."
+            )
+
+    def result_warnings(self, rows: list[dict[str, Any]]) -> list[str]:
+        anchors = [row["penalty/anchors"] for row in rows if "penalty/anchors" in row]
+        idle = anchors.count(0) / max(len(anchors), 1)
+        return [f"no token had a positive and a negative in {idle:.0%} of the logged steps"] if idle >= 0.1 else []
+
+
+class Contrastive(Penalty):
+    cfg: ContrastiveConfig
+
+    def __init__(self, cfg: ContrastiveConfig, d_in: int, d_sae: int, total_steps: int, generator: torch.Generator):
+        super().__init__(cfg, d_in, d_sae, total_steps, generator)
+        self.head = nn.Parameter(torch.randn(d_sae, cfg.head_dim, generator=generator) / d_sae**0.5)
+
+    def project(self, f: Features) -> Tensor:
+        """u [B, head_dim], unit rows; 0 for a token on which nothing fires."""
+        with torch.autocast(self.head.device.type, enabled=False):
+            return unit_rows(f.decode(self.head))
+
+    def pairs(self, ctx: Context) -> tuple[Pairs, Tensor | None]:
+        """(anchor, positive), and which rows are candidates of which [B, B] where not all others are."""
+        batch = ctx.batch
+        if self.cfg.positives == "adjacent":
+            return neighbours(batch.sequence, batch.position), None
+        if self.cfg.positives == "top5_similar":
+            return most_similar(ctx.x, N_SIMILAR), None
+        first = torch.arange(len(batch) // 2, device=ctx.x.device)
+        second = first + len(first)
+        pairs = torch.cat([first, second]), torch.cat([second, first])
+        candidate_BB = batch.role[:, None] != batch.role
+        candidate_BB[pairs] = True
+        return pairs, candidate_BB
+
+    def forward(self, ctx: Context) -> PenaltyValue:
+        pairs, candidate_BB = self.pairs(ctx)
+        loss = info_nce(self.project(ctx.f), pairs, self.cfg.temperature, candidate_BB)
+        n_positive = torch.bincount(pairs[0], minlength=len(ctx.x))
+        n_candidates = len(ctx.x) - 1 if candidate_BB is None else candidate_BB.sum(1)
+        anchors = (n_positive > 0) & (n_candidates > n_positive)
+        terms: dict[str, float | Tensor] = {"info_nce": loss.detach(), "anchors": anchors.float().mean()}
+        if self.cfg.diversity_weight:
+            diversity = concentration(ctx.f)
+            loss = loss + self.cfg.diversity_weight * diversity
+            terms["diversity"] = diversity.detach()
+        return PenaltyValue(loss, terms)
+
+    @torch.no_grad()
+    def monitor(self, ctx: Context) -> dict[str, Any]:
+        """Alignment (mean cosine of positives), uniformity (log mean exp(-2 |u_i - u_j|^2), Wang and Isola 2020,
+        arXiv 2005.10242) and retrieval (share of anchors whose most similar candidate is a positive)."""
+        u = self.project(ctx.f)
+        (anchor, positive), candidate_BB = self.pairs(ctx)
+        record: dict[str, float | None] = {"alignment": None, "uniformity": None, "retrieval": None, "chance": None}
+        if len(anchor):
+            rows = anchor.unique()
+            s_AB = similarities(u, candidate_BB, rows)
+            is_positive = torch.zeros(len(u), len(u), dtype=torch.bool, device=u.device)
+            is_positive[anchor, positive] = True
+            hits = is_positive[rows].gather(1, s_AB.argmax(1, keepdim=True))
+            record["alignment"] = float((u[anchor] * u[positive]).sum(1).mean())
+            record["retrieval"] = float(hits.float().mean())
+            record["chance"] = float((is_positive[rows].sum(1) / (s_AB > -torch.inf).sum(1)).mean())
+        if len(u) > 1:
+            squared_distances = torch.pdist(u).square()
+            record["uniformity"] = float((-2 * squared_distances).exp().mean().log())
+        return {"contrastive": record}
+
+
+@torch.no_grad()
+def most_similar(x: Tensor, n: int) -> Pairs:
+    """Each row with the n others of largest cosine, fewer in a smaller batch. x [B, d_in]."""
+    with torch.autocast(x.device.type, enabled=False):
+        unit = torch.nn.functional.normalize(x, dim=1)
+        rows = torch.arange(len(x), device=x.device)
+        nearest = similarities(unit, None, rows).topk(min(n, len(x) - 1), dim=1).indices
+    return rows.repeat_interleave(nearest.shape[1]), nearest.flatten()
+
+
+def concentration(f: Features) -> Tensor:
+    """D = 1 - H(q) / log d_sae of the share q of all activation that each feature carries; scalar.
+
+    No gradient reaches features that fire nowhere in the batch, where that of q log q has no bound.
+    """
+    if isinstance(f, TopKFeatures):
+        usage = f.values.new_zeros(f.d_sae).index_add(0, f.indices.flatten(), f.values.flatten())
+    else:
+        usage = f.dense().sum(0)
+    usage = usage * (usage > 0)
+    total = usage.sum()
+    q = usage / torch.where(total > 0, total, 1)
+    entropy = -(q * torch.where(q > 0, q, 1).log()).sum()
+    return (1 - entropy / math.log(max(f.d_sae, 2))) * (total > 0)
+
+
+CONFIG = ContrastiveConfig
+COMPONENT = Contrastive

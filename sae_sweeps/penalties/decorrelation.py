@@ -1,0 +1,91 @@
+"""Decorrelation: features whose activations rise and fall together are pulled apart.
+
+    L = lambda2 * reduction_{i<j} corr(f_i, f_j)^2
+
+corr is taken over the batch, among features whose variance exceeds a floor, optionally only the most active ones. Its
+curricula are schedules (linear, exponential, two_phase). METHODS, section 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels.gram import squared_products
+from sae_sweeps.penalties.base import (
+    REDUCTIONS,
+    Penalty,
+    PenaltyConfig,
+    PenaltyValue,
+    check_choice,
+    check_weight,
+    reduced,
+)
+
+if TYPE_CHECKING:
+    from sae_sweeps.training.context import Context
+
+
+@dataclass
+class DecorrelationConfig(PenaltyConfig):
+    lambda2_max: float
+    """Weight of the penalty at schedule value 1."""
+    reduction: str
+    """sum over pairs i < j; per_feature: sum / d_sae; mean over the pairs above the floor."""
+    active_fraction: float
+    """Share of the features taken into account, those that fire on most tokens of the batch; 1 takes all."""
+    variance_floor: float
+    """A feature whose variance over the batch is not above this counts for nothing and gets no gradient."""
+
+    def check(self) -> None:
+        check_weight("lambda2_max", self.lambda2_max)
+        check_choice("penalty.reduction", self.reduction, REDUCTIONS)
+        if not 0 < self.active_fraction <= 1:
+            raise ConfigError(f"penalty.active_fraction={self.active_fraction}: must be above 0 and at most 1.")
+        if self.variance_floor < 0:
+            raise ConfigError(f"penalty.variance_floor={self.variance_floor}: must be 0 or more.")
+
+    def peak_weight(self) -> float:
+        return self.lambda2_max
+
+    def result_warnings(self, rows: list[dict[str, Any]]) -> list[str]:
+        idle = sum(row.get("penalty/features", 2) < 2 for row in rows) / max(len(rows), 1)
+        return [f"no pair of features varied in {idle:.0%} of the logged steps"] if idle >= 0.1 else []
+
+
+class Decorrelation(Penalty):
+    cfg: DecorrelationConfig
+
+    def forward(self, ctx: Context) -> PenaltyValue:
+        f = ctx.f.dense()
+        if self.cfg.active_fraction < 1:
+            f = f[:, most_active(f, self.cfg.active_fraction)]
+        with torch.autocast(f.device.type, enabled=False):
+            u, varies = standardized_features(f.float(), self.cfg.variance_floor)
+            total = squared_products(u.T)
+        n = varies.sum()
+        value = reduced(total, self.cfg.reduction, ctx.sae.d_sae, n * (n - 1) / 2)
+        return PenaltyValue(value, {"features": n})
+
+
+def most_active(f: Tensor, fraction: float) -> Tensor:
+    """Numbers of the features that fire on most tokens [ceil(fraction * d_sae)]; of equal ones the first. f [B, d_sae]."""
+    fires = (f > 0).sum(0)
+    n = max(1, -int(-fraction * f.shape[1] // 1))
+    return fires.sort(descending=True, stable=True).indices[:n].sort().values
+
+
+def standardized_features(f: Tensor, variance_floor: float) -> tuple[Tensor, Tensor]:
+    """u with corr(f_i, f_j) = u_i . u_j over the batch [B, n], 0 for features that do not vary, and which do [n]."""
+    centred = f - f.mean(0)
+    square = centred.square().sum(0)
+    varies = square > variance_floor * len(f)
+    return torch.where(varies, centred * torch.where(varies, square, 1).rsqrt(), 0), varies
+
+
+CONFIG = DecorrelationConfig
+COMPONENT = Decorrelation

@@ -1,0 +1,68 @@
+"""OrtSAE: each feature is pushed away from its nearest neighbour in a random chunk. arXiv 2509.22033 (2025).
+
+    L = lambda2 * mean_i max(0, max_{j in chunk of i, j != i} cos(w_i, w_j))^2
+
+The chunks are drawn anew at each step, so that the cost grows linearly with d_sae. METHODS, section 7. The paper's
+chunk size and weight were not at hand when this was written: the defaults are this project's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue, check_weight
+
+if TYPE_CHECKING:
+    from sae_sweeps.training.context import Context
+
+
+@dataclass
+class OrtSAEConfig(PenaltyConfig):
+    lambda2_max: float
+    """Weight of the penalty at schedule value 1."""
+    chunk_size: int
+    """Features per chunk; the last one may hold fewer. At least d_sae compares all with all."""
+
+    def check(self) -> None:
+        check_weight("lambda2_max", self.lambda2_max)
+        if self.chunk_size < 2:
+            raise ConfigError(
+                f"penalty.chunk_size={self.chunk_size}: a feature needs another to be compared with; give 2 or more."
+            )
+
+    def peak_weight(self) -> float:
+        return self.lambda2_max
+
+
+class OrtSAE(Penalty):
+    cfg: OrtSAEConfig
+
+    def forward(self, ctx: Context) -> PenaltyValue:
+        W = ctx.sae.W_dec
+        order = torch.randperm(len(W), generator=ctx.generator(), device=W.device)
+        with torch.autocast(W.device.type, enabled=False):
+            nearest = torch.cat([nearest_cosine(W[chunk]) for chunk in order.split(self.cfg.chunk_size)])
+        return PenaltyValue(nearest.clamp(min=0).square().mean(), {"nearest_cosine": nearest.detach().mean()})
+
+
+def nearest_cosine(W: Tensor) -> Tensor:
+    """Largest cosine of each row of W [n, d] with another row [n]; 0 where there is no other.
+
+    Of equal cosines one carries the gradient.
+    """
+    if len(W) == 1:
+        return W.new_zeros(1)
+    unit = F.normalize(W, dim=1)
+    with torch.no_grad():  # which one is nearest; the gradient then needs n products, not n^2
+        nearest = (unit @ unit.T).fill_diagonal_(-2).argmax(1)
+    return (unit * unit[nearest]).sum(1)
+
+
+CONFIG = OrtSAEConfig
+COMPONENT = OrtSAE

@@ -1,0 +1,172 @@
+"""Selective orthogonality: two groups of features, by what they do, whose decoder rows are kept orthogonal.
+
+    L = lambda2 * reduction_{i in G1, j in G2} (w_i . w_j)^2
+
+Groups come from moving averages of per-feature statistics: a relative threshold on one of them, two clusters of
+(mean, max, std), or which features fire more on text to forget than on text to retain. METHODS, section 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels.gram import squared_products_between
+from sae_sweeps.penalties.base import (
+    REDUCTIONS,
+    MovingAverage,
+    Penalty,
+    PenaltyConfig,
+    PenaltyValue,
+    check_choice,
+    check_decay,
+    check_weight,
+    reduced,
+)
+
+if TYPE_CHECKING:
+    from sae_sweeps.config.run import RunConfig
+    from sae_sweeps.training.context import Context
+
+STATISTICS = ("mean", "max", "std", "frequency")
+CLUSTERED = 3
+"""How many of them k-means looks at: mean, max and std."""
+RETAIN, FORGET = 1, 2
+
+
+@dataclass
+class SelectiveOrthoConfig(PenaltyConfig):
+    lambda2_max: float
+    """Weight of the penalty at schedule value 1."""
+    reduction: str
+    """sum over pairs between the groups; per_feature: sum / d_sae; mean over those pairs (a no-op at study weights)."""
+    grouping: str
+    """relative_threshold: group 1 = features whose statistic exceeds alpha times the largest; kmeans: the cluster of
+    the larger mean; corpus: features that fire more often on text to forget than on text to retain."""
+    statistic: str
+    """mean, max, std or frequency, for relative_threshold."""
+    alpha: float
+    """Share of the largest statistic above which a feature is in group 1, for relative_threshold."""
+    decay: float
+    """Of the moving averages of the statistics."""
+    regroup_every: int
+    """Steps between clusterings, for kmeans; the other groupings are renewed at every step."""
+
+    def check(self) -> None:
+        check_weight("lambda2_max", self.lambda2_max)
+        check_choice("penalty.reduction", self.reduction, REDUCTIONS)
+        check_choice("penalty.grouping", self.grouping, ("relative_threshold", "kmeans", "corpus"))
+        check_choice("penalty.statistic", self.statistic, STATISTICS)
+        check_decay("penalty.decay", self.decay)
+        if not 0 <= self.alpha < 1:
+            raise ConfigError(f"penalty.alpha={self.alpha}: must lie in [0, 1), or no feature exceeds it.")
+        if self.regroup_every < 1:
+            raise ConfigError(f"penalty.regroup_every={self.regroup_every}: must be at least 1.")
+
+    def inert(self) -> dict[str, str]:
+        out: dict[str, str] = {}
+        if self.grouping != "relative_threshold":
+            out = dict.fromkeys(("alpha", "statistic"), "only penalty.grouping=relative_threshold uses it")
+        if self.grouping != "kmeans":
+            out["regroup_every"] = "only penalty.grouping=kmeans uses it"
+        return out
+
+    def check_run(self, run: RunConfig) -> None:
+        if self.grouping == "corpus":
+            check_roles("penalty.grouping=corpus", run)
+
+    def peak_weight(self) -> float:
+        return self.lambda2_max
+
+    def plan_warnings(self) -> list[str]:
+        if self.reduction == "mean":
+            return ["with penalty.reduction=mean the term is about 1 / d_in of its weight: next to nothing"]
+        return []
+
+    def result_warnings(self, rows: list[dict[str, Any]]) -> list[str]:
+        d_sae = [row["penalty/group_1"] + row["penalty/group_2"] for row in rows if "penalty/group_1" in row]
+        empty = sum(row.get("penalty/group_1") in (0, *d_sae[:1]) for row in rows) / max(len(rows), 1)
+        return [f"one of the two groups was empty in {empty:.0%} of the logged steps"] if empty >= 0.1 else []
+
+
+def check_roles(key: str, run: RunConfig) -> None:
+    """Raise ConfigError unless the run's text says what is to be forgotten and what retained."""
+    if run.synthetic or not run.data.has_roles():
+        given = "model=synthetic" if run.synthetic else f"data={run.data.name}"
+        raise ConfigError(
+            f"{key}: needs text to forget and text to retain, which {given} has not; give data=builtin_roles."
+        )
+
+
+class SelectiveOrtho(Penalty):
+    cfg: SelectiveOrthoConfig
+
+    def __init__(self, cfg: SelectiveOrthoConfig, d_in: int, d_sae: int, total_steps: int, generator: torch.Generator):
+        super().__init__(cfg, d_in, d_sae, total_steps, generator)
+        self.statistics = MovingAverage((len(STATISTICS), d_sae), cfg.decay)
+        self.by_role = torch.nn.ModuleDict(
+            {name: MovingAverage((d_sae,), cfg.decay) for name in ("retain", "forget") if cfg.grouping == "corpus"}
+        )
+        self.register_buffer("first", torch.zeros(d_sae, dtype=torch.bool))
+        self.first: Tensor
+        """Who is in group 1 [d_sae]."""
+
+    @torch.no_grad()
+    def observe(self, ctx: Context) -> None:
+        f = ctx.f.dense().float()
+        fires = (f > 0).float()
+        self.statistics.update(torch.stack([f.mean(0), f.amax(0), f.std(0, correction=0), fires.mean(0)]))
+        if self.cfg.grouping == "relative_threshold":
+            statistic = self.statistics.value[STATISTICS.index(self.cfg.statistic)]
+            self.first.copy_(statistic > self.cfg.alpha * statistic.max())
+        elif self.cfg.grouping == "kmeans":
+            if ctx.step % self.cfg.regroup_every == 0:
+                self.first.copy_(larger_cluster(self.statistics.value[:CLUSTERED], ctx.seed))
+        else:
+            for name, role in (("retain", RETAIN), ("forget", FORGET)):
+                tokens = ctx.batch.role == role
+                if bool(tokens.any()):
+                    self.by_role[name].update(fires[tokens].mean(0))
+            self.first.copy_(self.by_role["forget"].value > self.by_role["retain"].value)
+
+    def forward(self, ctx: Context) -> PenaltyValue:
+        W, first = ctx.sae.W_dec, self.first
+        n_first = first.sum()
+        total = squared_products_between(W, first, ~first)
+        value = reduced(total, self.cfg.reduction, len(W), n_first * (len(W) - n_first))
+        return PenaltyValue(value, {"group_1": n_first, "group_2": len(W) - n_first})
+
+    def monitor(self, ctx: Context) -> dict[str, Any]:
+        quantiles = torch.linspace(0, 1, 11, device=self.first.device)
+        spread = {
+            name: statistic.quantile(quantiles).tolist()
+            for name, statistic in zip(STATISTICS, self.statistics.value, strict=True)
+        }
+        n_first = int(self.first.sum())
+        sizes = [n_first, len(self.first) - n_first]
+        return {"groups": {"sizes": sizes, "first": self.first[:256].long().tolist(), "deciles": spread}}
+
+
+def larger_cluster(statistics: Tensor, seed: int) -> Tensor:
+    """Which features are in the cluster of the larger mean, of two [d_sae], bool. statistics [3, d_sae].
+
+    scikit-learn's k-means on standardised statistics; features that all look the same are one cluster.
+    """
+    from sklearn.cluster import KMeans
+
+    points = statistics.T.double().cpu()
+    spread = points.std(0, correction=0)
+    points = (points - points.mean(0)) / torch.where(spread > 0, spread, 1)
+    if len(points.unique(dim=0)) < 2:
+        return torch.zeros(len(points), dtype=torch.bool)
+    found = KMeans(2, n_init=4, random_state=seed).fit(points.numpy())
+    labels = torch.from_numpy(found.labels_)
+    return labels == int(found.cluster_centers_[:, 0].argmax())
+
+
+CONFIG = SelectiveOrthoConfig
+COMPONENT = SelectiveOrtho

@@ -1,0 +1,56 @@
+"""Strict orthogonality: all decoder rows are pushed apart, all the time; the baseline of adaptive sharing.
+
+    L = lambda2 * reduction_{i<j} (w_i . w_j)^2
+
+METHODS, section 4 (adaptive feature sharing).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sae_sweeps.kernels.gram import squared_products
+from sae_sweeps.penalties.base import (
+    REDUCTIONS,
+    Penalty,
+    PenaltyConfig,
+    PenaltyValue,
+    check_choice,
+    check_weight,
+    reduced,
+)
+
+if TYPE_CHECKING:
+    from sae_sweeps.training.context import Context
+
+
+def n_pairs(d_sae: int) -> float:
+    return d_sae * (d_sae - 1) / 2
+
+
+@dataclass
+class StrictOrthoConfig(PenaltyConfig):
+    lambda2_max: float
+    """Weight of the penalty at schedule value 1."""
+    reduction: str
+    """sum over pairs i < j; per_feature: sum / d_sae; mean over all pairs. A sum grows as d_sae^2 / d_in."""
+
+    def check(self) -> None:
+        check_weight("lambda2_max", self.lambda2_max)
+        check_choice("penalty.reduction", self.reduction, REDUCTIONS)
+
+    def peak_weight(self) -> float:
+        return self.lambda2_max
+
+
+class StrictOrtho(Penalty):
+    cfg: StrictOrthoConfig
+
+    def forward(self, ctx: Context) -> PenaltyValue:
+        W = ctx.sae.W_dec
+        return PenaltyValue(reduced(squared_products(W), self.cfg.reduction, len(W), n_pairs(len(W))))
+
+
+CONFIG = StrictOrthoConfig
+COMPONENT = StrictOrtho

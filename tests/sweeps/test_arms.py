@@ -1,0 +1,70 @@
+import pytest
+from commands import run, run_folders
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from sae_sweeps.command import CONF, register
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.sweeps.arms import arm_choices, points_of
+from sae_sweeps.sweeps.plan import make_plan
+
+ARMS = {
+    "TopK": "penalty=none",
+    "progressive": "penalty=ortho lambda2_max=0.1,0.5",
+    "slow": "penalty=ortho schedule.decay_power=0.5 tags=[slow,extra]",
+}
+
+
+def plan_of(arms, *overrides):
+    """The plan of one command's point under these arms."""
+    register()
+
+    def composed(words):
+        cfg = compose("config", overrides=["model=synthetic", *words])
+        OmegaConf.set_struct(cfg, False)
+        cfg.arms = arms
+        return cfg
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return make_plan(points_of(list(overrides), composed))
+
+
+def test_an_arm_is_a_sweep_of_its_own_under_its_name():
+    plan = plan_of(ARMS)
+    assert [planned.title for planned in plan.runs] == [
+        "TopK",
+        "progressive lambda2_max=0.1",
+        "progressive lambda2_max=0.5",
+        "slow",
+    ]
+    assert [planned.run.penalty.name for planned in plan.runs] == ["none", "ortho", "ortho", "ortho"]
+    assert plan.runs[3].run.tags == ["slow", "extra"] and plan.runs[3].run.schedule.decay_power == 0.5
+
+
+def test_the_command_line_wins_over_the_arms():
+    plan = plan_of(ARMS, "lambda2_max=0.7")
+    assert [planned.title for planned in plan.runs] == ["TopK", "progressive", "slow"]
+    assert [planned.run.penalty.lambda2_max for planned in plan.runs[1:]] == [0.7, 0.7]
+
+
+def test_equal_arms_are_one_run_and_named():
+    plan = plan_of({"a": "penalty=none", "b": "penalty=none seed=0"})
+    assert [(planned.title, len(planned.equals)) for planned in plan.runs] == [("a", 1)]
+
+
+def test_a_key_that_no_arm_uses_is_refused():
+    with pytest.raises(ConfigError, match="lambda2_max=0.5: no run of this command uses it"):
+        plan_of({"TopK": "penalty=none"}, "lambda2_max=0.5")
+
+
+@pytest.mark.parametrize("word", ["penalty", "+penalty=none", "k="])
+def test_a_word_that_is_none_is_named(word):
+    with pytest.raises(ConfigError, match="penalty|k="):
+        arm_choices("mine", word)
+
+
+@pytest.mark.slow
+def test_an_experiment_runs_every_arm(tmp_path):
+    small = ["model=synthetic", "num_tokens=4096", "d_sae=128", "k=8", "eval=none"]
+    out = run("-m", "experiment=demo", *small, f"outputs={tmp_path}").stdout
+    assert len(run_folders(tmp_path)) == 3 and "lambda2_max=0.5" in out
