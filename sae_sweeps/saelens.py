@@ -134,9 +134,29 @@ def encode_topk(sae: ExportedSAE, x_BD: Tensor) -> Tensor:
     return torch.zeros_like(z_BF).scatter_(-1, features_BK, values_BK.relu())
 
 
+def encode_jumprelu(sae: ExportedSAE, x_BD: Tensor) -> Tensor:
+    """ReLU(z) where z exceeds the feature's threshold (Rajamanoharan et al. 2024, arXiv:2407.14435)."""
+    z_BF = x_BD @ sae.weights["W_enc"] + sae.weights["b_enc"]
+    return z_BF.relu() * (z_BF > sae.weights["threshold"])
+
+
+def encode_gated(sae: ExportedSAE, x_BD: Tensor) -> Tensor:
+    """The magnitude path's ReLU where the gate path is positive (Rajamanoharan et al. 2024, arXiv:2404.16014)."""
+    w = sae.weights
+    magnitude_BF = (x_BD @ (w["W_enc"] * w["r_mag"].exp()) + w["b_mag"]).relu()
+    return magnitude_BF * (x_BD @ w["W_enc"] + w["b_gate"] > 0)
+
+
+PER_FEATURE = ("d_sae",)
 LINEAR = {"W_enc": ("d_in", "d_sae"), "b_enc": ("d_sae",), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
 ARCHITECTURES = {
     "standard": Architecture(encode_standard, LINEAR),
+    "jumprelu": Architecture(encode_jumprelu, LINEAR | {"threshold": PER_FEATURE}),
+    "gated": Architecture(
+        encode_gated,
+        {name: shape for name, shape in LINEAR.items() if name != "b_enc"}
+        | dict.fromkeys(("b_gate", "r_mag", "b_mag"), PER_FEATURE),
+    ),
     "topk": Architecture(encode_topk, LINEAR, ("k",), {"rescale_acts_by_decoder_norm": False}),
 }
 

@@ -22,6 +22,12 @@ def check_length(key: str, length: float) -> None:
         raise ConfigError(f"{key}={length}: a length cannot be negative; give a fraction below 1 or a number of steps.")
 
 
+def warm_up(length: float, step: int, total_steps: int) -> float:
+    """A linear rise from 0 at the first step to 1 after `length`."""
+    steps = steps_of(length, total_steps)
+    return min(1.0, step / steps) if steps else 1.0
+
+
 class Schedule:
     """The penalty's weight over training, as a share of its peak."""
 

@@ -25,6 +25,8 @@ class Context:
     """Vocabulary ids [context], int32."""
     role_L: np.ndarray
     """Role of the document that each token comes from [context], int8; a BOS has the role of what follows it."""
+    length: int
+    """Tokens that are text; what stands behind them fills the row."""
 
 
 def contexts(docs: Iterable[Document], lm: LanguageModel, cfg: DataConfig) -> Iterator[Context]:
@@ -48,8 +50,34 @@ def contexts(docs: Iterable[Document], lm: LanguageModel, cfg: DataConfig) -> It
             offset += len(taken)
             roles += [role] * (len(row) - len(roles))
             if len(row) == cfg.context:
-                yield Context(np.array(row, np.int32), np.array(roles, np.int8))
+                yield Context(np.array(row, np.int32), np.array(roles, np.int8), cfg.context)
                 row, roles = [], []
+
+
+def paired_contexts(docs: Iterable[Document], lm: LanguageModel, cfg: DataConfig) -> Iterator[Context]:
+    """Rows 2n and 2n + 1 are the two texts of pair n, each cut to one row and filled up behind with special tokens.
+
+    Both rows have as many tokens as the shorter text, so that each token has a partner at its position.
+    """
+    check_context(lm, cfg)
+    fill = lm.bos_id if lm.bos_id is not None else min(lm.special_ids, default=0)
+    start = [lm.bos_id] if cfg.prepend_bos and lm.bos_id is not None else []
+    for group in _grouped(docs):
+        texts = [text for doc in group for text in (doc.text, doc.pair or "")]
+        ids = lm.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        for doc, first, second in zip(group, ids[::2], ids[1::2], strict=True):
+            length = min(len(first), len(second), cfg.context - len(start))
+            for tokens in (first, second) if length else ():
+                row = [*start, *tokens[:length]]
+                filled = row + [fill] * (cfg.context - len(row))
+                role_L = np.full(cfg.context, doc.role, np.int8)
+                yield Context(np.array(filled, np.int32), role_L, len(row))
+
+
+def rows_of(cfg: DataConfig, split: str, lm: LanguageModel) -> Iterator[Context]:
+    """The contexts of a split, packed, or one for each text where the text comes in pairs."""
+    make = paired_contexts if cfg.has_pairs() else contexts
+    return make(documents(cfg, split), lm, cfg)
 
 
 def held_out_contexts(model_cfg: ModelConfig, data_cfg: DataConfig, lm: LanguageModel, n_contexts: int) -> Tensor:
@@ -58,7 +86,7 @@ def held_out_contexts(model_cfg: ModelConfig, data_cfg: DataConfig, lm: Language
     Raises:
         DataError: the held-out text does not fill one row.
     """
-    rows = [c.tokens_L for c in islice(contexts(documents(data_cfg, "held_out"), lm, data_cfg), n_contexts)]
+    rows = [c.tokens_L for c in islice(rows_of(data_cfg, "held_out", lm), n_contexts)]
     if not rows:
         raise DataError(
             f"data={data_cfg.name}: the held-out text of model={model_cfg.name} does not fill one context of "

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 
 from sae_sweeps.activations.batch import Batch
-from sae_sweeps.activations.contexts import check_context, contexts
+from sae_sweeps.activations.contexts import check_context, rows_of
 from sae_sweeps.activations.language_model import LanguageModel
 from sae_sweeps.activations.synthetic import SyntheticWorld
-from sae_sweeps.activations.text import documents
 from sae_sweeps.config.schema import DataConfig, LayerConfig
 from sae_sweeps.errors import ConfigError
 
@@ -86,10 +85,11 @@ class TextSource:
         """Contexts that are run together: tokens, roles, and which of the tokens train the SAE, each [S, L]."""
         left_out = self.lm.special_ids if self.data.train_on == "non_special" else ()
         special = np.array(sorted(left_out), np.int32)
-        rows = contexts(documents(self.data, self.split), self.lm, self.data)
+        rows = rows_of(self.data, self.split, self.lm)
         while group := list(islice(rows, self.contexts_per_forward)):
             tokens_SL = np.stack([context.tokens_L for context in group])
-            yield tokens_SL, np.stack([context.role_L for context in group]), ~np.isin(tokens_SL, special)
+            text_SL = np.arange(tokens_SL.shape[1]) < np.array([[context.length] for context in group])
+            yield tokens_SL, np.stack([context.role_L for context in group]), text_SL & ~np.isin(tokens_SL, special)
 
 
 @dataclass

@@ -11,7 +11,9 @@ from sae_sweeps.activations.permutation import permute
 from sae_sweeps.activations.store import ActivationStore, Rows
 from sae_sweeps.errors import ConfigError, DataError
 
-KINDS = ("tokens", "adjacent_pairs", "contiguous_windows")
+KINDS = ("tokens", "adjacent_pairs", "contiguous_windows", "role_pairs", "text_pairs")
+PAIRS = ("adjacent_pairs", "role_pairs", "text_pairs")
+"""Kinds whose batches hold anchors in rows 0 .. B/2-1 and their partners, in the same order, in rows B/2 .. B-1."""
 
 
 class Sampler:
@@ -22,8 +24,12 @@ class Sampler:
     then all again in another: with `tokens`, every token once per epoch. From a stream, spans are drawn in the same way
     within one buffer after the other, `buffer_tokens // B` batches from each.
 
-    Layout of a batch: `adjacent_pairs` has the anchors in rows 0 .. B/2-1 and their successors, in the same order, in
-    rows B/2 .. B-1; `contiguous_windows` has the B/window windows one after the other, each in token order.
+    `role_pairs` draws B/2 tokens as `tokens` does, and for each a partner: another token of the same role, drawn in the
+    same way among the tokens of that role. `text_pairs` draws tokens of the first texts of a data set of pairs; the
+    partner is the token at the same position of the second text.
+
+    Layout of a batch: `contiguous_windows` has the B/window windows one after the other, each in token order; the
+    others in PAIRS have the anchors in rows 0 .. B/2-1 and their partners, in the same order, in rows B/2 .. B-1.
     """
 
     def __init__(
@@ -39,7 +45,7 @@ class Sampler:
             raise ConfigError(f"train.sampling={kind} is not known; choose one of {', '.join(KINDS)}.")
         self.store, self.batch_size, self.data_seed, self.kind = store, batch_size, data_seed, kind
         self.device = torch.device(device)
-        self.span = {"tokens": 1, "adjacent_pairs": 2, "contiguous_windows": window}[kind]
+        self.span = window if kind == "contiguous_windows" else 2 if kind in PAIRS else 1
         if self.span < 1:
             raise ConfigError(f"train.window={window} is below 1; choose 32, say.")
         if batch_size < 1 or batch_size % self.span:
@@ -50,26 +56,53 @@ class Sampler:
     def batch(self, step: int) -> Batch:
         """The batch of a step, float32, on the sampler's device."""
         rows, part, local_step = self._part(step)
-        starts = rows.starts(self.span) if self.span > 1 else None
-        n_spans = len(rows) if starts is None else len(starts)
-        if not n_spans:
-            raise DataError(
-                f"train.sampling={self.kind}: no {self.span} tokens stand side by side in one context; raise "
-                "data.context or lower train.window."
-            )
         per_batch = self.batch_size // self.span
-        epoch_B, within_B = np.divmod(local_step * per_batch + np.arange(per_batch), n_spans)
-        picked_B = np.empty(per_batch, np.int64)
-        for epoch in np.unique(epoch_B):
-            here = epoch_B == epoch
-            picked_B[here] = permute(within_B[here], n_spans, self.data_seed, *part, int(epoch))
-        first_B = picked_B if starts is None else starts[picked_B]
-        index = first_B[:, None] + np.arange(self.span)
-        if self.kind == "adjacent_pairs":
-            index = index.T
+        number_B = local_step * per_batch + np.arange(per_batch)
+        if self.kind == "text_pairs":
+            pairs = rows.text_pairs()
+            if not len(pairs):
+                raise DataError("train.sampling=text_pairs: no text of the data has a partner; give data.pair_field.")
+            index = pairs[self._drawn(number_B, len(pairs), part)].T
+        elif self.kind == "role_pairs":
+            first_B = self._drawn(number_B, len(rows), part)
+            index = np.stack([first_B, self._partners(rows, first_B, number_B, part)])
+        else:
+            starts = rows.starts(self.span) if self.span > 1 else None
+            n_spans = len(rows) if starts is None else len(starts)
+            if not n_spans:
+                raise DataError(
+                    f"train.sampling={self.kind}: no {self.span} tokens stand side by side in one context; raise "
+                    "data.context or lower train.window."
+                )
+            picked_B = self._drawn(number_B, n_spans, part)
+            first_B = picked_B if starts is None else starts[picked_B]
+            index = first_B[:, None] + np.arange(self.span)
+            if self.kind == "adjacent_pairs":
+                index = index.T
         batch = rows.take(index.reshape(-1)).to(self.device)
         batch.x = batch.x.float()
         return batch
+
+    def _drawn(self, number_B: np.ndarray, n: int, part: tuple[int, ...], stream: tuple[int, ...] = ()) -> np.ndarray:
+        """The draws of these numbers from 0 .. n-1: all of them once, in random order, then all again in another."""
+        epoch_B, within_B = np.divmod(number_B, n)
+        drawn_B = np.empty(len(number_B), np.int64)
+        for epoch in np.unique(epoch_B):
+            here = epoch_B == epoch
+            drawn_B[here] = permute(within_B[here], n, self.data_seed, *part, int(epoch), *stream)
+        return drawn_B
+
+    def _partners(self, rows: Rows, first_B: np.ndarray, number_B: np.ndarray, part: tuple[int, ...]) -> np.ndarray:
+        """For each token another one of its role; where a role has but one token, that one."""
+        by_role = rows.by_role()
+        role_B = rows.roles()[first_B]
+        partner_B = np.empty_like(first_B)
+        for role in np.unique(role_B):
+            here, same = role_B == role, by_role[int(role)]
+            drawn = self._drawn(number_B[here], len(same), part, (1 + int(role),))
+            clash = same[drawn] == first_B[here]
+            partner_B[here] = same[(drawn + clash) % len(same)]
+        return partner_B
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps `start` to `stop`, each prepared by a thread while the caller works on the one before."""

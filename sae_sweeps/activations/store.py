@@ -55,6 +55,18 @@ class Rows(Protocol):
         """Every row from which `span` consecutive tokens of one context follow [n_starts], int64; `span` > 1."""
         ...
 
+    def roles(self) -> np.ndarray:
+        """The role of every row [n], int8."""
+        ...
+
+    def by_role(self) -> dict[int, np.ndarray]:
+        """The rows of each role that occurs, in stream order, int64."""
+        ...
+
+    def text_pairs(self) -> np.ndarray:
+        """Rows at the same position of the two texts of a pair, contexts 2n and 2n + 1 [n_pairs, 2], int64."""
+        ...
+
 
 class ActivationStore(Protocol):
     """What `open_activations` returns.
@@ -141,6 +153,8 @@ class ResidentRows:
     def __init__(self, batch: Batch):
         self.batch = batch
         self._starts: dict[int, np.ndarray] = {}
+        self._by_role: dict[int, np.ndarray] | None = None
+        self._text_pairs: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -152,6 +166,19 @@ class ResidentRows:
         if span not in self._starts:
             self._starts[span] = _find_starts(self.batch.sequence, self.batch.position, span)
         return self._starts[span]
+
+    def roles(self) -> np.ndarray:
+        return self.batch.role.numpy()
+
+    def by_role(self) -> dict[int, np.ndarray]:
+        if self._by_role is None:
+            self._by_role = _rows_by_role(self.roles())
+        return self._by_role
+
+    def text_pairs(self) -> np.ndarray:
+        if self._text_pairs is None:
+            self._text_pairs = _find_text_pairs(self.batch.sequence.numpy(), self.batch.position.numpy())
+        return self._text_pairs
 
 
 class MemoryStore(ResidentRows):
@@ -189,6 +216,9 @@ class DiskStore:
         self._per_shard: int = self._shards_meta[0]["n_tokens"]
         self._shards: dict[int, Batch] = {}
         self._starts: dict[int, np.ndarray] = {}
+        self._roles: np.ndarray | None = None
+        self._by_role: dict[int, np.ndarray] | None = None
+        self._text_pairs: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.n_tokens
@@ -226,6 +256,25 @@ class DiskStore:
                 empty = file.tell() == 0
                 self._starts[span] = np.empty(0, np.int64) if empty else np.memmap(file, np.int64, "r")
         return self._starts[span]
+
+    def roles(self) -> np.ndarray:
+        if self._roles is None:
+            self._roles = self._column("role")
+        return self._roles
+
+    def by_role(self) -> dict[int, np.ndarray]:
+        if self._by_role is None:
+            self._by_role = _rows_by_role(self.roles())
+        return self._by_role
+
+    def text_pairs(self) -> np.ndarray:
+        if self._text_pairs is None:
+            self._text_pairs = _find_text_pairs(self._column("sequence"), self._column("position"))
+        return self._text_pairs
+
+    def _column(self, name: str) -> np.ndarray:
+        """One small column of all shards, in memory [n_tokens]."""
+        return np.concatenate([getattr(self._shard(n), name).numpy() for n in range(len(self._shards_meta))])
 
     def count(self, stop: int) -> int:
         return min(stop, self.n_tokens)
@@ -383,6 +432,19 @@ def _find_starts(sequence: Tensor, position: Tensor, span: int) -> np.ndarray:
         position[ahead:] - position[: len(position) - ahead] == ahead
     )
     return np.flatnonzero(together.numpy()) if len(sequence) > ahead else np.empty(0, np.int64)
+
+
+def _rows_by_role(roles: np.ndarray) -> dict[int, np.ndarray]:
+    return {int(role): np.flatnonzero(roles == role) for role in np.unique(roles)}
+
+
+def _find_text_pairs(sequence: np.ndarray, position: np.ndarray) -> np.ndarray:
+    place = (sequence.astype(np.int64) << 20) + position  # grows in stream order
+    first = np.flatnonzero(sequence % 2 == 0)
+    wanted = place[first] + (1 << 20)
+    second = np.minimum(np.searchsorted(place, wanted), len(place) - 1)
+    found = place[second] == wanted
+    return np.stack([first[found], second[found]], axis=1)
 
 
 def _no_tokens(data: DataConfig) -> DataError:

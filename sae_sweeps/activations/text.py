@@ -1,17 +1,19 @@
 """Text from wherever the config says, as a stream of documents, split into training and held-out ones."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from sae_sweeps.activations.hub import hub_is_reachable
+from sae_sweeps.activations.roles import FIRST_LABEL, FORGET, NAMED, PLAIN, RETAIN, interleaved, label_names, source
 from sae_sweeps.config.schema import DataConfig
 from sae_sweeps.errors import ConfigError, DataError, NoNetwork, UserError
 from sae_sweeps.files import one_line
 
-KINDS = ("builtin", "text", "jsonl", "parquet", "hub")
+BUILTIN = ("builtin", "builtin_roles", "builtin_labelled")
+KINDS = (*BUILTIN, "text", "jsonl", "parquet", "hub", "forget_retain")
 SPLITS = ("train", "held_out")
 Split = Literal["train", "held_out"]
 PIECE = 4000
@@ -26,6 +28,8 @@ class Document:
     text: str
     role: int = 0
     """0 plain, 1 retain, 2 forget, 3 and up labels."""
+    pair: str | None = None
+    """A second text that belongs to this one."""
 
 
 def documents(cfg: DataConfig, split: str) -> Iterator[Document]:
@@ -42,10 +46,16 @@ def documents(cfg: DataConfig, split: str) -> Iterator[Document]:
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, not one of {SPLITS}")
     check_data(cfg)
-    if cfg.kind == "builtin":
+    if cfg.kind in BUILTIN:
         from sae_sweeps.builtin import corpus
 
-        yield from (Document(name, text) for name, text in corpus.documents(cast(Split, split)))
+        role = _builtin_roles(cfg.kind)
+        yield from (Document(name, text, role(name)) for name, text in corpus.documents(cast(Split, split)))
+        return
+    if cfg.kind == "forget_retain":
+        yield from interleaved(
+            documents(source(cfg, "forget"), split), documents(source(cfg, "retain"), split), cfg.forget_share
+        )
         return
     total = kept = 0
     for document in _read(cfg):
@@ -66,11 +76,59 @@ def documents(cfg: DataConfig, split: str) -> Iterator[Document]:
         )
 
 
+def _builtin_roles(kind: str) -> Callable[[str], int]:
+    """The role of a built-in document by its name."""
+    from sae_sweeps.builtin.topics import FORGET as FORGOTTEN
+    from sae_sweeps.builtin.topics import LABELS, topic_of
+
+    if kind == "builtin_roles":
+        return lambda name: FORGET if topic_of(name) == FORGOTTEN else RETAIN
+    if kind == "builtin_labelled":
+        return lambda name: FIRST_LABEL + LABELS.index(topic_of(name))
+    return lambda name: PLAIN
+
+
+def roles(cfg: DataConfig) -> dict[int, str]:
+    """What the roles of this text are called; empty where it has none.
+
+    Raises ConfigError and DataError as `documents` does: local labelled text is read once to find its labels.
+    """
+    if cfg.kind in ("builtin_roles", "forget_retain"):
+        return {RETAIN: "retain", FORGET: "forget"}
+    if cfg.kind == "builtin_labelled":
+        from sae_sweeps.builtin.topics import LABELS
+
+        return dict(enumerate(LABELS, FIRST_LABEL))
+    if cfg.label_field is None:
+        return {}
+    named = {role: name for name, role in NAMED.items()}
+    return named | dict(enumerate(label_names(cfg, lambda: _labels(cfg)), FIRST_LABEL))
+
+
+def _labels(cfg: DataConfig) -> Iterator[object]:
+    assert cfg.label_field is not None
+    return (_field(cfg, "label_field", row) for row in _rows(cfg))
+
+
+def _field(cfg: DataConfig, key: str, row: dict[str, Any]) -> Any:
+    """A column of a row by the config key that names it."""
+    column = getattr(cfg, key)
+    if column not in row:
+        raise DataError(f"data.{key}={column} is not in {cfg.path}; its fields are {', '.join(map(str, row))}.")
+    return row[column]
+
+
 def check_data(cfg: DataConfig) -> None:
     """Refuses what is wrong with the config or its files before anything is read; cheap enough for a dry run."""
     if cfg.kind not in KINDS:
         raise ConfigError(f"data.kind={cfg.kind} is not known; choose one of {', '.join(KINDS)}.")
-    if cfg.kind == "builtin":
+    if cfg.kind in BUILTIN:
+        return
+    if cfg.kind == "forget_retain":
+        if not 0 < cfg.forget_share < 1:
+            raise ConfigError(f"data.forget_share={cfg.forget_share} is not a share; choose one above 0 and below 1.")
+        for key in ("forget", "retain"):
+            check_data(source(cfg, key))
         return
     if not cfg.path:
         raise ConfigError(f"data.path is not set, and data.kind={cfg.kind} needs a file, folder or name there.")
@@ -102,15 +160,24 @@ def _read(cfg: DataConfig) -> Iterator[Document]:
             for i, piece in enumerate(_pieces(file)):
                 yield Document(f"{file.name}#{i}", piece)
         return
+    role_of = {name: role for role, name in roles(cfg).items()}
     for i, row in enumerate(_rows(cfg)):
-        if cfg.text_field not in row:
-            raise DataError(
-                f"data.text_field={cfg.text_field} is not in {cfg.path}; its fields are {', '.join(map(str, row))}."
-            )
-        text = row[cfg.text_field]
-        if text is not None and not isinstance(text, str):
-            raise DataError(f"data.text_field={cfg.text_field} holds {type(text).__name__}, not text, in {cfg.path}.")
-        yield Document(f"{cfg.path}#{i}", text or "")
+        role, pair = PLAIN, None
+        if cfg.label_field is not None:
+            label = str(_field(cfg, "label_field", row))
+            if label not in role_of:
+                raise DataError(f"data.labels={cfg.labels}: {cfg.path} holds the label {label} too; list it.")
+            role = role_of[label]
+        if cfg.pair_field is not None:
+            pair = _text(cfg, "pair_field", row)
+        yield Document(f"{cfg.path}#{i}", _text(cfg, "text_field", row), role, pair)
+
+
+def _text(cfg: DataConfig, key: str, row: dict[str, Any]) -> str:
+    text = _field(cfg, key, row)
+    if text is not None and not isinstance(text, str):
+        raise DataError(f"data.{key}={getattr(cfg, key)} holds {type(text).__name__}, not text, in {cfg.path}.")
+    return text or ""
 
 
 def _pieces(file: Path) -> Iterator[str]:

@@ -24,6 +24,10 @@ class DenseFeatures:
         """f W_dec [B, d_in]."""
         return self.f @ W_dec
 
+    def columns(self, features: Tensor) -> Tensor:
+        """f of some features [B, n]; their numbers are [n]."""
+        return self.f[:, features]
+
     def active(self) -> tuple[Tensor, Tensor]:
         """(token, feature) of every active feature, both [nnz], ordered by token, then feature."""
         token, feature = (self.f > 0).nonzero(as_tuple=True)
@@ -53,6 +57,10 @@ class TopKFeatures:
     def decode(self, W_dec: Tensor) -> Tensor:
         """f W_dec [B, d_in], without the dense f and without a [B, k, d_in] tensor."""
         return F.embedding_bag(self.indices, W_dec, per_sample_weights=self.values.to(W_dec.dtype), mode="sum")
+
+    def columns(self, features: Tensor) -> Tensor:
+        """f of some features [B, n]; their numbers are [n]."""
+        return self.dense()[:, features]
 
     def active(self) -> tuple[Tensor, Tensor]:
         """(token, feature) of every active feature, both [nnz], ordered by token, then feature."""

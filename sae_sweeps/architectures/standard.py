@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from sae_sweeps.architectures.base import SAE, ArchitectureConfig
 from sae_sweeps.architectures.features import DenseFeatures
+from sae_sweeps.architectures.l0_control import L0Control, check_target
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.schedules import check_length, steps_of
+from sae_sweeps.schedules import check_length, warm_up
 
 if TYPE_CHECKING:
     from sae_sweeps.training.context import Context
@@ -19,15 +21,22 @@ if TYPE_CHECKING:
 @dataclass
 class StandardConfig(ArchitectureConfig):
     l1_penalty: float
-    """Weight of L1 = sum over features, mean over tokens."""
+    """Weight of L1 = sum over features, mean over tokens; with target_l0 where it starts."""
     l1_warmup: float
     """Length of the linear rise of that weight: a fraction of the run below 1, else steps."""
+    target_l0: float | None
+    """L0 to aim at, by steering the weight of L1; null keeps the weight."""
 
     def check(self, d_in: int) -> None:
         super().check(d_in)
         if self.l1_penalty < 0:
             raise ConfigError(f"l1_penalty={self.l1_penalty}: must be 0 or more.")
         check_length("architecture.l1_warmup", self.l1_warmup)
+        check_target(self.target_l0, self.d_sae)
+        if self.target_l0 is not None and self.l1_penalty == 0:
+            raise ConfigError(
+                f"l1_penalty=0: with target_l0={self.target_l0:g} it is where the weight starts; give 0.04, say."
+            )
 
     def inert(self) -> dict[str, str]:
         return {"l1_warmup": "l1_penalty=0 has nothing to warm up"} if self.l1_penalty == 0 else {}
@@ -37,15 +46,23 @@ class Standard(SAE):
     exports_as = "standard"
     cfg: StandardConfig
 
+    def __init__(self, cfg: Any, d_in: int, total_steps: int, dead_after_tokens: int, generator: torch.Generator):
+        super().__init__(cfg, d_in, total_steps, dead_after_tokens, generator)
+        self.l0_control = L0Control(cfg.target_l0)
+
     def l1_weight(self, step: int) -> float:
-        warmup = steps_of(self.cfg.l1_warmup, self.total_steps)
-        return self.cfg.l1_penalty * (min(1.0, step / warmup) if warmup else 1.0)
+        return self.cfg.l1_penalty * warm_up(self.cfg.l1_warmup, step, self.total_steps) * self.l0_control.factor()
 
     def activate(self, z: Tensor, step: int) -> DenseFeatures:
         return DenseFeatures(z.relu().float())
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
         return {"sparsity": (ctx.f.dense().sum(1).mean(), self.l1_weight(ctx.step))}
+
+    @torch.no_grad()
+    def observe(self, ctx: Context) -> None:
+        super().observe(ctx)
+        self.l0_control.observe(ctx.f.l0())
 
 
 CONFIG = StandardConfig

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
+from sae_sweeps.architectures.auxiliary import auxiliary_loss
 from sae_sweeps.architectures.base import SAE, ArchitectureConfig
-from sae_sweeps.architectures.features import TopKFeatures
+from sae_sweeps.architectures.features import Features, TopKFeatures
 from sae_sweeps.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,28 +57,14 @@ class TopK(SAE):
             return k
         return round(start + (k - start) * min(1.0, step / (self.total_steps - 1)))
 
-    def activate(self, z: Tensor, step: int) -> TopKFeatures:
+    def activate(self, z: Tensor, step: int) -> Features:
         values, indices = z.topk(self.k_at(step), dim=1, sorted=False)
         return TopKFeatures(values.relu().float(), indices, self.d_sae)
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
-        """Auxiliary loss: squared error of modelling the residual with the k_aux largest dead features.
-
-        Scaled down while fewer than k_aux features are dead, as in the paper's released code.
-        """
         if self.cfg.aux_weight == 0:
             return {}
-        dead = self.dead()
-        n_dead = int(dead.sum())
-        if n_dead == 0:
-            return {"aux": (ctx.z.new_zeros((), dtype=torch.float32), self.cfg.aux_weight)}
-        wanted = self.cfg.k_aux or max(1, len(self.b_dec) // 2)
-        k_aux = min(wanted, n_dead)
-        z_dead = ctx.z.masked_fill(~dead, -torch.inf)
-        values, indices = z_dead.topk(k_aux, dim=1, sorted=False)
-        e_hat = TopKFeatures(values.relu().float(), indices, self.d_sae).decode(self.W_dec)
-        aux = (ctx.error.detach() - e_hat).square().sum(1).mean()
-        return {"aux": (aux * min(1.0, n_dead / wanted), self.cfg.aux_weight)}
+        return {"aux": (auxiliary_loss(self, ctx, self.cfg.k_aux), self.cfg.aux_weight)}
 
     def numbers(self, step: int) -> dict[str, float]:
         return {"k": self.k_at(step)}

@@ -18,6 +18,7 @@ METHOD_VERSION = 1
 LEFT_OUT = (
     "outputs", "device", "title", "tags", "logger", "eval",
     "model.name", "model.source", "model.path", "model.default_layer", "model.default_d_sae", "data.name", "data.path",
+    "data.forget", "data.retain",
     "activations.mode", "activations.memory_gb", "activations.disk_gb",
     "train.log_every", "train.checkpoint_every", "train.monitor_every", "train.held_out_tokens",
 )  # fmt: skip
@@ -44,10 +45,14 @@ def model_digest(cfg: ModelConfig, cache: Path | None = None) -> str:
 
 def data_digest(cfg: DataConfig, cache: Path | None = None) -> str:
     """Content digest of local text; name, subset, split and revision of a hub data set."""
-    if cfg.kind == "builtin":
+    if cfg.kind in ("builtin", "builtin_roles", "builtin_labelled"):
         from sae_sweeps.builtin.corpus import digest
 
         return digest()
+    if cfg.kind == "forget_retain":
+        from sae_sweeps.activations.roles import source
+
+        return short_hash([data_digest(source(cfg, key), cache) for key in ("forget", "retain")])
     if not cfg.path:
         raise ConfigError(f"data.path is empty: give the {cfg.kind} file, folder or hub name, as data=PATH.")
     if cfg.kind == "hub":

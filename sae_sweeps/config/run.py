@@ -127,6 +127,8 @@ class RunConfig:
         if self.model.source != "hub":
             out["model.revision"] = "only models of the hub have one"
         out |= {f"data.{key}": f"data.kind={self.data.kind} has none" for key in _unused_data_keys(self.data.kind)}
+        if self.data.label_field is None:
+            out.setdefault("data.labels", "without data.label_field there are no labels")
         if self.activations.mode != "stream":
             out["activations.buffer_tokens"] = "only activations.mode=stream uses it"
         if self.eval.name == "none":
@@ -147,11 +149,16 @@ class RunConfig:
 def _unused_data_keys(kind: str) -> tuple[str, ...]:
     """Keys of the data group that a kind of data does not read."""
     hub = ("subset", "split", "revision")
+    two = ("forget", "retain", "forget_share")
+    labelled = ("label_field", "labels", "pair_field")
+    builtin = ("path", "text_field", "held_out", *hub, *two, *labelled)
     return {
-        "builtin": ("path", "text_field", "held_out", *hub),
-        "text": ("text_field", *hub),
-        "jsonl": hub,
-        "parquet": hub,
+        **dict.fromkeys(("builtin", "builtin_roles", "builtin_labelled"), builtin),
+        "text": ("text_field", *hub, *two, *labelled),
+        "jsonl": (*hub, *two),
+        "parquet": (*hub, *two),
+        "hub": two,
+        "forget_retain": ("path", "subset", "revision", *labelled),
     }.get(kind, ())
 
 
@@ -232,6 +239,8 @@ def _fill(run: RunConfig, facts: ModelFacts) -> None:
         run.architecture.d_sae = 8 * facts.d_in
     if run.train.sampling == "auto":
         run.train.sampling = run.penalty.sampling()
+        if run.train.sampling == "role_pairs" and run.data.has_pairs():
+            run.train.sampling = "text_pairs"
     if run.activations.dtype == "auto":
         run.activations.dtype = run.model.dtype
     if run.activations.mode == "auto":
@@ -287,6 +296,7 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
             f"data.context={run.data.context}: a context holds at least BOS and one token; give 2 or more."
         )
     _one_of("data.train_on", run.data.train_on, ("non_special", "all"))
+    _check_pairs(run)
     if not 0 < run.data.held_out < 1:
         raise ConfigError(f"data.held_out={run.data.held_out}: must lie between 0 and 1.")
     activations = run.activations
@@ -311,11 +321,24 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
     _positive("eval.sparsity_batches", run.eval.sparsity_batches)
 
 
+def _check_pairs(run: RunConfig) -> None:
+    """Pairs need data that has them."""
+    if run.data.has_pairs() and run.data.train_on == "all":
+        raise ConfigError("data.train_on=all: texts in pairs are filled up with special tokens; give non_special.")
+    has = {"role_pairs": run.data.has_roles(), "text_pairs": run.data.has_pairs()}
+    if not has.get(run.train.sampling, True) or (run.synthetic and run.train.sampling in has):
+        raise ConfigError(
+            f"train.sampling={run.train.sampling}: data={run.data.name} has no roles or pairs; give "
+            "data=builtin_roles, data.label_field=COLUMN or data.pair_field=COLUMN."
+        )
+
+
 def _check_train(train: TrainConfig) -> None:
     _one_of("train.recon", train.recon, ("squared", "norm"))
     _one_of("train.precision", train.precision, ("float32", "bfloat16"))
     _one_of("train.b_dec_init", train.b_dec_init, ("mean", "geometric_median", "zero"))
-    _one_of("train.sampling", train.sampling, ("auto", "tokens", "adjacent_pairs", "contiguous_windows"))
+    kinds = ("auto", "tokens", "adjacent_pairs", "contiguous_windows", "role_pairs", "text_pairs")
+    _one_of("train.sampling", train.sampling, kinds)
     for name in ("log_every", "checkpoint_every", "dead_after_tokens", "window"):
         _positive(f"train.{name}", getattr(train, name))
     if train.clip < 0:

@@ -68,7 +68,8 @@ class LayerConfig:
 class DataConfig:
     name: str = "builtin"
     kind: str = "builtin"
-    """builtin, text (file or folder of *.txt), jsonl, parquet, hub (by name, streamed)."""
+    """builtin, text (file or folder of *.txt), jsonl, parquet, hub (by name, streamed); with roles: builtin_roles,
+    builtin_labelled, forget_retain (two sources)."""
     path: str | None = None
     """File or folder, or the hub data set's name."""
     subset: str | None = None
@@ -84,8 +85,28 @@ class DataConfig:
     """Each context starts with BOS; between documents BOS stands in any case, as in SAELens."""
     train_on: str = "non_special"
     """Which tokens train the SAE: non_special (not BOS, EOS or padding) or all."""
+    forget: str | None = None
+    """Text to forget: a file, a folder, or a hub name as ORG/NAME or ORG/NAME:SUBSET."""
+    retain: str | None = None
+    """Text to retain, given in the same way."""
+    forget_share: float = 0.5
+    """Share of the characters read that are to be forgotten, as long as both sources last."""
+    label_field: str | None = None
+    """Column of JSONL, Parquet and hub rows that labels the text; the labels forget and retain are those roles."""
+    labels: list[str] | None = None
+    """The labels in the order of their roles; null means all that a local source holds, sorted."""
+    pair_field: str | None = None
+    """Column that holds a second text which belongs to the first: a precomputed positive pair."""
     held_out: float = 0.1
     """Share of the documents kept for evaluation, chosen by a hash of each text (built-in data: by module)."""
+
+    def has_roles(self) -> bool:
+        """Whether the text tells what is to be forgotten from what is to be retained, or has labels."""
+        return self.kind in ("builtin_roles", "builtin_labelled", "forget_retain") or self.label_field is not None
+
+    def has_pairs(self) -> bool:
+        """Whether the text comes in precomputed pairs."""
+        return self.pair_field is not None
 
 
 @dataclass
@@ -135,7 +156,8 @@ class TrainConfig:
     dead_after_tokens: int = 100_000
     """A feature counts as dead once it has not fired for this many tokens."""
     sampling: str = "auto"
-    """How batches are drawn: tokens (shuffled), adjacent_pairs, contiguous_windows; auto: as the penalty needs."""
+    """How batches are drawn: tokens (shuffled), adjacent_pairs, contiguous_windows, role_pairs (two tokens of one
+    role), text_pairs (precomputed pairs); auto: as the penalty needs."""
     window: int = 32
     """Tokens per window under contiguous_windows."""
     log_every: int = 10

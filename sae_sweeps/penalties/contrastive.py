@@ -74,7 +74,7 @@ class ContrastiveConfig(PenaltyConfig):
                 "penalty.positives=pairs: model=synthetic has no roles; choose a model, or penalty.positives=adjacent."
             )
         sampling = run.train.sampling
-        if self.positives == "pairs" and sampling != "role_pairs":
+        if self.positives == "pairs" and sampling not in ("role_pairs", "text_pairs"):
             raise ConfigError(f"train.sampling={sampling}: penalty.positives=pairs needs role_pairs; leave it at auto.")
         if self.positives == "adjacent" and sampling == "tokens":
             raise ConfigError(
@@ -111,6 +111,9 @@ class Contrastive(Penalty):
         second = first + len(first)
         pairs = torch.cat([first, second]), torch.cat([second, first])
         candidate_BB = batch.role[:, None] != batch.role
+        # texts in pairs that have no roles: all others are candidates
+        others_BB = ~torch.eye(len(batch), dtype=torch.bool, device=ctx.x.device)
+        candidate_BB |= others_BB & (batch.role == batch.role[0]).all()
         candidate_BB[pairs] = True
         return pairs, candidate_BB
 

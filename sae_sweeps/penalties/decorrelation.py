@@ -73,7 +73,7 @@ class Decorrelation(Penalty):
 
 
 def most_active(f: Tensor, fraction: float) -> Tensor:
-    """Numbers of the features that fire on most tokens [ceil(fraction * d_sae)]; of equal ones the first. f [B, d_sae]."""
+    """Features of f [B, d_sae] that fire on most tokens, ceil(fraction * d_sae) of them; of equal ones the first."""
     fires = (f > 0).sum(0)
     n = max(1, -int(-fraction * f.shape[1] // 1))
     return fires.sort(descending=True, stable=True).indices[:n].sort().values

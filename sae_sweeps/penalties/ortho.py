@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.kernels.coactivation import competing_cosines
+from sae_sweeps.kernels.coactivation import competing_cosines, overlapping_pairs
 from sae_sweeps.penalties.base import (
     REDUCTIONS,
     Penalty,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sae_sweeps.training.context import Context
 
 THRESHOLD_FLOOR = 1e-6
+WATCHED = 16
 
 
 @dataclass
@@ -101,6 +102,11 @@ class Ortho(Penalty):
         self.register_buffer("threshold", torch.tensor(cfg.threshold_at(0.0), dtype=torch.float64))
         self.threshold: Tensor
 
+        self.register_buffer("watched", torch.full((2, 3 * WATCHED), -1))
+        self.watched: Tensor
+        """Pairs i, j whose competition is followed: of the highest, the median and the lowest overlap at a quarter of
+        the run, WATCHED each [2, 3 WATCHED]; -1 before that, and where there are not so many."""
+
     def observe(self, ctx: Context) -> None:
         m = self.cfg.momentum
         self.threshold.mul_(m).add_((1 - m) * self.cfg.threshold_at(ctx.progress))
@@ -132,6 +138,39 @@ class Ortho(Penalty):
         total, pairs = competing_cosines(ctx.sae.W_dec, token, feature, n_tokens, weigh)
         terms: dict[str, float | Tensor] = {"competing_pairs": pairs, "threshold": float(self.threshold)}
         return PenaltyValue(reduced(total, self.cfg.reduction, ctx.sae.d_sae, pairs), terms)
+
+    def monitor(self, ctx: Context) -> dict[str, Any]:
+        """competition: overlap, c, |cosine| and correlation of the activations of the watched pairs."""
+        token, feature = ctx.f.active()
+        if ctx.progress >= 0.25 and int(self.watched[0, 0]) < 0:
+            self.watch(*overlapping_pairs(token, feature, len(ctx.x), ctx.sae.d_sae, self.overlap))
+        i, j = self.watched[:, self.watched[0] >= 0]
+        if not len(i):
+            return {}
+        f = ctx.f.columns(torch.cat([i, j])).double()
+        f_i, f_j = f[:, : len(i)], f[:, len(i) :]
+        both, n_i, n_j = ((f_i > 0) & (f_j > 0)).sum(0), (f_i > 0).sum(0), (f_j > 0).sum(0)
+        overlap = torch.where(both > 0, self.overlap(both, n_i, n_j, len(f)), 0.0)
+        cosine = (ctx.sae.W_dec[i] * ctx.sae.W_dec[j]).sum(1).abs()
+        d_i, d_j = f_i - f_i.mean(0), f_j - f_j.mean(0)
+        spread = (d_i.square().sum(0) * d_j.square().sum(0)).sqrt()
+        correlation = torch.where(spread > 0, (d_i * d_j).sum(0) / spread.clamp(min=1e-30), 0.0)
+        numbers = {
+            "overlap": overlap,
+            "c": torch.where(both > 0, self.competition(overlap), 0.0),
+            "abs_cosine": cosine,
+            "correlation": correlation,
+        }
+        shown = {name: [round(value, 6) for value in values.tolist()] for name, values in numbers.items()}
+        return {"competition": {"pairs": torch.stack([i, j], 1).tolist(), **shown}}
+
+    def watch(self, i: Tensor, j: Tensor, n: Tensor) -> None:
+        """Choose the pairs to follow among those that meet, by their overlap n."""
+        order = n.argsort(stable=True)
+        middle = max(0, len(order) // 2 - WATCHED // 2)
+        for place, chosen in enumerate((order[-WATCHED:], order[middle : middle + WATCHED], order[:WATCHED])):
+            start = place * WATCHED
+            self.watched[:, start : start + len(chosen)] = torch.stack([i[chosen], j[chosen]])
 
 
 CONFIG = OrthoConfig

@@ -108,9 +108,7 @@ class SelectiveOrtho(Penalty):
     def __init__(self, cfg: SelectiveOrthoConfig, d_in: int, d_sae: int, total_steps: int, generator: torch.Generator):
         super().__init__(cfg, d_in, d_sae, total_steps, generator)
         self.statistics = MovingAverage((len(STATISTICS), d_sae), cfg.decay)
-        self.by_role = torch.nn.ModuleDict(
-            {name: MovingAverage((d_sae,), cfg.decay) for name in ("retain", "forget") if cfg.grouping == "corpus"}
-        )
+        self.retain, self.forget = MovingAverage((d_sae,), cfg.decay), MovingAverage((d_sae,), cfg.decay)
         self.register_buffer("first", torch.zeros(d_sae, dtype=torch.bool))
         self.first: Tensor
         """Who is in group 1 [d_sae]."""
@@ -127,11 +125,11 @@ class SelectiveOrtho(Penalty):
             if ctx.step % self.cfg.regroup_every == 0:
                 self.first.copy_(larger_cluster(self.statistics.value[:CLUSTERED], ctx.seed))
         else:
-            for name, role in (("retain", RETAIN), ("forget", FORGET)):
+            for rate, role in ((self.retain, RETAIN), (self.forget, FORGET)):
                 tokens = ctx.batch.role == role
                 if bool(tokens.any()):
-                    self.by_role[name].update(fires[tokens].mean(0))
-            self.first.copy_(self.by_role["forget"].value > self.by_role["retain"].value)
+                    rate.update(fires[tokens].mean(0))
+            self.first.copy_(self.forget.value > self.retain.value)
 
     def forward(self, ctx: Context) -> PenaltyValue:
         W, first = ctx.sae.W_dec, self.first

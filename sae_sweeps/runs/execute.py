@@ -21,6 +21,7 @@ from sae_sweeps.config.identity import canonical, short_hash
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import DataConfig, SyntheticConfig
 from sae_sweeps.errors import ConfigError, Interrupted
+from sae_sweeps.evaluation.geometry import similarity_snapshot
 from sae_sweeps.files import read_json, write_bytes, write_json, write_text
 from sae_sweeps.runs.export import export, live_sae, trained_sae
 from sae_sweeps.runs.folder import RunFolder
@@ -182,7 +183,7 @@ def train_run(
     watch = Watch(
         note=folder.monitors.append,
         look=look,
-        # TODO quarter=lambda training, percent: write_snapshot(folder, training.sae.W_dec.detach(), percent),
+        quarter=lambda training, percent: write_snapshot(folder, training.sae.W_dec.detach(), percent),
         tick=lambda step: bench.progress.tick((step + 1) * run.batch_size),
     )
     train(training, sampler.batches, start, folder.checkpoint, record, stop, watch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,19 @@ from sae_sweeps.architectures.features import Features
 if TYPE_CHECKING:
     from sae_sweeps.architectures.base import SAE
     from sae_sweeps.architectures.group_layer import GroupLayer
+
+
+def squared_error(error: Tensor) -> Tensor:
+    """Sum over d_in, mean over the batch. error [B, d_in]."""
+    return error.square().sum(1).mean()
+
+
+def error_norm(error: Tensor) -> Tensor:
+    """Mean Euclidean norm over the batch. error [B, d_in]."""
+    return error.norm(dim=1).mean()
+
+
+RECONSTRUCTIONS = {"squared": squared_error, "norm": error_norm}
 
 
 @dataclass
@@ -37,6 +51,8 @@ class Context:
     """The run's seed; with the step it decides every random draw of a loss term."""
     groups: GroupLayer | None = None
     """The layer between activation and decoder that groups features, where the run has one."""
+    reconstruction: Callable[[Tensor], Tensor] = squared_error
+    """The run's reconstruction loss of an error [B, d_in]."""
 
     @property
     def progress(self) -> float:

@@ -20,7 +20,7 @@ from sae_sweeps.config.registry import component
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.errors import Diverged
 from sae_sweeps.penalties.base import Penalty, PenaltyValue
-from sae_sweeps.training.context import Context, generator_at
+from sae_sweeps.training.context import RECONSTRUCTIONS, Context, generator_at
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.group_layer import GroupLayer
@@ -111,8 +111,9 @@ class Training:
                 f = groups(f, generator_at(self.device, self.run.seed, step, GROUP_STREAM), True)
             x_hat = sae.decode(f).float()
             error = x - x_hat
-            ctx = Context(sae, batch, x, z, f, x_hat, error, step, self.total_steps, self.run.seed, groups)
-            parts = {"recon": (self.reconstruction(error), 1.0), **sae.extra_losses(ctx)}
+            recon = RECONSTRUCTIONS[self.run.train.recon]
+            ctx = Context(sae, batch, x, z, f, x_hat, error, step, self.total_steps, self.run.seed, groups, recon)
+            parts = {"recon": (recon(error), 1.0), **sae.extra_losses(ctx)}
             if groups is not None:
                 parts |= groups.extra_losses(ctx)
             numbers: dict[str, float | Tensor] = {}
@@ -125,12 +126,6 @@ class Training:
                 numbers |= {f"{head}/{name}": number for name, number in value.terms.items()}
         loss = sum((value * weight for value, weight in parts.values()), start=x.new_zeros(()))
         return Terms(loss, parts, numbers, ctx)
-
-    def reconstruction(self, error: Tensor) -> Tensor:
-        """squared: sum over d_in, mean over the batch; norm: mean Euclidean norm. error [B, d_in]."""
-        if self.run.train.recon == "squared":
-            return error.square().sum(1).mean()
-        return error.norm(dim=1).mean()
 
     def step(self, batch: Batch, step: int, logged: bool = False, monitored: bool = False) -> StepReport:
         """Take one optimizer step; its numbers where `logged`, the costlier looks where `monitored`.

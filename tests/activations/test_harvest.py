@@ -81,10 +81,10 @@ def test_count(lm, data, monkeypatch):
 
 
 def test_roles_reach_the_tokens(lm, data, monkeypatch):
-    from sae_sweeps.activations import harvest
+    from sae_sweeps.activations import contexts
 
     roles = [doc.__class__(doc.name, doc.text, role=1 + i % 2) for i, doc in enumerate(documents(data, "train"))]
-    monkeypatch.setattr(harvest, "documents", lambda *args: iter(roles))
+    monkeypatch.setattr(contexts, "documents", lambda *args: iter(roles))
     assert set(whole(source(lm, data).stream(0, 300)).role.tolist()) == {1, 2}
 
 

@@ -22,7 +22,12 @@ def choice_files():
 def test_every_choice_composes_and_names_itself(path):
     group, name = path.parent.name, path.stem
     words = [f"{group}={name}"]
-    if (group, name) in [("model", "local"), ("model", "hub"), ("data", "hub")] or group == "experiment":
+    if (group, name) in [
+        ("model", "local"),
+        ("model", "hub"),
+        ("data", "hub"),
+        ("data", "forget_retain"),
+    ] or group == "experiment":
         return  # these need a path
     if group == "data" and name in ("text", "jsonl", "parquet"):
         with pytest.raises(ConfigError, match="data.path is empty"):

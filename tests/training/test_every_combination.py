@@ -6,6 +6,7 @@ from hydra import compose, initialize_config_dir
 from sae_sweeps.activations.batch import Batch
 from sae_sweeps.command import CONF, register, rewrite
 from sae_sweeps.config.run import RunConfig, run_config
+from sae_sweeps.training.context import squared_error
 from sae_sweeps.training.step import Training
 
 D_IN, BATCH, STEPS = 16, 64, 30
@@ -45,7 +46,7 @@ def train(*words: str) -> tuple[float, float, dict[str, float]]:
     def loss() -> float:
         with torch.no_grad():
             z = training.sae.pre_activations(fixed.x)
-            return float(training.reconstruction(fixed.x - training.sae.decode(training.sae.activate(z, 0))))
+            return float(squared_error(fixed.x - training.sae.decode(training.sae.activate(z, 0))))
 
     before = loss()
     for step in range(STEPS):

@@ -19,7 +19,9 @@ RUNS = {
     "topk, progressive k, ortho with momentum": dict(
         architecture=TopKConfig("topk", 48, 4, 8, None, 1 / 32), penalty=ORTHO, schedule=PowerConfig("power", 2.0)
     ),
-    "standard, toy penalty": dict(architecture=StandardConfig("standard", 48, 0.05, 0.3), penalty=ToyConfig("toy")),
+    "standard, toy penalty": dict(
+        architecture=StandardConfig("standard", 48, 0.05, 0.3, None), penalty=ToyConfig("toy")
+    ),
     "topk, bf16, norm": dict(
         architecture=TopKConfig("topk", 48, 4, None, 4, 0.1), precision="bfloat16", recon="norm"
     ),

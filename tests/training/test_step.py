@@ -12,7 +12,7 @@ from sae_sweeps.training.start import activation_scale, decoder_bias, geometric_
 from sae_sweeps.training.step import Training
 
 TOPK = TopKConfig("topk", 48, 6, None, None, 1 / 32)
-STANDARD = StandardConfig("standard", 48, 0.04, 0.0)
+STANDARD = StandardConfig("standard", 48, 0.04, 0.0, None)
 ORTHO = OrthoConfig("ortho", 0.5, "constant", 0.1, 0.0, "linear", 0.1, "jaccard", "sum")
 
 

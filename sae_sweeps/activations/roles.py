@@ -1,0 +1,82 @@
+"""Which tokens are which: text to forget and to retain, labelled text, and pairs of texts that belong together.
+
+A token's role is that of its document: 0 plain, 1 retain, 2 forget, 3 and up labels. The labels `retain` and `forget`
+are those roles.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sae_sweeps.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from sae_sweeps.activations.text import Document
+    from sae_sweeps.config.schema import DataConfig
+
+PLAIN, RETAIN, FORGET, FIRST_LABEL = 0, 1, 2, 3
+NAMED = {"retain": RETAIN, "forget": FORGET}
+MOST_LABELS = 127 - FIRST_LABEL
+"""Roles are kept in a byte."""
+ENDINGS = {".txt": "text", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+
+
+def source(cfg: DataConfig, key: str) -> DataConfig:
+    """The config of one of two corpora, `data.forget` or `data.retain`: a file, a folder, or a hub name.
+
+    Raises ConfigError for a source that is not given or whose format cannot be told, DataError for one that is missing.
+    """
+    value = getattr(cfg, key)
+    if not value:
+        raise ConfigError(f"data.{key} is not set: give a file, a folder, or a hub name as ORG/NAME:SUBSET.")
+    path = Path(value).expanduser()
+    if path.exists():
+        files = [path] if path.is_file() else sorted(path.rglob("*"))
+        kinds = {ENDINGS[file.suffix] for file in files if file.suffix in ENDINGS}
+        if len(kinds) != 1:
+            what = "no text" if not kinds else f"several formats ({', '.join(sorted(kinds))})"
+            raise ConfigError(f"data.{key}={value}: holds {what}; give files of one of {', '.join(ENDINGS)}.")
+        return replace(cfg, name=key, kind=kinds.pop(), path=str(path))
+    name, _, subset = value.partition(":")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise DataError(f"data.{key}={value}: no such file or folder, and no hub name of the form ORG/NAME:SUBSET.")
+    return replace(cfg, name=key, kind="hub", path=name, subset=subset or None)
+
+
+def interleaved(forget: Iterator[Document], retain: Iterator[Document], share: float) -> Iterator[Document]:
+    """Documents of both, so that `share` of the characters are to be forgotten; when one ends the other goes on."""
+    sources = {FORGET: forget, RETAIN: retain}
+    taken = {FORGET: 0.0, RETAIN: 0.0}
+    while sources:
+        behind = FORGET if taken[FORGET] * (1 - share) <= taken[RETAIN] * share else RETAIN
+        role = behind if behind in sources else next(iter(sources))
+        document = next(sources[role], None)
+        if document is None:
+            del sources[role]
+            continue
+        taken[role] += len(document.text)
+        yield replace(document, role=role)
+
+
+def label_names(cfg: DataConfig, values: Callable[[], Iterator[object]]) -> list[str]:
+    """The labels in the order of their roles: `data.labels`, or all that a local source holds, sorted.
+
+    `values` reads the label column from the start. Raises ConfigError for a hub source without `data.labels` and for
+    more labels than roles.
+    """
+    if cfg.labels is not None:
+        names = [str(name) for name in cfg.labels]
+    elif cfg.kind == "hub":
+        raise ConfigError(
+            f"data.label_field={cfg.label_field}: labels of a hub data set must be listed, as data.labels=[a,b,c]."
+        )
+    else:
+        names = sorted({str(value) for value in itertools.islice(values(), 10_000_000)} - set(NAMED))
+    names = [name for name in names if name not in NAMED]
+    if len(names) > MOST_LABELS:
+        raise ConfigError(f"data.label_field={cfg.label_field}: {len(names)} labels are more than {MOST_LABELS}.")
+    return names

@@ -1,0 +1,78 @@
+"""BatchTopK: the k * B largest of ReLU(z) in a batch. Bussmann et al. 2024 (arXiv 2412.06410).
+
+At inference a token is encoded by itself: features above a threshold, the moving average of the smallest activation
+that was kept in a batch, so f differs from training. It is exported as a JumpReLU with that threshold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sae_sweeps.architectures.features import DenseFeatures
+from sae_sweeps.architectures.topk import TopK, TopKConfig
+from sae_sweeps.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sae_sweeps.training.context import Context
+
+
+@dataclass
+class BatchTopKConfig(TopKConfig):
+    """As TopK's; k is the mean number of active features per token."""
+
+    threshold_decay: float
+    """Of the moving average that becomes the threshold at inference."""
+
+    def check(self, d_in: int) -> None:
+        super().check(d_in)
+        if not 0 <= self.threshold_decay < 1:
+            raise ConfigError(f"architecture.threshold_decay={self.threshold_decay}: must lie in [0, 1).")
+
+
+class BatchTopK(TopK):
+    exports_as = "jumprelu"
+    cfg: BatchTopKConfig
+
+    def __init__(self, cfg: Any, d_in: int, total_steps: int, dead_after_tokens: int, generator: torch.Generator):
+        super().__init__(cfg, d_in, total_steps, dead_after_tokens, generator)
+        self.register_buffer("threshold", torch.zeros(()))
+        self.register_buffer("thresholds_seen", torch.zeros((), dtype=torch.int64))
+        self.threshold: Tensor
+        self.thresholds_seen: Tensor
+
+    def activate(self, z: Tensor, step: int) -> DenseFeatures:
+        f = z.relu().float()
+        kept = self.k_at(step) * len(f)
+        if kept < f.numel():
+            with torch.no_grad():
+                flat = f.flatten()
+                largest = flat.topk(kept, sorted=False).indices
+                mask = torch.zeros_like(flat).index_fill_(0, largest, 1.0).view_as(f)
+            f = f * mask
+        return DenseFeatures(f)
+
+    @torch.no_grad()
+    def observe(self, ctx: Context) -> None:
+        super().observe(ctx)
+        f = self.activate_again(ctx)
+        positive = torch.where(f > 0, f, torch.inf).min()
+        self.thresholds_seen += 1
+        rate = (1.0 / self.thresholds_seen).clamp(min=1 - self.cfg.threshold_decay)
+        # a batch in which nothing fires says nothing
+        self.threshold += torch.where(positive.isfinite(), rate * (positive - self.threshold), 0.0)
+
+    def activate_again(self, ctx: Context) -> Tensor:
+        """f [B, d_sae] before any group layer had its say."""
+        return ctx.f.dense() if ctx.groups is None else self.activate(ctx.z, ctx.step).f
+
+    def export(self, scale: float) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        weights, _ = super().export(scale)
+        return weights | {"threshold": (self.threshold / scale).expand(self.d_sae).clone()}, {}
+
+
+CONFIG = BatchTopKConfig
+COMPONENT = BatchTopK

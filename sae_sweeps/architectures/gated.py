@@ -1,0 +1,59 @@
+"""Gated: one path says which features are active, another how much. Rajamanoharan et al. 2024 (arXiv 2404.16014).
+
+    gate       pi = (x - b_dec) W_enc + b_enc                       which: pi > 0
+    magnitude  exp(r_mag) * ((x - b_dec) W_enc) + b_mag             how much: its ReLU
+    L = recon + l1 |ReLU(pi)|_1 + | x - (ReLU(pi) W_dec + b_dec) |^2, the decoder frozen in the last term
+
+Two vectors more than a standard SAE: r_mag and b_mag [d_sae].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sae_sweeps.architectures.features import DenseFeatures
+from sae_sweeps.architectures.standard import Standard, StandardConfig
+
+if TYPE_CHECKING:
+    from sae_sweeps.training.context import Context
+
+
+@dataclass
+class GatedConfig(StandardConfig):
+    """As the standard SAE's; L1 is that of the gate path."""
+
+
+class Gated(Standard):
+    exports_as = "gated"
+    cfg: GatedConfig
+
+    def __init__(self, cfg: Any, d_in: int, total_steps: int, dead_after_tokens: int, generator: torch.Generator):
+        super().__init__(cfg, d_in, total_steps, dead_after_tokens, generator)
+        self.r_mag = nn.Parameter(torch.zeros(cfg.d_sae))
+        self.b_mag = nn.Parameter(torch.zeros(cfg.d_sae))
+
+    def activate(self, z: Tensor, step: int) -> DenseFeatures:
+        magnitude = (self.r_mag.exp() * (z - self.b_enc) + self.b_mag).relu()
+        return DenseFeatures(magnitude.float() * (z > 0))
+
+    def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
+        gate = ctx.z.relu().float()
+        x_hat = (gate @ self.W_dec.detach()).float() + self.b_dec.detach()
+        return {
+            "sparsity": (gate.sum(1).mean(), self.l1_weight(ctx.step)),
+            "gate": ((ctx.x - x_hat).square().sum(1).mean(), 1.0),
+        }
+
+    def export(self, scale: float) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        weights, settings = super().export(scale)
+        weights["b_gate"] = weights.pop("b_enc")
+        weights |= {"r_mag": self.r_mag.detach().clone(), "b_mag": self.b_mag.detach() / scale}
+        return weights, settings
+
+
+CONFIG = GatedConfig
+COMPONENT = Gated

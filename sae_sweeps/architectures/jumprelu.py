@@ -1,0 +1,149 @@
+"""JumpReLU: features above a learned threshold, L0 as the sparsity term. Rajamanoharan et al. 2024 (arXiv 2407.14435).
+
+    f = z H(z - theta)                  d f / d theta ~ -(theta / eps) K((z - theta) / eps)
+    L0 = sum H(z - theta)               d H / d theta ~ -(1 / eps) K((z - theta) / eps)
+
+K is the rectangle of width 1, eps the bandwidth. The paper scales activations to unit mean squared norm; here they may
+be raw, so thresholds and bandwidth are in units of the root mean square of z in the first batch (the paper's 0.001 is
+about 0.05 of them), and the sparsity term is multiplied by the first batch's loss of reconstructing its mean alone.
+With a target L0 the thresholds start where each feature fires that often in the first batch (Anthropic's update of
+January 2025 sets the encoder's bias in that way), and log(theta) learns faster than the rest, for a short run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sae_sweeps.architectures.base import SAE, ArchitectureConfig
+from sae_sweeps.architectures.features import DenseFeatures
+from sae_sweeps.architectures.l0_control import check_target
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.schedules import check_length, warm_up
+
+if TYPE_CHECKING:
+    from sae_sweeps.training.context import Context
+
+
+@dataclass
+class JumpReLUConfig(ArchitectureConfig):
+    l0_weight: float
+    """Weight of the sparsity term: of L0 / d_sae without a target, of (L0 / target - 1)^2 with one."""
+    l0_warmup: float
+    """Length of the linear rise of that weight: a fraction of the run below 1, else steps."""
+    target_l0: float | None
+    """L0 to aim at; null minimises L0."""
+    bandwidth: float
+    """eps of the straight-through estimators, in root mean squares of z in the first batch."""
+    initial_threshold: float
+    """theta at the start, in the same unit; with a target it follows from the target."""
+    threshold_speed: float
+    """Learning rate of log(theta) relative to the other parameters'; short runs need more than 1."""
+
+    def check(self, d_in: int) -> None:
+        super().check(d_in)
+        if self.l0_weight < 0:
+            raise ConfigError(f"architecture.l0_weight={self.l0_weight}: must be 0 or more.")
+        for key in ("bandwidth", "initial_threshold", "threshold_speed"):
+            if not getattr(self, key) > 0:
+                raise ConfigError(f"architecture.{key}={getattr(self, key)}: must be above 0.")
+        check_length("architecture.l0_warmup", self.l0_warmup)
+        check_target(self.target_l0, self.d_sae)
+
+    def inert(self) -> dict[str, str]:
+        out = {"l0_warmup": "architecture.l0_weight=0 has nothing to warm up"} if self.l0_weight == 0 else {}
+        if self.target_l0 is not None:
+            out["initial_threshold"] = "with target_l0 the thresholds start where they give it"
+        return out
+
+
+class JumpReLU(SAE):
+    """Beside the weights: log_threshold [d_sae], theta = unit * exp(threshold_speed * log_threshold)."""
+
+    exports_as = "jumprelu"
+    cfg: JumpReLUConfig
+
+    def __init__(self, cfg: Any, d_in: int, total_steps: int, dead_after_tokens: int, generator: torch.Generator):
+        super().__init__(cfg, d_in, total_steps, dead_after_tokens, generator)
+        start = torch.full((cfg.d_sae,), cfg.initial_threshold).log() / cfg.threshold_speed
+        self.log_threshold = nn.Parameter(start)
+        self.register_buffer("unit", torch.zeros(()))
+        self.register_buffer("baseline", torch.zeros(()))
+        self.unit: Tensor
+        """Root mean square of z in the first batch; 0 before it."""
+        self.baseline: Tensor
+        """Loss of reconstructing the mean of the first batch; 0 before it."""
+
+    def threshold(self) -> Tensor:
+        """theta [d_sae]."""
+        return self.unit * (self.cfg.threshold_speed * self.log_threshold).exp()
+
+    @torch.no_grad()
+    def _measure(self, z: Tensor) -> None:
+        """Set the unit, and with a target the thresholds, from the first batch."""
+        self.unit.copy_(z.square().mean().sqrt().clamp(min=torch.finfo(z.dtype).tiny ** 0.5))
+        if self.cfg.target_l0 is not None:
+            above = 1 - self.cfg.target_l0 / self.d_sae
+            theta = z.kthvalue(min(len(z), max(1, round(above * len(z)))), dim=0).values
+            self.log_threshold.copy_((theta / self.unit).clamp(min=1e-3).log() / self.cfg.threshold_speed)
+
+    def activate(self, z: Tensor, step: int) -> DenseFeatures:
+        if float(self.unit) == 0:
+            self._measure(z)
+        return DenseFeatures(_Jump.apply(z, self.threshold(), self.cfg.bandwidth * self.unit))
+
+    def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
+        if float(self.baseline) == 0:
+            self.baseline.copy_(ctx.reconstruction(ctx.x - ctx.x.mean(0)).detach())
+        l0 = _Heaviside.apply(ctx.z, self.threshold(), self.cfg.bandwidth * self.unit).sum(1).mean()
+        target = self.cfg.target_l0
+        share = l0 / self.d_sae if target is None else (l0 / target - 1).square()
+        weight = self.cfg.l0_weight * warm_up(self.cfg.l0_warmup, ctx.step, self.total_steps)
+        return {"sparsity": (self.baseline * share, weight)}
+
+    def export(self, scale: float) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        weights, _ = super().export(scale)
+        return weights | {"threshold": self.threshold().detach() / scale}, {}
+
+
+def _rectangle(z: Tensor, theta: Tensor, bandwidth: Tensor) -> Tensor:
+    """K((z - theta) / eps) [B, d_sae]."""
+    return ((z - theta).abs() < bandwidth / 2).to(z.dtype)
+
+
+class _Jump(torch.autograd.Function):
+    """z H(z - theta); its gradient on theta [d_sae] is the straight-through estimate."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, theta: Tensor, bandwidth: Tensor) -> Tensor:
+        ctx.save_for_backward(z, theta, bandwidth)
+        return z * ((z > theta) & (z > 0))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        z, theta, bandwidth = ctx.saved_tensors
+        on_theta = -(theta / bandwidth) * (_rectangle(z, theta, bandwidth) * grad).sum(0)
+        return grad * ((z > theta) & (z > 0)), on_theta, None
+
+
+class _Heaviside(torch.autograd.Function):
+    """H(z - theta); straight-through gradient on theta alone."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, theta: Tensor, bandwidth: Tensor) -> Tensor:
+        ctx.save_for_backward(z, theta, bandwidth)
+        return ((z > theta) & (z > 0)).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        z, theta, bandwidth = ctx.saved_tensors
+        return None, -(_rectangle(z, theta, bandwidth) * grad).sum(0) / bandwidth, None
+
+
+CONFIG = JumpReLUConfig
+COMPONENT = JumpReLU

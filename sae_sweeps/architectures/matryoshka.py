@@ -1,0 +1,56 @@
+"""Matryoshka: BatchTopK whose every prefix of the dictionary must reconstruct. Bussmann et al. 2025 (arXiv 2503.17547).
+
+    L = sum over prefixes m of recon(x - (f_{:m} W_dec_{:m} + b_dec))
+
+The whole dictionary's is the step's own `recon`, the shorter prefixes' together the term `prefixes`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from sae_sweeps.architectures.batch_topk import BatchTopK, BatchTopKConfig
+from sae_sweeps.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sae_sweeps.training.context import Context
+
+
+@dataclass
+class MatryoshkaConfig(BatchTopKConfig):
+    prefix_fractions: list[float]
+    """Shares of the dictionary that must reconstruct by themselves, rising; the whole is always one more."""
+
+    def check(self, d_in: int) -> None:
+        super().check(d_in)
+        shares = self.prefix_fractions
+        rising = all(a < b for a, b in itertools.pairwise([0.0, *shares, 1.0]))
+        if not shares or not rising:
+            raise ConfigError(f"architecture.prefix_fractions={shares}: must rise, and lie between 0 and 1.")
+
+    def prefixes(self) -> list[int]:
+        """Sizes of the prefixes that are shorter than the dictionary."""
+        d_sae = self.d_sae or 0
+        sizes = {max(1, round(share * d_sae)) for share in self.prefix_fractions}
+        return sorted(size for size in sizes if size < d_sae)
+
+
+class Matryoshka(BatchTopK):
+    cfg: MatryoshkaConfig
+
+    def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
+        f, x_hat, total = ctx.f.dense(), self.b_dec.expand_as(ctx.x), ctx.x.new_zeros(())
+        start = 0
+        for end in self.cfg.prefixes():
+            x_hat = x_hat + (f[:, start:end] @ self.W_dec[start:end]).float()
+            total = total + ctx.reconstruction(ctx.x - x_hat)
+            start = end
+        return {"prefixes": (total, 1.0), **super().extra_losses(ctx)}
+
+
+CONFIG = MatryoshkaConfig
+COMPONENT = Matryoshka
