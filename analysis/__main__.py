@@ -24,6 +24,12 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--format", choices=FORMATS, default="text", help="default: text")
     table.add_argument("--sort", metavar="KEY", help="a config key or metric; ranked metrics come best first")
     table.add_argument("--columns", metavar="KEY,...", help="keys and metrics to show, patterns with * too")
+    table.add_argument(
+        "--target-fvu",
+        type=float,
+        metavar="X",
+        help="held-out fvu of tokens_to_fvu and seconds_to_fvu (default: the largest final one of the runs)",
+    )
     table.set_defaults(run=run_table)
     return top
 
@@ -32,7 +38,7 @@ def run_table(words: argparse.Namespace) -> None:
     from analysis.table import render, table
 
     columns = [name for name in words.columns.split(",") if name] if words.columns is not None else None
-    frame = table(words.paths, sort=words.sort, columns=columns)
+    frame = table(words.paths, sort=words.sort, columns=columns, target_fvu=words.target_fvu)
     terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else None
     print(render(frame, words.format, width=width, color=terminal and "NO_COLOR" not in os.environ))

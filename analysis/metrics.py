@@ -9,7 +9,10 @@ if TYPE_CHECKING:
 Column = tuple[str, str]
 """A column of a frame: run, config or metrics; then its name."""
 
-FIRST = ("fvu", "ce_loss_score", "explained_variance", "l0", "dead_features", "penalty_loss", "final_loss")
+FIRST = (
+    "fvu", "ce_loss_score", "l0", "dead_features", "nearest_neighbour_cosine", "recovery_share", "nmi", "tokens_to_fvu",
+    "seconds_to_fvu", "penalty_loss",
+)  # fmt: skip
 """The metrics of a default text table, in its order; all others follow in the other formats."""
 
 DIRECTIONS = {
@@ -29,6 +32,19 @@ DIRECTIONS = {
     "recon_loss": "lower",
     "dead_features": "lower",
     "frac_alive": "higher",
+    "nearest_neighbour_cosine": "lower",
+    "mean_abs_cosine": "lower",
+    "recovery_mmcs*": "higher",
+    "recovery_matched*": "higher",
+    "recovery_share*": "higher",
+    "recovery_split*": "lower",
+    "recovery_merged*": "lower",
+    "nmi": "higher",
+    "silhouette": "higher",
+    "composition_rate": "lower",
+    "distinct_features": "higher",
+    "tokens_to_fvu": "lower",
+    "seconds_to_fvu": "lower",
     "mean_absorption*": "lower",
     "mean_full_absorption*": "lower",
     "sae_test_accuracy": "higher",

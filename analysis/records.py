@@ -118,7 +118,7 @@ def read_run(folder: Path, title: str | None = None) -> Record:
         record.state = "completed"
     if results:
         record.run_id = str(results.get("run_id") or record.run_id)
-        record.title = results.get("title") or title
+        record.title = title or results.get("title")
         record.warnings = [str(warning) for warning in results.get("warnings") or []]
         record.config = flat_config(results.get("config") or {})
         if record.state == "completed":

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.convergence import with_convergence
 from analysis.formats import FORMATS, render
 from analysis.metrics import FIRST, Column, badness
 from analysis.records import records
@@ -30,17 +31,23 @@ BUDGETS = {"tokens": "num_tokens", "steps": "total_steps"}
 """Metrics that have to agree among compared runs, each with the config key or run field for records without it."""
 
 
-def table(paths: Iterable[str | Path], sort: str | None = None, columns: list[str] | None = None) -> "pd.DataFrame":
+def table(
+    paths: Iterable[str | Path],
+    sort: str | None = None,
+    columns: list[str] | None = None,
+    target_fvu: float | None = None,
+) -> "pd.DataFrame":
     """One row per run of the paths (see `records`), with columns under `run`, `config` and `metrics`.
 
     Args:
         sort: a column; best first where the metric has a direction, ascending otherwise, empty cells last.
         columns: names or patterns to show after run_id; by default the differing keys and all metrics.
+        target_fvu: the held-out fvu of tokens_to_fvu and seconds_to_fvu; by default the largest final one of the runs.
 
     `frame.attrs["warnings"]` says in words what makes the comparison unsound.
     Raises DataError and DamagedFile as `records` does, ConfigError for a column that no run has.
     """
-    full = records(paths)
+    full, target = with_convergence(records(paths), target_fvu)
     if sort is not None:
         full = full.iloc[sorted(range(len(full)), key=sort_key(full, find_columns(full, sort)[0]))]
     if columns is None:
@@ -49,7 +56,7 @@ def table(paths: Iterable[str | Path], sort: str | None = None, columns: list[st
         chosen = [column for word in columns for column in find_columns(full, word)]
         shown = list(dict.fromkeys([("run", "run_id"), *chosen]))
     frame = full[shown].reset_index(drop=True)
-    frame.attrs = {"warnings": warnings_of(full), "chosen": columns is not None}
+    frame.attrs = {"warnings": warnings_of(full), "chosen": columns is not None, "target_fvu": target}
     return frame
 
 

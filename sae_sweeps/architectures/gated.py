@@ -38,11 +38,11 @@ class Gated(Standard):
 
     def activate(self, z: Tensor, step: int) -> DenseFeatures:
         magnitude = (self.r_mag.exp() * (z - self.b_enc) + self.b_mag).relu()
-        return DenseFeatures(magnitude.float() * (z > 0))
+        return DenseFeatures(magnitude * (z > 0))
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
-        gate = ctx.z.relu().float()
-        x_hat = (gate @ self.W_dec.detach()).float() + self.b_dec.detach()
+        gate = ctx.z.relu()
+        x_hat = (gate @ self.W_dec.detach()).to(gate.dtype) + self.b_dec.detach()
         return {
             "sparsity": (gate.sum(1).mean(), self.l1_weight(ctx.step)),
             "gate": ((ctx.x - x_hat).square().sum(1).mean(), 1.0),

@@ -1,4 +1,11 @@
-"""Steers a sparsity coefficient so that L0 comes to a target: baselines can then be compared at matched L0."""
+"""Steers a sparsity coefficient so that L0 comes to a target: baselines can then be compared at matched L0.
+
+    wanted L0    falls geometrically from that of the first batch to the target over the first FALL of the run
+    e            log(L0 / wanted) of the last batch, between -1 and 1
+    coefficient  multiplied by exp(GAIN * sum of e + DAMPING * e)
+
+A run's L0 follows its coefficient slowly; led along a curve it does not overshoot, which would kill the features.
+"""
 
 import math
 
@@ -7,29 +14,31 @@ from torch import Tensor, nn
 
 from sae_sweeps.errors import ConfigError
 
-GAIN = 0.02
-"""Change of the log-coefficient per step and unit of log(L0 / target)."""
-DAMPING = 1.0
-"""The coefficient's immediate answer to log(L0 / target)."""
-FASTEST = 1.0
-"""Errors of the logarithm beyond this count as this."""
+GAIN = 0.05
+DAMPING = 2.0
+FALL = 0.6
 RANGE = 12.0
-"""How far the log-coefficient may go from where it starts, either way."""
+"""How far the sum may take the log-coefficient, either way."""
 
 
 class L0Control(nn.Module):
-    """factor = exp(sum of GAIN * e + DAMPING * e), e = log(L0 / target) of the last batch, its state checkpointed."""
+    """The state is checkpointed. Without a target (None) the factor is 1."""
 
-    def __init__(self, target: float | None):
+    def __init__(self, target: float | None, total_steps: int):
         super().__init__()
-        self.target = target
-        self.register_buffer("log_factor", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("error", torch.zeros((), dtype=torch.float64))
+        self.target, self.total_steps = target, total_steps
+        for name in ("log_factor", "error", "log_first"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.float64))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.log_factor: Tensor
         self.error: Tensor
+        self.log_first: Tensor
+        """log L0 of the first batch."""
+        self.seen: Tensor
+        """Batches so far."""
 
     def factor(self) -> float:
-        """By which the coefficient is multiplied at this step; 1 without a target."""
+        """By which the coefficient is multiplied at this step."""
         return 1.0 if self.target is None else math.exp(float(self.log_factor + DAMPING * self.error))
 
     @torch.no_grad()
@@ -37,7 +46,13 @@ class L0Control(nn.Module):
         """Take note of the L0 of a batch."""
         if self.target is None:
             return
-        self.error.copy_((l0.double().clamp(min=1e-3) / self.target).log().clamp(-FASTEST, FASTEST))
+        log_l0 = l0.double().clamp(min=1e-2).log()
+        if int(self.seen) == 0:
+            self.log_first.copy_(log_l0)
+        self.seen += 1
+        done = (self.seen / (FALL * self.total_steps)).clamp(max=1)
+        wanted = self.log_first + (math.log(self.target) - self.log_first) * done
+        self.error.copy_((log_l0 - wanted).clamp(-1, 1))
         self.log_factor.add_(GAIN * self.error).clamp_(-RANGE, RANGE)
 
 

@@ -48,7 +48,7 @@ class Standard(SAE):
 
     def __init__(self, cfg: Any, d_in: int, total_steps: int, dead_after_tokens: int, generator: torch.Generator):
         super().__init__(cfg, d_in, total_steps, dead_after_tokens, generator)
-        self.l0_control = L0Control(cfg.target_l0)
+        self.l0_control = L0Control(cfg.target_l0, total_steps)
 
     def l1_weight(self, step: int) -> float:
         return self.cfg.l1_penalty * warm_up(self.cfg.l1_warmup, step, self.total_steps) * self.l0_control.factor()

@@ -131,6 +131,10 @@ class RunConfig:
             out.setdefault("data.labels", "without data.label_field there are no labels")
         if self.activations.mode != "stream":
             out["activations.buffer_tokens"] = "only activations.mode=stream uses it"
+        if not self.data.has_roles():
+            out["eval.label_tokens"] = f"data={self.data.name} has no roles"
+        if not self.eval.separation:
+            out |= dict.fromkeys(("eval.composition", "eval.label_tokens"), "eval.separation=false measures none of it")
         if self.eval.name == "none":
             out |= {f"eval.{f.name}": "eval=none evaluates nothing" for f in fields(EvalConfig) if f.name != "name"}
         if self.logger.name == "none":
@@ -319,6 +323,7 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
     _positive("eval.batch_size", run.eval.batch_size)
     _positive("eval.recon_batches", run.eval.recon_batches)
     _positive("eval.sparsity_batches", run.eval.sparsity_batches)
+    _positive("eval.label_tokens", run.eval.label_tokens)
 
 
 def _check_pairs(run: RunConfig) -> None:
@@ -339,7 +344,9 @@ def _check_train(train: TrainConfig) -> None:
     _one_of("train.b_dec_init", train.b_dec_init, ("mean", "geometric_median", "zero"))
     kinds = ("auto", "tokens", "adjacent_pairs", "contiguous_windows", "role_pairs", "text_pairs")
     _one_of("train.sampling", train.sampling, kinds)
-    for name in ("log_every", "checkpoint_every", "dead_after_tokens", "window"):
+    if train.held_out_tokens < 0:
+        raise ConfigError(f"train.held_out_tokens={train.held_out_tokens}: must be 0 (none) or more.")
+    for name in ("log_every", "checkpoint_every", "monitor_every", "dead_after_tokens", "window"):
         _positive(f"train.{name}", getattr(train, name))
     if train.clip < 0:
         raise ConfigError(f"train.clip={train.clip}: must be 0 (no clipping) or more.")

@@ -137,6 +137,12 @@ class EvalConfig:
     """Batches for reconstruction, sparsity and density metrics; they follow the former in the stream."""
     exclude_special_tokens: bool = True
     """Leave the activation at BOS, EOS and padding as it is when the SAE's output is put in its place."""
+    separation: bool = True
+    """Measure how separate the features are: cosines of the decoder, true features of a synthetic model, labels."""
+    composition: bool = False
+    """Also train a small SAE on the decoder's rows, to see how far they are sums of others (seconds to minutes)."""
+    label_tokens: int = 4096
+    """Held-out tokens on which features are compared with labels, where the text has roles."""
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sae_sweeps.runs.execute import Progress
+from sae_sweeps.runs.bench import Progress
 from sae_sweeps.sweeps.say import say
 
 

@@ -24,7 +24,7 @@ from sae_sweeps.sweeps.sweep import create_sweep, run_path
 if TYPE_CHECKING:
     import torch
 
-    from sae_sweeps.runs.execute import Bench
+    from sae_sweeps.runs.bench import Bench
     from sae_sweeps.runs.folder import RunFolder
     from sae_sweeps.sweeps.console import Console
 
@@ -47,7 +47,7 @@ def launch(points: list[Point]) -> None:
     for planned in plan.runs:
         if planned.equals:
             say(f"equal runs: {len(planned.equals) + 1} points are the same run, `{planned.title}`; it is trained once")
-    from sae_sweeps.runs.execute import device_for
+    from sae_sweeps.runs.bench import device_for
 
     device = device_for(cfg.device)
     outputs = Path(cfg.outputs)
@@ -91,7 +91,7 @@ class States:
 
 def run_all(plan: Plan, outputs: Path, sweep: Path, device: torch.device) -> States:
     """Every run to its end; those that another process works on come last, when it has finished or died."""
-    from sae_sweeps.runs.execute import Bench
+    from sae_sweeps.runs.bench import Bench
     from sae_sweeps.runs.folder import RunFolder
     from sae_sweeps.sweeps.console import Console
 

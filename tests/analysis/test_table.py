@@ -49,7 +49,7 @@ def test_a_sweep_in_a_hundred_columns(sweep):
 def test_a_narrow_terminal_gets_fewer_metrics_and_is_told(sweep):
     lines = render(table([sweep]), width=60).splitlines()
     assert max(map(len, lines[:-1])) <= 60 and lines[-1].startswith("left out for want of room: ")
-    assert lines[-1].endswith("penalty_loss, final_loss")
+    assert lines[-1].endswith("penalty_loss")
     assert "\x1b" in render(table([sweep]), color=True) and "\x1b" not in render(table([sweep]))
 
 

@@ -20,10 +20,12 @@ def most_similar(x, n):
 
 
 def by_role(role):
-    """Positives and candidates of each row: its partner half a batch away, and all rows of another role."""
+    """Positives and candidates of each row: its partner half a batch away, and all rows of another role; all others
+    where there is but one role."""
     n = len(role)
     partner = [(a + n // 2) % n for a in range(n)]
-    candidates = [{b for b in range(n) if role[b] != role[a]} | {partner[a]} for a in range(n)]
+    one = len(set(role)) == 1
+    candidates = [{b for b in range(n) if (one and b != a) or role[b] != role[a]} | {partner[a]} for a in range(n)]
     return [[b] for b in partner], candidates
 
 

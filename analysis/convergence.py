@@ -1,0 +1,56 @@
+"""How soon a run reaches a held-out fraction of variance unexplained."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sae_sweeps.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]
+"""A row of metrics.jsonl."""
+
+
+def tokens_to(rows: Iterable[Row], target: float) -> tuple[int, float] | None:
+    """Tokens and seconds of training at the first row whose `held_out_fvu` is at or under the target, or None.
+
+    Seconds are those of the training steps alone, summed up from `tokens_per_s`: pauses and evaluations do not count.
+    """
+    seconds, before = 0.0, 0
+    for row in rows:
+        if row.get("tokens_per_s"):
+            seconds += (row["tokens"] - before) / row["tokens_per_s"]
+        before = row["tokens"]
+        value = row.get("held_out_fvu")
+        if value is not None and value <= target:
+            return row["tokens"], seconds
+    return None
+
+
+def common_target(runs: Iterable[Sequence[Row]]) -> float | None:
+    """The largest final `held_out_fvu` of the runs, which each of them reaches; None where no run has one."""
+    finals = [
+        values[-1]
+        for rows in runs
+        if (values := [row["held_out_fvu"] for row in rows if row.get("held_out_fvu") is not None])
+    ]
+    return max(finals, default=None)
+
+
+def with_convergence(full: "pd.DataFrame", target: float | None = None) -> tuple["pd.DataFrame", float | None]:
+    """The frame with the metrics tokens_to_fvu and seconds_to_fvu of completed runs, and the target they speak of.
+
+    Without a target it is `common_target`. A run that never reached it has nan; where no run was followed on held-out
+    text the frame comes back as it is.
+    """
+    complete = [number for number, state in enumerate(full["run", "state"]) if state == "completed"]
+    rows = {number: RunFolder(full["run", "folder"].iloc[number]).metrics.rows() for number in complete}
+    target = common_target(rows.values()) if target is None else target
+    if target is None or common_target(rows.values()) is None:
+        return full, None
+    reached = [tokens_to(rows[number], target) if number in rows else None for number in range(len(full))]
+    full = full.copy()
+    for place, name in enumerate(("tokens_to_fvu", "seconds_to_fvu")):
+        full["metrics", name] = [float(found[place]) if found else float("nan") for found in reached]
+    return full, target

@@ -1,0 +1,116 @@
+"""What the runs of one process share: the device, the language model, activations and held-out text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sae_sweeps.activations.batch import Batch
+from sae_sweeps.activations.store import ActivationStore, open_activations
+from sae_sweeps.config.identity import canonical, short_hash
+from sae_sweeps.config.run import RunConfig
+from sae_sweeps.config.schema import DataConfig
+from sae_sweeps.errors import ConfigError, Interrupted
+
+if TYPE_CHECKING:
+    from sae_sweeps.activations.language_model import LanguageModel
+
+
+@dataclass
+class Progress:
+    """What a run tells whoever watches: `stage(name, total, unit, done=0)` opens a stage, `tick` reports units done."""
+
+    stage: Callable[..., None] = lambda name, total, unit, done=0: None
+    tick: Callable[[int], None] = lambda done: None
+
+
+@dataclass
+class Bench:
+    """What runs in one process share: the device and the language model."""
+
+    device: torch.device
+    stop: Callable[[], bool] = lambda: False
+    progress: Progress = field(default_factory=Progress)
+    _models: dict[str, LanguageModel] = field(default_factory=dict)
+    _held_out: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def language_model(self, run: RunConfig, digest: str) -> LanguageModel | None:
+        """The run's language model, loaded once; None for synthetic activations."""
+        if run.synthetic:
+            return None
+        if digest not in self._models:
+            from sae_sweeps.activations.language_model import load_language_model
+
+            self._models.clear()  # one at a time: the next may be as large
+            self._models[digest] = load_language_model(run.model, self.device)
+        return self._models[digest]
+
+    def held_out(self, run: RunConfig) -> tuple[LanguageModel, torch.Tensor]:
+        """The language model and the held-out contexts [N, context] that `eval` asks for, tokenised once."""
+        from sae_sweeps.activations.contexts import held_out_contexts
+
+        identity = canonical(run)
+        lm = self.language_model(run, identity["model"]["digest"])
+        assert lm is not None
+        n_contexts = run.eval.batch_size * (run.eval.recon_batches + run.eval.sparsity_batches)
+        key = short_hash([identity["model"], identity["data"], n_contexts])
+        if key not in self._held_out:
+            self._held_out = {key: held_out_contexts(run.model, run.data, lm, n_contexts)}
+        return lm, self._held_out[key]
+
+    def check(self, done: int) -> None:
+        """Report progress outside the training loop; there a stop needs no checkpoint."""
+        self.progress.tick(done)
+        if self.stop():
+            raise Interrupted("stopped before a step was taken")
+
+
+def device_for(name: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises ConfigError when CUDA is asked for and absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ConfigError(
+            f"device={name}: torch {torch.__version__} sees {found} CUDA device{'s' * (found != 1)} here; "
+            "give device=cpu, or install torch's CUDA build on a machine with a GPU."
+        )
+    return device
+
+
+def activation_key(run: RunConfig, identity: dict[str, Any], split: str, num_tokens: int) -> dict[str, Any]:
+    """What determines a store of activations."""
+    key: dict[str, Any] = {name: identity[name] for name in ("model", "layer", "data") if name in identity}
+    if not run.synthetic:
+        key["harvest_batch"] = run.activations.harvest_batch  # other shapes, other last bits
+    return key | {"split": split, "num_tokens": num_tokens, "dtype": run.activations.dtype}
+
+
+def open_split(run: RunConfig, bench: Bench, cache: Path, split: str, num_tokens: int) -> ActivationStore:
+    """Activations of the training or the held-out text, harvested if nobody did before; held-out ones in memory."""
+    identity = canonical(run, cache / "digests")
+    bench.progress.stage("harvest", num_tokens, "tok")
+    data = DataConfig() if run.synthetic else run.data  # synthetic text has no say
+    kept = run.activations if split == "train" else replace(run.activations, mode="memory")
+    return open_activations(
+        run.model, run.layer, data, kept, num_tokens, cache, bench.device,
+        split=split, key=activation_key(run, identity, split, num_tokens),
+        lm=bench.language_model(run, identity["model"]["digest"]), progress=bench.check,
+    )  # fmt: skip
+
+
+def held_out_pool(run: RunConfig, bench: Bench, cache: Path, n_tokens: int) -> Batch:
+    """The first `n_tokens` held-out tokens with their activations, on the CPU; fewer if the text ends before."""
+    store = open_split(run, bench, cache, "held_out", n_tokens)
+    return store.rows(0, store.n_tokens).take(torch.arange(store.n_tokens).numpy())
+
+
+def evenly(n: int, of: int) -> torch.Tensor:
+    """`n` numbers spread evenly over 0 .. of-1, all of them where there are no more [min(n, of)]."""
+    n = min(n, of)
+    return torch.arange(n) * of // max(n, 1)

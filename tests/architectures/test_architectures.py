@@ -1,0 +1,284 @@
+"""Each architecture's loss and gradient against loops over tokens in float64, and what it exports."""
+
+import math
+
+import pytest
+import torch
+
+from sae_sweeps import saelens
+from sae_sweeps.activations.batch import Batch
+from sae_sweeps.architectures.batch_topk import BatchTopK, BatchTopKConfig
+from sae_sweeps.architectures.features import DenseFeatures
+from sae_sweeps.architectures.gated import Gated, GatedConfig
+from sae_sweeps.architectures.jumprelu import JumpReLU, JumpReLUConfig
+from sae_sweeps.architectures.l0_control import L0Control
+from sae_sweeps.architectures.matryoshka import Matryoshka, MatryoshkaConfig
+from sae_sweeps.architectures.p_anneal import FLOOR, PAnneal, PAnnealConfig, powers
+from sae_sweeps.architectures.standard import Standard, StandardConfig
+from sae_sweeps.architectures.topk import TopK, TopKConfig
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.saelens import ExportedSAE
+from sae_sweeps.training.context import Context, squared_error
+
+D_IN, D_SAE, TOTAL = 4, 12, 40
+L1 = dict(d_sae=D_SAE, l1_penalty=0.1, l1_warmup=0.0, target_l0=None)
+K = dict(d_sae=D_SAE, k=3, k_start=None, k_aux=None, aux_weight=0.0)
+CASES = {
+    "topk": (TopK, TopKConfig("topk", **K)),
+    "batch_topk": (BatchTopK, BatchTopKConfig("batch_topk", **K, threshold_decay=0.5)),
+    "matryoshka": (
+        Matryoshka,
+        MatryoshkaConfig("matryoshka", **K, threshold_decay=0.5, prefix_fractions=[0.25, 0.5]),
+    ),
+    "jumprelu": (
+        JumpReLU,
+        JumpReLUConfig(
+            "jumprelu", D_SAE, l0_weight=0.3, l0_warmup=0.0, target_l0=None, bandwidth=0.8, initial_threshold=0.3,
+            threshold_speed=2.0,
+        ),
+    ),
+    "gated": (Gated, GatedConfig("gated", **L1)),
+    "standard": (Standard, StandardConfig("standard", **L1)),
+    "p_anneal": (
+        PAnneal,
+        PAnnealConfig("p_anneal", **L1, p_final=0.5, anneal_start=0.0, anneal_end=0.5, p_steps=4),
+    ),
+}  # fmt: skip
+
+
+def made(name, seed=0, **changes):
+    """The SAE in float64, with weights that are no special point."""
+    cls, cfg = CASES[name]
+    cfg = type(cfg)(**{**vars(cfg), **changes})
+    generator = torch.Generator().manual_seed(seed)
+    sae = cls(cfg, D_IN, TOTAL, 1000, generator).double()
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            if parameter is not sae.W_dec:
+                parameter += 0.2 * torch.randn(parameter.shape, generator=generator).double()
+    return sae
+
+
+def tokens(n=7, seed=1):
+    return torch.randn(n, D_IN, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def forward(sae, x, step=0):
+    z = sae.pre_activations(x)
+    f = sae.activate(z, step)
+    if isinstance(f, DenseFeatures):  # features are float32 in training
+        f = DenseFeatures(f.f.to(x.dtype))
+    x_hat = sae.decode(f)
+    number = torch.arange(len(x), dtype=torch.int32)
+    batch = Batch(x, number, number * 0, number, number.to(torch.int8) * 0)
+    return Context(sae, batch, x, z, f, x_hat, x - x_hat, step, TOTAL, 0)
+
+
+def total_loss(sae, x, step=0):
+    ctx = forward(sae, x, step)
+    parts = sae.extra_losses(ctx)
+    return squared_error(ctx.error) + sum(value * weight for value, weight in parts.values()), ctx
+
+
+def z_of(sae, row):
+    return [sum((row[d] - sae.b_dec[d]) * sae.W_enc[d, i] for d in range(D_IN)) + sae.b_enc[i] for i in range(D_SAE)]
+
+
+def decoded(sae, f, among=range(D_SAE)):
+    return sum((f[i] * sae.W_dec[i] for i in among), start=sae.b_dec)
+
+
+def slow_loss(name, sae, x, step=0):
+    """The same loss, token by token, straight from the formulas (kept features by explicit sorting)."""
+    Z = [z_of(sae, row) for row in x]
+    k = getattr(sae.cfg, "k", 0)
+    if name == "topk":
+        kept = [set(sorted(range(D_SAE), key=lambda i, z=z: -z[i].item())[:k]) for z in Z]
+    else:
+        order = sorted(((t, i) for t in range(len(x)) for i in range(D_SAE)), key=lambda at: -Z[at[0]][at[1]].item())
+        chosen = set(order[: k * len(x)])
+        kept = [{i for i in range(D_SAE) if (t, i) in chosen} for t in range(len(x))]
+    loss = x.new_zeros(())
+    for t, row in enumerate(x):
+        z = Z[t]
+        if name in ("topk", "batch_topk", "matryoshka"):
+            f = [z[i].relu() * (i in kept[t]) for i in range(D_SAE)]
+        elif name == "gated":
+            f = [
+                (sae.r_mag[i].exp() * (z[i] - sae.b_enc[i]) + sae.b_mag[i]).relu() * bool(z[i] > 0)
+                for i in range(D_SAE)
+            ]
+        else:
+            f = [z[i].relu() for i in range(D_SAE)]
+        loss = loss + (row - decoded(sae, f)).square().sum()
+        if name == "matryoshka":
+            for m in (3, 6):
+                loss = loss + (row - decoded(sae, f, range(m))).square().sum()
+        elif name == "gated":
+            gate = [z[i].relu() for i in range(D_SAE)]
+            frozen = sum((gate[i] * sae.W_dec[i].detach() for i in range(D_SAE)), start=sae.b_dec.detach())
+            loss = loss + sae.cfg.l1_penalty * sum(gate) + (row - frozen).square().sum()
+        elif name == "standard":
+            loss = loss + sae.cfg.l1_penalty * sum(f)
+        elif name == "p_anneal":
+            p = sae.p_at(step)
+            for value in f:
+                if value > FLOOR:
+                    loss = loss + sae.cfg.l1_penalty * value**p
+                elif value > 0:
+                    loss = loss + sae.cfg.l1_penalty * value * FLOOR ** (p - 1)
+    return loss / len(x)
+
+
+@pytest.mark.parametrize("n", [1, 7])
+@pytest.mark.parametrize("name", [name for name in CASES if name != "jumprelu"])
+def test_loss_and_gradient_equal_the_formulas(name, n):
+    sae, x = made(name), tokens(n)
+    loss, _ = total_loss(sae, x, step=10)
+    slow = slow_loss(name, sae, x, step=10)
+    assert float(loss.detach()) == pytest.approx(float(slow.detach()), rel=1e-6)
+    grads = torch.autograd.grad(loss, list(sae.parameters()), allow_unused=True)
+    expected = torch.autograd.grad(slow, list(sae.parameters()), allow_unused=True)
+    for (label, parameter), grad, want in zip(sae.named_parameters(), grads, expected, strict=True):
+        zero = torch.zeros_like(parameter)
+        torch.testing.assert_close(
+            zero if grad is None else grad, zero if want is None else want, rtol=1e-5, atol=1e-6, msg=label
+        )
+
+
+@pytest.mark.parametrize("target", [None, 2.0])
+def test_jumprelu_s_straight_through_gradient(target):
+    """By hand: f = z H(z - theta), theta = unit exp(speed * t), rectangle of width eps."""
+    sae, x = made("jumprelu", target_l0=target), tokens()
+    total_loss(sae, x)  # the first batch sets unit and baseline
+    with torch.no_grad():
+        sae.log_threshold += 0.1 * torch.randn(D_SAE, generator=torch.Generator().manual_seed(5)).double()
+    loss, ctx = total_loss(sae, x)
+    unit, baseline = float(sae.unit), float(sae.baseline)
+    theta = [unit * math.exp(2.0 * float(t)) for t in sae.log_threshold]
+    eps = 0.8 * unit
+    n_active, on_theta, z_grad = 0, [0.0] * D_SAE, torch.zeros(len(x), D_SAE).double()
+    Z = [[float(v) for v in z_of(sae, row)] for row in x]
+    f = [[z if z > max(theta[i], 0) else 0.0 for i, z in enumerate(row)] for row in Z]
+    errors = [x[t] - decoded(sae, f[t]).detach() for t in range(len(x))]
+    recon = sum(float(e.square().sum()) for e in errors) / len(x)
+    n_active = sum(value > 0 for row in f for value in row) / len(x)
+    share = n_active / D_SAE if target is None else (n_active / target - 1) ** 2
+    slope = 1 / D_SAE if target is None else 2 * (n_active / target - 1) / target
+    assert float(loss.detach()) == pytest.approx(recon + 0.3 * baseline * share)
+    for t in range(len(x)):
+        for i in range(D_SAE):
+            on_f = -2 * float(errors[t] @ sae.W_dec[i].detach()) / len(x)
+            z_grad[t, i] = on_f * (f[t][i] > 0)
+            if abs(Z[t][i] - theta[i]) < eps / 2:
+                on_theta[i] += -(theta[i] / eps) * on_f - 0.3 * baseline * slope / eps / len(x)
+    grad_theta, grad_b = torch.autograd.grad(loss, [sae.log_threshold, sae.b_enc])
+    expected = torch.tensor([g * th * 2.0 for g, th in zip(on_theta, theta, strict=True)]).double()
+    torch.testing.assert_close(grad_theta, expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(grad_b, z_grad.sum(0), rtol=1e-5, atol=1e-7)
+
+
+def test_jumprelu_starts_at_the_target():
+    sae = made("jumprelu", target_l0=3.0)
+    x = tokens(400)
+    assert float(forward(sae, x).f.l0()) == pytest.approx(3.0, rel=0.1)
+
+
+def test_batch_topk_keeps_as_many_as_topk_in_the_mean_and_learns_its_threshold():
+    sae, x = made("batch_topk"), tokens(50)
+    ctx = forward(sae, x)
+    assert int((ctx.f.f > 0).sum()) <= 150 and float(ctx.f.l0()) == pytest.approx(3, rel=0.1)
+    smallest = float(ctx.f.f[ctx.f.f > 0].min())
+    sae.observe(ctx)
+    assert float(sae.threshold) == pytest.approx(smallest, rel=1e-6)
+    sae.observe(forward(sae, tokens(50, seed=9)))
+    other = forward(sae, tokens(50, seed=9)).f.f
+    assert float(sae.threshold) == pytest.approx((smallest + float(other[other > 0].min())) / 2, rel=1e-6)
+
+
+def test_k_grows_for_every_kind_of_topk():
+    for name in ("topk", "batch_topk", "matryoshka"):
+        sae = made(name, k_start=1)
+        assert [sae.k_at(step) for step in (0, TOTAL - 1)] == [1, 3] and sae.numbers(0)["k"] == 1
+
+
+def test_p_falls_in_steps_and_the_term_does_not_jump():
+    sae, x = made("p_anneal"), tokens(30)
+    assert [sae.p_at(step) for step in (0, 4, 5, 10, 20, 39)] == [1, 1, 0.875, 0.75, 0.5, 0.5]
+    before = None
+    for step in range(25):
+        ctx = forward(sae, x, step)
+        value, weight = sae.extra_losses(ctx)["sparsity"]
+        now = float(value.detach()) * weight
+        assert before is None or now == pytest.approx(before, rel=1e-5)
+        before = now
+        sae.observe(ctx)
+    assert float(sae.rescale) != 1 and sae.numbers(20)["p"] == 0.5
+
+
+@pytest.mark.parametrize("p", [1.0, 0.5, 0.1])
+def test_powers_are_finite_at_zero_and_continuous_at_the_floor(p):
+    f = torch.tensor([0.0, FLOOR / 2, FLOOR, FLOOR * (1 + 1e-9), 2.0], dtype=torch.float64, requires_grad=True)
+    value = powers(f, p)
+    value.sum().backward()
+    assert f.grad.isfinite().all() and float(value[0]) == 0
+    assert float(value[2]) == pytest.approx(float(value[3]), rel=1e-6) == pytest.approx(FLOOR**p, rel=1e-6)
+    assert float(value[4]) == pytest.approx(2.0**p)
+
+
+def test_l0_control_moves_the_coefficient_towards_the_target():
+    control = L0Control(10.0, 100)
+    for _ in range(70):  # stays at 40 while a fall to 10 is wanted
+        control.observe(torch.tensor(40.0))
+    too_dense = control.factor()
+    assert too_dense > 1
+    for _ in range(100):
+        control.observe(torch.tensor(2.0))
+    assert control.factor() < too_dense
+    off = L0Control(None, 100)
+    off.observe(torch.tensor(3.0))
+    assert off.factor() == 1
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_exported_does_what_the_sae_does(name, tmp_path):
+    """Saved, loaded, and in raw units though trained on 4 x; training's own features where training encodes alike."""
+    sae = made(name).float()
+    x = tokens(64).float()
+    for step in range(3):
+        sae.observe(forward(sae, 4 * x, step))
+    weights, settings = sae.export(4.0)
+    saelens.save(ExportedSAE(sae.exports_as, weights, **settings), tmp_path / "sae")
+    loaded = saelens.load(tmp_path / "sae")
+    f = loaded.encode(x)
+    if name in ("batch_topk", "matryoshka"):
+        z = sae.pre_activations(4 * x)
+        expected = z.relu() * (z > sae.threshold)
+    else:
+        expected = forward(sae, 4 * x, TOTAL - 1).f.dense()
+    torch.testing.assert_close(f * 4, expected.float().detach(), rtol=1e-4, atol=1e-5)
+    x_hat = (expected.float() @ sae.W_dec + sae.b_dec).detach()
+    torch.testing.assert_close(loaded.decode(f) * 4, x_hat, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("standard", {"target_l0": 0.0}), ("standard", {"target_l0": 50.0}),
+        ("standard", {"target_l0": 3.0, "l1_penalty": 0.0}), ("batch_topk", {"threshold_decay": 1.0}),
+        ("matryoshka", {"prefix_fractions": []}), ("matryoshka", {"prefix_fractions": [0.5, 0.5]}),
+        ("matryoshka", {"prefix_fractions": [0.5, 1.0]}), ("jumprelu", {"bandwidth": 0.0}),
+        ("jumprelu", {"l0_weight": -1.0}), ("jumprelu", {"threshold_speed": 0.0}), ("p_anneal", {"p_final": 0.0}),
+        ("p_anneal", {"anneal_start": 0.9}), ("p_anneal", {"p_steps": 0}), ("gated", {"l1_penalty": -1.0}),
+    ],
+)  # fmt: skip
+def test_values_that_cannot_be_meant_are_refused(name, changes):
+    _, cfg = CASES[name]
+    with pytest.raises(ConfigError, match=r"^[^\n]+[.]$"):
+        type(cfg)(**{**vars(cfg), **changes}).check(D_IN)
+
+
+def test_a_dictionary_no_larger_than_k_keeps_everything():
+    sae = made("batch_topk", k=D_SAE)
+    ctx = forward(sae, tokens())
+    torch.testing.assert_close(ctx.f.f, ctx.z.relu())
