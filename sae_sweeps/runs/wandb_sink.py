@@ -1,19 +1,22 @@
 """A copy of a run for Weights & Biases. The run's own files are the truth: nothing here can fail or slow a run."""
 
+import json
 import os
 import queue
+import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any, Protocol
 
 from sae_sweeps.files import one_line
+from sae_sweeps.runs.wandb_client import FINISH_TIMEOUT_S
 
 QUEUE_ROWS = 10_000
 """Rows that wait for a slow server; beyond that rows are left out and counted."""
-INIT_TIMEOUT_S = 30.0
-"""How long the client may look for its server."""
-FINISH_TIMEOUT_S = 60.0
-"""How long the end of a run may wait for the client."""
+ROOT = Path(__file__).parents[2]
 
 
 class Logger(Protocol):
@@ -25,7 +28,7 @@ class Logger(Protocol):
 
 
 class WandbSink:
-    """Hands rows to the W&B client in a thread of its own.
+    """Hands rows to the W&B client, which lives in a process of its own (wandb_client.py).
 
     The run's id at W&B is `run_id` and it is resumed when it exists, so a run that is interrupted or published again
     stays one run; W&B itself drops steps that it has. Offline files are under `folder`/wandb.
@@ -51,7 +54,6 @@ class WandbSink:
         title: str | None = None,
         job_type: str = "train",
     ):
-        self._online = logger.mode == "online"
         self._init: dict[str, Any] = {
             "project": logger.project,
             "entity": logger.entity,
@@ -70,6 +72,7 @@ class WandbSink:
         self._problem: str | None = None
         self._exit_code = 0
         self._summary: dict[str, Any] = {}
+        self._client = start_client()
         self._thread = threading.Thread(target=self._work, name=f"wandb-{run_id}", daemon=True)
         self._thread.start()
 
@@ -104,38 +107,46 @@ class WandbSink:
             self._problem = f"it did not answer within {timeout:g} s"
         elif self._left_out and self._problem is None:
             self._problem = f"it was too slow for {self._left_out} rows"
+        stop_client(self._client)
         if self._problem is None:
             return None
         return f"the copy for W&B is incomplete ({self._problem}); the run's own files are not."
 
     def _work(self) -> None:
-        """The thread: start the client, pass rows on, finish. After a failure `log` has nobody to hand rows to."""
+        """The thread: write rows to the client, read its answer. After a failure `log` has nobody to hand rows to."""
+        client = self._client
+        assert client.stdin is not None and client.stdout is not None
         try:
-            run = self._start()
+            print(json.dumps(self._init), file=client.stdin, flush=True)
             while (row := self._queue.get()) is not None:
-                step = row.pop("step", None)
-                row.pop("nonfinite", None)
-                run.log(row, step=step)
-            run.summary.update(self._summary)
-            run.finish(exit_code=self._exit_code)
-        except BaseException as error:  # the client may raise anything, SystemExit too
-            self._problem = one_line(error)
+                print(json.dumps(row), file=client.stdin, flush=True)
+            end = {"exit_code": self._exit_code, "summary": self._summary}
+            print(json.dumps({"finish": end}), file=client.stdin, flush=True)
+            self._problem = json.loads(client.stdout.readline())["problem"]
+        except BrokenPipeError:  # the client has given up, and says why
+            self._problem = one_line(json.loads(client.stdout.readline() or '{"problem": "it ended"}')["problem"])
+        except Exception as error:
+            self._problem = self._problem or one_line(error)
 
-    def _start(self) -> Any:
-        """The client's run. A key that is missing is an error here, never a question on the terminal."""
-        os.makedirs(self._init["dir"], exist_ok=True)
-        import wandb
 
-        if self._online and not wandb.login(prompt=False):
-            raise RuntimeError("no API key: run `wandb login`, or use logger.mode=offline")
-        settings = wandb.Settings(
-            init_timeout=INIT_TIMEOUT_S,
-            finish_timeout=FINISH_TIMEOUT_S,
-            finish_timeout_raises=True,
-            reinit="create_new",  # runs of a group share a process
-            console="off",
-            silent=True,
-            disable_code=True,
-            disable_job_creation=True,
-        )
-        return wandb.init(**self._init, settings=settings)
+def start_client() -> subprocess.Popen[str]:
+    """The client's process, in a session of its own: Ctrl-C is for the run alone."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return subprocess.Popen(
+        [sys.executable, "-m", "sae_sweeps.runs.wandb_client"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def stop_client(client: subprocess.Popen[str]) -> None:
+    """End the client's process and those that it started; it has answered, or has had its time."""
+    try:
+        os.killpg(client.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    client.wait()

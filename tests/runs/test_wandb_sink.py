@@ -1,20 +1,21 @@
+import json
 import os
+import queue
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from sae_sweeps.config.schema import LoggerConfig
+from sae_sweeps.runs import wandb_client
 from sae_sweeps.runs import wandb_sink as module
 from sae_sweeps.runs.wandb_sink import WandbSink
 from tests.wandb_stub import API_KEY, WandbStub
 
 ROOT = Path(__file__).parents[2]
 
-# The real client keeps a service for the life of its process, so each run gets a process of its own.
+# Each run in a process of its own, as a user's: what is left of it when it ends can then be seen.
 SCRIPT = """
 import sys
 from sae_sweeps.config.schema import LoggerConfig
@@ -50,24 +51,42 @@ def real_client():
     pytest.importorskip("wandb")
 
 
-class FakeClient:
-    """Stands where the `wandb` package would, and does as it is told."""
+class FakeRun:
+    """Stands where the client's run would."""
 
-    def __init__(self, log=lambda row, step: None, finish=lambda exit_code: None):
-        self.rows, self.summary, self.exit_code, self._log, self._finish = [], {}, None, log, finish
+    def __init__(self):
+        self.rows, self.summary, self.exit_code = [], {}, None
 
     def log(self, row, step):
-        self._log(row, step)
         self.rows.append((step, row))
 
     def finish(self, exit_code):
-        self._finish(exit_code)
         self.exit_code = exit_code
 
 
-def sink_with(monkeypatch, tmp_path, client):
-    monkeypatch.setattr(WandbSink, "_start", lambda self: client)
-    return WandbSink(LoggerConfig(), "abc", None, [], {}, tmp_path)
+def fake_package(tmp_path, monkeypatch, body):
+    """A `wandb` whose source is `body`, for the processes started from here."""
+    folder = tmp_path / "fake"
+    folder.mkdir()
+    (folder / "wandb.py").write_text(FAKE + body)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+FAKE = """
+import atexit, threading, time
+Settings = dict
+def login(prompt): return True
+def hang(*args, **kwargs): time.sleep(1000)
+class Run:
+    summary = {}
+    def log(self, row, step): pass
+    def finish(self, exit_code): pass
+def init(**kwargs): return Run()
+"""
+
+
+def made(tmp_path, mode="offline"):
+    return WandbSink(LoggerConfig(mode=mode), "abc", None, [], {}, tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -109,46 +128,94 @@ def test_a_missing_key_is_a_warning_and_never_a_question(tmp_path, real_client):
     assert "no API key" in warning and "logger.mode=offline" in warning
 
 
-def test_a_missing_package_is_a_warning(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    sink = WandbSink(LoggerConfig(), "abc", None, [], {}, tmp_path)
-    sink.log({"step": 0})
-    assert "wandb" in sink.finish()
+def test_rows_reach_the_client_as_they_are(monkeypatch):
+    run = FakeRun()
+    monkeypatch.setattr(wandb_client, "start", lambda init: run)
+    messages = [{"dir": "x"}, {"step": 7, "loss": 1.0, "nonfinite": ["a"]}]
+    wandb_client.serve(map(json.dumps, [*messages, {"finish": {"exit_code": 3, "summary": {"fvu": 0.5}}}]))
+    assert run.rows == [(7, {"loss": 1.0})] and run.summary == {"fvu": 0.5} and run.exit_code == 3
 
 
-def test_rows_reach_the_client_as_they_are(monkeypatch, tmp_path):
-    client = FakeClient()
-    sink = sink_with(monkeypatch, tmp_path, client)
-    row = {"step": 7, "loss": 1.0, "nonfinite": ["a"]}
+def test_a_run_that_was_killed_is_marked_as_failed(monkeypatch):
+    run = FakeRun()
+    monkeypatch.setattr(wandb_client, "start", lambda init: run)
+    wandb_client.serve(map(json.dumps, [{}, {"step": 0}]))
+    assert run.rows == [(0, {})] and run.exit_code == 1
+
+
+def test_the_caller_may_reuse_its_row_and_the_end_is_quiet(tmp_path, monkeypatch):
+    fake_package(tmp_path, monkeypatch, "")
+    sink = made(tmp_path)
+    row = {"step": 7, "loss": float("nan")}
     sink.log(row)
-    row["loss"] = 2.0  # the caller may reuse its row
+    row["loss"] = 2.0
     assert sink.finish(3, {"fvu": 0.5}) is None
-    assert client.rows == [(7, {"loss": 1.0})] and client.summary == {"fvu": 0.5} and client.exit_code == 3
 
 
-@pytest.mark.parametrize("place", ["log", "finish"])
-@pytest.mark.parametrize("error", [ValueError("broken\npipe."), SystemExit(1)])
-def test_whatever_the_client_raises_is_one_sentence(monkeypatch, tmp_path, place, error):
-    def fail(*args):
-        raise error
-
-    sink = sink_with(monkeypatch, tmp_path, FakeClient(**{place: fail}))
+@pytest.mark.parametrize(
+    "body",
+    [
+        "raise ImportError('no module named wandb')",
+        "def init(**kwargs): raise ValueError('broken\\npipe.')",
+        "def init(**kwargs): raise SystemExit(1)",
+        "def fail(*args, **kwargs): raise SystemExit(1)\nRun.log = fail",
+        "def fail(*args, **kwargs): raise ValueError('broken\\npipe.')\nRun.finish = fail",
+    ],
+)
+def test_whatever_the_client_raises_is_one_sentence(tmp_path, monkeypatch, body):
+    fake_package(tmp_path, monkeypatch, body)
+    sink = made(tmp_path)
     for step in range(5):
         sink.log({"step": step})
     warning = sink.finish()
     assert warning.count(".") == 1 and warning.endswith(".") and "\n" not in warning
 
 
-def test_a_slow_server_never_slows_log(monkeypatch, tmp_path):
+def test_a_slow_server_never_slows_log(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "QUEUE_ROWS", 4)
-    gate = threading.Event()
-    sink = sink_with(monkeypatch, tmp_path, FakeClient(log=lambda row, step: gate.wait(10)))
-    for step in range(50):
-        sink.log({"step": step})
-    warning = sink.finish(timeout=0.1)
-    assert "did not answer within 0.1 s" in warning
-    gate.set()
-    sink = sink_with(monkeypatch, tmp_path, FakeClient(log=lambda row, step: time.sleep(0.001)))
-    for step in range(50):
-        sink.log({"step": step})
-    assert "too slow for" in sink.finish()
+    fake_package(tmp_path, monkeypatch, "init = hang")
+    sink = made(tmp_path)
+    for step in range(20_000):  # more than the queue and the pipe hold
+        sink.log({"step": step, "padding": "x" * 50})
+    assert "did not answer within 0.1 s" in sink.finish(timeout=0.1)
+    sink = made(tmp_path)
+    fast = sink._queue.put_nowait
+    monkeypatch.setattr(sink._queue, "put_nowait", lambda row: (_ for _ in ()).throw(queue.Full()))
+    sink.log({"step": 0})
+    monkeypatch.setattr(sink._queue, "put_nowait", fast)
+    assert sink._left_out == 1 and sink.finish(timeout=0.1) is not None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "init = hang",
+        "login = hang",
+        "Run.finish = hang",
+        "atexit.register(hang)",
+        "threading.Thread(target=hang).start()",
+    ],
+)
+def test_a_client_that_hangs_keeps_nobody(tmp_path, monkeypatch, body):
+    """The process that fed it ends by itself, and nothing that it started is left."""
+    fake_package(tmp_path, monkeypatch, body)
+    words = ["online", str(tmp_path / "run"), "0", "3", "0", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *words],
+        cwd=ROOT,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+    )
+    hangs = body not in ("atexit.register(hang)", "threading.Thread(target=hang).start()")
+    assert done.returncode == 0 and ("did not answer" in done.stdout) == hangs, done.stdout + done.stderr
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert str(tmp_path) not in running
+    for process in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            environment = process.read_bytes()
+        except OSError:
+            continue
+        assert process.parent.name == str(os.getpid()) or str(tmp_path / "fake").encode() not in environment

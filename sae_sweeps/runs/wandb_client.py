@@ -1,0 +1,82 @@
+"""The W&B client in a process of its own, so that nothing it does can hold up the run that feeds it.
+
+`python -m sae_sweeps.runs.wandb_client` reads one JSON object per line from stdin: the arguments of `wandb.init`, then
+rows, then `{"finish": {"exit_code": ..., "summary": ...}}`. It answers `{"problem": null or a sentence}` in one line,
+and leaves at once. Where stdin ends without a finish, the run was killed: it is marked as failed.
+"""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from sae_sweeps.files import one_line
+
+INIT_TIMEOUT_S = 30.0
+"""How long the client may look for its server."""
+FINISH_TIMEOUT_S = 60.0
+"""How long the end of a run may wait for the client."""
+
+
+def serve(lines: Iterable[str]) -> None:
+    """Start the client, pass rows on, finish. Raises whatever the client does."""
+    lines = iter(lines)
+    run = start(json.loads(next(lines)))
+    for line in lines:
+        row: dict[str, Any] = json.loads(line)
+        if "finish" in row:
+            run.summary.update(row["finish"]["summary"])
+            run.finish(exit_code=row["finish"]["exit_code"])
+            return
+        step = row.pop("step", None)
+        row.pop("nonfinite", None)
+        run.log(row, step=step)
+    run.finish(exit_code=1)
+
+
+def start(init: dict[str, Any]) -> Any:
+    """The client's run. A key that is missing is an error here, never a question on the terminal."""
+    os.makedirs(init["dir"], exist_ok=True)
+    import wandb
+
+    if init["mode"] == "online" and not wandb.login(prompt=False):
+        raise RuntimeError("no API key: run `wandb login`, or use logger.mode=offline")
+    settings = wandb.Settings(
+        init_timeout=INIT_TIMEOUT_S,
+        finish_timeout=FINISH_TIMEOUT_S,
+        finish_timeout_raises=True,
+        console="off",
+        silent=True,
+        disable_code=True,
+        disable_job_creation=True,
+    )
+    return wandb.init(**init, settings=settings)
+
+
+def main() -> None:
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what the client prints is not an answer
+    problem = None
+    try:
+        serve(ending_soon(sys.stdin))
+    except BaseException as error:  # the client may raise anything, SystemExit too
+        problem = one_line(error)
+    try:
+        print(json.dumps({"problem": problem}), file=answer, flush=True)
+    except OSError:  # nobody is there any more
+        pass
+    os._exit(0)  # the client's threads and exit hooks may hang
+
+
+def ending_soon(lines: Iterable[str]) -> Iterable[str]:
+    """The lines; after the last one the process has FINISH_TIMEOUT_S to live."""
+    yield from lines
+    last = threading.Timer(FINISH_TIMEOUT_S, os._exit, (1,))
+    last.daemon = True
+    last.start()
+
+
+if __name__ == "__main__":
+    main()
