@@ -1,20 +1,12 @@
 """Compose points as the command does, without starting it."""
 
-from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
-from sae_sweeps.command import CONF, register, rewrite
-from sae_sweeps.sweeps.plan import Point, make_plan
+from sae_sweeps.sweeps.compose import compose_points
+from sae_sweeps.sweeps.plan import make_plan
 
 
 def points(*words):
     """Every point of the product that the words describe."""
-    register()
-    parsed = OverridesParser.create().parse_overrides(rewrite(list(words)))
-    (lists,) = BasicSweeper.split_arguments(parsed, None)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return [Point(compose("config", overrides=list(overrides)), list(overrides)) for overrides in lists]
+    return compose_points(list(words))
 
 
 def plan(*words):

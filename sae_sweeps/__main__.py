@@ -1,0 +1,70 @@
+"""`python -m sae_sweeps COMMAND`: what one does beside launching. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sae_sweeps.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m sae_sweeps", description="Beside launch.py: look before and after.")
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    schedule = commands.add_parser(
+        "schedule",
+        help="draw the curves that a config will follow",
+        description="Draw penalty weights, learning rate, threshold and k over the steps that a command would train.",
+        usage="python -m sae_sweeps schedule [-o FILE] [key=value ...]",
+    )
+    schedule.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write a .png, .svg, .pdf or .csv")
+    schedule.add_argument("-m", "--multirun", action="store_true", help="as in launch.py; not needed here")
+    schedule.add_argument("words", nargs="*", metavar="key=value", help="the words of a launch.py command")
+    schedule.set_defaults(run=draw_schedule)
+    return top
+
+
+def draw_schedule(words: argparse.Namespace) -> None:
+    from sae_sweeps.sweeps.compose import compose_points
+    from sae_sweeps.sweeps.curves import draw, write
+    from sae_sweeps.sweeps.plan import make_plan
+
+    plan = make_plan(compose_points(words.words))
+    print(draw(plan.runs))
+    for warning in plan.warnings:
+        print(f"warning: {warning}")
+    if words.output is not None:
+        write(plan.runs, words.output)
+        print(f"written to {words.output}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0, or 2 for a mistake, told in one sentence."""
+    words = parser().parse_args(argv)
+    debug = words.debug or os.environ.get("HYDRA_FULL_ERROR") == "1"
+    try:
+        words.run(words)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if debug or not is_mistake(error):
+            raise
+        from sae_sweeps.command import complain, sentence
+
+        return complain(sentence(error))
+    return 0
+
+
+def is_mistake(error: Exception) -> bool:
+    """Whether the user can mend it: ours, or one of Hydra's about the words."""
+    if isinstance(error, UserError):
+        return True
+    return type(error).__module__.partition(".")[0] in ("hydra", "omegaconf")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
