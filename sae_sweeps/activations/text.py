@@ -227,9 +227,10 @@ def _rows(cfg: DataConfig) -> Iterator[dict[str, Any]]:
 def _fetch_first(cfg: DataConfig) -> str:
     key = f"data.{cfg.name}" if cfg.name in NAMED else "data"
     return (
-        f"{key}={cfg.path} could not be fetched from the hub: check the name (and, where its owner asks for it, accept its "
-        "terms there and run `hf auth login`), or on a machine with a network run "
-        f"`hf download {cfg.path} --repo-type dataset --local-dir DIR`, copy DIR here and name its files with {key}=DIR."
+        f"{key}={cfg.path} could not be fetched from the hub: check the name (and, where its owner asks for it, accept "
+        "its terms there and run `hf auth login`), or on a machine with a network run "
+        f"`hf download {cfg.path} --repo-type dataset --local-dir DIR`, copy DIR here and name its files with "
+        f"{key}=DIR."
     )
 
 

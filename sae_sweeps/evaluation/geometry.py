@@ -14,7 +14,7 @@ TILE = 1024
 BINS = 50
 BLOCK = 256
 """Features whose cosines with each other are kept whole, the same ones at every look."""
-SAMPLED = 2048
+SAMPLED = 1024
 """Rows from which the histogram is made, where there are more."""
 
 

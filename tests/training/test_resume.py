@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from composed import D_IN, configured
+from composed import batch_at as window_at
 from toy import ToyConfig, batch_at, register_toy, run_config
 
 from sae_sweeps.architectures.standard import StandardConfig
@@ -127,3 +129,44 @@ def test_the_seed_decides_the_start_and_the_data_seed_does_not():
     assert torch.equal(first, fresh(run).sae.W_dec)
     run.seed = 1
     assert not torch.equal(first, fresh(run).sae.W_dec)
+
+
+COMPOSED = [
+    "architecture=batch_topk k=8 k_start=4 penalty=ortho",
+    "architecture=matryoshka k=8 penalty=ortsae",
+    "architecture=jumprelu target_l0=8 penalty=strict_ortho train.precision=bfloat16",
+    "architecture=gated target_l0=8 penalty=adaptive_sharing",
+    "architecture=p_anneal target_l0=8 penalty=decorrelation",
+    "architecture=topk k=8 penalty=selective_ortho penalty.grouping=kmeans penalty.regroup_every=5",
+    "architecture=topk k=8 penalty=contrastive penalty.diversity_weight=0.1",
+    "architecture=topk k=8 penalty=bottleneck group_layer.dropout=0.1 group_layer.reversal=0.1 group_layer.adapt=mi "
+    "group_layer.adapt_every=5 group_layer.group_size=8 group_layer.max_size=16 group_layer.window=96",
+    "architecture=standard penalty=bottleneck group_layer.adapt=similarity group_layer.adapt_every=5",
+    "architecture=topk k=8 penalty=ortho+contrastive+bottleneck penalty.ortho.momentum=0.9",
+]
+
+
+@pytest.mark.parametrize("words", COMPOSED)
+def test_whatever_moves_is_resumed_exactly(words, tmp_path):
+    """Heads, averages, windows, groups and controls: stopped after 13 of 30 steps and resumed, bit for bit."""
+    run = configured(*words.split())
+    run.train.monitor_every = 3
+
+    def made(scale=1.0):
+        return Training(run, scale, torch.zeros(D_IN), torch.device("cpu"))
+
+    notes, again = [], []
+    undisturbed = made()
+    last = train(undisturbed, batches(window_at), 0, tmp_path / "a", lambda row: None, watch=Watch(note=notes.append))
+    stopped, steps = made(), []
+    with pytest.raises(Interrupted):
+        watch = Watch(tick=steps.append, note=again.append)
+        train(stopped, batches(window_at), 0, tmp_path / "b", lambda row: None, lambda: len(steps) == 13, watch)
+    resumed = made(7.0)
+    start = load_checkpoint(resumed, tmp_path / "b")
+    watch = Watch(note=again.append)
+    end = train(resumed, batches(window_at), start, tmp_path / "b", lambda row: None, watch=watch)
+    for key, value in state(undisturbed).items():
+        assert torch.equal(value, state(resumed)[key]), key
+    assert {**end, "tokens_per_s": 0} == {**last, "tokens_per_s": 0}
+    assert notes == again
