@@ -84,8 +84,9 @@ def z_of(sae, row):
     return [sum((row[d] - sae.b_dec[d]) * sae.W_enc[d, i] for d in range(D_IN)) + sae.b_enc[i] for i in range(D_SAE)]
 
 
-def decoded(sae, f, among=range(D_SAE)):
-    return sum((f[i] * sae.W_dec[i] for i in among), start=sae.b_dec)
+def decoded(sae, f, n=None):
+    """x_hat from the first n features."""
+    return sum((f[i] * sae.W_dec[i] for i in range(len(f) if n is None else n)), start=sae.b_dec)
 
 
 def slow_loss(name, sae, x, step=0):
@@ -113,7 +114,7 @@ def slow_loss(name, sae, x, step=0):
         loss = loss + (row - decoded(sae, f)).square().sum()
         if name == "matryoshka":
             for m in (3, 6):
-                loss = loss + (row - decoded(sae, f, range(m))).square().sum()
+                loss = loss + (row - decoded(sae, f, m)).square().sum()
         elif name == "gated":
             gate = [z[i].relu() for i in range(D_SAE)]
             frozen = sum((gate[i] * sae.W_dec[i].detach() for i in range(D_SAE)), start=sae.b_dec.detach())
@@ -155,10 +156,10 @@ def test_jumprelu_s_straight_through_gradient(target):
         sae.log_threshold += 0.1 * torch.randn(D_SAE, generator=torch.Generator().manual_seed(5)).double()
     loss, ctx = total_loss(sae, x)
     unit, baseline = float(sae.unit), float(sae.baseline)
-    theta = [unit * math.exp(2.0 * float(t)) for t in sae.log_threshold]
+    theta = [unit * math.exp(2.0 * t.item()) for t in sae.log_threshold]
     eps = 0.8 * unit
     n_active, on_theta, z_grad = 0, [0.0] * D_SAE, torch.zeros(len(x), D_SAE).double()
-    Z = [[float(v) for v in z_of(sae, row)] for row in x]
+    Z = [[v.item() for v in z_of(sae, row)] for row in x]
     f = [[z if z > max(theta[i], 0) else 0.0 for i, z in enumerate(row)] for row in Z]
     errors = [x[t] - decoded(sae, f[t]).detach() for t in range(len(x))]
     recon = sum(float(e.square().sum()) for e in errors) / len(x)
@@ -282,3 +283,24 @@ def test_a_dictionary_no_larger_than_k_keeps_everything():
     sae = made("batch_topk", k=D_SAE)
     ctx = forward(sae, tokens())
     torch.testing.assert_close(ctx.f.f, ctx.z.relu())
+
+
+EXAMPLES = json.loads((Path(__file__).parent / "worked_examples.json").read_text())
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example["name"])
+def test_frozen_worked_examples(example):
+    """B = 4, d_sae = 5, d_in = 3: loss and gradients as first computed by the slow reference."""
+    cls, cfg = CASES[example["name"]]
+    config = type(cfg)(example["name"], **example["config"])
+    sae = cls(config, 3, example["total_steps"], 1000, torch.Generator()).double()
+    with torch.no_grad():
+        for name, parameter in sae.named_parameters():
+            parameter.copy_(torch.tensor(example["parameters"][name], dtype=torch.float64))
+    loss, _ = total_loss(sae, torch.tensor(example["x"], dtype=torch.float64), example["step"])
+    assert float(loss.detach()) == pytest.approx(example["loss"], rel=1e-6)
+    grads = torch.autograd.grad(loss, list(sae.parameters()), allow_unused=True)
+    for (name, parameter), grad in zip(sae.named_parameters(), grads, strict=True):
+        expected = torch.tensor(example["gradients"][name], dtype=torch.float64)
+        found = torch.zeros_like(parameter) if grad is None else grad
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, msg=name)
