@@ -1,6 +1,8 @@
 """Each architecture's loss and gradient against loops over tokens in float64, and what it exports."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
