@@ -55,13 +55,19 @@ def with_saelens(folder: Path) -> Forward:
 
 
 def with_formulas(folder: Path) -> Forward:
-    """z = (x - b_dec) W_enc + b_enc; f = ReLU(z), for topk only at the k largest z; x_hat = f W_dec + b_dec."""
+    """z = (x - b_dec) W_enc + b_enc; f = ReLU(z), for topk only at the k largest z, for jumprelu only above the
+    threshold; gated: the magnitude's ReLU where the gate is open; x_hat = f W_dec + b_dec."""
     cfg, w = json.loads((folder / "cfg.json").read_text()), load_file(folder / "sae_weights.safetensors")
 
     def forward(x_BD: Tensor) -> tuple[Tensor, Tensor]:
-        z_BF = (x_BD - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
+        linear_BF = (x_BD - w["b_dec"]) @ w["W_enc"]
+        z_BF = linear_BF + w["b_gate" if cfg["architecture"] == "gated" else "b_enc"]
         f_BF = z_BF.clamp(min=0)
-        if cfg["architecture"] == "topk":
+        if cfg["architecture"] == "gated":
+            f_BF = (linear_BF * w["r_mag"].exp() + w["b_mag"]).clamp(min=0) * (z_BF > 0)
+        elif cfg["architecture"] == "jumprelu":
+            f_BF = f_BF * (z_BF > w["threshold"])
+        elif cfg["architecture"] == "topk":
             smallest_kept_B1 = z_BF.sort(descending=True).values[:, cfg["k"] - 1 : cfg["k"]]
             f_BF = f_BF * (z_BF >= smallest_kept_B1)
         return f_BF, f_BF @ w["W_dec"] + w["b_dec"]
