@@ -19,9 +19,9 @@ def tokens_to(rows: Iterable[Row], target: float) -> tuple[int, float] | None:
     """
     seconds, before = 0.0, 0
     for row in rows:
-        if row.get("tokens_per_s"):
+        if row.get("tokens_per_s"):  # tokens of a row without it are counted at the next row's speed
             seconds += (row["tokens"] - before) / row["tokens_per_s"]
-        before = row["tokens"]
+            before = row["tokens"]
         value = row.get("held_out_fvu")
         if value is not None and value <= target:
             return row["tokens"], seconds

@@ -72,6 +72,12 @@ def cells(frame: "pd.DataFrame", column: Column) -> list[str]:
     return [cell(value, "whole" if whole else "number" if column[0] == "metrics" else "config") for value in values]
 
 
+def told_target(frame: "pd.DataFrame", columns: Iterable[Column]) -> str | None:
+    """What the convergence columns speak of, where any is shown."""
+    names = [name for kind, name in columns if kind == "metrics" and name.endswith("_to_fvu")]
+    return f"{', '.join(names)}: to a held-out fvu of {frame.attrs['target_fvu']:.4g}" if names else None
+
+
 def progress(state: str, step: float | None, total_steps: float | None) -> str:
     """The state, and how far an unfinished run came."""
     return f"{state} at {100 * step / total_steps:.0f}%" if state != "completed" and step and total_steps else state
@@ -91,6 +97,7 @@ def text(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
     notes = ["* best in its column"] if any(best_rows(frame, column) for column in columns) else []
     if left_out:
         notes.append(f"left out for want of room: {', '.join(left_out)}")
+    notes += [told] if (told := told_target(frame, columns)) else []
     notes += [f"warning: {warning}" for warning in frame.attrs.get("warnings", [])]
     return "\n".join([draw(frame, columns, width, color), *notes])
 
@@ -145,8 +152,9 @@ def markdown(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
     head = [markdown_cell(names[column]) for column in columns]
     rule = ["---:" if kind == "metrics" else "---" for kind, _ in columns]
     lines = ["| " + " | ".join(line) + " |" for line in (head, rule, *zip(*content, strict=True))]
-    warnings = [f"- warning: {markdown_cell(warning)}" for warning in frame.attrs.get("warnings", [])]
-    return "\n".join([*lines, *([""] if warnings else []), *warnings])
+    notes = [f"- {told}"] if (told := told_target(frame, columns)) else []
+    notes += [f"- warning: {markdown_cell(warning)}" for warning in frame.attrs.get("warnings", [])]
+    return "\n".join([*lines, *([""] if notes else []), *notes])
 
 
 def csv(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
@@ -161,7 +169,8 @@ def csv(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
 
 
 def to_json(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
-    """{"runs": [{run_id, ..., config: {}, metrics: {}}], "best": {metric: [run_id]}, "warnings": []}."""
+    """{"runs": [{run_id, ..., config: {}, metrics: {}}], "best": {metric: [run_id]}, "warnings": []}, and `target_fvu`
+    where runs were followed on held-out text."""
     runs = []
     for row in frame.itertuples(index=False, name=None):
         run: dict[str, Any] = {"run": {}, "config": {}, "metrics": {}}
@@ -175,6 +184,8 @@ def to_json(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
         "best": {metric: [runs[row]["run_id"] for row in sorted(rows)] for metric, rows in best.items() if rows},
         "warnings": frame.attrs.get("warnings", []),
     }
+    if frame.attrs.get("target_fvu") is not None:
+        content["target_fvu"] = frame.attrs["target_fvu"]
     return json.dumps(without_nonfinite(content), indent=2, allow_nan=False)
 
 

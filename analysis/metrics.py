@@ -10,7 +10,7 @@ Column = tuple[str, str]
 """A column of a frame: run, config or metrics; then its name."""
 
 FIRST = (
-    "fvu", "ce_loss_score", "l0", "dead_features", "nearest_neighbour_cosine", "recovery_share", "nmi", "tokens_to_fvu",
+    "fvu", "ce_loss_score", "l0", "dead_features", "nearest_neighbour_cosine", "recovery_share", "feature_mi", "tokens_to_fvu",
     "seconds_to_fvu", "penalty_loss",
 )  # fmt: skip
 """The metrics of a default text table, in its order; all others follow in the other formats."""
@@ -32,7 +32,7 @@ DIRECTIONS = {
     "recon_loss": "lower",
     "dead_features": "lower",
     "frac_alive": "higher",
-    "nearest_neighbour_cosine": "lower",
+    "nearest_neighbour_cosine*": "lower",
     "mean_abs_cosine": "lower",
     "recovery_mmcs*": "higher",
     "recovery_matched*": "higher",
@@ -41,7 +41,8 @@ DIRECTIONS = {
     "recovery_merged*": "lower",
     "nmi": "higher",
     "silhouette": "higher",
-    "composition_rate": "lower",
+    "feature_mi*": "higher",
+    "composition_rate": "lower",  # composition_rate_random is what chance gives, and no one's merit
     "distinct_features": "higher",
     "tokens_to_fvu": "lower",
     "seconds_to_fvu": "lower",

@@ -1,12 +1,20 @@
 """Composition: how far decoder rows are sums of fewer, more elementary directions, and how many of them are distinct.
 
-After OrtSAE (arXiv 2509.22033) and the meta-SAEs of Leask et al. 2025 (arXiv 2502.04878): a small BatchTopK SAE is
-trained on the decoder's rows; the better it explains them, the more composed they are. Dictionary a quarter of the rows
-and 4 active latents are the meta-SAE paper's; steps and learning rate, and the cosine that tells features apart, are
-this project's, the papers' own not being at hand.
+A small BatchTopK SAE, the meta-SAE of Leask et al. 2025 (arXiv 2502.04878), is trained on the decoder's rows; the
+better it explains them, the more composed they are. OrtSAE (arXiv 2509.22033) calls the variance it explains the
+composition rate, with a quarter as many latents as rows and 4 active on average; its Table 1 has, as quoted by others,
+0.53 for ReLU, 0.49 BatchTopK, 0.35 Matryoshka and 0.34 OrtSAE (Gemma-2-2B, layer 20, L0 70). Leask et al. train 2,304
+latents on 49,152 rows, 4 active, for 2,000 epochs of batches of 4,096 (Adam, 1e-4). Here latents start at rows, so that
+none is dead, and 300 steps come within 0.03 of 3,000 (d_sae 2048, d_in 160), in the same order of SAEs.
+
+The rate depends on the shape: with d_sae 2048 and d_in 160 random directions have 0.52 and a trained TopK SAE 0.53.
+So the rate of random directions stands beside it; orthonormal rows have 1 / RATIO. How OrtSAE counts distinct features
+could not be found: the count, and the cosine that tells features apart, are this project's.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +32,9 @@ TILE = 1024
 
 
 def composition(W_dec: Tensor, seed: int = 0) -> dict[str, float]:
-    """composition_rate: share of the variance of the unit rows that the meta-SAE explains; distinct_features: rows that
-    are not within a cosine of 0.9 of an earlier one.
+    """composition_rate: share of the variance of the unit rows that the meta-SAE explains; composition_rate_random: of
+    as many random directions, so what is had by chance; distinct_features: rows that are not within a cosine of 0.9 of
+    an earlier one.
 
     W_dec [d_sae, d_in]; rows of zeros are left out, and of more than MOST_ROWS rows a seeded sample is taken for the
     rate. Empty for fewer than 8 rows.
@@ -34,7 +43,18 @@ def composition(W_dec: Tensor, seed: int = 0) -> dict[str, float]:
     unit = (W_dec.float() / norm)[norm[:, 0] > 0].detach()
     if len(unit) < 2 * RATIO:
         return {}
-    return {"composition_rate": meta_sae_explains(unit, seed), "distinct_features": float(distinct(unit))}
+    return {
+        "composition_rate": meta_sae_explains(unit, seed),
+        "composition_rate_random": by_chance(min(len(unit), MOST_ROWS), unit.shape[1], seed, unit.device),
+        "distinct_features": float(distinct(unit)),
+    }
+
+
+@lru_cache(maxsize=8)  # the same for all runs of a sweep
+def by_chance(n: int, d: int, seed: int, device: torch.device) -> float:
+    """`meta_sae_explains` of n random directions in d dimensions."""
+    rows = torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+    return meta_sae_explains(F.normalize(rows, dim=1).to(device), seed)
 
 
 def meta_sae_explains(unit: Tensor, seed: int) -> float:

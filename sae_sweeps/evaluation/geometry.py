@@ -20,8 +20,9 @@ SAMPLED = 1024
 
 @torch.no_grad()
 def decoder_geometry(W_dec: Tensor) -> dict[str, float]:
-    """nearest_neighbour_cosine: mean over features of the largest cosine with another row; mean_abs_cosine: mean of
-    |cosine| over all pairs. Rows of zeros are left out; nan for fewer than two rows. W_dec [d_sae, d_in]."""
+    """nearest_neighbour_cosine, nearest_neighbour_cosine_median: mean and median over features of the largest signed
+    cosine with another row (rows that point opposite ways are not near); mean_abs_cosine: mean of |cosine| over all
+    pairs. Rows of zeros are left out; nan for fewer than two rows. W_dec [d_sae, d_in]."""
     unit = _unit_rows(W_dec)
     nearest, total = [], 0.0
     for cosine in _tiles(unit):
@@ -29,10 +30,13 @@ def decoder_geometry(W_dec: Tensor) -> dict[str, float]:
         total += float(cosine.abs().clamp(max=1).sum(dtype=torch.float64))
     n = len(unit)
     if n < 2:
-        return {"nearest_neighbour_cosine": float("nan"), "mean_abs_cosine": float("nan")}
+        names = ("nearest_neighbour_cosine", "nearest_neighbour_cosine_median", "mean_abs_cosine")
+        return dict.fromkeys(names, float("nan"))
+    nearest_S = torch.cat(nearest).double()
     # a row with itself stands as -1 in the tiles
     return {
-        "nearest_neighbour_cosine": float(torch.cat(nearest).double().mean()),
+        "nearest_neighbour_cosine": float(nearest_S.mean()),
+        "nearest_neighbour_cosine_median": float(nearest_S.quantile(0.5)),
         "mean_abs_cosine": (total - n) / (n * (n - 1)),
     }
 
@@ -62,7 +66,8 @@ def similarity_snapshot(W_dec: Tensor, seed: int = 0) -> dict[str, Any]:
 
 
 def _unit_rows(W: Tensor) -> Tensor:
-    """Rows of W [n, d] that are not zero, at unit norm."""
+    """Rows of W [n, d] that are not zero, at unit norm; in float32 at least, for the sake of SAEs stored in 16 bit."""
+    W = W.to(torch.promote_types(W.dtype, torch.float32))
     norm = W.norm(dim=1, keepdim=True)
     return (W / norm)[norm[:, 0] > 0]
 

@@ -1,4 +1,10 @@
+import json
+import math
+
 from analysis.convergence import common_target, tokens_to
+from analysis.table import render, table
+from sae_sweeps.runs.folder import RunFolder
+from tests.analysis.outputs import add_run
 
 ROWS = [
     {"tokens": 100, "tokens_per_s": 50, "held_out_fvu": 0.9},
@@ -17,3 +23,41 @@ def test_the_first_row_at_or_under_the_target():
 def test_the_common_target_is_one_that_every_run_reaches():
     other = [{"tokens": 10, "tokens_per_s": 1, "held_out_fvu": 0.6}]
     assert common_target([ROWS, other]) == 0.6 and common_target([ROWS, []]) == 0.4 and common_target([]) is None
+
+
+def test_tokens_of_a_row_without_a_speed_count_at_the_next_one():
+    rows = [{"tokens": 100}, {"tokens": 200, "tokens_per_s": 100, "held_out_fvu": 0.1}]
+    assert tokens_to(rows, 0.1) == (200, 2.0)
+
+
+def followed(outputs, run_id, values, **changes):
+    folder = RunFolder(add_run(outputs, run_id, {"seed": len(run_id)}, **changes))
+    for step, value in enumerate(values):
+        folder.metrics.append(
+            {"step": step, "tokens": 100 * (step + 1), "tokens_per_s": 50} | ({"held_out_fvu": value} if value else {})
+        )
+
+
+def test_the_table_shows_convergence_and_what_it_is_to(tmp_path):
+    followed(tmp_path, "fast", [0.5, 0.2, 0.1])
+    followed(tmp_path, "slow1", [0.9, None, 0.3])
+    followed(tmp_path, "failed12", [0.01], state="diverged")
+    frame = table([tmp_path])
+    shown = frame.set_index(("run", "run_id"))["metrics"]
+    assert frame.attrs["target_fvu"] == 0.3
+    assert shown["tokens_to_fvu"][["fast", "slow1"]].tolist() == [200, 300]
+    assert shown["seconds_to_fvu"][["fast", "slow1"]].tolist() == [4.0, 6.0]
+    assert math.isnan(shown["tokens_to_fvu"]["failed12"])
+    told = "tokens_to_fvu, seconds_to_fvu: to a held-out fvu of 0.3"
+    assert told in render(frame).splitlines() and f"- {told}" in render(frame, "markdown").splitlines()
+    assert json.loads(render(frame, "json"))["target_fvu"] == 0.3
+    assert "tokens_to_fvu" not in render(table([tmp_path], columns=["fvu"]))
+    stricter = table([tmp_path], target_fvu=0.15)
+    assert [value for value in stricter["metrics", "tokens_to_fvu"] if value == value] == [300]
+
+
+def test_runs_that_were_not_followed_have_no_such_columns(tmp_path):
+    followed(tmp_path, "a", [None, None])
+    frame = table([tmp_path], target_fvu=0.1)
+    assert ("metrics", "tokens_to_fvu") not in frame.columns and "_to_fvu" not in render(frame)
+    assert "target_fvu" not in json.loads(render(frame, "json"))
