@@ -10,8 +10,8 @@ Column = tuple[str, str]
 """A column of a frame: run, config or metrics; then its name."""
 
 FIRST = (
-    "fvu", "ce_loss_score", "l0", "dead_features", "nearest_neighbour_cosine", "recovery_share", "feature_mi", "tokens_to_fvu",
-    "seconds_to_fvu", "penalty_loss",
+    "fvu", "ce_loss_score", "l0", "dead_features", "nearest_neighbour_cosine", "recovery_share", "feature_mi",
+    "tokens_to_fvu", "seconds_to_fvu", "penalty_loss",
 )  # fmt: skip
 """The metrics of a default text table, in its order; all others follow in the other formats."""
 
