@@ -29,6 +29,8 @@ from sae_sweeps.config.schema import RootConfig
 from sae_sweeps.errors import ConfigError, UserError
 
 CONF = Path(__file__).parent.parent / "conf"
+LATE = ("penalty", "schedule", "architecture", "group_layer", "lr_schedule", "model", "data")
+"""Groups whose choices differ in their keys, or bring along a choice of another that does."""
 ENDINGS = {".txt": "text", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 
 
@@ -113,8 +115,24 @@ def rewrite(words: list[str]) -> list[str]:
             out.append(f"schedule@{word}")
         else:
             out.append(word)
+    out = wait_for_the_choice(out)
     # Hydra's parser wants its flags before the first key
     return sorted(out, key=lambda word: word not in ("-m", "--multirun"))
+
+
+def wait_for_the_choice(words: list[str]) -> list[str]:
+    """A key of a group beside a sweep over groups becomes a sweep of one: Hydra puts plain words into the config before
+    a choice is made, where the group may not have the key yet."""
+    swept = [key for key, _, value in (word.partition("=") for word in words) if "." not in key and "," in value]
+    if not {"-m", "--multirun"} & set(words) or not set(swept) & set(LATE):
+        return words
+    out = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        late = equals and key.partition(".")[0] in LATE and "." in key
+        several = value.startswith(("choice(", "range(", "glob(")) or ("," in value and value[0] not in "[{'\"")
+        out.append(f"{key}=choice({value})" if late and not several else word)
+    return out
 
 
 def choices(group: str) -> list[str]:

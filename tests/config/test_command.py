@@ -65,3 +65,16 @@ def test_a_folder_of_several_formats_has_to_be_named(tmp_path):
 
 def test_an_error_nobody_foresaw_is_still_one_line():
     assert "\n" not in sentence(ValueError("a\nb"))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["-m", "penalty=ortho,ortsae", "penalty.tau=0.2"], ["-m", "penalty=ortho,ortsae", "penalty.tau=choice(0.2)"]),
+        (["-m", "penalty=ortho", "penalty.tau=0.2"], ["-m", "penalty=ortho", "penalty.tau=0.2"]),
+        (["-m", "penalty=a,b", "schedule.values=[0,1]"], ["-m", "penalty=a,b", "schedule.values=choice([0,1])"]),
+        (["-m", "penalty=a,b", "penalty.tau=1,2", "k=3"], ["-m", "penalty=a,b", "penalty.tau=1,2", "k=3"]),
+    ],
+)
+def test_a_key_of_a_swept_group_waits_for_its_choice(words, expected):
+    assert rewrite(words) == expected
