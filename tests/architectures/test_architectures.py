@@ -191,12 +191,12 @@ def test_batch_topk_keeps_as_many_as_topk_in_the_mean_and_learns_its_threshold()
     sae, x = made("batch_topk"), tokens(50)
     ctx = forward(sae, x)
     assert int((ctx.f.f > 0).sum()) <= 150 and float(ctx.f.l0()) == pytest.approx(3, rel=0.1)
-    smallest = float(ctx.f.f[ctx.f.f > 0].min())
+    smallest = ctx.f.f[ctx.f.f > 0].min().item()
     sae.observe(ctx)
     assert float(sae.threshold) == pytest.approx(smallest, rel=1e-6)
     sae.observe(forward(sae, tokens(50, seed=9)))
     other = forward(sae, tokens(50, seed=9)).f.f
-    assert float(sae.threshold) == pytest.approx((smallest + float(other[other > 0].min())) / 2, rel=1e-6)
+    assert float(sae.threshold) == pytest.approx((smallest + other[other > 0].min().item()) / 2, rel=1e-6)
 
 
 def test_k_grows_for_every_kind_of_topk():
@@ -224,9 +224,9 @@ def test_powers_are_finite_at_zero_and_continuous_at_the_floor(p):
     f = torch.tensor([0.0, FLOOR / 2, FLOOR, FLOOR * (1 + 1e-9), 2.0], dtype=torch.float64, requires_grad=True)
     value = powers(f, p)
     value.sum().backward()
-    assert f.grad.isfinite().all() and float(value[0]) == 0
-    assert float(value[2]) == pytest.approx(float(value[3]), rel=1e-6) == pytest.approx(FLOOR**p, rel=1e-6)
-    assert float(value[4]) == pytest.approx(2.0**p)
+    assert f.grad.isfinite().all() and value[0].item() == 0
+    assert value[2].item() == pytest.approx(value[3].item(), rel=1e-6) == pytest.approx(FLOOR**p, rel=1e-6)
+    assert value[4].item() == pytest.approx(2.0**p)
 
 
 def test_l0_control_moves_the_coefficient_towards_the_target():
