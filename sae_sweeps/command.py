@@ -116,8 +116,23 @@ def rewrite(words: list[str]) -> list[str]:
         else:
             out.append(word)
     out = wait_for_the_choice(out)
+    refuse_keys_of_arms(out)
     # Hydra's parser wants its flags before the first key
     return sorted(out, key=lambda word: word not in ("-m", "--multirun"))
+
+
+def refuse_keys_of_arms(words: list[str]) -> None:
+    """Raise ConfigError for a key of the penalty or its schedule beside an experiment whose arms choose them."""
+    given = dict(word.partition("=")[::2] for word in words)
+    path = CONF / "experiment" / f"{given.get('experiment')}.yaml"
+    if not path.exists() or "\narms:" not in path.read_text():
+        return
+    for key, value in given.items():
+        if key.startswith(("penalty.", "schedule.")):
+            raise ConfigError(
+                f"{key}={value}: the arms of experiment={given['experiment']} choose their own penalties; change it in "
+                f"conf/experiment/{path.name}, or give an arm's words without the experiment."
+            )
 
 
 def wait_for_the_choice(words: list[str]) -> list[str]:

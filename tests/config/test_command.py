@@ -78,3 +78,9 @@ def test_an_error_nobody_foresaw_is_still_one_line():
 )
 def test_a_key_of_a_swept_group_waits_for_its_choice(words, expected):
     assert rewrite(words) == expected
+
+
+def test_a_key_that_arms_choose_is_refused():
+    with pytest.raises(ConfigError, match="penalty.reduction=mean: the arms of experiment=decorrelation choose"):
+        rewrite(["experiment=decorrelation", "penalty.reduction=mean"])
+    assert rewrite(["experiment=demo", "penalty.tau=0.2"]) == ["experiment=demo", "penalty.tau=0.2"]
