@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sae_sweeps.config.penalties import combined_node
 from sae_sweeps.config.schema import RootConfig
-from sae_sweeps.errors import ConfigError, UserError
+from sae_sweeps.errors import ConfigError, UserError, who_has
 
 CONF = Path(__file__).parent.parent / "conf"
 LATE = ("penalty", "schedule", "architecture", "group_layer", "lr_schedule", "model", "data")
@@ -231,8 +231,8 @@ def unknown_key(key: str, text: str) -> str:
     keys = all_keys()
     if key in keys:  # another choice of the group has it
         group, _, leaf = key.partition(".")
-        readers = [name for name in choices(group) if leaf in _keys_of(CONF / group / f"{name}.yaml")]
-        return f"{key}: the chosen {group} has no such key; {group}={' and '.join(readers)} has."
+        readers = [f"{group}={name}" for name in choices(group) if leaf in _keys_of(CONF / group / f"{name}.yaml")]
+        return f"{key}: the chosen {group} has no such key{who_has(readers)}."
     return f"{key}: no such key; {_suggest(key, keys, '')}"
 
 

@@ -21,6 +21,12 @@ class NoNetwork(UserError):
     """Something had to be fetched by name and could not be."""
 
 
+def who_has(choices: list[str]) -> str:
+    """The end of a sentence about a missing key: "; penalty=a, penalty=b and penalty=c do", or nothing."""
+    names = " and ".join(filter(None, [", ".join(choices[:-1]), *choices[-1:]]))
+    return f"; {names} {'does' if len(choices) == 1 else 'do'}" if choices else ""
+
+
 class Diverged(Exception):
     """A loss term or gradient stopped being finite. Final for the run; never a result.
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from sae_sweeps.config.identity import run_id
 from sae_sweeps.config.penalties import Combination
 from sae_sweeps.config.run import TOP_KEYS, RunConfig, activations_gb, run_config, used_top_keys
-from sae_sweeps.errors import ConfigError
+from sae_sweeps.errors import ConfigError, who_has
 
 CONF = Path(__file__).parents[2] / "conf"
 # What a comparison needs equal; tokens and steps even where the sweep varies them.
@@ -137,8 +137,7 @@ def _who_reads(key: str) -> str:
         for path in sorted(CONF.glob("*/*.yaml"))
         if f"${{top:{key}," in path.read_text()
     ]
-    names = " and ".join(filter(None, [", ".join(readers[:-1]), *readers[-1:]]))
-    return f"; {names} {'does' if len(readers) == 1 else 'do'}" if readers else ""
+    return who_has(readers)
 
 
 def refuse_inactive(run: RunConfig) -> None:

@@ -245,7 +245,7 @@ def test_mistakes_end_with_status_2_and_one_line(tmp_path):
         ("d_sae=abc",): "d_sae=abc: must be a whole number",
         ("-m", "d_sae=64,abc"): "d_sae=abc: must be a whole number",
         ("lambda2_max=0.1,0.2", "penalty=ortho"): "several values make a sweep; add -m",
-        ("penalty.tau=1",): "the chosen penalty has no such key; penalty=ortho has",
+        ("penalty.tau=1",): "the chosen penalty has no such key; penalty=adaptive_sharing and penalty=ortho do",
         ("nonsense",): "nonsense: cannot be read as key=value",
         ("k='",): "cannot be read as key=value",
         ("outputs=/dev/null/o",): "outputs=/dev/null/o: cannot be written",
@@ -270,13 +270,14 @@ def test_help_and_completion_import_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "penalty: none, ortho" in done.stdout
+    assert "penalty: adaptive_sharing, bottleneck" in done.stdout
 
 
 def test_completion_offers_choices():
     completing = {**environment(), "COMP_LINE": "launch.py penalty=", "COMP_POINT": "18"}
     done = subprocess.run(command("-sc", "query=bash"), cwd=PROJECT, env=completing, capture_output=True, text=True)
-    assert set(done.stdout.split()) == {"penalty=none", "penalty=ortho"}, done
+    there = {f"penalty={path.stem}" for path in (PROJECT / "conf/penalty").glob("*.yaml")}
+    assert set(done.stdout.split()) == there and len(there) > 5, done
 
 
 def test_results_are_json_without_nan(swept):
