@@ -9,9 +9,21 @@ if TYPE_CHECKING:
 Column = tuple[str, str]
 """A column of a frame: run, config or metrics; then its name."""
 
+BUILTIN = "builtin_"
+"""Before the name of a metric that was measured on built-in data (see `sae_sweeps.evaluation.result`)."""
+
+JUDGED = (
+    "sae_top_1_test_accuracy", "tpp_threshold_10_total_metric", "scr_metric_threshold_10", "mean_absorption_score",
+    "unlearning_score", "autointerp_score",
+)  # fmt: skip
+"""One metric of each evaluation of SAEBench beside core."""
+
+HEADLINES = ("fvu", "ce_loss_score", "l0", *JUDGED, *(BUILTIN + name for name in JUDGED))
+"""The metrics that `python -m sae_sweeps evaluate` prints."""
+
 FIRST = (
-    "fvu", "ce_loss_score", "l0", "dead_features", "nearest_neighbour_cosine", "recovery_share", "feature_mi",
-    "tokens_to_fvu", "seconds_to_fvu", "penalty_loss",
+    "fvu", "ce_loss_score", "l0", "dead_features", *JUDGED, *(BUILTIN + name for name in JUDGED),
+    "nearest_neighbour_cosine", "recovery_share", "feature_mi", "tokens_to_fvu", "seconds_to_fvu", "penalty_loss",
 )  # fmt: skip
 """The metrics of a default text table, in its order; all others follow in the other formats."""
 
@@ -47,6 +59,8 @@ DIRECTIONS = {
     "tokens_to_fvu": "lower",
     "seconds_to_fvu": "lower",
     "mean_absorption*": "lower",
+    "hierarchy_coarse_*_accuracy": "higher",
+    "hierarchy_fine_*_accuracy": "higher",
     "mean_full_absorption*": "lower",
     "sae_test_accuracy": "higher",
     "sae_top_*_test_accuracy": "higher",
@@ -63,6 +77,7 @@ Others are not ranked: `final_loss` and `penalty_loss` contain the penalty weigh
 
 def direction(metric: str) -> str | None:
     """lower, higher, one, or None for a metric that is not ranked."""
+    metric = metric.removeprefix(BUILTIN)
     if metric in DIRECTIONS:
         return DIRECTIONS[metric]
     return next((better for pattern, better in DIRECTIONS.items() if fnmatchcase(metric, pattern)), None)

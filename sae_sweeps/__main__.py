@@ -25,7 +25,27 @@ def parser() -> argparse.ArgumentParser:
     schedule.add_argument("-m", "--multirun", action="store_true", help="as in launch.py; not needed here")
     schedule.add_argument("words", nargs="*", metavar="key=value", help="the words of a launch.py command")
     schedule.set_defaults(run=draw_schedule)
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="evaluate finished runs, sweeps, or any SAE in SAELens's format",
+        description="Evaluate SAEs that share a model and layer side by side; what is done already is skipped.",
+        usage="python -m sae_sweeps evaluate PATH [PATH ...] [eval=quick|full] [key=value ...]",
+    )
+    evaluate.add_argument("words", nargs="+", metavar="PATH or key=value", help="paths, then words of launch.py")
+    evaluate.set_defaults(run=evaluate_paths)
     return top
+
+
+def evaluate_paths(words: argparse.Namespace) -> int:
+    from sae_sweeps.sweeps.evaluate import evaluate
+
+    paths = [Path(word) for word in words.words if "=" not in word or Path(word).exists()]
+    given = [word for word in words.words if Path(word) not in paths]
+    if not paths:
+        from sae_sweeps.errors import ConfigError
+
+        raise ConfigError("evaluate needs a path: a run, a sweep, an outputs folder or an SAE's folder.")
+    return evaluate(paths, given)
 
 
 def draw_schedule(words: argparse.Namespace) -> None:
@@ -43,20 +63,20 @@ def draw_schedule(words: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0, or 2 for a mistake, told in one sentence."""
+    """Run one command; its exit status, or 2 for a mistake, told in one sentence."""
     words = parser().parse_args(argv)
     debug = words.debug or os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
-        words.run(words)
+        return words.run(words) or 0
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         if debug or not is_mistake(error):
             raise
         from sae_sweeps.command import complain, sentence
 
         return complain(sentence(error))
-    return 0
 
 
 def is_mistake(error: Exception) -> bool:

@@ -239,7 +239,13 @@ def unknown_key(key: str, text: str) -> str:
 def _keys_of(path: Path) -> list[str]:
     """Keys of one choice of a group; a file with a global package holds them under the group's name."""
     node: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False) or {}
-    return [key for key in node.get(path.parent.name, node) if key != "defaults"]
+    return [key for key in _dotted(node.get(path.parent.name, node)) if key != "defaults"]
+
+
+def _dotted(node: dict[str, Any]) -> list[str]:
+    """Keys of a tree of dicts, a key of a key behind a dot."""
+    parts = [(key, _dotted(value) if isinstance(value, dict) else []) for key, value in node.items()]
+    return [name for key, below in parts for name in (key, *(f"{key}.{leaf}" for leaf in below))]
 
 
 def all_keys() -> list[str]:

@@ -7,6 +7,7 @@ here means the same thing there.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -67,6 +68,17 @@ class LanguageModel:
         """TransformerLens' name of the place, for example `blocks.3.hook_resid_post`."""
         return f"blocks.{self.layer_index(layer)}.hook_{layer.hook}"
 
+    def tokenize_rows(self, texts: list[str], context: int) -> Tensor:
+        """Each text alone as the tokenizer gives it, cut to `context` tokens, filled up on the right [n, longest].
+
+        Filling stands behind the text whatever side the tokenizer prefers, so that no text token sees it.
+        """
+        rows = self.tokenizer(texts, truncation=True, max_length=context)["input_ids"]
+        fill = self.tokenizer.pad_token_id
+        fill = self.tokenizer.eos_token_id if fill is None else fill
+        longest = max(map(len, rows))
+        return torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
+
     @torch.no_grad()
     def activations(self, tokens_SL: Tensor, layer: LayerConfig) -> Tensor:
         """Activations [S, L, d_in] at the layer, in the model's dtype; no later layer is computed."""
@@ -94,6 +106,67 @@ class LanguageModel:
         with self._hooked(layer, replace):
             return self.model(tokens_SL, use_cache=False).logits
 
+    @torch.no_grad()
+    def resume(self, tokens_SL: Tensor, layer: LayerConfig, x_SLD: Tensor) -> Tensor:
+        """Last hidden states [S, L, hidden] of a forward pass in which the layer's activations are `x_SLD`.
+
+        Blocks up to a residual-stream layer are not computed at all; for mlp_out and attn_out they are, once more.
+        """
+        x_SLD = x_SLD.to(self.device, self.dtype)
+        with self._resumed(layer, x_SLD):
+            return self.model.base_model(tokens_SL.to(self.device), use_cache=False).last_hidden_state
+
+    @torch.no_grad()
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """Logits [..., vocabulary] of last hidden states [..., hidden]."""
+        logits = self.model.get_output_embeddings()(hidden)
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    @contextmanager
+    def _resumed(self, layer: LayerConfig, x_SLD: Tensor) -> Iterator[None]:
+        if layer.hook != "resid_post":
+            with self._hooked(layer, lambda _: x_SLD):
+                yield
+            return
+        blocks, index, wrapped = self._blocks(), self.layer_index(layer), self._blocks_return_tuples
+
+        def passed(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return (hidden,) if wrapped else hidden
+
+        def given(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return (x_SLD,) if wrapped else x_SLD
+
+        try:
+            for number in range(index + 1):
+                blocks[number].forward = given if number == index else passed
+            yield
+        finally:
+            for number in range(index + 1):
+                blocks[number].__dict__.pop("forward", None)
+
+    @cached_property
+    def _blocks_return_tuples(self) -> bool:
+        """Whether this version of transformers wraps what a block returns."""
+        found: list[bool] = []
+
+        def look(module: nn.Module, args: Any, output: Any) -> None:
+            found.append(isinstance(output, tuple))
+            raise _LayerReached
+
+        handle = self._blocks()[0].register_forward_hook(look)
+        try:
+            self.model.base_model(torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
+        except _LayerReached:
+            pass
+        finally:
+            handle.remove()
+        return found[0]
+
+    def _blocks(self) -> nn.ModuleList:
+        lists = (module for module in self.model.base_model.modules() if isinstance(module, nn.ModuleList))
+        return next(blocks for blocks in lists if len(blocks) == self.n_layers)
+
     @contextmanager
     def _hooked(self, layer: LayerConfig, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
@@ -110,8 +183,7 @@ class LanguageModel:
     def _module(self, layer: LayerConfig) -> nn.Module:
         """The module whose output is the hook's activation."""
         index = self.layer_index(layer)
-        lists = (module for module in self.model.base_model.modules() if isinstance(module, nn.ModuleList))
-        block = next(blocks for blocks in lists if len(blocks) == self.n_layers)[index]
+        block = self._blocks()[index]
         if layer.hook == "resid_post":
             return block
         names = _SUBMODULES[layer.hook]

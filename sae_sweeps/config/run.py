@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from operator import attrgetter
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sae_sweeps.config.evaluations import EVALUATIONS, EvalConfig
 from sae_sweeps.config.facts import ModelFacts, model_facts
 from sae_sweeps.config.penalties import Combination, PenaltyTerm
 from sae_sweeps.config.registry import component
 from sae_sweeps.config.schema import (
     ActivationsConfig,
     DataConfig,
-    EvalConfig,
     LayerConfig,
     LoggerConfig,
     ModelConfig,
@@ -133,8 +134,7 @@ class RunConfig:
             out["activations.buffer_tokens"] = "only activations.mode=stream uses it"
         if not self.data.has_roles():
             out["eval.label_tokens"] = f"data={self.data.name} has no roles"
-        if not self.eval.separation:
-            out |= dict.fromkeys(("eval.composition", "eval.label_tokens"), "eval.separation=false measures none of it")
+        out |= _unused_eval_keys(self.eval)
         if self.eval.name == "none":
             out |= {f"eval.{f.name}": "eval=none evaluates nothing" for f in fields(EvalConfig) if f.name != "name"}
         if self.logger.name == "none":
@@ -148,6 +148,35 @@ class RunConfig:
         if self.train.sampling != "contiguous_windows":
             out["train.window"] = "only train.sampling=contiguous_windows uses it"
         return out
+
+
+EVAL_KEYS = {
+    "batch_size": ("core",),
+    "recon_batches": ("core",),
+    "sparsity_batches": ("core",),
+    "exclude_special_tokens": ("core",),
+    "composition": ("separation",),
+    "label_tokens": ("separation",),
+    "data": ("sparse_probing", "hierarchy", "tpp", "scr", "absorption", "unlearning"),
+    "seed": ("sparse_probing", "hierarchy", "tpp", "scr", "absorption", "unlearning", "autointerp"),
+    "llm_batch": ("sparse_probing", "hierarchy", "tpp", "scr", "absorption", "unlearning", "autointerp"),
+    "probing": ("sparse_probing", "hierarchy", "tpp", "scr"),
+    "ablation": ("tpp", "scr"),
+    "hierarchy": ("hierarchy",),
+    "absorption": ("absorption",),
+    "unlearning": ("unlearning",),
+    "autointerp": ("autointerp",),
+}
+"""Which evaluations read a key of `eval`."""
+
+
+def _unused_eval_keys(cfg: EvalConfig) -> dict[str, str]:
+    """Keys of the eval group that no chosen evaluation reads."""
+    return {
+        f"eval.{key}": f"eval.evaluations has none of {', '.join(readers)}"
+        for key, readers in EVAL_KEYS.items()
+        if not set(readers) & set(cfg.evaluations)
+    }
 
 
 def _unused_data_keys(kind: str) -> tuple[str, ...]:
@@ -182,11 +211,16 @@ def typed(cls: type, node: DictConfig, where: str, less: tuple[str, ...] = ()) -
     except OmegaConfBaseException as error:
         key = str(error.full_key)
         top = key if key in TOP_KEYS else f"{where}.{key}"
-        raise ConfigError(f"{top}={values.get(key)}: {_expected(cls, key)}") from None
+        given = OmegaConf.select(OmegaConf.create(values), key) if key else values
+        raise ConfigError(f"{top}={given}: {_expected(cls, key)}") from None
 
 
 def _expected(cls: type, key: str) -> str:
-    kind = str({f.name: f.type for f in fields(cls)}.get(key, ""))
+    first, _, rest = key.partition(".")
+    found = {f.name: f.type for f in fields(cls)}.get(first, "")
+    if rest and is_dataclass(found):
+        return _expected(found, rest)  # type: ignore[arg-type]
+    kind = str(found)
     for name, words in (("int", "a whole number"), ("float", "a number"), ("bool", "true or false")):
         if re.search(rf"\b{name}\b", kind):
             return f"must be {words}."
@@ -324,6 +358,32 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
     _positive("eval.recon_batches", run.eval.recon_batches)
     _positive("eval.sparsity_batches", run.eval.sparsity_batches)
     _positive("eval.label_tokens", run.eval.label_tokens)
+    _check_evaluations(run.eval)
+
+
+def _check_evaluations(cfg: EvalConfig) -> None:
+    for name in cfg.evaluations:
+        _one_of("eval.evaluations", name, EVALUATIONS)
+    if cfg.seed < 0:
+        raise ConfigError(f"eval.seed={cfg.seed}: must be 0 or more.")
+    at_least = {
+        "llm_batch": 1, "probing.train_rows": 4, "probing.test_rows": 4, "probing.context": 2, "ablation.train_rows": 4,
+        "ablation.test_rows": 4, "ablation.probe_epochs": 1, "ablation.probe_batch": 1, "hierarchy.folds": 2,
+        "hierarchy.rows": 4, "absorption.max_k": 1, "absorption.min_letters": 1, "absorption.epochs": 1,
+        "unlearning.contexts": 1, "unlearning.context": 2, "autointerp.n_latents": 1, "autointerp.buffer": 1,
+        "autointerp.concurrency": 1, "autointerp.total_tokens": 1,
+    }  # fmt: skip
+    for key, least in at_least.items():
+        value = attrgetter(key)(cfg)
+        if value < least:
+            raise ConfigError(f"eval.{key}={value}: must be at least {least}.")
+    for key in ("probing.k_values", "hierarchy.k_values", "ablation.n_values", "unlearning.n_features",
+                "unlearning.multipliers", "unlearning.retain_thresholds"):  # fmt: skip
+        values = attrgetter(key)(cfg)
+        if not values or min(values) <= 0:
+            raise ConfigError(f"eval.{key}={values}: give numbers above 0.")
+    if cfg.hierarchy.folds > cfg.hierarchy.rows // 2:
+        raise ConfigError(f"eval.hierarchy.folds={cfg.hierarchy.folds}: leaves fewer than two rows in a fold.")
 
 
 def _check_pairs(run: RunConfig) -> None:

@@ -126,26 +126,6 @@ class ActivationsConfig:
 
 
 @dataclass
-class EvalConfig:
-    name: str = "core"
-    """core, or none."""
-    batch_size: int = 16
-    """Contexts per batch."""
-    recon_batches: int = 4
-    """Batches for the KL and cross-entropy metrics (three forward passes each)."""
-    sparsity_batches: int = 16
-    """Batches for reconstruction, sparsity and density metrics; they follow the former in the stream."""
-    exclude_special_tokens: bool = True
-    """Leave the activation at BOS, EOS and padding as it is when the SAE's output is put in its place."""
-    separation: bool = True
-    """Measure how separate the features are: cosines of the decoder, true features of a synthetic model, labels."""
-    composition: bool = False
-    """Also train a small SAE on the decoder's rows, to see how far they are sums of others (seconds to minutes)."""
-    label_tokens: int = 4096
-    """Held-out tokens on which features are compared with labels, where the text has roles."""
-
-
-@dataclass
 class TrainConfig:
     recon: str = "squared"
     """squared (error summed over d_in, mean over the batch) or norm (mean Euclidean norm of the error)."""

@@ -1,12 +1,13 @@
 """What evaluations ask of a language model, and how held-out contexts become batches."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sae_sweeps.config.schema import EvalConfig, LayerConfig
+from sae_sweeps.config.evaluations import EvalConfig
+from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.errors import DataError
 
 
@@ -22,11 +23,13 @@ class LanguageModel(Protocol):
     @property
     def special_ids(self) -> frozenset[int]: ...
 
+    def tokenize_rows(self, texts: list[str], context: int) -> Tensor: ...
+
     def activations(self, tokens_SL: Tensor, layer: LayerConfig) -> Tensor: ...
 
-    def logits(
-        self, tokens_SL: Tensor, layer: LayerConfig | None = None, replace: Callable[[Tensor], Tensor] | None = None
-    ) -> Tensor: ...
+    def resume(self, tokens_SL: Tensor, layer: LayerConfig, x_SLD: Tensor) -> Tensor: ...
+
+    def unembed(self, hidden: Tensor) -> Tensor: ...
 
 
 def is_plain(tokens_SL: Tensor, special_ids: Iterable[int]) -> Tensor:

@@ -6,9 +6,7 @@ the language model's dtype: the numbers agree to float32 precision with a float3
 """
 
 import math
-import time
-import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_sweeps.config.schema import EvalConfig, LayerConfig
+from sae_sweeps.config.evaluations import EvalConfig
+from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.evaluation.batches import LanguageModel, is_plain, split_batches
 from sae_sweeps.evaluation.preservation import preservation
 from sae_sweeps.evaluation.reconstruction import FeatureStats, ReconstructionStats, density_metrics, weight_stats
+from sae_sweeps.evaluation.result import envelope
 from sae_sweeps.files import write_json
 from sae_sweeps.saelens import ExportedSAE
 
@@ -84,32 +84,26 @@ class CoreResult:
         """SAEBench's JSON for this evaluation: -1 stands for nan, null for what was not measured."""
         unmeasured = [None] * self.sae_cfg["d_sae"]
         columns = [self.features[c].tolist() if c in self.features else unmeasured for c in FEATURE_COLUMNS]
-        content = {
-            "eval_type_id": "core",
-            "eval_config": self.eval_config,
-            "eval_id": str(uuid.uuid4()),
-            "datetime_epoch_millis": int(time.time() * 1000),
-            "eval_result_metrics": {
-                group: {metric: self.metrics.get(metric) for metric in metrics} for group, metrics in GROUPS.items()
-            },
-            "eval_result_details": [
-                {"index": index} | dict(zip(FEATURE_COLUMNS, map(rounded, row), strict=True))
-                for index, row in enumerate(zip(*columns, strict=True))
-            ],
-            "sae_bench_commit_hash": "Unknown",  # what SAEBench writes outside a git repository
-            "sae_lens_id": "custom_sae",
-            "sae_lens_release_id": self.name,
-            "sae_lens_version": None,
-            "sae_cfg_dict": self.sae_cfg,
-            "eval_result_unstructured": {metric: self.metrics[metric] for metric in OURS} | {"warnings": self.warnings},
-        }
-        return nan_as_minus_one(content)
+        details = [
+            {"index": index} | dict(zip(FEATURE_COLUMNS, map(rounded, row), strict=True))
+            for index, row in enumerate(zip(*columns, strict=True))
+        ]
+        metrics = {group: {metric: self.metrics.get(metric) for metric in names} for group, names in GROUPS.items()}
+        ours = {metric: self.metrics[metric] for metric in OURS} | {"warnings": self.warnings}
+        return envelope("core", self.eval_config, metrics, details, ours, self.name, self.sae_cfg)
 
 
 def evaluate_core(
-    saes: Mapping[str, ExportedSAE], cfg: EvalConfig, lm: LanguageModel, layer: LayerConfig, tokens_NL: Tensor
+    saes: Mapping[str, ExportedSAE],
+    cfg: EvalConfig,
+    lm: LanguageModel,
+    layer: LayerConfig,
+    tokens_NL: Tensor,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, CoreResult]:
     """Evaluate SAEs of one hook on N held-out contexts of L tokens, all on the same batches.
+
+    `progress` is told of the contexts done.
 
     The first `recon_batches` batches serve cross-entropy and KL divergence, the `sparsity_batches` after them the rest.
     Raises ConfigError for a number of batches below 1 and DataError when there are not two contexts.
@@ -119,8 +113,17 @@ def evaluate_core(
             raise ConfigError(f"eval.{key}={getattr(cfg, key)} must be at least 1.")
     recon_batches, sparsity_batches, warnings = split_batches(tokens_NL, cfg)
     saes = {name: sae.to(lm.device) for name, sae in saes.items()}
-    preserved = preservation(saes, lm, layer, recon_batches, cfg.exclude_special_tokens)
-    stats = reconstruct(saes, (plain_activations(lm, layer, tokens_SL) for tokens_SL in sparsity_batches))
+    done = 0
+
+    def counted(batches: list[Tensor]) -> Iterator[Tensor]:
+        nonlocal done
+        for tokens_SL in batches:
+            yield tokens_SL
+            done += len(tokens_SL)
+            progress(done)
+
+    preserved = preservation(saes, lm, layer, counted(recon_batches), cfg.exclude_special_tokens)
+    stats = reconstruct(saes, (plain_activations(lm, layer, tokens_SL) for tokens_SL in counted(sparsity_batches)))
 
     batch_size, context = recon_batches[0].shape
     measured = {
@@ -242,15 +245,6 @@ def doubts(metrics: dict[str, float], sae: ExportedSAE) -> list[str]:
 
 def rounded(value: float | None) -> float | None:
     return value if value is None else round(value, 10)
-
-
-def nan_as_minus_one(obj: Any) -> Any:
-    """A copy of a tree of dicts, lists and scalars with -1 for every nan, as SAEBench saves it."""
-    if isinstance(obj, dict):
-        return {key: nan_as_minus_one(value) for key, value in obj.items()}
-    if isinstance(obj, list):
-        return [nan_as_minus_one(value) for value in obj]
-    return -1 if isinstance(obj, float) and math.isnan(obj) else obj
 
 
 def write_core(result: CoreResult, run_folder: str | Path) -> Path:

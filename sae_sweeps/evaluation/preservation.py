@@ -36,9 +36,9 @@ def preservation(
 ) -> dict[str, dict[str, float]]:
     """KL divergence and next-token cross-entropy (nats) of each SAE, by SAEBench's definitions.
 
-    Per batch of tokens_SL there are one forward pass as it is, one with zeros at the hook at every position, and one
-    per SAE with its reconstruction there (special tokens keep their activation under `exclude_special_tokens`). Means
-    run over the tokens that are not special; for the cross-entropy these are the predicting ones.
+    Each batch of tokens_SL is run up to the hook once, and from there as it is, with zeros at every position, and per
+    SAE with its reconstruction (special tokens keep their activation under `exclude_special_tokens`). Means run over
+    the tokens that are not special; for the cross-entropy these are the predicting ones.
 
         ce_loss_score = (CE_ablation - CE_sae) / (CE_ablation - CE)
         kl_div_score  = (KL_ablation - KL_sae) / KL_ablation,  KL(P || P_new) per token
@@ -53,20 +53,22 @@ def preservation(
         plain_SL = is_plain(tokens_SL, lm.special_ids)
         replaced_SL = plain_SL if exclude_special_tokens else torch.ones_like(plain_SL)
 
-        logits_SLV = lm.logits(tokens_SL)
+        x_SLD = lm.activations(tokens_SL, layer)
+
+        def logits(given_SLD: Tensor, tokens_SL: Tensor = tokens_SL) -> Tensor:
+            return lm.unembed(lm.resume(tokens_SL, layer, given_SLD))
+
+        logits_SLV = logits(x_SLD)
         ce_without.add(next_token_loss(logits_SLV, tokens_SL)[plain_SL[:, :-1]])
 
-        ablated_SLV = lm.logits(tokens_SL, layer, torch.zeros_like)
+        ablated_SLV = logits(torch.zeros_like(x_SLD))
         ce_ablated.add(next_token_loss(ablated_SLV, tokens_SL)[plain_SL[:, :-1]])
         kl_ablated.add(kl_divergence(logits_SLV, ablated_SLV)[plain_SL])
         del ablated_SLV
 
         for name, sae in saes.items():
-
-            def reconstruct(x_SLD: Tensor, sae: ExportedSAE = sae, replaced_SL: Tensor = replaced_SL) -> Tensor:
-                return torch.where(replaced_SL[..., None], sae.decode(sae.encode(x_SLD)).to(x_SLD.dtype), x_SLD)
-
-            sae_SLV = lm.logits(tokens_SL, layer, reconstruct)
+            y_SLD = sae.decode(sae.encode(x_SLD)).to(x_SLD.dtype)
+            sae_SLV = logits(torch.where(replaced_SL[..., None], y_SLD, x_SLD))
             ce_sae[name].add(next_token_loss(sae_SLV, tokens_SL)[plain_SL[:, :-1]])
             kl_sae[name].add(kl_divergence(logits_SLV, sae_SLV)[plain_SL])
             del sae_SLV

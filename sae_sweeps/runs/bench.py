@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from sae_sweeps.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
     from sae_sweeps.activations.language_model import LanguageModel
+    from sae_sweeps.evaluation.shared import Shared
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Bench:
     progress: Progress = field(default_factory=Progress)
     _models: dict[str, LanguageModel] = field(default_factory=dict)
     _held_out: dict[str, torch.Tensor] = field(default_factory=dict)
+    _shared: dict[str, Shared] = field(default_factory=dict)
 
     def language_model(self, run: RunConfig, digest: str) -> LanguageModel | None:
         """The run's language model, loaded once; None for synthetic activations."""
@@ -62,11 +64,27 @@ class Bench:
             self._held_out = {key: held_out_contexts(run.model, run.data, lm, n_contexts)}
         return lm, self._held_out[key]
 
+    def shared(self, run: RunConfig, cache: Path) -> Shared:
+        """What evaluations share for this model, layer and `eval`."""
+        from sae_sweeps.config.schema import LayerConfig
+        from sae_sweeps.evaluation.shared import Shared
+        from sae_sweeps.evaluation.tasks import open_source
+
+        digest = canonical(run)["model"]["digest"]
+        key = short_hash([digest, asdict(run.layer), asdict(run.eval)])
+        if key not in self._shared:
+            lm = self.language_model(run, digest)
+            layer = LayerConfig(run.layer.hook, run.layer.index)
+            name, source = run.model.path or run.model.name, open_source(run.eval, run.model)
+            stage, tick = self.progress.stage, self.check
+            self._shared = {key: Shared(run.eval, lm, layer, name, digest, source, cache, stage, tick)}
+        return self._shared[key]
+
     def check(self, done: int) -> None:
         """Report progress outside the training loop; there a stop needs no checkpoint."""
         self.progress.tick(done)
         if self.stop():
-            raise Interrupted("stopped before a step was taken")
+            raise Interrupted("stopped outside the training steps")
 
 
 def device_for(name: str) -> torch.device:

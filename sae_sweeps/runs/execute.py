@@ -17,7 +17,14 @@ from sae_sweeps.config.run import RunConfig
 from sae_sweeps.evaluation.geometry import similarity_snapshot
 from sae_sweeps.files import read_json, write_bytes, write_json, write_text
 from sae_sweeps.runs.bench import Bench, open_split
-from sae_sweeps.runs.evaluate import SUMMARY, evaluate_run, held_out_activations, held_out_fvu, is_evaluated
+from sae_sweeps.runs.evaluate import (
+    Failure,
+    collected,
+    evaluate_run,
+    held_out_activations,
+    held_out_fvu,
+    is_evaluated,
+)
 from sae_sweeps.runs.export import export, live_sae
 from sae_sweeps.runs.folder import RunFolder
 from sae_sweeps.runs.lease import Lease
@@ -35,6 +42,10 @@ TRAINED = "trained.json"
 
 STATUS_EVERY_S = 1.0
 """Seconds between updates of status.json while training."""
+
+
+class EvaluationsFailed(Exception):
+    """The run is trained and its results are written, but for some evaluations."""
 
 
 class LeaseLost(Exception):
@@ -130,17 +141,18 @@ def write_config(run: RunConfig, folder: RunFolder) -> None:
     write_text(folder.config_path, OmegaConf.to_yaml(OmegaConf.create(run.to_dict())))
 
 
-def write_results(run: RunConfig, run_id: str, folder: RunFolder, title: str) -> dict[str, Any]:
+def write_results(
+    run: RunConfig, run_id: str, folder: RunFolder, title: str, failures: list[Failure]
+) -> dict[str, Any]:
     """results.json from the last row of metrics.jsonl, `trained.json` and everything in `evals/`."""
     last = folder.metrics.rows()[-1]
     trained = read_json(folder.path / TRAINED)
     metrics: dict[str, Any] = {("final_loss" if key == "loss" else key): last.get(key) for key in LAST_STEP}
     metrics |= {"tokens": last["tokens"], "steps": last["step"] + 1}
     warnings = list(trained["warnings"])
-    for path in sorted(folder.evals.glob(f"*{SUMMARY}")):
-        evaluation = read_json(path)
-        metrics |= evaluation["metrics"]
-        warnings += evaluation["warnings"]
+    measured, told = collected(folder.path)
+    metrics |= measured
+    warnings += told + [str(failure) for failure in failures]
     results = {
         "run_id": run_id,
         "title": title,
@@ -166,5 +178,8 @@ def execute(
     cache = Path(run.outputs) / "activations"
     if not (folder.path / TRAINED).exists():
         train_run(run, folder, bench, cache, log, lease)
-    evaluate_run(run, folder, bench, cache)
-    return write_results(run, run_id, folder, title)
+    failures = evaluate_run(run, folder, bench, cache, run_id)
+    results = write_results(run, run_id, folder, title, failures)
+    if failures:
+        raise EvaluationsFailed("; ".join(map(str, failures)))
+    return results

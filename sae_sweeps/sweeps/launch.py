@@ -156,7 +156,12 @@ def attempt(
         console.say(head)
         state, error = supervise(planned, folder, bench, console, sweep, lease)
         console.close()
-        console.say(f"  {state}: {error}" if error else f"  {state}: {in_brief(folder)}")
+        if state == "completed":
+            console.say(f"  {state}: {in_brief(folder)}")
+            if error:  # an evaluation failed: the run counts, and the launch says so by its exit status
+                console.say(f"  {error}")
+            return "completed in part" if error else state
+        console.say(f"  {state}: {error}")
         return state
 
 
@@ -172,7 +177,7 @@ def supervise(
     planned: PlannedRun, folder: RunFolder, bench: Bench, console: Console, sweep: str, lease: Any
 ) -> tuple[str, str | None]:
     """Execute a run and turn whatever happens into its state and one line of error. A sibling never notices."""
-    from sae_sweeps.runs.execute import execute, write_config
+    from sae_sweeps.runs.execute import EvaluationsFailed, execute, write_config
 
     run, state, error = planned.run, "completed", None
     sink = open_sink(planned, folder, sweep)
@@ -181,6 +186,8 @@ def supervise(
         write_config(run, folder)
         folder.set_status(state="running", total_steps=run.total_steps)
         results = execute(run, planned.run_id, folder, planned.title, bench, sink.log, lease)
+    except EvaluationsFailed as partly:  # trained, and recorded but for that
+        error, results = str(partly), read_json(folder.results_path)
     except Diverged as diverged:
         state, error = "diverged", str(diverged)
     except Interrupted as interrupted:

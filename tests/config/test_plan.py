@@ -5,10 +5,11 @@ from composing import one, plan
 from omegaconf import OmegaConf
 
 from sae_sweeps.command import CONF
+from sae_sweeps.config.evaluations import EvalConfig
 from sae_sweeps.config.identity import canonical, short_hash
 from sae_sweeps.config.registry import PACKAGES, component
 from sae_sweeps.config.run import GROUPS
-from sae_sweeps.config.schema import ActivationsConfig, DataConfig, EvalConfig, LayerConfig, LoggerConfig, TrainConfig
+from sae_sweeps.config.schema import ActivationsConfig, DataConfig, LayerConfig, LoggerConfig, TrainConfig
 from sae_sweeps.errors import ConfigError, DataError
 from sae_sweeps.schedules import LR_SCHEDULES, SCHEDULES
 from sae_sweeps.sweeps.plan import describe, safe_name

@@ -14,7 +14,8 @@ import torch
 from safetensors import safe_open
 
 from sae_sweeps.activations.language_model import LanguageModel
-from sae_sweeps.config.schema import EvalConfig, LayerConfig
+from sae_sweeps.config.evaluations import EvalConfig
+from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.evaluation.core import CoreResult, evaluate_core
 from sae_sweeps.saelens import ExportedSAE
 

@@ -27,10 +27,16 @@ class ToyLM:
             x_SLD[:, position] = x_SLD[:, position] + x_SLD[:, position - 1] / 2
         return x_SLD
 
-    def logits(self, tokens_SL: Tensor, layer=None, replace=None) -> Tensor:
+    def resume(self, tokens_SL: Tensor, layer: LayerConfig, x_SLD: Tensor) -> Tensor:
         self.n_forwards += 1
+        return x_SLD.tanh()
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        return hidden @ self.readout_DV
+
+    def logits(self, tokens_SL: Tensor, layer=None, replace=None) -> Tensor:
         x_SLD = self.activations(tokens_SL, LayerConfig())
-        return (replace(x_SLD) if replace else x_SLD).tanh() @ self.readout_DV
+        return self.unembed(self.resume(tokens_SL, layer, replace(x_SLD) if replace else x_SLD))
 
 
 def toy_sae(seed: int = 0, architecture: str = "topk", d_in: int = D_IN, d_sae: int = D_SAE) -> ExportedSAE:

@@ -11,11 +11,11 @@ from torch import nn
 from sae_sweeps.activations.batch import Batch
 from sae_sweeps.architectures.group_layer import GroupLayerConfig
 from sae_sweeps.command import CONF
+from sae_sweeps.config.evaluations import EvalConfig
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import (
     ActivationsConfig,
     DataConfig,
-    EvalConfig,
     LayerConfig,
     LoggerConfig,
     SyntheticConfig,

@@ -1,0 +1,116 @@
+"""Sparse probing of a hierarchy with k-fold cross-validation, as the adaptive-sharing study asks for.
+
+`hierarchy_coarse_top_k_accuracy`: each coarse class against the others; `hierarchy_fine_top_k_accuracy`: each fine
+class against the others inside its coarse class. Tasks are balanced, probes are those of sparse probing, and every row
+is in the test part of one of the folds; the mean over classes, then over folds, is the metric, `_std` its sample
+standard deviation over folds. Beside them stand the language model's own (`hierarchy_llm_...`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from statistics import mean, stdev
+
+import torch
+from torch import Tensor
+
+from sae_sweeps.evaluation.draws import against_the_rest, stream
+from sae_sweeps.evaluation.probes import BinaryTask, most_different, sparse_probe_accuracy
+from sae_sweeps.evaluation.result import Result
+from sae_sweeps.evaluation.rows import Rows, mean_activations, mean_features
+from sae_sweeps.evaluation.shared import Shared, labelled
+from sae_sweeps.saelens import ExportedSAE
+
+SEPARATOR = "\t"
+"""Between the coarse and the fine class in a row's label."""
+
+Scores = dict[str, list[float]]
+"""A metric's value in each fold."""
+
+
+def evaluate_hierarchy(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict[str, Result]:
+    """Coarse and fine sparse probing of SAEs of one hook, on every hierarchy of the source."""
+    found: dict[str, dict[str, Scores]] = {name: {} for name in saes}
+    of_model: dict[str, Scores] = {}
+    for data in shared.source.hierarchies:
+        rows = shared.hierarchy_rows(data)
+        of_model[data] = cross_validated(mean_activations(rows, shared.device), rows, shared)
+        for name, sae in saes.items():
+            found[name][data] = cross_validated(mean_features(rows, sae), rows, shared)
+            shared.advance()
+    out = {}
+    for name, sae in saes.items():
+        metrics = flat("hierarchy", found[name]) | flat("hierarchy_llm", of_model)
+        details = [{"dataset_name": data, **flat("hierarchy", {data: scores})} for data, scores in found[name].items()]
+        cfg = shared.cfg.hierarchy
+        how = {"random_seed": shared.cfg.seed, "n_folds": cfg.folds, "rows": cfg.rows, "k_values": cfg.k_values}
+        how |= {"dataset_names": list(shared.source.hierarchies), "model_name": shared.model_name}
+        per_fold = {data: scores for data, scores in found[name].items()}
+        out[name] = labelled("hierarchy", name, sae, shared, how, {"hierarchy": metrics}, details, per_fold, [])
+    return out
+
+
+def flat(prefix: str, by_data: dict[str, Scores]) -> dict[str, float]:
+    """Mean and standard deviation over folds of each metric, averaged over data sets."""
+    out = {}
+    for metric in next(iter(by_data.values())):
+        folds = [mean(values) for values in zip(*(scores[metric] for scores in by_data.values()), strict=True)]
+        out[f"{prefix}_{metric}_accuracy"] = mean(folds)
+        out[f"{prefix}_{metric}_std"] = stdev(folds)
+    return out
+
+
+@torch.no_grad()
+def cross_validated(means_RD: Tensor, rows: Rows, shared: Shared) -> Scores:
+    """Coarse and fine accuracy of k dimensions in each fold."""
+    cfg = shared.cfg.hierarchy
+    scores: dict[str, list[list[float]]] = {}
+    for fold, level, task in tasks(rows.n_by_class, cfg.folds, shared.cfg.seed):
+        ranked = most_different(means_RD, task, max(cfg.k_values))
+        for k in cfg.k_values:
+            folds = scores.setdefault(f"{level}_top_{k}", [[] for _ in range(cfg.folds)])
+            folds[fold].append(sparse_probe_accuracy(means_RD, means_RD, task, ranked[:k]))
+    return {metric: [mean(values) for values in folds] for metric, folds in scores.items()}
+
+
+def tasks(n_by_class: dict[str, int], n_folds: int, seed: int) -> Iterator[tuple[int, str, BinaryTask]]:
+    """(fold, coarse or fine, task) of every class; labels are coarse TAB fine."""
+    parts: dict[str, list[Tensor]] = {}
+    start = 0
+    for label, n in n_by_class.items():
+        order = start + torch.randperm(n, generator=stream(seed, "folds", label))
+        parts[label] = list(order.tensor_split(n_folds))
+        start += n
+    coarse: dict[str, list[str]] = {}
+    for label in n_by_class:
+        coarse.setdefault(label.partition(SEPARATOR)[0], []).append(label)
+    for fold in range(n_folds):
+        for name in coarse:
+            yield fold, "coarse", _task(coarse, name, parts, fold, seed)
+        for labels in coarse.values():
+            if len(labels) > 1:
+                inside = {label: [label] for label in labels}
+                for label in labels:
+                    yield fold, "fine", _task(inside, label, parts, fold, seed)
+
+
+def _task(groups: dict[str, list[str]], name: str, parts: dict[str, list[Tensor]], fold: int, seed: int) -> BinaryTask:
+    """One group of labels against the other groups, equally many rows on both sides."""
+
+    def side(test: bool) -> tuple[Tensor, Tensor]:
+        rows = {
+            group: torch.cat([p for label in labels for i, p in enumerate(parts[label]) if (i == fold) == test])
+            for group, labels in groups.items()
+        }
+        fewest = min(len(group) for group in rows.values())  # of every group as many, so that none outweighs
+        kept = {
+            group: found[torch.randperm(len(found), generator=stream(seed, "level", name, group, str(fold), str(test)))]
+            for group, found in rows.items()
+        }
+        laid_out = torch.cat([found[:fewest] for found in kept.values()])
+        index, labels = against_the_rest(
+            dict.fromkeys(groups, fewest), name, stream(seed, "rows", name, str(fold), str(test))
+        )
+        return laid_out[index], labels
+
+    return BinaryTask(*side(False), *side(True))

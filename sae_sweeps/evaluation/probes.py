@@ -1,0 +1,133 @@
+"""Linear probes: by AdamW on all dimensions at once, and by scikit-learn on the k that differ most."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass
+class BinaryTask:
+    """Rows of one matrix as a binary task."""
+
+    train_rows: Tensor
+    """[n_train], int64."""
+    train_labels: Tensor
+    """[n_train], bool."""
+    test_rows: Tensor
+    test_labels: Tensor
+
+
+@dataclass
+class Probes:
+    """One probe per task: logit = x . weight + bias."""
+
+    weight_CD: Tensor
+    bias_C: Tensor
+    test_accuracy_C: Tensor
+    """Of the best epoch, chosen on the test rows as SAEBench does."""
+
+
+def accuracy(logits_n: Tensor, labels_n: Tensor) -> float:
+    """Share of rows on the right side of 0."""
+    return ((logits_n > 0) == labels_n.to(logits_n.device)).float().mean().item()
+
+
+@torch.no_grad()
+def train_probes(
+    train_RD: Tensor,
+    test_RD: Tensor,
+    tasks: list[BinaryTask],
+    generators: list[torch.Generator],
+    *,
+    batch_size: int,
+    epochs: int,
+    lr: float,
+    l1: float = 0.0,
+    patience: int,
+) -> Probes:
+    """Logistic regressions by AdamW (weight decay 0.01), side by side; each keeps its best epoch on the test rows.
+
+    A task ends after `patience` epochs without a strictly better test accuracy. Initialisation and order of rows come
+    from each task's own generator, in torch.nn.Linear's and SAEBench's order, so a task's probe is the same alone and
+    beside others. Gradients are written out: (sigmoid(z) - y) x / B + l1 sign(w).
+    """
+    device, d = train_RD.device, train_RD.shape[1]
+    n_tasks, n_train = len(tasks), len(tasks[0].train_rows)
+    w_CD, b_C = torch.empty(n_tasks, d), torch.empty(n_tasks)
+    for c, generator in enumerate(generators):
+        torch.nn.init.kaiming_uniform_(w_CD[c : c + 1], a=math.sqrt(5), generator=generator)
+        b_C[c].uniform_(-1 / math.sqrt(d), 1 / math.sqrt(d), generator=generator)
+    w_CD, b_C = w_CD.to(device), b_C.to(device)
+    best = Probes(w_CD.clone(), b_C.clone(), torch.zeros(n_tasks))
+    moments = [torch.zeros_like(p) for p in (w_CD, w_CD, b_C, b_C)]
+    waited = torch.zeros(n_tasks, dtype=torch.long)
+    alive = torch.arange(n_tasks)
+    step = 0
+    for _ in range(epochs):
+        order = torch.stack([torch.randperm(n_train, generator=generators[c]) for c in alive.tolist()])
+        rows_Cn = torch.stack([tasks[c].train_rows for c in alive.tolist()]).gather(1, order).to(device)
+        y_Cn = torch.stack([tasks[c].train_labels for c in alive.tolist()]).gather(1, order).to(device).float()
+        for first in range(0, n_train, batch_size):
+            step += 1
+            x_CBD = train_RD[rows_Cn[:, first : first + batch_size]]
+            y_CB = y_Cn[:, first : first + batch_size]
+            z_CB = torch.bmm(x_CBD, w_CD[:, :, None])[..., 0] + b_C[:, None]
+            g_CB = (z_CB.sigmoid() - y_CB) / y_CB.shape[1]
+            grad_CD = torch.bmm(g_CB[:, None], x_CBD)[:, 0]
+            if l1:
+                grad_CD += l1 * w_CD.sign()
+            adamw(w_CD, grad_CD, moments[0], moments[1], step, lr)
+            adamw(b_C, g_CB.sum(1), moments[2], moments[3], step, lr)
+        done = []
+        for i, c in enumerate(alive.tolist()):
+            task = tasks[c]
+            score = accuracy(test_RD[task.test_rows.to(device)] @ w_CD[i] + b_C[i], task.test_labels)
+            if score > best.test_accuracy_C[c]:
+                best.test_accuracy_C[c], waited[c] = score, 0
+                best.weight_CD[c], best.bias_C[c] = w_CD[i], b_C[i]
+            else:
+                waited[c] += 1
+            done.append(bool(waited[c] >= patience))
+        if any(done):
+            kept = torch.tensor([not ended for ended in done])
+            alive = alive[kept]
+            if not len(alive):
+                break
+            w_CD, b_C = w_CD[kept], b_C[kept]
+            moments = [m[kept] for m in moments]
+    return best
+
+
+def adamw(p: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, lr: float, decay: float = 0.01) -> None:
+    """torch.optim.AdamW's update with its default constants, in place."""
+    p.mul_(1 - lr * decay)
+    m.lerp_(grad, 0.1)
+    v.mul_(0.999).addcmul_(grad, grad, value=0.001)
+    scale = (v.sqrt() / math.sqrt(1 - 0.999**step)).add_(1e-8)
+    p.addcdiv_(m, scale, value=-lr / (1 - 0.9**step))
+
+
+def most_different(train_RD: Tensor, task: BinaryTask, k: int) -> Tensor:
+    """The k dimensions whose means differ most between the two labels, in the order of the difference [k]."""
+    rows, labels = task.train_rows.to(train_RD.device), task.train_labels.to(train_RD.device)
+    difference = train_RD[rows[labels]].mean(0) - train_RD[rows[~labels]].mean(0)
+    return difference.abs().argsort(descending=True)[:k]
+
+
+def sparse_probe_accuracy(train_RD: Tensor, test_RD: Tensor, task: BinaryTask, dims_k: Tensor) -> float:
+    """Test accuracy of scikit-learn's logistic regression (L2, C = 1) on a few dimensions."""
+    from sklearn.linear_model import LogisticRegression
+
+    dims = dims_k.sort().values  # SAEBench keeps them in the dictionary's order
+
+    def columns(x_RD: Tensor, rows: Tensor) -> np.ndarray:
+        return x_RD[rows.to(x_RD.device)[:, None], dims].float().cpu().numpy()
+
+    probe = LogisticRegression(C=1.0, max_iter=1000)
+    probe.fit(columns(train_RD, task.train_rows), task.train_labels.numpy())
+    return float((probe.predict(columns(test_RD, task.test_rows)) == task.test_labels.numpy()).mean())

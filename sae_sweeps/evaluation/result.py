@@ -1,0 +1,94 @@
+"""The result of one evaluation of one SAE, and SAEBench's JSON for it."""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+BUILTIN = "builtin_"
+"""Before the name of a metric that was measured on built-in data, so that it never passes for SAEBench's."""
+
+
+@dataclass
+class Result:
+    """What one evaluation says of one SAE."""
+
+    evaluation: str
+    """As in `eval.evaluations`."""
+    sae_name: str
+    sae_cfg: dict[str, Any]
+    """The SAE's `cfg.json`."""
+    eval_config: dict[str, Any]
+    """How it was measured, by SAEBench's names."""
+    metrics: dict[str, dict[str, float | None]]
+    """By SAEBench's groups and names; None for what was not measured."""
+    details: list[dict[str, Any]] = field(default_factory=list)
+    unstructured: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    """What makes the numbers doubtful, in words."""
+    data: str = "saebench"
+    """saebench, or builtin."""
+    also: dict[str, float] = field(default_factory=dict)
+    """Flat metrics that SAEBench has no place for, and older names of those it has."""
+
+    def flat(self) -> dict[str, float]:
+        """Metrics as results.json holds them; nan for what is not a number."""
+        named = {name: value for group in self.metrics.values() for name, value in group.items()} | self.also
+        prefix = BUILTIN if self.data == "builtin" else ""
+        return {prefix + name: value for name, value in named.items() if value is not None}
+
+    def to_json(self) -> dict[str, Any]:
+        """SAEBench's file: -1 stands for nan, null for what was not measured."""
+        note: dict[str, Any] = {"data": self.data, **self.also, "warnings": self.warnings}
+        return envelope(
+            TYPE_IDS.get(self.evaluation, self.evaluation),
+            self.eval_config,
+            self.metrics,
+            self.details,
+            self.unstructured | {"sae_sweeps": note},
+            self.sae_name,
+            self.sae_cfg,
+        )
+
+
+TYPE_IDS = {"absorption": "absorption_first_letter"}
+"""What SAEBench calls an evaluation where we call it otherwise."""
+
+
+def envelope(
+    type_id: str,
+    eval_config: dict[str, Any],
+    metrics: dict[str, Any],
+    details: list[dict[str, Any]],
+    unstructured: dict[str, Any],
+    sae_name: str,
+    sae_cfg: dict[str, Any],
+) -> dict[str, Any]:
+    """SAEBench's JSON, its keys in its order."""
+    content = {
+        "eval_type_id": type_id,
+        "eval_config": eval_config,
+        "eval_id": str(uuid.uuid4()),
+        "datetime_epoch_millis": int(time.time() * 1000),
+        "eval_result_metrics": metrics,
+        "eval_result_details": details,
+        "sae_bench_commit_hash": "Unknown",  # what SAEBench writes outside a git repository
+        "sae_lens_id": "custom_sae",
+        "sae_lens_release_id": sae_name,
+        "sae_lens_version": None,
+        "sae_cfg_dict": sae_cfg,
+        "eval_result_unstructured": unstructured,
+    }
+    return nan_as_minus_one(content)
+
+
+def nan_as_minus_one(obj: Any) -> Any:
+    """A copy of a tree of dicts, lists and scalars with -1 for every nan, as SAEBench saves it."""
+    if isinstance(obj, dict):
+        return {key: nan_as_minus_one(value) for key, value in obj.items()}
+    if isinstance(obj, list):
+        return [nan_as_minus_one(value) for value in obj]
+    return -1 if isinstance(obj, float) and math.isnan(obj) else obj

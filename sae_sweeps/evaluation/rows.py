@@ -1,0 +1,108 @@
+"""Rows of labelled text as activations, and the mean of an SAE's features over each row.
+
+Rows are tokenised alone, cut or padded to `context` tokens; special tokens count for nothing and are not stored. Means
+over tokens are all that probing, TPP and SCR need of an SAE: with an affine decoder, ablating features shifts a row's
+mean activation by the mean of those features times their decoder rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sae_sweeps.config.schema import LayerConfig
+from sae_sweeps.evaluation.batches import LanguageModel, is_plain
+from sae_sweeps.saelens import ExportedSAE
+
+TOKENS_AT_ONCE = 4096
+"""Tokens encoded at once."""
+
+
+@dataclass
+class Rows:
+    """Rows of all classes one after another; a text that stands in several rows is kept once."""
+
+    x_ND: Tensor
+    """Activations of the tokens that are not special, text after text [N, d_in], on the CPU."""
+    length_T: Tensor
+    """How many of them each text has [T], int64."""
+    special_T: Tensor
+    """How many special tokens each text has, padding included [T], int64."""
+    text_R: Tensor
+    """The text of each row [R], int64."""
+    n_by_class: dict[str, int]
+    """Rows of each class, in the classes' order."""
+
+    def parts(self) -> Iterator[tuple[slice, slice]]:
+        """Texts and their tokens, about TOKENS_AT_ONCE at a time."""
+        ends_T = self.length_T.cumsum(0)
+        first, token = 0, 0
+        while first < len(ends_T):
+            last = int(torch.searchsorted(ends_T, token + TOKENS_AT_ONCE, right=True))
+            last = min(max(last, first + 1), len(ends_T))
+            end = int(ends_T[last - 1])
+            yield slice(first, last), slice(token, end)
+            first, token = last, end
+
+
+@torch.no_grad()
+def harvest_rows(
+    texts: dict[str, list[str]],
+    lm: LanguageModel,
+    layer: LayerConfig,
+    context: int,
+    batch: int,
+    progress: Callable[[int], None] = lambda n: None,
+) -> Rows:
+    """Activations of the texts of each class; `progress` is told of the texts done."""
+    x, length, special = [], [], []
+    all_texts = [text for of_class in texts.values() for text in of_class]
+    number = {text: n for n, text in enumerate(dict.fromkeys(all_texts))}
+    for first in range(0, len(number), batch):
+        tokens_SL = lm.tokenize_rows(list(number)[first : first + batch], context)
+        plain_SL = is_plain(tokens_SL, lm.special_ids)
+        x.append(lm.activations(tokens_SL, layer)[plain_SL.to(lm.device)].cpu())
+        length.append(plain_SL.sum(1))
+        special.append(context - plain_SL.sum(1))
+        progress(min(first + batch, len(number)))
+    n_by_class = {name: len(of_class) for name, of_class in texts.items()}
+    text_R = torch.tensor([number[text] for text in all_texts])
+    return Rows(torch.cat(x), torch.cat(length), torch.cat(special), text_R, n_by_class)
+
+
+def row_means(rows: Rows, values: Callable[[Tensor], Tensor], width: int, device: torch.device | str) -> Tensor:
+    """Mean of values(x [n, d_in]) [n, width] over the tokens of each row [R, width], float32, on `device`."""
+    mean_TW = torch.empty(len(rows.length_T), width, device=device)
+    for here, tokens in rows.parts():
+        length = rows.length_T[here].to(device)
+        text_n = torch.arange(len(length), device=device).repeat_interleave(length)
+        v_nW = values(rows.x_ND[tokens].to(device)).float()
+        total = torch.zeros(len(length), width, device=device).index_add_(0, text_n, v_nW)
+        mean_TW[here] = total / length.clamp(min=1)[:, None]
+    return mean_TW[rows.text_R.to(device)]
+
+
+def mean_activations(rows: Rows, device: torch.device | str) -> Tensor:
+    """Mean activation of each row [R, d_in]."""
+    return row_means(rows, lambda x: x, rows.x_ND.shape[1], device)
+
+
+@torch.no_grad()
+def mean_features(rows: Rows, sae: ExportedSAE) -> Tensor:
+    """Mean of each feature over the tokens of each row [R, d_sae]."""
+    return row_means(rows, sae.encode, sae.d_sae, sae.device)
+
+
+@torch.no_grad()
+def at_special_tokens(rows: Rows, sae: ExportedSAE) -> Tensor:
+    """What the special tokens add to each row's mean feature when their activation is set to 0 [R, d_sae].
+
+    SAEBench zeroes activations at special tokens and, in TPP's and SCR's ablations, encodes those zeros too; features
+    that fire on nothing at all then count. Its numbers contain this, so ours do.
+    """
+    f_F = sae.encode(torch.zeros(1, sae.d_in, device=sae.device))[0].float()
+    share_R = (rows.special_T / rows.length_T.clamp(min=1))[rows.text_R]
+    return share_R.to(sae.device)[:, None] * f_F

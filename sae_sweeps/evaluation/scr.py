@@ -1,0 +1,160 @@
+"""Spurious correlation removal (Karvonen et al. 2024, arXiv:2411.18895), by SAEBench's definition.
+
+A probe trained where the class goes along with a second attribute judges rows where it does not; ablating the n
+features that matter most to the attribute's probe should bring its accuracy up to that of the class's own probe.
+`scr_dir1` ablates the attribute and asks about the class, `scr_dir2` the other way round; `scr_metric` is the one whose
+biased accuracy was lower (absent on a tie).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from sae_sweeps.errors import DataError
+from sae_sweeps.evaluation.ablation import logits_after, logits_of, mean_difference, strongest
+from sae_sweeps.evaluation.draws import against, stream
+from sae_sweeps.evaluation.probes import BinaryTask, Probes, accuracy
+from sae_sweeps.evaluation.result import Result
+from sae_sweeps.evaluation.shared import Shared, labelled
+from sae_sweeps.evaluation.tasks import PAIRED, Pair
+from sae_sweeps.evaluation.tpp import Accuracies, average, eval_config, probes_of_model, too_small
+from sae_sweeps.saelens import ExportedSAE
+
+BY_ATTRIBUTE, BY_CLASS, BIASED = PAIRED
+"""Which probe is which."""
+
+
+def six_classes(
+    quadrants: dict[tuple[str, str], list[str]],
+    classes: tuple[str, str],
+    attributes: tuple[str, str],
+    m: int,
+    seed: int,
+    name: str,
+) -> dict[str, list[str]]:
+    """2m rows of each of SAEBench's six classes from the texts of (class, attribute), in their order.
+
+    Raises DataError where a quadrant has too few rows: more than 2m where class and attribute go together, m elsewhere.
+    """
+    (one, other), (first, second) = classes, attributes
+    pp, pn, np_, nn = (quadrants[place] for place in ((one, first), (one, second), (other, first), (other, second)))
+    for texts, least, place in ((pp, 2 * m + 1, (one, first)), (pn, m, (one, second)), (np_, m, (other, first)),
+                                (nn, 2 * m + 1, (other, second))):  # fmt: skip
+        if len(texts) < least:
+            raise DataError(
+                f"{name}: {len(texts)} rows are {place[0]} and {place[1]}, and {least} are needed; lower "
+                "eval.ablation.train_rows or eval.ablation.test_rows."
+            )
+    out = {
+        BY_ATTRIBUTE: pp[:m] + np_[:m],
+        PAIRED[BY_ATTRIBUTE]: pn[:m] + nn[:m],
+        BY_CLASS: pp[:m] + pn[:m],
+        PAIRED[BY_CLASS]: np_[:m] + nn[:m],
+        BIASED: pp[: 2 * m],
+        PAIRED[BIASED]: nn[: 2 * m],
+    }
+    rng = np.random.default_rng(seed)
+    for texts in out.values():
+        rng.shuffle(texts)
+    return out
+
+
+def evaluate_scr(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict[str, Result]:
+    """SCR of SAEs of one hook."""
+    found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in saes}
+    for pair in shared.source.pairs:
+        draws = pair_draws(shared, pair)
+        probes, clean = pair_probes(shared, pair, draws)
+        for name, sae in saes.items():
+            found[name][pair.name] = scr_metrics(scr_accuracies(sae, name, shared, pair, draws, probes), clean)
+            shared.advance()
+    return {
+        name: labelled(
+            "scr",
+            name,
+            sae,
+            shared,
+            eval_config(shared.cfg, shared, perform_scr=True),
+            {"scr_metrics": average(list(found[name].values()))},
+            [{"dataset_name": f"{pair}_results", **metrics} for pair, metrics in found[name].items()],
+            {},
+            too_small(sae, shared.cfg) + untied(found[name]),
+        )
+        for name, sae in saes.items()
+    }
+
+
+def untied(found: dict[str, dict[str, float]]) -> list[str]:
+    """A warning where the two directions of a pair tie, so that its scr_metric is missing from the mean."""
+    tied = [pair for pair, metrics in found.items() if not any(name.startswith("scr_metric") for name in metrics)]
+    return [f"no scr_metric for {', '.join(tied)}: both directions start from the same accuracy"] if tied else []
+
+
+def pair_draws(shared: Shared, pair: Pair) -> dict[str, BinaryTask]:
+    """Each of the six classes against its partner; the same rows for every SAE and number of features."""
+    sizes = {split: shared.rows(pair, split).n_by_class for split in ("train", "test")}
+    partner = PAIRED | {other: one for one, other in PAIRED.items()}
+    out = {}
+    for label in sizes["train"]:
+        train, test = (
+            against(sizes[split], label, partner[label], stream(shared.cfg.seed, "rows", pair.name, label, split))
+            for split in ("train", "test")
+        )
+        out[label] = BinaryTask(*train, *test)
+    return out
+
+
+def pair_probes(shared: Shared, pair: Pair, draws: dict[str, BinaryTask]) -> tuple[Probes, dict[str, float]]:
+    """The model's probes of the three tasks, and every clean accuracy."""
+    probes = probes_of_model(shared, pair, {label: draws[label] for label in PAIRED})
+    return probes, all_accuracies(logits_of(probes, shared.model_means(pair, "test")), draws)
+
+
+def all_accuracies(logits_RC: torch.Tensor, draws: dict[str, BinaryTask]) -> dict[str, float]:
+    """Of each probe on its own task, and on the rows of the other two: SAEBench's names."""
+    out = {}
+    for data in PAIRED:
+        task = draws[data]
+        for i, probe in enumerate(PAIRED):
+            name = data if probe == data else f"{probe} probe on {data} data"
+            out[name] = accuracy(logits_RC[task.test_rows, i].cpu(), task.test_labels)
+    return out
+
+
+def scr_accuracies(
+    sae: ExportedSAE, name: str, shared: Shared, pair: Pair, draws: dict[str, BinaryTask], probes: Probes
+) -> Accuracies:
+    """Every accuracy after ablating the n features that matter most to each probe."""
+    train_RF, test_RF = shared.features(name, sae, pair, "train"), shared.ablated_features(name, sae, pair)
+    base_RC = logits_of(probes, shared.model_means(pair, "test"))
+    W_dec = sae.weights["W_dec"].float()
+    dot_FC = W_dec @ probes.weight_CD.T.to(W_dec)
+    n_values = shared.cfg.ablation.n_values
+    out: Accuracies = {}
+    for c, label in enumerate(PAIRED):
+        task = draws[label]
+        effects_F = (mean_difference(train_RF, task.train_rows, task.train_labels) * dot_FC[:, c]).abs()
+        after = logits_after(base_RC, test_RF, strongest(effects_F, max(n_values)), dot_FC, n_values)
+        out[label] = {n: all_accuracies(after[n], draws) for n in n_values}
+    return out
+
+
+def scr_metrics(found: Accuracies, clean: dict[str, float]) -> dict[str, float]:
+    """Scores of a pair: (changed - original) / (clean - original), 0 where there is nothing to gain."""
+    original = {data: clean[f"{BIASED} probe on {data} data"] for data in (BY_CLASS, BY_ATTRIBUTE)}
+    metric_dir = {True: 1, False: 2}.get(original[BY_CLASS] < original[BY_ATTRIBUTE])
+    if original[BY_CLASS] == original[BY_ATTRIBUTE]:
+        metric_dir = None
+    out = {}
+    for direction, (ablated, data) in enumerate(((BY_ATTRIBUTE, BY_CLASS), (BY_CLASS, BY_ATTRIBUTE)), 1):
+        for n, after in found[ablated].items():
+            gain = clean[data] - original[data]
+            changed = after[f"{BIASED} probe on {data} data"] - original[data]
+            score = 0.0 if gain < 0.001 else changed / gain
+            out[f"scr_dir{direction}_threshold_{n}"] = score
+            if direction == metric_dir:
+                out[f"scr_metric_threshold_{n}"] = score
+    return out

@@ -1,0 +1,147 @@
+"""Sparse probing by SAEBench's definition: how well one, two or five features tell a class from the others.
+
+Features are averaged over each row. For each class of each data set a balanced binary task is drawn; a probe sees the k
+features whose means differ most, or all features. The mean over classes, then over data sets, is the metric. Beside
+each number stands that of the language model's own activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_sweeps.config.evaluations import EvalConfig
+from sae_sweeps.evaluation.draws import stream
+from sae_sweeps.evaluation.probes import BinaryTask, most_different, sparse_probe_accuracy, train_probes
+from sae_sweeps.evaluation.result import Result
+from sae_sweeps.evaluation.shared import Shared, labelled
+from sae_sweeps.evaluation.tasks import chosen
+from sae_sweeps.evaluation.tpp import average, rest_draws
+from sae_sweeps.saelens import ExportedSAE
+
+NAMED_K = (1, 2, 5, 10, 20, 50, 100)
+"""The numbers of features that SAEBench's file has places for."""
+
+PerClass = dict[str, dict[str, float]]
+"""Accuracy by metric and class."""
+
+
+def evaluate_sparse_probing(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict[str, Result]:
+    """Sparse probing of SAEs of one hook."""
+    datasets = chosen(shared.source, shared.cfg.probing.datasets)
+    found: dict[str, dict[str, PerClass]] = {name: {} for name in saes}
+    for dataset in datasets:
+        draws = rest_draws(shared, dataset)
+        of_model = model_accuracies(shared, dataset, draws)
+        for name, sae in saes.items():
+            train_RF, test_RF = (shared.features(name, sae, dataset, split) for split in ("train", "test"))
+            own = accuracies("sae", train_RF, test_RF, draws, shared, dataset)
+            found[name][dataset] = own | of_model
+            shared.advance()
+    return {name: result(name, sae, shared, found[name]) for name, sae in saes.items()}
+
+
+def accuracies(
+    side: str, train_RD: Tensor, test_RD: Tensor, draws: dict[str, BinaryTask], shared: Shared, dataset: str
+) -> PerClass:
+    """Accuracies of all probes on one data set; `side` is llm or sae."""
+    cfg = shared.cfg
+    out: PerClass = {}
+    if cfg.probing.all_features or side == "llm":
+        best = train_probes(
+            train_RD,
+            test_RD,
+            list(draws.values()),
+            [stream(cfg.seed, "probe", dataset, label) for label in draws],
+            batch_size=250,
+            epochs=100,
+            lr=1e-2,
+            patience=10,
+        )
+        out[f"{side}_test_accuracy"] = dict(zip(draws, best.test_accuracy_C.tolist(), strict=True))
+    for label, task in draws.items():
+        ranked = most_different(train_RD, task, max(cfg.probing.k_values))
+        for k in cfg.probing.k_values:
+            score = sparse_probe_accuracy(train_RD, test_RD, task, ranked[:k])
+            out.setdefault(f"{side}_top_{k}_test_accuracy", {})[label] = score
+    return out
+
+
+def model_accuracies(shared: Shared, dataset: str, draws: dict[str, BinaryTask]) -> PerClass:
+    """The language model's own, made once."""
+    names = ["llm_test_accuracy", *(f"llm_top_{k}_test_accuracy" for k in shared.cfg.probing.k_values)]
+
+    def make() -> dict[str, Tensor]:
+        train_RD, test_RD = (shared.model_means(dataset, split) for split in ("train", "test"))
+        made = accuracies("llm", train_RD, test_RD, draws, shared, dataset)
+        return {name: torch.tensor(list(made[name].values()), dtype=torch.float64) for name in names}
+
+    key = shared.rows_key(dataset) | {"what": "model probes", "k": shared.cfg.probing.k_values}
+    kept = shared.kept(key, make)
+    return {name: dict(zip(draws, kept[name].tolist(), strict=True)) for name in names}
+
+
+def result(name: str, sae: ExportedSAE, shared: Shared, found: dict[str, PerClass]) -> Result:
+    per_dataset = {
+        dataset: {metric: mean(by_class.values()) for metric, by_class in metrics.items()}
+        for dataset, metrics in found.items()
+    }
+    overall: dict[str, Any] = average(list(per_dataset.values()))
+    names = {
+        side: [f"{side}_test_accuracy", *(f"{side}_top_{k}_test_accuracy" for k in NAMED_K)] for side in ("llm", "sae")
+    }
+    all_names = [metric for side in names for metric in names[side]]
+    others = {metric: value for metric, value in overall.items() if metric not in all_names}
+    if not shared.cfg.probing.all_features:  # what SAEBench writes where it leaves the probe out
+        per_dataset = {dataset: {"sae_test_accuracy": -1.0, **metrics} for dataset, metrics in per_dataset.items()}
+    return labelled(
+        "sparse_probing",
+        name,
+        sae,
+        shared,
+        eval_config(shared.cfg, shared, list(found)),
+        {side: {metric: overall.get(metric) for metric in names[side]} for side in names},
+        [
+            {"dataset_name": f"{dataset}_results"} | {metric: metrics.get(metric) for metric in all_names}
+            for dataset, metrics in per_dataset.items()
+        ],
+        {f"{dataset}_results": metrics for dataset, metrics in found.items()},
+        doubts(sae, shared, found),
+        others,
+    )
+
+
+def doubts(sae: ExportedSAE, shared: Shared, found: dict[str, PerClass]) -> list[str]:
+    """Probes that had nothing to see."""
+    k_values = shared.cfg.probing.k_values
+    blind = [
+        f"{dataset} {label}"
+        for dataset, metrics in found.items()
+        for label in metrics[f"sae_top_{k_values[0]}_test_accuracy"]
+        if all(metrics[f"sae_top_{k}_test_accuracy"][label] == 0.5 for k in k_values)
+    ]
+    out = [f"k_values beyond d_sae = {sae.d_sae} use all features"] if max(k_values) > sae.d_sae else []
+    if blind:
+        out.append(f"every sparse probe is at chance (0.5) for {', '.join(blind)}: no feature tells them apart")
+    return out
+
+
+def eval_config(cfg: EvalConfig, shared: Shared, datasets: list[str]) -> dict[str, Any]:
+    """By SAEBench's names."""
+    return {
+        "random_seed": cfg.seed,
+        "dataset_names": datasets,
+        "probe_train_set_size": cfg.probing.train_rows,
+        "probe_test_set_size": cfg.probing.test_rows,
+        "context_length": cfg.probing.context,
+        "sae_batch_size": 125,
+        "llm_batch_size": cfg.llm_batch,
+        "llm_dtype": shared.llm_dtype,
+        "model_name": shared.model_name,
+        "k_values": cfg.probing.k_values,
+        "lower_vram_usage": not cfg.probing.all_features,
+    }

@@ -1,0 +1,184 @@
+"""Targeted probe perturbation (Karvonen et al. 2024, arXiv:2411.18895), by SAEBench's definition.
+
+For each class, ablate the n features that matter most to its probe: its accuracy should fall (intended), that of the
+other classes' probes should not (unintended). `tpp_threshold_n_total_metric` is intended less unintended, averaged over
+classes, then data sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import mean
+from typing import Any
+
+from torch import Tensor
+
+from sae_sweeps.config.evaluations import EvalConfig
+from sae_sweeps.evaluation.ablation import logits_after, logits_of, mean_difference, strongest
+from sae_sweeps.evaluation.draws import against_the_rest, stream
+from sae_sweeps.evaluation.probes import BinaryTask, Probes, accuracy, train_probes
+from sae_sweeps.evaluation.result import Result
+from sae_sweeps.evaluation.shared import Shared, labelled
+from sae_sweeps.evaluation.tasks import Pair
+from sae_sweeps.saelens import ExportedSAE
+
+Accuracies = dict[str, dict[int, dict[str, float]]]
+"""Of the probe of a class (last key) when n features of a class (first key) are ablated."""
+
+
+def evaluate_tpp(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict[str, Result]:
+    """TPP of SAEs of one hook."""
+    cfg = shared.cfg
+    datasets = shared.source.tpp
+    found: dict[str, dict[str, Any]] = {name: {} for name in saes}
+    for dataset in datasets:
+        draws = rest_draws(shared, dataset)
+        probes, clean = llm_probes(shared, dataset, draws)
+        for name, sae in saes.items():
+            found[name][dataset] = tpp_metrics(accuracies(sae, name, shared, dataset, draws, probes), clean)
+            shared.advance()
+    return {
+        name: labelled(
+            "tpp",
+            name,
+            sae,
+            shared,
+            eval_config(cfg, shared, perform_scr=False),
+            {"tpp_metrics": average([overall for overall, _ in found[name].values()])},
+            [{"dataset_name": f"{dataset}_tpp_results", **found[name][dataset][0]} for dataset in datasets],
+            {dataset: found[name][dataset][1] for dataset in datasets},
+            too_small(sae, cfg),
+        )
+        for name, sae in saes.items()
+    }
+
+
+def rest_draws(shared: Shared, dataset: str) -> dict[str, BinaryTask]:
+    """The rows of each class's binary task; the same ones for every SAE, number of features and probe."""
+    sizes = {split: shared.rows(dataset, split).n_by_class for split in ("train", "test")}
+    out = {}
+    for label in sizes["train"]:
+        train, test = (
+            against_the_rest(sizes[split], label, stream(shared.cfg.seed, "rows", dataset, label, split))
+            for split in ("train", "test")
+        )
+        out[label] = BinaryTask(*train, *test)
+    return out
+
+
+def llm_probes(shared: Shared, dataset: str, draws: dict[str, BinaryTask]) -> tuple[Probes, dict[str, float]]:
+    """Probes on the model's own mean activations, made once, and their clean test accuracies."""
+    probes = probes_of_model(shared, dataset, draws)
+    logits_RC = logits_of(probes, shared.model_means(dataset, "test"))
+    clean = {
+        label: accuracy(logits_RC[task.test_rows, c].cpu(), task.test_labels)
+        for c, (label, task) in enumerate(draws.items())
+    }
+    return probes, clean
+
+
+def probes_of_model(shared: Shared, data: str | Pair, draws: dict[str, BinaryTask]) -> Probes:
+    """SAEBench's probes for TPP and SCR: mini-batches of 16, L1 on the weights, the best of 20 epochs."""
+    cfg, name = shared.cfg.ablation, data.name if isinstance(data, Pair) else data
+
+    def make() -> dict[str, Tensor]:
+        made = train_probes(
+            shared.model_means(data, "train"),
+            shared.model_means(data, "test"),
+            list(draws.values()),
+            [stream(shared.cfg.seed, "ablation probe", name, label) for label in draws],
+            batch_size=cfg.probe_batch,
+            epochs=cfg.probe_epochs,
+            lr=cfg.probe_lr,
+            l1=cfg.probe_l1,
+            patience=20,
+        )
+        return {"weight": made.weight_CD, "bias": made.bias_C, "accuracy": made.test_accuracy_C}
+
+    how = [cfg.probe_batch, cfg.probe_epochs, cfg.probe_lr, cfg.probe_l1]
+    made = shared.kept(shared.rows_key(data) | {"what": "ablation probes", "how": how}, make)
+    return Probes(made["weight"], made["bias"], made["accuracy"])
+
+
+def accuracies(
+    sae: ExportedSAE, name: str, shared: Shared, dataset: str, draws: dict[str, BinaryTask], probes: Probes
+) -> Accuracies:
+    """Every probe's accuracy after every ablation."""
+    train_RF, test_RF = shared.features(name, sae, dataset, "train"), shared.ablated_features(name, sae, dataset)
+    base_RC = logits_of(probes, shared.model_means(dataset, "test"))
+    W_dec = sae.weights["W_dec"].float()
+    dot_FC = W_dec @ probes.weight_CD.T.to(W_dec)
+    n_values = [n for n in shared.cfg.ablation.n_values]
+    out: Accuracies = {}
+    for c, (ablated, task) in enumerate(draws.items()):
+        difference_F = mean_difference(train_RF, task.train_rows, task.train_labels)
+        chosen = strongest(difference_F.clamp(min=0) * dot_FC[:, c], max(n_values))
+        after = logits_after(base_RC, test_RF, chosen, dot_FC, n_values)
+        out[ablated] = {
+            n: {
+                label: accuracy(after[n][other.test_rows, i].cpu(), other.test_labels)
+                for i, (label, other) in enumerate(draws.items())
+            }
+            for n in n_values
+        }
+    return out
+
+
+def tpp_metrics(found: Accuracies, clean: dict[str, float]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """The metrics of a data set, averaged over its classes and per class."""
+    per_class: dict[str, dict[str, float]] = {}
+    for label, by_n in found.items():
+        per_class[label] = {}
+        for n, after in by_n.items():
+            intended = clean[label] - after[label]
+            unintended = mean(clean[other] - after[other] for other in clean if other != label)
+            per_class[label] |= {
+                f"tpp_threshold_{n}_total_metric": intended - unintended,
+                f"tpp_threshold_{n}_intended_diff_only": intended,
+                f"tpp_threshold_{n}_unintended_diff_only": unintended,
+            }
+    return average(list(per_class.values())), per_class
+
+
+def average(parts: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each metric over the parts that have it."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: mean(part[name] for part in parts if name in part) for name in names}
+
+
+def too_small(sae: ExportedSAE, cfg: EvalConfig) -> list[str]:
+    """A warning where more features are to be ablated than there are."""
+    beyond = [n for n in cfg.ablation.n_values if n > sae.d_sae]
+    if not beyond:
+        return []
+    return [f"n_values {', '.join(map(str, beyond))} exceed d_sae = {sae.d_sae}: all features were ablated there"]
+
+
+def eval_config(cfg: EvalConfig, shared: Shared, perform_scr: bool) -> dict[str, Any]:
+    """By SAEBench's names."""
+    lookup: dict[str, list[list[str]]] = {}
+    for pair in shared.source.pairs:
+        lookup.setdefault(pair.dataset, []).append(list(pair.classes))
+    datasets = list(lookup) if perform_scr else list(shared.source.tpp)
+    sizes = cfg.ablation if perform_scr else cfg.probing
+    return {
+        "random_seed": cfg.seed,
+        "dataset_names": datasets,
+        "perform_scr": perform_scr,
+        "early_stopping_patience": 20,
+        "train_set_size": sizes.train_rows,
+        "test_set_size": sizes.test_rows,
+        "context_length": cfg.probing.context,
+        "probe_train_batch_size": cfg.ablation.probe_batch,
+        "probe_test_batch_size": 500,
+        "probe_epochs": cfg.ablation.probe_epochs,
+        "probe_lr": cfg.ablation.probe_lr,
+        "probe_l1_penalty": cfg.ablation.probe_l1,
+        "sae_batch_size": 125,
+        "llm_batch_size": cfg.llm_batch,
+        "llm_dtype": shared.llm_dtype,
+        "lower_vram_usage": False,
+        "model_name": shared.model_name,
+        "n_values": cfg.ablation.n_values,
+        "column1_vals_lookup": lookup,
+    }

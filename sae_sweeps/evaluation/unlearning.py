@@ -1,0 +1,269 @@
+"""Unlearning (Farrell et al. 2024, arXiv:2410.19278), by SAEBench's definition.
+
+Features that fire on text to forget and hardly on text to retain are clamped to a negative value wherever they fire.
+`unlearning_score` is how far that brings down the share of right answers about what is to be forgotten, in the best
+setting that leaves at least 99 % of the answers about other subjects right. Only questions that the model answers right
+by itself count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae_sweeps.config.evaluations import UnlearningConfig
+from sae_sweeps.errors import DataError
+from sae_sweeps.evaluation.batches import is_plain
+from sae_sweeps.evaluation.draws import stream, stream_seed
+from sae_sweeps.evaluation.questions import Candidates, QuestionSet, answers_of, padded
+from sae_sweeps.evaluation.result import Result
+from sae_sweeps.evaluation.shared import Shared, labelled
+from sae_sweeps.saelens import ExportedSAE
+
+CHUNKS = 20
+"""Parts in which SAEBench tokenises a corpus."""
+CONTEXTS_AT_ONCE = 8
+DIGITS = 6
+"""SAEBench writes how often features fire with six decimals and reads that back; ties arise that way."""
+
+
+@dataclass
+class Setting:
+    """One way to clamp, and what it leaves right."""
+
+    retain_threshold: float
+    n_features: int
+    multiplier: int
+    forget: float
+    """Share of the questions about what is to be forgotten."""
+    side: float
+    """Share of all other questions."""
+
+    @property
+    def name(self) -> str:
+        return f"multiplier{self.multiplier}_nfeatures{self.n_features}_retainthres{self.retain_threshold}"
+
+
+def evaluate_unlearning(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict[str, Result]:
+    """Unlearning with SAEs of one hook."""
+    cfg = shared.cfg.unlearning
+    firing = {split: firing_shares(saes, corpus_tokens(shared, split), shared) for split in ("forget", "retain")}
+    questions = answered(shared)
+    batches = list(question_batches(questions, shared))
+    counts = {kind: sum(len(q.answers) for q in questions if q.forget == kind) for kind in (True, False)}
+    out = {}
+    for name, sae in saes.items():
+        warnings = [
+            f"the model answers none of the questions about what is to be {word} right: there is nothing to measure"
+            for kind, word in ((True, "forgotten"), (False, "retained"))
+            if not counts[kind]
+        ]
+        settings: list[Setting] = []
+        if not warnings:
+            found = {split: firing[split][name] for split in firing}
+            settings, few = all_settings(sae, found["forget"], found["retain"], batches, counts, cfg, shared)
+            warnings += few
+            if not any(setting.side >= cfg.side_effect for setting in settings):
+                warnings.append(f"no setting leaves {cfg.side_effect:.0%} of the other answers right: the score is 0")
+        out[name] = labelled(
+            "unlearning",
+            name,
+            sae,
+            shared,
+            eval_config(shared, cfg, [q.name for q in questions]),
+            {"unlearning": {"unlearning_score": score(settings, cfg)}},
+            [],
+            {setting.name: {"forget": setting.forget, "side": setting.side} for setting in settings},
+            warnings,
+        )
+        shared.advance()
+    return out
+
+
+def score(settings: list[Setting], cfg: UnlearningConfig) -> float:
+    """1 - the least share of forget answers among settings without side effects; nan where nothing was measured."""
+    if not settings:
+        return float("nan")
+    return 1.0 - min(setting.forget if setting.side >= cfg.side_effect else 1.0 for setting in settings)
+
+
+def corpus_tokens(shared: Shared, split: str) -> Tensor:
+    """Contexts [n, L] of the corpus to forget or to retain, drawn by the seed."""
+    cfg, tokenizer = shared.cfg.unlearning, shared.lm.tokenizer
+    texts = shared.source.corpus(split)
+    n, length = shared.source.corpus_size(cfg.contexts, cfg.context)
+    if split == "forget":  # SAEBench samples texts of this one only
+        import random
+
+        texts = random.Random(stream_seed(shared.cfg.seed, "forget texts")).sample(texts, min(n, len(texts)))
+    tokens_NL = joined(texts, tokenizer, length, shared.lm.bos_id)
+    order = torch.randperm(len(tokens_NL), generator=stream(shared.cfg.seed, "contexts", split))
+    return tokens_NL[order][:n]
+
+
+def joined(texts: list[str], tokenizer: Any, length: int, bos_id: int | None) -> Tensor:
+    """Texts joined by EOS, cut into 20 pieces of equal length, tokenised, and cut into rows that begin with BOS."""
+    text = (tokenizer.eos_token or "\n").join(texts)
+    piece = (len(text) - 1) // CHUNKS + 1
+    pieces = [text[i * piece : (i + 1) * piece] for i in range(CHUNKS)]
+    ids = [token for row in tokenizer([p for p in pieces if p], verbose=False)["input_ids"] for token in row]
+    ids = [token for token in ids if token != tokenizer.pad_token_id]
+    n = len(ids) // length
+    if not n:
+        raise DataError(f"unlearning: the text does not fill one context of {length} tokens; give more text.")
+    tokens_NL = torch.tensor(ids[: n * length]).view(n, length)
+    if bos_id is not None:
+        tokens_NL[:, 0] = bos_id
+    return tokens_NL
+
+
+@torch.no_grad()
+def firing_shares(saes: Mapping[str, ExportedSAE], tokens_NL: Tensor, shared: Shared) -> dict[str, np.ndarray]:
+    """On what share of the tokens that are not special each feature fires [d_sae]; one pass of the model for all."""
+    totals = {name: torch.zeros(sae.d_sae, device=sae.device) for name, sae in saes.items()}
+    shared.begin("unlearning corpus", len(tokens_NL), "context")
+    n_plain = 0
+    for tokens_SL in tokens_NL.split(CONTEXTS_AT_ONCE):
+        plain_SL = is_plain(tokens_SL, shared.lm.special_ids)
+        x_nD = shared.lm.activations(tokens_SL, shared.layer)[plain_SL.to(shared.device)]
+        n_plain += len(x_nD)
+        for name, sae in saes.items():
+            totals[name] += (sae.encode(x_nD) > 0).sum(0)
+        shared.advance(len(tokens_SL))
+    return {name: (total / n_plain).cpu().numpy().astype(float).round(DIGITS) for name, total in totals.items()}
+
+
+def answered(shared: Shared) -> list[QuestionSet]:
+    """The questions that the model answers right by itself, found once."""
+    every = shared.source.questions(shared.lm, shared.cfg.seed)
+
+    def make() -> dict[str, Tensor]:
+        return {q.name: right_questions(q, shared) for q in every}
+
+    key = shared.model_key() | {"what": "questions", "source": shared.source.digest, "seed": shared.cfg.seed}
+    kept = shared.kept(key, make)
+    return [q.asked.only(kept[q.name].nonzero()[:, 0].tolist()) for q in every]
+
+
+@torch.no_grad()
+def right_questions(candidates: Candidates, shared: Shared) -> Tensor:
+    """Which questions the model answers right in every order of the choices that is put to it [n], bool."""
+    rows, answers, orders = candidates.trial.rows, torch.tensor(candidates.trial.answers), candidates.orders
+    n = candidates.trial.per_question
+    shared.begin(candidates.name, len(rows), "prompt")
+    chosen = []
+    step = shared.cfg.llm_batch // n * n or n
+    for first in range(0, len(rows), step):
+        tokens_SL, length_S = padded(rows[first : first + step])
+        x_SLD = shared.lm.activations(tokens_SL, shared.layer)
+        hidden = shared.lm.resume(tokens_SL, shared.layer, x_SLD)
+        chosen.append(answers_of(hidden, tokens_SL, length_S, candidates.trial, shared.lm))
+        shared.advance(len(tokens_SL))
+    return (torch.cat(chosen) == answers).view(-1, orders).all(1)
+
+
+@dataclass
+class QuestionBatch:
+    """Rows of one question set with their activations at the hook."""
+
+    questions: QuestionSet
+    tokens_SL: Tensor
+    length_S: Tensor
+    x_SLD: Tensor
+    answers: Tensor
+
+
+@torch.no_grad()
+def question_batches(questions: list[QuestionSet], shared: Shared) -> Iterator[QuestionBatch]:
+    """The questions in batches, run up to the layer once for all SAEs and settings."""
+    for asked in questions:
+        n = asked.per_question
+        step = shared.cfg.llm_batch // n * n or n
+        for first in range(0, len(asked.rows), step):
+            tokens_SL, length_S = padded(asked.rows[first : first + step])
+            x_SLD = shared.lm.activations(tokens_SL, shared.layer)
+            answers = torch.tensor(asked.answers[first // n : (first + step) // n])
+            yield QuestionBatch(asked, tokens_SL, length_S, x_SLD, answers)
+
+
+def candidates_for(forget_F: np.ndarray, retain_F: np.ndarray, threshold: float) -> np.ndarray:
+    """Features that fire on text to forget and on less than `threshold` of the text to retain, most frequent first."""
+    kept = np.where(retain_F >= threshold, 0.0, forget_F)
+    ranked = np.argsort(kept, kind="stable")[::-1]
+    return ranked[: np.count_nonzero(kept)].copy()
+
+
+@torch.no_grad()
+def all_settings(
+    sae: ExportedSAE,
+    forget_F: np.ndarray,
+    retain_F: np.ndarray,
+    batches: list[QuestionBatch],
+    counts: dict[bool, int],
+    cfg: UnlearningConfig,
+    shared: Shared,
+) -> tuple[list[Setting], list[str]]:
+    """What every setting leaves right, and warnings where features are too few.
+
+    A row on which no chosen feature fires is answered as before, right; only the others are run again, from the layer.
+    """
+    features = {t: torch.from_numpy(candidates_for(forget_F, retain_F, t)) for t in cfg.retain_thresholds}
+    wanted = {(t, n): features[t][:n] for t, n in product(cfg.retain_thresholds, cfg.n_features)}
+    few = [f"{len(features[t])} (threshold {t})" for t in features if len(features[t]) < max(cfg.n_features)]
+    warnings = [f"fewer than {max(cfg.n_features)} features to clamp: {', '.join(few)}"] if few else []
+    wrong = {(t, n, m): {True: 0, False: 0} for (t, n), m in product(wanted, cfg.multipliers)}
+    union = torch.cat(list(features.values())).unique()
+    W_dec = sae.weights["W_dec"]
+    for batch in batches:
+        if not len(union):
+            break
+        f_SLU = torch.stack([sae.encode(x_LD)[:, union] for x_LD in batch.x_SLD])
+        f_SLU[:, 0] = 0  # SAEBench leaves BOS alone
+        for (t, n), chosen in wanted.items():
+            at = torch.searchsorted(union, chosen.sort().values)
+            f_SLn = f_SLU[..., at]
+            inside = torch.arange(f_SLn.shape[1]) < batch.length_S[:, None]
+            touched = ((f_SLn > 0).any(-1).cpu() & inside).any(1)
+            whole = touched.view(-1, batch.questions.per_question).any(1)
+            rows = whole.repeat_interleave(batch.questions.per_question)
+            if not rows.any():
+                continue
+            f_here, W_n = f_SLn[rows], W_dec[union[at]]
+            for m in cfg.multipliers:
+                shift = torch.where(f_here > 0, -m - f_here, 0) @ W_n
+                x = batch.x_SLD[rows].to(shift) + shift
+                hidden = shared.lm.resume(batch.tokens_SL[rows], shared.layer, x)
+                chosen_S = answers_of(hidden, batch.tokens_SL[rows], batch.length_S[rows], batch.questions, shared.lm)
+                wrong[t, n, m][batch.questions.forget] += int((chosen_S != batch.answers[whole]).sum())
+    settings = [
+        Setting(t, len(wanted[t, n]), m, 1 - w[True] / counts[True], 1 - w[False] / counts[False])
+        for (t, n, m), w in wrong.items()
+    ]
+    return settings, warnings
+
+
+def eval_config(shared: Shared, cfg: UnlearningConfig, names: list[str]) -> dict[str, Any]:
+    """By SAEBench's names."""
+    n, length = shared.source.corpus_size(cfg.contexts, cfg.context)
+    return {
+        "random_seed": shared.cfg.seed,
+        "dataset_names": names,
+        "intervention_method": "clamp_feature_activation",
+        "retain_thresholds": cfg.retain_thresholds,
+        "n_features_list": cfg.n_features,
+        "multipliers": cfg.multipliers,
+        "dataset_size": n,
+        "seq_len": length,
+        "n_batch_loss_added": 50,
+        "target_metric": "correct",
+        "save_metrics": True,
+        "model_name": shared.model_name,
+        "llm_batch_size": shared.cfg.llm_batch,
+        "llm_dtype": shared.llm_dtype,
+    }

@@ -1,0 +1,270 @@
+"""`python -m sae_sweeps evaluate PATH... [key=value ...]`: evaluations of finished runs and of any SAE in SAELens's
+format, side by side where they share model, layer and text."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sae_sweeps import saelens
+from sae_sweeps.command import CONF, choices
+from sae_sweeps.config.identity import canonical, short_hash
+from sae_sweeps.config.run import RunConfig, run_config
+from sae_sweeps.errors import ConfigError, DataError, Interrupted
+from sae_sweeps.files import read_json, write_json
+from sae_sweeps.runs.bench import Bench, device_for
+from sae_sweeps.runs.evaluate import Subject, collected, evaluate_group, is_done, wanted
+from sae_sweeps.runs.execute import TRAINED, write_results
+from sae_sweeps.runs.export import trained_sae
+from sae_sweeps.runs.folder import RunFolder
+from sae_sweeps.runs.lease import Lease
+from sae_sweeps.sweeps.compose import compose_points
+from sae_sweeps.sweeps.console import Console
+
+if TYPE_CHECKING:
+    from sae_sweeps.saelens import ExportedSAE
+
+FIXED = ("seed", "num_tokens", "d_sae", "k", "architecture", "penalty", "schedule", "train")
+"""Words about training, which says nothing about an SAE that is there."""
+
+
+@dataclass
+class Target:
+    """One SAE that the command names."""
+
+    name: str
+    folder: Path
+    """Holds `evals/` and results.json."""
+    run: RunConfig
+    cache: Path
+    is_run: bool
+    title: str
+
+
+def evaluate(paths: list[Path], words: list[str]) -> int:
+    """Evaluate what the paths hold and print the table; 0, 1 where an evaluation failed, 130 where interrupted."""
+    from sae_sweeps.sweeps.launch import Stop, caught_signals
+
+    points = compose_points(words)
+    if len(points) != 1:
+        raise ConfigError("evaluate takes one value of each key; give it the runs of a sweep instead.")
+    refuse_training_words(words)
+    cfg = points[0].cfg
+    targets = list(find_targets(paths, cfg, words))
+    stop, console = Stop(), Console()
+    bench = Bench(device_for(cfg.device), stop, console.progress)
+    failed = interrupted = False
+    with caught_signals(stop):
+        for number, group in enumerate(grouped(targets), 1):
+            console.say(f"[{number}] {one_line_of(group)}")
+            try:
+                failed |= evaluate_targets(group, bench, console)
+            except Interrupted:
+                interrupted = True
+                break
+    console.close()
+    show([target.folder for target in targets if (target.folder / "results.json").exists()])
+    if interrupted:
+        print("interrupted: the same command goes on where it stopped")
+        return 130
+    return int(failed)
+
+
+def refuse_training_words(words: list[str]) -> None:
+    for word in words:
+        key = word.partition("=")[0]
+        if key.partition(".")[0] in FIXED:
+            raise ConfigError(f"{word}: evaluate trains nothing; give eval, model, layer, data, device or outputs.")
+
+
+def one_line_of(group: list[Target]) -> str:
+    run = group[0].run
+    where = run.model.name if run.synthetic else f"{run.model.path or run.model.name} layer {run.layer.index}"
+    return f"{where}, {len(group)} SAE{'s' * (len(group) != 1)}: {', '.join(wanted(run)) or 'nothing to evaluate'}"
+
+
+def grouped(targets: list[Target]) -> list[list[Target]]:
+    """Targets that share model, layer and text, in the order of the first of each."""
+    groups: dict[str, list[Target]] = {}
+    for target in targets:
+        identity = canonical(target.run, target.cache / "digests")
+        shared = {key: identity.get(key) for key in ("model", "layer", "data")}
+        groups.setdefault(short_hash([shared, str(target.cache)]), []).append(target)
+    return list(groups.values())
+
+
+def evaluate_targets(group: list[Target], bench: Bench, console: Console) -> bool:
+    """Evaluate a group; whether anything failed. Runs that another process holds are left to it, and named."""
+    subjects, held, leases = [], {}, []
+    try:
+        for target in group:
+            todo = [name for name in wanted(target.run) if not is_done(target.run.eval, target.folder, name)]
+            if not todo:
+                console.say(f"  {target.name}: done before")
+                continue
+            if target.is_run:
+                lease = Lease.acquire(target.folder)
+                if lease is None:
+                    console.say(f"  {target.name}: {Lease.holder(target.folder)} is working on it; skipped")
+                    continue
+                leases.append(lease)
+            subjects.append(Subject(target.name, target.run, target.folder, sae_of(target)))
+            held[target.name] = target
+        if not subjects:
+            return False
+        failures = evaluate_group(subjects, bench, group[0].cache, lambda line: console.say(f"  {line}"))
+        for name, target in held.items():
+            own = [failure for failure in failures if failure.subject == name]
+            if target.is_run:
+                write_results(target.run, name, RunFolder(target.folder), target.title, own)
+            else:
+                write_foreign(target, [str(failure) for failure in own])
+        return bool(failures)
+    finally:
+        for lease in leases:
+            lease.release()
+
+
+def sae_of(target: Target) -> ExportedSAE:
+    if target.is_run:
+        return trained_sae(target.run, RunFolder(target.folder))
+    return saelens.load(target.folder)
+
+
+def find_targets(paths: list[Path], cfg: DictConfig, words: list[str]) -> Iterator[Target]:
+    """What the paths stand for, each once. Raises DataError for one that holds no SAE."""
+    from analysis.records import runs_at
+
+    seen: set[Path] = set()
+    for path in paths:
+        if path.name == "sae" and (path.parent / TRAINED).exists():
+            path = path.parent
+        if not path.exists():
+            raise DataError(f"{path} does not exist; give a run, a sweep, an outputs folder or an SAE's folder.")
+        if (path / saelens.CFG_FILE).exists():
+            found = [foreign(path, cfg, words)]
+        else:
+            found = [of_run(folder, cfg) for folder, _ in runs_at(path) if (folder / TRAINED).exists()]
+        if not found:
+            raise DataError(
+                f"{path} holds no trained SAE; give a finished run, a sweep, or a folder with {saelens.CFG_FILE} and "
+                f"{saelens.WEIGHTS_FILE}."
+            )
+        for target in found:
+            if target.folder.resolve() not in seen:
+                seen.add(target.folder.resolve())
+                yield target
+
+
+def of_run(folder: Path, cfg: DictConfig) -> Target:
+    """A run as it was configured, with the evaluations that are asked for now."""
+    saved = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(saved, DictConfig)
+    node: Any = OmegaConf.merge(cfg)
+    OmegaConf.set_struct(node, False)
+    for key in saved:
+        if key not in ("eval", "device", "logger"):
+            node[key] = saved[key]
+    node.dry_run, node.arms = False, {}
+    run = run_config(node)
+    results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
+    outputs = folder.resolve().parents[1]
+    return Target(folder.resolve().name, folder, run, outputs / "activations", True, results.get("title") or "")
+
+
+def foreign(folder: Path, cfg: DictConfig, words: list[str]) -> Target:
+    """An SAE of elsewhere: its cfg.json says the model, layer and text, unless the command does."""
+    sae_cfg = read_json(folder / saelens.CFG_FILE)
+    told = sae_cfg.get("metadata") or {}
+    given = {word.partition("=")[0].partition(".")[0] for word in words}
+    more = []
+    if "model" not in given:
+        more += model_words(told.get("model_name"), folder)
+    if "layer" not in given:
+        more += layer_words(told.get("hook_name"), folder)
+    if "data" not in given:
+        more += data_words(told.get("dataset_path"))
+    if not any(word.startswith("data.context=") for word in words) and told.get("context_size"):
+        more.append(f"data.context={told['context_size']}")
+    (point,) = compose_points([*more, *words])
+    run = run_config(point.cfg)
+    if run.model.d_in != sae_cfg.get("d_in"):
+        raise ConfigError(
+            f"{folder}: the SAE reads d_in={sae_cfg.get('d_in')} and {run.model.name} has {run.model.d_in}; give the "
+            "model that it was trained on, as model=PATH."
+        )
+    return Target(folder.resolve().name, folder, run, Path(run.outputs) / "activations", False, folder.resolve().name)
+
+
+def model_words(name: str | None, folder: Path) -> list[str]:
+    """The model of an SAE by what its cfg.json calls it."""
+    if not name:
+        raise ConfigError(
+            f"{folder / saelens.CFG_FILE} names no model; give it, as model=PATH or model=hub model.path=NAME."
+        )
+    if name in choices("model"):
+        return [f"model={name}"]
+    if Path(name).expanduser().exists():
+        return [f"model={name}"]
+    known = {yaml_of("model", choice).get("path"): choice for choice in choices("model")}
+    short = {str(path).rpartition("/")[2]: c for path, c in known.items() if path}
+    if name in known or name in short:
+        return [f"model={known.get(name) or short[name]}"]
+    return ["model=hub", f"model.path={name}"]
+
+
+def yaml_of(group: str, choice: str) -> dict[str, Any]:
+    content: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{choice}.yaml"))
+    return content
+
+
+def layer_words(hook: str | None, folder: Path) -> list[str]:
+    found = re.fullmatch(r"blocks\.(\d+)\.hook_(resid_post|mlp_out|attn_out)", hook or "")
+    if found is None:
+        raise ConfigError(f"{folder / saelens.CFG_FILE}: hook_name={hook} is not known; give layer=N and layer=HOOK.")
+    return [f"layer={found[2]}", f"layer.index={found[1]}"]
+
+
+def data_words(dataset: str | None) -> list[str]:
+    """The text that the SAE was trained on where that is at hand, else what SAEBench reads."""
+    if dataset and (dataset in choices("data") or Path(dataset).expanduser().exists()):
+        return [f"data={dataset}"]
+    return ["data=openwebtext"]
+
+
+def write_foreign(target: Target, failures: list[str]) -> None:
+    """results.json beside an SAE that no run of ours trained."""
+    metrics, warnings = collected(target.folder)
+    sae_cfg, run = read_json(target.folder / saelens.CFG_FILE), target.run
+    config = {
+        "model": {"name": run.model.name, "path": run.model.path},
+        "layer": {"hook": run.layer.hook, "index": run.layer.index},
+        "data": {"name": run.data.name},
+        "architecture": {key: sae_cfg.get(key) for key in ("d_sae", "k")} | {"name": sae_cfg.get("architecture")},
+        "eval": run.to_dict()["eval"],
+    }
+    content = {"run_id": target.name, "title": target.title, "config": config, "metrics": metrics}
+    write_json(target.folder / "results.json", content | {"provenance": {}, "warnings": warnings + failures})
+
+
+def show(folders: list[Path]) -> None:
+    from analysis.metrics import HEADLINES
+    from analysis.table import render, table
+
+    if not folders:
+        return
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    whole = table(folders)
+    varied = [name for kind, name in whole.columns if kind == "config"]
+    there = [name for name in HEADLINES if ("metrics", name) in whole.columns]
+    print()
+    print(render(table(folders, columns=[*varied, *there]), "text", width=width))
+    for folder in folders[:8]:
+        print(f"evals   {folder / 'evals'}")
