@@ -69,13 +69,17 @@ class LanguageModel:
         return f"blocks.{self.layer_index(layer)}.hook_{layer.hook}"
 
     def tokenize_rows(self, texts: list[str], context: int) -> Tensor:
-        """Each text alone as the tokenizer gives it, cut to `context` tokens, filled up on the right [n, longest].
+        """Each text alone, behind BOS where there is one, cut to `context` tokens, filled up on the right [n, longest].
 
-        Filling stands behind the text whatever side the tokenizer prefers, so that no text token sees it.
+        BOS stands there as TransformerLens puts it, whether or not the tokenizer would by itself. Filling stands behind
+        the text whatever side the tokenizer prefers, so that no text token sees it.
         """
-        rows = self.tokenizer(texts, truncation=True, max_length=context)["input_ids"]
+        start = [] if self.bos_id is None else [self.bos_id]
+        ids = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        rows = [(start + row)[:context] for row in ids]
         fill = self.tokenizer.pad_token_id
         fill = self.tokenizer.eos_token_id if fill is None else fill
+        fill = 0 if fill is None else fill
         longest = max(map(len, rows))
         return torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
 

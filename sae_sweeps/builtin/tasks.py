@@ -112,7 +112,7 @@ class BuiltinSource:
     def corpus_size(self, contexts: int, context: int) -> tuple[int, int]:
         return min(contexts, CONTEXTS), min(context, CONTEXT)
 
-    def questions(self, lm: Any, seed: int) -> list[Candidates]:
+    def questions(self, lm: Any, seed: int, all_orders: bool) -> list[Candidates]:
         """Which of four continuations of a piece of code is the real one; the others come from the same corpus."""
         made = []
         for name, forget in (("builtin/forget_continuations", True), ("builtin/retain_continuations", False)):

@@ -85,6 +85,8 @@ class UnlearningConfig:
     """Contexts of each corpus on which firing is counted; built-in data have 64."""
     context: int = 1024
     """Their length in tokens; built-in data have 128."""
+    all_orders: bool = True
+    """A question counts if the model answers it right in all 24 orders of its choices; false: as it is asked."""
     side_effect: float = 0.99
     """A setting counts only if at least this share of the other questions is still answered right."""
 

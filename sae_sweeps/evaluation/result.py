@@ -33,6 +33,8 @@ class Result:
     """saebench, or builtin."""
     also: dict[str, float] = field(default_factory=dict)
     """Flat metrics that SAEBench has no place for, and older names of those it has."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """What else the file keeps: numbers behind the metrics."""
 
     def flat(self) -> dict[str, float]:
         """Metrics as results.json holds them; nan for what is not a number."""
@@ -42,7 +44,7 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """SAEBench's file: -1 stands for nan, null for what was not measured."""
-        note: dict[str, Any] = {"data": self.data, **self.also, "warnings": self.warnings}
+        note: dict[str, Any] = {"data": self.data, **self.also, **self.more, "warnings": self.warnings}
         return envelope(
             TYPE_IDS.get(self.evaluation, self.evaluation),
             self.eval_config,

@@ -6,6 +6,7 @@ has the hub's layout, `FOLDER/fancyzhx/ag_news/...`, as `hf download NAME --repo
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from functools import cached_property
@@ -178,14 +179,15 @@ class SAEBenchSource:
     def corpus_size(self, contexts: int, context: int) -> tuple[int, int]:
         return contexts, context
 
-    def questions(self, lm: Any, seed: int) -> list[Candidates]:
+    def questions(self, lm: Any, seed: int, all_orders: bool) -> list[Candidates]:
         made = []
         for name in SUBJECTS:
             bio = name == "wmdp-bio"
             rows = list(self._rows(WMDP if bio else MMLU, "test", subset=name))
             subject = "biology" if bio else name.replace("_", " ")
-            trial, asked = (mcq_rows(rows, subject, lm, all_orders) for all_orders in (True, False))
-            made.append(Candidates(QuestionSet(name, bio, *trial), QuestionSet(name, bio, *asked), 24))
+            asked = QuestionSet(name, bio, *mcq_rows(rows, subject, lm, False))
+            trial = QuestionSet(name, bio, *mcq_rows(rows, subject, lm, True)) if all_orders else asked
+            made.append(Candidates(trial, asked, 24 if all_orders else 1))
         return made
 
     def _streamed(self, name: str, n_train: int, n_test: int, seed: int) -> dict[str, dict[str, list[str]]]:
@@ -243,6 +245,11 @@ class SAEBenchSource:
                 f"{name} could not be fetched from the hub: give eval.data=builtin, or on a machine with a network run "
                 f"`hf download {name} --repo-type dataset --local-dir DIR/{name}` and give eval.data=DIR here."
             )
+        lines = None if local is None else local / f"{subset}.jsonl"
+        if lines is not None and lines.is_file():  # the corpus to forget is one file
+            with lines.open(encoding="utf-8") as file:
+                yield from map(json.loads, file)
+            return
         try:
             options = {} if languages is None or local is not None else {"languages": languages}
             yield from datasets.load_dataset(str(local or name), subset, split=split, streaming=streaming, **options)

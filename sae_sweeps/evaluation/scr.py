@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sae_sweeps.errors import DataError
-from sae_sweeps.evaluation.ablation import logits_after, logits_of, mean_difference, strongest
+from sae_sweeps.evaluation.ablation import logits_after, logits_of, mean_difference
 from sae_sweeps.evaluation.draws import against, stream
 from sae_sweeps.evaluation.probes import BinaryTask, Probes, accuracy
 from sae_sweeps.evaluation.result import Result
@@ -65,11 +65,13 @@ def six_classes(
 def evaluate_scr(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict[str, Result]:
     """SCR of SAEs of one hook."""
     found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in saes}
+    after: dict[str, dict[str, Accuracies]] = {name: {} for name in saes}
     for pair in shared.source.pairs:
         draws = pair_draws(shared, pair)
         probes, clean = pair_probes(shared, pair, draws)
         for name, sae in saes.items():
-            found[name][pair.name] = scr_metrics(scr_accuracies(sae, name, shared, pair, draws, probes), clean)
+            after[name][pair.name] = scr_accuracies(sae, name, shared, pair, draws, probes)
+            found[name][pair.name] = scr_metrics(after[name][pair.name], clean)
             shared.advance()
     return {
         name: labelled(
@@ -82,6 +84,7 @@ def evaluate_scr(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict[str, R
             [{"dataset_name": f"{pair}_results", **metrics} for pair, metrics in found[name].items()],
             {},
             too_small(sae, shared.cfg) + untied(found[name]),
+            more={"accuracies": after[name]},
         )
         for name, sae in saes.items()
     }
@@ -137,7 +140,7 @@ def scr_accuracies(
     for c, label in enumerate(PAIRED):
         task = draws[label]
         effects_F = (mean_difference(train_RF, task.train_rows, task.train_labels) * dot_FC[:, c]).abs()
-        after = logits_after(base_RC, test_RF, strongest(effects_F, max(n_values)), dot_FC, n_values)
+        after = logits_after(base_RC, test_RF, effects_F, dot_FC, n_values)
         out[label] = {n: all_accuracies(after[n], draws) for n in n_values}
     return out
 

@@ -225,18 +225,19 @@ def labelled(
     unstructured: dict[str, Any],
     warnings: list[str],
     also: dict[str, float] | None = None,
+    more: dict[str, Any] | None = None,
 ) -> Result:
     """A result that says which data it was measured on."""
-    by_group = {group: dict(of_group) for group, of_group in metrics.items()}
     return Result(
         evaluation,
         name,
         sae.cfg(),
         eval_config,
-        by_group,
+        {group: dict(of_group) for group, of_group in metrics.items()},
         details,
         unstructured,
         warnings,
         shared.source.kind,
         also or {},
+        more or {},
     )

@@ -80,7 +80,7 @@ class Source(Protocol):
         """Contexts of each corpus and their length, given what is asked for."""
         ...
 
-    def questions(self, lm: Any, seed: int) -> list[Candidates]:
+    def questions(self, lm: Any, seed: int, all_orders: bool) -> list[Candidates]:
         """Multiple-choice questions about both."""
         ...
 

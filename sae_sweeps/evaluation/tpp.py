@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from sae_sweeps.config.evaluations import EvalConfig
-from sae_sweeps.evaluation.ablation import logits_after, logits_of, mean_difference, strongest
+from sae_sweeps.evaluation.ablation import logits_after, logits_of, mean_difference
 from sae_sweeps.evaluation.draws import against_the_rest, stream
 from sae_sweeps.evaluation.probes import BinaryTask, Probes, accuracy, train_probes
 from sae_sweeps.evaluation.result import Result
@@ -31,11 +31,13 @@ def evaluate_tpp(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict[str, R
     cfg = shared.cfg
     datasets = shared.source.tpp
     found: dict[str, dict[str, Any]] = {name: {} for name in saes}
+    after: dict[str, dict[str, Accuracies]] = {name: {} for name in saes}
     for dataset in datasets:
         draws = rest_draws(shared, dataset)
         probes, clean = llm_probes(shared, dataset, draws)
         for name, sae in saes.items():
-            found[name][dataset] = tpp_metrics(accuracies(sae, name, shared, dataset, draws, probes), clean)
+            after[name][dataset] = accuracies(sae, name, shared, dataset, draws, probes)
+            found[name][dataset] = tpp_metrics(after[name][dataset], clean)
             shared.advance()
     return {
         name: labelled(
@@ -48,6 +50,7 @@ def evaluate_tpp(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict[str, R
             [{"dataset_name": f"{dataset}_tpp_results", **found[name][dataset][0]} for dataset in datasets],
             {dataset: found[name][dataset][1] for dataset in datasets},
             too_small(sae, cfg),
+            more={"accuracies": after[name]},
         )
         for name, sae in saes.items()
     }
@@ -108,12 +111,12 @@ def accuracies(
     base_RC = logits_of(probes, shared.model_means(dataset, "test"))
     W_dec = sae.weights["W_dec"].float()
     dot_FC = W_dec @ probes.weight_CD.T.to(W_dec)
-    n_values = [n for n in shared.cfg.ablation.n_values]
+    n_values = shared.cfg.ablation.n_values
     out: Accuracies = {}
     for c, (ablated, task) in enumerate(draws.items()):
         difference_F = mean_difference(train_RF, task.train_rows, task.train_labels)
-        chosen = strongest(difference_F.clamp(min=0) * dot_FC[:, c], max(n_values))
-        after = logits_after(base_RC, test_RF, chosen, dot_FC, n_values)
+        effects_F = difference_F.clamp(min=0) * dot_FC[:, c]
+        after = logits_after(base_RC, test_RF, effects_F, dot_FC, n_values)
         out[ablated] = {
             n: {
                 label: accuracy(after[n][other.test_rows, i].cpu(), other.test_labels)

@@ -112,8 +112,9 @@ def joined(texts: list[str], tokenizer: Any, length: int, bos_id: int | None) ->
     text = (tokenizer.eos_token or "\n").join(texts)
     piece = (len(text) - 1) // CHUNKS + 1
     pieces = [text[i * piece : (i + 1) * piece] for i in range(CHUNKS)]
-    ids = [token for row in tokenizer([p for p in pieces if p], verbose=False)["input_ids"] for token in row]
-    ids = [token for token in ids if token != tokenizer.pad_token_id]
+    start = [] if bos_id is None else [bos_id]
+    found = tokenizer([p for p in pieces if p], add_special_tokens=False, verbose=False)["input_ids"]
+    ids = [token for row in found for token in start + row if token != tokenizer.pad_token_id]
     n = len(ids) // length
     if not n:
         raise DataError(f"unlearning: the text does not fill one context of {length} tokens; give more text.")
@@ -141,12 +142,14 @@ def firing_shares(saes: Mapping[str, ExportedSAE], tokens_NL: Tensor, shared: Sh
 
 def answered(shared: Shared) -> list[QuestionSet]:
     """The questions that the model answers right by itself, found once."""
-    every = shared.source.questions(shared.lm, shared.cfg.seed)
+    seed, all_orders = shared.cfg.seed, shared.cfg.unlearning.all_orders
+    every = shared.source.questions(shared.lm, seed, all_orders)
 
     def make() -> dict[str, Tensor]:
         return {q.name: right_questions(q, shared) for q in every}
 
-    key = shared.model_key() | {"what": "questions", "source": shared.source.digest, "seed": shared.cfg.seed}
+    how = {"source": shared.source.digest, "seed": seed, "all_orders": all_orders}
+    key = shared.model_key() | {"what": "questions"} | how
     kept = shared.kept(key, make)
     return [q.asked.only(kept[q.name].nonzero()[:, 0].tolist()) for q in every]
 
@@ -165,7 +168,8 @@ def right_questions(candidates: Candidates, shared: Shared) -> Tensor:
         hidden = shared.lm.resume(tokens_SL, shared.layer, x_SLD)
         chosen.append(answers_of(hidden, tokens_SL, length_S, candidates.trial, shared.lm))
         shared.advance(len(tokens_SL))
-    return (torch.cat(chosen) == answers).view(-1, orders).all(1)
+    given = torch.cat(chosen) if chosen else torch.empty(0)
+    return (given == answers).view(-1, orders).all(1)
 
 
 @dataclass

@@ -1,0 +1,237 @@
+"""A small world in which SAEBench and this project can be compared: `python scripts/saebench_fixture.py FOLDER`.
+
+Makes, in FOLDER: `model/`, the built-in language model with the three turn tokens that SAEBench's prompts need;
+`data/`, SAEBench's data sets under their own names with made-up rows; `saes/`, eight SAEs trained on the model (TopK
+and JumpReLU); and evaluates them: `saes/*/evals/`, times in `ours.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+PROJECT = Path(__file__).parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from sae_sweeps.builtin import MODEL_FOLDER  # noqa: E402
+from sae_sweeps.evaluation.first_letters import vocabulary  # noqa: E402
+from sae_sweeps.evaluation.saebench_data import AMAZON, ATTRIBUTES, BIAS, CLASSES, NUMBERS, PAIRS, SUBJECTS  # noqa: E402
+
+WORDS_PER_TEXT = 40
+ROWS = {"train": 260, "test": 140}
+"""Rows of each class and attribute."""
+SIZES = {"train": 400, "test": 200}
+TRAINING = "num_tokens=204800 d_sae=1024 eval=none layer=2".split()
+SAES = [
+    *(f"architecture=topk k={k} seed={seed}".split() for k in (16, 32) for seed in (0, 1)),
+    *(f"architecture=jumprelu target_l0={l0} seed={seed}".split() for l0 in (16, 32) for seed in (0, 1)),
+]
+EVALUATIONS = ("core", "sparse_probing", "tpp", "scr", "absorption", "unlearning")
+WORDS = [
+    f"eval.evaluations=[{','.join(EVALUATIONS)}]",
+    f"eval.probing.train_rows={SIZES['train']}", f"eval.probing.test_rows={SIZES['test']}",
+    f"eval.ablation.train_rows={SIZES['train']}", f"eval.ablation.test_rows={SIZES['test']}",
+    "eval.absorption.min_probe_f1=0.05", "eval.absorption.min_letters=5", "eval.absorption.max_words=1200",
+    "eval.unlearning.contexts=24", "eval.unlearning.context=128", "eval.unlearning.side_effect=0.9",
+    "eval.unlearning.all_orders=false",
+    "eval.unlearning.retain_thresholds=[0.01,0.05]", "eval.recon_batches=8", "eval.sparsity_batches=16",
+    "eval.llm_batch=32", "device=cpu",
+]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    if not (folder / "saes").exists():
+        make_model(folder / "model")
+        make_data(folder / "data")
+        make_saes(folder)
+    hand_over(folder)
+    times = {"cold": evaluate(folder, fresh=True), "warm": evaluate(folder, fresh=False)}
+    (folder / "ours.json").write_text(json.dumps(times, indent=2))
+    print(json.dumps(times, indent=2))
+
+
+def make_model(folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(MODEL_FOLDER, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_FOLDER)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"], "bos_token": "<bos>"}
+    )
+    torch.manual_seed(0)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.bos_token_id = tokenizer.bos_token_id
+    model.generation_config.bos_token_id = tokenizer.bos_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def make_data(folder: Path) -> None:
+    """Rows of words whose frequencies depend on the class and on the second attribute."""
+    from transformers import AutoTokenizer
+
+    words = [word.strip() for word in vocabulary(AutoTokenizer.from_pretrained(MODEL_FOLDER)) if len(word) > 3]
+    rng = random.Random(0)
+
+    def texts(n: int, *kinds: str) -> list[str]:
+        own = [random.Random(kind).sample(words, 30) for kind in kinds]
+        return [
+            " ".join(
+                rng.choice(rng.choice(own)) if rng.random() < 0.25 else rng.choice(words) for _ in range(WORDS_PER_TEXT)
+            )
+            for _ in range(n)
+        ]
+
+    for name, text, column, second in (
+        (BIAS, "hard_text", "profession", "gender"),
+        (AMAZON, "text", "category", "rating"),
+    ):
+        asked = {int(c) for data, found in CLASSES.items() if data.split("_class_set")[0] == name for c in found}
+        paired = {
+            int(NUMBERS[name][label]) for pair in PAIRS if pair.dataset.startswith(name) for label in pair.classes
+        }
+        attributes = [NUMBERS[name][attribute] for attribute in ATTRIBUTES[name]]
+        for split, n in ROWS.items():
+            rows: list[dict[str, Any]] = [
+                {text: t, column: label, second: attribute}
+                for label in sorted(asked | paired)
+                for attribute in attributes
+                for t in texts(n, f"{name}{label}", f"{name}{attribute}")
+            ]
+            rng.shuffle(rows)
+            write(folder / name, split, rows)
+    for split, n in ROWS.items():
+        news = [{"text": t, "label": label} for label in range(4) for t in texts(n, f"news{label}")]
+        write(folder / "fancyzhx/ag_news", split, news)
+    code = [
+        {"code": t * 3, "language": language}
+        for _ in range(ROWS["train"] + ROWS["test"])
+        for language in CLASSES["codeparrot/github-code"]
+        for t in texts(1, language)
+    ]
+    write(folder / "codeparrot/github-code", "train", code)
+    pairs = {"en": "en-fr", "fr": "fr-it", "de": "de-en", "es": "es-fr", "nl": "nl-pt"}
+    for language, pair in pairs.items():
+        rows = [{"translation": {language: t, "other": ""}} for t in texts(ROWS["train"] + ROWS["test"], language)]
+        write(folder / "Helsinki-NLP/europarl", "train", rows, pair)
+    write(folder / "wikitext", "test", [{"text": t} for t in texts(300, "retain")], "wikitext-2-raw-v1")
+    forget = folder / "cais/wmdp-corpora"
+    forget.mkdir(parents=True)
+    lines = [json.dumps({"text": t}) for t in texts(300, "forget")]
+    (forget / "bio-forget-corpus.jsonl").write_text("\n".join(lines))
+    for subject in SUBJECTS:
+        bio = subject == "wmdp-bio"
+        questions = [
+            {"question": q, "choices": texts(1, "a")[0].split()[:4], "answer": rng.randrange(4)}
+            for q in texts(120 if bio else 60, "forget" if bio else subject)
+        ]
+        write(folder / ("cais/wmdp" if bio else "cais/mmlu"), "test", questions, subject)
+
+
+def write(folder: Path, split: str, rows: list[dict[str, Any]], config: str | None = None) -> None:
+    """One split of a data set in the hub's layout, with a card that names its configurations."""
+    place = folder / (config or "data")
+    place.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_parquet(place / f"{split}-00000-of-00001.parquet")
+    if config:
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        listed = "".join(
+            f"- config_name: {name}\n  data_files:\n  - split: {split}\n    path: {name}/{split}-*\n" for name in names
+        )
+        (folder / "README.md").write_text(f"---\nconfigs:\n{listed}---\n")
+
+
+def make_saes(folder: Path) -> None:
+    for number, words in enumerate(SAES):
+        command = [sys.executable, "launch.py", f"model={folder / 'model'}", f"outputs={folder / 'outputs'}"]
+        subprocess.run([*command, *TRAINING, *words], cwd=PROJECT, check=True, stdout=subprocess.DEVNULL)
+        done = sorted((folder / "outputs/runs").iterdir(), key=lambda run: run.stat().st_mtime)[-1]
+        shutil.copytree(done / "sae", folder / "saes" / f"{words[0].partition('=')[2]}_{number}")
+
+
+def hand_over(folder: Path) -> None:
+    """What SAEBench is given in the place of its own draws: contexts, words, prompts, probes and questions."""
+    from safetensors.torch import save_file
+
+    import sae_sweeps.evaluation.first_letters as letters
+    from sae_sweeps.activations.contexts import held_out_contexts
+    from sae_sweeps.config.run import run_config
+    from sae_sweeps.evaluation.unlearning import corpus_tokens, right_questions
+    from sae_sweeps.runs.bench import Bench
+    from sae_sweeps.sweeps.compose import compose_points
+
+    where = [f"eval.data={folder / 'data'}", f"model={folder / 'model'}", "layer=2", f"outputs={folder / 'handed'}"]
+    run = run_config(compose_points([*where, *WORDS])[0].cfg)
+    shared = Bench(torch.device("cpu")).shared(run, folder / "handed")
+    tokens = held_out_contexts(run.model, run.data, shared.lm, 16 * 24)
+    save_file({"tokens": tokens.contiguous()}, folder / "tokens.safetensors")
+
+    asked: list[str] = []
+    at_words = letters.at_words
+    letters.at_words = lambda prompts, *rest: (asked.clear(), asked.extend(prompts), at_words(prompts, *rest))[2]
+    found = letters.first_letters(shared)
+    letters.at_words = at_words
+    words = letters.vocabulary(shared.lm.tokenizer)
+    random.Random(letters.stream_seed(42, "words")).shuffle(words)
+    words = words[:1200]
+    cut = int(len(words) * letters.TRAIN_SHARE)
+    texts = {"train": words[:cut], "test": words[cut:], "words": found.words, "prompts": asked}
+    numbers = {"train_letters": found.train_letter_N.tolist(), "test_letters": found.test_letter_N.tolist()}
+    (folder / "letters.json").write_text(json.dumps(texts | numbers))
+    tensors = {
+        "weight": found.weight_26D,
+        "bias": found.bias_26,
+        "train_x": found.train_x_ND,
+        "test_x": found.test_x_ND,
+    }
+    save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "letters.safetensors")
+
+    corpora = {split: corpus_tokens(shared, split).contiguous() for split in ("forget", "retain")}
+    save_file(corpora, folder / "unlearning.safetensors")
+    right = {
+        q.name: right_questions(q, shared).nonzero()[:, 0].tolist()
+        for q in shared.source.questions(shared.lm, 42, False)
+    }
+    (folder / "questions.json").write_text(json.dumps(right))
+
+
+def evaluate(folder: Path, fresh: bool) -> dict[str, Any]:
+    """Seconds of each evaluation of all SAEs, by what `evaluate` prints, and the peak of memory."""
+    for evals in folder.glob("saes/*/evals"):
+        shutil.rmtree(evals)
+    if fresh:
+        shutil.rmtree(folder / "evaluated", ignore_errors=True)
+    command = [sys.executable, "-m", "sae_sweeps", "evaluate", *sorted(map(str, folder.glob("saes/*")))]
+    where = [
+        f"eval.data={folder / 'data'}",
+        f"model={folder / 'model'}",
+        "data=builtin",
+        f"outputs={folder / 'evaluated'}",
+    ]
+    began = time.monotonic()
+    done = subprocess.run([*command, *where, *WORDS], cwd=PROJECT, check=True, capture_output=True, text=True)
+    seconds = {
+        line.split(":")[0].strip(): float(line.split(" in ")[1].split()[0])
+        for line in done.stdout.splitlines()
+        if " done in " in line
+    }
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    return {"all": round(time.monotonic() - began, 1), **seconds, "peak_gb": round(peak, 2)}
+
+
+if __name__ == "__main__":
+    main()

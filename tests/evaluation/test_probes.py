@@ -1,0 +1,88 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sae_sweeps.evaluation.draws import stream
+from sae_sweeps.evaluation.probes import BinaryTask, accuracy, most_different, sparse_probe_accuracy, train_probes
+
+
+def tasks(n=3, rows=60, d=7, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, d, generator=g)
+    out = []
+    for c in range(n):
+        label = x[:, c] + 0.5 * torch.randn(rows, generator=g) > 0
+        order = torch.randperm(rows, generator=g)
+        out.append(BinaryTask(order[:40], label[order[:40]], order[40:], label[order[40:]]))
+    return x, out
+
+
+def with_torch(x, task, generator, *, batch_size, epochs, lr, l1, patience):
+    """One probe as SAEBench trains it: nn.Linear, AdamW, autograd."""
+    seed = generator.initial_seed()
+    torch.manual_seed(seed)
+    probe = nn.Linear(x.shape[1], 1)
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=lr)
+    best, kept, waited = 0.0, None, 0
+    for _ in range(epochs):
+        order = torch.randperm(len(task.train_rows))
+        for part in order.split(batch_size):
+            z = probe(x[task.train_rows[part]]).squeeze(-1)
+            loss = nn.BCEWithLogitsLoss()(z, task.train_labels[part].float()) + l1 * probe.weight.abs().sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        score = accuracy(probe(x[task.test_rows]).squeeze(-1).detach(), task.test_labels)
+        if score > best:
+            best, waited = score, 0
+            kept = (probe.weight.detach().clone()[0], probe.bias.detach().clone()[0])
+        else:
+            waited += 1
+        if waited >= patience:
+            break
+    return *kept, best
+
+
+@pytest.mark.parametrize(("l1", "patience", "batch_size"), [(0.0, 3, 16), (1e-3, 20, 7), (0.0, 1, 40)])
+def test_probes_are_torchs_side_by_side(l1, patience, batch_size):
+    x, several = tasks()
+    how = dict(batch_size=batch_size, epochs=12, lr=1e-2, l1=l1, patience=patience)
+    found = train_probes(x, x, several, [stream(0, "p", str(c)) for c in range(3)], **how)
+    for c, task in enumerate(several):
+        weight, bias, best = with_torch(x, task, stream(0, "p", str(c)), **how)
+        torch.testing.assert_close(found.weight_CD[c], weight, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found.bias_C[c], bias, rtol=1e-4, atol=1e-6)
+        assert found.test_accuracy_C[c] == pytest.approx(best, abs=1e-6)
+
+
+def test_a_probe_is_the_same_alone():
+    x, several = tasks()
+    how = dict(batch_size=16, epochs=5, lr=1e-2, patience=3)
+    together = train_probes(x, x, several, [stream(0, "p", str(c)) for c in range(3)], **how)
+    alone = train_probes(x, x, several[1:2], [stream(0, "p", "1")], **how)
+    torch.testing.assert_close(together.weight_CD[1], alone.weight_CD[0], rtol=1e-5, atol=1e-7)
+
+
+def test_most_different_dimensions_and_the_probe_on_them():
+    from sklearn.linear_model import LogisticRegression
+
+    x, (task, *_) = tasks()
+    rows, labels = task.train_rows, task.train_labels
+    means = [abs(float(x[rows[labels]][:, j].mean() - x[rows[~labels]][:, j].mean())) for j in range(7)]
+    ranked = most_different(x, task, 3).tolist()
+    assert ranked == sorted(range(7), key=lambda j: -means[j])[:3] and ranked[0] == 0
+    dims = sorted(ranked)
+    probe = LogisticRegression(max_iter=1000).fit(x[rows][:, dims].numpy(), labels.numpy())
+    expected = np.mean(probe.predict(x[task.test_rows][:, dims].numpy()) == task.test_labels.numpy())
+    assert sparse_probe_accuracy(x, x, task, torch.tensor(ranked)) == expected
+
+
+def test_dead_features_leave_a_probe_at_chance():
+    x, (task, *_) = tasks()
+    dead = torch.zeros_like(x)
+    balanced = BinaryTask(task.train_rows, torch.arange(40) % 2 == 0, task.test_rows, torch.arange(20) % 2 == 0)
+    assert sparse_probe_accuracy(dead, dead, balanced, torch.arange(2)) == 0.5
+    assert math.isfinite(accuracy(torch.zeros(3), torch.tensor([True, False, False])))

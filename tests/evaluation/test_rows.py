@@ -1,0 +1,89 @@
+import pytest
+import torch
+from toy_lm import BOS, D_IN, PAD, ToyLM, toy_sae
+
+from sae_sweeps.config.schema import LayerConfig
+from sae_sweeps.evaluation import rows as rows_module
+from sae_sweeps.evaluation.ablation import logits_after, logits_of, mean_difference, strongest
+from sae_sweeps.evaluation.probes import Probes
+from sae_sweeps.evaluation.rows import at_special_tokens, harvest_rows, mean_activations, mean_features
+
+CONTEXT = 8
+
+
+class RowLM(ToyLM):
+    """A toy model whose texts are digits."""
+
+    bos_id = BOS
+
+    def tokenize_rows(self, texts, context):
+        rows = [([BOS] + [2 + int(char) for char in text])[:context] for text in texts]
+        longest = max(map(len, rows))
+        return torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
+
+
+TEXTS = {"a": ["123", "1234567890", "5"], "b": ["88", "123", "4"]}
+
+
+@pytest.fixture
+def harvested(monkeypatch):
+    monkeypatch.setattr(rows_module, "TOKENS_AT_ONCE", 5)
+    return harvest_rows(TEXTS, RowLM(), LayerConfig(), CONTEXT, 2)
+
+
+def slow_tokens(text):
+    """Activations [CONTEXT, d_in] of one text alone, zero at special tokens, and which tokens are plain."""
+    lm = RowLM()
+    tokens = torch.full((1, CONTEXT), PAD)
+    row = ([BOS] + [2 + int(char) for char in text])[:CONTEXT]
+    tokens[0, : len(row)] = torch.tensor(row)
+    plain = (tokens[0] != BOS) & (tokens[0] != PAD)
+    return torch.where(plain[:, None], lm.activations(tokens, LayerConfig())[0], 0), plain
+
+
+def test_means_are_those_of_each_text_alone(harvested):
+    sae = toy_sae(architecture="standard")
+    texts = [text for group in TEXTS.values() for text in group]
+    assert harvested.n_by_class == {"a": 3, "b": 3} and len(harvested.length_T) == 5  # 123 stands twice, is kept once
+    for row, text in enumerate(texts):
+        x, plain = slow_tokens(text)
+        torch.testing.assert_close(
+            mean_activations(harvested, "cpu")[row].double(), x[plain].mean(0), rtol=1e-6, atol=1e-6
+        )
+        f = sae.encode(x)
+        torch.testing.assert_close(mean_features(harvested, sae)[row].double(), f[plain].mean(0), rtol=1e-6, atol=1e-6)
+        leaked = f[~plain].sum(0) / plain.sum()
+        torch.testing.assert_close(at_special_tokens(harvested, sae)[row].double(), leaked, rtol=1e-6, atol=1e-6)
+
+
+def test_ablation_is_what_running_the_sae_again_gives(harvested):
+    """SAEBench: decode with the features at 0, add the error, sum all positions, divide by the plain ones."""
+    sae = toy_sae(architecture="standard")
+    features = mean_features(harvested, sae) + at_special_tokens(harvested, sae)
+    g = torch.Generator().manual_seed(1)
+    probes = Probes(torch.randn(2, D_IN, generator=g), torch.randn(2, generator=g), torch.zeros(2))
+    base = logits_of(probes, mean_activations(harvested, "cpu"))
+    dot = sae.weights["W_dec"].float() @ probes.weight_CD.T
+    effects = torch.tensor([2.0, 0, 0, 0, 3.0, 0, 0, 1.0, 0])
+    chosen = torch.tensor([4, 0, 7])
+    after = logits_after(base, features, effects, dot, [1, 3, 9])
+    for n in (1, 3, 9):
+        for row, text in enumerate(text for group in TEXTS.values() for text in group):
+            x, plain = slow_tokens(text)
+            f = sae.encode(x)
+            ablated = f.clone()
+            ablated[:, chosen[:n]] = 0
+            changed = sae.decode(ablated) + (x - sae.decode(f))
+            pooled = changed.sum(0) / plain.sum()
+            expected = pooled @ probes.weight_CD.T.double() + probes.bias_C.double()
+            torch.testing.assert_close(after[n][row].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_strongest_features_and_mean_difference():
+    effects = torch.tensor([0.0, -2.0, 3.0, 0.0, 1.0])
+    assert strongest(effects, 2).tolist() == [2, 4] and sorted(strongest(effects, 9).tolist()[:2]) == [2, 4]
+    assert len(strongest(effects, 9)) == 3 and 1 not in strongest(effects, 9)  # a zero comes before what is negative
+    assert strongest(torch.zeros(4), 3).numel() == 0
+    f = torch.tensor([[1.0, 0.0], [3.0, 2.0], [5.0, 5.0]])
+    difference = mean_difference(f, torch.tensor([0, 2, 1]), torch.tensor([True, False, True]))
+    assert difference.tolist() == [-3.0, -4.0]
