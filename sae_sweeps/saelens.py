@@ -121,23 +121,28 @@ class Architecture(NamedTuple):
     """What else SAELens wants to read in its `cfg.json`."""
 
 
+def preactivations(sae: ExportedSAE, x_BD: Tensor) -> Tensor:
+    """z = x W_enc + b_enc [B, d_sae], its own to change: a second array of that size costs more than the sum."""
+    return (x_BD @ sae.weights["W_enc"]).add_(sae.weights["b_enc"])
+
+
 def encode_standard(sae: ExportedSAE, x_BD: Tensor) -> Tensor:
     """ReLU(z)."""
-    return torch.relu(x_BD @ sae.weights["W_enc"] + sae.weights["b_enc"])
+    return preactivations(sae, x_BD).relu_()
 
 
 def encode_topk(sae: ExportedSAE, x_BD: Tensor) -> Tensor:
     """ReLU(z) at the k largest z of each token, zero elsewhere (Gao et al. 2024, arXiv:2406.04093)."""
     assert sae.k is not None
-    z_BF = x_BD @ sae.weights["W_enc"] + sae.weights["b_enc"]
+    z_BF = preactivations(sae, x_BD)
     values_BK, features_BK = z_BF.topk(sae.k, dim=-1, sorted=False)
-    return torch.zeros_like(z_BF).scatter_(-1, features_BK, values_BK.relu())
+    return z_BF.zero_().scatter_(-1, features_BK, values_BK.relu_())
 
 
 def encode_jumprelu(sae: ExportedSAE, x_BD: Tensor) -> Tensor:
     """ReLU(z) where z exceeds the feature's threshold (Rajamanoharan et al. 2024, arXiv:2407.14435)."""
-    z_BF = x_BD @ sae.weights["W_enc"] + sae.weights["b_enc"]
-    return z_BF.relu() * (z_BF > sae.weights["threshold"])
+    z_BF = preactivations(sae, x_BD)
+    return z_BF.mul_(z_BF > sae.weights["threshold"].clamp(min=0))
 
 
 def encode_gated(sae: ExportedSAE, x_BD: Tensor) -> Tensor:

@@ -1,0 +1,342 @@
+"""Automated interpretability by SAEBench's definition: a judge model explains a feature from texts on which it fires,
+then says of fourteen shuffled texts on which of them it fires; the score is the share that it gets right.
+
+Which features and texts are asked about depends on the seed and the SAE alone; the judge's answers are its own, and two
+runs of the same judge may differ. Nothing is sent before the cost was estimated and `eval.autointerp.confirm` is true.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_sweeps.config.evaluations import AutointerpConfig
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.evaluation.batches import is_plain
+from sae_sweeps.evaluation.draws import stream, stream_seed
+from sae_sweeps.evaluation.judge import Judge, Messages
+from sae_sweeps.evaluation.result import Result
+from sae_sweeps.evaluation.shared import Shared, labelled
+from sae_sweeps.saelens import ExportedSAE
+
+TOP_SHOWN, SAMPLED_SHOWN = 10, 5
+"""Examples for the explanation: the strongest, and some drawn by the square of their activation."""
+TOP_ASKED, SAMPLED_ASKED, RANDOM_ASKED = 2, 2, 10
+"""Examples for the prediction."""
+ASKED = TOP_ASKED + SAMPLED_ASKED + RANDOM_ASKED
+ACTIVE = 0.01
+"""Share of the largest activation above which a token counts as active."""
+CHARS_PER_TOKEN = 4
+
+EXPLAIN = (
+    "We're studying neurons in a neural network. Each neuron activates on some particular "
+    "word/words/substring/concept in a short document. The activating words in each document are indicated "
+    "with << ... >>. We will give you a list of documents on which the neuron activates, in order from most "
+    "strongly activating to least strongly activating. Look at the parts of the document the neuron activates "
+    "for and summarize in a single sentence what the neuron is activating on. Try not to be overly specific in "
+    "your explanation. Note that some neurons will activate only on specific words or substrings, but others "
+    "will activate on most/all words in a sentence provided that sentence contains some particular concept. "
+    "Your explanation should cover most or all activating words (for example, don't give an explanation which "
+    "is specific to a single word if all words in a sentence cause the neuron to activate). Pay attention to "
+    "things like the capitalization and punctuation of the activating words or concepts, if that seems "
+    "relevant. Keep the explanation as short and simple as possible, limited to 20 words or less. Omit "
+    'punctuation and formatting. You should avoid giving long lists of words. Some examples: "This neuron '
+    "activates on the word 'knows' in rhetorical questions\", and \"This neuron activates on verbs related to "
+    "decision-making and preferences\", and \"This neuron activates on the substring 'Ent' at the start of "
+    'words", and "This neuron activates on text about government economic policy".'
+)
+PREDICT = (
+    "We're studying neurons in a neural network. Each neuron activates on some particular "
+    "word/words/substring/concept in a short document. You will be given a short explanation of what this "
+    "neuron activates for, and then be shown {n} example sequences in random order. You will have to return a "
+    "comma-separated list of the examples where you think the neuron should activate at least once, on ANY of "
+    'the words or substrings in the document. For example, your response might look like "{example}". Try not '
+    "to be overly specific in your interpretation of the explanation. If you think there are no examples where "
+    'the neuron will activate, you should just respond with "None". You should include nothing else in your '
+    'response other than comma-separated numbers or the word "None" - this is important.'
+)
+
+
+@dataclass
+class Example:
+    """A piece of text and how strongly the feature fires on its tokens."""
+
+    tokens: list[str]
+    activations: list[float]
+    threshold: float
+
+    @property
+    def active(self) -> bool:
+        return any(a > self.threshold for a in self.activations)
+
+    def text(self, mark: bool) -> str:
+        pieces = (
+            f"<<{token}>>" if mark and a > self.threshold else token
+            for token, a in zip(self.tokens, self.activations, strict=True)
+        )
+        return "".join(pieces).replace("�", "").replace("\n", "↵")
+
+
+@dataclass
+class Question:
+    """What the judge is asked about one feature."""
+
+    latent: int
+    shown: list[Example]
+    """For the explanation, strongest first."""
+    asked: list[Example]
+    """For the prediction, shuffled."""
+    example_answer: str
+
+    def explain(self) -> Messages:
+        lines = "\n".join(f"{i}. {example.text(True)}" for i, example in enumerate(self.shown, 1))
+        return _messages(EXPLAIN, f"The activating documents are given below:\n\n{lines}")
+
+    def predict(self, explanation: str) -> Messages:
+        lines = "\n".join(f"{i}. {example.text(False)}" for i, example in enumerate(self.asked, 1))
+        asked = f"Here is the explanation: this neuron fires on {explanation}.\n\nHere are the examples:\n\n{lines}"
+        return _messages(PREDICT.format(n=ASKED, example=self.example_answer), asked)
+
+    def active(self) -> list[int]:
+        return [i for i, example in enumerate(self.asked, 1) if example.active]
+
+
+def _messages(system: str, user: str) -> Messages:
+    return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+
+
+def evaluate_autointerp(
+    saes: Mapping[str, ExportedSAE], shared: Shared, tokens_NL: Tensor, say: Callable[[str], None]
+) -> dict[str, Result]:
+    """Autointerp of SAEs of one hook on contexts [N, L]; `say` hears the estimate before anything is sent.
+
+    Raises ConfigError without `eval.autointerp.judge` and, with the estimate, without `confirm`; NoNetwork where the
+    judge cannot be reached.
+    """
+    cfg, seed = shared.cfg.autointerp, shared.cfg.seed
+    judge = Judge(cfg)
+    tokens_NL = tokens_NL[: max(1, cfg.total_tokens // tokens_NL.shape[1])]
+    counts = firing_counts(saes, tokens_NL, shared)
+    latents = {name: chosen_latents(count_F, cfg, seed) for name, count_F in counts.items()}
+    values = activations_of(saes, latents, tokens_NL, shared)
+    questions = {
+        name: [
+            question
+            for i, latent in enumerate(latents[name])
+            if (question := question_about(latent, values[name][..., i].float(), tokens_NL, shared, seed)) is not None
+        ]
+        for name in saes
+    }
+    estimate = cost(questions, cfg)
+    if not cfg.confirm:
+        raise ConfigError(f"{estimate}; give eval.autointerp.confirm=true to send them.")
+    say(estimate)
+    out = {}
+    for name, sae in saes.items():
+        shared.begin("autointerp", len(questions[name]), "feature")
+        with ThreadPoolExecutor(cfg.concurrency) as pool:
+            answered = list(pool.map(lambda q: _answered(q, judge, cfg, shared), questions[name]))
+        out[name] = result(name, sae, shared, latents[name], questions[name], answered)
+    return out
+
+
+def _answered(question: Question, judge: Judge, cfg: AutointerpConfig, shared: Shared) -> dict[str, Any] | None:
+    """Explanation, prediction and score of one feature; None for an answer that cannot be read."""
+    explanation = parse_explanation(judge.ask(question.explain(), cfg.max_tokens_in_explanation))
+    predicted = parse_predictions(judge.ask(question.predict(explanation), 2 * ASKED + 5))
+    shared.advance()
+    if predicted is None:
+        return None
+    right = question.active()
+    return {
+        "latent": question.latent,
+        "explanation": explanation,
+        "predictions": predicted,
+        "correct seqs": right,
+        "score": mean((i in predicted) == (i in right) for i in range(1, ASKED + 1)),
+    }
+
+
+def result(
+    name: str,
+    sae: ExportedSAE,
+    shared: Shared,
+    latents: list[int],
+    questions: list[Question],
+    answered: list[dict[str, Any] | None],
+) -> Result:
+    cfg = shared.cfg.autointerp
+    kept = [found for found in answered if found is not None]
+    scores = [found["score"] for found in kept]
+    warnings = []
+    if len(latents) < cfg.n_latents:
+        warnings.append(f"{len(latents)} features fire often enough, fewer than the {cfg.n_latents} asked for")
+    if len(questions) < len(latents):
+        warnings.append(f"{len(latents) - len(questions)} features have too few examples")
+    if len(kept) < len(answered):
+        warnings.append(f"{len(answered) - len(kept)} answers of the judge could not be read")
+    metrics = {
+        "autointerp_score": mean(scores) if scores else float("nan"),
+        "autointerp_std_dev": stdev(scores) if len(scores) > 1 else float("nan"),
+    }
+    return labelled(
+        "autointerp", name, sae, shared, eval_config(shared), {"autointerp": metrics}, [],
+        {str(one["latent"]): one for one in kept}, warnings, more={"judge": cfg.model},
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def firing_counts(saes: Mapping[str, ExportedSAE], tokens_NL: Tensor, shared: Shared) -> dict[str, Tensor]:
+    """On how many tokens that are not special each feature fires [d_sae]; one pass of the model for all SAEs."""
+    counts = {name: torch.zeros(sae.d_sae, device=sae.device) for name, sae in saes.items()}
+    shared.begin("autointerp: features", len(tokens_NL), "context")
+    for tokens_SL in tokens_NL.split(shared.cfg.llm_batch):
+        plain_SL = is_plain(tokens_SL, shared.lm.special_ids).to(shared.device)
+        x_nD = shared.lm.activations(tokens_SL, shared.layer)[plain_SL]
+        for name, sae in saes.items():
+            counts[name] += (sae.encode(x_nD) > 0).sum(0)
+        shared.advance(len(tokens_SL))
+    return {name: count.cpu() for name, count in counts.items()}
+
+
+def chosen_latents(count_F: Tensor, cfg: AutointerpConfig, seed: int) -> list[int]:
+    """Features that fire on more than `dead_below` tokens, `n_latents` of them drawn by the seed."""
+    alive = (count_F > cfg.dead_below).nonzero()[:, 0].tolist()
+    if len(alive) <= cfg.n_latents:
+        return alive
+    return sorted(random.Random(stream_seed(seed, "autointerp", "latents")).sample(alive, cfg.n_latents))
+
+
+@torch.no_grad()
+def activations_of(
+    saes: Mapping[str, ExportedSAE], latents: dict[str, list[int]], tokens_NL: Tensor, shared: Shared
+) -> dict[str, Tensor]:
+    """The chosen features' activations [N, L, n], 0 at special tokens, bfloat16 as SAEBench keeps them."""
+    out: dict[str, list[Tensor]] = {name: [] for name in saes}
+    shared.begin("autointerp: examples", len(tokens_NL), "context")
+    for tokens_SL in tokens_NL.split(shared.cfg.llm_batch):
+        plain_SL = is_plain(tokens_SL, shared.lm.special_ids).to(shared.device)
+        x_SLD = shared.lm.activations(tokens_SL, shared.layer)
+        for name, sae in saes.items():
+            f_SLn = sae.encode(x_SLD)[..., latents[name]] * plain_SL[..., None]
+            out[name].append(f_SLn.to(torch.bfloat16).cpu())
+        shared.advance(len(tokens_SL))
+    return {name: torch.cat(parts) for name, parts in out.items()}
+
+
+def question_about(latent: int, a_NL: Tensor, tokens_NL: Tensor, shared: Shared, seed: int) -> Question | None:
+    """Examples of one feature, drawn from its own streams; None where it has too few."""
+    buffer = shared.cfg.autointerp.buffer
+    top = largest(a_NL, TOP_SHOWN + TOP_ASKED, buffer)
+    if len(top) < TOP_SHOWN + TOP_ASKED:
+        return None
+    below = torch.where(a_NL >= a_NL[top[:, 0], top[:, 1]].min(), 0.0, a_NL)[:, buffer:-buffer]
+    if int((below > 1e-6).sum()) < SAMPLED_SHOWN + SAMPLED_ASKED:
+        return None
+    generator = stream(seed, "autointerp", "examples", str(latent))
+    drawn = torch.multinomial(below.flatten().square(), SAMPLED_SHOWN + SAMPLED_ASKED, generator=generator)
+    width = below.shape[1]
+    sampled = torch.stack([drawn // width, drawn % width + buffer], dim=1)
+    n, length = a_NL.shape
+    anywhere = torch.stack(
+        [
+            torch.randint(0, n, (RANDOM_ASKED,), generator=generator),
+            torch.randint(buffer, length - buffer, (RANDOM_ASKED,), generator=generator),
+        ],
+        dim=1,
+    )
+    peak = max(float(a_NL[row, at - buffer : at + buffer + 1].max()) for row, at in top.tolist())
+
+    def examples(places: Tensor, silent: bool = False) -> list[Example]:
+        out = []
+        for row, at in places.tolist():
+            here = slice(at - buffer, at + buffer + 1)
+            a = [0.0] * (2 * buffer + 1) if silent else a_NL[row, here].tolist()
+            words = [shared.lm.tokenizer.decode([token]) for token in tokens_NL[row, here].tolist()]
+            out.append(Example(words, a, ACTIVE * peak))
+        return out
+
+    top = top[torch.randperm(len(top), generator=generator)]
+    sampled = sampled[torch.randperm(len(sampled), generator=generator)]
+    shown = examples(top[:TOP_SHOWN]) + examples(sampled[:SAMPLED_SHOWN])
+    asked = examples(top[TOP_SHOWN:]) + examples(sampled[SAMPLED_SHOWN:]) + examples(anywhere, silent=True)
+    rng = random.Random(stream_seed(seed, "autointerp", "order", str(latent)))
+    rng.shuffle(asked)
+    answer = sorted(rng.sample(range(1, ASKED + 1), TOP_ASKED + SAMPLED_ASKED))
+    shown.sort(key=lambda example: -max(example.activations))
+    return Question(latent, shown, asked, ", ".join(map(str, answer)))
+
+
+def largest(a_NL: Tensor, k: int, buffer: int) -> Tensor:
+    """Places [<= k, 2] (row, position) of the largest values, none within `buffer` of a larger one or a row's end."""
+    inner = a_NL[:, buffer:-buffer]
+    width = inner.shape[1]
+    taken: list[tuple[int, int]] = []
+    for place in inner.flatten().argsort(descending=True, stable=True).tolist():
+        row, at = place // width, place % width + buffer
+        if inner[row, at - buffer] <= 0 or len(taken) == k:
+            break
+        if all(row != other or abs(at - near) > buffer for other, near in taken):
+            taken.append((row, at))
+    return torch.tensor(taken, dtype=torch.long).view(-1, 2)
+
+
+def parse_explanation(answer: str) -> str:
+    return answer.split("activates on")[-1].rstrip(".").strip()
+
+
+def parse_predictions(answer: str) -> list[int] | None:
+    """Numbers that the judge names, [] for None; None where the answer is neither."""
+    parts = answer.strip().rstrip(".").replace("and", ",").replace("None", "").split(",")
+    named = [part.strip() for part in parts if part.strip()]
+    return [int(part) for part in named] if all(part.isdigit() for part in named) else None
+
+
+def cost(questions: Mapping[str, list[Question]], cfg: AutointerpConfig) -> str:
+    """The estimate in one line: a token for every four characters sent, and as many received as are allowed."""
+    n = sum(map(len, questions.values()))
+    chars = sum(
+        len(message["content"])
+        for several in questions.values()
+        for question in several
+        for message in (*question.explain(), *question.predict("x" * 100))
+    )
+    sent, received = chars / CHARS_PER_TOKEN, n * (cfg.max_tokens_in_explanation + 2 * ASKED + 5)
+    dollars = (sent * cfg.price_in + received * cfg.price_out) / 1e6
+    return (
+        f"autointerp: {n:,} features of {len(questions)} SAEs, {2 * n:,} requests to {cfg.model} at {cfg.judge}, about "
+        f"{(sent + received) / 1e6:.2f} million tokens, ${dollars:.2f}"
+    )
+
+
+def eval_config(shared: Shared) -> dict[str, Any]:
+    """By SAEBench's names."""
+    cfg = shared.cfg.autointerp
+    return {
+        "model_name": shared.model_name,
+        "n_latents": cfg.n_latents,
+        "override_latents": None,
+        "dead_latent_threshold": cfg.dead_below,
+        "random_seed": shared.cfg.seed,
+        "llm_batch_size": shared.cfg.llm_batch,
+        "llm_dtype": shared.llm_dtype,
+        "buffer": cfg.buffer,
+        "no_overlap": True,
+        "act_threshold_frac": ACTIVE,
+        "total_tokens": cfg.total_tokens,
+        "scoring": True,
+        "max_tokens_in_explanation": cfg.max_tokens_in_explanation,
+        "use_demos_in_explanation": True,
+        "n_top_ex_for_generation": TOP_SHOWN,
+        "n_iw_sampled_ex_for_generation": SAMPLED_SHOWN,
+        "n_top_ex_for_scoring": TOP_ASKED,
+        "n_random_ex_for_scoring": RANDOM_ASKED,
+        "n_iw_sampled_ex_for_scoring": SAMPLED_ASKED,
+    }

@@ -1,0 +1,194 @@
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from toy_lm import BOS, ToyLM, toy_sae
+
+from sae_sweeps.config.evaluations import AutointerpConfig, EvalConfig
+from sae_sweeps.config.schema import LayerConfig
+from sae_sweeps.errors import ConfigError, NoNetwork
+from sae_sweeps.evaluation import autointerp
+from sae_sweeps.evaluation.autointerp import (
+    ASKED,
+    evaluate_autointerp,
+    largest,
+    parse_explanation,
+    parse_predictions,
+    question_about,
+)
+from sae_sweeps.evaluation.judge import Judge
+from sae_sweeps.evaluation.shared import Shared
+
+
+class LM(ToyLM):
+    bos_id = BOS
+
+    class tokenizer:
+        @staticmethod
+        def decode(ids):
+            return f" w{ids[0]}"
+
+
+class Server(ThreadingHTTPServer):
+    """An OpenAI-compatible stand-in that answers what the test wants."""
+
+    daemon_threads = True
+
+    def __init__(self, answer):
+        self.answer, self.requests, self.failures = answer, [], []
+        super().__init__(("127.0.0.1", 0), Handler)
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.requests.append((self.path, body))
+        if self.server.failures:
+            self.send_error(self.server.failures.pop(0))
+            return
+        system, user = (message["content"] for message in body["messages"])
+        explaining = "summarize in a single sentence" in system
+        text = "This neuron activates on digits." if explaining else self.server.answer(user)
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        usage = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
+        content = {
+            "id": "x",
+            "object": "chat.completion",
+            "created": 0,
+            "model": "m",
+            "choices": [choice],
+            "usage": usage,
+        }
+        out = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(out)))
+        self.end_headers()
+        self.wfile.write(out)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server = Server(lambda user: "None")
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+
+
+def shared_for(server, tmp_path, **changes):
+    cfg = AutointerpConfig(
+        judge=f"http://127.0.0.1:{server.server_port}/v1", n_latents=3, dead_below=2, total_tokens=4000, buffer=2
+    )
+    for key, value in changes.items():
+        setattr(cfg, key, value)
+    return Shared(EvalConfig(autointerp=cfg), LM(), LayerConfig(index=0), "toy", "toy", None, tmp_path)
+
+
+class SourceKind:
+    kind = "builtin"
+
+
+def tokens(n=120, length=16):
+    found = torch.randint(2, 11, (n, length), generator=torch.Generator().manual_seed(0))
+    found[:, 0] = BOS
+    return found
+
+
+def evaluate(server, tmp_path, saes=None, said=None, **changes):
+    shared = shared_for(server, tmp_path, **changes)
+    shared.source = SourceKind()
+    saes = saes or {"it": toy_sae(architecture="standard")}
+    return evaluate_autointerp(saes, shared, tokens(), (said if said is not None else []).append)
+
+
+def test_nothing_is_sent_before_the_estimate_was_shown_and_confirmed(server, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"3 features of 1 SAEs, 6 requests to gpt-4o-mini at http.*\$0\.00.*confirm=true"
+    ):
+        evaluate(server, tmp_path)
+    with pytest.raises(ConfigError, match="eval.autointerp.judge is not set"):
+        evaluate(server, tmp_path, judge=None)
+    assert server.requests == []
+
+
+def test_a_judge_that_always_says_none_is_right_about_the_silent_ones(server, tmp_path):
+    said = []
+    result = evaluate(server, tmp_path, said=said, confirm=True)["it"]
+    assert len(said) == 1 and "6 requests" in said[0] and len(server.requests) == 6
+    assert result.metrics["autointerp"]["autointerp_score"] == pytest.approx(10 / 14)
+    assert result.metrics["autointerp"]["autointerp_std_dev"] == pytest.approx(0)
+    path, body = server.requests[0]
+    assert path == "/v1/chat/completions" and body["model"] == "gpt-4o-mini" and body["max_tokens"] == 30
+    one = next(iter(result.unstructured.values()))
+    assert one["explanation"] == "digits" and one["predictions"] == [] and len(one["correct seqs"]) == 4
+    assert result.to_json()["eval_type_id"] == "autointerp" and "builtin_autointerp_score" in result.flat()
+
+
+def test_a_judge_that_knows_is_always_right(server, tmp_path, monkeypatch):
+    known = {}
+    real = autointerp.question_about
+
+    def noted(*args):
+        question = real(*args)
+        known[question.predict("digits")[1]["content"]] = question.active()
+        return question
+
+    monkeypatch.setattr(autointerp, "question_about", noted)
+    server.answer = lambda user: ", ".join(map(str, known[user]))
+    result = evaluate(server, tmp_path, confirm=True, concurrency=1)["it"]
+    assert result.metrics["autointerp"]["autointerp_score"] == 1.0
+
+
+def test_answers_that_cannot_be_read_are_counted_and_left_out(server, tmp_path):
+    server.answer = lambda user: "perhaps the third"
+    result = evaluate(server, tmp_path, confirm=True)["it"]
+    assert "3 answers of the judge could not be read" in result.warnings
+    assert result.metrics["autointerp"]["autointerp_score"] != result.metrics["autointerp"]["autointerp_score"]
+    assert parse_predictions("1, 4 and 12.") == [1, 4, 12] and parse_predictions("None") == []
+    assert parse_explanation("This neuron activates on verbs.") == "verbs"
+
+
+def test_a_busy_judge_is_asked_again_and_one_that_is_down_is_named(server, tmp_path):
+    server.failures = [500, 429]
+    judge = Judge(shared_for(server, tmp_path).cfg.autointerp, wait_s=0)
+    assert judge.ask([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}], 5) == "None"
+    assert len(server.requests) == 3 and (judge.sent, judge.received) == (7, 2)
+    server.failures = [401]
+    with pytest.raises(NoNetwork, match="the server said 401; check the address"):
+        judge.ask([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}], 5)
+    down = AutointerpConfig(judge="http://127.0.0.1:1/v1")
+    with pytest.raises(NoNetwork, match="eval.autointerp.judge=http://127.0.0.1:1/v1: the server cannot be reached"):
+        Judge(down, wait_s=0).ask([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}], 5)
+
+
+def test_examples_depend_on_the_seed_and_not_on_other_saes(server, tmp_path):
+    both = evaluate(server, tmp_path, {"a": toy_sae(0, "standard"), "b": toy_sae(1, "standard")}, confirm=True)
+    asked = sorted(json.dumps(body) for _, body in server.requests)
+    server.requests.clear()
+    alone = evaluate(server, tmp_path, {"b": toy_sae(1, "standard")}, confirm=True)
+    assert alone["b"].unstructured == both["b"].unstructured
+    assert {json.dumps(body) for _, body in server.requests} <= set(asked)
+
+
+def test_examples_are_the_strongest_and_stand_apart(server, tmp_path):
+    a = torch.zeros(4, 20)
+    a[0, 5], a[0, 6], a[0, 9], a[2, 10], a[3, 1] = 5.0, 4.9, 4.0, 3.0, 9.0
+    assert largest(a, 10, buffer=2).tolist() == [[0, 5], [0, 9], [2, 10]]  # 6 is too near, 1 too near the end
+    assert largest(a, 1, buffer=2).tolist() == [[0, 5]]
+    shared = shared_for(server, tmp_path)
+    g = torch.Generator().manual_seed(0)
+    values = torch.rand(200, 16, generator=g) * (torch.rand(200, 16, generator=g) < 0.3)
+    question = question_about(3, values, tokens(200), shared, 42)
+    assert len(question.shown) == 15 and len(question.asked) == ASKED and len(question.active()) == 4
+    peaks = [max(example.activations) for example in question.shown]
+    assert peaks == sorted(peaks, reverse=True) and "<<" in question.explain()[1]["content"]
+    assert "<<" not in question.predict("x")[1]["content"]
+    assert question_about(3, torch.zeros(200, 16), tokens(200), shared, 42) is None
