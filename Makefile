@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-quick lint type format clean saelens-check
+.PHONY: help install demo test test-quick lint type format clean saelens-check saebench-check
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,3 +57,7 @@ clean: ## remove the virtual environments and caches; outputs/ stays
 
 saelens-check: .venv-saelens/.installed ## load every exported sae/ of outputs/runs with SAELens itself and compare
 	.venv-saelens/bin/python scripts/check_saelens.py outputs/runs/*/sae
+
+saebench-check: install .venv-saelens/.installed ## SAEBench's own loop beside ours, number by number (half an hour)
+	$(PY) scripts/saebench_fixture.py build/saebench
+	.venv-saelens/bin/python scripts/check_saebench.py build/saebench --saes jumprelu_4 topk_0

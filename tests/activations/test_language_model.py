@@ -139,3 +139,36 @@ def test_no_network(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(NoNetwork, match="hf download no-such/model-here --local-dir DIR"):
         load_language_model(ModelConfig(source="hub", path="no-such/model-here"), "cpu")
+
+
+@pytest.mark.parametrize("hook", ["resid_post", "mlp_out", "attn_out"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_resumed_pass_is_a_whole_one_with_that_place_replaced(folders, tokens_SL, family, hook):
+    lm = load(folders[family])
+    layer = LayerConfig(hook, 1)
+    x_SLD = lm.activations(tokens_SL, layer)
+    assert torch.equal(lm.unembed(lm.resume(tokens_SL, layer, x_SLD)), lm.logits(tokens_SL))
+    changed = lm.unembed(lm.resume(tokens_SL, layer, x_SLD / 2))
+    assert torch.equal(changed, lm.logits(tokens_SL, layer, lambda acts: acts / 2))
+    assert torch.equal(lm.logits(tokens_SL), lm.unembed(lm.resume(tokens_SL, layer, x_SLD)))  # nothing stays behind
+
+
+def test_earlier_layers_are_not_computed_when_a_pass_is_resumed(folders, tokens_SL):
+    lm = load(folders["gpt_neox"])
+    x_SLD = lm.activations(tokens_SL, LayerConfig("resid_post", 1))
+    lm.resume(tokens_SL, LayerConfig("resid_post", 1), x_SLD)  # the first one looks at what a block returns
+    calls = []
+    for number, block in enumerate(lm._blocks()):
+        block.mlp.register_forward_hook(lambda *_, number=number: calls.append(number))
+    lm.resume(tokens_SL, LayerConfig("resid_post", 1), x_SLD)
+    assert calls == [2]
+
+
+def test_rows_stand_behind_bos_and_are_filled_on_the_right(folders):
+    for family in FAMILIES:
+        lm = load(folders[family])
+        rows = lm.tokenize_rows(["def", "return self.value, other", ""], 5)
+        assert rows.shape[1] <= 5 and (rows[:, 0] == lm.bos_id).all()
+        assert (rows == lm.bos_id).sum() == 3 and int(rows[0, -1]) in lm.special_ids
+        alone = lm.tokenize_rows(["def"], 5)[0]
+        torch.testing.assert_close(rows[0, : len(alone)], alone)
