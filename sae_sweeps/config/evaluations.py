@@ -6,6 +6,8 @@ EVALUATIONS = (
     "core", "separation", "sparse_probing", "hierarchy", "tpp", "scr", "absorption", "unlearning", "autointerp",
 )  # fmt: skip
 """In the order in which they are done: those that share activations stand together."""
+WITHOUT_MODEL = ("core", "separation")
+"""What can be asked of activations that no language model makes."""
 
 
 @dataclass

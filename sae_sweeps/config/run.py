@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_sweeps.config.evaluations import EVALUATIONS, EvalConfig
+from sae_sweeps.config.evaluations import EVALUATIONS, WITHOUT_MODEL, EvalConfig
 from sae_sweeps.config.facts import ModelFacts, model_facts
 from sae_sweeps.config.penalties import Combination, PenaltyTerm
 from sae_sweeps.config.registry import component
@@ -123,6 +123,8 @@ class RunConfig:
             why = "model=synthetic has no forward pass to judge"
             out["activations.harvest_batch"] = why
             out |= {"eval.recon_batches": why, "eval.exclude_special_tokens": why}
+            of_model = (key for key, readers in EVAL_KEYS.items() if not set(WITHOUT_MODEL) & set(readers))
+            out |= dict.fromkeys((f"eval.{key}" for key in of_model), "model=synthetic has no language model to ask")
         if self.model.source not in ("local", "hub"):
             out["model.path"] = f"model.source={self.model.source} has none"
         if self.model.source != "hub":

@@ -17,7 +17,7 @@ import torch
 
 from sae_sweeps.activations.harvest import SyntheticSource
 from sae_sweeps.activations.synthetic import SyntheticWorld
-from sae_sweeps.config.evaluations import EVALUATIONS, EvalConfig
+from sae_sweeps.config.evaluations import EVALUATIONS, WITHOUT_MODEL, EvalConfig
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import DataConfig, SyntheticConfig
 from sae_sweeps.errors import Interrupted, UserError
@@ -49,8 +49,6 @@ SETTINGS = {
 """Which keys of `eval` each evaluation depends on."""
 NOT_SETTINGS = {"autointerp": ("confirm", "price_in", "price_out", "concurrency", "api_key_env")}
 """Keys among them that change no number."""
-WITHOUT_MODEL = ("core", "separation")
-"""What can be asked of activations that no language model makes."""
 
 HELD_OUT_SPREAD = 16
 """Held-out tokens are taken evenly from this many times as many, so that they come from more than one document."""

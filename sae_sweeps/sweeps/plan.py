@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from sae_sweeps.config.evaluations import WITHOUT_MODEL
 from sae_sweeps.config.identity import run_id
 from sae_sweeps.config.penalties import Combination
 from sae_sweeps.config.run import TOP_KEYS, RunConfig, activations_gb, run_config, used_top_keys
@@ -190,6 +191,10 @@ def warnings_of(run: RunConfig) -> list[str]:
         out += term.schedule.plan_warnings(run.total_steps)
     if why := run.why_not_saelens():
         out.append(why)
+    if run.synthetic and run.eval.name != "none":
+        left_out = [name for name in run.eval.evaluations if name not in WITHOUT_MODEL]
+        if left_out:
+            out.append(f"model=synthetic has no language model, so these are left out: {', '.join(left_out)}")
     peak = max(run.learning_rate(step) for step in range(run.total_steps))
     if peak < 0.999 * run.lr_schedule.lr:
         out.append(

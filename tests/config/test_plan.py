@@ -1,8 +1,10 @@
 import json
+import re
 
 import pytest
 from composing import one, plan
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sae_sweeps.command import CONF
 from sae_sweeps.config.evaluations import EvalConfig
@@ -240,3 +242,24 @@ def test_dry_run_tells_steps_lr_weights_and_keys():
 def test_names_of_links_are_safe(title):
     name = safe_name(title)
     assert 0 < len(name) <= 80 and not set(name) & set("/\\\n<>\0") and name.strip(".")
+
+
+def test_evaluations_are_checked_and_their_unused_keys_refused():
+    full = one("model=builtin", "eval=full").run.eval
+    assert full.recon_batches == 200 and "tpp" in full.evaluations and full.probing.k_values == [1, 2, 5]
+    assert one(
+        "model=builtin", "eval.evaluations=[core,tpp]", "eval.ablation.n_values=[3]"
+    ).run.eval.ablation.n_values == [3]
+    mistakes = {
+        ("eval.evaluations=[core,foo]",): "eval.evaluations=foo: must be one of core",
+        ("eval.ablation.n_values=[3]",): "eval.evaluations has none of tpp, scr",
+        ("eval=full", "eval.hierarchy.folds=1"): "eval.hierarchy.folds=1: must be at least 2",
+        ("eval=full", "eval.probing.k_values=[]"): "give numbers above 0",
+        ("eval=full", "eval.probing.train_rows=many"): "eval.probing.train_rows",
+        ("model=synthetic", "eval.seed=3"): "no run of this command uses it",
+    }
+    for words, message in mistakes.items():
+        with pytest.raises((ConfigError, OmegaConfBaseException), match=re.escape(message)):
+            plan("model=builtin", *words)
+    (warning,) = [w for w in plan("model=synthetic", "eval=full").warnings if "language model" in w]
+    assert "sparse_probing" in warning
