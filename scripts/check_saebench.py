@@ -36,6 +36,10 @@ NAME = "gemma-2-2b-it"
 LAYER = 2
 N_SAES = 8
 """Times are those of the first SAE and of the mean later one, added up to so many."""
+SCR_CLASSES = (
+    "male / female", "female_data_only", "professor / nurse", "nurse_data_only", "male_professor / female_nurse",
+    "female_nurse_data_only",
+)  # fmt: skip
 CORE_TOLERANCE = 1e-5
 
 
@@ -43,10 +47,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--saes", nargs="*", help="only these, by their folders' names")
+    parser.add_argument("--same-activations", action="store_true", help="SCR on our activations, not on its own")
     parser.add_argument("--only", nargs="*", help="only these evaluations")
     words = parser.parse_args()
     world = World(words.folder.resolve(), words.saes)
     world.patch()
+    if words.same_activations:
+        world.give_activations()
     every, differ = world.saes, False
     times: dict[str, float] = {}
     for name, run in EVALUATIONS.items():
@@ -130,6 +137,25 @@ class World:
         dataset_utils.load_dataset = lambda *a, **k: load(
             *a, **{key: value for key, value in k.items() if key not in ("languages", "trust_remote_code")}
         )
+
+    def give_activations(self) -> None:
+        """Our language model's activations of SCR's rows in the place of TransformerLens's: what is left is the SAE."""
+        import sae_bench.evals.scr_and_tpp.main as module
+
+        def given(*args: Any) -> Any:
+            return tuple(self.dense(split) for split in ("train", "test"))
+
+        module.get_dataset_activations = given
+
+    def dense(self, split: str) -> dict[str, Any]:
+        """Rows of the current pair [rows, context, d_in], zero at BOS and behind the text."""
+        kept = load_file(self.folder / f"rows-{self.data.replace('/', '_')}-{split}.safetensors")
+        ends = kept["length"].cumsum(0)
+        rows = torch.zeros(len(kept["text"]), 128, kept["x"].shape[1])
+        for row, text in enumerate(kept["text"].tolist()):
+            n = int(kept["length"][text])
+            rows[row, 1 : n + 1] = kept["x"][int(ends[text]) - n : int(ends[text])]
+        return dict(zip(SCR_CLASSES, rows.split(kept["n"].tolist()), strict=True))
 
     def named(self, run: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(run)
@@ -349,6 +375,7 @@ def unlearning(world: World) -> dict[str, Any]:
             return argsort(kept_F, kind="stable")[::-1][: np.count_nonzero(kept_F)]
 
         single.get_top_features = top_features
+        metrics.save_target_question_ids = lambda *a, **k: None  # they are given
         place = world.work / "artifacts/unlearning" / NAME / "data/question_ids/all"
         place.mkdir(parents=True)
         for name, ids in questions.items():
@@ -402,12 +429,12 @@ EVALUATIONS: dict[str, Callable[[World], dict[str, Any]]] = {
 
 def compare(name: str, sae: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     """Print the largest differences of the metrics and of what stands behind them; whether one is too large."""
-    tolerance = CORE_TOLERANCE if name == "core" else 1e-9
+    tolerance = CORE_TOLERANCE if name == "core" else 1e-7
     worst = []
     for part in ("eval_result_metrics", "eval_result_details", "eval_result_unstructured"):
         a, b = dict(leaves(theirs[part])), dict(leaves(ours[part]))
         shared = [key for key in a if key in b and isinstance(a[key], int | float) and isinstance(b[key], int | float)]
-        missing = [key for key in a if key not in b]
+        missing = [key for key, value in a.items() if key not in b and value is not None]
         gaps = {key: abs(a[key] - b[key]) / (max(abs(a[key]), 1e-12) if name == "core" else 1) for key in shared}
         largest = max(gaps, key=lambda key: gaps[key]) if gaps else None
         n_off = sum(gap > tolerance for gap in gaps.values())

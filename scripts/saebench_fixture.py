@@ -163,6 +163,10 @@ def make_saes(folder: Path) -> None:
         shutil.copytree(done / "sae", folder / "saes" / f"{words[0].partition('=')[2]}_{number}")
 
 
+def slug(name: str) -> str:
+    return name.replace("/", "_")
+
+
 def hand_over(folder: Path) -> None:
     """What SAEBench is given in the place of its own draws: contexts, words, prompts, probes and questions."""
     from safetensors.torch import save_file
@@ -174,11 +178,21 @@ def hand_over(folder: Path) -> None:
     from sae_sweeps.runs.bench import Bench
     from sae_sweeps.sweeps.compose import compose_points
 
+    shutil.rmtree(folder / "handed", ignore_errors=True)  # made anew, or the prompts would not be seen
     where = [f"eval.data={folder / 'data'}", f"model={folder / 'model'}", "layer=2", f"outputs={folder / 'handed'}"]
     run = run_config(compose_points([*where, *WORDS])[0].cfg)
     shared = Bench(torch.device("cpu")).shared(run, folder / "handed")
     tokens = held_out_contexts(run.model, run.data, shared.lm, 16 * 24)
     save_file({"tokens": tokens.contiguous()}, folder / "tokens.safetensors")
+
+    for pair in shared.source.pairs:
+        for split in ("train", "test"):
+            rows = shared.rows(pair, split)
+            kept = {"x": rows.x_ND, "length": rows.length_T, "text": rows.text_R}
+            kept["n"] = torch.tensor(list(rows.n_by_class.values()))
+            save_file(
+                {k: t.contiguous() for k, t in kept.items()}, folder / f"rows-{slug(pair.name)}-{split}.safetensors"
+            )
 
     asked: list[str] = []
     at_words = letters.at_words
