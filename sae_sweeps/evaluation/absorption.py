@@ -122,7 +122,9 @@ def absorption(
         train, test = (train_NF, letters.train_letter_N), (test_NF, letters.test_letter_N)
         split = split_features(letter, weight_26F[letter], train, test, cfg)
         fraction_n, full_n = absorbed(sae, letters.words_x_ND[here], letters.weight_26D[letter], split)
-        out.append(LetterAbsorption(letter, split, fraction_n.double().mean().item(), int(full_n.sum()), int(here.sum())))
+        out.append(
+            LetterAbsorption(letter, split, fraction_n.double().mean().item(), int(full_n.sum()), int(here.sum()))
+        )
     return out
 
 

@@ -122,6 +122,10 @@ def evaluate_autointerp(
     """
     cfg, seed = shared.cfg.autointerp, shared.cfg.seed
     judge = Judge(cfg)
+    if tokens_NL.shape[1] <= 2 * cfg.buffer:
+        raise ConfigError(
+            f"eval.autointerp.buffer={cfg.buffer}: contexts of {tokens_NL.shape[1]} tokens leave no room; lower it."
+        )
     tokens_NL = tokens_NL[: max(1, cfg.total_tokens // tokens_NL.shape[1])]
     counts = firing_counts(saes, tokens_NL, shared)
     latents = {name: chosen_latents(count_F, cfg, seed) for name, count_F in counts.items()}
@@ -143,7 +147,7 @@ def evaluate_autointerp(
         shared.begin("autointerp", len(questions[name]), "feature")
         with ThreadPoolExecutor(cfg.concurrency) as pool:
             answered = list(pool.map(lambda q: _answered(q, judge, cfg, shared), questions[name]))
-        out[name] = result(name, sae, shared, latents[name], questions[name], answered)
+        out[name] = result(name, sae, shared, latents[name], questions[name], answered, tokens_NL.shape[1])
     return out
 
 
@@ -171,6 +175,7 @@ def result(
     latents: list[int],
     questions: list[Question],
     answered: list[dict[str, Any] | None],
+    context: int,
 ) -> Result:
     cfg = shared.cfg.autointerp
     kept = [found for found in answered if found is not None]
@@ -187,7 +192,7 @@ def result(
         "autointerp_std_dev": stdev(scores) if len(scores) > 1 else float("nan"),
     }
     return labelled(
-        "autointerp", name, sae, shared, eval_config(shared), {"autointerp": metrics}, [],
+        "autointerp", name, sae, shared, eval_config(shared, context), {"autointerp": metrics}, [],
         {str(one["latent"]): one for one in kept}, warnings, more={"judge": cfg.model},
     )  # fmt: skip
 
@@ -219,16 +224,19 @@ def activations_of(
     saes: Mapping[str, ExportedSAE], latents: dict[str, list[int]], tokens_NL: Tensor, shared: Shared
 ) -> dict[str, Tensor]:
     """The chosen features' activations [N, L, n], 0 at special tokens, bfloat16 as SAEBench keeps them."""
-    out: dict[str, list[Tensor]] = {name: [] for name in saes}
+    # made whole at once: parts that are joined later would be held twice
+    out = {name: torch.zeros(*tokens_NL.shape, len(chosen), dtype=torch.bfloat16) for name, chosen in latents.items()}
+    done = 0
     shared.begin("autointerp: examples", len(tokens_NL), "context")
     for tokens_SL in tokens_NL.split(shared.cfg.llm_batch):
         plain_SL = is_plain(tokens_SL, shared.lm.special_ids).to(shared.device)
         x_SLD = shared.lm.activations(tokens_SL, shared.layer)
         for name, sae in saes.items():
             f_SLn = sae.encode(x_SLD)[..., latents[name]] * plain_SL[..., None]
-            out[name].append(f_SLn.to(torch.bfloat16).cpu())
+            out[name][done : done + len(tokens_SL)] = f_SLn.to(torch.bfloat16).cpu()
+        done += len(tokens_SL)
         shared.advance(len(tokens_SL))
-    return {name: torch.cat(parts) for name, parts in out.items()}
+    return out
 
 
 def question_about(latent: int, a_NL: Tensor, tokens_NL: Tensor, shared: Shared, seed: int) -> Question | None:
@@ -296,7 +304,7 @@ def parse_predictions(answer: str) -> list[int] | None:
     """Numbers that the judge names, [] for None; None where the answer is neither."""
     parts = answer.strip().rstrip(".").replace("and", ",").replace("None", "").split(",")
     named = [part.strip() for part in parts if part.strip()]
-    return [int(part) for part in named] if all(part.isdigit() for part in named) else None
+    return [int(part) for part in named] if all(part.isdecimal() for part in named) else None
 
 
 def cost(questions: Mapping[str, list[Question]], cfg: AutointerpConfig) -> str:
@@ -316,7 +324,7 @@ def cost(questions: Mapping[str, list[Question]], cfg: AutointerpConfig) -> str:
     )
 
 
-def eval_config(shared: Shared) -> dict[str, Any]:
+def eval_config(shared: Shared, context: int) -> dict[str, Any]:
     """By SAEBench's names."""
     cfg = shared.cfg.autointerp
     return {
@@ -325,6 +333,8 @@ def eval_config(shared: Shared) -> dict[str, Any]:
         "override_latents": None,
         "dead_latent_threshold": cfg.dead_below,
         "random_seed": shared.cfg.seed,
+        "dataset_name": "held-out text",
+        "llm_context_size": context,
         "llm_batch_size": shared.cfg.llm_batch,
         "llm_dtype": shared.llm_dtype,
         "buffer": cfg.buffer,

@@ -230,6 +230,7 @@ def _autointerp(name: str, subjects: list[Subject], bench: Bench, cache: Path) -
     saes = {subject.name: subject.sae for subject in subjects}
     results = evaluate_autointerp(saes, shared, tokens_NL, say)
     for subject in subjects:
+        results[subject.name].eval_config["dataset_name"] = run.data.path or run.data.name
         _write(subject, results[subject.name])
 
 

@@ -1,5 +1,6 @@
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -10,6 +11,7 @@ from sae_sweeps.config.evaluations import AutointerpConfig, EvalConfig
 from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.errors import ConfigError, NoNetwork
 from sae_sweeps.evaluation import autointerp
+from sae_sweeps.evaluation import judge as judge_module
 from sae_sweeps.evaluation.autointerp import (
     ASKED,
     evaluate_autointerp,
@@ -46,7 +48,14 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append((self.path, body))
         if self.server.failures:
-            self.send_error(self.server.failures.pop(0))
+            failure = self.server.failures.pop(0)
+            if failure == "slow":
+                time.sleep(0.5)
+                self.close_connection = True
+            elif isinstance(failure, str):
+                self.reply(failure.encode())
+            else:
+                self.send_error(failure)
             return
         system, user = (message["content"] for message in body["messages"])
         explaining = "summarize in a single sentence" in system
@@ -61,7 +70,9 @@ class Handler(BaseHTTPRequestHandler):
             "choices": [choice],
             "usage": usage,
         }
-        out = json.dumps(content).encode()
+        self.reply(json.dumps(content).encode())
+
+    def reply(self, out):
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(out)))
@@ -74,13 +85,16 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "HTTP_PROXY"):  # the judge is on this machine, so none is asked
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")  # put back afterwards
     server = Server(lambda user: "None")
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     yield server
     server.shutdown()
+    server.server_close()
 
 
 def shared_for(server, tmp_path, **changes):
@@ -129,6 +143,7 @@ def test_a_judge_that_always_says_none_is_right_about_the_silent_ones(server, tm
     assert path == "/v1/chat/completions" and body["model"] == "gpt-4o-mini" and body["max_tokens"] == 30
     one = next(iter(result.unstructured.values()))
     assert one["explanation"] == "digits" and one["predictions"] == [] and len(one["correct seqs"]) == 4
+    assert result.eval_config["llm_context_size"] == 16
     assert result.to_json()["eval_type_id"] == "autointerp" and "builtin_autointerp_score" in result.flat()
 
 
@@ -153,6 +168,7 @@ def test_answers_that_cannot_be_read_are_counted_and_left_out(server, tmp_path):
     assert "3 answers of the judge could not be read" in result.warnings
     assert result.metrics["autointerp"]["autointerp_score"] != result.metrics["autointerp"]["autointerp_score"]
     assert parse_predictions("1, 4 and 12.") == [1, 4, 12] and parse_predictions("None") == []
+    assert parse_predictions("1, ²") is None
     assert parse_explanation("This neuron activates on verbs.") == "verbs"
 
 
@@ -169,6 +185,18 @@ def test_a_busy_judge_is_asked_again_and_one_that_is_down_is_named(server, tmp_p
         Judge(down, wait_s=0).ask([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}], 5)
 
 
+def test_a_judge_that_is_slow_is_asked_again_and_one_that_talks_nonsense_is_named(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(judge_module, "TIMEOUT_S", 0.2)
+    judge = Judge(shared_for(server, tmp_path).cfg.autointerp, wait_s=0)
+    messages = [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]
+    server.failures = ["slow", 529]
+    assert judge.ask(messages, 5) == "None" and len(server.requests) == 3
+    for nonsense in ('{"choices": []}', '{"error": {"message": "no"}}', "<html>", "[]"):
+        server.failures = [nonsense]
+        with pytest.raises(NoNetwork, match="the server's answer is not a chat completion"):
+            judge.ask(messages, 5)
+
+
 def test_examples_depend_on_the_seed_and_not_on_other_saes(server, tmp_path):
     both = evaluate(server, tmp_path, {"a": toy_sae(0, "standard"), "b": toy_sae(1, "standard")}, confirm=True)
     asked = sorted(json.dumps(body) for _, body in server.requests)
@@ -176,6 +204,10 @@ def test_examples_depend_on_the_seed_and_not_on_other_saes(server, tmp_path):
     alone = evaluate(server, tmp_path, {"b": toy_sae(1, "standard")}, confirm=True)
     assert alone["b"].unstructured == both["b"].unstructured
     assert {json.dumps(body) for _, body in server.requests} <= set(asked)
+    shared = shared_for(server, tmp_path)
+    values = torch.rand(200, 16, generator=torch.Generator().manual_seed(0))
+    one, same, other = (question_about(3, values, tokens(200), shared, seed) for seed in (42, 42, 43))
+    assert one == same and one.asked != other.asked
 
 
 def test_examples_are_the_strongest_and_stand_apart(server, tmp_path):
