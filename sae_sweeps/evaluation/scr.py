@@ -20,7 +20,7 @@ from sae_sweeps.evaluation.probes import BinaryTask, Probes, accuracy
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.shared import Shared, labelled
 from sae_sweeps.evaluation.tasks import PAIRED, Pair
-from sae_sweeps.evaluation.tpp import Accuracies, average, eval_config, probes_of_model, too_small
+from sae_sweeps.evaluation.tpp import Accuracies, average, before_ablation, eval_config, probes_of_model, too_small
 from sae_sweeps.saelens import ExportedSAE
 
 BY_ATTRIBUTE, BY_CLASS, BIASED = PAIRED
@@ -131,10 +131,7 @@ def scr_accuracies(
     sae: ExportedSAE, name: str, shared: Shared, pair: Pair, draws: dict[str, BinaryTask], probes: Probes
 ) -> Accuracies:
     """Every accuracy after ablating the n features that matter most to each probe."""
-    train_RF, test_RF = shared.features(name, sae, pair, "train"), shared.ablated_features(name, sae, pair)
-    base_RC = logits_of(probes, shared.model_means(pair, "test"))
-    W_dec = sae.weights["W_dec"].float()
-    dot_FC = W_dec @ probes.weight_CD.T.to(W_dec)
+    train_RF, test_RF, base_RC, dot_FC = before_ablation(sae, name, shared, pair, probes)
     n_values = shared.cfg.ablation.n_values
     out: Accuracies = {}
     for c, label in enumerate(PAIRED):

@@ -103,14 +103,21 @@ def probes_of_model(shared: Shared, data: str | Pair, draws: dict[str, BinaryTas
     return Probes(made["weight"], made["bias"], made["accuracy"])
 
 
+def before_ablation(
+    sae: ExportedSAE, name: str, shared: Shared, data: str | Pair, probes: Probes
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Train and test features [R, d_sae], logits as they are [R, C], and W_dec_j . w_c [d_sae, C]."""
+    train_RF, test_RF = shared.features(name, sae, data, "train"), shared.ablated_features(name, sae, data)
+    W_dec = sae.weights["W_dec"].float()
+    base_RC = logits_of(probes, shared.model_means(data, "test"))
+    return train_RF, test_RF, base_RC, W_dec @ probes.weight_CD.T.to(W_dec)
+
+
 def accuracies(
     sae: ExportedSAE, name: str, shared: Shared, dataset: str, draws: dict[str, BinaryTask], probes: Probes
 ) -> Accuracies:
     """Every probe's accuracy after every ablation."""
-    train_RF, test_RF = shared.features(name, sae, dataset, "train"), shared.ablated_features(name, sae, dataset)
-    base_RC = logits_of(probes, shared.model_means(dataset, "test"))
-    W_dec = sae.weights["W_dec"].float()
-    dot_FC = W_dec @ probes.weight_CD.T.to(W_dec)
+    train_RF, test_RF, base_RC, dot_FC = before_ablation(sae, name, shared, dataset, probes)
     n_values = shared.cfg.ablation.n_values
     out: Accuracies = {}
     for c, (ablated, task) in enumerate(draws.items()):
