@@ -5,7 +5,6 @@ Made once per (model, layer, data, seed), kept in files and in memory, and the s
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 from collections import OrderedDict
@@ -53,9 +52,9 @@ class Memory:
         return made
 
     def forget(self, prefix: str) -> None:
+        """Drop what no one will ask for again."""
         for key in [key for key in self._kept if key.startswith(prefix)]:
             self.size -= _bytes(self._kept.pop(key))
-        gc.collect()
 
 
 def _bytes(tensors: dict[str, Tensor]) -> int:
@@ -200,6 +199,10 @@ class Shared:
         """Mean of each of the SAE's features over the tokens of each row [R, d_sae], float32."""
         key = f"features {name} {_name(data)} {split}"
         return self.memory.get(key, lambda: {"f": mean_features(self.rows(data, split), sae)})["f"]
+
+    def forget_features(self) -> None:
+        """Drop the row means of SAEs; what no SAE decides stays."""
+        self.memory.forget("features ")
 
     def ablated_features(self, name: str, sae: ExportedSAE, data: str | Pair) -> Tensor:
         """The same on test rows, with what fires on the zeros that stand at special tokens [R, d_sae]."""

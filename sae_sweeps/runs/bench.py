@@ -80,6 +80,11 @@ class Bench:
             self._shared = {key: Shared(run.eval, lm, layer, name, digest, source, cache, stage, tick)}
         return self._shared[key]
 
+    def forget_features(self) -> None:
+        """Free what evaluations keep of SAEs that are done with."""
+        for shared in self._shared.values():
+            shared.forget_features()
+
     def check(self, done: int) -> None:
         """Report progress outside the training loop; there a stop needs no checkpoint."""
         self.progress.tick(done)

@@ -132,6 +132,7 @@ def evaluate_group(
         tell(f"{name}: {len(left) - len(found)} done in {time.monotonic() - began:.1f} s{before}")
         for failure in found:
             tell(f"{failure.subject}: {failure}")
+    bench.forget_features()
     return failures
 
 

@@ -20,7 +20,7 @@ from sae_sweeps.config.run import RunConfig, run_config
 from sae_sweeps.errors import ConfigError, DataError, Interrupted
 from sae_sweeps.files import read_json, write_json
 from sae_sweeps.runs.bench import Bench, device_for
-from sae_sweeps.runs.evaluate import Subject, collected, evaluate_group, is_done, wanted
+from sae_sweeps.runs.evaluate import Failure, Subject, collected, evaluate_group, is_done, wanted
 from sae_sweeps.runs.execute import TRAINED, write_results
 from sae_sweeps.runs.export import trained_sae
 from sae_sweeps.runs.folder import RunFolder
@@ -119,17 +119,24 @@ def evaluate_targets(group: list[Target], bench: Bench, console: Console) -> boo
             held[target.name] = target
         if not subjects:
             return False
-        failures = evaluate_group(subjects, bench, group[0].cache, lambda line: console.say(f"  {line}"))
-        for name, target in held.items():
-            own = [failure for failure in failures if failure.subject == name]
-            if target.is_run:
-                write_results(target.run, name, RunFolder(target.folder), target.title, own)
-            else:
-                write_foreign(target, [str(failure) for failure in own])
+        failures: list[Failure] = []
+        try:
+            failures = evaluate_group(subjects, bench, group[0].cache, lambda line: console.say(f"  {line}"))
+        finally:  # what was done before an interruption counts
+            for name, target in held.items():
+                record(target, [failure for failure in failures if failure.subject == name])
         return bool(failures)
     finally:
         for lease in leases:
             lease.release()
+
+
+def record(target: Target, failures: list[Failure]) -> None:
+    """results.json with everything that the folder's evaluations say."""
+    if target.is_run:
+        write_results(target.run, target.name, RunFolder(target.folder), target.title, failures)
+    else:
+        write_foreign(target, [str(failure) for failure in failures])
 
 
 def sae_of(target: Target) -> ExportedSAE:
