@@ -3,14 +3,13 @@
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from sae_sweeps.evaluation.result import BUILTIN
+
 if TYPE_CHECKING:
     import pandas as pd
 
 Column = tuple[str, str]
 """A column of a frame: run, config or metrics; then its name."""
-
-BUILTIN = "builtin_"
-"""Before the name of a metric that was measured on built-in data (see `sae_sweeps.evaluation.result`)."""
 
 JUDGED = (
     "sae_top_1_test_accuracy", "tpp_threshold_10_total_metric", "scr_metric_threshold_10", "mean_absorption_score",

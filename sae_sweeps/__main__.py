@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sae_sweeps.errors import UserError
+from sae_sweeps.errors import ConfigError, UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,11 +39,10 @@ def parser() -> argparse.ArgumentParser:
 def evaluate_paths(words: argparse.Namespace) -> int:
     from sae_sweeps.sweeps.evaluate import evaluate
 
-    paths = [Path(word) for word in words.words if "=" not in word or Path(word).exists()]
-    given = [word for word in words.words if Path(word) not in paths]
+    is_path = {word: "=" not in word or Path(word).exists() for word in words.words}
+    paths = [Path(word) for word in words.words if is_path[word]]
+    given = [word for word in words.words if not is_path[word]]
     if not paths:
-        from sae_sweeps.errors import ConfigError
-
         raise ConfigError("evaluate needs a path: a run, a sweep, an outputs folder or an SAE's folder.")
     return evaluate(paths, given)
 

@@ -6,8 +6,30 @@ EVALUATIONS = (
     "core", "separation", "sparse_probing", "hierarchy", "tpp", "scr", "absorption", "unlearning", "autointerp",
 )  # fmt: skip
 """In the order in which they are done: those that share activations stand together."""
+SETTINGS = {
+    "core": ("batch_size", "recon_batches", "sparsity_batches", "exclude_special_tokens"),
+    "separation": ("composition", "label_tokens"),
+    "sparse_probing": ("data", "seed", "probing"),
+    "hierarchy": ("data", "seed", "probing", "hierarchy"),
+    "tpp": ("data", "seed", "probing", "ablation"),
+    "scr": ("data", "seed", "probing", "ablation"),
+    "absorption": ("data", "seed", "absorption"),
+    "unlearning": ("data", "seed", "unlearning"),
+    "autointerp": ("seed", "autointerp"),
+}
+"""Which keys of `eval` decide the numbers of each evaluation."""
 WITHOUT_MODEL = ("core", "separation")
 """What can be asked of activations that no language model makes."""
+
+
+def readers() -> dict[str, list[str]]:
+    """Which evaluations read a key of `eval`."""
+    out: dict[str, list[str]] = {}
+    for evaluation, keys in SETTINGS.items():
+        speed = () if evaluation in WITHOUT_MODEL else ("llm_batch",)
+        for key in (*keys, *speed):
+            out.setdefault(key, []).append(evaluation)
+    return out
 
 
 @dataclass

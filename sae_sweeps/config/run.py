@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_sweeps.config.evaluations import EVALUATIONS, WITHOUT_MODEL, EvalConfig
+from sae_sweeps.config.evaluations import EVALUATIONS, WITHOUT_MODEL, EvalConfig, readers
 from sae_sweeps.config.facts import ModelFacts, model_facts
 from sae_sweeps.config.penalties import Combination, PenaltyTerm
 from sae_sweeps.config.registry import component
@@ -84,9 +84,6 @@ class RunConfig:
     def synthetic(self) -> bool:
         return self.model.source == "synthetic"
 
-    def penalty_weight(self, step: int) -> float:
-        return self.penalty.peak_weight() * self.schedule.value(step, self.total_steps)
-
     def penalty_terms(self) -> list[PenaltyTerm]:
         """The penalties with their schedules, in the order given; none where the run has none."""
         if isinstance(self.penalty, Combination):
@@ -123,7 +120,7 @@ class RunConfig:
             why = "model=synthetic has no forward pass to judge"
             out["activations.harvest_batch"] = why
             out |= {"eval.recon_batches": why, "eval.exclude_special_tokens": why}
-            of_model = (key for key, readers in EVAL_KEYS.items() if not set(WITHOUT_MODEL) & set(readers))
+            of_model = (key for key, asking in readers().items() if not set(WITHOUT_MODEL) & set(asking))
             out |= dict.fromkeys((f"eval.{key}" for key in of_model), "model=synthetic has no language model to ask")
         if self.model.source not in ("local", "hub"):
             out["model.path"] = f"model.source={self.model.source} has none"
@@ -152,32 +149,12 @@ class RunConfig:
         return out
 
 
-EVAL_KEYS = {
-    "batch_size": ("core",),
-    "recon_batches": ("core",),
-    "sparsity_batches": ("core",),
-    "exclude_special_tokens": ("core",),
-    "composition": ("separation",),
-    "label_tokens": ("separation",),
-    "data": ("sparse_probing", "hierarchy", "tpp", "scr", "absorption", "unlearning"),
-    "seed": ("sparse_probing", "hierarchy", "tpp", "scr", "absorption", "unlearning", "autointerp"),
-    "llm_batch": ("sparse_probing", "hierarchy", "tpp", "scr", "absorption", "unlearning", "autointerp"),
-    "probing": ("sparse_probing", "hierarchy", "tpp", "scr"),
-    "ablation": ("tpp", "scr"),
-    "hierarchy": ("hierarchy",),
-    "absorption": ("absorption",),
-    "unlearning": ("unlearning",),
-    "autointerp": ("autointerp",),
-}
-"""Which evaluations read a key of `eval`."""
-
-
 def _unused_eval_keys(cfg: EvalConfig) -> dict[str, str]:
     """Keys of the eval group that no chosen evaluation reads."""
     return {
-        f"eval.{key}": f"eval.evaluations has none of {', '.join(readers)}"
-        for key, readers in EVAL_KEYS.items()
-        if not set(readers) & set(cfg.evaluations)
+        f"eval.{key}": f"eval.evaluations has none of {', '.join(asking)}"
+        for key, asking in readers().items()
+        if not set(asking) & set(cfg.evaluations)
     }
 
 

@@ -73,7 +73,7 @@ def evaluate_absorption(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict
     letters = first_letters(shared)
     known = [letter for letter, f1 in enumerate(letters.f1()) if f1 > cfg.min_probe_f1]
     out = {}
-    for name, sae in saes.items():
+    for name, sae in shared.each("absorption", saes):
         warnings, found = [], []
         if len(known) < cfg.min_letters:
             warnings.append(
@@ -100,7 +100,6 @@ def evaluate_absorption(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict
             older,
         )
         # The words are the tokenizer's own: SAEBench's evaluation whatever `eval.data` is. The model decides.
-        shared.advance()
     return out
 
 

@@ -35,9 +35,8 @@ def evaluate_hierarchy(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict[
     for data in shared.source.hierarchies:
         rows = shared.hierarchy_rows(data)
         of_model[data] = cross_validated(mean_activations(rows, shared.device), rows, shared)
-        for name, sae in saes.items():
+        for name, sae in shared.each("hierarchy", saes):
             found[name][data] = cross_validated(mean_features(rows, sae), rows, shared)
-            shared.advance()
     out = {}
     for name, sae in saes.items():
         metrics = flat("hierarchy", found[name]) | flat("hierarchy_llm", of_model)

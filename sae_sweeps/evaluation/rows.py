@@ -60,15 +60,16 @@ def harvest_rows(
     """Activations of the texts of each class; `progress` is told of the texts done."""
     x, length, special = [], [], []
     all_texts = [text for of_class in texts.values() for text in of_class]
-    number = {text: n for n, text in enumerate(dict.fromkeys(all_texts))}
-    for first in range(0, len(number), batch):
-        tokens_SL = lm.tokenize_rows(list(number)[first : first + batch], context)
+    distinct = list(dict.fromkeys(all_texts))
+    for first in range(0, len(distinct), batch):
+        tokens_SL = lm.tokenize_rows(distinct[first : first + batch], context)
         plain_SL = is_plain(tokens_SL, lm.special_ids)
         x.append(lm.activations(tokens_SL, layer)[plain_SL.to(lm.device)].cpu())
         length.append(plain_SL.sum(1))
         special.append(context - plain_SL.sum(1))
-        progress(min(first + batch, len(number)))
+        progress(min(first + batch, len(distinct)))
     n_by_class = {name: len(of_class) for name, of_class in texts.items()}
+    number = {text: n for n, text in enumerate(distinct)}
     text_R = torch.tensor([number[text] for text in all_texts])
     return Rows(torch.cat(x), torch.cat(length), torch.cat(special), text_R, n_by_class)
 

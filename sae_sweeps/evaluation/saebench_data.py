@@ -152,9 +152,7 @@ class SAEBenchSource:
         """The class, and inside it the second attribute, for the classes that sparse probing asks about."""
         text, column, second = COLUMNS[name]
         table = self._table(name, "train")
-        labels = [label for data, found in CLASSES.items() if data.startswith(name) for label in found]
-        if name == AMAZON:
-            labels = list(CLASSES[AMAZON])
+        labels = [label for data, found in CLASSES.items() if data.split("_class_set")[0] == name for label in found]
         texts: dict[str, dict[str, list[str]]] = {}
         for label in labels:
             of_label = table[table[column] == int(label)]

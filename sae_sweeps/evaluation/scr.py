@@ -69,10 +69,9 @@ def evaluate_scr(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict[str, R
     for pair in shared.source.pairs:
         draws = pair_draws(shared, pair)
         probes, clean = pair_probes(shared, pair, draws)
-        for name, sae in saes.items():
+        for name, sae in shared.each("scr", saes):
             after[name][pair.name] = scr_accuracies(sae, name, shared, pair, draws, probes)
             found[name][pair.name] = scr_metrics(after[name][pair.name], clean)
-            shared.advance()
     return {
         name: labelled(
             "scr",
@@ -145,9 +144,8 @@ def scr_accuracies(
 def scr_metrics(found: Accuracies, clean: dict[str, float]) -> dict[str, float]:
     """Scores of a pair: (changed - original) / (clean - original), 0 where there is nothing to gain."""
     original = {data: clean[f"{BIASED} probe on {data} data"] for data in (BY_CLASS, BY_ATTRIBUTE)}
-    metric_dir = {True: 1, False: 2}.get(original[BY_CLASS] < original[BY_ATTRIBUTE])
-    if original[BY_CLASS] == original[BY_ATTRIBUTE]:
-        metric_dir = None
+    lower = min(original.values())
+    metric_dirs = [n for n, start in enumerate(original.values(), 1) if start == lower]
     out = {}
     for direction, (ablated, data) in enumerate(((BY_ATTRIBUTE, BY_CLASS), (BY_CLASS, BY_ATTRIBUTE)), 1):
         for n, after in found[ablated].items():
@@ -155,6 +153,6 @@ def scr_metrics(found: Accuracies, clean: dict[str, float]) -> dict[str, float]:
             changed = after[f"{BIASED} probe on {data} data"] - original[data]
             score = 0.0 if gain < 0.001 else changed / gain
             out[f"scr_dir{direction}_threshold_{n}"] = score
-            if direction == metric_dir:
+            if metric_dirs == [direction]:
                 out[f"scr_metric_threshold_{n}"] = score
     return out

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,12 @@ class Shared:
         self._done += n
         self.tick(self._done)
 
-    def settings(self, part: str) -> dict[str, Any]:
-        return asdict(getattr(self.cfg, part))
+    def each(self, what: str, saes: Mapping[str, ExportedSAE]) -> Iterator[tuple[str, ExportedSAE]]:
+        """The SAEs by name, as a stage of their own: one that harvesting began ends with the harvest."""
+        self.begin(what, len(saes), "SAE")
+        for name, sae in saes.items():
+            yield name, sae
+            self.advance()
 
     def model_key(self) -> dict[str, Any]:
         return {"format": FORMAT, "model": self.model_digest, "layer": asdict(self.layer), "dtype": self.llm_dtype}

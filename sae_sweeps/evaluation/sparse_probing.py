@@ -37,11 +37,10 @@ def evaluate_sparse_probing(saes: Mapping[str, ExportedSAE], shared: Shared) -> 
     for dataset in datasets:
         draws = rest_draws(shared, dataset)
         of_model = model_accuracies(shared, dataset, draws)
-        for name, sae in saes.items():
+        for name, sae in shared.each("sparse probing", saes):
             train_RF, test_RF = (shared.features(name, sae, dataset, split) for split in ("train", "test"))
             own = accuracies("sae", train_RF, test_RF, draws, shared, dataset)
             found[name][dataset] = own | of_model
-            shared.advance()
     return {name: result(name, sae, shared, found[name]) for name, sae in saes.items()}
 
 

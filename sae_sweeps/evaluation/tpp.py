@@ -35,10 +35,9 @@ def evaluate_tpp(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict[str, R
     for dataset in datasets:
         draws = rest_draws(shared, dataset)
         probes, clean = llm_probes(shared, dataset, draws)
-        for name, sae in saes.items():
+        for name, sae in shared.each("tpp", saes):
             after[name][dataset] = accuracies(sae, name, shared, dataset, draws, probes)
             found[name][dataset] = tpp_metrics(after[name][dataset], clean)
-            shared.advance()
     return {
         name: labelled(
             "tpp",

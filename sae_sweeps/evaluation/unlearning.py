@@ -58,7 +58,7 @@ def evaluate_unlearning(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict
     batches = list(question_batches(questions, shared))
     counts = {kind: sum(len(q.answers) for q in questions if q.forget == kind) for kind in (True, False)}
     out = {}
-    for name, sae in saes.items():
+    for name, sae in shared.each("unlearning", saes):
         warnings = [
             f"the model answers none of the questions about what is to be {word} right: there is nothing to measure"
             for kind, word in ((True, "forgotten"), (False, "retained"))
@@ -82,7 +82,6 @@ def evaluate_unlearning(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict
             {setting.name: {"forget": setting.forget, "side": setting.side} for setting in settings},
             warnings,
         )
-        shared.advance()
     return out
 
 

@@ -17,7 +17,7 @@ import torch
 
 from sae_sweeps.activations.harvest import SyntheticSource
 from sae_sweeps.activations.synthetic import SyntheticWorld
-from sae_sweeps.config.evaluations import EVALUATIONS, WITHOUT_MODEL, EvalConfig
+from sae_sweeps.config.evaluations import EVALUATIONS, SETTINGS, WITHOUT_MODEL, EvalConfig
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import DataConfig, SyntheticConfig
 from sae_sweeps.errors import Interrupted, UserError
@@ -35,20 +35,8 @@ from sae_sweeps.saelens import ExportedSAE
 SUMMARY = ".summary.json"
 """Beside SAEBench's `evals/core.json`: `evals/core.summary.json`."""
 
-SETTINGS = {
-    "core": ("batch_size", "recon_batches", "sparsity_batches", "exclude_special_tokens"),
-    "separation": ("composition", "label_tokens"),
-    "sparse_probing": ("data", "seed", "probing"),
-    "hierarchy": ("data", "seed", "probing", "hierarchy"),
-    "tpp": ("data", "seed", "probing", "ablation"),
-    "scr": ("data", "seed", "probing", "ablation"),
-    "absorption": ("data", "seed", "absorption"),
-    "unlearning": ("data", "seed", "unlearning"),
-    "autointerp": ("seed", "autointerp"),
-}
-"""Which keys of `eval` each evaluation depends on."""
 NOT_SETTINGS = {"autointerp": ("confirm", "price_in", "price_out", "concurrency", "api_key_env")}
-"""Keys among them that change no number."""
+"""Keys within a part of `eval` that change no number."""
 
 HELD_OUT_SPREAD = 16
 """Held-out tokens are taken evenly from this many times as many, so that they come from more than one document."""
@@ -202,7 +190,10 @@ def _labelled(name: str, subjects: list[Subject], bench: Bench, cache: Path) -> 
         broken = [key for key, w in subject.sae.weights.items() if not torch.isfinite(w).all()]
         if broken:
             warning = f"not evaluated: the SAE's {' and '.join(broken)} is not finite"
-            _write(subject, Result(name, subject.name, subject.sae.cfg(), {}, {}, warnings=[warning]))
+            _write(
+                subject,
+                Result(name, subject.name, subject.sae.cfg(), {}, {}, warnings=[warning], data=shared.source.kind),
+            )
         else:
             whole[subject.name] = subject
     if not whole:

@@ -29,9 +29,6 @@ class Curve:
     def at(self, percent: int) -> float:
         return self.values[round(percent / 100 * (len(self.values) - 1))]
 
-    def is_flat(self) -> bool:
-        return min(self.values) == max(self.values)
-
 
 def curves(run: RunConfig) -> list[Curve]:
     """Everything that follows a schedule in this run."""

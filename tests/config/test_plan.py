@@ -83,7 +83,9 @@ def test_top_level_keys_feed_the_chosen_group():
 def test_recorded_values_are_the_used_ones():
     run = one("penalty=ortho", "lambda2_max=0.7").run
     assert "${" not in json.dumps(run.to_dict())
-    assert run.penalty_weight(0) == 0.7 and run.penalty_weight(run.total_steps // 2) == pytest.approx(0.175)
+    (term,) = run.penalty_terms()
+    weight = [term.weight(step, run.total_steps) for step in range(run.total_steps)]
+    assert weight[0] == 0.7 and weight[run.total_steps // 2] == pytest.approx(0.175)
     assert max(run.learning_rate(step) for step in range(run.total_steps)) == run.to_dict()["lr_schedule"]["lr"]
 
 

@@ -49,3 +49,13 @@ def test_memory_holds_the_latest_up_to_its_limit():
     assert list(memory._kept) == ["large"]  # what is asked for is given, however large
     memory.forget("lar")
     assert memory.size == 0 and not memory._kept
+
+
+def test_a_loop_over_saes_is_a_stage_of_its_own(tmp_path):
+    told = []
+    one = shared(tmp_path)
+    one.stage, one.tick = lambda *stage: told.append(stage), told.append
+    one.begin("rows", 7, "row")
+    one.advance(5)
+    assert [name for name, _ in one.each("tpp", {"a": None, "b": None})] == ["a", "b"]
+    assert told == [("rows", 7, "row"), 5, ("tpp", 2, "SAE"), 1, 2]
