@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.__main__ import FORMATS as OFFERED
 from analysis.__main__ import main
+from analysis.commands.table import FORMATS as OFFERED
 from analysis.formats import labels
 from analysis.metrics import best_rows
 from analysis.table import FORMATS, render, table
