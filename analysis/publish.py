@@ -44,7 +44,8 @@ def publish(paths: Iterable[str | Path], logger: LoggerConfig, say: Callable[[st
             raise DataError(f"{path} holds no runs; give a run's folder, a sweep's folder or the outputs folder.")
         sweep = path if (path / "manifest.json").exists() else None
         for folder, title in listed:
-            found.setdefault(folder.resolve(), Listed(read_run(folder, title), sweep and sweep.resolve().name))
+            name = sweep.resolve().name if sweep else None
+            found.setdefault(folder.resolve(), Listed(read_run(folder, title), name))
         if sweep is not None:
             sweeps[sweep] = [folder.resolve() for folder, _ in listed]
     keys = varied_keys([listed.record for listed in found.values()])

@@ -1,7 +1,8 @@
 """A server on the loopback that speaks enough of W&B's protocol for the real client: init, resume, log, finish, sync,
 tables, and saving a workspace and a report.
 
-The client sends GraphQL for the run itself, posts rows, summary and exit code to the run's `file_stream`, and puts files.
+The client sends GraphQL for the run itself, posts rows, summary and exit code to the run's `file_stream`, and puts
+files.
 """
 
 import gzip

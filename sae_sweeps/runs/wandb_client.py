@@ -62,7 +62,7 @@ def start(init: dict[str, Any]) -> Any:
     return wandb.init(**init, settings=settings)
 
 
-def show(run: Any, name: str, columns: list[str], data: list[list[Any]]) -> None:
+def show(run: Any, name: str, columns: list[str | int], data: list[list[Any]]) -> None:
     """Put a table into the run's summary, where a later one of the same name takes its place."""
     import wandb
 
