@@ -98,8 +98,8 @@ def draw(shown: View, color: bool = False) -> list[str]:
         own = sum(widths[start : start + span]) + len(GAP) * (span - 1)
         widths[start + span - 1] += max(0, cell_len(clean(name)) - own)
         own = max(own, cell_len(clean(name)))
-        rule = own - cell_len(clean(name)) - 1
-        groups.append(clean(name) + (f" {'─' * rule}" if rule > 1 and name else " " * (rule + 1)))
+        rest = own - cell_len(clean(name)) - 1
+        groups.append(clean(name) + (f" {'─' * rest}" if rest > 1 and name else " " * (rest + 1)))
         start += span
     margin = "  " if any(shown.marks) else ""
     heads = [wrapped(column.name).split("\n") for column in shown.columns]
@@ -118,9 +118,9 @@ def draw(shown: View, color: bool = False) -> list[str]:
         marks = [column.marks(row) for row in range(len(column.words))] if slot else [""] * len(column.words)
         pad = [f"{BOLD}{m}{PLAIN}{' ' * (slot - len(m))}" if color and m else m.ljust(slot) for m in marks]
         filled.append([aligned(w, column, width - slot) + m for w, m in zip(column.words, pad, strict=True)])
-    for row, parts in enumerate(zip(*filled, strict=True)):
+    for row, cells in enumerate(zip(*filled, strict=True)):
         mark = f"{shown.marks[row]:<2}" if margin else ""
-        lines.append((mark + GAP.join(parts)).rstrip())
+        lines.append((mark + GAP.join(cells)).rstrip())
     return lines
 
 

@@ -181,7 +181,7 @@ def best_rows(frame: "pd.DataFrame", column: Column) -> set[int]:
     if kind != "metrics" or direction(metric) is None:
         return set()
     columns = [c for c in frame.columns if c[0] == "metrics"] if "pivot" in frame.attrs else [column]
-    scores = {}
+    scores: dict[tuple[int, Column], float] = {}
     for c in columns:
         unfit = unfit_rows(frame, c)
         values = ((row, value) for row, value in enumerate(frame[c]) if value == value and row not in unfit)

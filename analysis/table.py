@@ -86,7 +86,7 @@ def compared(
 ) -> "pd.DataFrame":
     """The table of what `load` gives; arguments and attrs as in `table`."""
     warnings, marks = judged(full)
-    attrs = {
+    attrs: dict[str, Any] = {
         "warnings": warnings,
         "marks": marks,
         "notes": [],

@@ -1,7 +1,8 @@
-"""What people are shown of a table's frame, whatever the format: which columns, short headers in groups, cells, notes."""
+"""What people are shown of a table's frame in any format: which columns, short headers in groups, cells, notes."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ class Shown:
     values: list[Any]
     """What to sort by."""
 
-    @property
+    @cached_property
     def is_number(self) -> bool:
         return self.column[0] in ("metrics", "difference") or all(
             isinstance(value, int | float | None) for value in self.values
