@@ -40,7 +40,8 @@ def common_target(runs: Iterable[Sequence[Row]]) -> float | None:
 
 
 def followed(folder: Path) -> list[Row]:
-    """`tokens`, `tokens_per_s` and `held_out_fvu` of a run's rows; none where the run was not followed on held-out text.
+    """`tokens`, `tokens_per_s` and `held_out_fvu` of a run's rows; none of a run that was not followed on held-out
+    text.
 
     Thousands of runs are read for three numbers of each row: a line as `RowFile` writes it is searched, a file with any
     other line parsed. Raises DamagedFile as `RowFile.rows` does.

@@ -180,8 +180,8 @@ def unique_names(key: str, values: list[Any]) -> list[str]:
 def with_differences(frame: "pd.DataFrame", row: int) -> "pd.DataFrame":
     """The frame with each metric's difference to that of `row`, the baseline, which has none itself.
 
-    Where runs are folded, `difference_low` and `difference_high` bound it with 95 % confidence by Welch's t of two means
-    with unequal variances (degrees of freedom by Welch and Satterthwaite); nan where either side is a single run.
+    Where runs are folded, `difference_low` and `difference_high` bound it with 95 % confidence by Welch's t of two
+    means with unequal variances (degrees of freedom by Welch and Satterthwaite); nan where either is of a single run.
     """
     import numpy as np
     import pandas as pd

@@ -203,7 +203,7 @@ def reached_rows(frame: "pd.DataFrame", column: Column) -> set[int]:
 
 
 def unfit_rows(frame: "pd.DataFrame", column: Column) -> set[int]:
-    """Row numbers of SAEs that must not be praised: `frame.attrs["unfit"]` has reasons by run id, in a pivot by cell."""
+    """Row numbers of SAEs that must not be praised: `frame.attrs["unfit"]` has reasons by run id (pivot: by cell)."""
     reasons = frame.attrs.get("unfit", {})
     if "pivot" in frame.attrs:
         return {row for row, name in reasons if name == column[1]}

@@ -125,10 +125,14 @@ def read_run(folder: Path, title: str | None = None, run_id: str | None = None) 
     if results is not None and not (isinstance(results, dict) and isinstance(results.get("metrics"), dict)):
         raise DamagedFile(f"{run.results_path} is damaged (it has no metrics); restore it, or run the run again.")
     status = run.status()
+    lost = False
+    if status and status["state"] == "running" and Lease.holder(folder) is None:
+        status = run.status() or status  # it may have ended between the two looks
+        lost = status["state"] == "running"
     if status:
         record.state, record.step, record.total_steps = status["state"], status["step"], status["total_steps"]
         record.error = status["error"]
-        if record.state == "running" and Lease.holder(folder) is None:
+        if lost:
             record.state = LOST
     elif results:
         record.state = "completed"
