@@ -39,6 +39,7 @@ class Shown:
 
     column: Column
     name: str
+    """Short and in one printable line, as all words here are."""
     group: str
     """The header above it; empty for what names the run."""
     words: list[str]
@@ -103,8 +104,8 @@ def view(frame: "pd.DataFrame", columns: Sequence[Column] | None = None) -> View
     shown = [
         Shown(
             column=column,
-            name=names[column],
-            group=group_of(frame, column),
+            name=clean(names[column]),
+            group=clean(group_of(frame, column)),
             words=cells(frame, column),
             best=best_rows(frame, column),
             reached=reached_rows(frame, column),
