@@ -1,6 +1,6 @@
 import pytest
 
-from analysis.metrics import DIRECTIONS, FIRST, SHORT, TARGETS, direction, group, reached_rows, short_name, unfitness
+from analysis.metrics import DIRECTIONS, FIRST, TARGETS, direction, group, reached_rows, short_name, unfitness
 from analysis.table import render, table
 from tests.analysis.outputs import METRICS, add_run
 
@@ -23,7 +23,6 @@ def test_short_names_are_shorter_and_no_two_alike():
         and short_name("builtin_sae_top_1_test_accuracy") == "builtin_top1"
     )
     assert short_name("scr_dir2_threshold_500") == "scr500_dir2" and short_name("unheard_of") == "unheard_of"
-    assert len(SHORT) == len({short_name(name) for name in SHORT} | set(SHORT))
 
 
 def test_every_metric_that_is_shown_has_a_group():
