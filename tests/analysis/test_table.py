@@ -285,6 +285,16 @@ def test_watching_ends_with_ctrl_c_and_where_everything_died(outputs, capsys, mo
     assert "lost? at 40%" in capsys.readouterr().out
 
 
+def test_watching_waits_for_metrics_that_are_asked_for(outputs, capsys, monkeypatch):
+    add_run(outputs, "a", state="running", step=40)
+    monkeypatch.setattr("time.sleep", lambda seconds: add_run(outputs, "a"))
+    assert main(["table", str(outputs), "--watch", "--columns", "fvu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split() == ["a", "running", "at", "40%"] and "0.05000" in lines[-1]
+    assert lines[3].startswith("waiting for a first result: no run has a column 'fvu'")
+    assert main(["table", str(outputs), "--watch", "--columns", "fuv"]) == 2
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
