@@ -49,7 +49,8 @@ def table(
         baseline: a run id, or a filter that one row matches: differences to it stand beside each metric.
 
     `frame.attrs` says what is to be told beside the numbers: `warnings` (what makes the comparison unsound), `notes`
-    (how to read it), `marks` (worst level by run id) and `unfit` (why a run is never marked best, by run id).
+    (how to read it), `marks` (worst level by run id), `unfit` (why a run is never marked best, by run id) and `steps`
+    (step and total steps of unfinished runs, by run id).
     Raises DataError and DamagedFile as `records` does, ConfigError for a word that means nothing here.
     """
     words = [*(columns or ()), *([sort.removeprefix("-")] if sort else ()), *(pivot or ())]
@@ -94,6 +95,8 @@ def compared(
         "chosen": columns is not None,
     }
     attrs["target_fvu"] = full.attrs.get("target_fvu")
+    runs = zip(*(full["run", name] for name in ("run_id", "state", "step", "total_steps")), strict=True)
+    attrs["steps"] = {run_id: (step, total) for run_id, state, step, total in runs if state != "completed"}
     if pivot is not None:
         if fold or baseline or columns is not None or sort:
             raise ConfigError("--pivot stands alone; leave out --fold, --baseline, --columns and --sort.")
@@ -109,8 +112,8 @@ def compared(
     if sort is not None:
         frame = frame.iloc[order(frame, sort)]
     if columns is None:
-        runs = (("run", name) for name in RUN_COLUMNS)
-        shown = [*(c for c in runs if c in frame.columns), *differing(frame), *ordered_metrics(frame)]
+        named = (("run", name) for name in RUN_COLUMNS)
+        shown = [*(c for c in named if c in frame.columns), *differing(frame), *ordered_metrics(frame)]
     else:
         chosen = [column for word in columns for column in find_columns(frame, word)]
         shown = list(dict.fromkeys([("run", "run_id"), *chosen]))

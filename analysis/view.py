@@ -183,8 +183,12 @@ def cells(frame: "pd.DataFrame", column: Column) -> list[str]:
     """A column's values in a few characters each; with spread, number and interval where runs are folded."""
     kind, name = column
     values = list(frame[column])
-    if column == ("run", "state") and ("run", "step") in frame.columns:
-        return [progress(*row) for row in zip(values, frame["run", "step"], frame["run", "total_steps"], strict=True)]
+    if column == ("run", "state"):
+        steps = frame.attrs.get("steps", {})
+        return [
+            progress(state, *steps.get(run, (None, None)))
+            for run, state in zip(frame["run", "run_id"], values, strict=True)
+        ]
     if column == ("run", "run_id") and ("run", "runs") in frame.columns:
         more = [len(runs) - 1 for runs in frame["run", "runs"]]
         return [clean(value) + (f" +{n}" if n else "") for value, n in zip(values, more, strict=True)]

@@ -281,7 +281,7 @@ def test_watching_ends_with_ctrl_c_and_where_everything_died(outputs, capsys, mo
     assert main(["table", str(outputs), "--watch"]) == 0
     assert capsys.readouterr().out.count("running at 40%") == 1
     (folder / "lease.json").unlink()
-    assert main(["table", str(outputs), "--watch"]) == 0
+    assert main(["table", str(outputs), "--watch", "--columns", "k,state"]) == 0
     assert "lost? at 40%" in capsys.readouterr().out
 
 
