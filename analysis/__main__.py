@@ -5,10 +5,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from analysis.commands import table
+from analysis.commands import audit, import_, notes, table
 from sae_sweeps.errors import UserError
 
-COMMANDS = (table,)
+COMMANDS = (table, notes, import_, audit)
 
 
 def parser() -> argparse.ArgumentParser:
