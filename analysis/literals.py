@@ -80,7 +80,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def braces(text: str, start: int) -> int:
-    """The end of the literal whose `{` stands at `start`; brackets in strings do not count. ValueError where none is."""
+    """The end of the literal whose `{` stands at `start`; brackets in strings do not count. Raises ValueError."""
     depth, quote, place = 0, "", start
     while place < len(text):
         c = text[place]

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache, partial
 from typing import Any
 
@@ -202,7 +203,7 @@ def steps_done(comparison: Comparison) -> Found:
 
 
 MENTIONS = {
-    "lr_schedule.lr": r"(?:learning rate|\blr)(?: of| is| was| at|:| ?=)? ?([0-9][0-9.]*(?:e-?[0-9]+)?)",
+    "lr_schedule.lr": r"(?:learning rate|\blr)(?: of| is| was| at|:| ?=)? ?([0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?)",
     "architecture.k": r"\bk ?= ?([0-9]+)\b",
     "architecture.d_sae": r"(?:\bd_sae|dictionary size)(?: of| is| was|:| ?=)? ?([0-9][0-9,]*)\b",
     "layer.index": r"\blayer(?: ?=)? ?([0-9]+)\b",
@@ -229,10 +230,11 @@ def prose_number(comparison: Comparison) -> Found:
 
 
 def agrees(words: str, value: float) -> bool:
-    """Whether a number in prose is the value, rounded to as many digits as the prose has."""
-    said = float(words.replace(",", "").rstrip("."))
-    digits = len(re.sub(r"e.*|[^0-9]", "", words, flags=re.IGNORECASE).lstrip("0")) or 1
-    return math.isclose(said, value, rel_tol=0.5 * 10.0 ** (1 - digits) if digits < 4 else 1e-3, abs_tol=1e-12)
+    """Whether a number in prose is the value, rounded to the digits that the prose has."""
+    said = Decimal(words.replace(",", "").rstrip("."))
+    exponent = said.as_tuple().exponent
+    half_a_digit = 0.5 * 10.0 ** (exponent if isinstance(exponent, int) else 0)
+    return abs(float(said) - value) <= half_a_digit * (1 + 1e-6)
 
 
 PRAISE = r"(?<!not )(?<!never )(?<!less )\b(stable|stably|stability|converged|converges|smoothly|successfully)\b"

@@ -51,7 +51,8 @@ def table(
     if sort is not None:
         full = full.iloc[sorted(range(len(full)), key=sort_key(full, find_columns(full, sort)[0]))]
     if columns is None:
-        shown = [*(("run", name) for name in RUN_COLUMNS), *differing(full), *ordered_metrics(full)]
+        imported = [("run", "source")] if full["run", "source"].notna().any() else []
+        shown = [*(("run", name) for name in RUN_COLUMNS), *imported, *differing(full), *ordered_metrics(full)]
     else:
         chosen = [column for word in columns for column in find_columns(full, word)]
         shown = list(dict.fromkeys([("run", "run_id"), *chosen]))
