@@ -36,16 +36,13 @@ class Evidence:
         """The logged values of a key, oldest first, in the parts that are read of a long log."""
         return [value for part in self.parts for value in values_in(part, key)]
 
-    def logged(self, key: str) -> list[float]:
-        """All logged values of a key, oldest first."""
-        return list(values_in(self.log, key))
-
     def ever(self, key: str) -> bool | None:
         """Whether the key was ever logged with a value other than 0; None where it was never logged."""
-        if any(self.sampled(key)):
+        if any(value for part in self.parts for value in values_in(part, key)):
             return True
-        everything = self.logged(key)
-        return any(everything) if everything else None
+        if f'"{key}"'.encode() not in self.log:
+            return None
+        return any(values_in(self.log, key))
 
     @cached_property
     def evaluations(self) -> dict[str, os.stat_result]:
@@ -70,18 +67,31 @@ class Evidence:
         except OSError:
             return None
 
-    def cfg_of(self, name: str) -> dict[str, str]:
-        """Names that an evaluation's file gives for the SAE that it judged: hook_name and model_name.
+    @cached_property
+    def judged(self) -> dict[str, dict[str, str]]:
+        """Of every evaluation, what its file says of the SAE that it judged: hook_name and model_name.
 
         SAEBench writes them after the details of each feature, so they are looked for at the end of the file.
         """
-        assert self.folder is not None
-        parts = parts_of(self.folder / "evals" / f"{name}.json", whole_lines=False)
-        _, marker, cfg = (parts[-1] if parts else b"").rpartition(b'"sae_cfg_dict"')
-        return dict(texts_in(cfg, "hook_name", "model_name")) if marker else {}
+        assert self.folder is not None or not self.evaluations
+        found = {}
+        for name in self.evaluations:
+            _, marker, cfg = end_of(Path(self.folder or "") / "evals" / f"{name}.json").rpartition(b'"sae_cfg_dict"')
+            found[name] = dict(texts_in(cfg, "hook_name", "model_name")) if marker else {}
+        return found
 
 
-def parts_of(path: Path, whole_lines: bool = True) -> list[bytes]:
+def end_of(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - PART))
+            return file.read()
+    except OSError:
+        return b""
+
+
+def parts_of(path: Path) -> list[bytes]:
+    """A file of lines, whole where it is short, else its beginning, middle and end."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -91,9 +101,7 @@ def parts_of(path: Path, whole_lines: bool = True) -> list[bytes]:
             for start in (0, (size - PART) // 2, size - PART):
                 file.seek(start)
                 part = file.read(PART)
-                if whole_lines:
-                    part = part[part.find(b"\n") + 1 if start else 0 : part.rfind(b"\n") + 1]
-                found.append(part)
+                found.append(part[part.find(b"\n") + 1 if start else 0 : part.rfind(b"\n") + 1])
             return found
     except OSError:
         return []
@@ -102,7 +110,7 @@ def parts_of(path: Path, whole_lines: bool = True) -> list[bytes]:
 def values_in(text: bytes, key: str) -> Iterator[float]:
     """Numbers under a key of JSON lines; null, which stands for what is not finite, as nan."""
     pattern = re.escape(f'"{key}"'.encode()) + rb": ?" + NUMBER
-    return (float("nan" if number == b"null" else number) for number in re.findall(pattern, text))
+    return (float("nan" if found[1] == b"null" else found[1]) for found in re.finditer(pattern, text))
 
 
 def texts_in(text: bytes, *keys: str) -> Iterator[tuple[str, Any]]:

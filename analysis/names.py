@@ -51,7 +51,7 @@ PLAIN_CONFIG = (
 """Config keys that have no other name."""
 
 OLDER_METRICS = {"explained_variance": "explained_variance_legacy"}
-"""SAEBench's older names whose meaning moved, where the record does not have the present name as well."""
+"""SAEBench's older names whose meaning moved, in records that have neither the present name nor this project's fvu."""
 
 ALIASES = {"mean_absorption_score": "mean_full_absorption_score"}
 """Older names that this project writes beside the present ones; an import has both too."""
@@ -74,7 +74,7 @@ def present_names(metrics: dict[str, Any]) -> dict[str, Any]:
     renamed: dict[str, Any] = {}
     for name, value in metrics.items():
         present = OLDER_METRICS.get(name, name)
-        renamed[name if present in metrics else present] = value
+        renamed[name if present in metrics or "fvu" in metrics else present] = value
         alias = ALIASES.get(name)
         if alias is not None and alias not in metrics:
             renamed[alias] = value

@@ -89,7 +89,7 @@ def parse_notes(text: str, name: str, path: Path) -> list[dict[str, Any]]:
                 metrics,
                 int(steps) if isinstance(steps, int | float) and steps == steps else None,
                 state[1] if state else "completed",
-                " ".join(re.sub(r"^\s*\**Description\**:?\**", "", prose, flags=re.M).split()),
+                " ".join(re.sub(r"^\s*(?:#+ |\**Description\**:?\**)", "", prose, flags=re.M).split()),
                 doubts,
             )
         )
@@ -237,7 +237,7 @@ def notes(full: "pd.DataFrame", baseline: str | None = None, varied: tuple[str, 
         lines += ["", "", f"## Run {number}: {clean(run.title or run.run_id, 200)}", "", f"Run id: {clean(run.run_id)}"]
         if run.state != "completed":
             at = f" at step {run.step:,} of {run.total_steps:,}" if run.step and run.total_steps else ""
-            lines += wrap(f"State: {run.state}{at}{f': {run.error}' if run.error else ''}")
+            lines += wrap(clean(f"State: {run.state}{at}{f': {run.error}' if run.error else ''}", 2_000))
         lines += literal("Varied", {key: run.config[key] for key in differing if key in run.config})
         lines += literal("Results", run.metrics | dict.fromkeys(run.nulls))
         lines += ["", *wrap(f"Description: {described(run)}")]
@@ -252,7 +252,10 @@ def notes(full: "pd.DataFrame", baseline: str | None = None, varied: tuple[str, 
 UNTOLD = ("outputs", "device", "title", "dry_run", "logger", "cluster", "activations", "eval", "tags")
 """Config groups that say where and how a run was made."""
 
-COMMON = ("model", "model.path", "architecture", "penalty", "schedule", "lr_schedule", "lr_schedule.lr", "seed")
+COMMON = (
+    "model", "model.path", "model.d_in", "architecture", "architecture.l1_penalty", "penalty", "schedule",
+    "lr_schedule", "lr_schedule.lr", "lr_schedule.warmup", "seed",
+)  # fmt: skip
 """Config keys that notes give once, beside the budget, where all runs agree."""
 
 

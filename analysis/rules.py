@@ -147,25 +147,26 @@ def lr_settings(run: Run) -> tuple[tuple[str, Any], ...]:
 
 @rule("lr-used", "error", "The learning rate in metrics.jsonl is not the one that the config records.")
 def learning_rate_used(comparison: Comparison) -> Found:
-    for run in comparison.measured:
-        recorded = number(run.config.get("lr_schedule.lr"))
-        used = [value for value in run.evidence.sampled("lr") if value == value]
-        if recorded is None or not used:
-            continue
-        schedule, steps = schedule_of(lr_settings(run)), run.evidence.sampled("step")
-        if schedule is None or not run.total_steps or len(steps) != len(used):
-            if not math.isclose(max(used), recorded, rel_tol=0.01):
-                yield f"lr={recorded:g} is recorded, but the log peaks at {max(used):g}.", [run]
-            continue
-        for step, value in zip(steps, used, strict=True):
-            expected = schedule.value(int(step), run.total_steps)
-            if not math.isclose(value, expected, rel_tol=1e-3, abs_tol=1e-12):
-                yield (
-                    f"the learning rate used is not the one recorded: lr={recorded:g} means {expected:.3g} at step "
-                    f"{step:.0f}, the log has {value:.3g}.",
-                    [run],
-                )
-                break
+    yield from by_sentence((run, why) for run in comparison.measured if (why := other_rate(run)))
+
+
+def other_rate(run: Run) -> str | None:
+    """How the logged learning rates differ from what the recorded schedule gives, or None."""
+    recorded = number(run.config.get("lr_schedule.lr"))
+    used = [value for value in run.evidence.sampled("lr") if value == value]
+    if recorded is None or not used:
+        return None
+    schedule, steps = schedule_of(lr_settings(run)), run.evidence.sampled("step")
+    if schedule is None or not run.total_steps or len(steps) != len(used):
+        same = math.isclose(max(used), recorded, rel_tol=0.01)
+        return None if same else f"lr={recorded:g} is recorded, but the log peaks at {max(used):g}."
+    for step, value in zip(steps, used, strict=True):
+        expected = schedule.value(int(step), run.total_steps)
+        if not math.isclose(value, expected, rel_tol=1e-3, abs_tol=1e-12):
+            return (
+                f"lr={recorded:g} means a learning rate of {expected:.3g} at step {step:.0f}, the log has {value:.3g}."
+            )
+    return None
 
 
 @rule("lr-peak", "warning", "Warm-up and decay leave no room for the learning rate to reach its peak.")
@@ -411,8 +412,8 @@ def other_layer(comparison: Comparison) -> Found:
             found.setdefault(f"trained on layer {trained}, evaluated on layer {judged}.", []).append(run)
         if run.source is None and run.config.get("model") != "synthetic" and trained is not None:
             expected = f"blocks.{trained}.hook_{run.config.get('layer.hook')}"
-            for name in run.evidence.evaluations:
-                hook = run.evidence.cfg_of(name).get("hook_name", expected)
+            for name, cfg in run.evidence.judged.items():
+                hook = cfg.get("hook_name", expected)
                 if hook != expected:
                     found.setdefault(f"trained on {expected}, evaluated ({name}) on {hook}.", []).append(run)
     yield from found.items()
@@ -424,7 +425,7 @@ def other_model(comparison: Comparison) -> Found:
         trained, judged = run.config.get("model"), run.config.get("eval.model")
         if run.source is None:
             trained = run.config.get("model.path") or trained
-            found = [run.evidence.cfg_of(name).get("model_name") for name in run.evidence.evaluations]
+            found = [cfg.get("model_name") for cfg in run.evidence.judged.values()]
             judged = next((name for name in found if name and name != trained), None)
         if trained and judged and last_name(trained) != last_name(judged):
             yield f"trained on model {trained}, evaluated on {judged}.", [run]

@@ -102,9 +102,7 @@ def test_a_baseline_that_never_trained_and_was_evaluated_elsewhere(study):
     for code in ("never-trained", "dead", "eval-layer"):
         assert (code, f"{study}/0") in found
     sentence = next(f.sentence for f in audit(records(["reference:adaptive_sharing"])) if f.code == "dead")
-    assert sentence == (
-        "the SAE is dead: L0 = 0, every probe accuracy exactly 0.5, cosine similarity not a number."
-    )
+    assert sentence == ("the SAE is dead: L0 = 0, every probe accuracy exactly 0.5, cosine similarity not a number.")
 
 
 def test_nan_losses_that_ran_to_the_end():
