@@ -31,12 +31,14 @@ WIDTH = 100
 
 # Reading -------------------------------------------------------------------------------------------------------------
 
-HEADING = re.compile(
-    r"^ {0,3}(?:(#{1,6})\s*)?\**\s*Run\b(?:\s+(?:no\.?\s*|#\s*)?([0-9]+[a-z]?)\b)?\s*\**\s*(?:[:.–—-]|$)\s*\**(.*)$",
-    re.IGNORECASE,
-)
-"""`## Run 3: title`, `Run 3: title`, `## Run: title`; a number or a # is needed."""
-OTHER_HEADING = re.compile(r"^(#{1,2})\s+(.*)$")
+RUN = r"\**\s*Run\b(?:\s+(?:no\.?\s*|#\s*)?([0-9]+[a-z]?)\b)?\s*\**\s*"
+HEADING = re.compile(rf"^ {{0,3}}(#{{1,6}})\s*{RUN}(?:[:.–—-]|$)\s*\**(.*)$", re.IGNORECASE)
+"""`## Run 3: title`, `## Run: title`."""
+NUMBERED_HEADING = re.compile(r"^ {0,3}(#{1,6})\s*\**\s*Run\s+#?([0-9]+[a-z]?)\b\**\s*(.*)$", re.IGNORECASE)
+"""`## Run 3 (title)`."""
+LINE = re.compile(rf"^ {{0,3}}()(?=\**\s*Run\s+\W*(?:no\.?\s*)?[0-9]){RUN}(?:[:.–—-]|$)\s*\**(.*)$", re.IGNORECASE)
+"""`Run 3: title` without a #; `Run 3 went well` is prose."""
+OTHER_HEADING = re.compile(r"^(#{1,6})\s+(.*)$")
 FENCE = re.compile(r"^\s*(```|~~~)\w*\s*$")
 OPEN = re.compile(r"^ {0,3}(?:[-*>] +)?(?:([^\n{}:=]{1,80}?) *[:=] *\**\s*)?(?=\{)", re.M)
 """Where a dict begins a line, or follows the label that does."""
@@ -110,20 +112,19 @@ def own_warnings(listed: str) -> Iterator[str]:
 def sections(text: str) -> Iterator[tuple[str | None, str, str, int]]:
     """(number, title, body, first line) of each section: number None outside runs, empty for a run without one."""
     number: str | None = None
-    title, start, body = "", 1, list[str]()
+    title, start, level, body = "", 1, 0, list[str]()
     fenced = False
     for place, line in enumerate(text.splitlines(), 1):
         if FENCE.match(line):
             fenced = not fenced
             body.append("")
             continue
-        found = HEADING.match(line)
-        if found and not (found[1] or found[2]):
-            found = None  # a line of prose that begins with the word
+        found = HEADING.match(line) or NUMBERED_HEADING.match(line) or LINE.match(line)
         other = None if fenced or found else OTHER_HEADING.match(line)
-        if found or other:
+        if found or (other and len(other[1]) <= (level or 6)):
             yield number, title, "\n".join(body), start
-            number, title = (found[2] or "", found[3]) if found else (None, other[2] if other else "")
+            number, title = (found[2] or "", found[3]) if found else (None, "")
+            level = len(found[1]) or 2 if found else 0
             start, body = place + 1, []
         else:
             body.append(line)
@@ -231,14 +232,15 @@ def notes(full: "pd.DataFrame", baseline: str | None = None, varied: tuple[str, 
     lines = ["# Run notes", "", f"{len(runs)} run{'s' * (len(runs) != 1)}."]
     if base is not None and len(runs) > 1:
         lines += wrap(f"Baseline: {named(base)}, {why}.")
-    lines += literal("In common", common)
+    lines += literal("In common", common) if common else []
     lines += ["", *warned([f"{f.level}, {f.code}: {f.sentence}" for f in whole])] if whole else []
     for number, run in enumerate(runs):
         lines += ["", "", f"## Run {number}: {clean(run.title or run.run_id, 200)}", "", f"Run id: {clean(run.run_id)}"]
         if run.state != "completed":
             at = f" at step {run.step:,} of {run.total_steps:,}" if run.step and run.total_steps else ""
             lines += wrap(clean(f"State: {run.state}{at}{f': {run.error}' if run.error else ''}", 2_000))
-        lines += literal("Varied", {key: run.config[key] for key in differing if key in run.config})
+        own_values = {key: run.config[key] for key in differing if key in run.config}
+        lines += literal("Varied", own_values) if own_values else []
         lines += literal("Results", run.metrics | dict.fromkeys(run.nulls))
         lines += ["", *wrap(f"Description: {described(run)}")]
         if base is not None and base is not run and base.measured and run.measured:
@@ -323,9 +325,9 @@ def compared(run: "Run", base: "Run") -> str:
 
 
 def literal(label: str, content: dict[str, Any]) -> list[str]:
-    """`label: {...}` as lines, a Python literal; nothing where it is empty."""
+    """`label: {...}` as lines, a Python literal."""
     if not content:
-        return []
+        return [f"{label}: {{}}"]
     items = [f"{key!r}: {plain(value)!r}" for key, value in content.items()]
     lines, line = [], f"{label}: {{"
     for place, item in enumerate(items):

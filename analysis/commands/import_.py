@@ -31,4 +31,5 @@ def run(words: argparse.Namespace) -> None:
         doubts = sum(len(run["warnings"]) for run in one.runs)
         said = f", {doubts} doubt{'s' * (doubts != 1)} (see `analysis audit`)" if doubts else ""
         runs = f"{len(one.runs)} run{'s' * (len(one.runs) != 1)}"
-        print(f"{one.source}: {runs}, {one.n_numbers():,} numbers{said} -> {path} ({how})")
+        numbers = f"{one.n_numbers():,} number{'s' * (one.n_numbers() != 1)}"
+        print(f"{one.source}: {runs}, {numbers}{said} -> {path} ({how})")

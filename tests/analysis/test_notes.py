@@ -140,13 +140,19 @@ Run 4: plain
 Run 4 was better than others, Running: no
   **Run 5** - bold
 #### Run #6
+# Run 7 (no colon)
+## Results
+Results: {'y': 2}
+# Run the next one
 ## Run: no number
-## Baseline
+## Running costs
 Results: {'x': 1}
 """
-    assert [(run["run_id"], run["title"]) for run in read(text)] == [
-        ("n/4", "plain"), ("n/5", "bold"), ("n/6", ""), ("n/0", "no number"),
+    runs = read(text)
+    assert [(run["run_id"], run["title"]) for run in runs] == [
+        ("n/4", "plain"), ("n/5", "bold"), ("n/6", ""), ("n/7", "(no colon)"), ("n/0", "no number"),
     ]  # fmt: skip
+    assert [run["metrics"] for run in runs] == [{}, {}, {}, {"y": 2}, {}]
 
 
 def test_what_contradicts_itself_keeps_both_words():
@@ -197,7 +203,7 @@ def test_imports_stand_beside_runs(sweep, outputs, tmp_path, capsys):
     target = outputs / "imported"
     assert main(["import", str(source), "-o", str(target)]) == 0
     said = capsys.readouterr().out
-    assert said == f"old notes.txt: 1 run, 1 numbers -> {target / 'old_notes.json'} (new)\n"
+    assert said == f"old notes.txt: 1 run, 1 number -> {target / 'old_notes.json'} (new)\n"
     frame = records([outputs])
     assert list(frame["run", "run_id"]) == ["aaaa", "bbbb", "cccc", "old_notes/1"]
     assert list(frame["run", "source"])[2:] == [None, "as reported in old notes.txt"]
