@@ -56,6 +56,7 @@ class Run:
     error: str | None = None
     warnings: list[str] = field(default_factory=list)
     source: str | None = None
+    """Whose word an imported record is; None for a run of this project."""
     description: str = ""
     nulls: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
@@ -144,6 +145,11 @@ def audit(full: "pd.DataFrame", varied: Iterable[str] = ()) -> list[Finding]:
     return sorted(found, key=lambda finding: LEVELS.index(finding.level))
 
 
+def sentences(findings: Iterable[Finding], n_runs: int) -> list[str]:
+    """What a table says under its numbers: errors, warnings and runs that are still to come, a line each."""
+    return [f.told(n_runs) for f in findings if f.level != "note" or f.code == "pending"]
+
+
 def marks(findings: Iterable[Finding]) -> dict[str, str]:
     """The worst level of each run that a finding of level error or warning names."""
     worst: dict[str, str] = {}
@@ -165,7 +171,7 @@ def runs_of(full: "pd.DataFrame") -> list[Run]:
 
 
 def run_of(fields: dict[str, Any], config: dict[str, Any], metrics: dict[str, float]) -> Run:
-    source = fields.get("source")
+    source = None if fields.get("source") == "run" else fields.get("source")
     folder = None if source or fields.get("folder") is None else Path(fields["folder"])
     return Run(
         run_id=fields["run_id"],

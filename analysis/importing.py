@@ -262,7 +262,7 @@ def record_of(run: dict[str, Any], source: str, path: Path) -> Record:
     metrics = {name: ABSENT if value is None else float(value) for name, value in run["metrics"].items()}
     return Record(
         run_id=run["run_id"],
-        folder=path,
+        folder=path.resolve().with_suffix("") / run["run_id"],  # there is none, so it holds nothing
         title=run["title"] or None,
         state=run["state"],
         step=run["steps"],

@@ -134,7 +134,7 @@ def sections(text: str) -> Iterator[tuple[str | None, str, str, int]]:
 def split_blocks(body: str, path: Path, first_line: int) -> tuple[list[tuple[str, Literal]], str]:
     """The dicts of a section, each with its label, and the prose that is left."""
     blocks: list[tuple[str, Literal]] = []
-    prose, place = "", 0
+    prose, place, failed = "", 0, 0
     while found := OPEN.search(body, place):
         label = found[1] or label_above(body[: found.start()])
         line = first_line + body.count("\n", 0, found.end())
@@ -146,6 +146,9 @@ def split_blocks(body: str, path: Path, first_line: int) -> tuple[list[tuple[str
                 raise DataError(
                     f"{path}, line {line}: {clean(label)} does not read as a dict ({error}); mend it."
                 ) from None
+            failed += 1
+            if failed > MOST_BRACES:
+                raise DataError(f"{path}, line {line}: too many braces that hold no literal; mend the notes.") from None
             prose += body[place : found.end() + 1]  # braces in prose
             place = found.end() + 1
             continue
@@ -199,6 +202,8 @@ def doubled(block: Literal) -> list[str]:
     return [*block.doubled, *(key for value in block.values() if isinstance(value, Literal) for key in doubled(value))]
 
 
+MOST_BRACES = 100
+"""Braces in the prose of a run that are looked at."""
 AUDITED = re.compile(r"^(?:error|warning|note), ([a-z0-9-]+): ")
 
 # Writing -------------------------------------------------------------------------------------------------------------

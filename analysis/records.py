@@ -7,14 +7,17 @@ their `source` says whose word they are.
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_sweeps.errors import DamagedFile, DataError
 from sae_sweeps.files import MissingFile, read_json
 from sae_sweeps.runs.folder import RunFolder
+from sae_sweeps.runs.lease import Lease
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,8 +26,12 @@ ABSENT = float("nan")
 """In a column of a run that has no such key or metric; a key that is null is None."""
 
 RUN_FIELDS = (
-    "run_id", "title", "state", "step", "total_steps", "error", "warnings", "folder", "source", "description", "nulls",
+    "run_id", "title", "state", "step", "total_steps", "error", "warnings", "folder", "source", "provenance",
+    "description", "nulls",
 )  # fmt: skip
+
+LOST = "lost?"
+"""The state of a run that claims to be running while nobody alive has its lease."""
 
 
 @dataclass
@@ -42,8 +49,9 @@ class Record:
     config: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     """Empty unless the run is completed: an unfinished or diverged run has no result. What was imported is kept."""
-    source: str | None = None
-    """Whose word an imported record is (`as reported in notes.txt`); None for a run of this project."""
+    source: str = "run"
+    """`run` for a folder of this project's; for what was imported whose word it is (`as reported in notes.txt`)."""
+    provenance: dict[str, Any] = field(default_factory=dict)
     description: str | None = None
     """What an imported record says of itself in prose."""
     nulls: list[str] = field(default_factory=list)
@@ -61,17 +69,19 @@ def records(paths: Iterable[str | Path]) -> "pd.DataFrame":
     from analysis.importing import imported_records
 
     found: dict[Path, Record] = {}
+    real = cache(Path.resolve)  # of the few folders that hold the runs
     for path in paths:
         imported = imported_records(path)
         listed = [] if imported and not Path(path).is_dir() else list(runs_at(Path(path)))
         if not listed and not imported:
             raise DataError(f"{path} holds no runs; give a run's folder, a sweep's folder or the outputs folder.")
         for folder, title in listed:
-            place = folder.resolve()
+            plain = folder.name not in ("", "..") and not folder.is_symlink()
+            place = real(folder.parent) / folder.name if plain else folder.resolve()
             if place not in found:
-                found[place] = read_run(folder, title)
+                found[place] = read_run(folder, title, place.name)
         for record in imported:
-            found.setdefault(record.folder / record.run_id, record)
+            found.setdefault(record.folder.absolute(), record)
     return frame_of(list(found.values()))
 
 
@@ -92,7 +102,8 @@ def runs_at(path: Path) -> Iterator[tuple[Path, str | None]]:
         yield path, None
     else:
         inside = path / "runs" if (path / "runs").is_dir() else path
-        for folder in sorted(inside.iterdir()):
+        for name in sorted(os.listdir(inside)):
+            folder = inside / name
             if is_run(folder):
                 yield folder, None
             elif (folder / "manifest.json").exists():
@@ -100,7 +111,7 @@ def runs_at(path: Path) -> Iterator[tuple[Path, str | None]]:
 
 
 def is_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("status.json", "results.json", "config.yaml"))
+    return any(os.path.exists(f"{folder}/{name}") for name in ("status.json", "results.json", "config.yaml"))
 
 
 def runs_of_sweep(manifest: Path) -> Iterator[tuple[Path, str | None]]:
@@ -120,10 +131,10 @@ def read_manifest(manifest: Path) -> dict[str, Any]:
     return content
 
 
-def read_run(folder: Path, title: str | None = None) -> Record:
-    """What a run's folder holds; a folder that is not there yet is a queued run."""
+def read_run(folder: Path, title: str | None = None, run_id: str | None = None) -> Record:
+    """What a run's folder holds; a folder that is not there yet is a queued run. `run_id` where no file names it."""
     run = RunFolder(folder)
-    record = Record(run_id=folder.resolve().name, folder=folder, title=title)
+    record = Record(run_id=run_id or folder.resolve().name, folder=folder, title=title)
     try:
         results = read_json(run.results_path)
     except MissingFile:
@@ -131,9 +142,15 @@ def read_run(folder: Path, title: str | None = None) -> Record:
     if results is not None and not (isinstance(results, dict) and isinstance(results.get("metrics"), dict)):
         raise DamagedFile(f"{run.results_path} is damaged (it has no metrics); restore it, or run the run again.")
     status = run.status()
+    lost = False
+    if status and status["state"] == "running" and Lease.holder(folder) is None:
+        status = run.status() or status  # it may have ended between the two looks
+        lost = status["state"] == "running"
     if status:
         record.state, record.step, record.total_steps = status["state"], status["step"], status["total_steps"]
         record.error = status["error"]
+        if lost:
+            record.state = LOST
     elif results:
         record.state = "completed"
     if results:
@@ -141,6 +158,7 @@ def read_run(folder: Path, title: str | None = None) -> Record:
         record.title = title or results.get("title")
         record.warnings = [str(warning) for warning in results.get("warnings") or []]
         record.config = flat_config(results.get("config") or {})
+        record.provenance = results.get("provenance") or {}
         if record.state == "completed":
             record.metrics = flat_metrics(results["metrics"])
             record.nulls = [name for name, value in results["metrics"].items() if value is None]
@@ -153,12 +171,16 @@ def read_run(folder: Path, title: str | None = None) -> Record:
 def flat_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted keys; a group stands for its `name` (`penalty` = ortho beside `penalty.tau`), a list becomes JSON."""
     flat: dict[str, Any] = {}
-    for key, value in config.items():
-        dotted = prefix if prefix and key == "name" else f"{prefix}.{key}" if prefix else str(key)
-        if isinstance(value, dict):
-            flat |= flat_config(value, dotted)
-        else:
-            flat[dotted] = json.dumps(value) if isinstance(value, list) else value
+
+    def add(config: dict[str, Any], prefix: str) -> None:
+        for key, value in config.items():
+            dotted = prefix if prefix and key == "name" else f"{prefix}.{key}" if prefix else str(key)
+            if isinstance(value, dict):
+                add(value, dotted)
+            else:
+                flat[dotted] = json.dumps(value) if isinstance(value, list) else value
+
+    add(config, prefix)
     return flat
 
 
@@ -187,15 +209,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def frame_of(runs: list[Record]) -> "pd.DataFrame":
     """The records as a frame; config keys and metrics in the order of their first appearance."""
+    import numpy as np
     import pandas as pd
 
-    columns: dict[tuple[str, str], pd.Series] = {}
-    for name in RUN_FIELDS:
-        columns["run", name] = pd.Series([getattr(run, name) for run in runs], dtype="object")
+    parts = {name: pd.Series([getattr(run, name) for run in runs], dtype="object") for name in RUN_FIELDS}
+    frames = [pd.DataFrame(parts)]
+    columns = [("run", name) for name in RUN_FIELDS]
     for kind, dtype in (("config", "object"), ("metrics", "float64")):
-        contents = [getattr(run, kind) for run in runs]
-        for key in dict.fromkeys(key for content in contents for key in content):
-            columns[kind, key] = pd.Series([content.get(key, ABSENT) for content in contents], dtype=dtype)
-    frame = pd.concat(list(columns.values()), axis=1)
+        contents: list[dict[str, Any]] = [getattr(run, kind) for run in runs]
+        keys = list(dict.fromkeys(key for content in contents for key in content))
+        cells = np.empty((len(runs), len(keys)), dtype=dtype)
+        for row, content in enumerate(contents):
+            cells[row] = [content.get(key, ABSENT) for key in keys]
+        frames.append(pd.DataFrame(cells))
+        columns += [(kind, key) for key in keys]
+    frame = pd.concat(frames, axis=1)
     frame.columns = pd.MultiIndex.from_tuples(columns)
     return frame

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from analysis.__main__ import main
-from analysis.audit import LEVELS, audit, marks, tell, varied_by
+from analysis.audit import LEVELS, audit, marks, sentences, tell, varied_by
 from analysis.commands.audit import LEVELS as OFFERED
 from analysis.evidence import PART, Evidence
 from analysis.records import records
@@ -398,6 +398,8 @@ def test_marks_are_the_worst_level_of_each_run(outputs):
     add_run(outputs, "b", {"architecture.k": 64}, {"fvu": 0.1})
     findings = audit(records([outputs]), varied=["seed"])
     assert marks(findings) == {"a": "error", "b": "warning"}
+    assert sentences(findings, 2)[0] == "a: the SAE is dead: L0 = 0."
+    assert len(sentences(findings, 2)) == sum(finding.level != "note" for finding in findings)
 
 
 def test_codes_are_unique_and_documented():

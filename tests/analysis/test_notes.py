@@ -206,7 +206,7 @@ def test_imports_stand_beside_runs(sweep, outputs, tmp_path, capsys):
     assert said == f"old notes.txt: 1 run, 1 number -> {target / 'old_notes.json'} (new)\n"
     frame = records([outputs])
     assert list(frame["run", "run_id"]) == ["aaaa", "bbbb", "cccc", "old_notes/1"]
-    assert list(frame["run", "source"])[2:] == [None, "as reported in old notes.txt"]
+    assert list(frame["run", "source"])[2:] == ["run", "as reported in old notes.txt"]
     assert frame["metrics", "fvu"].tolist()[3] == 0.02 and frame["run", "description"][3] == "as it was"
     for path in (target, target / "old_notes.json"):
         assert list(records([path])["run", "run_id"]) == ["old_notes/1"]

@@ -9,10 +9,11 @@ import pytest
 
 from analysis.__main__ import main
 from analysis.commands.table import FORMATS as OFFERED
-from analysis.formats import labels
 from analysis.metrics import best_rows
 from analysis.table import FORMATS, render, table
+from analysis.view import labels
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.runs.folder import RunFolder
 from tests.analysis.outputs import add_run, add_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -40,10 +41,11 @@ def test_a_sweep_in_a_hundred_columns(sweep):
     assert config_columns(frame) == ["penalty.lambda2_max"] and frame.attrs["warnings"] == []
     lines = render(frame).splitlines()
     assert max(map(len, lines)) <= 100
-    assert lines[1].split()[:2] == ["run_id", "max"] and lines[0].split()[0] == "lambda2_"
-    assert lines[4].split()[:3] == ["bbbbbbbbbbbb", "0.5", "0.04000*"] and lines[4].count("*") == 1
-    assert "0.07143" in lines[4] and lines[-1] == "* best in its column"
-    assert "state" not in lines[1] and "steps" not in lines[1]
+    assert [word for word in lines[0].split() if "─" not in word] == ["config", "core", "sparsity", "penalty"]
+    assert lines[2].split()[:4] == ["run_id", "max", "fvu", "ce_score"] and lines[1].split()[0] == "lambda2_"
+    assert lines[5].split()[:3] == ["bbbbbbbbbbbb", "0.5", "0.04000*"] and lines[5].count("*") == 1
+    assert "0.07143" in lines[5] and lines[-1] == "* best in its column"
+    assert "state" not in lines[2] and "steps" not in lines[2]
 
 
 def test_a_narrow_terminal_gets_fewer_metrics_and_is_told(sweep):
@@ -105,8 +107,8 @@ def test_unfinished_and_diverged_runs_show_their_state_and_no_number(outputs, sw
     frame = table([sweep, outputs, add_sweep(outputs, "t", ["never"])])
     assert list(frame["run", "state"]) == ["completed"] * 3 + ["diverged", "running", "queued"]
     lines = render(frame).splitlines()
-    assert lines[6].split() == ["dddddddddddd", "diverged", "at", "40%", "2"]
-    assert lines[7].split() == ["eeeeeeeeeeee", "running", "at", "99%", "3"] and lines[8].split() == ["never", "queued"]
+    assert lines[7].split() == ["dddddddddddd", "diverged", "at", "40%", "2"]
+    assert lines[8].split() == ["eeeeeeeeeeee", "running", "at", "99%", "3"] and lines[9].split() == ["never", "queued"]
     assert "warning: no results of 3 of 6 runs (1 diverged, 1 running, 1 queued)." in lines
     assert "warning: dddddddddddd diverged: penalty went first" in lines
 
@@ -122,7 +124,7 @@ def test_unequal_budgets_are_a_warning_and_a_column(outputs):
         "a, b: the text repeats",
         "c: odd",
     ]
-    assert "steps" in render(table([outputs])).splitlines()[1]
+    assert "steps" in render(table([outputs])).splitlines()[2]
 
 
 def test_sorting(outputs, sweep):
@@ -140,7 +142,7 @@ def test_chosen_columns(sweep):
     names = [name for _, name in frame.columns]
     assert names[:4] == ["run_id", "layer.index", "architecture.k", "kl_div_score"]
     assert sorted(names[4:]) == ["final_loss", "penalty_loss"]
-    assert render(frame).splitlines()[1].split()[:3] == ["run_id", "layer", "k"]
+    assert render(frame).splitlines()[2].split()[:3] == ["run_id", "layer", "k"]
     with pytest.raises(ConfigError, match="no run has a column 'lamda2_max'; did you mean lambda2_max"):
         table([sweep], columns=["lamda2_max"])
     with pytest.raises(ConfigError, match="choose one of text, markdown, csv, json"):
@@ -159,13 +161,13 @@ def test_hostile_text_in_a_terminal(hostile):
     shown = render(table([hostile], columns=["name", "title", "penalty/overlap|x", "penalty.a/b"]))
     assert "[red]x[/red] | a | <b>& [31m" not in shown and "[red]x[/red]" in shown
     assert not {c for c in shown if not c.isprintable()} - {"\n"}
-    assert len(shown.splitlines()) == 6 and "overlap|x" in shown
+    assert len(shown.splitlines()) == 8 and "overlap|x" in shown
 
 
 def test_hostile_text_in_markdown(hostile):
     shown = render(table([hostile], columns=["name", "title", "penalty/overlap|x"]), "markdown")
     rows = [line for line in shown.splitlines() if line.startswith("|")]
-    assert {line.replace(r"\|", "").count("|") for line in rows} == {5} and len(rows) == 4
+    assert {line.replace(r"\|", "").count("|") for line in rows} == {6} and len(rows) == 4
     assert "<b>" not in shown and r"\[red\]" in shown and r"penalty/overlap\|x" in shown
 
 
@@ -221,3 +223,101 @@ def test_nothing_heavy_is_imported():
         "import analysis.table\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_file_is_written_whole_in_the_format_of_its_ending(sweep, tmp_path, capsys):
+    for ending, begins in ((".md", "| run_id"), (".tex", "% \\usepackage"), (".html", "<!doctype"), (".json", "{")):
+        file = tmp_path / "new" / f"table{ending}"
+        assert main(["table", str(sweep), "-o", str(file)]) == 0
+        assert file.read_text().startswith(begins) and file.read_text().endswith("\n")
+        assert capsys.readouterr().out == f"table   {file}\n"
+    assert main(["table", str(sweep), "-o", str(tmp_path / "x.csv"), "--format", "markdown"]) == 0
+    assert (tmp_path / "x.csv").read_text().startswith("| run_id")
+
+
+def test_sorting_the_other_way_round(outputs, sweep, capsys):
+    add_run(outputs, "dddddddddddd", {"penalty.lambda2_max": 2}, state="failed")
+    for words in (["--sort", "-fvu"], ["--sort=-fvu"]):
+        assert main(["table", str(outputs), "--format", "csv", "--columns", "fvu", *words]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line[0] for line in lines[1:]] == ["c", "a", "b", "d"]  # worst first, what has none last
+
+
+def test_the_words_of_the_command_together(sweep, capsys):
+    words = ["--where", "lambda2_max >= 0.5", "--baseline", "cccc", "--sort", "fvu", "--columns", "fvu, lambda2_max"]
+    assert main(["table", str(sweep), *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[4].split() == ["bbbbbbbbbbbb", "0.04000*", "-0.0200", "0.5"]
+    assert lines[5].split() == ["cccccccccccc", "0.06000", "1"]
+    assert main(["table", str(sweep), "--pivot", "penalty", "lambda2_max", "fvu"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "fvu by penalty and lambda2_max"
+    assert main(["table", str(sweep), "--fold", "lambda2_max"]) == 0
+    assert "0.050 ± 0.010 (3)" in capsys.readouterr().out
+
+
+def test_watching_ends_when_no_run_goes_on(outputs, sweep, capsys, monkeypatch):
+    folder = add_run(outputs, "dddddddddddd", {"penalty.lambda2_max": 2}, state="running", step=40)
+    waited = []
+
+    def wait(seconds):
+        waited.append(seconds)
+        if len(waited) == 2:
+            add_run(outputs, "dddddddddddd", {"penalty.lambda2_max": 2}, {"fvu": 0.01})
+
+    monkeypatch.setattr("time.sleep", wait)
+    assert main(["table", str(outputs), "--watch", "0.5"]) == 0
+    shown = capsys.readouterr().out
+    assert waited == [0.5, 0.5] and shown.count("running at 40%") == 2 and shown.count("0.01000*") == 1
+    assert folder.exists()
+
+
+def test_watching_ends_with_ctrl_c_and_where_everything_died(outputs, capsys, monkeypatch):
+    folder = add_run(outputs, "a", state="running", step=40)
+
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", interrupt)
+    assert main(["table", str(outputs), "--watch"]) == 0
+    assert capsys.readouterr().out.count("running at 40%") == 1
+    (folder / "lease.json").unlink()
+    assert main(["table", str(outputs), "--watch"]) == 0
+    assert "lost? at 40%" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--where", "k ="], "position 4 stands where a value should"),
+        (["--where", "k = 1"], "no run of 3 matches --where 'k = 1'; architecture.k is 32."),
+        (["--fold", "sed"], "did you mean seed?"),
+        (["--fold", ","], "--fold names no key"),
+        (["--pivot", "seed", "k", "fuv"], "did you mean fvu?"),
+        (["--baseline", "zzz"], "no run here has that id"),
+        (["-o", "table.pdf"], ".pdf names no format"),
+        (["--watch", "0"], "write seconds above 0"),
+        (["--watch", "--format", "csv"], "leave out --output and --format"),
+        (["--sort", "-fuv"], "did you mean fvu?"),
+    ],
+)
+def test_mistakes_in_words_are_told_in_one_sentence(sweep, capsys, words, sentence):
+    assert main(["table", str(sweep), *words]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and sentence in shown.err and shown.err.count("\n") == 1
+
+
+def test_results_that_nothing_asks_for_are_not_read(outputs, sweep, monkeypatch):
+    monkeypatch.setattr("analysis.convergence.followed", lambda folder: pytest.fail("read metrics.jsonl"))
+    table([sweep], columns=["fvu"], sort="-fvu", where="k = 32")
+    table([sweep], pivot=("seed", "k", "fvu"))
+    with pytest.raises(pytest.fail.Exception):
+        table([sweep], columns=["tokens_*"])
+
+
+def test_a_target_of_its_own_can_be_filtered_by(outputs):
+    for run_id, fvu in (("a", 0.2), ("b", 0.4)):
+        folder = RunFolder(add_run(outputs, run_id, {"seed": ord(run_id)}))
+        folder.metrics.append({"step": 1, "tokens": 1000, "tokens_per_s": 10, "held_out_fvu": fvu})
+    frame = table([outputs], target_fvu=0.3, where="tokens_to_fvu <= 1000")
+    assert list(frame["run", "run_id"]) == ["a"] and frame.attrs["target_fvu"] == 0.3
+    assert list(table([outputs], where="seed > 0")["metrics", "tokens_to_fvu"]) == [1000, 1000]
