@@ -115,7 +115,8 @@ def read_sources(paths: Iterable[str | Path]) -> list[Import]:
 def files_of(paths: Iterable[str | Path]) -> Iterator[Path]:
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(path.rglob("*.json"))
+            # a summary says again what its evaluation's file says
+            inside = sorted(file for file in path.rglob("*.json") if not file.name.endswith(".summary.json"))
             if not inside:
                 raise DataError(f"{path} holds no JSON file; give notes, result files or a folder with result files.")
             yield from inside

@@ -78,8 +78,9 @@ def test_files_of_this_project_keep_what_saebench_has_no_place_for(tmp_path):
     cfg = {"d_in": 8, "d_sae": 16, "architecture": "topk", "metadata": {"hook_name": "blocks.2.hook_mlp_out"}}
     metrics = {"unlearning": {"unlearning_score": 0.1, "other": None}}
     ours = Result("unlearning", "mine", cfg, {}, metrics, data="builtin", also={"extra": 2.0}, warnings=["few"])
-    write_json(tmp_path / "unlearning.json", ours.to_json())
-    (found,) = read_sources([tmp_path / "unlearning.json"])
+    write_json(tmp_path / "evals" / "unlearning.json", ours.to_json())
+    write_json(tmp_path / "evals" / "unlearning.summary.json", {"settings": {}, "metrics": {}, "warnings": []})
+    (found,) = read_sources([tmp_path / "evals"])
     assert found.name == "mine"
     wanted = {"builtin_unlearning_score": 0.1, "builtin_other": None, "builtin_extra": 2.0}
     assert found.runs[0]["metrics"] == wanted
