@@ -258,3 +258,10 @@ def test_a_damaged_import_is_named(tmp_path):
     path.write_text(path.read_text()[:-5])
     with pytest.raises(DamagedFile, match="x.json"):
         records([path])
+
+
+def test_braces_that_open_nothing_are_looked_at_so_often_and_no_more():
+    (run,) = read("## Run 1: x\nsee {this and\n{that\nResults: {'a': 1}\n")
+    assert run["metrics"] == {"a": 1}
+    with pytest.raises(DataError, match="too many braces that hold no literal"):
+        read("## Run 1: x\n" + "{\n" * 200)
