@@ -5,10 +5,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from analysis.commands import dashboard, publish, table
+from analysis.commands import audit, dashboard, import_, notes, publish, table
 from sae_sweeps.errors import UserError
 
-COMMANDS = (table, dashboard, publish)
+COMMANDS = (table, notes, import_, audit, publish, dashboard)
 
 
 def parser() -> argparse.ArgumentParser:

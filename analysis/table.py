@@ -1,16 +1,16 @@
 """The comparison table: one row per run, or per fold of runs; the config keys that differ, then the metrics."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.audit import audit, marks, sentences, varied_by
 from analysis.columns import differing, find_column, find_columns, order, ordered_metrics
 from analysis.convergence import with_convergence
-from analysis.folding import budget_of, fold, pivot, repeated, with_differences
+from analysis.folding import fold, pivot, repeated, with_differences
 from analysis.formats import FORMATS, render
-from analysis.metrics import BUDGETS, DIFFERENCES, STATISTICS, Column, unfitness
+from analysis.metrics import DIFFERENCES, STATISTICS, Column, unfitness
 from analysis.records import records
 from analysis.text import clean
 from analysis.where import Where, select
@@ -66,6 +66,7 @@ def load(
 
     Without a target of its own, convergence is to what every matching run reaches, so the filter cannot speak of it.
     """
+    paths = list(paths)
     full = records(paths)
     if target_fvu is not None:
         full, target = with_convergence(full, target_fvu)
@@ -73,7 +74,7 @@ def load(
         full = select(full, where)
     if target_fvu is None:
         full, target = with_convergence(full) if followed else (full, None)
-    full.attrs["target_fvu"] = target
+    full.attrs |= {"target_fvu": target, "varied": varied_by(paths)}
     return full
 
 
@@ -86,10 +87,10 @@ def compared(
     baseline: str | None = None,
 ) -> "pd.DataFrame":
     """The table of what `load` gives; arguments and attrs as in `table`."""
-    warnings, marks = judged(full)
+    warnings, levels = judged(full)
     attrs: dict[str, Any] = {
         "warnings": warnings,
-        "marks": marks,
+        "marks": levels,
         "notes": [],
         "unfit": unfit_runs(full),
         "chosen": columns is not None,
@@ -112,8 +113,9 @@ def compared(
     if sort is not None:
         frame = frame.iloc[order(frame, sort)]
     if columns is None:
-        named = (("run", name) for name in RUN_COLUMNS)
-        shown = [*(c for c in named if c in frame.columns), *differing(frame), *ordered_metrics(frame)]
+        named = ("source",) if set(full["run", "source"]) != {"run"} else ()  # only where something was imported
+        runs = (("run", name) for name in (*RUN_COLUMNS, *named))
+        shown = [*(c for c in runs if c in frame.columns), *differing(frame), *ordered_metrics(frame)]
     else:
         chosen = [column for word in columns for column in find_columns(frame, word)]
         shown = list(dict.fromkeys([("run", "run_id"), *chosen]))
@@ -220,33 +222,6 @@ def number(value: Any) -> float | None:
 
 
 def judged(full: "pd.DataFrame") -> tuple[list[str], dict[str, str]]:
-    """Sentences on what makes the comparison unsound, and the worst level (error, warning) by run id."""
-    marks = {
-        run_id: "warning" for run_id, own in zip(full["run", "run_id"], full["run", "warnings"], strict=True) if own
-    }
-    return warnings_of(full), marks
-
-
-def warnings_of(full: "pd.DataFrame") -> list[str]:
-    """What makes the comparison unsound or a row empty, and what the runs themselves warn of; a sentence each."""
-    found = []
-    for metric in BUDGETS:
-        values = [value for value in budget_of(full[full["run", "state"] == "completed"], metric) if value is not None]
-        if len(set(values)) > 1:
-            found.append(f"{metric} differ from {min(values):,.0f} to {max(values):,.0f}, so the runs do not compare.")
-    states = Counter(state for state in full["run", "state"] if state != "completed")
-    if states:
-        what = ", ".join(f"{count} {state}" for state, count in states.items())
-        found.append(f"no results of {sum(states.values())} of {len(full)} runs ({what}).")
-    said: dict[str, list[str]] = {}
-    for run_id, state, error, own in zip(
-        *(full["run", f] for f in ("run_id", "state", "error", "warnings")), strict=True
-    ):
-        if error and state != "completed":
-            found.append(f"{run_id} {state}: {error}")
-        for warning in own:
-            said.setdefault(warning, []).append(run_id)
-    for warning, runs in said.items():
-        who = "every run" if len(runs) == len(full) > 1 else ", ".join(runs[:3]) + (" ..." if len(runs) > 3 else "")
-        found.append(f"{who}: {warning}")
-    return [clean(sentence, 400) for sentence in found]
+    """What the audit finds: sentences, and the worst level (error, warning) by run id."""
+    found = audit(full, full.attrs.get("varied", ()))
+    return sentences(found, len(full)), marks(found)

@@ -133,7 +133,7 @@ def shown_columns(frame: "pd.DataFrame") -> list[Column]:
         kind, name = column
         if kind == "run":
             titled = name == "title" and not has_keys and any(isinstance(title, str) for title in frame[column])
-            return name == "run_id" or titled or (name == "state" and set(frame[column]) != {"completed"})
+            return name in ("run_id", "source") or titled or (name == "state" and set(frame[column]) != {"completed"})
         if kind == "difference":
             return name in FIRST and direction(name) is not None
         differs = name in ("tokens", "steps") and frame[column].nunique() > 1
