@@ -113,10 +113,14 @@ def table_row(record: Record, keys: list[str]) -> list[str]:
     return [record.run_id, record.title or "", record.state, varied, results, notes, "; ".join(record.warnings)]
 
 
-def notes_of(record: Record, keys: list[str]) -> str:
-    """What W&B shows as a run's notes: its title, state and warnings."""
+def notes_of(record: Record, keys: Iterable[str] = ()) -> str:
+    """What W&B shows as a run's notes: what was varied, the description of its run notes, error and warnings."""
+    from analysis.audit import run_of
+    from analysis.notes import described
+
     varied = ", ".join(f"{key}={cell(record.config[key], 'config')}" for key in keys if key in record.config)
-    lines = [record.title or record.run_id, f"Varied: {varied}" if varied else "", record.error or ""]
+    lines = [f"Varied: {varied}" if varied else "", described(run_of(vars(record), record.config, record.metrics))]
+    lines += [f"{record.state}: {record.error}" if record.error else ""]
     return "\n".join([*filter(None, lines), *(f"Warning: {warning}" for warning in record.warnings)])
 
 
