@@ -32,7 +32,7 @@ from safetensors.torch import load_file  # noqa: E402
 from sae_sweeps.evaluation.draws import stream_seed  # noqa: E402
 
 SEED = 42
-TRAIN, TEST = 200, 100
+TRAIN, TEST = 120, 60
 """Rows of a binary task, those of the fixture."""
 NAME = "gemma-2-2b-it"
 """What SAEBench calls the model: it puts questions to no other name."""

@@ -30,7 +30,7 @@ from sae_sweeps.evaluation.saebench_data import AMAZON, ATTRIBUTES, BIAS, CLASSE
 WORDS_PER_TEXT = 40
 ROWS = {"train": 260, "test": 140}
 """Rows of each class and attribute."""
-SIZES = {"train": 200, "test": 100}
+SIZES = {"train": 120, "test": 60}
 """Rows of a binary task."""
 TRAINING = "num_tokens=204800 d_sae=1024 eval=none layer=2".split()
 SAES = [

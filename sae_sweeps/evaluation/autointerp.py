@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from statistics import mean, stdev
 from typing import Any
 
@@ -124,8 +125,8 @@ def evaluate_autointerp(
 ) -> dict[str, Result]:
     """Autointerp of SAEs of one hook on contexts [N, L]; `say` hears the estimate before anything is sent.
 
-    `answers` holds what each SAE's judge has said before, and takes what it says now. Raises ConfigError without `eval.autointerp.judge` and, with the estimate, without `confirm`; NoNetwork where the
-    judge cannot be reached.
+    `answers` holds what each SAE's judge has said before, and takes what it says now. Raises ConfigError without
+    `eval.autointerp.judge` and, with the estimate, without `confirm`; NoNetwork where the judge cannot be reached.
     """
     cfg, seed = shared.cfg.autointerp, shared.cfg.seed
     judge = Judge(cfg)
@@ -152,8 +153,9 @@ def evaluate_autointerp(
     out = {}
     for name, sae in saes.items():
         shared.begin("autointerp", len(questions[name]), "feature")
+        ask = partial(_answered, judge=judge, answers=answers[name], cfg=cfg, shared=shared)
         with ThreadPoolExecutor(cfg.concurrency) as pool:
-            answered = list(pool.map(lambda q: _answered(q, judge, answers[name], cfg, shared), questions[name]))
+            answered = list(pool.map(ask, questions[name]))
         out[name] = result(name, sae, shared, latents[name], questions[name], answered, tokens_NL.shape[1])
     return out
 
