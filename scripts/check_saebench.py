@@ -42,6 +42,9 @@ SCR_CLASSES = (
     "female_nurse_data_only",
 )  # fmt: skip
 CORE_TOLERANCE = 1e-5
+"""Relative."""
+FLOAT32 = 1e-6
+"""What shares in float32 may differ by; the smallest step of an accuracy is far larger."""
 CORE_IN_FLOAT64 = "core_float64"
 """Both sides in double precision: what is left of a difference then is one of definition."""
 
@@ -430,7 +433,7 @@ EVALUATIONS: dict[str, Callable[[World], dict[str, Any]]] = {
 def compare(name: str, sae: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     """Print the largest differences of the metrics and of what stands behind them; whether one is too large."""
     of_core = name.startswith("core")
-    tolerance = CORE_TOLERANCE if of_core else 1e-7
+    tolerance = CORE_TOLERANCE if of_core else FLOAT32
     worst = []
     for part in ("eval_result_metrics", "eval_result_details", "eval_result_unstructured"):
         a, b = dict(leaves(theirs[part])), dict(leaves(ours[part]))

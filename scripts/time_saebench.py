@@ -43,6 +43,7 @@ def main() -> int:
             keep(folder, name, {kind: [run[kind] for run in runs] for kind in runs[0]})
             continue
         before = ours(folder, [name])
+        (folder / f"theirs-{name}.json").unlink(missing_ok=True)
         subprocess.run(
             [words.saebench, PROJECT / "scripts/check_saebench.py", folder, "--only", name], env=ENVIRONMENT
         )  # prints what differs

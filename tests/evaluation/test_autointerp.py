@@ -1,7 +1,4 @@
 import json
-import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -23,6 +20,7 @@ from sae_sweeps.evaluation.autointerp import (
 )
 from sae_sweeps.evaluation.judge import Judge
 from sae_sweeps.evaluation.shared import Shared
+from tests.judge_stub import judge_stub
 
 
 class LM(ToyLM):
@@ -34,71 +32,14 @@ class LM(ToyLM):
             return f" w{ids[0]}"
 
 
-class Server(ThreadingHTTPServer):
-    """An OpenAI-compatible stand-in that answers what the test wants."""
-
-    daemon_threads = True
-
-    def __init__(self, answer):
-        self.answer, self.requests, self.failures = answer, [], []
-        super().__init__(("127.0.0.1", 0), Handler)
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append((self.path, body))
-        if self.server.failures:
-            failure = self.server.failures.pop(0)
-            if failure is None:
-                pass
-            elif failure == "slow":
-                time.sleep(0.5)
-                self.close_connection = True
-            elif isinstance(failure, str):
-                self.reply(failure.encode())
-            else:
-                self.send_error(failure)
-            if failure is not None:
-                return
-        system, user = (message["content"] for message in body["messages"])
-        explaining = "summarize in a single sentence" in system
-        text = "This neuron activates on digits." if explaining else self.server.answer(user)
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-        usage = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
-        content = {
-            "id": "x",
-            "object": "chat.completion",
-            "created": 0,
-            "model": "m",
-            "choices": [choice],
-            "usage": usage,
-        }
-        self.reply(json.dumps(content).encode())
-
-    def reply(self, out):
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(out)))
-        self.end_headers()
-        self.wfile.write(out)
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
 def server(monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY"):  # the judge is on this machine, so none is asked
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "")  # put back afterwards
-    server = Server(lambda user: "None")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with judge_stub() as server:
+        yield server
 
 
 def shared_for(server, tmp_path, **changes):
