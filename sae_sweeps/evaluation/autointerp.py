@@ -338,7 +338,7 @@ def cost(
     sent = sum(len(message["content"]) for messages, _ in asked for message in messages) / CHARS_PER_TOKEN
     received = sum(allowed for _, allowed in asked)
     dollars = (sent * cfg.price_in + received * cfg.price_out) / 1e6
-    there = f" ({2 * n - len(asked):,} more are answered already)" if len(asked) < 2 * n else ""
+    there = f" ({2 * n - len(asked):,} answered before)" if len(asked) < 2 * n else ""
     return len(asked), (
         f"autointerp: {n:,} features of {len(questions)} SAEs, {len(asked):,} requests to {cfg.model} at {cfg.judge}"
         f"{there}, about {(sent + received) / 1e6:.2f} million tokens, ${dollars:.2f}"

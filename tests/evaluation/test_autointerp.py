@@ -172,7 +172,7 @@ def test_answers_that_were_paid_for_are_not_asked_for_again(server, tmp_path):
     del server.requests[3:], server.failures[:]
     answered = asked(server)
     server.requests.clear()
-    with pytest.raises(ConfigError, match=r"3 features of 1 SAEs, 3 requests to .* \(3 more are answered already\)"):
+    with pytest.raises(ConfigError, match=r"3 features of 1 SAEs, 3 requests to .* \(3 answered before\)"):
         evaluate(server, tmp_path)
     assert server.requests == []
     again = evaluate(server, tmp_path, confirm=True)["it"]

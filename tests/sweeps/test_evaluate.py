@@ -150,7 +150,7 @@ def test_a_judge_that_fails_midway_is_asked_only_for_the_rest(evaluated, tmp_pat
         server.failures.clear()
         server.requests.clear()
         done = run("evaluate", *words, module="sae_sweeps")
-        assert "3 requests" in done.stdout and "(1 more are answered already)" in done.stdout
+        assert "3 requests" in done.stdout and "(1 answered before)" in done.stdout
         assert (
             len(server.requests) == 3 and len((copy / "evals/autointerp.answers.jsonl").read_bytes().split(b"\n")) == 5
         )
