@@ -58,6 +58,8 @@ clean: ## remove the virtual environments and caches; outputs/ stays
 saelens-check: .venv-saelens/.installed ## load every exported sae/ of outputs/runs with SAELens itself and compare
 	.venv-saelens/bin/python scripts/check_saelens.py outputs/runs/*/sae
 
-saebench-check: install .venv-saelens/.installed ## SAEBench's own loop beside ours, number by number (half an hour)
+saebench-check: install .venv-saelens/.installed ## SAEBench's own loop over eight SAEs beside ours: times, memory, every number (an hour)
 	$(PY) scripts/saebench_fixture.py build/saebench
-	.venv-saelens/bin/python scripts/check_saebench.py build/saebench --saes jumprelu_4 topk_0
+	$(PY) scripts/time_saebench.py build/saebench .venv-saelens/bin/python
+	.venv-saelens/bin/python scripts/check_saebench.py build/saebench --only core_float64
+	.venv-saelens/bin/python scripts/check_saebench.py build/saebench --only scr --same-activations --saes jumprelu_4 topk_0

@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,16 +32,22 @@ from safetensors.torch import load_file  # noqa: E402
 from sae_sweeps.evaluation.draws import stream_seed  # noqa: E402
 
 SEED = 42
+TRAIN, TEST = 120, 60
+"""Rows of a binary task, those of the fixture."""
 NAME = "gemma-2-2b-it"
 """What SAEBench calls the model: it puts questions to no other name."""
 LAYER = 2
-N_SAES = 8
-"""Times are those of the first SAE and of the mean later one, added up to so many."""
 SCR_CLASSES = (
     "male / female", "female_data_only", "professor / nurse", "nurse_data_only", "male_professor / female_nurse",
     "female_nurse_data_only",
 )  # fmt: skip
 CORE_TOLERANCE = 1e-5
+"""Relative."""
+FLOAT32 = 1e-5
+"""What absorption's shares may differ by, since the models' last bits do; the least step of an accuracy is 600 times
+that."""
+CORE_IN_FLOAT64 = "core_float64"
+"""Both sides in double precision: what is left of a difference then is one of definition."""
 
 
 def main() -> int:
@@ -48,52 +55,51 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--saes", nargs="*", help="only these, by their folders' names")
     parser.add_argument("--same-activations", action="store_true", help="SCR on our activations, not on its own")
-    parser.add_argument("--only", nargs="*", help="only these evaluations")
+    parser.add_argument("--only", nargs="*", choices=EVALUATIONS, help="only these evaluations")
     words = parser.parse_args()
-    world = World(words.folder.resolve(), words.saes)
+    names = words.only or list(EVALUATIONS)
+    if len(names) > 1:  # each in a process of its own: its peak of memory is its own, and one that fails ends no other
+        again = [arg for arg in sys.argv[1:] if arg not in ("--only", *names)]
+        return max(subprocess.run([sys.executable, __file__, *again, "--only", name]).returncode for name in names)
+    name = names[0]
+    world = World(words.folder.resolve(), name, words.saes)
     world.patch()
     if words.same_activations:
         world.give_activations()
-    every, differ = world.saes, False
-    times: dict[str, float] = {}
-    for name, run in EVALUATIONS.items():
-        if words.only and name not in words.only:
-            continue
-        seconds = []
-        for one in every:  # the first finds nothing made, the others what it left
-            world.saes = [one]
-            began = time.monotonic()
-            theirs = run(world)[one[0]]
-            seconds.append(round(time.monotonic() - began, 1))
-            ours = json.loads((world.folder / "saes" / one[0] / "evals" / f"{name}.json").read_text())
-            differ |= compare(name, one[0], ours, theirs)
-        later = seconds[1:] or seconds
-        times[name] = seconds[0] + (N_SAES - 1) * sum(later) / len(later)
-        print(f"{name}: {seconds} seconds", flush=True)
-    times["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
-    (world.folder / "theirs.json").write_text(json.dumps(times, indent=2))
-    ours = json.loads((world.folder / "ours.json").read_text())
-    print(f"\n| seconds for {N_SAES} SAEs | SAEBench | ours, cold | ours, warm |\n|---|---:|---:|---:|")
-    for name, took in times.items():
-        print(f"| {name} | {took:,.1f} | {ours['cold'].get(name, '')} | {ours['warm'].get(name, '')} |")
+    wall, cpu = time.monotonic(), time.process_time()
+    theirs = EVALUATIONS[name](world)
+    took = {
+        "wall": round(time.monotonic() - wall, 1),
+        "cpu": round(time.process_time() - cpu, 1),
+        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "saes": len(theirs),
+    }
+    (world.folder / f"theirs-{name}.json").write_text(json.dumps(took))
+    print(f"{name}: {took}", flush=True)
+    differ = False
+    for sae, result in theirs.items():
+        ours = json.loads((world.folder / "saes" / sae / "evals" / f"{name}.json").read_text())
+        differ |= compare(name, sae, ours, result)
     return int(differ)
 
 
 class World:
     """The folder, its model and its SAEs, as SAEBench wants them."""
 
-    def __init__(self, folder: Path, names: list[str] | None):
+    def __init__(self, folder: Path, evaluation: str, names: list[str] | None):
         from sae_lens import SAE
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.folder = folder
-        self.work = folder / "saebench"
+        self.work = folder / "saebench" / evaluation
         shutil.rmtree(self.work, ignore_errors=True)
-        self.work.mkdir()
+        self.work.mkdir(parents=True)
         for place in sorted((folder / "data").iterdir()):  # hub names resolve to folders under the current one
             (self.work / place.name).symlink_to(place)
         os.chdir(self.work)
-        self.model = hooked(AutoModelForCausalLM, AutoTokenizer.from_pretrained(folder / "model"), folder / "model")
+        self.dtype = "float64" if evaluation == CORE_IN_FLOAT64 else "float32"
+        tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+        self.model = hooked(AutoModelForCausalLM, tokenizer, folder / "model", getattr(torch, self.dtype))
         self.saes = []
         for place in sorted(path for path in (folder / "saes").iterdir() if not names or path.name in names):
             sae = SAE.load_from_disk(place)
@@ -117,7 +123,7 @@ class World:
         prepare, train = probe_training.prepare_probe_data, probe_training.train_probe_gpu
 
         def prepared(acts: dict[str, Any], label: str, perform_scr: bool = False) -> Any:
-            split = "train" if len(acts[label]) == sizes(acts)[0] else "test"
+            split = "train" if len(acts[label]) == TRAIN // 2 else "test"
             self.label = label
             torch.manual_seed(stream_seed(SEED, "rows", self.data, label, split))
             return prepare(acts, label, perform_scr)
@@ -126,9 +132,6 @@ class World:
             purpose = "probe" if l1_penalty is None else "ablation probe"
             torch.manual_seed(stream_seed(SEED, purpose, self.data, self.label))
             return train(*args, l1_penalty=l1_penalty, **kwargs)
-
-        def sizes(acts: dict[str, Any]) -> tuple[int]:
-            return (200,)
 
         probe_training.prepare_probe_data, probe_training.train_probe_gpu = prepared, trained
         for module in (scr_and_tpp, sparse_probing):
@@ -167,12 +170,12 @@ class World:
         return single
 
 
-def hooked(loader: Any, tokenizer: Any, folder: Path) -> Any:
+def hooked(loader: Any, tokenizer: Any, folder: Path, dtype: torch.dtype) -> Any:
     """The GPTNeoX as TransformerLens 3's HookedTransformer, unprocessed."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformer_lens.pretrained.weight_conversions import convert_neox_weights
 
-    hf = loader.from_pretrained(folder, dtype=torch.float32)
+    hf = loader.from_pretrained(folder, dtype=dtype)
     c = hf.config
     cfg = HookedTransformerConfig(
         d_model=c.hidden_size, d_head=c.hidden_size // c.num_attention_heads, n_heads=c.num_attention_heads,
@@ -180,7 +183,7 @@ def hooked(loader: Any, tokenizer: Any, folder: Path) -> Any:
         d_vocab=c.vocab_size, act_fn=c.hidden_act, positional_embedding_type="rotary", normalization_type="LN",
         parallel_attn_mlp=True, rotary_adjacent_pairs=False, use_attn_scale=True, rotary_base=10000,
         rotary_dim=c.hidden_size // c.num_attention_heads // 4, original_architecture="GPTNeoXForCausalLM",
-        model_name=NAME, default_prepend_bos=True, tokenizer_prepends_bos=False,
+        model_name=NAME, default_prepend_bos=True, tokenizer_prepends_bos=False, dtype=dtype,
     )  # fmt: skip
     model = HookedTransformer(cfg, tokenizer=tokenizer)
     model.load_state_dict(convert_neox_weights(hf, cfg), strict=False)
@@ -197,7 +200,7 @@ def sparse_probing(world: World) -> dict[str, Any]:
     from sae_bench.evals.sparse_probing.main import run_eval
 
     config = SparseProbingEvalConfig(
-        model_name=NAME, random_seed=SEED, probe_train_set_size=400, probe_test_set_size=200
+        model_name=NAME, random_seed=SEED, probe_train_set_size=TRAIN, probe_test_set_size=TEST
     )
     config.llm_batch_size, config.llm_dtype = 32, "float32"
     run_eval(config, world.saes, "cpu", "out/sparse_probing", artifacts_path="artifacts/probing")
@@ -209,7 +212,7 @@ def scr_or_tpp(world: World, scr: bool) -> dict[str, Any]:
     from sae_bench.evals.scr_and_tpp.eval_config import ScrAndTppEvalConfig
 
     config = ScrAndTppEvalConfig(
-        model_name=NAME, random_seed=SEED, perform_scr=scr, train_set_size=400, test_set_size=200
+        model_name=NAME, random_seed=SEED, perform_scr=scr, train_set_size=TRAIN, test_set_size=TEST
     )
     config.llm_batch_size, config.llm_dtype = 32, "float32"
     config.n_values = [2, 5, 10, 20, 50, 100, 500]
@@ -265,7 +268,7 @@ def core(world: World) -> dict[str, Any]:
     module.multiple_evals(
         world.saes, n_eval_reconstruction_batches=8, n_eval_sparsity_variance_batches=16, eval_batch_size_prompts=16,
         compute_featurewise_density_statistics=True, compute_featurewise_weight_based_metrics=True,
-        exclude_special_tokens_from_reconstruction=True, output_folder="out/core", device="cpu",
+        exclude_special_tokens_from_reconstruction=True, output_folder="out/core", device="cpu", dtype=world.dtype,
     )  # fmt: skip
     return results(world.work / "out/core", world.saes)
 
@@ -419,6 +422,7 @@ def unlearning(world: World) -> dict[str, Any]:
 
 EVALUATIONS: dict[str, Callable[[World], dict[str, Any]]] = {
     "core": core,
+    CORE_IN_FLOAT64: core,
     "sparse_probing": sparse_probing,
     "tpp": lambda world: scr_or_tpp(world, False),
     "scr": lambda world: scr_or_tpp(world, True),
@@ -429,13 +433,14 @@ EVALUATIONS: dict[str, Callable[[World], dict[str, Any]]] = {
 
 def compare(name: str, sae: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     """Print the largest differences of the metrics and of what stands behind them; whether one is too large."""
-    tolerance = CORE_TOLERANCE if name == "core" else 1e-7
+    of_core = name.startswith("core")
+    tolerance = CORE_TOLERANCE if of_core else FLOAT32
     worst = []
     for part in ("eval_result_metrics", "eval_result_details", "eval_result_unstructured"):
         a, b = dict(leaves(theirs[part])), dict(leaves(ours[part]))
         shared = [key for key in a if key in b and isinstance(a[key], int | float) and isinstance(b[key], int | float)]
         missing = [key for key, value in a.items() if key not in b and value is not None]
-        gaps = {key: abs(a[key] - b[key]) / (max(abs(a[key]), 1e-12) if name == "core" else 1) for key in shared}
+        gaps = {key: abs(a[key] - b[key]) / (max(abs(a[key]), 1e-12) if of_core else 1) for key in shared}
         largest = max(gaps, key=lambda key: gaps[key]) if gaps else None
         n_off = sum(gap > tolerance for gap in gaps.values())
         worst.append(n_off + len(missing))

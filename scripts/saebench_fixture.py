@@ -2,7 +2,7 @@
 
 Makes, in FOLDER: `model/`, the built-in language model with the three turn tokens that SAEBench's prompts need;
 `data/`, SAEBench's data sets under their own names with made-up rows; `saes/`, eight SAEs trained on the model (TopK
-and JumpReLU); and evaluates them: `saes/*/evals/`, times in `ours.json`.
+and JumpReLU); and evaluates them: `saes/*/evals/`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import shutil
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,8 @@ from sae_sweeps.evaluation.saebench_data import AMAZON, ATTRIBUTES, BIAS, CLASSE
 WORDS_PER_TEXT = 40
 ROWS = {"train": 260, "test": 140}
 """Rows of each class and attribute."""
-SIZES = {"train": 400, "test": 200}
+SIZES = {"train": 120, "test": 60}
+"""Rows of a binary task."""
 TRAINING = "num_tokens=204800 d_sae=1024 eval=none layer=2".split()
 SAES = [
     *(f"architecture=topk k={k} seed={seed}".split() for k in (16, 32) for seed in (0, 1)),
@@ -39,7 +39,6 @@ SAES = [
 ]
 EVALUATIONS = ("core", "sparse_probing", "tpp", "scr", "absorption", "unlearning")
 WORDS = [
-    f"eval.evaluations=[{','.join(EVALUATIONS)}]",
     f"eval.probing.train_rows={SIZES['train']}", f"eval.probing.test_rows={SIZES['test']}",
     f"eval.ablation.train_rows={SIZES['train']}", f"eval.ablation.test_rows={SIZES['test']}",
     "eval.absorption.min_probe_f1=0.05", "eval.absorption.min_letters=5", "eval.absorption.max_words=1200",
@@ -53,15 +52,14 @@ WORDS = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    folder = parser.parse_args().folder.resolve()
     if not (folder / "saes").exists():
         make_model(folder / "model")
         make_data(folder / "data")
         make_saes(folder)
     hand_over(folder)
-    times = {"cold": evaluate(folder, fresh=True), "warm": evaluate(folder, fresh=False)}
-    (folder / "ours.json").write_text(json.dumps(times, indent=2))
-    print(json.dumps(times, indent=2))
+    evaluate(folder)
+    core_in_float64(folder)
 
 
 def make_model(folder: Path) -> None:
@@ -223,28 +221,52 @@ def hand_over(folder: Path) -> None:
     (folder / "questions.json").write_text(json.dumps(right))
 
 
-def evaluate(folder: Path, fresh: bool) -> dict[str, Any]:
-    """Seconds of each evaluation of all SAEs, by what `evaluate` prints, and the peak of memory."""
+def command(folder: Path, saes: Path, outputs: Path, names: Sequence[str] = EVALUATIONS) -> list[str]:
+    """`evaluate` over the SAEs of a folder, by the settings of this world."""
+    where = [f"eval.data={folder / 'data'}", f"model={folder / 'model'}", "data=builtin", f"outputs={outputs}"]
+    words = [sys.executable, "-m", "sae_sweeps", "evaluate", *sorted(map(str, saes.iterdir())), *where, *WORDS]
+    return [*words, f"eval.evaluations=[{','.join(names)}]"]
+
+
+def evaluate(folder: Path) -> None:
+    """`saes/*/evals/`, made anew."""
     for evals in folder.glob("saes/*/evals"):
         shutil.rmtree(evals)
-    if fresh:
-        shutil.rmtree(folder / "evaluated", ignore_errors=True)
-    command = [sys.executable, "-m", "sae_sweeps", "evaluate", *sorted(map(str, folder.glob("saes/*")))]
-    where = [
-        f"eval.data={folder / 'data'}",
-        f"model={folder / 'model'}",
-        "data=builtin",
-        f"outputs={folder / 'evaluated'}",
-    ]
-    began = time.monotonic()
-    done = subprocess.run([*command, *where, *WORDS], cwd=PROJECT, check=True, capture_output=True, text=True)
-    seconds = {
-        line.split(":")[0].strip(): float(line.split(" in ")[1].split()[0])
-        for line in done.stdout.splitlines()
-        if " done in " in line
-    }
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    return {"all": round(time.monotonic() - began, 1), **seconds, "peak_gb": round(peak, 2)}
+    subprocess.run(command(folder, folder / "saes", folder / "evaluated"), cwd=PROJECT, check=True)
+
+
+def exact_rotary(x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of the rotary angles in x's precision: transformers rounds them to float32 in any."""
+    from transformers import AutoConfig
+
+    from sae_sweeps.builtin import MODEL_FOLDER
+
+    cfg = AutoConfig.from_pretrained(MODEL_FOLDER)
+    width = int(cfg.hidden_size // cfg.num_attention_heads * cfg.rope_parameters["partial_rotary_factor"])
+    angle = position_ids[..., None] * cfg.rope_parameters["rope_theta"] ** (-torch.arange(0, width, 2).double() / width)
+    both = torch.cat([angle, angle], dim=-1)
+    return both.cos().to(x.dtype), both.sin().to(x.dtype)
+
+
+def core_in_float64(folder: Path) -> None:
+    """`saes/*/evals/core_float64.json`: the core evaluation with model and SAEs in double precision."""
+    from safetensors.torch import load_file
+
+    from sae_sweeps import saelens
+    from sae_sweeps.activations.language_model import LanguageModel, load_language_model
+    from sae_sweeps.config.run import run_config
+    from sae_sweeps.evaluation.core import evaluate_core
+    from sae_sweeps.files import write_json
+    from sae_sweeps.sweeps.compose import compose_points
+
+    run = run_config(compose_points([f"model={folder / 'model'}", "layer=2", *WORDS])[0].cfg)
+    single = load_language_model(run.model, "cpu")
+    single.model.base_model.rotary_emb.forward = exact_rotary
+    lm = LanguageModel(single.model.double(), single.tokenizer)
+    saes = {path.name: saelens.load(path).to(dtype=torch.float64) for path in (folder / "saes").iterdir()}
+    tokens_NL = load_file(folder / "tokens.safetensors")["tokens"]
+    for name, result in evaluate_core(saes, run.eval, lm, run.layer, tokens_NL).items():
+        write_json(folder / "saes" / name / "evals" / "core_float64.json", result.to_json())
 
 
 if __name__ == "__main__":

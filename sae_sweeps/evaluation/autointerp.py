@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from statistics import mean, stdev
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from sae_sweeps.config.evaluations import AutointerpConfig
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.evaluation.answers import Answers
 from sae_sweeps.evaluation.batches import is_plain
 from sae_sweeps.evaluation.draws import stream, stream_seed
 from sae_sweeps.evaluation.judge import Judge, Messages
@@ -34,6 +36,8 @@ ASKED = TOP_ASKED + SAMPLED_ASKED + RANDOM_ASKED
 ACTIVE = 0.01
 """Share of the largest activation above which a token counts as active."""
 CHARS_PER_TOKEN = 4
+PREDICTION_TOKENS = 2 * ASKED + 5
+"""Most tokens of a prediction."""
 
 EXPLAIN = (
     "We're studying neurons in a neural network. Each neuron activates on some particular "
@@ -113,12 +117,16 @@ def _messages(system: str, user: str) -> Messages:
 
 
 def evaluate_autointerp(
-    saes: Mapping[str, ExportedSAE], shared: Shared, tokens_NL: Tensor, say: Callable[[str], None]
+    saes: Mapping[str, ExportedSAE],
+    shared: Shared,
+    tokens_NL: Tensor,
+    answers: Mapping[str, Answers],
+    say: Callable[[str], None],
 ) -> dict[str, Result]:
     """Autointerp of SAEs of one hook on contexts [N, L]; `say` hears the estimate before anything is sent.
 
-    Raises ConfigError without `eval.autointerp.judge` and, with the estimate, without `confirm`; NoNetwork where the
-    judge cannot be reached.
+    `answers` holds what each SAE's judge has said before, and takes what it says now. Raises ConfigError without
+    `eval.autointerp.judge` and, with the estimate, without `confirm`; NoNetwork where the judge cannot be reached.
     """
     cfg, seed = shared.cfg.autointerp, shared.cfg.seed
     judge = Judge(cfg)
@@ -138,23 +146,26 @@ def evaluate_autointerp(
         ]
         for name in saes
     }
-    estimate = cost(questions, cfg)
-    if not cfg.confirm:
+    n_requests, estimate = cost(questions, answers, cfg)
+    if n_requests and not cfg.confirm:
         raise ConfigError(f"{estimate}; give eval.autointerp.confirm=true to send them.")
     say(estimate)
     out = {}
     for name, sae in saes.items():
         shared.begin("autointerp", len(questions[name]), "feature")
+        ask = partial(_answered, judge=judge, answers=answers[name], cfg=cfg, shared=shared)
         with ThreadPoolExecutor(cfg.concurrency) as pool:
-            answered = list(pool.map(lambda q: _answered(q, judge, cfg, shared), questions[name]))
+            answered = list(pool.map(ask, questions[name]))
         out[name] = result(name, sae, shared, latents[name], questions[name], answered, tokens_NL.shape[1])
     return out
 
 
-def _answered(question: Question, judge: Judge, cfg: AutointerpConfig, shared: Shared) -> dict[str, Any] | None:
+def _answered(
+    question: Question, judge: Judge, answers: Answers, cfg: AutointerpConfig, shared: Shared
+) -> dict[str, Any] | None:
     """Explanation, prediction and score of one feature; None for an answer that cannot be read."""
-    explanation = parse_explanation(judge.ask(question.explain(), cfg.max_tokens_in_explanation))
-    predicted = parse_predictions(judge.ask(question.predict(explanation), 2 * ASKED + 5))
+    explanation = parse_explanation(answers.ask(judge, question.explain(), cfg.max_tokens_in_explanation))
+    predicted = parse_predictions(answers.ask(judge, question.predict(explanation), PREDICTION_TOKENS))
     shared.advance()
     if predicted is None:
         return None
@@ -307,20 +318,30 @@ def parse_predictions(answer: str) -> list[int] | None:
     return [int(part) for part in named] if all(part.isdecimal() for part in named) else None
 
 
-def cost(questions: Mapping[str, list[Question]], cfg: AutointerpConfig) -> str:
-    """The estimate in one line: a token for every four characters sent, and as many received as are allowed."""
+def missing(question: Question, answers: Answers, cfg: AutointerpConfig) -> list[tuple[Messages, int]]:
+    """What is still to be asked about a feature, with the most tokens of each answer."""
+    explain, allowed = question.explain(), cfg.max_tokens_in_explanation
+    explanation = answers.known(explain, allowed)
+    if explanation is None:
+        return [(explain, allowed), (question.predict("x" * 100), PREDICTION_TOKENS)]
+    predict = question.predict(parse_explanation(explanation))
+    return [] if answers.known(predict, PREDICTION_TOKENS) is not None else [(predict, PREDICTION_TOKENS)]
+
+
+def cost(
+    questions: Mapping[str, list[Question]], answers: Mapping[str, Answers], cfg: AutointerpConfig
+) -> tuple[int, str]:
+    """Requests to send, and the estimate in one line: a token for every four characters sent, and as many received as
+    are allowed. Answers that are there cost nothing."""
     n = sum(map(len, questions.values()))
-    chars = sum(
-        len(message["content"])
-        for several in questions.values()
-        for question in several
-        for message in (*question.explain(), *question.predict("x" * 100))
-    )
-    sent, received = chars / CHARS_PER_TOKEN, n * (cfg.max_tokens_in_explanation + 2 * ASKED + 5)
+    asked = [one for name, several in questions.items() for q in several for one in missing(q, answers[name], cfg)]
+    sent = sum(len(message["content"]) for messages, _ in asked for message in messages) / CHARS_PER_TOKEN
+    received = sum(allowed for _, allowed in asked)
     dollars = (sent * cfg.price_in + received * cfg.price_out) / 1e6
-    return (
-        f"autointerp: {n:,} features of {len(questions)} SAEs, {2 * n:,} requests to {cfg.model} at {cfg.judge}, about "
-        f"{(sent + received) / 1e6:.2f} million tokens, ${dollars:.2f}"
+    there = f" ({2 * n - len(asked):,} answered before)" if len(asked) < 2 * n else ""
+    return len(asked), (
+        f"autointerp: {n:,} features of {len(questions)} SAEs, {len(asked):,} requests to {cfg.model} at {cfg.judge}"
+        f"{there}, about {(sent + received) / 1e6:.2f} million tokens, ${dollars:.2f}"
     )
 
 

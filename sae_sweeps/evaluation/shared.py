@@ -103,7 +103,9 @@ class Shared:
             self.advance()
 
     def model_key(self) -> dict[str, Any]:
-        return {"format": FORMAT, "model": self.model_digest, "layer": asdict(self.layer), "dtype": self.llm_dtype}
+        """What determines the model's activations, to the last bit."""
+        how = {"dtype": self.llm_dtype, "device": self.device.type, "batch": self.cfg.llm_batch}
+        return {"format": FORMAT, "model": self.model_digest, "layer": asdict(self.layer)} | how
 
     def rows_key(self, data: str | Pair) -> dict[str, Any]:
         """What determines the rows of a data set, or of a pair of its classes."""

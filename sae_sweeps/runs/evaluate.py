@@ -35,6 +35,9 @@ from sae_sweeps.saelens import ExportedSAE
 SUMMARY = ".summary.json"
 """Beside SAEBench's `evals/core.json`: `evals/core.summary.json`."""
 
+ANSWERS = "autointerp.answers.jsonl"
+"""Beside `evals/autointerp.json`: what the judge said, kept as it came."""
+
 NOT_SETTINGS = {"autointerp": ("confirm", "price_in", "price_out", "concurrency", "api_key_env")}
 """Keys within a part of `eval` that change no number."""
 
@@ -212,6 +215,7 @@ def _labelled(name: str, subjects: list[Subject], bench: Bench, cache: Path) -> 
 
 def _autointerp(name: str, subjects: list[Subject], bench: Bench, cache: Path) -> None:
     from sae_sweeps.activations.contexts import held_out_contexts
+    from sae_sweeps.evaluation.answers import Answers
     from sae_sweeps.evaluation.autointerp import evaluate_autointerp
     from sae_sweeps.sweeps.say import say
 
@@ -220,7 +224,9 @@ def _autointerp(name: str, subjects: list[Subject], bench: Bench, cache: Path) -
     n_contexts = run.eval.autointerp.total_tokens // run.data.context
     tokens_NL = held_out_contexts(run.model, run.data, shared.lm, n_contexts)
     saes = {subject.name: subject.sae for subject in subjects}
-    results = evaluate_autointerp(saes, shared, tokens_NL, say)
+    model = run.eval.autointerp.model
+    answers = {subject.name: Answers(subject.folder / "evals" / ANSWERS, model) for subject in subjects}
+    results = evaluate_autointerp(saes, shared, tokens_NL, answers, say)
     for subject in subjects:
         results[subject.name].eval_config["dataset_name"] = run.data.path or run.data.name
         _write(subject, results[subject.name])

@@ -1,4 +1,4 @@
-"""An append-only file of JSON objects, one per line, each with a `step`: readable after a kill at any moment."""
+"""An append-only file of JSON objects, one per line: readable after a kill at any moment."""
 
 import json
 import math
@@ -13,10 +13,13 @@ from sae_sweeps.files import naming_full_disk, write_bytes
 
 
 class RowFile:
-    """Making the object touches nothing on disk; the file appears with the first row."""
+    """Every row has a `step`, a whole number, or what else the file is `by`.
 
-    def __init__(self, path: Path):
-        self.path = path
+    Making the object touches nothing on disk; the file appears with the first row.
+    """
+
+    def __init__(self, path: Path, by: str = "step", kind: type = int):
+        self.path, self.by, self.kind = path, by, kind
         self._file: FileIO | None = None
 
     def append(self, row: dict[str, Any]) -> None:
@@ -71,7 +74,7 @@ class RowFile:
                     return  # torn by a kill
                 try:
                     row = json.loads(line)
-                    if not isinstance(row["step"], int):
+                    if not isinstance(row[self.by], self.kind):
                         raise ValueError
                 except (ValueError, TypeError, KeyError):
                     raise DamagedFile(

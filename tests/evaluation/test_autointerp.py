@@ -1,7 +1,4 @@
 import json
-import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -9,9 +6,10 @@ from toy_lm import BOS, ToyLM, toy_sae
 
 from sae_sweeps.config.evaluations import AutointerpConfig, EvalConfig
 from sae_sweeps.config.schema import LayerConfig
-from sae_sweeps.errors import ConfigError, NoNetwork
+from sae_sweeps.errors import ConfigError, DamagedFile, NoNetwork
 from sae_sweeps.evaluation import autointerp
 from sae_sweeps.evaluation import judge as judge_module
+from sae_sweeps.evaluation.answers import Answers
 from sae_sweeps.evaluation.autointerp import (
     ASKED,
     evaluate_autointerp,
@@ -22,6 +20,7 @@ from sae_sweeps.evaluation.autointerp import (
 )
 from sae_sweeps.evaluation.judge import Judge
 from sae_sweeps.evaluation.shared import Shared
+from tests.judge_stub import judge_stub
 
 
 class LM(ToyLM):
@@ -33,68 +32,14 @@ class LM(ToyLM):
             return f" w{ids[0]}"
 
 
-class Server(ThreadingHTTPServer):
-    """An OpenAI-compatible stand-in that answers what the test wants."""
-
-    daemon_threads = True
-
-    def __init__(self, answer):
-        self.answer, self.requests, self.failures = answer, [], []
-        super().__init__(("127.0.0.1", 0), Handler)
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append((self.path, body))
-        if self.server.failures:
-            failure = self.server.failures.pop(0)
-            if failure == "slow":
-                time.sleep(0.5)
-                self.close_connection = True
-            elif isinstance(failure, str):
-                self.reply(failure.encode())
-            else:
-                self.send_error(failure)
-            return
-        system, user = (message["content"] for message in body["messages"])
-        explaining = "summarize in a single sentence" in system
-        text = "This neuron activates on digits." if explaining else self.server.answer(user)
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-        usage = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
-        content = {
-            "id": "x",
-            "object": "chat.completion",
-            "created": 0,
-            "model": "m",
-            "choices": [choice],
-            "usage": usage,
-        }
-        self.reply(json.dumps(content).encode())
-
-    def reply(self, out):
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(out)))
-        self.end_headers()
-        self.wfile.write(out)
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
 def server(monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY"):  # the judge is on this machine, so none is asked
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "")  # put back afterwards
-    server = Server(lambda user: "None")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with judge_stub() as server:
+        yield server
 
 
 def shared_for(server, tmp_path, **changes):
@@ -120,7 +65,8 @@ def evaluate(server, tmp_path, saes=None, said=None, **changes):
     shared = shared_for(server, tmp_path, **changes)
     shared.source = SourceKind()
     saes = saes or {"it": toy_sae(architecture="standard")}
-    return evaluate_autointerp(saes, shared, tokens(), (said if said is not None else []).append)
+    answers = {name: Answers(tmp_path / name / "answers.jsonl", shared.cfg.autointerp.model) for name in saes}
+    return evaluate_autointerp(saes, shared, tokens(), answers, (said if said is not None else []).append)
 
 
 def test_nothing_is_sent_before_the_estimate_was_shown_and_confirmed(server, tmp_path):
@@ -201,13 +147,57 @@ def test_examples_depend_on_the_seed_and_not_on_other_saes(server, tmp_path):
     both = evaluate(server, tmp_path, {"a": toy_sae(0, "standard"), "b": toy_sae(1, "standard")}, confirm=True)
     asked = sorted(json.dumps(body) for _, body in server.requests)
     server.requests.clear()
-    alone = evaluate(server, tmp_path, {"b": toy_sae(1, "standard")}, confirm=True)
+    alone = evaluate(server, tmp_path / "anew", {"b": toy_sae(1, "standard")}, confirm=True)
     assert alone["b"].unstructured == both["b"].unstructured
     assert {json.dumps(body) for _, body in server.requests} <= set(asked)
     shared = shared_for(server, tmp_path)
     values = torch.rand(200, 16, generator=torch.Generator().manual_seed(0))
     one, same, other = (question_about(3, values, tokens(200), shared, seed) for seed in (42, 42, 43))
     assert one == same and one.asked != other.asked
+
+
+def asked(server):
+    return sorted(json.dumps(body) for _, body in server.requests)
+
+
+def test_answers_that_were_paid_for_are_not_asked_for_again(server, tmp_path):
+    server.answer = lambda user: str(1 + len(user) % ASKED)  # the same question has the same answer
+    undisturbed = evaluate(server, tmp_path / "undisturbed", confirm=True)["it"]
+    every = asked(server)
+    server.requests.clear()
+
+    server.failures = [None, None, None, *[401] * 6]  # three answers, then the key has expired
+    with pytest.raises(NoNetwork, match="401"):
+        evaluate(server, tmp_path, confirm=True, concurrency=1)
+    del server.requests[3:], server.failures[:]
+    answered = asked(server)
+    server.requests.clear()
+    with pytest.raises(ConfigError, match=r"3 features of 1 SAEs, 3 requests to .* \(3 answered before\)"):
+        evaluate(server, tmp_path)
+    assert server.requests == []
+    again = evaluate(server, tmp_path, confirm=True)["it"]
+    assert sorted(answered + asked(server)) == every
+    assert again.metrics == undisturbed.metrics and again.unstructured == undisturbed.unstructured
+
+    server.requests.clear()
+    said = []
+    assert evaluate(server, tmp_path, said=said)["it"].metrics == again.metrics  # nothing to send, nothing to confirm
+    assert server.requests == [] and "0 requests" in said[0] and "$0.00" in said[0]
+    evaluate(server, tmp_path, model="another", confirm=True)
+    assert len(server.requests) == 6
+
+
+def test_an_answer_that_was_torn_by_a_kill_is_asked_for_again(server, tmp_path):
+    whole = evaluate(server, tmp_path, confirm=True)["it"]
+    path = tmp_path / "it" / "answers.jsonl"
+    lines = path.read_bytes()
+    path.write_bytes(lines[:-20])
+    server.requests.clear()
+    assert evaluate(server, tmp_path, confirm=True)["it"].unstructured == whole.unstructured
+    assert len(server.requests) == 1 and sorted(path.read_bytes().split()) == sorted(lines.split())
+    path.write_bytes(b"{}\n" + lines)
+    with pytest.raises(DamagedFile, match="answers.jsonl is damaged at line 1"):
+        evaluate(server, tmp_path, confirm=True)
 
 
 def test_examples_are_the_strongest_and_stand_apart(server, tmp_path):

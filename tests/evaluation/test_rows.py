@@ -6,7 +6,7 @@ from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.evaluation import rows as rows_module
 from sae_sweeps.evaluation.ablation import logits_after, logits_of, mean_difference, strongest
 from sae_sweeps.evaluation.probes import Probes
-from sae_sweeps.evaluation.rows import at_special_tokens, harvest_rows, mean_activations, mean_features
+from sae_sweeps.evaluation.rows import at_special_tokens, harvest_rows, mean_activations, mean_features, sum_by_text
 
 CONTEXT = 8
 
@@ -54,6 +54,17 @@ def test_means_are_those_of_each_text_alone(harvested):
         torch.testing.assert_close(mean_features(harvested, sae)[row].double(), f[plain].mean(0), rtol=1e-6, atol=1e-6)
         leaked = f[~plain].sum(0) / plain.sum()
         torch.testing.assert_close(at_special_tokens(harvested, sae)[row].double(), leaked, rtol=1e-6, atol=1e-6)
+
+
+def test_both_ways_to_sum_give_the_same_bits():
+    """The one for CUDA runs on the CPU too."""
+    g = torch.Generator().manual_seed(0)
+    length = torch.tensor([3, 0, 70, 1, 26])
+    values = torch.randn(100, 7, generator=g)
+    found = sum_by_text(values, length)
+    slow = torch.stack([part.double().sum(0) for part in values.split(length.tolist())])
+    torch.testing.assert_close(found.double(), slow, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found, torch.segment_reduce(values, "sum", lengths=length, axis=0, unsafe=True))
 
 
 def test_ablation_is_what_running_the_sae_again_gives(harvested):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from sae_sweeps.sweeps import evaluate as command
 from sae_sweeps.sweeps.compose import compose_points
+from tests.judge_stub import judge_stub
 
 pytestmark = pytest.mark.slow
 
@@ -130,6 +131,30 @@ def test_a_broken_and_a_dead_sae_are_told_of(evaluated, tmp_path):
     assert "tpp: not evaluated: the SAE's b_enc is not finite" in broken["warnings"]
     assert "builtin_sae_top_1_test_accuracy" not in broken["metrics"]
     assert all((tmp_path / "broken/evals" / f"{name}.json").exists() for name in ("tpp", "scr", "absorption"))
+
+
+def test_a_judge_that_fails_midway_is_asked_only_for_the_rest(evaluated, tmp_path):
+    _, foreign, _ = evaluated
+    copy = tmp_path / "sae"
+    shutil.copytree(foreign, copy, ignore=shutil.ignore_patterns("evals", "results.json"))
+    with judge_stub() as server:
+        asked = (
+            f"{{judge: 'http://127.0.0.1:{server.server_port}/v1', n_latents: 2, total_tokens: 8192, concurrency: 1}}"
+        )
+        words = [copy, "eval.evaluations=[autointerp]", f"eval.autointerp={asked}", f"outputs={tmp_path}"]
+        done = run("evaluate", *words, expect=1, module="sae_sweeps")
+        assert "4 requests" in done.stdout and "confirm=true" in done.stdout and server.requests == []
+        server.failures = [None, 401, 401]
+        words.append("eval.autointerp.confirm=true")
+        assert "the server said 401" in run("evaluate", *words, expect=1, module="sae_sweeps").stdout
+        server.failures.clear()
+        server.requests.clear()
+        done = run("evaluate", *words, module="sae_sweeps")
+        assert "3 requests" in done.stdout and "(1 answered before)" in done.stdout
+        assert (
+            len(server.requests) == 3 and len((copy / "evals/autointerp.answers.jsonl").read_bytes().split(b"\n")) == 5
+        )
+        assert read(copy, "results.json")["metrics"]["builtin_autointerp_score"] == pytest.approx(10 / 14)
 
 
 def test_a_launch_evaluates_too_and_a_failure_ends_it_with_1(tmp_path):
