@@ -42,7 +42,7 @@ def plan_of(words: argparse.Namespace, folder: Path, outputs: Path) -> Plan:
     keys = {
         "model": folder, "layer": words.layer, "d_sae": words.d_sae, "k": 16, "num_tokens": words.tokens,
         "seed": seeds, "activations.mode": "stream", "activations.buffer_tokens": 16_384, "eval.recon_batches": 1,
-        "eval.sparsity_batches": 1, "eval.batch_size": 4, "train.held_out_tokens": 256, "device": "cpu",
+        "eval.sparsity_batches": 1, "eval.batch_size": 4, "train.held_out_tokens": 64, "device": "cpu",
         "outputs": outputs,
     }  # fmt: skip
     return make_plan(compose_points([f"{key}={value}" for key, value in keys.items()]))
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--layer", type=int, default=5)
     parser.add_argument("--runs", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=24_576)
+    parser.add_argument("--tokens", type=int, default=8_192)
     parser.add_argument("--d-sae", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     words = parser.parse_args()

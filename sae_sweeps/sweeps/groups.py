@@ -156,7 +156,6 @@ def machine_gb() -> float:
 
 
 def _meminfo() -> float:
-    import os
 
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
