@@ -1,6 +1,6 @@
 """What a group of runs saves: the same runs side by side and one by one, and against the least that a group can cost.
 
-    python -m scripts.measure_groups [MODEL_FOLDER] [--layer N] [--runs N] [--tokens N] [--d-sae N] [--rounds N] [--parts]
+    python -m scripts.measure_groups [MODEL_FOLDER] [--layer N] [--runs N] [--tokens N] [--d-sae N] [--rounds N]
 
 Without a folder: a GPTNeoX with random weights (d_in 512, 6 layers, Pythia-70M's shape). Whole runs, harvest to
 evaluation: `grouped` is one launch of all, `separate` a launch for each, with a language model and a harvest of its own
