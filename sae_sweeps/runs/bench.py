@@ -35,7 +35,10 @@ class Bench:
 
     device: torch.device
     stop: Callable[[], bool] = lambda: False
+    """Once it says so, every run in training writes a checkpoint and ends here."""
     progress: Progress = field(default_factory=Progress)
+    flush: Callable[[], bool] = lambda: False
+    """When it says so, every run in training writes a checkpoint and goes on."""
     _models: dict[str, LanguageModel] = field(default_factory=dict)
     _held_out: dict[str, torch.Tensor] = field(default_factory=dict)
     _shared: dict[str, Shared] = field(default_factory=dict)
@@ -88,6 +91,7 @@ class Bench:
     def check(self, done: int) -> None:
         """Report progress outside the training loop; there a stop needs no checkpoint."""
         self.progress.tick(done)
+        self.flush()  # nothing to write here, but whoever wants it is told that it was heard
         if self.stop():
             raise Interrupted("stopped outside the training steps")
 

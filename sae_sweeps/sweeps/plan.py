@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -202,17 +202,29 @@ def warnings_of(run: RunConfig) -> list[str]:
     return out
 
 
+def weights_gb(run: RunConfig) -> float:
+    """What stays of a run between its steps, in GB: weights, gradients and two moments."""
+    return 2 * (run.model.d_in or 0) * run.architecture.d_sae * 4 * 4 / 1e9
+
+
+def step_gb(run: RunConfig) -> float:
+    """What a step takes on top, in GB: three [B, d_sae]."""
+    return 3 * run.batch_size * run.architecture.d_sae * 4 / 1e9
+
+
+def kept_gb(run: RunConfig) -> float:
+    """What is kept of activations in memory, in GB: all of them, or a stream's window."""
+    share = {"memory": 1.0, "stream": min(1.0, run.activations.buffer_tokens / run.num_tokens)}
+    return activations_gb(run) * share.get(run.activations.mode, 0.0)
+
+
 def memory_gb(run: RunConfig) -> float:
-    """Rough peak of training in GB: weights, gradients and two moments; three [B, d_sae]; the store."""
-    d_in, d_sae = run.model.d_in or 0, run.architecture.d_sae
-    weights = 2 * d_in * d_sae * 4 * 4
-    batch = 3 * run.batch_size * d_sae * 4
-    kept = activations_gb(run) if run.activations.mode == "memory" else 0
-    return (weights + batch) / 1e9 + kept
+    """Rough peak of training in GB, without the language model."""
+    return weights_gb(run) + step_gb(run) + kept_gb(run)
 
 
-def describe(plan: Plan) -> str:
-    """What `--dry-run` prints."""
+def describe(plan: Plan, groups: Sequence[str] = ()) -> str:
+    """What `--dry-run` prints; `groups` says which runs go side by side."""
     lines = []
     for number, planned in enumerate(plan.runs, 1):
         run, T = planned.run, planned.run.total_steps
@@ -235,6 +247,7 @@ def describe(plan: Plan) -> str:
                 lines.append(f"  {group} {name}".rstrip() + f": {' '.join(shown)}" * bool(shown))
         lines.append(f"  memory about {memory_gb(run):.2f} GB beside the language model")
         lines += [f"  the same run as: {point}" for point in planned.equals]
+    lines += groups
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return "\n".join(lines)
 
