@@ -43,10 +43,10 @@ class Matryoshka(BatchTopK):
     cfg: MatryoshkaConfig
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
-        f, x_hat, total = ctx.f.dense(), self.b_dec.expand_as(ctx.x), ctx.x.new_zeros(())
+        x_hat, total = self.b_dec.expand_as(ctx.x), ctx.x.new_zeros(())
         start = 0
         for end in self.cfg.prefixes():
-            x_hat = x_hat + (f[:, start:end] @ self.W_dec[start:end]).float()
+            x_hat = x_hat + ctx.f.decode_part(self.W_dec, start, end).float()
             total = total + ctx.reconstruction(ctx.x - x_hat)
             start = end
         return {"prefixes": (total, 1.0), **super().extra_losses(ctx)}

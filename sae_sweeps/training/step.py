@@ -19,6 +19,7 @@ from sae_sweeps.architectures.base import SAE
 from sae_sweeps.config.registry import component
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.errors import Diverged
+from sae_sweeps.kernels.choose import choose
 from sae_sweeps.penalties.base import Penalty, PenaltyValue
 from sae_sweeps.training.context import RECONSTRUCTIONS, Context, generator_at
 
@@ -69,6 +70,7 @@ class Training:
         self.sae: SAE = architecture.COMPONENT(
             run.architecture, d_in, self.total_steps, run.train.dead_after_tokens, generator
         ).to(device)
+        self.sae.kernels = choose(run.train.kernels, device)
         with torch.no_grad():
             self.sae.b_dec.copy_(b_dec * scale)
         self.groups: GroupLayer | None = None
@@ -105,8 +107,7 @@ class Training:
         x = batch.x * self.scale if self.scale != 1 else batch.x
         sae, groups = self.sae, self.groups
         with self.autocast():
-            z = sae.pre_activations(x).float()
-            f = sae.activate(z, step)
+            z, f = sae.encode(x, step)
             if groups is not None:
                 f = groups(f, generator_at(self.device, self.run.seed, step, GROUP_STREAM), True)
             x_hat = sae.decode(f).float()
