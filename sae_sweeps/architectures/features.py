@@ -1,4 +1,4 @@
-"""Feature activations f of a batch, dense, as the k largest per token, or as any pairs: all answer the same questions."""
+"""Feature activations f of a batch, dense, as the k largest per token or as pairs; all answer the same questions."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from sae_sweeps.architectures.batch_topk import BatchTopK, BatchTopKConfig
+from sae_sweeps.architectures.features import TopKFeatures
 from sae_sweeps.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Matryoshka(BatchTopK):
     cfg: MatryoshkaConfig
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
+        assert not isinstance(ctx.f, TopKFeatures)
         x_hat, total = self.b_dec.expand_as(ctx.x), ctx.x.new_zeros(())
         start = 0
         for end in self.cfg.prefixes():

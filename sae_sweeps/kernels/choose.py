@@ -47,7 +47,7 @@ def choose(asked: str, device: torch.device) -> Kernels | None:
     package, module = FAST.get(device.type, ("", ""))
     if asked == "reference" or not package or importlib.util.find_spec(package) is None:
         return None
-    return importlib.import_module(module)  # type: ignore[return-value]
+    return importlib.import_module(module)
 
 
 def name(kernels: Kernels | None) -> str:
