@@ -10,12 +10,16 @@ from sae_sweeps.kernels import sparse, sparse_reference
 from sae_sweeps.kernels.choose import choose
 from sae_sweeps.kernels.pairs import Pairs, per_token
 
-FAST = ["sparse_numba"]
 B, N, D = 70, 300, 21
 
 
-@pytest.fixture(params=FAST)
+@pytest.fixture(params=["sparse_numba", "sparse_triton"])
 def fast(request):
+    """Triton's run under its interpreter (conftest.py), so that they need no GPU."""
+    if request.param == "sparse_triton":
+        pytest.importorskip("triton")
+        if torch.cuda.is_available():
+            pytest.skip("where there is a GPU, `python -m bench --device cuda` compares Triton's kernels on it")
     return importlib.import_module(f"sae_sweeps.kernels.{request.param}")
 
 
@@ -121,7 +125,8 @@ def test_gradients_of_encoder_and_decoder(fast):
     assert grads[0].T.is_contiguous()  # stored by feature, as the weights
 
 
-def test_threads_do_not_change_a_bit(fast):
+def test_threads_do_not_change_a_bit():
+    fast = importlib.import_module("sae_sweeps.kernels.sparse_numba")
     pairs, W = ragged(fast), normal(N, D, dtype=torch.float32)
     values, g = normal(len(pairs.feature), dtype=torch.float32), normal(B, D, dtype=torch.float32)
     results = []
