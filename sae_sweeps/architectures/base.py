@@ -49,6 +49,8 @@ class SAE(nn.Module):
     """SAELens's name of the exported architecture."""
     kernels: Kernels | None = None
     """What computes the steps of training; None: the plain dense formulas."""
+    selection: str = "exact"
+    """bfloat16: a product in bfloat16 says which features are active; their values are then taken in float32."""
 
     def __init__(self, cfg: Any, d_in: int, total_steps: int, dead_after_tokens: int, generator: torch.Generator):
         super().__init__()
@@ -85,7 +87,8 @@ class SAE(nn.Module):
         """z [B, d_sae] and f of x [B, d_in] at a step of training, by the run's kernels where they have a way."""
         if self.kernels is not None:
             centred = x - self.b_dec.detach()
-            z = sparse.pre_activations(centred, self.W_enc, self.b_enc, self.b_dec)
+            coarse = torch.bfloat16 if self.selection == "bfloat16" else None
+            z = sparse.pre_activations(centred, self.W_enc, self.b_enc, self.b_dec, coarse)
             f = self.activate_sparsely(z, centred, step)
             return z, self.activate(z, step) if f is None else f
         z = self.pre_activations(x).float()
@@ -100,6 +103,9 @@ class SAE(nn.Module):
 
     def chosen(self, z_P: Tensor, pairs: Pairs, centred: Tensor) -> Tensor:
         """z at the pairs [P], with gradients on the encoder by way of them alone."""
+        if self.selection != "exact":
+            with torch.no_grad():
+                z_P = pairs.kernels.dots(pairs, self.W_enc.T, centred) + self.b_enc[pairs.feature]
         return sparse.chosen(z_P, pairs, centred, self.W_enc, self.b_enc, self.b_dec)
 
     def decode(self, f: Features) -> Tensor:

@@ -74,7 +74,7 @@ class BatchTopK(TopK):
             chosen, ties = values > least, values == least
             chosen |= ties & (ties.cumsum(0) <= kept - chosen.sum())
             pairs, values = pairs.where(chosen), values[chosen]
-        return PairFeatures(self.chosen(values, pairs, centred), pairs)
+        return PairFeatures(self.chosen(values, pairs, centred).relu(), pairs)
 
     @torch.no_grad()
     def observe(self, ctx: Context) -> None:

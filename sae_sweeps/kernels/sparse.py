@@ -18,12 +18,14 @@ from torch.autograd.function import once_differentiable
 from sae_sweeps.kernels.pairs import Pairs
 
 
-def pre_activations(centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
-    """z [B, d_sae] of x - b_dec [B, d_in], differentiable in the weights.
+def pre_activations(
+    centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
+    """z [B, d_sae] of x - b_dec [B, d_in], differentiable in the weights; `dtype` is the product's, if not the weights'.
 
     Outside autocast z lies in memory that the next call overwrites: it is for the step at hand.
     """
-    z: Tensor = PreActivations.apply(centred, W_enc, b_enc, b_dec)
+    z: Tensor = PreActivations.apply(centred, W_enc, b_enc, b_dec, dtype)
     return z
 
 
@@ -43,12 +45,15 @@ class PreActivations(torch.autograd.Function):
     """Its backward pass, dense, only runs where a loss term looks at z itself."""
 
     @staticmethod
-    def forward(ctx: Any, centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, dtype: torch.dtype | None
+    ) -> Tensor:
         ctx.save_for_backward(centred, W_enc)
         device = centred.device.type
-        ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else W_enc.dtype
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else W_enc.dtype
+        ctx.dtype = dtype or autocast
         if ctx.dtype != W_enc.dtype:
-            return torch.addmm(b_enc, centred, W_enc).float()
+            return torch.addmm(*(t.to(ctx.dtype) for t in (b_enc, centred, W_enc))).float()
         return torch.addmm(b_enc, centred, W_enc, out=_kept(len(centred), W_enc))
 
     @staticmethod
@@ -57,7 +62,7 @@ class PreActivations(torch.autograd.Function):
         centred, W_enc = ctx.saved_tensors
         on_b_enc = grads[0].sum(0)
         on_W_enc = (grads[0].T.to(ctx.dtype) @ centred.to(ctx.dtype)).T.to(W_enc.dtype)
-        return None, on_W_enc, on_b_enc, -(W_enc @ on_b_enc)
+        return None, on_W_enc, on_b_enc, -(W_enc @ on_b_enc), None
 
 
 class Chosen(torch.autograd.Function):

@@ -71,7 +71,7 @@ class Training:
         self.sae: SAE = architecture.COMPONENT(
             run.architecture, d_in, self.total_steps, run.train.dead_after_tokens, generator
         ).to(device)
-        self.sae.kernels = choose(run.train.kernels, device)
+        self.sae.kernels, self.sae.selection = choose(run.train.kernels, device), run.train.selection
         with torch.no_grad():
             self.sae.b_dec.copy_(b_dec * scale)
         self.groups: GroupLayer | None = None

@@ -4,6 +4,7 @@ import pytest
 import torch
 from composed import D_IN, batch_at, configured
 
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.training.step import Training
 
 
@@ -38,3 +39,29 @@ def test_whole_steps_equal_those_of_the_plain_formulas(words):
         assert mine == pytest.approx(theirs, rel=2e-3, abs=1e-5)
     for (name, mine), (_, theirs) in zip(fast.named_parameters(), plain.named_parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batch_topk"])
+def test_bfloat16_selects_and_float32_computes(architecture):
+    """The values are exact, and so are their gradients; the features are those of the product in bfloat16."""
+    run = configured(f"architecture={architecture}", "k=4", "train.selection=bfloat16", "architecture.aux_weight=0")
+    training = Training(run, 1.0, torch.zeros(D_IN), torch.device("cpu"))
+    sae, batch = training.sae, batch_at(0)
+    terms = training.forward(batch, 0)
+    f = terms.ctx.f.dense()
+    z = sae.pre_activations(batch.x)
+    torch.testing.assert_close(f, torch.where(f > 0, z, 0.0), rtol=1e-5, atol=1e-5)
+    coarse = (batch.x.bfloat16() @ sae.W_enc.bfloat16() + sae.b_enc.bfloat16()).float()
+    if architecture == "topk":
+        assert bool((coarse[f > 0] >= coarse.topk(4).values[:, -1:].expand_as(f)[f > 0]).all())
+    grads = torch.autograd.grad(terms.loss, list(sae.parameters()))
+    x_hat = torch.where(f.detach() > 0, z, 0.0) @ sae.W_dec + sae.b_dec
+    expected = torch.autograd.grad((x_hat - batch.x).square().sum(1).mean(), list(sae.parameters()))
+    for grad, expected_grad in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("words", ["architecture=standard", "train.kernels=reference"])
+def test_bfloat16_selection_needs_something_to_select(words):
+    with pytest.raises(ConfigError, match="train.selection=bfloat16"):
+        configured("train.selection=bfloat16", words)
