@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench.check import compared
 from bench.data import Shape
 from bench.machine import Machine
 from bench.report import table
@@ -54,11 +55,21 @@ ARCHITECTURES = {
 """Words of each architecture; the L1 is so large that features are as sparse as after a warm-up."""
 
 
+def check(setting: Setting) -> Lines:
+    """Each kernel beside its reference at the shapes that are measured."""
+    return [line for shape in _shapes(setting) for line in ["", *compared(shape)]]
+
+
+def _shapes(setting: Setting) -> list[Shape]:
+    if setting.device == "cuda":
+        return [replace(STUDIES, k=k) for k in (40, 320)]
+    return [Shape(k=k) for k in (32, 128)]
+
+
 def step(setting: Setting) -> Lines:
     """Whole TopK training steps beside the peers'."""
     out: Lines = []
-    shapes = [replace(STUDIES, k=k) for k in (40, 320)] if setting.device == "cuda" else [Shape(k=k) for k in (32, 128)]
-    for shape in shapes:
+    for shape in _shapes(setting):
         out += ["", f"TopK, {shape}:", "", *_steps(setting, shape)]
     return out
 
@@ -172,7 +183,7 @@ def _environment(setting: Setting) -> dict[str, str]:
 
 
 PARTS: dict[str, Callable[[Setting], Lines]] = {
-    "step": step, "architectures": architectures, "penalty": penalty, "profile": profile, "harvest": harvest,
+    "check": check, "step": step, "architectures": architectures, "penalty": penalty, "profile": profile, "harvest": harvest,
     "sweep": sweep,
 }  # fmt: skip
-ON_GPU = ("step", "architectures", "penalty", "profile")
+ON_GPU = ("check", "step", "architectures", "penalty", "profile")

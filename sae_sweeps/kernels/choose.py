@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import threading
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sae_sweeps.kernels.pairs import Pairs
+from sae_sweeps.kernels.pairs import Pairs, per_token
 
 
 class Kernels(Protocol):
@@ -48,6 +49,29 @@ def choose(asked: str, device: torch.device) -> Kernels | None:
     if asked == "reference" or not package or importlib.util.find_spec(package) is None:
         return None
     return importlib.import_module(module)
+
+
+def prepare(asked: str, device: torch.device) -> None:
+    """Compile on the side what steps on this device need, or read it from the disk, while activations are harvested."""
+    if asked == "auto" and device.type == "cpu":
+        threading.Thread(target=_prepare, args=(device,), name="compile", daemon=True).start()
+
+
+def _prepare(device: torch.device) -> None:
+    kernels = choose("auto", device)
+    if kernels is None:
+        return
+    W = torch.eye(8)
+    _, indices = kernels.largest(W, 2)
+    found = kernels.above(W, 0.5, W.numel())
+    assert found is not None
+    pairs = per_token(indices, len(W), kernels)
+    values = torch.ones(indices.numel())
+    kernels.decode(pairs, values, W)
+    kernels.dots(pairs, W, W)
+    kernels.remove_parallel(kernels.weight_gradient(pairs, values, W), W)
+    kernels.sums(pairs, values)
+    kernels.normalize(W)
 
 
 def name(kernels: Kernels | None) -> str:

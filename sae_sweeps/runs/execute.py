@@ -17,6 +17,8 @@ from sae_sweeps.config.run import RunConfig
 from sae_sweeps.evaluation.geometry import similarity_snapshot
 from sae_sweeps.files import read_json, write_bytes, write_json, write_text
 from sae_sweeps.kernels.choose import name as kernels_name
+from sae_sweeps.kernels.choose import name as kernels_name
+from sae_sweeps.kernels.choose import prepare as prepare_kernels
 from sae_sweeps.runs.bench import Bench, open_split
 from sae_sweeps.runs.evaluate import (
     Failure,
@@ -58,6 +60,7 @@ def train_run(
 ) -> None:
     """Train to the end, from the checkpoint where there is one; export `sae/`; write `trained.json` last."""
     began = time.monotonic()
+    prepare_kernels(run.train.kernels, bench.device)
     store = open_split(run, bench, cache, "train", run.total_steps * run.batch_size)
     sampler = Sampler(
         store, run.batch_size, run.data_seed, kind=run.train.sampling, window=run.train.window, device=bench.device
