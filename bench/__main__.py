@@ -1,8 +1,8 @@
 """Ours beside the other libraries, in interleaved rounds; writes its tables into docs/benchmarks.md.
 
-    python -m bench                          every part, on this machine's CPU
-    python -m bench --parts step penalty     some of them
-    python -m bench --device cuda            the studies' shapes on a GPU, after comparing each kernel there
+python -m bench                          every part, on this machine's CPU
+python -m bench --parts step penalty     some of them
+python -m bench --device cuda            the studies' shapes on a GPU, after comparing each kernel there
 """
 
 from __future__ import annotations

@@ -173,7 +173,9 @@ def sweep(setting: Setting) -> Lines:
             runs = [str(path.parent) for path in Path(folder).glob("runs/*/results.json")]
             command = [runs[0] if word == "RUN" else word for word in command]
             start = time.perf_counter()
-            subprocess.run([sys.executable, *command], cwd=ROOT, env=_environment(setting), capture_output=True, check=True)
+            subprocess.run(
+                [sys.executable, *command], cwd=ROOT, env=_environment(setting), capture_output=True, check=True
+            )
             rows.append([label, f"{time.perf_counter() - start:.1f}"])
     return ["", *table(("100 steps of TopK on the built-in model, whole commands", "s"), rows)]
 

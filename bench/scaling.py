@@ -1,6 +1,6 @@
 """How a step's time and memory grow with d_sae, k and batch: docs/scaling.png, the expected slope beside each curve.
 
-    python -m bench.scaling
+python -m bench.scaling
 """
 
 from __future__ import annotations

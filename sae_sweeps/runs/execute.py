@@ -17,7 +17,6 @@ from sae_sweeps.config.run import RunConfig
 from sae_sweeps.evaluation.geometry import similarity_snapshot
 from sae_sweeps.files import read_json, write_bytes, write_json, write_text
 from sae_sweeps.kernels.choose import name as kernels_name
-from sae_sweeps.kernels.choose import name as kernels_name
 from sae_sweeps.kernels.choose import prepare as prepare_kernels
 from sae_sweeps.runs.bench import Bench, open_split
 from sae_sweeps.runs.evaluate import (

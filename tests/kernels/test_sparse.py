@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sae_sweeps.kernels import sparse, sparse_reference
-from sae_sweeps.kernels.choose import choose
+from sae_sweeps.kernels.choose import _prepare, choose
 from sae_sweeps.kernels.pairs import Pairs, per_token
 
 SIZES = {"numba": (70, 300, 21), "triton": (7, 40, 5)}
@@ -146,6 +146,10 @@ def test_threads_do_not_change_a_bit():
             torch.set_num_threads(1)
     for one, other in ((results[0], results[1]), (results[0], results[2])):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_what_is_compiled_ahead_is_what_steps_need():
+    _prepare(torch.device("cpu"))  # raises where a kernel cannot take its arguments
 
 
 def test_what_is_asked_for_is_chosen():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from composed import D_IN, batch_at, configured
+from composed import BATCH, D_IN, batch_at, configured
 
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.training.step import Training
@@ -39,6 +39,17 @@ def test_whole_steps_equal_those_of_the_plain_formulas(words):
         assert mine == pytest.approx(theirs, rel=2e-3, abs=1e-5)
     for (name, mine), (_, theirs) in zip(fast.named_parameters(), plain.named_parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["architecture=topk k=4 penalty=ortho", "architecture=batch_topk k=4"])
+def test_the_loss_of_300_steps_is_that_of_the_plain_formulas(words):
+    curves = []
+    for kernels in ("auto", "reference"):
+        run = configured(*words.split(), f"train.kernels={kernels}", f"num_tokens={300 * BATCH}")
+        training = Training(run, 1.0, torch.zeros(D_IN), torch.device("cpu"))
+        curves.append([training.step(batch_at(step), step, True).numbers["loss"] for step in range(300)])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["topk", "batch_topk"])
