@@ -33,7 +33,8 @@ def ours(shape: Shape, words: str = "", first_step: float = 0.0) -> Step:
     register()
     given = [
         "model=synthetic", f"model.d_in={shape.d_in}", f"d_sae={shape.d_sae}", f"batch_size={shape.batch}",
-        f"num_tokens={total * shape.batch}", f"lr={LR}", f"train.precision={'bfloat16' if shape.bfloat16 else 'float32'}",
+        f"num_tokens={total * shape.batch}", f"lr={LR}",
+        f"train.precision={'bfloat16' if shape.bfloat16 else 'float32'}",
     ]  # fmt: skip
     if not any(word.startswith("architecture=") for word in words.split()):
         given += [f"k={shape.k}", "architecture.aux_weight=0"]

@@ -185,7 +185,7 @@ def _environment(setting: Setting) -> dict[str, str]:
 
 
 PARTS: dict[str, Callable[[Setting], Lines]] = {
-    "check": check, "step": step, "architectures": architectures, "penalty": penalty, "profile": profile, "harvest": harvest,
-    "sweep": sweep,
+    "check": check, "step": step, "architectures": architectures, "penalty": penalty, "profile": profile,
+    "harvest": harvest, "sweep": sweep,
 }  # fmt: skip
 ON_GPU = ("check", "step", "architectures", "penalty", "profile")

@@ -330,8 +330,8 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
     if run.train.selection == "bfloat16":
         if not hasattr(run.architecture, "k"):
             raise ConfigError(
-                f"train.selection=bfloat16: architecture={run.architecture.name} selects nothing; give topk, batch_topk "
-                "or matryoshka, or train.selection=exact."
+                f"train.selection=bfloat16: architecture={run.architecture.name} selects nothing; give topk, "
+                "batch_topk or matryoshka, or train.selection=exact."
             )
         if run.train.kernels == "reference":
             raise ConfigError("train.selection=bfloat16: the reference kernels are exact; give train.kernels=auto.")

@@ -21,7 +21,7 @@ from sae_sweeps.kernels.pairs import Pairs
 def pre_activations(
     centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """z [B, d_sae] of x - b_dec [B, d_in], differentiable in the weights; `dtype` is the product's, if not the weights'.
+    """z [B, d_sae] of x - b_dec [B, d_in], differentiable in the weights; the product may be taken in another dtype.
 
     Outside autocast z lies in memory that the next call overwrites: it is for the step at hand.
     """
