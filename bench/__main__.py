@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=DOCS, help="the file whose tables are replaced")
+    parser.add_argument("--small", action="store_true", help="a tiny shape, to try the bench itself")
     words = parser.parse_args()
     if words.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
@@ -37,7 +38,7 @@ def main() -> None:
     for name in words.parts:
         if words.device == "cuda" and name not in parts.ON_GPU:
             continue
-        lines = parts.PARTS[name](parts.Setting(words.device, words.rounds, words.threads, machine))
+        lines = parts.PARTS[name](parts.Setting(words.device, words.rounds, words.threads, machine, words.small))
         print("\n".join(lines), flush=True)
         write(words.out, f"{name}-{words.device}", [machine.text(), "", *lines])
     print(f"{time.monotonic() - began:.0f} s; tables in {words.out}")

@@ -80,7 +80,7 @@ def sae_lens(shape: Shape) -> Step:
         d_in=shape.d_in, d_sae=shape.d_sae, k=shape.k, aux_loss_coefficient=0.0, device=shape.device
     )
     settings = SAETrainerConfig(
-        total_training_samples=10_000 * shape.batch, train_batch_size_samples=shape.batch, lr=LR,
+        total_training_samples=10_000 * shape.batch, train_batch_size_samples=shape.batch, lr=LR, lr_end=LR,
         device=shape.device, autocast=shape.bfloat16,
     )  # fmt: skip
     data = batches(shape)

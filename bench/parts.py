@@ -27,6 +27,13 @@ class Setting:
     rounds: int
     threads: int
     machine: Machine
+    small: bool = False
+    """A shape at which everything takes no time, to try the bench itself."""
+
+    def shape(self, k: int = 32) -> Shape:
+        if self.small:
+            return Shape(batch=128, d_in=32, d_sae=512, k=k // 4, device=self.device)
+        return replace(STUDIES, k=k) if self.device == "cuda" else Shape(k=k)
 
 
 STUDIES = Shape(batch=2048, d_in=2304, d_sae=16384, k=40, device="cuda", bfloat16=True)
@@ -61,9 +68,7 @@ def check(setting: Setting) -> Lines:
 
 
 def _shapes(setting: Setting) -> list[Shape]:
-    if setting.device == "cuda":
-        return [replace(STUDIES, k=k) for k in (40, 320)]
-    return [Shape(k=k) for k in (32, 128)]
+    return [setting.shape(k) for k in ((40, 320) if setting.device == "cuda" else (32, 128))]
 
 
 def step(setting: Setting) -> Lines:
@@ -110,7 +115,7 @@ def _table(found: dict[str, Measured], ours: str, setting: Setting, shape: Shape
 
 def penalty(setting: Setting) -> Lines:
     """What each penalty adds to the step without it."""
-    shape = STUDIES if setting.device == "cuda" else Shape()
+    shape = setting.shape()
     contenders = [Contender("without", "ours", shape)]
     contenders += [Contender(label, "ours", shape, settings) for label, settings in PENALTIES.items()]
     found = interleaved(contenders, setting.rounds, 1, setting.threads)
@@ -124,7 +129,7 @@ def penalty(setting: Setting) -> Lines:
 
 def architectures(setting: Setting) -> Lines:
     """Each architecture by the fast kernels and by the plain formulas."""
-    shape = STUDIES if setting.device == "cuda" else Shape()
+    shape = setting.shape()
     contenders = []
     for label, words in ARCHITECTURES.items():
         contenders.append(Contender(label, "ours", shape, {"words": words}))
@@ -143,7 +148,7 @@ def profile(setting: Setting) -> Lines:
     """Where a step's time goes."""
     from bench.profile import phases
 
-    shape = STUDIES if setting.device == "cuda" else Shape()
+    shape = setting.shape()
     rows = [[name, f"{1e3 * seconds:.1f}", f"{share:.0%}"] for name, seconds, share in phases(shape, setting.threads)]
     return ["", f"A step of TopK, {shape}, in one process by itself:", "", *table(("phase", "ms", "share"), rows)]
 

@@ -101,6 +101,15 @@ class SAE(nn.Module):
         """
         return None
 
+    def few_above(self, z: Tensor, threshold: float | Tensor) -> tuple[Pairs, Tensor] | None:
+        """Where z [B, d_sae] exceeds the threshold (or each feature its own [d_sae]), and z there [P].
+
+        None where that is so often that dense products cost less than sums over the pairs.
+        """
+        assert self.kernels is not None
+        found = self.kernels.above(z, threshold, int(self.kernels.SPARSE_UP_TO * z.numel()))
+        return None if found is None else (Pairs(found[0], found[1], self.d_sae, self.kernels), found[2])
+
     def chosen(self, z_P: Tensor, pairs: Pairs, centred: Tensor) -> Tensor:
         """z at the pairs [P], with gradients on the encoder by way of them alone."""
         if self.selection != "exact":

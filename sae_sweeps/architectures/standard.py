@@ -12,7 +12,6 @@ from sae_sweeps.architectures.base import SAE, ArchitectureConfig
 from sae_sweeps.architectures.features import DenseFeatures, Features, PairFeatures
 from sae_sweeps.architectures.l0_control import L0Control, check_target
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.kernels.pairs import Pairs
 from sae_sweeps.schedules import check_length, warm_up
 
 if TYPE_CHECKING:
@@ -58,13 +57,11 @@ class Standard(SAE):
         return DenseFeatures(z.relu().float())
 
     def activate_sparsely(self, z: Tensor, centred: Tensor, step: int) -> Features | None:
-        assert self.kernels is not None
-        found = self.kernels.above(z, 0.0, int(self.kernels.SPARSE_UP_TO * z.numel()))
+        found = self.few_above(z, 0.0)
         if found is None:
             return None
-        start, feature, values = found
-        pairs = Pairs(start, feature, self.d_sae, self.kernels)
-        return PairFeatures(self.chosen(values, pairs, centred), pairs)
+        pairs, z_P = found
+        return PairFeatures(self.chosen(z_P, pairs, centred), pairs)
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
         return {"sparsity": (ctx.f.entries.sum() / len(ctx.x), self.l1_weight(ctx.step))}

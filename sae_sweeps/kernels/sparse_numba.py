@@ -29,14 +29,15 @@ def largest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, indices
 
 
-def above(z: Tensor, threshold: float, at_most: int) -> tuple[Tensor, Tensor, Tensor] | None:
+def above(z: Tensor, threshold: float | Tensor, at_most: int) -> tuple[Tensor, Tensor, Tensor] | None:
     start = torch.zeros(len(z) + 1, dtype=torch.int64)
-    over_rows(_count_above, len(z), _np(z), threshold, start.numpy()[1:])
+    least = _np(torch.as_tensor(threshold, dtype=z.dtype).expand(z.shape[1]))
+    over_rows(_count_above, len(z), _np(z), least, start.numpy()[1:])
     start.cumsum_(0)
     if int(start[-1]) > at_most:
         return None
     feature, values = torch.empty(int(start[-1]), dtype=torch.int64), torch.empty(int(start[-1]), dtype=z.dtype)
-    over_rows(_fill_above, len(z), _np(z), threshold, start.numpy(), feature.numpy(), values.numpy())
+    over_rows(_fill_above, len(z), _np(z), least, start.numpy(), feature.numpy(), values.numpy())
     return start, feature, values
 
 
@@ -177,7 +178,7 @@ def _count_above(z, threshold, count, start, stop):
         n = 0
         row = z[b]
         for i in range(len(row)):
-            n += row[i] > threshold
+            n += row[i] > threshold[i]
         count[b] = n
 
 
@@ -190,10 +191,10 @@ def _fill_above(z, threshold, first, feature, values, start, stop):
             end = min(block + 32, n)
             here = 0
             for i in range(block, end):
-                here += row[i] > threshold
+                here += row[i] > threshold[i]
             if here:
                 for i in range(block, end):
-                    if row[i] > threshold:
+                    if row[i] > threshold[i]:
                         feature[p] = i
                         values[p] = row[i]
                         p += 1

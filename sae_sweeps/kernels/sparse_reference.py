@@ -19,8 +19,11 @@ def largest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, indices
 
 
-def above(z: Tensor, threshold: float, at_most: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Where z [B, n] exceeds the threshold: start [B + 1], feature [P] in order, z there [P]; None beyond `at_most`."""
+def above(z: Tensor, threshold: float | Tensor, at_most: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Where z [B, n] exceeds the threshold, or a column's own [n]: start [B + 1], feature [P] in order, z there [P].
+
+    None where there are more than `at_most`.
+    """
     active = z > threshold
     if int(active.sum()) > at_most:
         return None

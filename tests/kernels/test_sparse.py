@@ -72,6 +72,9 @@ def test_above(fast, threshold):
         fast.above(z, threshold, B * N), sparse_reference.above(z, threshold, B * N), strict=True
     ):
         assert torch.equal(found, expected)
+    each = normal(N, seed=1)
+    found, expected = (kernels.above(z, each, B * N) for kernels in (fast, sparse_reference))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
     assert fast.above(z, -5.0, 10) is None and sparse_reference.above(z, -5.0, 10) is None
 
 

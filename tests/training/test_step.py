@@ -149,6 +149,14 @@ def test_a_gradient_that_is_not_finite_is_named():
         training.step(batch_at(0), 0)
 
 
+@pytest.mark.parametrize("clip", [0.0, 1e-3, 1e9])
+def test_clipping_bounds_the_gradient_that_adam_sees(clip):
+    training = Training(run_config(TOPK, clip=clip), 1.0, torch.zeros(16), torch.device("cpu"))
+    norm = training.step(batch_at(0), 0, True).numbers["grad_norm/total"]
+    seen = torch.cat([s["exp_avg"].flatten() for s in training.optimizer.state.values()]).norm() / (1 - 0.9)
+    assert seen.item() == pytest.approx(min(norm, clip) if clip else norm, rel=1e-4)
+
+
 def test_on_a_gpu_a_later_step_names_the_first_that_was_not_finite():
     """The way that does not wait for the device, on the CPU: nothing is updated from the bad step on."""
     training = Training(run_config(TOPK), 1.0, torch.zeros(16), torch.device("cpu"))
