@@ -75,7 +75,7 @@ def phases(shape: Shape, threads: int, steps: int = 15) -> list[tuple[str, float
         found.append((label, sum(medians), sum(medians) / total))
     listed = sum(share for label, _, share in found if ":" not in label)
     found.append(("the rest", total * (1 - listed), 1 - listed))
-    return [*sorted(found, key=lambda row: row[0].partition(":")[0]), ("whole step", total, 1.0)]
+    return [*sorted(found), ("whole step", total, 1.0)]
 
 
 def _now(shape: Shape) -> float:
