@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-quick lint type format clean saelens-check saebench-check
+.PHONY: help install demo test test-quick lint type format clean saelens-check saebench-check peers bench bench-gpu scaling
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,7 +45,7 @@ format: install ## ruff: mend style and format
 	$(PY) -m ruff format .
 
 clean: ## remove the virtual environments and caches; outputs/ stays
-	rm -rf $(VENV) .venv-saelens build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-saelens .venv-peers build dist .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .venv-saelens/.installed:
@@ -63,3 +63,22 @@ saebench-check: install .venv-saelens/.installed ## SAEBench's own loop over eig
 	$(PY) scripts/time_saebench.py build/saebench .venv-saelens/bin/python
 	.venv-saelens/bin/python scripts/check_saebench.py build/saebench --only core_float64
 	.venv-saelens/bin/python scripts/check_saebench.py build/saebench --only scr --same-activations --saes jumprelu_4 topk_0
+
+.venv-peers/.installed:
+	@echo "installing sparsify, SAELens and dictionary_learning into .venv-peers (once) ..."
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) torchvision==0.28.0 eai-sparsify sae-lens dictionary-learning
+	@.venv-peers/bin/python -m pip uninstall --quiet -y torchvision
+	@touch $@
+
+peers: .venv-peers/.installed ## the libraries that `make bench` measures beside ours, in an environment of their own
+
+bench: install peers ## speed beside the other libraries, interleaved; writes docs/benchmarks.md (ten minutes)
+	$(PY) -m bench
+
+bench-gpu: install peers ## the same on a GPU at the studies' shapes, after comparing each kernel there
+	$(PY) -m bench --device cuda
+
+scaling: install ## time and memory of a step against d_sae, k and batch; draws docs/scaling.png
+	$(PY) -m bench.scaling

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sae_sweeps.architectures.features import DenseFeatures
+from sae_sweeps.architectures.features import DenseFeatures, Features, PairFeatures
 from sae_sweeps.architectures.standard import Standard, StandardConfig
+from sae_sweeps.kernels import sparse
 
 if TYPE_CHECKING:
     from sae_sweeps.training.context import Context
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 @dataclass
 class GatedConfig(StandardConfig):
     """As the standard SAE's; L1 is that of the gate path."""
+
+
+@dataclass
+class GatedFeatures(PairFeatures):
+    """The pairs are those whose gate is open."""
+
+    gate: Tensor
+    """ReLU(pi) of each pair [P]."""
 
 
 class Gated(Standard):
@@ -40,11 +49,25 @@ class Gated(Standard):
         magnitude = (self.r_mag.exp() * (z - self.b_enc) + self.b_mag).relu()
         return DenseFeatures(magnitude * (z > 0))
 
+    def activate_sparsely(self, z: Tensor, centred: Tensor, step: int) -> Features | None:
+        found = self.few_above(z, 0.0)
+        if found is None:
+            return None
+        pairs, z_P = found
+        gate, i = self.chosen(z_P, pairs, centred), pairs.feature
+        magnitude = self.r_mag.exp()[i] * (gate - self.b_enc[i]) + self.b_mag[i]
+        return GatedFeatures(magnitude.relu(), pairs, gate)
+
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
-        gate = ctx.z.relu()
-        x_hat = (gate @ self.W_dec.detach()).to(gate.dtype) + self.b_dec.detach()
+        if isinstance(ctx.f, GatedFeatures):
+            gate = ctx.f.gate
+            x_hat = sparse.decode(ctx.f.pairs, gate, self.W_dec.detach())
+        else:
+            gate = ctx.z.relu()
+            x_hat = (gate @ self.W_dec.detach()).to(gate.dtype)
+        x_hat = x_hat + self.b_dec.detach()
         return {
-            "sparsity": (gate.sum(1).mean(), self.l1_weight(ctx.step)),
+            "sparsity": (gate.sum() / len(ctx.x), self.l1_weight(ctx.step)),
             "gate": ((ctx.x - x_hat).square().sum(1).mean(), 1.0),
         }
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_sweeps.architectures.base import SAE, ArchitectureConfig
-from sae_sweeps.architectures.features import DenseFeatures
+from sae_sweeps.architectures.features import DenseFeatures, Features, PairFeatures
 from sae_sweeps.architectures.l0_control import check_target
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.schedules import check_length, warm_up
@@ -60,6 +60,14 @@ class JumpReLUConfig(ArchitectureConfig):
         return out
 
 
+@dataclass
+class JumpFeatures(PairFeatures):
+    """The pairs are those above their threshold, and those so near it that it has a gradient; f is 0 at these."""
+
+    above: Tensor
+    """H(z - theta) of each pair [P]."""
+
+
 class JumpReLU(SAE):
     """Beside the weights: log_threshold [d_sae], theta = unit * exp(threshold_speed * log_threshold)."""
 
@@ -93,12 +101,28 @@ class JumpReLU(SAE):
     def activate(self, z: Tensor, step: int) -> DenseFeatures:
         if float(self.unit) == 0:
             self._measure(z)
-        return DenseFeatures(_Jump.apply(z, self.threshold(), self.cfg.bandwidth * self.unit))
+        return DenseFeatures(_Jump.apply(z, self.threshold().expand_as(z), self.cfg.bandwidth * self.unit))
+
+    def activate_sparsely(self, z: Tensor, centred: Tensor, step: int) -> Features | None:
+        if float(self.unit) == 0:
+            self._measure(z)
+        theta, bandwidth = self.threshold(), self.cfg.bandwidth * self.unit
+        found = self.few_above(z, (theta - bandwidth / 2).detach())
+        if found is None:
+            return None
+        pairs, z_P = found
+        z_P, theta_P = self.chosen(z_P, pairs, centred), theta[pairs.feature]
+        above = _Heaviside.apply(z_P, theta_P, bandwidth)
+        return JumpFeatures(_Jump.apply(z_P, theta_P, bandwidth), pairs, above)
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
         if float(self.baseline) == 0:
             self.baseline.copy_(ctx.reconstruction(ctx.x - ctx.x.mean(0)).detach())
-        l0 = _Heaviside.apply(ctx.z, self.threshold(), self.cfg.bandwidth * self.unit).sum(1).mean()
+        if isinstance(ctx.f, JumpFeatures):
+            above = ctx.f.above
+        else:
+            above = _Heaviside.apply(ctx.z, self.threshold().expand_as(ctx.z), self.cfg.bandwidth * self.unit)
+        l0 = above.sum() / len(ctx.x)
         target = self.cfg.target_l0
         share = l0 / self.d_sae if target is None else (l0 / target - 1).square()
         weight = self.cfg.l0_weight * warm_up(self.cfg.l0_warmup, ctx.step, self.total_steps)
@@ -110,12 +134,12 @@ class JumpReLU(SAE):
 
 
 def _rectangle(z: Tensor, theta: Tensor, bandwidth: Tensor) -> Tensor:
-    """K((z - theta) / eps) [B, d_sae]."""
+    """K((z - theta) / eps), elementwise."""
     return ((z - theta).abs() < bandwidth / 2).to(z.dtype)
 
 
 class _Jump(torch.autograd.Function):
-    """z H(z - theta); its gradient on theta [d_sae] is the straight-through estimate."""
+    """z H(z - theta), all of one shape; its gradient on theta is the straight-through estimate."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, theta: Tensor, bandwidth: Tensor) -> Tensor:
@@ -126,7 +150,7 @@ class _Jump(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         z, theta, bandwidth = ctx.saved_tensors
-        on_theta = -(theta / bandwidth) * (_rectangle(z, theta, bandwidth) * grad).sum(0)
+        on_theta = -(theta / bandwidth) * _rectangle(z, theta, bandwidth) * grad
         return grad * ((z > theta) & (z > 0)), on_theta, None
 
 
@@ -142,7 +166,7 @@ class _Heaviside(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         z, theta, bandwidth = ctx.saved_tensors
-        return None, -(_rectangle(z, theta, bandwidth) * grad).sum(0) / bandwidth, None
+        return None, -_rectangle(z, theta, bandwidth) * grad / bandwidth, None
 
 
 CONFIG = JumpReLUConfig

@@ -327,6 +327,14 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
             f"activations.buffer_tokens={activations.buffer_tokens}: must hold at least one batch of {run.batch_size}."
         )
     _check_train(run.train)
+    if run.train.selection == "bfloat16":
+        if not hasattr(run.architecture, "k"):
+            raise ConfigError(
+                f"train.selection=bfloat16: architecture={run.architecture.name} selects nothing; give topk, "
+                "batch_topk or matryoshka, or train.selection=exact."
+            )
+        if run.train.kernels == "reference":
+            raise ConfigError("train.selection=bfloat16: the reference kernels are exact; give train.kernels=auto.")
     run.lr_schedule.check()
     run.schedule.check()
     run.architecture.check(facts.d_in)
@@ -380,6 +388,8 @@ def _check_pairs(run: RunConfig) -> None:
 def _check_train(train: TrainConfig) -> None:
     _one_of("train.recon", train.recon, ("squared", "norm"))
     _one_of("train.precision", train.precision, ("float32", "bfloat16"))
+    _one_of("train.kernels", train.kernels, ("auto", "reference"))
+    _one_of("train.selection", train.selection, ("exact", "bfloat16"))
     _one_of("train.b_dec_init", train.b_dec_init, ("mean", "geometric_median", "zero"))
     kinds = ("auto", "tokens", "adjacent_pairs", "contiguous_windows", "role_pairs", "text_pairs")
     _one_of("train.sampling", train.sampling, kinds)

@@ -17,6 +17,8 @@ from omegaconf import OmegaConf
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.evaluation.geometry import similarity_snapshot
 from sae_sweeps.files import read_json, write_bytes, write_json, write_text
+from sae_sweeps.kernels.choose import name as kernels_name
+from sae_sweeps.kernels.choose import prepare as prepare_kernels
 from sae_sweeps.runs.batches import Batches, stream_of
 from sae_sweeps.runs.bench import Bench
 from sae_sweeps.runs.evaluate import (
@@ -158,7 +160,7 @@ class Work(Watch):
             "warnings": warnings,
             "provenance": provenance(str(member.training.device), torch.get_num_threads())
             | {
-                "kernels": "reference",
+                "kernels": kernels_name(member.training.sae.kernels),
                 "activation_scale": member.training.scale,
                 "start_step": member.start,
                 "group_size": self.group_size,
@@ -211,6 +213,8 @@ def train_together(works: list[Work], bench: Bench, cache: Path) -> None:
     for work in works:
         work.group_size = 1
     began = time.monotonic()
+    for asked in {work.run.train.kernels for work in works}:
+        prepare_kernels(asked, bench.device)
     try:
         batches = Batches(works[0].run, bench, cache)
     except Exception as error:

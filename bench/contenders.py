@@ -1,0 +1,151 @@
+"""Whole training steps, ours and the peers': each function makes one that takes a step's number and does the step.
+
+All do forward, backward, removal of the decoder's parallel gradient, clipping at 1, Adam, and keep decoder rows at unit
+norm (SAELens rescales activations by the norm instead); no auxiliary loss. Peers run as they come, but for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from bench.data import Shape, batches
+
+Step = Callable[[int], Any]
+LR = 1e-4
+
+
+def ours(shape: Shape, words: str = "", first_step: float = 0.0) -> Step:
+    """Our training as a run does it, logging every tenth step; `words` are those of a command, `first_step` where in
+    the run the steps begin, as a share of it."""
+    from hydra import compose, initialize_config_dir
+
+    from sae_sweeps.activations.batch import Batch
+    from sae_sweeps.command import CONF, register, rewrite
+    from sae_sweeps.config.run import run_config
+    from sae_sweeps.training.step import Training
+
+    total = 10_000
+    register()
+    given = [
+        "model=synthetic", f"model.d_in={shape.d_in}", f"d_sae={shape.d_sae}", f"batch_size={shape.batch}",
+        f"num_tokens={total * shape.batch}", f"lr={LR}",
+        f"train.precision={'bfloat16' if shape.bfloat16 else 'float32'}",
+    ]  # fmt: skip
+    if not any(word.startswith("architecture=") for word in words.split()):
+        given += [f"k={shape.k}", "architecture.aux_weight=0"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        run = run_config(compose("config", overrides=rewrite([*given, *words.split()])))
+    device = torch.device(shape.device)
+    training = Training(run, 1.0, torch.zeros(shape.d_in, device=device), device)
+    number = torch.arange(shape.batch, dtype=torch.int32, device=device)
+    role = torch.zeros(shape.batch, dtype=torch.int8, device=device)
+    data = [Batch(x, number, number // 32, number % 32, role) for x in batches(shape)]
+    offset = round(first_step * total)
+    return lambda step: training.step(data[step % len(data)], offset + step, logged=step % 10 == 9)
+
+
+def sparsify(shape: Shape) -> Step:
+    import os
+
+    if shape.device == "cpu":
+        os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
+    from sparsify import SparseCoder
+    from sparsify.config import SparseCoderConfig
+
+    sae = SparseCoder(shape.d_in, SparseCoderConfig(num_latents=shape.d_sae, k=shape.k), device=shape.device)
+    adam, data = torch.optim.Adam(sae.parameters(), lr=LR), batches(shape)
+
+    def step(i: int) -> None:
+        sae.set_decoder_norm_to_unit_norm()
+        sae(data[i % len(data)]).fvu.backward()
+        sae.remove_gradient_parallel_to_decoder_directions()
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        adam.step()
+        adam.zero_grad()
+
+    return step
+
+
+def sae_lens(shape: Shape) -> Step:
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    cfg = TopKTrainingSAEConfig(
+        d_in=shape.d_in, d_sae=shape.d_sae, k=shape.k, aux_loss_coefficient=0.0, device=shape.device
+    )
+    settings = SAETrainerConfig(
+        total_training_samples=10_000 * shape.batch, train_batch_size_samples=shape.batch, lr=LR, lr_end=LR,
+        device=shape.device, autocast=shape.bfloat16,
+    )  # fmt: skip
+    data = batches(shape)
+    trainer = SAETrainer(settings, TopKTrainingSAE(cfg), iter(data))
+
+    def step(i: int) -> None:
+        trainer.step(data[i % len(data)])
+        trainer.n_training_steps += 1
+
+    return step
+
+
+def dictionary_learning(shape: Shape) -> Step:
+    from dictionary_learning.trainers.top_k import TopKTrainer
+
+    trainer = TopKTrainer(
+        steps=10_000, activation_dim=shape.d_in, dict_size=shape.d_sae, k=shape.k, layer=0, lm_name="none", lr=LR,
+        auxk_alpha=0, device=shape.device,
+    )  # fmt: skip
+    data = batches(shape)
+
+    def step(i: int) -> None:
+        with torch.autocast(shape.device, torch.bfloat16) if shape.bfloat16 else nullcontext():
+            trainer.update(i + 1, data[i % len(data)])
+
+    return step
+
+
+def plain(shape: Shape) -> Step:
+    """A dense step as one writes it in an afternoon, with fused Adam."""
+    generator = torch.Generator().manual_seed(1)
+    W = F.normalize(torch.randn(shape.d_sae, shape.d_in, generator=generator), dim=1).to(shape.device)
+    W_enc, W_dec = W.clone().requires_grad_(), W.clone().requires_grad_()
+    b_enc, b_dec = (torch.zeros(n, device=shape.device, requires_grad=True) for n in (shape.d_sae, shape.d_in))
+    weights = [W_enc, W_dec, b_enc, b_dec]
+    adam, data = torch.optim.Adam(weights, lr=LR, fused=True), batches(shape)
+
+    def step(i: int) -> None:
+        x = data[i % len(data)]
+        with torch.autocast(shape.device, torch.bfloat16) if shape.bfloat16 else nullcontext():
+            z = F.linear(x - b_dec, W_enc, b_enc).relu()
+            values, index = z.topk(shape.k, dim=1, sorted=False)
+            x_hat = torch.zeros_like(z).scatter(1, index, values) @ W_dec + b_dec
+        (x_hat - x).square().sum(1).mean().backward()
+        with torch.no_grad():
+            assert W_dec.grad is not None
+            W_dec.grad -= (W_dec * W_dec.grad).sum(1, keepdim=True) * W_dec
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            adam.step()
+            adam.zero_grad()
+            W_dec.div_(W_dec.norm(dim=1, keepdim=True))
+
+    return step
+
+
+def encoder_product(shape: Shape) -> Step:
+    """x W_enc + b_enc alone, as torch runs it: no training step with an exact encoder takes less."""
+    dtype = torch.bfloat16 if shape.bfloat16 else torch.float32
+    x = batches(shape, 1)[0].to(dtype)
+    W, b = (torch.randn(*s, device=shape.device, dtype=dtype) for s in ((shape.d_sae, shape.d_in), (shape.d_sae,)))
+    return lambda i: F.linear(x, W, b)
+
+
+CONTENDERS: dict[str, Callable[..., Step]] = {
+    "ours": ours, "sparsify": sparsify, "sae_lens": sae_lens, "dictionary_learning": dictionary_learning,
+    "plain": plain, "encoder_product": encoder_product,
+}  # fmt: skip
+PEERS = ("sparsify", "sae_lens", "dictionary_learning")

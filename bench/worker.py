@@ -1,0 +1,58 @@
+"""One contender in a process of its own: does a few steps whenever it is asked to, and says how long they took.
+
+    python -m bench.worker CONTENDER THREADS '{"shape": {...}, ...}'
+
+Lines in: how many steps. Lines out: JSON. An empty line ends it.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+
+import torch
+
+from bench.contenders import CONTENDERS
+from bench.data import Shape
+
+
+def main() -> None:
+    name, threads, settings = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+    out = sys.stdout
+    sys.stdout = sys.stderr  # libraries may print
+    torch.set_num_threads(threads)
+    shape = Shape(**settings.pop("shape"))
+    step, done = CONTENDERS[name](shape, **settings), 0
+    cuda = shape.device != "cpu"
+    before = _peak(cuda)
+    print(json.dumps({"ready": True}), file=out, flush=True)
+    for line in sys.stdin:
+        if not line.strip():
+            break
+        n = int(line)
+        start, cpu = time.perf_counter(), time.process_time()
+        for _ in range(n):
+            step(done)
+            done += 1
+        if cuda:
+            torch.cuda.synchronize()
+        answer = {
+            "seconds": (time.perf_counter() - start) / n,
+            "cpu": (time.process_time() - cpu) / n,
+            "peak_gb": _peak(cuda),
+            "extra_gb": _peak(cuda) - before,
+        }
+        print(json.dumps(answer), file=out, flush=True)
+
+
+def _peak(cuda: bool) -> float:
+    """Largest memory so far in GB: the process's own, or the GPU's."""
+    if cuda:
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""The sparse operations on a GPU, as Triton kernels: one program for each row of the result.
+
+What each function computes is in `sparse_reference`. With TRITON_INTERPRET=1 they run on a CPU too, slowly: that is how
+they are tested where there is no GPU.
+"""
+
+# mypy: ignore-errors
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sae_sweeps.kernels import sparse_reference
+from sae_sweeps.kernels.pairs import Pairs
+
+NAME = "triton"
+SPARSE_UP_TO = 1 / 64
+"""Share of active features up to which sums over pairs are taken; a guess, as a GPU's matrix units are faster still."""
+WIDEST = 65_536
+"""Longest row that `largest` holds in one program; longer ones go to torch's own."""
+COLUMNS = 1024
+"""Columns of the result that one program computes."""
+
+above = sparse_reference.above
+normalize = sparse_reference.normalize
+
+
+def largest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    if z.dtype != torch.float32 or z.shape[1] > WIDEST:
+        return sparse_reference.largest(z, k)
+    z = z.contiguous()
+    values, indices = z.new_empty(len(z), k), torch.empty(len(z), k, dtype=torch.int64, device=z.device)
+    block = triton.next_power_of_2(z.shape[1])
+    _largest[(len(z),)](z, values, indices, z.shape[1], k, BLOCK=block, num_warps=_warps(block))
+    return values, indices
+
+
+def decode(pairs: Pairs, values: Tensor, W: Tensor) -> Tensor:
+    out, d = W.new_empty(pairs.n_tokens, W.shape[1]), W.shape[1]
+    block = min(COLUMNS, triton.next_power_of_2(d))
+    grid = (pairs.n_tokens, triton.cdiv(d, block))
+    _decode[grid](pairs.start, pairs.feature, values.contiguous(), W.contiguous(), out, d, BLOCK=block)
+    return out
+
+
+def dots(pairs: Pairs, W: Tensor, g: Tensor) -> Tensor:
+    out, d = W.new_empty(len(pairs.feature)), W.shape[1]
+    block = triton.next_power_of_2(d)
+    rows = (pairs.start, pairs.feature, W.contiguous(), g.contiguous())
+    _dots[(pairs.n_tokens,)](*rows, out, d, BLOCK=block, num_warps=_warps(block))
+    return out
+
+
+def transposed(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+    start, slot, token = sparse_reference.transposed(pairs)
+    return start, slot.int(), token.int()
+
+
+def weight_gradient(pairs: Pairs, values: Tensor, g: Tensor) -> Tensor:
+    start, slot, token = pairs.transposed
+    out, d = g.new_empty(pairs.n_features, g.shape[1]), g.shape[1]
+    block = min(COLUMNS, triton.next_power_of_2(d))
+    grid = (pairs.n_features, triton.cdiv(d, block))
+    _weight_gradient[grid](start, slot, token, values.contiguous(), g.contiguous(), out, d, BLOCK=block)
+    return out
+
+
+def sums(pairs: Pairs, values: Tensor) -> Tensor:
+    start, slot, _ = pairs.transposed
+    out = values.new_empty(pairs.n_features)
+    _sums[(pairs.n_features,)](start, slot, values.contiguous(), out, BLOCK=128)
+    return out
+
+
+def remove_parallel(grad: Tensor, W: Tensor) -> None:
+    n, d = W.shape
+    block = triton.next_power_of_2(d)
+    _remove_parallel[(n,)](grad, W, d, BLOCK=block, num_warps=_warps(block))
+
+
+def _warps(block: int) -> int:
+    return 4 if block <= 2048 else 8 if block <= 16_384 else 16
+
+
+@triton.jit
+def _largest(z_ptr, value_ptr, index_ptr, n, k, BLOCK: tl.constexpr):
+    """The k-th largest of a row, found bit by bit; then the winners are packed, ties by place."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    there = column < n
+    z = tl.load(z_ptr + row * n + column, mask=there, other=float("-inf"))
+    bits = z.to(tl.int32, bitcast=True)
+    # integers in the order of the floats, NaN above infinity
+    key = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
+    key = tl.where(z != z, 0x7FFFFFFF, key)
+    key = tl.where(there, key, -0x80000000)
+    threshold = tl.full((), -0x80000000, tl.int64)
+    step = tl.full((), 0x80000000, tl.int64)
+    for _ in range(32):
+        higher = threshold + step
+        enough = tl.sum((key >= higher).to(tl.int32), 0) >= k
+        threshold = tl.where(enough, higher, threshold)
+        step = step // 2
+    above_it = key > threshold
+    ties = (key == threshold) & there
+    wanted = k - tl.sum(above_it.to(tl.int32), 0)
+    chosen = above_it | (ties & (tl.cumsum(ties.to(tl.int32), 0) <= wanted))
+    place = tl.cumsum(chosen.to(tl.int32), 0) - 1
+    tl.store(value_ptr + row * k + place, z, mask=chosen)
+    tl.store(index_ptr + row * k + place, column.to(tl.int64), mask=chosen)
+
+
+@triton.jit
+def _decode(start_ptr, feature_ptr, value_ptr, W_ptr, out_ptr, d, BLOCK: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    there = column < d
+    total = tl.zeros([BLOCK], out_ptr.dtype.element_ty)
+    for p in range(tl.load(start_ptr + token), tl.load(start_ptr + token + 1)):
+        w = tl.load(W_ptr + tl.load(feature_ptr + p) * d + column, mask=there, other=0.0)
+        total += tl.load(value_ptr + p) * w
+    tl.store(out_ptr + token * d + column, total, mask=there)
+
+
+@triton.jit
+def _dots(start_ptr, feature_ptr, W_ptr, g_ptr, out_ptr, d, BLOCK: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    there = column < d
+    g = tl.load(g_ptr + token * d + column, mask=there, other=0.0)
+    for p in range(tl.load(start_ptr + token), tl.load(start_ptr + token + 1)):
+        w = tl.load(W_ptr + tl.load(feature_ptr + p) * d + column, mask=there, other=0.0)
+        tl.store(out_ptr + p, tl.sum(w * g, 0))
+
+
+@triton.jit
+def _weight_gradient(start_ptr, slot_ptr, token_ptr, value_ptr, g_ptr, out_ptr, d, BLOCK: tl.constexpr):
+    feature = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    there = column < d
+    total = tl.zeros([BLOCK], out_ptr.dtype.element_ty)
+    for p in range(tl.load(start_ptr + feature), tl.load(start_ptr + feature + 1)):
+        token = tl.load(token_ptr + p).to(tl.int64)
+        g = tl.load(g_ptr + token * d + column, mask=there, other=0.0)
+        total += tl.load(value_ptr + tl.load(slot_ptr + p)) * g
+    tl.store(out_ptr + feature * d + column, total, mask=there)
+
+
+@triton.jit
+def _sums(start_ptr, slot_ptr, value_ptr, out_ptr, BLOCK: tl.constexpr):
+    feature = tl.program_id(0)
+    end = tl.load(start_ptr + feature + 1)
+    total = tl.zeros([BLOCK], out_ptr.dtype.element_ty)
+    for first in range(tl.load(start_ptr + feature), end, BLOCK):
+        p = first + tl.arange(0, BLOCK)
+        slot = tl.load(slot_ptr + p, mask=p < end, other=0)
+        total += tl.load(value_ptr + slot, mask=p < end, other=0.0)
+    tl.store(out_ptr + feature, tl.sum(total, 0))
+
+
+@triton.jit
+def _remove_parallel(grad_ptr, W_ptr, d, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    there = column < d
+    grad = tl.load(grad_ptr + row * d + column, mask=there, other=0.0)
+    w = tl.load(W_ptr + row * d + column, mask=there, other=0.0)
+    tl.store(grad_ptr + row * d + column, grad - tl.sum(grad * w, 0) * w, mask=there)
