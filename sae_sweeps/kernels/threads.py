@@ -1,0 +1,68 @@
+"""Compiled loops over rows, shared out to as many threads as torch has.
+
+A kernel computes each row by itself, so the numbers do not depend on how the rows are shared out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import torch
+
+FEW = 64
+"""Rows below which a second thread costs more than it brings."""
+
+
+def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """numba.njit without the GIL, kept on disk where a folder for that can be written to."""
+    import numba
+
+    def compile_it(function: Callable[..., Any]) -> Callable[..., Any]:
+        try:
+            return numba.njit(nogil=True, cache=True, **options)(function)
+        except RuntimeError:  # no folder can be written to
+            return numba.njit(nogil=True, **options)(function)
+
+    return compile_it
+
+
+@cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="kernel")
+
+
+def over_rows(kernel: Callable[..., Any], n_rows: int, *arguments: Any, bounds: list[int] | None = None) -> None:
+    """kernel(*arguments, start, stop) for parts of 0 .. n_rows that cover it; `bounds` may say which."""
+    threads = torch.get_num_threads() if n_rows >= FEW else 1
+    if threads == 1:
+        kernel(*arguments, 0, n_rows)
+        return
+    bounds = bounds or [n_rows * part // threads for part in range(threads + 1)]
+    pool = _pool(os.getpid(), threads - 1)  # a fork has none of its parent's threads
+    ahead = [pool.submit(kernel, *arguments, *bounds[part : part + 2]) for part in range(1, threads)]
+    kernel(*arguments, *bounds[:2])
+    for part in ahead:
+        part.result()
+
+
+def over_blocks(work: Callable[[int, int], None], n_rows: int, block: int) -> None:
+    """work(start, stop) for blocks of 0 .. n_rows, each taken by the thread that is free: for rows of unequal cost."""
+    starts = iter(range(0, n_rows, block))
+
+    def take() -> None:
+        for start in starts:  # next() of a range's iterator is one step under the GIL
+            work(start, min(start + block, n_rows))
+
+    threads = min(torch.get_num_threads(), -(-n_rows // block))
+    if threads < 2:
+        take()
+        return
+    pool = _pool(os.getpid(), threads - 1)
+    others = [pool.submit(take) for _ in range(threads - 1)]
+    take()
+    for other in others:
+        other.result()
