@@ -5,7 +5,6 @@ one of two ways in plain torch, chosen by cost: listing every pair that meets (f
 over the pairs in tiles of rows (many). All are exact, and none holds a [d_sae, d_sae] matrix.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +13,12 @@ import torch
 from torch import Tensor
 
 from sae_sweeps.architectures.features import Features
-
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+from sae_sweeps.kernels import choice
+from sae_sweeps.kernels.csr import csr
 
 Found = tuple[Tensor, int, Tensor]
 """Value, number of competing pairs, gradient on W [d_sae, d_in]."""
 
-REFERENCE = False
-"""Whether plain torch does it on the CPU too."""
 TILE = 1024
 MEETING_COST = 100
 """Cost of listing one meeting of a pair, in multiply-adds of a tile (measured: 25 to 50 ns against 0.3 ns)."""
@@ -89,7 +86,7 @@ class CompetingCosines(torch.autograd.Function):
 
 
 def _way(W: Tensor) -> Callable[[Tensor, Features, int, Competition], Found]:
-    if W.device.type != "cpu" or REFERENCE:
+    if W.device.type != "cpu" or choice.REFERENCE:
         return plain
     from sae_sweeps.kernels.coactivation_cpu import by_features
 
@@ -146,20 +143,13 @@ def _by_pairs(W: Tensor, token: Tensor, feature: Tensor, per_token: Tensor, comp
     s = c * cosine.sign()
     # the gradient is (S + S^T) W with S = c_ij sign(w_i . w_j)
     back = torch.argsort(j, stable=True)
-    grad = _sparse(i, j, s, d_sae) @ W + _sparse(j[back], i[back], s[back], d_sae) @ W
+    grad = csr(i, j, s, d_sae) @ W + csr(j[back], i[back], s[back], d_sae) @ W
     return (c * cosine.abs()).sum(), len(c), grad
-
-
-def _sparse(row: Tensor, column: Tensor, values: Tensor, n: int) -> Tensor:
-    """CSR [n, n] from entries ordered by row."""
-    crow = torch.zeros(n + 1, dtype=torch.int64, device=row.device)
-    crow[1:] = torch.bincount(row, minlength=n).cumsum(0)
-    return torch.sparse_csr_tensor(crow, column, values, (n, n), check_invariants=False)
 
 
 def _dots(W: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """w_i . w_j of each pair [pairs], pairs ordered by i, without gathering rows."""
-    pattern = _sparse(i, j, torch.zeros(len(i), dtype=W.dtype, device=W.device), len(W))
+    pattern = csr(i, j, torch.zeros(len(i), dtype=W.dtype, device=W.device), len(W))
     return torch.sparse.sampled_addmm(pattern, W, W.T, beta=0.0).values()
 
 

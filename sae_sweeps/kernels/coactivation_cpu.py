@@ -4,18 +4,15 @@ A feature with few competing partners is done pair by pair. One with many is lef
 gradient are matrix products over [TILE, d_sae]; its partners are counted again there, which costs little beside them.
 """
 
-from typing import Any, NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from sae_sweeps.architectures.features import DenseFeatures, Features, TopKFeatures
+from sae_sweeps.architectures.features import Features
+from sae_sweeps.kernels.active_lists import ROWS, Array, active_lists
 from sae_sweeps.kernels.coactivation import Competition, Found
 from sae_sweeps.kernels.threads import compiled, over_blocks
 
-ROWS = 64
-"""Features that a thread takes at once."""
 TILE = 512
 DENSE_SHARE = 1 / 16
 """Share of all features from which a feature's partners are cheaper as a row of a tile (measured)."""
@@ -25,46 +22,10 @@ SUMS = {"fastmath": {"contract", "reassoc", "nsz"}}
 """Sums may be taken in lanes: NaN and infinity keep their meaning."""
 OVERLAPS = ("jaccard", "min", "cosine", "batch")
 
-Array = np.ndarray[Any, Any]
-
-
-class Lists(NamedTuple):
-    """Who is active where, both ways, in ascending order."""
-
-    feature_start: Array
-    """[d_sae + 1]: the tokens of feature i are token[feature_start[i] : feature_start[i + 1]]."""
-    token: Array
-    token_start: Array
-    """[B + 1]: the features of token t are feature[token_start[t] : token_start[t + 1]]."""
-    feature: Array
-
-
-def active_lists(f: Features, n_tokens: int) -> Lists:
-    if isinstance(f, TopKFeatures):
-        fires = (f.values > 0).numpy()
-        start, feature = _starts(np.count_nonzero(fires, axis=1)), f.indices.numpy()[fires].astype(np.int32)
-        feature_start, token = transposed(start, feature, f.d_sae)
-        return Lists(feature_start, token, *transposed(feature_start, token, n_tokens))
-    if isinstance(f, DenseFeatures):
-        fires = (f.dense() > 0).numpy()
-        start = _starts(np.count_nonzero(fires, axis=1))
-        feature = np.empty(start[-1], np.int32)
-        over_blocks(lambda first, beyond: _of_rows(fires, start, feature, first, beyond), n_tokens, ROWS)
-    else:
-        tokens, features = f.active()
-        start = _starts(np.bincount(tokens.numpy(), minlength=n_tokens))
-        feature = features.numpy().astype(np.int32)
-    return Lists(*transposed(start, feature, f.d_sae), start, feature)
-
-
-def _starts(count: Array) -> Array:
-    """Where each list begins and the last one ends [n + 1], from how long they are [n]."""
-    return np.concatenate([[0], count.cumsum()])
-
 
 @torch.no_grad()
 def by_features(W: Tensor, f: Features, n_tokens: int, competition: Competition) -> Found:
-    lists, weights = active_lists(f, n_tokens), W.detach().contiguous().numpy()
+    lists, weights = active_lists(f, n_tokens)[:4], W.detach().contiguous().numpy()
     n, number, rule = len(W), weights.dtype.type, competition
     numbers = (number(value) for value in (rule.threshold, rule.tau, 1))
     how = (OVERLAPS.index(rule.overlap), rule.form == "linear", *numbers)
@@ -90,32 +51,6 @@ def by_features(W: Tensor, f: Features, n_tokens: int, competition: Competition)
         over_blocks(do_tile, len(chunk), 8)
         grad[chunk] = S @ W
     return torch.tensor(value.sum() / 2, dtype=W.dtype), int(pairs.sum()) // 2, grad
-
-
-@compiled(**DIVISION)
-def _of_rows(fires, start, feature, first, beyond):
-    """Where fires [B, d_sae] is true in rows first .. beyond - 1."""
-    for t in range(first, beyond):
-        n = start[t]
-        for i in range(fires.shape[1]):
-            if fires[t, i]:
-                feature[n] = i
-                n += 1
-
-
-def transposed(start: Array, item: Array, n_items: int) -> tuple[Array, Array]:
-    """Lists of items per row turned into lists of rows per item, ascending: one counting sort."""
-    out_start, out = _starts(np.bincount(item, minlength=n_items)), np.empty(len(item), np.int32)
-    _transpose(start, item, out_start[:-1].copy(), out)
-    return out_start, out
-
-
-@compiled(**DIVISION)
-def _transpose(start, item, place, out):
-    for row in range(len(start) - 1):
-        for p in range(start[row], start[row + 1]):
-            out[place[item[p]]] = row
-            place[item[p]] += 1
 
 
 @compiled(**DIVISION)
