@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sae_sweeps.architectures.features import TopKFeatures
+from sae_sweeps.kernels.pairs import per_token
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.base import SAE
@@ -24,7 +25,15 @@ def auxiliary_loss(sae: SAE, ctx: Context, k_aux: int | None) -> Tensor:
     if n_dead == 0:
         return ctx.z.new_zeros((), dtype=torch.float32)
     wanted = k_aux or max(1, len(sae.b_dec) // 2)
-    z_dead = ctx.z.masked_fill(~dead, -torch.inf)
-    values, indices = z_dead.topk(min(wanted, n_dead), dim=1, sorted=False)
-    e_hat = TopKFeatures(values.relu().float(), indices, sae.d_sae).decode(sae.W_dec)
+    n_chosen = min(wanted, n_dead)
+    if sae.kernels is None:
+        values, indices = ctx.z.masked_fill(~dead, -torch.inf).topk(n_chosen, dim=1, sorted=False)
+        f = TopKFeatures(values.relu().float(), indices, sae.d_sae)
+    else:
+        where = dead.nonzero().squeeze(1)
+        values, nth = sae.kernels.largest(ctx.z.detach()[:, where], n_chosen)
+        pairs = per_token(where[nth], sae.d_sae, sae.kernels)
+        values = sae.chosen(values.reshape(-1), pairs, ctx.x - sae.b_dec.detach()).view_as(nth)
+        f = TopKFeatures(values.relu(), where[nth], sae.d_sae, pairs)
+    e_hat = f.decode(sae.W_dec)
     return (ctx.error.detach() - e_hat).square().sum(1).mean() * min(1.0, n_dead / wanted)

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from sae_sweeps.architectures.features import Features
+from sae_sweeps.kernels import sparse, sparse_reference
+from sae_sweeps.kernels.pairs import Pairs
 
 if TYPE_CHECKING:
+    from sae_sweeps.kernels.choose import Kernels
     from sae_sweeps.training.context import Context
 
 
@@ -44,6 +47,8 @@ class SAE(nn.Module):
 
     exports_as: str
     """SAELens's name of the exported architecture."""
+    kernels: Kernels | None = None
+    """What computes the steps of training; None: the plain dense formulas."""
 
     def __init__(self, cfg: Any, d_in: int, total_steps: int, dead_after_tokens: int, generator: torch.Generator):
         super().__init__()
@@ -76,6 +81,27 @@ class SAE(nn.Module):
         """f from z [B, d_sae] at a step of training."""
         raise NotImplementedError
 
+    def encode(self, x: Tensor, step: int) -> tuple[Tensor, Features]:
+        """z [B, d_sae] and f of x [B, d_in] at a step of training, by the run's kernels where they have a way."""
+        if self.kernels is not None:
+            centred = x - self.b_dec.detach()
+            z = sparse.pre_activations(centred, self.W_enc, self.b_enc, self.b_dec)
+            f = self.activate_sparsely(z, centred, step)
+            return z, self.activate(z, step) if f is None else f
+        z = self.pre_activations(x).float()
+        return z, self.activate(z, step)
+
+    def activate_sparsely(self, z: Tensor, centred: Tensor, step: int) -> Features | None:
+        """As `activate`, with gradients by way of the active features alone; None where that does not pay.
+
+        z [B, d_sae] of x - b_dec [B, d_in].
+        """
+        return None
+
+    def chosen(self, z_P: Tensor, pairs: Pairs, centred: Tensor) -> Tensor:
+        """z at the pairs [P], with gradients on the encoder by way of them alone."""
+        return sparse.chosen(z_P, pairs, centred, self.W_enc, self.b_enc, self.b_dec)
+
     def decode(self, f: Features) -> Tensor:
         """x_hat [B, d_in]."""
         return f.decode(self.W_dec) + self.b_dec
@@ -97,13 +123,12 @@ class SAE(nn.Module):
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:
         """Take from W_dec's gradient the part along each row: it would only change the row's norm."""
-        grad = self.W_dec.grad
-        if grad is not None:
-            grad -= (grad * self.W_dec).sum(1, keepdim=True) * self.W_dec
+        if self.W_dec.grad is not None:
+            (self.kernels or sparse_reference).remove_parallel(self.W_dec.grad, self.W_dec)
 
     @torch.no_grad()
     def normalize_decoder(self) -> None:
-        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny))
+        (self.kernels or sparse_reference).normalize(self.W_dec)
 
     def numbers(self, step: int) -> dict[str, float]:
         """Values of the architecture's own schedules and controls at a step, for the log."""

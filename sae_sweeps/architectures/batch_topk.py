@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sae_sweeps.architectures.features import DenseFeatures
+from sae_sweeps.architectures.features import DenseFeatures, Features, PairFeatures
 from sae_sweeps.architectures.topk import TopK, TopKConfig
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels.pairs import Pairs
 
 if TYPE_CHECKING:
     from sae_sweeps.training.context import Context
+
+GUESS = 0.8
+"""Of the moving threshold; features above it are looked through for the k * B largest."""
 
 
 @dataclass
@@ -55,19 +59,32 @@ class BatchTopK(TopK):
             f = f * mask
         return DenseFeatures(f)
 
+    def activate_sparsely(self, z: Tensor, centred: Tensor, step: int) -> Features | None:
+        assert self.kernels is not None
+        kept = self.k_at(step) * len(z)
+        # the last batches' threshold is a guess at this one's: what it finds is exact or found again
+        found = self.kernels.above(z, GUESS * float(self.threshold), z.numel()) if self.thresholds_seen else None
+        if found is None or len(found[1]) < kept:
+            found = self.kernels.above(z, 0.0, z.numel())
+        assert found is not None
+        start, feature, values = found
+        pairs = Pairs(start, feature, self.d_sae, self.kernels)
+        if kept < len(values):
+            least = values.kthvalue(len(values) - kept + 1).values
+            chosen, ties = values > least, values == least
+            chosen |= ties & (ties.cumsum(0) <= kept - chosen.sum())
+            pairs, values = pairs.where(chosen), values[chosen]
+        return PairFeatures(self.chosen(values, pairs, centred), pairs)
+
     @torch.no_grad()
     def observe(self, ctx: Context) -> None:
         super().observe(ctx)
-        f = self.activate_again(ctx)
+        f = ctx.f.entries if ctx.groups is None else self.activate(ctx.z, ctx.step).f
         positive = torch.where(f > 0, f, torch.inf).min()
         self.thresholds_seen += 1
         rate = (1.0 / self.thresholds_seen).clamp(min=1 - self.cfg.threshold_decay)
         # a batch in which nothing fires says nothing
         self.threshold += torch.where(positive.isfinite(), rate * (positive - self.threshold), 0.0)
-
-    def activate_again(self, ctx: Context) -> Tensor:
-        """f [B, d_sae] before any group layer had its say."""
-        return ctx.f.dense() if ctx.groups is None else self.activate(ctx.z, ctx.step).f
 
     def export(self, scale: float) -> tuple[dict[str, Tensor], dict[str, Any]]:
         weights, _ = super().export(scale)

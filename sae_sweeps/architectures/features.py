@@ -1,10 +1,15 @@
-"""Feature activations f of a batch, dense or as the k largest per token; both answer the same questions."""
+"""Feature activations f of a batch, dense, as the k largest per token or as pairs; all answer the same questions."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sae_sweeps.kernels import sparse
+from sae_sweeps.kernels.pairs import Pairs
 
 
 @dataclass
@@ -16,6 +21,11 @@ class DenseFeatures:
     def d_sae(self) -> int:
         return self.f.shape[1]
 
+    @property
+    def entries(self) -> Tensor:
+        """All that may differ from 0, in any shape."""
+        return self.f
+
     def dense(self) -> Tensor:
         """f [B, d_sae]."""
         return self.f
@@ -23,6 +33,10 @@ class DenseFeatures:
     def decode(self, W_dec: Tensor) -> Tensor:
         """f W_dec [B, d_in]."""
         return self.f @ W_dec
+
+    def decode_part(self, W_dec: Tensor, first: int, end: int) -> Tensor:
+        """What features first .. end-1 give of f W_dec [B, d_in]."""
+        return self.f[:, first:end] @ W_dec[first:end]
 
     def columns(self, features: Tensor) -> Tensor:
         """f of some features [B, n]; their numbers are [n]."""
@@ -49,6 +63,13 @@ class TopKFeatures:
     indices: Tensor
     """[B, k], the features they belong to."""
     d_sae: int
+    pairs: Pairs | None = None
+    """The indices as pairs, with the kernels that compute with them; None: plain torch."""
+
+    @property
+    def entries(self) -> Tensor:
+        """All that may differ from 0 [B, k]."""
+        return self.values
 
     def dense(self) -> Tensor:
         """f [B, d_sae]."""
@@ -56,6 +77,8 @@ class TopKFeatures:
 
     def decode(self, W_dec: Tensor) -> Tensor:
         """f W_dec [B, d_in], without the dense f and without a [B, k, d_in] tensor."""
+        if self.pairs is not None:
+            return sparse.decode(self.pairs, self.values.reshape(-1).to(W_dec.dtype), W_dec)
         return F.embedding_bag(self.indices, W_dec, per_sample_weights=self.values.to(W_dec.dtype), mode="sum")
 
     def columns(self, features: Tensor) -> Tensor:
@@ -79,4 +102,54 @@ class TopKFeatures:
         return fired
 
 
-Features = DenseFeatures | TopKFeatures
+@dataclass
+class PairFeatures:
+    values: Tensor
+    """Activation of each pair [P]; any may be 0."""
+    pairs: Pairs
+    """Ordered by token, then feature."""
+
+    @property
+    def d_sae(self) -> int:
+        return self.pairs.n_features
+
+    @property
+    def entries(self) -> Tensor:
+        """All that may differ from 0 [P]."""
+        return self.values
+
+    def dense(self) -> Tensor:
+        """f [B, d_sae]."""
+        f = self.values.new_zeros(self.pairs.n_tokens, self.d_sae)
+        return f.index_put((self.pairs.token, self.pairs.feature), self.values)
+
+    def decode(self, W_dec: Tensor) -> Tensor:
+        """f W_dec [B, d_in]."""
+        return sparse.decode(self.pairs, self.values, W_dec)
+
+    def decode_part(self, W_dec: Tensor, first: int, end: int) -> Tensor:
+        """What features first .. end-1 give of f W_dec [B, d_in]."""
+        kept = (self.pairs.feature >= first) & (self.pairs.feature < end)
+        return sparse.decode(self.pairs.where(kept), self.values[kept], W_dec)
+
+    def columns(self, features: Tensor) -> Tensor:
+        """f of some features [B, n]; their numbers are [n]."""
+        return self.dense()[:, features]
+
+    def active(self) -> tuple[Tensor, Tensor]:
+        """(token, feature) of every active feature, both [nnz], ordered by token, then feature."""
+        mask = self.values > 0
+        return self.pairs.token[mask], self.pairs.feature[mask]
+
+    def l0(self) -> Tensor:
+        """Active features per token, mean over the batch, scalar."""
+        return (self.values > 0).sum(dtype=torch.float32) / self.pairs.n_tokens
+
+    def fired(self) -> Tensor:
+        """Which features are active on any token [d_sae], bool."""
+        fired = torch.zeros(self.d_sae, dtype=torch.bool, device=self.values.device)
+        fired[self.pairs.feature[self.values > 0]] = True
+        return fired
+
+
+Features = DenseFeatures | TopKFeatures | PairFeatures

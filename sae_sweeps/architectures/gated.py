@@ -40,6 +40,9 @@ class Gated(Standard):
         magnitude = (self.r_mag.exp() * (z - self.b_enc) + self.b_mag).relu()
         return DenseFeatures(magnitude * (z > 0))
 
+    def activate_sparsely(self, z: Tensor, centred: Tensor, step: int) -> None:
+        return None
+
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
         gate = ctx.z.relu()
         x_hat = (gate @ self.W_dec.detach()).to(gate.dtype) + self.b_dec.detach()

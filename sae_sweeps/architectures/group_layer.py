@@ -15,7 +15,7 @@ information bottleneck).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -219,7 +219,7 @@ class GroupLayer(nn.Module):
 
     def _scaled(self, f: Features, gate_BG: Tensor) -> Features:
         if isinstance(f, TopKFeatures):
-            return TopKFeatures(f.values * gate_BG.gather(1, self.group_of_F[f.indices]), f.indices, f.d_sae)
+            return replace(f, values=f.values * gate_BG.gather(1, self.group_of_F[f.indices]))
         return DenseFeatures(scaled_groups(f.dense(), gate_BG, self.group_of_F))
 
     def _with_residual(self, f: Features) -> DenseFeatures:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from sae_sweeps.architectures.batch_topk import BatchTopK, BatchTopKConfig
+from sae_sweeps.architectures.features import TopKFeatures
 from sae_sweeps.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,10 +44,11 @@ class Matryoshka(BatchTopK):
     cfg: MatryoshkaConfig
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
-        f, x_hat, total = ctx.f.dense(), self.b_dec.expand_as(ctx.x), ctx.x.new_zeros(())
+        assert not isinstance(ctx.f, TopKFeatures)
+        x_hat, total = self.b_dec.expand_as(ctx.x), ctx.x.new_zeros(())
         start = 0
         for end in self.cfg.prefixes():
-            x_hat = x_hat + (f[:, start:end] @ self.W_dec[start:end]).float()
+            x_hat = x_hat + ctx.f.decode_part(self.W_dec, start, end).float()
             total = total + ctx.reconstruction(ctx.x - x_hat)
             start = end
         return {"prefixes": (total, 1.0), **super().extra_losses(ctx)}

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from sae_sweeps.architectures.base import SAE, ArchitectureConfig
-from sae_sweeps.architectures.features import DenseFeatures
+from sae_sweeps.architectures.features import DenseFeatures, Features, PairFeatures
 from sae_sweeps.architectures.l0_control import L0Control, check_target
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels.pairs import Pairs
 from sae_sweeps.schedules import check_length, warm_up
 
 if TYPE_CHECKING:
@@ -56,8 +57,17 @@ class Standard(SAE):
     def activate(self, z: Tensor, step: int) -> DenseFeatures:
         return DenseFeatures(z.relu().float())
 
+    def activate_sparsely(self, z: Tensor, centred: Tensor, step: int) -> Features | None:
+        assert self.kernels is not None
+        found = self.kernels.above(z, 0.0, int(self.kernels.SPARSE_UP_TO * z.numel()))
+        if found is None:
+            return None
+        start, feature, values = found
+        pairs = Pairs(start, feature, self.d_sae, self.kernels)
+        return PairFeatures(self.chosen(values, pairs, centred), pairs)
+
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
-        return {"sparsity": (ctx.f.dense().sum(1).mean(), self.l1_weight(ctx.step))}
+        return {"sparsity": (ctx.f.entries.sum() / len(ctx.x), self.l1_weight(ctx.step))}
 
     @torch.no_grad()
     def observe(self, ctx: Context) -> None:

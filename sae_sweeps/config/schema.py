@@ -152,6 +152,8 @@ class TrainConfig:
     """Steps between checkpoints: at most this many are repeated after a kill."""
     monitor_every: int = 50
     """Steps between looks that cost more than a row: gradient norms by loss term, held-out fvu, the penalty's own."""
+    kernels: str = "auto"
+    """auto: the fastest that are exact on the device; reference: plain dense formulas. Recorded in the results."""
     held_out_tokens: int = 2048
     """Held-out tokens on which fvu is followed during training; 0 leaves it out."""
 

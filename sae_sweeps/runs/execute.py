@@ -16,6 +16,7 @@ from sae_sweeps.activations.sampler import Sampler
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.evaluation.geometry import similarity_snapshot
 from sae_sweeps.files import read_json, write_bytes, write_json, write_text
+from sae_sweeps.kernels.choose import name as kernels_name
 from sae_sweeps.runs.bench import Bench, open_split
 from sae_sweeps.runs.evaluate import (
     Failure,
@@ -114,7 +115,7 @@ def train_run(
         "warnings": warnings,
         "provenance": provenance(str(bench.device), torch.get_num_threads())
         | {
-            "kernels": "reference",
+            "kernels": kernels_name(training.sae.kernels),
             "activation_scale": training.scale,
             "start_step": start,
             "wall_time_s": round(seconds, 2),

@@ -19,8 +19,10 @@ from sae_sweeps.architectures.base import SAE
 from sae_sweeps.config.registry import component
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.errors import Diverged
+from sae_sweeps.kernels.choose import choose
 from sae_sweeps.penalties.base import Penalty, PenaltyValue
 from sae_sweeps.training.context import RECONSTRUCTIONS, Context, generator_at
+from sae_sweeps.training.verdicts import Verdicts
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.group_layer import GroupLayer
@@ -69,6 +71,7 @@ class Training:
         self.sae: SAE = architecture.COMPONENT(
             run.architecture, d_in, self.total_steps, run.train.dead_after_tokens, generator
         ).to(device)
+        self.sae.kernels = choose(run.train.kernels, device)
         with torch.no_grad():
             self.sae.b_dec.copy_(b_dec * scale)
         self.groups: GroupLayer | None = None
@@ -86,6 +89,8 @@ class Training:
         self.optimizer = torch.optim.Adam(
             [p for _, p in self.named_parameters()], lr=run.lr_schedule.lr, betas=betas, fused=True
         )
+
+        self.verdicts = Verdicts(device, self._explain)
 
     def modules(self) -> dict[str, nn.Module]:
         groups = {} if self.groups is None else {"groups": self.groups}
@@ -105,8 +110,7 @@ class Training:
         x = batch.x * self.scale if self.scale != 1 else batch.x
         sae, groups = self.sae, self.groups
         with self.autocast():
-            z = sae.pre_activations(x).float()
-            f = sae.activate(z, step)
+            z, f = sae.encode(x, step)
             if groups is not None:
                 f = groups(f, generator_at(self.device, self.run.seed, step, GROUP_STREAM), True)
             x_hat = sae.decode(f).float()
@@ -130,12 +134,14 @@ class Training:
     def step(self, batch: Batch, step: int, logged: bool = False, monitored: bool = False) -> StepReport:
         """Take one optimizer step; its numbers where `logged`, the costlier looks where `monitored`.
 
-        Raises Diverged, with nothing updated, when a term or the gradient is not finite.
+        Raises Diverged, with nothing updated, when a term or the gradient is not finite; on a GPU a later step may
+        raise it, naming this one, and nothing is updated in between.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.run.learning_rate(step)
+        self.verdicts.check()
         terms = self.forward(batch, step)
-        if not math.isfinite(terms.loss.item()):
+        if self.verdicts.at_once and not math.isfinite(terms.loss.item()):
             raise Diverged(step, _first_not_finite(terms))
         report = StepReport(monitors=self.monitors(terms.ctx) if monitored else [])
         gradients = self.gradients_by_term(terms) if monitored else {}
@@ -143,13 +149,19 @@ class Training:
         terms.loss.backward()
         component_norms = self.norms_by_term(gradients) if monitored else {}
         self.sae.remove_parallel_gradient()
-        parameters = [p for _, p in self.named_parameters()]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        grad_norm = norm.item()
-        if not math.isfinite(grad_norm):
-            raise Diverged(step, self._first_gradient_not_finite())
+        grads = [p.grad for _, p in self.named_parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(grads)
+        if self.verdicts.at_once:
+            if not math.isfinite(norm.item()):
+                raise Diverged(step, self._first_gradient_not_finite())
+        else:
+            bad = self.verdicts.add(step, batch, terms.loss.detach().isfinite() & norm.isfinite())
+            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # Adam then updates nothing
         if self.run.train.clip:
-            nn.utils.clip_grads_with_norm_(parameters, self.run.train.clip, norm)
+            # what fused Adam divides gradients by on its way
+            scale = ((norm + 1e-6) / self.run.train.clip).clamp(min=1.0)
+            untouched = self.verdicts.at_once and scale == 1
+            self.optimizer.grad_scale = None if untouched else scale  # type: ignore[attr-defined]
         self.optimizer.step()
         self.sae.normalize_decoder()
         self.sae.observe(terms.ctx)
@@ -157,7 +169,7 @@ class Training:
             self.groups.observe(terms.ctx)
             report.monitors += [{"monitor": "group_event", **event} for event in self.groups.adapt(terms.ctx)]
         if logged:
-            report.numbers = self.numbers(terms, step) | component_norms | {"grad_norm/total": grad_norm}
+            report.numbers = self.numbers(terms, step) | component_norms | {"grad_norm/total": norm.item()}
         return report
 
     def gradients_by_term(self, terms: Terms) -> dict[str, dict[str, Tensor]]:
@@ -228,6 +240,15 @@ class Training:
             **terms.penalty_terms,
         }
         return {name: float(value) for name, value in row.items()}
+
+    def _explain(self, step: int, batch: Batch) -> Diverged:
+        """What went wrong at a step, found by doing it again with the weights that it left as they were."""
+        terms = self.forward(batch, step)
+        if not math.isfinite(terms.loss.item()):
+            return Diverged(step, _first_not_finite(terms))
+        self.optimizer.zero_grad(set_to_none=True)
+        terms.loss.backward()
+        return Diverged(step, self._first_gradient_not_finite())
 
     def _first_gradient_not_finite(self) -> str:
         for name, parameter in self.named_parameters():

@@ -149,6 +149,35 @@ def test_a_gradient_that_is_not_finite_is_named():
         training.step(batch_at(0), 0)
 
 
+def test_on_a_gpu_a_later_step_names_the_first_that_was_not_finite():
+    """The way that does not wait for the device, on the CPU: nothing is updated from the bad step on."""
+    training = Training(run_config(TOPK), 1.0, torch.zeros(16), torch.device("cpu"))
+    training.verdicts.at_once = False
+    for step in range(3):
+        training.step(batch_at(step), step)
+    before = {name: parameter.clone() for name, parameter in training.named_parameters()}
+    bad = batch_at(3)
+    bad.x[4, 2] = math.nan
+    training.step(bad, 3)
+    with pytest.raises(Diverged, match="activations x") as caught:
+        for step in range(4, 9):
+            training.step(batch_at(step), step)
+    assert caught.value.step == 3
+    for name, parameter in training.named_parameters():
+        torch.testing.assert_close(parameter, before[name], rtol=1e-6, atol=1e-6)
+    assert parameter.isfinite().all()
+
+
+def test_judged_later_a_run_has_the_same_numbers():
+    one, other = (Training(run_config(TOPK, ORTHO), 1.0, torch.zeros(16), torch.device("cpu")) for _ in range(2))
+    other.verdicts.at_once = False
+    for step in range(5):
+        one.step(batch_at(step), step)
+        other.step(batch_at(step), step)
+    for mine, theirs in zip(one.sae.parameters(), other.sae.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 def test_dead_features_are_counted_and_revived_by_the_auxiliary_loss():
     run = run_config(TopKConfig("topk", 48, 2, None, 16, 1.0), num_tokens=32 * 200)
     training = Training(run, 1.0, torch.full((16,), 0.3), torch.device("cpu"))

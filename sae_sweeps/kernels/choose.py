@@ -1,0 +1,54 @@
+"""Which kernels a run computes with: chosen here and nowhere else, and recorded in its results."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sae_sweeps.kernels.pairs import Pairs
+
+
+class Kernels(Protocol):
+    """The sparse operations of a training step; `sparse_reference` says what each computes."""
+
+    NAME: str
+    SPARSE_UP_TO: float
+
+    def largest(self, z: Tensor, k: int) -> tuple[Tensor, Tensor]: ...
+
+    def above(self, z: Tensor, threshold: float, at_most: int) -> tuple[Tensor, Tensor, Tensor] | None: ...
+
+    def decode(self, pairs: Pairs, values: Tensor, W: Tensor) -> Tensor: ...
+
+    def dots(self, pairs: Pairs, W: Tensor, g: Tensor) -> Tensor: ...
+
+    def transposed(self, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def weight_gradient(self, pairs: Pairs, values: Tensor, g: Tensor) -> Tensor: ...
+
+    def sums(self, pairs: Pairs, values: Tensor) -> Tensor: ...
+
+    def remove_parallel(self, grad: Tensor, W: Tensor) -> None: ...
+
+    def normalize(self, W: Tensor) -> None: ...
+
+
+CHOICES = ("auto", "reference")
+FAST = {"cpu": ("numba", "sae_sweeps.kernels.sparse_numba"), "cuda": ("triton", "sae_sweeps.kernels.sparse_triton")}
+"""What computes on each kind of device, and what it needs."""
+
+
+def choose(asked: str, device: torch.device) -> Kernels | None:
+    """The fast kernels of this device, or None where the plain dense formulas are asked for or all there is."""
+    package, module = FAST.get(device.type, ("", ""))
+    if asked == "reference" or not package or importlib.util.find_spec(package) is None:
+        return None
+    return importlib.import_module(module)
+
+
+def name(kernels: Kernels | None) -> str:
+    return "reference" if kernels is None else kernels.NAME

@@ -1,0 +1,106 @@
+"""Encoder and decoder on the active pairs of a batch alone, differentiable.
+
+    values   z at the pairs; z = (x - b_dec) W_enc + b_enc             gradient on W_enc, b_enc, b_dec
+    x_hat    sum over a token's pairs of value * w_i                   gradient on the values and W_dec
+
+Only z itself is a dense product. The gradients are sums over the active pairs: nothing as wide as d_sae is written for
+a token, and nothing of size [B, k, d_in].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sae_sweeps.kernels.pairs import Pairs
+
+
+def pre_activations(centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
+    """z [B, d_sae] of x - b_dec [B, d_in], differentiable in the weights.
+
+    Outside autocast z lies in memory that the next call overwrites: it is for the step at hand.
+    """
+    z: Tensor = PreActivations.apply(centred, W_enc, b_enc, b_dec)
+    return z
+
+
+def chosen(z_P: Tensor, pairs: Pairs, centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
+    """z at the pairs [P], as it comes in, but differentiable in the weights by way of the pairs alone."""
+    values: Tensor = Chosen.apply(z_P.detach(), pairs, centred, W_enc, b_enc, b_dec)
+    return values
+
+
+def decode(pairs: Pairs, values: Tensor, W: Tensor) -> Tensor:
+    """sum over each token's pairs of value * W[feature] [B, d], differentiable in values [P] and W [d_sae, d]."""
+    x_hat: Tensor = Decode.apply(pairs, values, W)
+    return x_hat
+
+
+class PreActivations(torch.autograd.Function):
+    """Its backward pass, dense, only runs where a loss term looks at z itself."""
+
+    @staticmethod
+    def forward(ctx: Any, centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
+        ctx.save_for_backward(centred, W_enc)
+        device = centred.device.type
+        ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else W_enc.dtype
+        if ctx.dtype != W_enc.dtype:
+            return torch.addmm(b_enc, centred, W_enc).float()
+        return torch.addmm(b_enc, centred, W_enc, out=_kept(len(centred), W_enc))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        centred, W_enc = ctx.saved_tensors
+        on_b_enc = grads[0].sum(0)
+        on_W_enc = (grads[0].T.to(ctx.dtype) @ centred.to(ctx.dtype)).T.to(W_enc.dtype)
+        return None, on_W_enc, on_b_enc, -(W_enc @ on_b_enc)
+
+
+class Chosen(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, z_P: Tensor, pairs: Pairs, centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor
+    ) -> Tensor:
+        ctx.pairs = pairs
+        ctx.save_for_backward(centred, W_enc)
+        return z_P.view_as(z_P)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        centred, W_enc = ctx.saved_tensors
+        kernels, pairs = ctx.pairs.kernels, ctx.pairs
+        on_b_enc = kernels.sums(pairs, grads[0])
+        on_W_enc = kernels.weight_gradient(pairs, grads[0], centred).T  # W_enc is stored by feature
+        return None, None, None, on_W_enc, on_b_enc, -(W_enc @ on_b_enc)
+
+
+class Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pairs: Pairs, values: Tensor, W: Tensor) -> Tensor:
+        ctx.pairs = pairs
+        ctx.save_for_backward(values, W)
+        return pairs.kernels.decode(pairs, values, W)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        values, W = ctx.saved_tensors
+        kernels, pairs, g = ctx.pairs.kernels, ctx.pairs, grads[0]
+        on_values = kernels.dots(pairs, W, g) if ctx.needs_input_grad[1] else None
+        return None, on_values, kernels.weight_gradient(pairs, values, g) if ctx.needs_input_grad[2] else None
+
+
+_memory: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+
+def _kept(n_tokens: int, W_enc: Tensor) -> Tensor:
+    """Memory for z [B, d_sae], the same at every call: fresh pages would cost as much as half the product."""
+    key, size = (W_enc.device, W_enc.dtype), n_tokens * W_enc.shape[1]
+    if key not in _memory or len(_memory[key]) < size:
+        _memory[key] = torch.empty(size, dtype=W_enc.dtype, device=W_enc.device)
+    return _memory[key][:size].view(n_tokens, W_enc.shape[1])

@@ -1,0 +1,310 @@
+"""The sparse operations on a CPU, compiled by numba: loops over the active pairs, each row of the result by itself.
+
+Sums over d_in run four rows at a time. What each function computes is in `sparse_reference`.
+"""
+
+# mypy: ignore-errors
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae_sweeps.kernels.pairs import Pairs
+from sae_sweeps.kernels.threads import compiled, over_rows
+
+NAME = "numba"
+SPARSE_UP_TO = 1 / 16
+"""Share of active features up to which the sums over pairs cost less than dense products (measured: 7 against 110
+thousand million multiply-adds a second)."""
+SUMS = {"fastmath": {"contract", "reassoc", "nsz"}}
+"""Sums may be taken in lanes: NaN and infinity keep their meaning."""
+
+
+def largest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    values = torch.empty(len(z), k, dtype=z.dtype)
+    indices = torch.empty(len(z), k, dtype=torch.int64)
+    n_groups = min(z.shape[1], max(256, -(-4 * k // 64) * 64))
+    over_rows(_largest, len(z), _np(z), n_groups, values.numpy(), indices.numpy())
+    return values, indices
+
+
+def above(z: Tensor, threshold: float, at_most: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    start = torch.zeros(len(z) + 1, dtype=torch.int64)
+    over_rows(_count_above, len(z), _np(z), threshold, start.numpy()[1:])
+    start.cumsum_(0)
+    if int(start[-1]) > at_most:
+        return None
+    feature, values = torch.empty(int(start[-1]), dtype=torch.int64), torch.empty(int(start[-1]), dtype=z.dtype)
+    over_rows(_fill_above, len(z), _np(z), threshold, start.numpy(), feature.numpy(), values.numpy())
+    return start, feature, values
+
+
+def decode(pairs: Pairs, values: Tensor, W: Tensor) -> Tensor:
+    out = torch.empty(pairs.n_tokens, W.shape[1], dtype=W.dtype)
+    over_rows(_decode, pairs.n_tokens, _np(pairs.start), _np(pairs.feature), _np(values), _np(W), out.numpy())
+    return out
+
+
+def dots(pairs: Pairs, W: Tensor, g: Tensor) -> Tensor:
+    out = torch.empty(len(pairs.feature), dtype=W.dtype)
+    over_rows(_dots, pairs.n_tokens, _np(pairs.start), _np(pairs.feature), _np(W), _np(g), out.numpy())
+    return out
+
+
+def transposed(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+    n = len(pairs.feature)
+    start, slot = torch.zeros(pairs.n_features + 1, dtype=torch.int64), torch.empty(n, dtype=torch.int32)
+    token = torch.empty(n, dtype=torch.int32)
+    _transposed(_np(pairs.start), _np(pairs.feature), start.numpy(), slot.numpy(), token.numpy())
+    return start, slot, token
+
+
+def weight_gradient(pairs: Pairs, values: Tensor, g: Tensor) -> Tensor:
+    start, slot, token = pairs.transposed
+    out = torch.empty(pairs.n_features, g.shape[1], dtype=g.dtype)
+    arguments = (_np(start), _np(slot), _np(token), _np(values), _np(g), out.numpy())
+    over_rows(_weight_gradient, pairs.n_features, *arguments, bounds=_equal_parts(start))
+    return out
+
+
+def sums(pairs: Pairs, values: Tensor) -> Tensor:
+    start, slot, _ = pairs.transposed
+    out = torch.empty(pairs.n_features, dtype=values.dtype)
+    _sums(_np(start), _np(slot), _np(values), out.numpy())
+    return out
+
+
+def remove_parallel(grad: Tensor, W: Tensor) -> None:
+    over_rows(_remove_parallel, len(W), grad.numpy(), _np(W))
+
+
+def normalize(W: Tensor) -> None:
+    over_rows(_normalize, len(W), W.detach().numpy(), np.finfo(W.detach().numpy().dtype).tiny)
+
+
+def _np(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().contiguous().numpy()
+
+
+def _equal_parts(start: Tensor) -> list[int]:
+    """Bounds between features so that each thread has about as many pairs."""
+    threads = torch.get_num_threads()
+    wanted = torch.arange(1, threads) * int(start[-1]) // threads
+    return [0, *torch.searchsorted(start, wanted).tolist(), len(start) - 1]
+
+
+@compiled()
+def _kth_largest(a, n, k):
+    """k-th largest of a[:n], reordering it (Hoare's selection)."""
+    low, high, k = 0, n - 1, k - 1
+    while low < high:
+        x, y, z = a[low], a[(low + high) >> 1], a[high]
+        pivot = max(min(x, y), min(max(x, y), z))
+        i, j = low, high
+        while i <= j:
+            while a[i] > pivot:
+                i += 1
+            while a[j] < pivot:
+                j -= 1
+            if i <= j:
+                a[i], a[j] = a[j], a[i]
+                i += 1
+                j -= 1
+        if k <= j:
+            high = j
+        elif k >= i:
+            low = i
+        else:
+            break
+    return a[k]
+
+
+@compiled()
+def _largest(z, n_groups, values, indices, start, stop):
+    """The k groups with the largest maxima hold all winners; element i is in group i % n_groups."""
+    n, k = z.shape[1], values.shape[1]
+    maxima = np.empty(n_groups, z.dtype)
+    scratch = np.empty(n, z.dtype)
+    candidate = np.empty(n, z.dtype)
+    place = np.empty(n, np.int64)
+    for b in range(start, stop):
+        row = z[b]
+        bad = False
+        for g in range(n_groups):
+            maxima[g] = row[g]
+            bad |= row[g] != row[g]
+        for first in range(n_groups, n, n_groups):
+            for g in range(min(n_groups, n - first)):
+                value = row[first + g]
+                maxima[g] = value if value > maxima[g] else maxima[g]
+                bad |= value != value
+        if bad:  # as in torch, NaN is the largest
+            for j in range(k):
+                values[b, j] = np.nan
+                indices[b, j] = j
+            continue
+        for g in range(n_groups):
+            scratch[g] = maxima[g]
+        threshold = _kth_largest(scratch, n_groups, k)
+        found = 0
+        for g in range(n_groups):
+            if maxima[g] >= threshold:
+                for i in range(g, n, n_groups):
+                    if row[i] >= threshold:
+                        candidate[found] = row[i]
+                        place[found] = i
+                        found += 1
+        for i in range(found):
+            scratch[i] = candidate[i]
+        threshold = _kth_largest(scratch, found, k)
+        j = 0
+        for i in range(found):
+            if candidate[i] > threshold:
+                values[b, j] = candidate[i]
+                indices[b, j] = place[i]
+                j += 1
+        for i in range(found):
+            if candidate[i] == threshold and j < k:
+                values[b, j] = candidate[i]
+                indices[b, j] = place[i]
+                j += 1
+
+
+@compiled()
+def _count_above(z, threshold, count, start, stop):
+    for b in range(start, stop):
+        n = 0
+        row = z[b]
+        for i in range(len(row)):
+            n += row[i] > threshold
+        count[b] = n
+
+
+@compiled()
+def _fill_above(z, threshold, first, feature, values, start, stop):
+    n = z.shape[1]
+    for b in range(start, stop):
+        row, p = z[b], first[b]
+        for block in range(0, n, 32):
+            end = min(block + 32, n)
+            here = 0
+            for i in range(block, end):
+                here += row[i] > threshold
+            if here:
+                for i in range(block, end):
+                    if row[i] > threshold:
+                        feature[p] = i
+                        values[p] = row[i]
+                        p += 1
+
+
+@compiled(**SUMS)
+def _decode(first, feature, values, W, out, start, stop):
+    d = W.shape[1]
+    for b in range(start, stop):
+        x = out[b]
+        for t in range(d):
+            x[t] = 0
+        p, end = first[b], first[b + 1]
+        while p + 4 <= end:
+            w0, w1, w2, w3 = W[feature[p]], W[feature[p + 1]], W[feature[p + 2]], W[feature[p + 3]]
+            a0, a1, a2, a3 = values[p], values[p + 1], values[p + 2], values[p + 3]
+            for t in range(d):
+                x[t] += a0 * w0[t] + a1 * w1[t] + a2 * w2[t] + a3 * w3[t]
+            p += 4
+        while p < end:
+            w, a = W[feature[p]], values[p]
+            for t in range(d):
+                x[t] += a * w[t]
+            p += 1
+
+
+@compiled(**SUMS)
+def _dots(first, feature, W, g, out, start, stop):
+    d, zero = W.shape[1], W.dtype.type(0)
+    for b in range(start, stop):
+        x = g[b]
+        p, end = first[b], first[b + 1]
+        while p + 4 <= end:
+            w0, w1, w2, w3 = W[feature[p]], W[feature[p + 1]], W[feature[p + 2]], W[feature[p + 3]]
+            s0, s1, s2, s3 = zero, zero, zero, zero
+            for t in range(d):
+                s0 += w0[t] * x[t]
+                s1 += w1[t] * x[t]
+                s2 += w2[t] * x[t]
+                s3 += w3[t] * x[t]
+            out[p], out[p + 1], out[p + 2], out[p + 3] = s0, s1, s2, s3
+            p += 4
+        while p < end:
+            w, s0 = W[feature[p]], zero
+            for t in range(d):
+                s0 += w[t] * x[t]
+            out[p] = s0
+            p += 1
+
+
+@compiled()
+def _transposed(first, feature, start, slot, token):
+    """Counting sort of the pairs by feature; the tokens of a feature stay in order."""
+    for p in range(len(feature)):
+        start[feature[p] + 1] += 1
+    for i in range(len(start) - 1):
+        start[i + 1] += start[i]
+    place = start[:-1].copy()
+    for b in range(len(first) - 1):
+        for p in range(first[b], first[b + 1]):
+            at = place[feature[p]]
+            slot[at] = p
+            token[at] = b
+            place[feature[p]] = at + 1
+
+
+@compiled(**SUMS)
+def _weight_gradient(first, slot, token, values, g, out, start, stop):
+    d = out.shape[1]
+    for i in range(start, stop):
+        w = out[i]
+        for t in range(d):
+            w[t] = 0
+        p, end = first[i], first[i + 1]
+        while p + 4 <= end:
+            g0, g1, g2, g3 = g[token[p]], g[token[p + 1]], g[token[p + 2]], g[token[p + 3]]
+            a0, a1, a2, a3 = values[slot[p]], values[slot[p + 1]], values[slot[p + 2]], values[slot[p + 3]]
+            for t in range(d):
+                w[t] += a0 * g0[t] + a1 * g1[t] + a2 * g2[t] + a3 * g3[t]
+            p += 4
+        while p < end:
+            x, a = g[token[p]], values[slot[p]]
+            for t in range(d):
+                w[t] += a * x[t]
+            p += 1
+
+
+@compiled()
+def _sums(first, slot, values, out):
+    for i in range(len(out)):
+        out[i] = 0
+        for p in range(first[i], first[i + 1]):
+            out[i] += values[slot[p]]
+
+
+@compiled(**SUMS)
+def _remove_parallel(grad, W, start, stop):
+    for i in range(start, stop):
+        g, w, dot = grad[i], W[i], W.dtype.type(0)
+        for t in range(len(w)):
+            dot += g[t] * w[t]
+        for t in range(len(w)):
+            g[t] -= dot * w[t]
+
+
+@compiled(**SUMS)
+def _normalize(W, tiny, start, stop):
+    for i in range(start, stop):
+        w, square = W[i], W.dtype.type(0)
+        for t in range(len(w)):
+            square += w[t] * w[t]
+        scale = 1 / max(np.sqrt(square), tiny)
+        for t in range(len(w)):
+            w[t] *= scale

@@ -1,0 +1,71 @@
+"""The sparse operations in the plainest way, through dense matrices: what the fast ones are compared with.
+
+A set of active pairs with a value each stands for a matrix f [B, d_sae] that is 0 elsewhere.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sae_sweeps.kernels.pairs import Pairs
+
+NAME = "reference"
+
+
+def largest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row of z [B, n] and where they stand, both [B, k], in any order. NaN is the largest."""
+    values, indices = z.topk(k, dim=1, sorted=False)
+    return values, indices
+
+
+def above(z: Tensor, threshold: float, at_most: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Where z [B, n] exceeds the threshold: start [B + 1], feature [P] in order, z there [P]; None beyond `at_most`."""
+    active = z > threshold
+    if int(active.sum()) > at_most:
+        return None
+    start = torch.cat([active.new_zeros(1, dtype=torch.int64), active.sum(1).cumsum(0)])
+    return start, active.nonzero()[:, 1], z[active]
+
+
+def decode(pairs: Pairs, values: Tensor, W: Tensor) -> Tensor:
+    """f W [B, d]; values [P], W [d_sae, d]."""
+    return dense(pairs, values) @ W
+
+
+def dots(pairs: Pairs, W: Tensor, g: Tensor) -> Tensor:
+    """w_i . g_b of each pair (b, i) [P], the gradient of its value; W [d_sae, d], g [B, d]."""
+    return (g @ W.T)[pairs.token, pairs.feature]
+
+
+def transposed(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+    """The pairs by feature, those of a feature by token: start [d_sae + 1], number [P], token [P]."""
+    slot = pairs.feature.argsort(stable=True)
+    count = torch.bincount(pairs.feature, minlength=pairs.n_features)
+    return torch.cat([count.new_zeros(1), count.cumsum(0)]), slot, pairs.token[slot]
+
+
+def weight_gradient(pairs: Pairs, values: Tensor, g: Tensor) -> Tensor:
+    """f^T g [d_sae, d]; values [P], g [B, d]."""
+    return dense(pairs, values).T @ g
+
+
+def sums(pairs: Pairs, values: Tensor) -> Tensor:
+    """Sum of each feature's values [d_sae]."""
+    return dense(pairs, values).sum(0)
+
+
+def remove_parallel(grad: Tensor, W: Tensor) -> None:
+    """Take from each row of grad [n, d] its part along the same row of W [n, d], rows of unit norm. In place."""
+    grad -= (grad * W).sum(1, keepdim=True) * W
+
+
+def normalize(W: Tensor) -> None:
+    """Bring the rows of W [n, d] to unit norm. In place."""
+    W.div_(W.norm(dim=1, keepdim=True).clamp_min(torch.finfo(W.dtype).tiny))
+
+
+def dense(pairs: Pairs, values: Tensor) -> Tensor:
+    """f [B, d_sae]."""
+    f = values.new_zeros(pairs.n_tokens, pairs.n_features)
+    return f.index_put((pairs.token, pairs.feature), values)

@@ -1,0 +1,141 @@
+"""Each fast kernel beside its plain reference, values and gradients."""
+
+import importlib
+import math
+
+import pytest
+import torch
+
+from sae_sweeps.kernels import sparse, sparse_reference
+from sae_sweeps.kernels.choose import choose
+from sae_sweeps.kernels.pairs import Pairs, per_token
+
+FAST = ["sparse_numba"]
+B, N, D = 70, 300, 21
+
+
+@pytest.fixture(params=FAST)
+def fast(request):
+    return importlib.import_module(f"sae_sweeps.kernels.{request.param}")
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def ragged(kernels, seed=0, share=0.04):
+    """Pairs with rows and features of any length, some empty, one full."""
+    active = torch.rand(B, N, generator=torch.Generator().manual_seed(seed)) < share
+    active[3], active[:, 7], active[5] = False, False, True
+    start = torch.cat([torch.zeros(1, dtype=torch.int64), active.sum(1).cumsum(0)])
+    return Pairs(start, active.nonzero()[:, 1], N, kernels)
+
+
+def close(found, expected, dtype=torch.float64):
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}[dtype]
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("n", "k"), [(N, 1), (N, 5), (N, 130), (N, N), (256, 64), (5, 2), (2000, 32)])
+def test_largest(fast, n, k, dtype):
+    z = normal(B, n, seed=k, dtype=dtype)
+    values, indices = fast.largest(z, k)
+    expected = z.topk(k, dim=1).values
+    assert torch.equal(values.sort(1, descending=True).values, expected)
+    assert torch.equal(z.gather(1, indices), values)
+    assert all(len(set(row)) == k for row in indices.tolist())
+
+
+def test_largest_with_ties_and_without_numbers(fast):
+    z = torch.zeros(B, N)
+    z[1, 10:14], z[2] = 1.0, -math.inf
+    z[4, 200], z[6] = math.nan, math.nan
+    values, indices = fast.largest(z, 6)
+    assert values[0].eq(0).all() and values[1].sum() == 4 and values[2].eq(-math.inf).all()
+    assert all(len(set(row)) == 6 for row in indices.tolist())
+    assert values[4].isnan().any() and values[6].isnan().any() and not values[5].isnan().any()
+
+
+@pytest.mark.parametrize("threshold", [-5.0, 0.0, 1.5, 10.0])
+def test_above(fast, threshold):
+    z = normal(B, N)
+    z[4, :40], z[5, 3] = threshold, math.nan
+    for found, expected in zip(
+        fast.above(z, threshold, B * N), sparse_reference.above(z, threshold, B * N), strict=True
+    ):
+        assert torch.equal(found, expected)
+    assert fast.above(z, -5.0, 100) is None and sparse_reference.above(z, -5.0, 100) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", ["ragged", "topk", "none"])
+def test_each_operation_equals_its_reference(fast, kind, dtype):
+    if kind == "ragged":
+        pairs = ragged(fast)
+    else:
+        pairs = per_token(normal(B, N).topk(9 if kind == "topk" else 0, dim=1).indices, N, fast)
+    values, W, g = (normal(*s, seed=i, dtype=dtype) for i, s in enumerate([(len(pairs.feature),), (N, D), (B, D)]))
+    close(fast.decode(pairs, values, W), sparse_reference.decode(pairs, values, W), dtype)
+    close(fast.dots(pairs, W, g), sparse_reference.dots(pairs, W, g), dtype)
+    close(fast.weight_gradient(pairs, values, g), sparse_reference.weight_gradient(pairs, values, g), dtype)
+    close(fast.sums(pairs, values), sparse_reference.sums(pairs, values), dtype)
+    for found, expected in zip(fast.transposed(pairs), sparse_reference.transposed(pairs), strict=True):
+        assert torch.equal(found.long(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_rows_of_the_decoder(fast, dtype):
+    W, grad = normal(N, D, dtype=dtype), normal(N, D, seed=1, dtype=dtype)
+    W[5] = 0
+    expected_W, expected_grad = W.clone(), grad.clone()
+    for kernels, rows, gradient in ((fast, W, grad), (sparse_reference, expected_W, expected_grad)):
+        kernels.normalize(rows)
+        kernels.remove_parallel(gradient, rows)
+    close(W, expected_W, dtype)
+    close(grad, expected_grad, dtype)
+
+
+def test_gradients_of_encoder_and_decoder(fast):
+    """Against autograd through dense matrices, in float64, with a loss on z itself beside."""
+    pairs = ragged(fast)
+    x, W_enc = normal(B, D), normal(N, D, seed=1).T.requires_grad_()
+    b_enc, b_dec, W_dec = (normal(*s, seed=2).requires_grad_() for s in ((N,), (D,), (N, D)))
+    weights = [W_enc, b_enc, b_dec, W_dec]
+
+    def loss(z, values, x_hat):
+        return (x_hat + b_dec - x).square().sum() + (values**3).sum() + 0.1 * z.square().sum()
+
+    centred = x - b_dec.detach()
+    z = sparse.pre_activations(centred, W_enc, b_enc, b_dec)
+    values = sparse.chosen(z[pairs.token, pairs.feature], pairs, centred, W_enc, b_enc, b_dec)
+    found = loss(z, values, sparse.decode(pairs, values, W_dec))
+    grads = torch.autograd.grad(found, weights)
+
+    z = (x - b_dec) @ W_enc + b_enc
+    values = z[pairs.token, pairs.feature]
+    expected = loss(z, values, sparse_reference.dense(pairs, values) @ W_dec)
+    close(found, expected)
+    for grad, expected_grad in zip(grads, torch.autograd.grad(expected, weights), strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-10, atol=1e-10)
+    assert grads[0].T.is_contiguous()  # stored by feature, as the weights
+
+
+def test_threads_do_not_change_a_bit(fast):
+    pairs, W = ragged(fast), normal(N, D, dtype=torch.float32)
+    values, g = normal(len(pairs.feature), dtype=torch.float32), normal(B, D, dtype=torch.float32)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            results.append([fast.decode(pairs, values, W), fast.dots(pairs, W, g)])
+            results[-1] += [fast.weight_gradient(pairs, values, g), *fast.largest(g @ W.T, 9)]
+        finally:
+            torch.set_num_threads(1)
+    for one, other in ((results[0], results[1]), (results[0], results[2])):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_what_is_asked_for_is_chosen():
+    assert choose("reference", torch.device("cpu")) is None
+    assert choose("auto", torch.device("cpu")).NAME == "numba"
