@@ -16,8 +16,7 @@ import argparse
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,7 +26,7 @@ from sae_sweeps.activations.batch import Batch
 from sae_sweeps.architectures.features import TopKFeatures
 from sae_sweeps.config.run import run_config
 from sae_sweeps.files import write_text
-from sae_sweeps.kernels import choice, coactivation_cpu
+from sae_sweeps.kernels import coactivation_cpu
 from sae_sweeps.kernels.coactivation import Competition
 from sae_sweeps.sweeps.compose import compose_points
 from sae_sweeps.training.step import Training
@@ -39,13 +38,14 @@ CASES: dict[str, tuple[tuple[str, ...], float]] = {
     "ortho, p = 0": (ORTHO, 0.0),
     "ortho, p = 0.5": (ORTHO, 0.5),
     "ortho, p = 0.99": (ORTHO, 0.99),
-    "ortho, p = 0, plain torch": (ORTHO, 0.0),
+    "none, plain torch": (("penalty=none", "train.kernels=reference"), 0.5),
+    "ortho, p = 0, plain torch": ((*ORTHO, "train.kernels=reference"), 0.0),
     "strict_ortho": (("penalty=strict_ortho",), 0.5),
     "adaptive_sharing": (("penalty=adaptive_sharing",), 0.5),
     "selective_ortho": (("penalty=selective_ortho",), 0.5),
     "ortsae": (("penalty=ortsae",), 0.5),
     "decorrelation": (("penalty=decorrelation",), 0.5),
-    "decorrelation, plain torch": (("penalty=decorrelation",), 0.5),
+    "decorrelation, plain torch": (("penalty=decorrelation", "train.kernels=reference"), 0.5),
     "decorrelation at weight 0 (two_phase, p = 0)": (("penalty=decorrelation", "schedule=two_phase"), 0.0),
     "contrastive": (("penalty=contrastive",), 0.5),
     "none, with groups": (("penalty=none", "group_layer=groups"), 0.5),
@@ -77,15 +77,6 @@ def training_of(words: argparse.Namespace, overrides: tuple[str, ...]) -> Traini
     return Training(run_config(point.cfg), 1.0, torch.zeros(words.d_in), torch.device("cpu"))
 
 
-@contextmanager
-def plain_torch(asked: bool) -> Iterator[None]:
-    choice.REFERENCE = asked
-    try:
-        yield
-    finally:
-        choice.REFERENCE = False
-
-
 def measure_steps(words: argparse.Namespace) -> str:
     generator = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(2 * words.d_sae, words.d_in, generator=generator), dim=1)
@@ -102,10 +93,9 @@ def measure_steps(words: argparse.Namespace) -> str:
         for name, training in trainings.items():
             training.sae.load_state_dict(learnt)
             step = round(CASES[name][1] * STEPS)
-            with plain_torch(name.endswith("plain torch")):
-                begun = [clock() for clock in clocks]
-                report = training.step(batch, step, logged=number == 0)
-                took = tuple(clock() - start for clock, start in zip(clocks, begun, strict=True))
+            begun = [clock() for clock in clocks]
+            report = training.step(batch, step, logged=number == 0)
+            took = tuple(clock() - start for clock, start in zip(clocks, begun, strict=True))
             if number == 0:  # compiles and fills the caches
                 pairs[name] = report.numbers.get("penalty/competing_pairs", 0)
             else:
@@ -113,7 +103,7 @@ def measure_steps(words: argparse.Namespace) -> str:
     lines = ["| case | step, ms | adds, wall | adds, processor | competing pairs |", "|---|---|---|---|---|"]
     for name, took_ in times.items():
         ms = 1e3 * statistics.median(wall for wall, _ in took_)
-        beside = "none, with groups" if name.startswith("bottleneck") else "none"
+        beside = "none" + name.partition(", with groups")[1] + name.partition(", plain torch")[1]
         adds = [
             statistics.median(mine[c] / bare_[c] for mine, bare_ in zip(took_, times[beside], strict=True)) - 1
             for c in range(len(clocks))

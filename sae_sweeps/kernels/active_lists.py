@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sae_sweeps.architectures.features import DenseFeatures, Features, TopKFeatures
+from sae_sweeps.architectures.features import DenseFeatures, Features
 from sae_sweeps.kernels.threads import compiled, over_blocks
 
 ROWS = 64
@@ -23,27 +23,22 @@ class Lists(NamedTuple):
     token_start: Array
     """[B + 1]: the features of token t are feature[token_start[t] : token_start[t + 1]]."""
     feature: Array
-    by_feature: Array
-    """Of each entry of `feature`, where the same pair stands in `token`."""
 
 
 def active_lists(f: Features, n_tokens: int) -> Lists:
-    if isinstance(f, TopKFeatures):
-        fires = (f.values > 0).numpy()
-        start, feature = starts(np.count_nonzero(fires, axis=1)), f.indices.numpy()[fires].astype(np.int32)
-        feature_start, token, _ = transposed(start, feature, f.d_sae)
-        return Lists(feature_start, token, *transposed(feature_start, token, n_tokens))
     if isinstance(f, DenseFeatures):
         fires = (f.dense() > 0).numpy()
         start = starts(np.count_nonzero(fires, axis=1))
         feature = np.empty(start[-1], np.int32)
         over_blocks(lambda first, beyond: _fill(fires, start, feature, first, beyond), n_tokens, ROWS)
     else:
-        tokens, features = f.active()
-        start = starts(np.bincount(tokens.numpy(), minlength=n_tokens))
-        feature = features.numpy().astype(np.int32)
+        tokens, features, values = f.listed()
+        fires = (values > 0).numpy()
+        start = starts(np.bincount(tokens.numpy()[fires], minlength=n_tokens))
+        feature = features.numpy()[fires].astype(np.int32)
     feature_start, token, _ = transposed(start, feature, f.d_sae)
-    return Lists(feature_start, token, *transposed(feature_start, token, n_tokens))
+    token_start, feature, _ = transposed(feature_start, token, n_tokens)
+    return Lists(feature_start, token, token_start, feature)
 
 
 def starts(count: Array) -> Array:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from sae_sweeps.architectures.features import Features
-from sae_sweeps.kernels import choice
 from sae_sweeps.kernels.csr import csr
 
 Found = tuple[Tensor, int, Tensor]
@@ -62,31 +61,36 @@ class Competition:
         return self.weights(self.overlaps(n_both, n_i, n_j, n_tokens))
 
 
-def competing_cosines(W: Tensor, f: Features, n_tokens: int, competition: Competition) -> tuple[Tensor, int]:
+def competing_cosines(
+    W: Tensor, f: Features, n_tokens: int, competition: Competition, loops: bool
+) -> tuple[Tensor, int]:
     """sum_{i<j} c_ij |w_i . w_j|, differentiable in W [d_sae, d_in], and the number of pairs with c_ij > 0.
 
-    c_ij is a constant, 0 where i and j never meet; sign(0) = 0 in the gradient.
+    c_ij is a constant, 0 where i and j never meet; sign(0) = 0 in the gradient. loops: by the compiled loops, else in
+    plain torch.
     """
-    return CompetingCosines.apply(W, f, n_tokens, competition)
+    return CompetingCosines.apply(W, f, n_tokens, competition, loops)
 
 
 class CompetingCosines(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, W: Tensor, f: Features, n_tokens: int, competition: Competition) -> tuple[Tensor, int]:
+    def forward(
+        ctx: Any, W: Tensor, f: Features, n_tokens: int, competition: Competition, loops: bool
+    ) -> tuple[Tensor, int]:
         # under autocast too, the sums are taken in the weights' own precision
         with torch.autocast(W.device.type, enabled=False):
-            value, pairs, grad = _way(W)(W, f, n_tokens, competition)
+            value, pairs, grad = _way(loops)(W, f, n_tokens, competition)
         ctx.save_for_backward(grad)
         return value, pairs
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
-        return grads[0] * grad, None, None, None
+        return grads[0] * grad, None, None, None, None
 
 
-def _way(W: Tensor) -> Callable[[Tensor, Features, int, Competition], Found]:
-    if W.device.type != "cpu" or choice.REFERENCE:
+def _way(loops: bool) -> Callable[[Tensor, Features, int, Competition], Found]:
+    if not loops:
         return plain
     from sae_sweeps.kernels.coactivation_cpu import by_features
 

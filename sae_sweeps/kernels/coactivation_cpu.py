@@ -25,7 +25,7 @@ OVERLAPS = ("jaccard", "min", "cosine", "batch")
 
 @torch.no_grad()
 def by_features(W: Tensor, f: Features, n_tokens: int, competition: Competition) -> Found:
-    lists, weights = active_lists(f, n_tokens)[:4], W.detach().contiguous().numpy()
+    lists, weights = active_lists(f, n_tokens), W.detach().contiguous().numpy()
     n, number, rule = len(W), weights.dtype.type, competition
     numbers = (number(value) for value in (rule.threshold, rule.tau, 1))
     how = (OVERLAPS.index(rule.overlap), rule.form == "linear", *numbers)

@@ -1,4 +1,4 @@
-"""Sum of squared correlations over pairs of features, value and gradient, from the active (token, feature) pairs.
+"""Sum of squared correlations over pairs of features, value and gradient, from the entries of a sparse f.
 
 With u_i the centred f_i at unit length and K = sum_i u_i u_i^T [B, B], over the features that vary,
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_sweeps.architectures.features import TopKFeatures
+from sae_sweeps.architectures.features import PairFeatures, TopKFeatures
 from sae_sweeps.kernels.active_lists import ROWS, Array, starts, transposed
 from sae_sweeps.kernels.threads import compiled, over_blocks
 
@@ -25,39 +25,38 @@ COST = 60
 
 
 class Sparse:
-    """The active pairs of f, by token and by feature, in float64."""
+    """The entries of f, by token and by feature, in float64."""
 
-    def __init__(self, f: TopKFeatures):
-        values = f.values.detach().numpy()
-        self.fires = values > 0
-        self.n_tokens = len(values)
-        self.row = self.fires.nonzero()[0]
-        self.token_start, self.feature = starts(np.count_nonzero(self.fires, axis=1)), f.indices.numpy()[self.fires]
-        self.value = values[self.fires].astype(np.float64)
+    def __init__(self, f: TopKFeatures | PairFeatures, n_tokens: int):
+        token, feature, self.values = f.listed()
+        self.n_tokens, self.row, self.feature = n_tokens, token.numpy(), feature.numpy()
+        self.value = self.values.detach().numpy().astype(np.float64)
+        self.token_start = starts(np.bincount(self.row, minlength=n_tokens))
         self.start, self.token, self.pair = transposed(self.token_start, self.feature, f.d_sae)
-        self.n_active = np.diff(self.start)
+        self.n_listed = np.diff(self.start)
+        self.n_active = np.bincount(self.feature[self.value > 0], minlength=f.d_sae)
 
     def cost(self) -> float:
         """Of the sum below, in multiply-adds of a matrix product."""
-        return COST * float(np.square(self.n_active, dtype=np.float64).sum())
+        return COST * float(np.square(self.n_listed, dtype=np.float64).sum())
 
 
-def squared_correlations(f: TopKFeatures, sparse: Sparse, kept: Array, variance_floor: float) -> tuple[Tensor, int]:
-    """sum_{i<j} corr(f_i, f_j)^2, differentiable in f's values, and the number of features that vary.
+def squared_correlations(sparse: Sparse, kept: Array, variance_floor: float) -> tuple[Tensor, int]:
+    """sum_{i<j} corr(f_i, f_j)^2, differentiable in f's entries, and the number of features that vary.
 
-    kept [d_sae]: which features count at all; sparse: the pairs of f.
+    kept [d_sae]: which features count at all.
     """
-    return SquaredCorrelations.apply(f.values, sparse, kept, variance_floor)
+    return SquaredCorrelations.apply(sparse.values, sparse, kept, variance_floor)
 
 
 class SquaredCorrelations(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, sparse: Sparse, kept: Array, variance_floor: float) -> tuple[Tensor, int]:
         n_tokens, value = sparse.n_tokens, sparse.value
-        feature, n_features = sparse.feature, len(sparse.n_active)
+        feature, n_features = sparse.feature, len(sparse.n_listed)
         mean = np.bincount(feature, value, n_features) / n_tokens
         square = np.bincount(feature, np.square(value - mean[feature]), n_features)
-        square += (n_tokens - sparse.n_active) * np.square(mean)
+        square += (n_tokens - sparse.n_listed) * np.square(mean)
         varies = kept & (square > variance_floor * n_tokens)
         weight = np.where(varies, 1 / np.where(varies, square, 1), 0)
         shift = np.bincount(
@@ -88,9 +87,7 @@ class SquaredCorrelations(torch.autograd.Function):
 
         over_blocks(gram, n_tokens, ROWS)
         over_blocks(slope, n_features, ROWS)
-        grad = np.zeros(sparse.fires.shape)
-        grad[sparse.fires] = gradient
-        ctx.save_for_backward(torch.from_numpy(grad).to(values.dtype))
+        ctx.save_for_backward(torch.from_numpy(gradient).to(values.dtype))
         n = int(varies.sum())
         return torch.tensor((norms.sum() - n) / 2, dtype=values.dtype), n
 

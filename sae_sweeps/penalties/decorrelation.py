@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sae_sweeps.architectures.features import Features, TopKFeatures
+from sae_sweeps.architectures.features import DenseFeatures, Features
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.kernels import choice
+from sae_sweeps.kernels.choose import loops
 from sae_sweeps.kernels.gram import squared_products
 from sae_sweeps.penalties.base import (
     REDUCTIONS,
@@ -63,22 +63,23 @@ class Decorrelation(Penalty):
     cfg: DecorrelationConfig
 
     def forward(self, ctx: Context) -> PenaltyValue:
-        total, n = self.over_pairs(ctx.f) or self.over_matrix(ctx.f)
+        total, n = self.over_entries(ctx) or self.over_matrix(ctx.f)
         value = reduced(total, self.cfg.reduction, ctx.sae.d_sae, n * (n - 1) / 2)
         return PenaltyValue(value, {"features": n})
 
-    def over_pairs(self, f: Features) -> tuple[Tensor, int] | None:
-        """From the active pairs, on a CPU where that costs less than the matrix products."""
-        if choice.REFERENCE or not isinstance(f, TopKFeatures) or f.values.device.type != "cpu":
+    def over_entries(self, ctx: Context) -> tuple[Tensor, int] | None:
+        """From the entries of a sparse f, on a CPU where that costs less than matrix products."""
+        f = ctx.f
+        if isinstance(f, DenseFeatures) or not loops(ctx.sae.kernels, ctx.x):
             return None
         from sae_sweeps.kernels.correlations import Sparse, squared_correlations
 
-        sparse = Sparse(f)
-        if sparse.cost() > sparse.n_tokens**2 * f.d_sae:
+        sparse = Sparse(f, len(ctx.x))
+        if sparse.cost() > len(ctx.x) ** 2 * f.d_sae:
             return None
         kept = torch.zeros(f.d_sae, dtype=torch.bool)
         kept[most_active(torch.from_numpy(sparse.n_active), self.cfg.active_fraction)] = True
-        return squared_correlations(f, sparse, kept.numpy(), self.cfg.variance_floor)
+        return squared_correlations(sparse, kept.numpy(), self.cfg.variance_floor)
 
     def over_matrix(self, features: Features) -> tuple[Tensor, Tensor]:
         f = features.dense()

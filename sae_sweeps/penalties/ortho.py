@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels.choose import loops
 from sae_sweeps.kernels.coactivation import Competition, competing_cosines, overlapping_pairs
 from sae_sweeps.penalties.base import (
     REDUCTIONS,
@@ -116,7 +117,8 @@ class Ortho(Penalty):
         return Competition(cfg.overlap, cfg.competition, t, cfg.tau)
 
     def forward(self, ctx: Context) -> PenaltyValue:
-        total, pairs = competing_cosines(ctx.sae.W_dec, ctx.f, len(ctx.x), self.competition())
+        W = ctx.sae.W_dec
+        total, pairs = competing_cosines(W, ctx.f, len(ctx.x), self.competition(), loops(ctx.sae.kernels, W))
         terms: dict[str, float | Tensor] = {"competing_pairs": pairs, "threshold": float(self.threshold)}
         return PenaltyValue(reduced(total, self.cfg.reduction, ctx.sae.d_sae, pairs), terms)
 

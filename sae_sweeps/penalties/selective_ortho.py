@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sae_sweeps.architectures.features import Features, TopKFeatures
+from sae_sweeps.architectures.features import DenseFeatures, Features
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels.gram import squared_products_between
 from sae_sweeps.penalties.base import (
@@ -116,7 +116,7 @@ class SelectiveOrtho(Penalty):
 
     @torch.no_grad()
     def observe(self, ctx: Context) -> None:
-        self.statistics.update(batch_statistics(ctx.f))
+        self.statistics.update(batch_statistics(ctx.f, len(ctx.x)))
         if self.cfg.grouping == "relative_threshold":
             statistic = self.statistics.value[STATISTICS.index(self.cfg.statistic)]
             self.first.copy_(statistic > self.cfg.alpha * statistic.max())
@@ -148,28 +148,28 @@ class SelectiveOrtho(Penalty):
         return {"groups": {"sizes": sizes, "first": self.first[:256].long().tolist(), "deciles": spread}}
 
 
-def batch_statistics(f: Features) -> Tensor:
+def batch_statistics(f: Features, n_tokens: int) -> Tensor:
     """Mean, max, standard deviation and firing frequency of each feature over the batch [4, d_sae]."""
-    if not isinstance(f, TopKFeatures):
-        f_BF = f.dense().float()
+    if isinstance(f, DenseFeatures):
+        f_BF = f.f.float()
         return torch.stack([f_BF.mean(0), f_BF.amax(0), f_BF.std(0, correction=0), (f_BF > 0).float().mean(0)])
-    value, feature, n_tokens = f.values.float().flatten(), f.indices.flatten(), len(f.values)
-    zeros = value.new_zeros(f.d_sae)
+    _, feature, value = f.listed()
+    value, zeros = value.float(), value.new_zeros(f.d_sae, dtype=torch.float32)
     mean = zeros.index_add(0, feature, value) / n_tokens
-    # the tokens on which a feature is not listed deviate by its mean
+    # on the tokens where a feature is not listed, it deviates by its mean
     square = zeros.index_add(0, feature, (value - mean[feature]).square())
-    square += (n_tokens - zeros.index_add(0, feature, torch.ones_like(value))) * mean.square()
+    square += (n_tokens - torch.bincount(feature, minlength=f.d_sae)) * mean.square()
     largest = zeros.scatter_reduce(0, feature, value, "amax")
-    return torch.stack([mean, largest, (square / n_tokens).sqrt(), firing_rates(f)])
+    every = torch.ones(n_tokens, dtype=torch.bool, device=value.device)
+    return torch.stack([mean, largest, (square / n_tokens).sqrt(), firing_rates(f, every)])
 
 
-def firing_rates(f: Features, tokens: Tensor | None = None) -> Tensor:
-    """Share of the tokens (of those that are true in `tokens` [B]) on which each feature is active [d_sae]."""
-    if not isinstance(f, TopKFeatures):
-        fires = f.dense() > 0
-        return (fires if tokens is None else fires[tokens]).float().mean(0)
-    values, indices = (f.values, f.indices) if tokens is None else (f.values[tokens], f.indices[tokens])
-    return torch.bincount(indices[values > 0], minlength=f.d_sae).float() / len(values)
+def firing_rates(f: Features, tokens: Tensor) -> Tensor:
+    """Share of the tokens that are true in `tokens` [B] on which each feature is active [d_sae]."""
+    if isinstance(f, DenseFeatures):
+        return (f.f[tokens] > 0).float().mean(0)
+    token, feature, value = f.listed()
+    return torch.bincount(feature[(value > 0) & tokens[token]], minlength=f.d_sae).float() / tokens.sum()
 
 
 def larger_cluster(statistics: Tensor, seed: int) -> Tensor:

@@ -22,9 +22,7 @@ class Verdicts:
     at_once: the device has no backlog, so a step can be judged before it updates anything.
     """
 
-    def __init__(
-        self, device: torch.device, explain: Callable[[int, Batch], Exception], at_once: bool | None = None
-    ):
+    def __init__(self, device: torch.device, explain: Callable[[int, Batch], Exception], at_once: bool | None = None):
         self.explain, self.cuda = explain, device.type == "cuda"
         self.at_once = not self.cuda if at_once is None else at_once
         self.bad = torch.zeros((), dtype=torch.bool, device=device)

@@ -8,8 +8,9 @@ import torch
 from slow_reference import ortho as slow_ortho
 
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.kernels import choice, coactivation, coactivation_cpu
+from sae_sweeps.kernels import coactivation, coactivation_cpu
 from sae_sweeps.kernels.threads import compiled, over_blocks
+from sae_sweeps.penalties import ortho
 from sae_sweeps.penalties.ortho import Ortho, OrthoConfig
 
 EXAMPLES = json.loads((Path(__file__).parent / "worked_examples.json").read_text())["ortho"]
@@ -26,7 +27,7 @@ def way(request, monkeypatch):
 
 def take(way, monkeypatch):
     monkeypatch.setattr(coactivation_cpu, "DENSE_SHARE", 0 if "with" in way else 1)
-    monkeypatch.setattr(choice, "REFERENCE", "loops" not in way)
+    monkeypatch.setattr(ortho, "loops", lambda kernels, W: "loops" in way)
     monkeypatch.setattr(coactivation, "MEETING_COST", 1e9 if way == "tiles" else 0)
     for module in (coactivation, coactivation_cpu):
         monkeypatch.setattr(module, "TILE", 16)
