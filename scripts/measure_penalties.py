@@ -138,6 +138,7 @@ def measure_dense(words: argparse.Namespace) -> str:
         coactivation_cpu.by_features(W[:3], small, 2, competition)
         coactivation_cpu.DENSE_SHARE = kept
     rows: list[int] = []
+    extra = 0.0
     tile = coactivation_cpu._tile
     coactivation_cpu._tile = lambda *args: (rows.append(args[11] - args[10]), tile(*args))
     ratios: dict[str, list[float]] = {"wall": [], "processor": []}
@@ -148,7 +149,7 @@ def measure_dense(words: argparse.Namespace) -> str:
         wall, cpu = time.perf_counter(), time.process_time()
         value, pairs, grad = coactivation_cpu.by_features(W, f, len(indices), competition)
         took = time.perf_counter() - wall, time.process_time() - cpu
-        extra = memory_peak() - before
+        extra = max(extra, memory_peak() - before)  # later rounds reuse what the first one freed
         n_rows, out = sum(rows), torch.empty(coactivation_cpu.TILE, words.d_sae)
         wall, cpu = time.perf_counter(), time.process_time()
         for start in range(0, n_rows, coactivation_cpu.TILE):
@@ -166,6 +167,15 @@ def measure_dense(words: argparse.Namespace) -> str:
     )
 
 
+def write_block(file: Path, name: str, text: str) -> None:
+    """Put the text between `<!-- name -->` and `<!-- end of name -->` of a file that has both."""
+    head, mark, rest = file.read_text().partition(f"<!-- {name} -->\n")
+    _, end, tail = rest.partition(f"<!-- end of {name} -->")
+    if not mark or not end:
+        raise SystemExit(f"{file} has no block named {name}")
+    write_text(file, f"{head}{mark}{text}\n{end}{tail}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = {"d-in": 512, "d-sae": 8192, "k": 32, "batch": 2048, "rounds": 9, "warm-up": 60}
@@ -180,7 +190,7 @@ def main() -> None:
     head = f"{shape}; {torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}"
     print(f"{head}\n\n{found}")
     if words.output:
-        write_text(words.output, f"{head}\n\n{found}\n")
+        write_block(words.output, "dense" if words.dense else "steps", f"{head}\n\n{found}")
 
 
 if __name__ == "__main__":
