@@ -91,6 +91,12 @@ class TopKFeatures:
         mask = self.values.gather(1, order) > 0
         return mask.nonzero(as_tuple=True)[0], indices[mask]
 
+    def listed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(token, feature, value) of every entry, each [B k], ordered by token; some may be 0."""
+        n_tokens, k = self.indices.shape
+        token = torch.arange(n_tokens, device=self.indices.device).repeat_interleave(k)
+        return token, self.indices.flatten(), self.values.flatten()
+
     def l0(self) -> Tensor:
         """Active features per token, mean over the batch, scalar."""
         return (self.values > 0).sum(dtype=torch.float32) / len(self.values)
@@ -140,6 +146,10 @@ class PairFeatures:
         """(token, feature) of every active feature, both [nnz], ordered by token, then feature."""
         mask = self.values > 0
         return self.pairs.token[mask], self.pairs.feature[mask]
+
+    def listed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(token, feature, value) of every entry, each [P], ordered by token; some may be 0."""
+        return self.pairs.token, self.pairs.feature, self.values
 
     def l0(self) -> Tensor:
         """Active features per token, mean over the batch, scalar."""

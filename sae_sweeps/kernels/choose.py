@@ -76,3 +76,8 @@ def _prepare(device: torch.device) -> None:
 
 def name(kernels: Kernels | None) -> str:
     return "reference" if kernels is None else kernels.NAME
+
+
+def loops(kernels: Kernels | None, tensor: Tensor) -> bool:
+    """Whether the penalties' compiled loops may run on a tensor; they are the CPU's alone."""
+    return kernels is not None and tensor.device.type == "cpu"

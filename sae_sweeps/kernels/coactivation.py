@@ -1,20 +1,22 @@
 """Sum of c_ij |w_i . w_j| over pairs of features that are active on the same token, value and gradient in one pass.
 
-Two exact ways, chosen by cost: listing every pair that meets (few active features per token), or going over the
-pairs in tiles of rows (many). Neither holds a [d_sae, d_sae] matrix.
+On the CPU compiled loops do it (`coactivation_cpu.py`); elsewhere, and as the reference that they are tested against,
+one of two ways in plain torch, chosen by cost: listing every pair that meets (few active features per token), or going
+over the pairs in tiles of rows (many). All are exact, and none holds a [d_sae, d_sae] matrix.
 """
 
-import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+from sae_sweeps.architectures.features import Features
+from sae_sweeps.kernels.csr import csr
 
-Weigh = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(|A_i n A_j|, |A_i|, |A_j|), float, same shape -> c_ij. Called only where |A_i n A_j| > 0."""
+Found = tuple[Tensor, int, Tensor]
+"""Value, number of competing pairs, gradient on W [d_sae, d_in]."""
 
 TILE = 1024
 MEETING_COST = 100
@@ -25,34 +27,83 @@ MAX_MEETINGS = 2**25
 """Above this the list itself would take too much memory (8 bytes each, several copies)."""
 
 
-def competing_cosines(W: Tensor, token: Tensor, feature: Tensor, n_tokens: int, weigh: Weigh) -> tuple[Tensor, int]:
-    """sum_{i<j} c_ij |w_i . w_j|, differentiable in W, and the number of pairs with c_ij > 0.
+@dataclass(frozen=True)
+class Competition:
+    """How strongly two features compete, from the tokens on which both are active and each is."""
 
-    W [d_sae, d_in]; (token, feature) [nnz] list the active features, ordered by token then feature. c_ij is a constant;
-    sign(0) = 0 in the gradient.
+    overlap: str
+    """jaccard, min, cosine or batch."""
+    form: str
+    """linear or sigmoid."""
+    threshold: float
+    """t > 0."""
+    tau: float
+    """Softness of the sigmoid, relative to t."""
+
+    def overlaps(self, n_both: Tensor, n_i: Tensor, n_j: Tensor, n_tokens: int) -> Tensor:
+        """n_ij of pairs that meet on n_both tokens and are active on n_i and n_j of n_tokens, all the same shape."""
+        if self.overlap == "jaccard":
+            return n_both / (n_i + n_j - n_both)
+        if self.overlap == "min":
+            return n_both / torch.minimum(n_i, n_j)
+        if self.overlap == "cosine":
+            return n_both / (n_i * n_j).sqrt()
+        return n_both / n_tokens
+
+    def weights(self, n: Tensor) -> Tensor:
+        """c_ij from the overlap n_ij > 0."""
+        t = self.threshold
+        if self.form == "linear":
+            return ((n - t) / t).clamp(0, 1)
+        return torch.sigmoid((n - t) / (self.tau * t))
+
+    def weigh(self, n_both: Tensor, n_i: Tensor, n_j: Tensor, n_tokens: int) -> Tensor:
+        return self.weights(self.overlaps(n_both, n_i, n_j, n_tokens))
+
+
+def competing_cosines(
+    W: Tensor, f: Features, n_tokens: int, competition: Competition, loops: bool
+) -> tuple[Tensor, int]:
+    """sum_{i<j} c_ij |w_i . w_j|, differentiable in W [d_sae, d_in], and the number of pairs with c_ij > 0.
+
+    c_ij is a constant, 0 where i and j never meet; sign(0) = 0 in the gradient. loops: by the compiled loops, else in
+    plain torch.
     """
-    per_token = torch.bincount(token, minlength=n_tokens)
-    meetings = int((per_token * (per_token - 1) // 2).sum())
-    by_tiles = meetings > MAX_MEETINGS or meetings * MEETING_COST > len(W) ** 2 * n_tokens
-    return CompetingCosines.apply(W, token, feature, per_token, weigh, by_tiles)
+    return CompetingCosines.apply(W, f, n_tokens, competition, loops)
 
 
 class CompetingCosines(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, W: Tensor, token: Tensor, feature: Tensor, per_token: Tensor, weigh: Weigh, by_tiles: bool
+        ctx: Any, W: Tensor, f: Features, n_tokens: int, competition: Competition, loops: bool
     ) -> tuple[Tensor, int]:
         # under autocast too, the sums are taken in the weights' own precision
         with torch.autocast(W.device.type, enabled=False):
-            compute = _by_tiles if by_tiles else _by_pairs
-            value, pairs, grad = compute(W, token, feature, per_token, weigh)
+            value, pairs, grad = _way(loops)(W, f, n_tokens, competition)
         ctx.save_for_backward(grad)
         return value, pairs
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
-        return grads[0] * grad, None, None, None, None, None
+        return grads[0] * grad, None, None, None, None
+
+
+def _way(loops: bool) -> Callable[[Tensor, Features, int, Competition], Found]:
+    if not loops:
+        return plain
+    from sae_sweeps.kernels.coactivation_cpu import by_features
+
+    return by_features
+
+
+def plain(W: Tensor, f: Features, n_tokens: int, competition: Competition) -> Found:
+    """On any device."""
+    token, feature = f.active()
+    per_token = torch.bincount(token, minlength=n_tokens)
+    meetings = int((per_token * (per_token - 1) // 2).sum())
+    by_tiles = meetings > MAX_MEETINGS or meetings * MEETING_COST > len(W) ** 2 * n_tokens
+    return (_by_tiles if by_tiles else _by_pairs)(W, token, feature, per_token, competition)
 
 
 def meeting_pairs(token: Tensor, feature: Tensor, per_token: Tensor, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,49 +123,41 @@ def meeting_pairs(token: Tensor, feature: Tensor, per_token: Tensor, d_sae: int)
     return code // d_sae, code % d_sae, n_both
 
 
-def overlapping_pairs(
-    token: Tensor, feature: Tensor, n_tokens: int, d_sae: int, overlap: Callable[[Tensor, Tensor, Tensor, int], Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
+def overlapping_pairs(f: Features, n_tokens: int, competition: Competition) -> tuple[Tensor, Tensor, Tensor]:
     """Pairs i < j that meet, and their overlap, each [pairs]; a batch that is too dense is cut to its first tokens."""
+    token, feature = f.active()
     per_token = torch.bincount(token, minlength=n_tokens)
     meetings = (per_token * (per_token - 1) // 2).cumsum(0)
     n_tokens = max(1, int((meetings <= MAX_LISTED).sum()))
     kept = token < n_tokens
     token, feature, per_token = token[kept], feature[kept], per_token[:n_tokens]
-    n_active = torch.bincount(feature, minlength=d_sae).double()
-    i, j, n_both = meeting_pairs(token, feature, per_token, d_sae)
-    return i, j, overlap(n_both.double(), n_active[i], n_active[j], n_tokens)
+    n_active = torch.bincount(feature, minlength=f.d_sae).double()
+    i, j, n_both = meeting_pairs(token, feature, per_token, f.d_sae)
+    return i, j, competition.overlaps(n_both.double(), n_active[i], n_active[j], n_tokens)
 
 
-def _by_pairs(W: Tensor, token: Tensor, feature: Tensor, per_token: Tensor, weigh: Weigh) -> tuple[Tensor, int, Tensor]:
+def _by_pairs(W: Tensor, token: Tensor, feature: Tensor, per_token: Tensor, competition: Competition) -> Found:
     d_sae = len(W)
     n_active = torch.bincount(feature, minlength=d_sae).to(W.dtype)
     i, j, n_both = meeting_pairs(token, feature, per_token, d_sae)
-    c = weigh(n_both.to(W.dtype), n_active[i], n_active[j])
+    c = competition.weigh(n_both.to(W.dtype), n_active[i], n_active[j], len(per_token))
     competing = c > 0
     i, j, c = i[competing], j[competing], c[competing]
     cosine = _dots(W, i, j)
     s = c * cosine.sign()
     # the gradient is (S + S^T) W with S = c_ij sign(w_i . w_j)
     back = torch.argsort(j, stable=True)
-    grad = _sparse(i, j, s, d_sae) @ W + _sparse(j[back], i[back], s[back], d_sae) @ W
+    grad = csr(i, j, s, d_sae) @ W + csr(j[back], i[back], s[back], d_sae) @ W
     return (c * cosine.abs()).sum(), len(c), grad
-
-
-def _sparse(row: Tensor, column: Tensor, values: Tensor, n: int) -> Tensor:
-    """CSR [n, n] from entries ordered by row."""
-    crow = torch.zeros(n + 1, dtype=torch.int64, device=row.device)
-    crow[1:] = torch.bincount(row, minlength=n).cumsum(0)
-    return torch.sparse_csr_tensor(crow, column, values, (n, n), check_invariants=False)
 
 
 def _dots(W: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """w_i . w_j of each pair [pairs], pairs ordered by i, without gathering rows."""
-    pattern = _sparse(i, j, torch.zeros(len(i), dtype=W.dtype, device=W.device), len(W))
+    pattern = csr(i, j, torch.zeros(len(i), dtype=W.dtype, device=W.device), len(W))
     return torch.sparse.sampled_addmm(pattern, W, W.T, beta=0.0).values()
 
 
-def _by_tiles(W: Tensor, token: Tensor, feature: Tensor, per_token: Tensor, weigh: Weigh) -> tuple[Tensor, int, Tensor]:
+def _by_tiles(W: Tensor, token: Tensor, feature: Tensor, per_token: Tensor, competition: Competition) -> Found:
     d_sae, n_tokens = len(W), len(per_token)
     active = torch.zeros(n_tokens, d_sae, dtype=W.dtype, device=W.device)
     active[token, feature] = 1  # counts stay exact in float32: below 2^24 tokens
@@ -125,7 +168,7 @@ def _by_tiles(W: Tensor, token: Tensor, feature: Tensor, per_token: Tensor, weig
         n_both = active[:, rows].T @ active
         meets = n_both > 0
         meets[torch.arange(rows.stop - start), torch.arange(start, rows.stop)] = False
-        c = weigh(n_both, n_active[rows, None], n_active).masked_fill_(~meets, 0)
+        c = competition.weigh(n_both, n_active[rows, None], n_active, n_tokens).masked_fill_(~meets, 0)
         cosine = W[rows] @ W.T
         value += (c * cosine.abs()).sum()
         pairs += int((c > 0).sum())

@@ -47,3 +47,22 @@ def over_rows(kernel: Callable[..., Any], n_rows: int, *arguments: Any, bounds: 
     kernel(*arguments, *bounds[:2])
     for part in ahead:
         part.result()
+
+
+def over_blocks(work: Callable[[int, int], None], n_rows: int, block: int) -> None:
+    """work(start, stop) for blocks of 0 .. n_rows, each taken by the thread that is free: for rows of unequal cost."""
+    starts = iter(range(0, n_rows, block))
+
+    def take() -> None:
+        for start in starts:  # next() of a range's iterator is one step under the GIL
+            work(start, min(start + block, n_rows))
+
+    threads = min(torch.get_num_threads(), -(-n_rows // block))
+    if threads < 2:
+        take()
+        return
+    pool = _pool(os.getpid(), threads - 1)
+    others = [pool.submit(take) for _ in range(threads - 1)]
+    take()
+    for other in others:
+        other.result()

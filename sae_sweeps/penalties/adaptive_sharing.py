@@ -95,8 +95,10 @@ class AdaptiveSharing(Penalty):
 
     def forward(self, ctx: Context) -> PenaltyValue:
         W, alpha, g = ctx.sae.W_dec, self.alpha(ctx.progress), self.constraint()
-        strict = reduced(squared_products(W), self.cfg.reduction, len(W), n_pairs(len(W)))
         terms: dict[str, float | Tensor] = {"alpha": alpha, "constraint": g, "fvu_average": self.error.value}
+        if alpha >= 1 or (g.device.type == "cpu" and float(g) == 0):  # a GPU is not waited for to learn g
+            return PenaltyValue(W.new_zeros(()), terms)
+        strict = reduced(squared_products(W), self.cfg.reduction, len(W), n_pairs(len(W)))
         return PenaltyValue((1 - alpha) * g * strict, terms)
 
 

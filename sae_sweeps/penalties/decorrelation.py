@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sae_sweeps.architectures.features import DenseFeatures, Features
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels.choose import loops
 from sae_sweeps.kernels.gram import squared_products
 from sae_sweeps.penalties.base import (
     REDUCTIONS,
@@ -61,21 +63,36 @@ class Decorrelation(Penalty):
     cfg: DecorrelationConfig
 
     def forward(self, ctx: Context) -> PenaltyValue:
-        f = ctx.f.dense()
-        if self.cfg.active_fraction < 1:
-            f = f[:, most_active(f, self.cfg.active_fraction)]
-        with torch.autocast(f.device.type, enabled=False):
-            u, varies = standardized_features(f.float(), self.cfg.variance_floor)
-            total = squared_products(u.T)
-        n = varies.sum()
+        total, n = self.over_entries(ctx) or self.over_matrix(ctx.f)
         value = reduced(total, self.cfg.reduction, ctx.sae.d_sae, n * (n - 1) / 2)
         return PenaltyValue(value, {"features": n})
 
+    def over_entries(self, ctx: Context) -> tuple[Tensor, int] | None:
+        """From the entries of a sparse f, on a CPU where that costs less than matrix products."""
+        f = ctx.f
+        if isinstance(f, DenseFeatures) or not loops(ctx.sae.kernels, ctx.x):
+            return None
+        from sae_sweeps.kernels.correlations import Sparse, squared_correlations
 
-def most_active(f: Tensor, fraction: float) -> Tensor:
-    """Features of f [B, d_sae] that fire on most tokens, ceil(fraction * d_sae) of them; of equal ones the first."""
-    fires = (f > 0).sum(0)
-    n = max(1, -int(-fraction * f.shape[1] // 1))
+        sparse = Sparse(f, len(ctx.x))
+        if sparse.cost() > len(ctx.x) ** 2 * f.d_sae:
+            return None
+        kept = torch.zeros(f.d_sae, dtype=torch.bool)
+        kept[most_active(torch.from_numpy(sparse.n_active), self.cfg.active_fraction)] = True
+        return squared_correlations(sparse, kept.numpy(), self.cfg.variance_floor)
+
+    def over_matrix(self, features: Features) -> tuple[Tensor, Tensor]:
+        f = features.dense()
+        if self.cfg.active_fraction < 1:
+            f = f[:, most_active((f > 0).sum(0), self.cfg.active_fraction)]
+        with torch.autocast(f.device.type, enabled=False):
+            u, varies = standardized_features(f.float(), self.cfg.variance_floor)
+            return squared_products(u.T), varies.sum()
+
+
+def most_active(fires: Tensor, fraction: float) -> Tensor:
+    """Features that fire on most tokens, ceil(fraction * d_sae) of them; of equal ones the first. fires [d_sae]."""
+    n = max(1, -int(-fraction * len(fires) // 1))
     return fires.sort(descending=True, stable=True).indices[:n].sort().values
 
 

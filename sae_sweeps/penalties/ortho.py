@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.kernels.coactivation import competing_cosines, overlapping_pairs
+from sae_sweeps.kernels.choose import loops
+from sae_sweeps.kernels.coactivation import Competition, competing_cosines, overlapping_pairs
 from sae_sweeps.penalties.base import (
     REDUCTIONS,
     Penalty,
@@ -111,53 +112,35 @@ class Ortho(Penalty):
         m = self.cfg.momentum
         self.threshold.mul_(m).add_((1 - m) * self.cfg.threshold_at(ctx.progress))
 
-    def overlap(self, n_both: Tensor, n_i: Tensor, n_j: Tensor, n_tokens: int) -> Tensor:
-        """n_ij of pairs that meet on n_both tokens and are active on n_i and n_j of n_tokens, all the same shape."""
-        if self.cfg.overlap == "jaccard":
-            return n_both / (n_i + n_j - n_both)
-        if self.cfg.overlap == "min":
-            return n_both / torch.minimum(n_i, n_j)
-        if self.cfg.overlap == "cosine":
-            return n_both / (n_i * n_j).sqrt()
-        return n_both / n_tokens
-
-    def competition(self, n: Tensor) -> Tensor:
-        """c_ij from the overlap n_ij > 0."""
-        t = max(float(self.threshold), THRESHOLD_FLOOR)
-        if self.cfg.competition == "linear":
-            return ((n - t) / t).clamp(0, 1)
-        return torch.sigmoid((n - t) / (self.cfg.tau * t))
+    def competition(self) -> Competition:
+        cfg, t = self.cfg, max(float(self.threshold), THRESHOLD_FLOOR)
+        return Competition(cfg.overlap, cfg.competition, t, cfg.tau)
 
     def forward(self, ctx: Context) -> PenaltyValue:
-        n_tokens = len(ctx.x)
-
-        def weigh(n_both: Tensor, n_i: Tensor, n_j: Tensor) -> Tensor:
-            return self.competition(self.overlap(n_both, n_i, n_j, n_tokens))
-
-        token, feature = ctx.f.active()
-        total, pairs = competing_cosines(ctx.sae.W_dec, token, feature, n_tokens, weigh)
+        W = ctx.sae.W_dec
+        total, pairs = competing_cosines(W, ctx.f, len(ctx.x), self.competition(), loops(ctx.sae.kernels, W))
         terms: dict[str, float | Tensor] = {"competing_pairs": pairs, "threshold": float(self.threshold)}
         return PenaltyValue(reduced(total, self.cfg.reduction, ctx.sae.d_sae, pairs), terms)
 
     def monitor(self, ctx: Context) -> dict[str, Any]:
         """competition: overlap, c, |cosine| and correlation of the activations of the watched pairs."""
-        token, feature = ctx.f.active()
+        competition = self.competition()
         if ctx.progress >= 0.25 and int(self.watched[0, 0]) < 0:
-            self.watch(*overlapping_pairs(token, feature, len(ctx.x), ctx.sae.d_sae, self.overlap))
+            self.watch(*overlapping_pairs(ctx.f, len(ctx.x), competition))
         i, j = self.watched[:, self.watched[0] >= 0]
         if not len(i):
             return {}
         f = ctx.f.columns(torch.cat([i, j])).double()
         f_i, f_j = f[:, : len(i)], f[:, len(i) :]
         both, n_i, n_j = ((f_i > 0) & (f_j > 0)).sum(0), (f_i > 0).sum(0), (f_j > 0).sum(0)
-        overlap = torch.where(both > 0, self.overlap(both, n_i, n_j, len(f)), 0.0)
+        overlap = torch.where(both > 0, competition.overlaps(both, n_i, n_j, len(f)), 0.0)
         cosine = (ctx.sae.W_dec[i] * ctx.sae.W_dec[j]).sum(1).abs()
         d_i, d_j = f_i - f_i.mean(0), f_j - f_j.mean(0)
         spread = (d_i.square().sum(0) * d_j.square().sum(0)).sqrt()
         correlation = torch.where(spread > 0, (d_i * d_j).sum(0) / spread.clamp(min=1e-30), 0.0)
         numbers = {
             "overlap": overlap,
-            "c": torch.where(both > 0, self.competition(overlap), 0.0),
+            "c": torch.where(both > 0, competition.weights(overlap), 0.0),
             "abs_cosine": cosine,
             "correlation": correlation,
         }

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels.nearest import nearest_squares
 from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue, check_weight
 
 if TYPE_CHECKING:
@@ -46,22 +45,8 @@ class OrtSAE(Penalty):
     def forward(self, ctx: Context) -> PenaltyValue:
         W = ctx.sae.W_dec
         order = torch.randperm(len(W), generator=ctx.generator(), device=W.device)
-        with torch.autocast(W.device.type, enabled=False):
-            nearest = torch.cat([nearest_cosine(W[chunk]) for chunk in order.split(self.cfg.chunk_size)])
-        return PenaltyValue(nearest.clamp(min=0).square().mean(), {"nearest_cosine": nearest.detach().mean()})
-
-
-def nearest_cosine(W: Tensor) -> Tensor:
-    """Largest cosine of each row of W [n, d] with another row [n]; 0 where there is no other.
-
-    Of equal cosines one carries the gradient.
-    """
-    if len(W) == 1:
-        return W.new_zeros(1)
-    unit = F.normalize(W, dim=1)
-    with torch.no_grad():  # which one is nearest; the gradient then needs n products, not n^2
-        nearest = (unit @ unit.T).fill_diagonal_(-2).argmax(1)
-    return (unit * unit[nearest]).sum(1)
+        total, nearest = nearest_squares(W, order.split(self.cfg.chunk_size))
+        return PenaltyValue(total / len(W), {"nearest_cosine": nearest.mean()})
 
 
 CONFIG = OrtSAEConfig

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sae_sweeps.architectures.features import DenseFeatures, Features
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels.gram import squared_products_between
 from sae_sweeps.penalties.base import (
@@ -115,9 +116,7 @@ class SelectiveOrtho(Penalty):
 
     @torch.no_grad()
     def observe(self, ctx: Context) -> None:
-        f = ctx.f.dense().float()
-        fires = (f > 0).float()
-        self.statistics.update(torch.stack([f.mean(0), f.amax(0), f.std(0, correction=0), fires.mean(0)]))
+        self.statistics.update(batch_statistics(ctx.f, len(ctx.x)))
         if self.cfg.grouping == "relative_threshold":
             statistic = self.statistics.value[STATISTICS.index(self.cfg.statistic)]
             self.first.copy_(statistic > self.cfg.alpha * statistic.max())
@@ -128,7 +127,7 @@ class SelectiveOrtho(Penalty):
             for rate, role in ((self.retain, RETAIN), (self.forget, FORGET)):
                 tokens = ctx.batch.role == role
                 if bool(tokens.any()):
-                    rate.update(fires[tokens].mean(0))
+                    rate.update(firing_rates(ctx.f, tokens))
             self.first.copy_(self.forget.value > self.retain.value)
 
     def forward(self, ctx: Context) -> PenaltyValue:
@@ -147,6 +146,30 @@ class SelectiveOrtho(Penalty):
         n_first = int(self.first.sum())
         sizes = [n_first, len(self.first) - n_first]
         return {"groups": {"sizes": sizes, "first": self.first[:256].long().tolist(), "deciles": spread}}
+
+
+def batch_statistics(f: Features, n_tokens: int) -> Tensor:
+    """Mean, max, standard deviation and firing frequency of each feature over the batch [4, d_sae]."""
+    if isinstance(f, DenseFeatures):
+        f_BF = f.f.float()
+        return torch.stack([f_BF.mean(0), f_BF.amax(0), f_BF.std(0, correction=0), (f_BF > 0).float().mean(0)])
+    _, feature, value = f.listed()
+    value, zeros = value.float(), value.new_zeros(f.d_sae, dtype=torch.float32)
+    mean = zeros.index_add(0, feature, value) / n_tokens
+    # on the tokens where a feature is not listed, it deviates by its mean
+    square = zeros.index_add(0, feature, (value - mean[feature]).square())
+    square += (n_tokens - torch.bincount(feature, minlength=f.d_sae)) * mean.square()
+    largest = zeros.scatter_reduce(0, feature, value, "amax")
+    every = torch.ones(n_tokens, dtype=torch.bool, device=value.device)
+    return torch.stack([mean, largest, (square / n_tokens).sqrt(), firing_rates(f, every)])
+
+
+def firing_rates(f: Features, tokens: Tensor) -> Tensor:
+    """Share of the tokens that are true in `tokens` [B] on which each feature is active [d_sae]."""
+    if isinstance(f, DenseFeatures):
+        return (f.f[tokens] > 0).float().mean(0)
+    token, feature, value = f.listed()
+    return torch.bincount(feature[(value > 0) & tokens[token]], minlength=f.d_sae).float() / tokens.sum()
 
 
 def larger_cluster(statistics: Tensor, seed: int) -> Tensor:

@@ -3,11 +3,14 @@ import torch
 
 from sae_sweeps.activations.batch import Batch
 from sae_sweeps.architectures.features import DenseFeatures, TopKFeatures
+from sae_sweeps.kernels import sparse_numba
 from sae_sweeps.training.context import Context
 
 
 class BareSAE:
     """The part of an SAE that pairwise penalties look at."""
+
+    kernels = sparse_numba
 
     def __init__(self, W_dec):
         self.W_dec = W_dec

@@ -2,15 +2,35 @@ import itertools
 import json
 from pathlib import Path
 
+import numba
 import pytest
 import torch
 from slow_reference import ortho as slow_ortho
 
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.kernels import coactivation
+from sae_sweeps.kernels import coactivation, coactivation_cpu
+from sae_sweeps.kernels.threads import compiled, over_blocks
+from sae_sweeps.penalties import ortho
 from sae_sweeps.penalties.ortho import Ortho, OrthoConfig
 
 EXAMPLES = json.loads((Path(__file__).parent / "worked_examples.json").read_text())["ortho"]
+
+
+WAYS = ("loops", "loops with tiles", "listed", "tiles")
+
+
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch):
+    """Each of the ways in which the sum is taken."""
+    take(request.param, monkeypatch)
+
+
+def take(way, monkeypatch):
+    monkeypatch.setattr(coactivation_cpu, "DENSE_SHARE", 0 if "with" in way else 1)
+    monkeypatch.setattr(ortho, "loops", lambda kernels, W: "loops" in way)
+    monkeypatch.setattr(coactivation, "MEETING_COST", 1e9 if way == "tiles" else 0)
+    for module in (coactivation, coactivation_cpu):
+        monkeypatch.setattr(module, "TILE", 16)
 
 
 def config(**changes):
@@ -66,10 +86,7 @@ def test_frozen_worked_examples(example, context):
         ("linear", "sigmoid"), ("jaccard", "min", "cosine", "batch"), ("sum", "per_feature", "mean"), (0.02, 0.08)
     ),
 )
-@pytest.mark.parametrize("tiles", [False, True])
-def test_equals_the_slow_reference(competition, overlap, reduction, threshold, tiles, context, monkeypatch):
-    monkeypatch.setattr(coactivation, "MEETING_COST", 1e9 if tiles else 0)
-    monkeypatch.setattr(coactivation, "TILE", 16)
+def test_equals_the_slow_reference(competition, overlap, reduction, threshold, way, context):
     W, f = random_case()
     cfg = config(competition=competition, overlap=overlap, reduction=reduction, base_threshold=threshold)
     value, grad, pairs = value_and_gradient(cfg, W, f, context)
@@ -81,7 +98,6 @@ def test_equals_the_slow_reference(competition, overlap, reduction, threshold, t
     torch.testing.assert_close(grad, torch.tensor(expected_grad, dtype=torch.float64), rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("tiles", [False, True])
 @pytest.mark.parametrize(
     "case",
     {
@@ -94,8 +110,7 @@ def test_equals_the_slow_reference(competition, overlap, reduction, threshold, t
     }.items(),
     ids=lambda case: case[0],
 )
-def test_edges(tiles, case, context, monkeypatch):
-    monkeypatch.setattr(coactivation, "MEETING_COST", 1e9 if tiles else 0)
+def test_edges(way, case, context):
     W, f = random_case()
     f = case[1](f)
     value, grad, pairs = value_and_gradient(config(), W, f, context)
@@ -121,17 +136,79 @@ def test_topk_features_give_the_same(context):
     torch.testing.assert_close(dense[1], sparse[1], rtol=0, atol=0)
 
 
-def test_tiles_and_pairs_agree_in_float32_under_autocast(context, monkeypatch):
+@pytest.mark.parametrize("competition", ["linear", "sigmoid"])
+@pytest.mark.parametrize("overlap", ["jaccard", "min", "cosine", "batch"])
+def test_all_ways_agree_in_float32_under_autocast(competition, overlap, context, monkeypatch):
     results = []
-    for cost in (0, 1e9):
-        monkeypatch.setattr(coactivation, "MEETING_COST", cost)
-        W, f = random_case()
+    for name in WAYS:
+        take(name, monkeypatch)
+        W, f = random_case(d_in=37)
         W = W.detach().float().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
-            results.append(value_and_gradient(config(base_threshold=0.1), W, f.float(), context))
-    assert results[0][1].dtype == torch.float32
-    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
-    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-5, atol=1e-6)
+            cfg = config(base_threshold=0.1, competition=competition, overlap=overlap)
+            results.append(value_and_gradient(cfg, W, f.float(), context))
+    for value, grad, pairs in results:
+        assert grad.dtype == torch.float32 and pairs == results[0][2] > 0
+        assert value == pytest.approx(results[0][0], rel=1e-6)
+        torch.testing.assert_close(grad, results[0][1], rtol=1e-5, atol=1e-6)
+
+
+def wide_case():
+    """More features than one thread takes at once, a few of them active almost always, most hardly ever."""
+    generator = torch.Generator().manual_seed(4)
+    W = torch.randn(300, 21, generator=generator)
+    rate = 0.9 / torch.arange(1, 301)
+    return W.requires_grad_(), torch.rand(200, 300, generator=generator) * (
+        torch.rand(200, 300, generator=generator) < rate
+    )
+
+
+def test_the_number_of_threads_does_not_matter(context, monkeypatch):
+    monkeypatch.setattr(coactivation_cpu, "DENSE_SHARE", 1)
+    results = []
+    for n in (1, 2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=n: n)
+        W, f = wide_case()
+        results.append(value_and_gradient(config(base_threshold=0.01), W, f, context))
+    for value, grad, pairs in results[1:]:
+        assert (value, pairs) == (results[0][0], results[0][2]) and torch.equal(grad, results[0][1])
+
+
+def test_features_with_many_partners_go_by_tiles_the_others_by_pairs(context, monkeypatch):
+    """The default choice mixes the two; the sum is that of either alone."""
+    chunks = []
+    tile = coactivation_cpu._tile
+    monkeypatch.setattr(coactivation_cpu, "_tile", lambda *words: (chunks.append(words[9]), tile(*words)))
+    W, f = wide_case()
+    mixed = value_and_gradient(config(base_threshold=0.01), W, f, context)
+    assert 0 < len({row for chunk in chunks for row in chunk.tolist()}) < 300
+    take("listed", monkeypatch)
+    listed = value_and_gradient(config(base_threshold=0.01), W, f, context)
+    assert mixed[2] == listed[2] and mixed[0] == pytest.approx(listed[0], rel=1e-6)
+    torch.testing.assert_close(mixed[1], listed[1], rtol=1e-5, atol=1e-5)
+
+
+def test_an_error_in_a_thread_is_the_callers(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+
+    def work(first, beyond):
+        raise ValueError(f"rows {first} to {beyond}")
+
+    with pytest.raises(ValueError, match="rows"):
+        over_blocks(work, 10, 2)
+
+
+def test_loops_are_compiled_without_a_cache_where_nothing_can_be_written(monkeypatch):
+    njit = numba.njit
+
+    def unwritable(cache=False, **words):
+        def refuse(function):
+            raise RuntimeError("cannot cache function: no locator available")
+
+        return refuse if cache else njit(**words)
+
+    monkeypatch.setattr(numba, "njit", unwritable)
+    assert compiled()(lambda a: a + 1)(2) == 3
 
 
 @pytest.mark.parametrize(

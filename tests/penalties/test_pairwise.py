@@ -8,12 +8,20 @@ import pytest
 import torch
 from slow_reference import all_pairs, decorrelation, ortsae, squared_cosines
 
+from sae_sweeps.architectures.features import DenseFeatures
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels import correlations
 from sae_sweeps.kernels.gram import squared_products, squared_products_between
 from sae_sweeps.penalties.adaptive_sharing import AdaptiveSharing, AdaptiveSharingConfig
 from sae_sweeps.penalties.decorrelation import Decorrelation, DecorrelationConfig, most_active
 from sae_sweeps.penalties.ortsae import OrtSAE, OrtSAEConfig
-from sae_sweeps.penalties.selective_ortho import SelectiveOrtho, SelectiveOrthoConfig, larger_cluster
+from sae_sweeps.penalties.selective_ortho import (
+    SelectiveOrtho,
+    SelectiveOrthoConfig,
+    batch_statistics,
+    firing_rates,
+    larger_cluster,
+)
 from sae_sweeps.penalties.strict_ortho import StrictOrtho, StrictOrthoConfig
 from sae_sweeps.schedules import piecewise
 
@@ -109,7 +117,8 @@ def test_adaptive(reduction, fvu, context):
     expected, grad = squared_cosines(W.tolist(), all_pairs(12), reduction=reduction, factor=(1 - 0.3) * g)
     value = penalty(ctx)
     close(value.loss, expected)
-    close(gradient(value.loss, W), grad)
+    close(gradient_of(value.loss, W), grad)
+    assert value.loss.requires_grad == (g > 0)  # a lifted constraint costs nothing
     assert float(value.terms["constraint"]) == pytest.approx(g)
     ctx.error = ctx.error * 0  # decay 0.5: the second update is half of the average
     penalty.observe(ctx)
@@ -172,6 +181,15 @@ def test_selective_statistics_move(context):
     torch.testing.assert_close(penalty.statistics.value[0], expected, rtol=1e-6, atol=1e-7)
 
 
+def test_statistics_of_the_k_largest_are_those_of_the_dense_features(context):
+    W, f = random_case(d_sae=30, n_tokens=20, density=0.5)
+    topk = context(W, f.detach(), top_k=20).f  # some of them 0
+    dense = DenseFeatures(topk.dense())
+    torch.testing.assert_close(batch_statistics(topk, 20), batch_statistics(dense, 20))
+    tokens = torch.arange(20) % 3 == 0
+    torch.testing.assert_close(firing_rates(topk, tokens), firing_rates(dense, tokens))
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_an_empty_group_costs_nothing(reduction, context):
     W, f = random_case()
@@ -226,6 +244,33 @@ def test_decorrelation(reduction, active_fraction, d_sae, n_tokens, context):
     assert int(value.terms["features"]) == n
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("active_fraction", [1.0, 0.25])
+@pytest.mark.parametrize(("d_sae", "n_tokens", "k"), [(12, 9, 4), (5, 20, 3), (12, 1, 4), (30, 9, 30), (200, 150, 8)])
+def test_decorrelation_of_the_k_largest(reduction, active_fraction, d_sae, n_tokens, k, context, monkeypatch):
+    """Over the active pairs, and over matrices as elsewhere; in float64."""
+    W, f = random_case(d_sae=d_sae, n_tokens=n_tokens, density=0.6)
+    with torch.no_grad():
+        f[:, 0], f[:, 1] = 0, 2 - 1e-3 * f[:, 1]  # one never fires, one always and below the floor
+    cfg = decorrelated(reduction=reduction, active_fraction=active_fraction)
+    ctx = context(W.float(), f, top_k=k)
+    ctx.f.values = ctx.f.values.detach().requires_grad_()
+    found = []
+    for cost in (0, 1e9):
+        monkeypatch.setattr(correlations, "COST", cost)
+        value = Decorrelation(cfg, 3, d_sae, 10, torch.Generator())(ctx)
+        found.append((value.loss.detach(), gradient(value.loss, ctx.f.values), int(value.terms["features"])))
+    (loss, grad, n), (matrix_loss, matrix_grad, matrix_n) = found
+    assert n == matrix_n and float(loss) == pytest.approx(float(matrix_loss), rel=1e-5, abs=1e-6)
+    torch.testing.assert_close(grad, matrix_grad, rtol=1e-4, atol=1e-5)
+    if d_sae < 50:
+        kept = torch.zeros_like(f).scatter(1, ctx.f.indices, ctx.f.values).detach()
+        expected, slope, _ = decorrelation(kept.tolist(), reduction=reduction, active_fraction=active_fraction)
+        assert float(loss) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        slope = torch.tensor(slope, dtype=torch.float64).gather(1, ctx.f.indices)
+        torch.testing.assert_close(grad, slope, rtol=1e-8, atol=1e-12)
+
+
 def test_a_feature_below_the_variance_floor_gets_no_gradient(context):
     W, f = random_case(density=1.0)
     with torch.no_grad():
@@ -235,9 +280,9 @@ def test_a_feature_below_the_variance_floor_gets_no_gradient(context):
 
 
 def test_the_most_active_are_chosen_by_firings_then_number():
-    f = torch.tensor([[1.0, 0, 1, 1], [0, 1, 1, 0]])
-    assert most_active(f, 0.25).tolist() == [2] and most_active(f, 0.5).tolist() == [0, 2]
-    assert most_active(f, 0.01).tolist() == [2]
+    fires = torch.tensor([1, 1, 2, 1])
+    assert most_active(fires, 0.25).tolist() == [2] and most_active(fires, 0.5).tolist() == [0, 2]
+    assert most_active(fires, 0.01).tolist() == [2]
 
 
 @pytest.mark.parametrize("chunk_size", [2, 5, 12, 100])
