@@ -5,10 +5,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from analysis.commands import table
+from analysis.commands import plots, table
 from sae_sweeps.errors import UserError
 
-COMMANDS = (table,)
+COMMANDS = (table, plots)
 
 
 def parser() -> argparse.ArgumentParser:

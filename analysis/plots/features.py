@@ -1,0 +1,201 @@
+"""Figures of how features lie to each other: similarity, competition, correlation, contrast."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis.plots.lines import legend_of, line, named_arms, short, told
+from analysis.plots.study import Arm, Missing, Study, every
+from analysis.plots.style import COLOURS, DASHES, GREY, finish, panels
+from analysis.text import clean
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MATRICES = 5
+"""Runs whose matrices are drawn, at most."""
+WATCHED = 5
+"""Runs whose pairs are drawn, at most."""
+CLASSES = ("high", "median", "low")
+"""Overlap of the watched pairs at a quarter of the training, in the order in which `ortho` lists them."""
+
+
+def similarity_matrices(study: Study) -> "Figure":
+    """|w_i . w_j| of the fixed block at the four phases; darker is more alike, the diagonal left out."""
+    arms, left_out = some(with_snapshots(study), study, MATRICES)
+    # one scale for all, which the pairs that are no outliers fill
+    blocks = {arm.rows[0]: study.snapshots(arm.rows[0]) for arm in arms}
+    top = max(np.quantile(off_diagonal(s["block"]), 0.999) for found in blocks.values() for s in found.values())
+    fig, axes = panels(4 * len(arms), 4, (1.75, 1.75))
+    image = None
+    for place, ax in enumerate(axes):
+        arm, percent = arms[place // 4], (25, 50, 75, 100)[place % 4]
+        found = blocks[arm.rows[0]].get(percent)
+        ax.set(xticks=[], yticks=[])
+        if found is None:
+            ax.text(0.5, 0.5, "not reached", ha="center", va="center", transform=ax.transAxes, fontsize=7)
+        else:
+            block = np.abs(found["block"].astype(np.float32))
+            np.fill_diagonal(block, 0)
+            image = ax.imshow(block, cmap="Greys", vmin=0, vmax=top, interpolation="nearest", rasterized=True)
+        if place < 4:
+            ax.set_title(f"{percent} % of the training")
+        if place % 4 == 0:
+            ax.set_ylabel(clean(short(arm), 30), fontsize=7)
+    if image is not None:
+        fig.colorbar(image, ax=axes, shrink=0.6, label="|cosine| of decoder rows", extend="max")
+    n = max(len(s["features"]) for found in blocks.values() for s in found.values())
+    return finish(fig, note=f"The same {n} features at each look, first seed. {left_out}".strip())
+
+
+def similarity_histograms(study: Study) -> "Figure":
+    """How the pairs are spread over |cosine| at the four phases."""
+    arms = with_snapshots(study)
+    named = named_arms(study, arms)
+    fig, axes = panels(4, 2, (3.4, 2.1), sharex=True, sharey=True)
+    for ax, percent in zip(axes, (25, 50, 75, 100), strict=True):
+        for number, arm in enumerate(named):
+            found = [s[percent] for row in arm.rows if percent in (s := study.snapshots(row))]
+            if found:
+                shares = np.stack([s["histogram"] / max(s["histogram"].sum(), 1) for s in found])
+                edges = found[0]["edges"]
+                line(ax, (edges[1:] + edges[:-1]) / 2, np.where(shares > 0, shares, np.nan), number)
+        ax.set_title(f"{percent} % of the training")
+        ax.set_yscale("log")
+    for ax in axes[::2]:
+        ax.set_ylabel("share of the pairs")
+    for ax in axes[2:]:
+        ax.set_xlabel("|cosine| of decoder rows")
+    note = told(study, arms, named).replace("; the others are grey", "")
+    return finish(fig, *legend_of(named), note=f"{note} Bins of 0.02.".strip())
+
+
+def competition(study: Study) -> "Figure":
+    """c_ij of the watched pairs: a thin line for each, the mean of each class thick. A row of panels for each run."""
+    return watched_pairs(study, "c", "competition c_ij", (-0.03, 1.03))
+
+
+def pair_correlation(study: Study) -> "Figure":
+    """Correlation of the activations of the watched pairs."""
+    return watched_pairs(study, "correlation", "correlation of f_i and f_j", None)
+
+
+def pair_similarity(study: Study) -> "Figure":
+    """|w_i . w_j| of the watched pairs."""
+    return watched_pairs(study, "abs_cosine", "|cosine| of w_i and w_j", None)
+
+
+def watched_pairs(study: Study, what: str, unit: str, limits: tuple[float, float] | None) -> "Figure":
+    arms = [arm for arm in study.arms if (study.monitors(arm.rows[0], "competition"))]
+    if not arms:
+        raise Missing("no run watched pairs of features (penalty=ortho, from a quarter of the training)")
+    arms, left_out = some(arms, study, WATCHED)
+    fig, axes = panels(3 * len(arms), 3, (2.5, 1.65), sharey=True, sharex=True)
+    for place, ax in enumerate(axes):
+        arm, kind = arms[place // 3], place % 3
+        steps, values, overlap = pairs_of(study.monitors(arm.rows[0], "competition"), what)
+        size = -(-values.shape[1] // 3)
+        inside = slice(kind * size, (kind + 1) * size)
+        if values[:, inside].size:
+            ax.plot(steps, values[:, inside], color=COLOURS[kind], linewidth=0.5, alpha=0.45)
+            ax.plot(steps, values[:, inside].mean(1), color=COLOURS[kind], linestyle=DASHES[kind], linewidth=2)
+            at_first = overlap[0, inside]
+            ax.set_title(f"{CLASSES[kind]} overlap ({at_first.min():.2g} to {at_first.max():.2g})", fontsize=7.5)
+        if limits:
+            ax.set_ylim(*limits)
+        if kind == 0:
+            ax.set_ylabel(f"{clean(short(arm), 26)}\n{unit}", fontsize=7)
+        if place >= 3 * (len(arms) - 1):
+            ax.set_xlabel("training step")
+    note = f"Pairs chosen by their overlap at a quarter of the training, first seed; thick: their mean. {left_out}"
+    return finish(fig, note=note.strip())
+
+
+def pairs_of(records: list[dict[str, Any]], what: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps [n], values [n, pairs] and overlap [n, pairs] of the records of `competition`."""
+    size = len(records[-1]["pairs"])
+    records = every([record for record in records if len(record["pairs"]) == size], 120)
+    nan = float("nan")
+    numbers = [np.array([[nan if v is None else v for v in r[name]] for r in records]) for name in (what, "overlap")]
+    return np.array([record["step"] for record in records]), numbers[0], numbers[1]
+
+
+def pairs_at_the_end(study: Study) -> "Figure":
+    """What overlap, competition and correlation of the watched pairs have to do with how alike their rows are."""
+    arms = [arm for arm in study.arms if study.monitors(arm.rows[0], "competition")]
+    if not arms:
+        raise Missing("no run watched pairs of features (penalty=ortho, from a quarter of the training)")
+    named = named_arms(study, arms)
+    fig, axes = panels(2, 2, (3.4, 2.5), sharey=True)
+    from analysis.plots.outcomes import legend_of_points
+    from analysis.plots.style import look
+
+    for ax, (name, unit) in zip(axes, (("overlap", "overlap n_ij"), ("correlation", "correlation")), strict=True):
+        for number, arm in enumerate(named):
+            last = study.monitors(arm.rows[0], "competition")[-1]
+            shape = look(number) | {"linestyle": "none"}
+            ax.plot(last[name], last["abs_cosine"], **shape, alpha=0.6)
+        ax.set(xlabel=f"{unit} of the pair")
+    axes[0].set_ylabel("|cosine| of w_i and w_j")
+    return finish(fig, *legend_of_points(named), note="Watched pairs at the last look, first seed.")
+
+
+def contrast(study: Study) -> "Figure":
+    """Alignment, uniformity and retrieval of positives; dotted grey is what chance retrieves."""
+    arms = [arm for arm in study.arms if study.monitors(arm.rows[0], "contrastive")]
+    if not arms:
+        raise Missing("no run has a contrastive head (penalty=contrastive)")
+    named = named_arms(study, arms)
+    units = {
+        "alignment": "mean cosine of positives",
+        "uniformity": "log of the mean potential (lower is more even)",
+        "retrieval": "share of anchors",
+    }
+    fig, axes = panels(3)
+    for ax, (name, unit) in zip(axes, units.items(), strict=True):
+        for number, arm in enumerate(named):
+            for key in (name, "chance") if name == "retrieval" else (name,):
+                found = looks(study, arm, "contrastive", key)
+                if found is None:
+                    continue
+                if key == "chance":
+                    ax.plot(found[0], found[1].mean(0), color=GREY, linestyle=":", linewidth=1)
+                else:
+                    line(ax, *found, number)
+        ax.set(title=name, xlabel="training step", ylabel=unit)
+    note = told(study, arms, named).replace("; the others are grey", "")
+    return finish(fig, *legend_of(named), note=f"{note} Dotted: what chance retrieves.".strip())
+
+
+def looks(study: Study, arm: Arm, monitor: str, key: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Steps [n] and a monitor's number [seeds, n], at the steps that all of the arm's runs have."""
+    found = []
+    for row in arm.rows:
+        numbers = {r["step"]: r[key] for r in study.monitors(row, monitor) if isinstance(r.get(key), int | float)}
+        if numbers:
+            found.append(numbers)
+    if not found:
+        return None
+    steps = sorted(set.intersection(*map(set, found)))
+    if not steps:
+        found, steps = found[:1], sorted(found[0])
+    return np.array(steps), np.array([[numbers[step] for step in steps] for numbers in found])
+
+
+def with_snapshots(study: Study) -> list[Arm]:
+    arms = [arm for arm in study.arms if (study.folder(arm.rows[0]).path / "monitors").is_dir()]
+    arms = [arm for arm in arms if study.snapshots(arm.rows[0])]
+    if not arms:
+        raise Missing("no run has come to a quarter of its training")
+    return arms
+
+
+def off_diagonal(block: np.ndarray) -> np.ndarray:
+    return np.abs(block[~np.eye(len(block), dtype=bool)].astype(np.float32)) if len(block) > 1 else np.zeros(1)
+
+
+def some(arms: list[Arm], study: Study, n: int) -> tuple[list[Arm], str]:
+    """At most n arms, from the lowest to the highest fvu, and a sentence on those left out."""
+    if len(arms) <= n:
+        return arms, ""
+    return every(study.ranked(arms), n), f"{n} of {len(arms)} runs, from the lowest to the highest fvu."

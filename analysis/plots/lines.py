@@ -1,0 +1,192 @@
+"""Curves and bars of many runs that stay legible."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis.plots.study import Arm, Missing, Study, every
+from analysis.plots.style import COLOURS, GREY, finish, look, panels
+from analysis.text import clean
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DISTINCT = 10
+"""Lines that a reader tells apart; of more, a few are named and the rest is grey."""
+NAMED = 5
+BEHIND = 150
+"""Grey lines, at most."""
+BARS = 36
+LABEL = 44
+"""Characters of a label, at most."""
+
+TITLES = {
+    "fvu": ("fvu, batch", "fraction of variance"),
+    "held_out_fvu": ("fvu, held-out text", "fraction of variance"),
+    "l0": ("L0", "active features per token"),
+    "dead_features": ("dead features", "share of the features"),
+    "lr": ("learning rate", "per step"),
+    "k": ("k", "features per token"),
+    "p": ("p of the L_p norm", "exponent"),
+    "loss": ("total loss", None),
+    "recon_loss": ("reconstruction loss", None),
+    "tokens_per_s": ("speed", "tokens per second"),
+    "penalty/competing_pairs": ("competing pairs", "pairs of features"),
+    "penalty/threshold": ("competition threshold", "overlap"),
+    "penalty/alpha": ("alpha", "share of the constraint lifted"),
+    "penalty/constraint": ("g(e)", "share of the constraint kept"),
+    "penalty/fvu_average": ("moving fvu", "fraction of variance"),
+    "penalty/group_1": ("features in group 1", "features"),
+    "penalty/group_2": ("features in group 2", "features"),
+    "penalty/mi": ("MI between groups", "nats"),
+    "penalty/group_lasso": ("group lasso", "activation units"),
+    "penalty/l2": ("squared norm of the weights", "unweighted"),
+    "penalty/contrastive": ("InfoNCE of energy profiles", "nats"),
+    "penalty/info_nce": ("InfoNCE", "nats"),
+    "penalty/anchors": ("tokens with positives", "share of the batch"),
+    "penalty/diversity": ("concentration of activation", "0 even, 1 in one feature"),
+    "penalty/features": ("features that vary", "features"),
+    "penalty/nearest_cosine": ("nearest in the chunk", "cosine"),
+}
+"""Title and unit of a logged number; None for the unit of the reconstruction."""
+
+
+def title_and_unit(name: str, study: Study) -> tuple[str, str]:
+    parts = name.split("/")
+    title, unit = TITLES.get(name) or TITLES.get(f"{parts[0]}/{parts[-1]}") or ("", "")
+    if len(parts) == 3:  # a term of one penalty of several
+        title = f"{parts[1]}: {title or parts[-1]}"
+    if unit is None:
+        unit = study.units()
+    if not title and name.endswith("_loss"):
+        title, unit = f"{name.removesuffix('_loss')} loss", "before its weight"
+    if not title and name.endswith("_weight"):
+        title, unit = f"{name.removesuffix('_weight')} weight", "weight in the loss"
+    return clean(title or name, 40), clean(unit, 40)
+
+
+def named_arms(study: Study, arms: list[Arm]) -> list[Arm]:
+    """All arms where they are few; otherwise some from the lowest to the highest fvu, that one looks at by name."""
+    return arms if len(arms) <= DISTINCT else every(study.ranked(arms), NAMED)
+
+
+def curve_panels(
+    study: Study, names: Sequence[str], x: str = "step", log: Sequence[str] = (), columns: int = 3, note: str = ""
+) -> "Figure":
+    """A panel for each logged number, a line for each arm; those of several seeds as mean and band."""
+    arms = [arm for arm in study.arms if any(study.curve(arm, name, x) is not None for name in names)]
+    if not arms or not names:
+        raise Missing("no run has logged them")
+    named = named_arms(study, arms)
+    fig, axes = panels(len(names), columns)
+    for ax, name in zip(axes, names, strict=True):
+        if len(named) < len(arms):
+            for arm in every(arms, BEHIND):
+                if found := study.curve(arm, name, x):
+                    ax.plot(found[0], found[1].mean(0), color=GREY, linewidth=0.5, alpha=0.6, zorder=1)
+        for number, arm in enumerate(named):
+            if found := study.curve(arm, name, x):
+                line(ax, *found, number)
+        title, unit = title_and_unit(name, study)
+        ax.set(title=title, ylabel=unit)
+        if name in log and all((found := study.curve(a, name, x)) is None or found[1].min() > 0 for a in arms):
+            ax.set_yscale("log")
+        elif ax.get_ylim()[0] > 0 and ax.get_ylim()[0] < 0.5 * ax.get_ylim()[1]:
+            ax.set_ylim(bottom=0)
+    for ax in axes[-min(columns, len(axes)) :]:
+        ax.set_xlabel({"step": "training step", "tokens": "training tokens"}[x])
+    return finish(fig, *legend_of(named), note=" ".join(filter(None, [told(study, arms, named), note])))
+
+
+def line(ax: Any, x: np.ndarray, values: np.ndarray, number: int, **kwargs: Any) -> None:
+    """The mean of values [seeds, n], and the band from their least to their largest."""
+    shape = look(number)
+    ax.plot(x, values.mean(0), **shape, markevery=markers(len(x), number), zorder=3, **kwargs)
+    if len(values) > 1:
+        ax.fill_between(x, values.min(0), values.max(0), color=shape["color"], alpha=0.18, linewidth=0)
+
+
+def markers(n: int, number: int) -> Any:
+    """Some five markers along a line, elsewhere for each line."""
+    step = max(1, n // 5)
+    return (min(number * max(1, step // 6), max(n - 1, 0)) % step, step)
+
+
+def legend_of(arms: Sequence[Arm]) -> tuple[list[Any], list[str]]:
+    """Handles and labels; nothing for a single arm that needs no telling apart."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], **look(number)) for number in range(len(arms))]
+    return handles, [short(arm) for arm in arms]
+
+
+def short(arm: Arm) -> str:
+    """The arm's label, and how many seeds it stands for."""
+    seeds = f" (n={len(arm.rows)})" if len(arm.rows) > 1 else ""
+    return clean(arm.label, LABEL) + seeds
+
+
+def told(study: Study, arms: Sequence[Arm], named: Sequence[Arm]) -> str:
+    """What a reader has to know of the lines."""
+    said = []
+    if any(len(arm.rows) > 1 for arm in named):
+        said.append("Lines are means over n seeds, bands go from the least to the largest.")
+    if len(named) < len(arms):
+        said.append(f"{len(named)} of {len(arms)} are named, from the lowest to the highest fvu; the others are grey.")
+    return " ".join(said)
+
+
+def bar_panels(
+    study: Study,
+    names: Sequence[tuple[str, str]],
+    targets: dict[str, tuple[float, str]] | None = None,
+    log: bool = False,
+) -> "Figure":
+    """A panel of bars for each metric (name, label), a bar for each arm; dots are seeds, a dashed line is the target.
+
+    targets: metric -> (value, what it is called).
+    """
+    arms = [arm for arm in study.arms if any(study.values(arm, name) for name, _ in names)]
+    if not arms:
+        raise Missing("no run has these metrics")
+    shown = study.ranked(arms)[:BARS] if len(arms) > BARS else arms
+    # labels of the bars take room of their own in the first panel of each row
+    columns = min(3 if len(shown) <= 12 else 4, len(names))
+    height = 0.55 + 0.165 * len(shown)
+    fig, axes = panels(len(names), columns, (2.3, height), sharey=True)
+    width = 0.055 * max(len(short(arm)) for arm in shown) + 2.1 * columns + 0.3
+    fig.set_figwidth(max(4.2, width))
+    places = np.arange(len(shown))
+    for ax, (name, label) in zip(axes, names, strict=True):
+        values = [study.values(arm, name) for arm in shown]
+        means = [sum(v) / len(v) if v else float("nan") for v in values]
+        ax.barh(places, means, color="#a9c9e2", edgecolor="#2b5d86", linewidth=0.6, height=0.7)
+        for place, several in zip(places, values, strict=True):
+            if len(several) > 1:
+                ax.plot(several, [place] * len(several), "o", color="black", markersize=2, zorder=4)
+        if log and min((m for m in means if m == m), default=0) > 0:
+            ax.set_xscale("log")
+        else:
+            finite = [v for several in values for v in several]
+            top = max([0.0, *finite, *([targets[name][0]] if targets and name in targets else [])])
+            low = min([0.0, *finite])
+            ax.set_xlim(low * 1.2, (top + 0.02 * (top - low)) * 1.22 or 1)
+        for place, mean in zip(places, means, strict=True):
+            if mean == mean:
+                ax.annotate(
+                    f"{mean:.4g}", (max(mean, 0), place), xytext=(2, 0), textcoords="offset points", va="center", size=6
+                )
+        if targets and name in targets:
+            target, words = targets[name]
+            ax.axvline(target, color=COLOURS[1], linestyle="--", linewidth=1.1, zorder=5)
+            label = f"{label}\n-- target: {words} {target:g}"
+        ax.set_title(label)
+        ax.set_yticks(places, [short(arm) for arm in shown])
+        ax.tick_params(axis="y", length=0)
+        ax.margins(y=0.01)
+    axes[0].invert_yaxis()
+    said = ["Dots are seeds, bars their means."] if any(len(arm.rows) > 1 for arm in shown) else []
+    if len(shown) < len(arms):
+        said.append(f"{len(shown)} of {len(arms)}: those of lowest fvu; the table has all.")
+    return finish(fig, note=" ".join(said))
