@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.plots.lines import legend_of, line, named_arms, short, told
+from analysis.plots.lines import legend_of, legend_of_points, line, named_arms, short, told
 from analysis.plots.study import Arm, Missing, Study, every
-from analysis.plots.style import COLOURS, DASHES, GREY, finish, panels
+from analysis.plots.style import COLOURS, DASHES, GREY, finish, log_scale, look, panels
 from analysis.text import clean
 
 if TYPE_CHECKING:
@@ -23,29 +23,51 @@ CLASSES = ("high", "median", "low")
 def similarity_matrices(study: Study) -> "Figure":
     """|w_i . w_j| of the fixed block at the four phases; darker is more alike, the diagonal left out."""
     arms, left_out = some(with_snapshots(study), study, MATRICES)
-    # one scale for all, which the pairs that are no outliers fill
-    blocks = {arm.rows[0]: study.snapshots(arm.rows[0]) for arm in arms}
-    top = max(np.quantile(off_diagonal(s["block"]), 0.999) for found in blocks.values() for s in found.values())
+    blocks = {arm.rows[0]: seriated(study.snapshots(arm.rows[0])) for arm in arms}
+    top = max(float(np.quantile(block, 0.999)) for found in blocks.values() for block in found.values())
     fig, axes = panels(4 * len(arms), 4, (1.75, 1.75))
     image = None
     for place, ax in enumerate(axes):
         arm, percent = arms[place // 4], (25, 50, 75, 100)[place % 4]
         found = blocks[arm.rows[0]].get(percent)
         ax.set(xticks=[], yticks=[])
+        ax.set_box_aspect(1)
         if found is None:
             ax.text(0.5, 0.5, "not reached", ha="center", va="center", transform=ax.transAxes, fontsize=7)
         else:
-            block = np.abs(found["block"].astype(np.float32))
-            np.fill_diagonal(block, 0)
-            image = ax.imshow(block, cmap="Greys", vmin=0, vmax=top, interpolation="nearest", rasterized=True)
+            image = ax.imshow(pooled(found), cmap="Greys", vmin=0, vmax=top, interpolation="nearest", rasterized=True)
         if place < 4:
             ax.set_title(f"{percent} % of the training")
         if place % 4 == 0:
             ax.set_ylabel(clean(short(arm), 30), fontsize=7)
     if image is not None:
         fig.colorbar(image, ax=axes, shrink=0.6, label="|cosine| of decoder rows", extend="max")
-    n = max(len(s["features"]) for found in blocks.values() for s in found.values())
-    return finish(fig, note=f"The same {n} features at each look, first seed. {left_out}".strip())
+    n = max(len(block) for found in blocks.values() for block in found.values())
+    note = (
+        f"The same {n} features at each look, ordered by likeness at the last one; a dot is the largest of a few pairs."
+    )
+    return finish(fig, note=f"{note} First seed. {left_out}".strip())
+
+
+def seriated(snapshots: dict[int, dict[str, np.ndarray]]) -> dict[int, np.ndarray]:
+    """|cosine| [n, n] by percent, 0 on the diagonal, rows in an order that puts features alike at the end together:
+    that of the first eigenvector of the last matrix's graph Laplacian but the constant one."""
+    blocks = {percent: np.abs(found["block"].astype(np.float64)) for percent, found in snapshots.items()}
+    for block in blocks.values():
+        np.fill_diagonal(block, 0)
+    last = np.nan_to_num(blocks[max(blocks)]) ** 2
+    order = np.arange(len(last))
+    if len(last) > 2:
+        order = np.linalg.eigh(np.diag(last.sum(0)) - last)[1][:, 1].argsort(kind="stable")
+    return {percent: np.nan_to_num(block[np.ix_(order, order)]) for percent, block in blocks.items()}
+
+
+def pooled(block: np.ndarray, size: int = 128) -> np.ndarray:
+    """The block [n, n] in at most size x size squares, each with its largest value, so that no pair is lost."""
+    step = -(-len(block) // size)
+    short = -len(block) % step
+    wide = np.pad(block, ((0, short), (0, short)))
+    return wide.reshape(len(wide) // step, step, -1, step).max((1, 3))
 
 
 def similarity_histograms(study: Study) -> "Figure":
@@ -61,7 +83,7 @@ def similarity_histograms(study: Study) -> "Figure":
                 edges = found[0]["edges"]
                 line(ax, (edges[1:] + edges[:-1]) / 2, np.where(shares > 0, shares, np.nan), number)
         ax.set_title(f"{percent} % of the training")
-        ax.set_yscale("log")
+    log_scale(axes[0], "y")
     for ax in axes[::2]:
         ax.set_ylabel("share of the pairs")
     for ax in axes[2:]:
@@ -127,9 +149,6 @@ def pairs_at_the_end(study: Study) -> "Figure":
         raise Missing("no run watched pairs of features (penalty=ortho, from a quarter of the training)")
     named = named_arms(study, arms)
     fig, axes = panels(2, 2, (3.4, 2.5), sharey=True)
-    from analysis.plots.outcomes import legend_of_points
-    from analysis.plots.style import look
-
     for ax, (name, unit) in zip(axes, (("overlap", "overlap n_ij"), ("correlation", "correlation")), strict=True):
         for number, arm in enumerate(named):
             last = study.monitors(arm.rows[0], "competition")[-1]
@@ -188,10 +207,6 @@ def with_snapshots(study: Study) -> list[Arm]:
     if not arms:
         raise Missing("no run has come to a quarter of its training")
     return arms
-
-
-def off_diagonal(block: np.ndarray) -> np.ndarray:
-    return np.abs(block[~np.eye(len(block), dtype=bool)].astype(np.float32)) if len(block) > 1 else np.zeros(1)
 
 
 def some(arms: list[Arm], study: Study, n: int) -> tuple[list[Arm], str]:

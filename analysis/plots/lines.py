@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.plots.study import Arm, Missing, Study, every
-from analysis.plots.style import COLOURS, GREY, finish, look, panels
-from analysis.text import clean
+from analysis.plots.style import COLOURS, GREY, finish, log_scale, look, panels
+from analysis.text import cell, clean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,9 +72,18 @@ def named_arms(study: Study, arms: list[Arm]) -> list[Arm]:
 
 
 def curve_panels(
-    study: Study, names: Sequence[str], x: str = "step", log: Sequence[str] = (), columns: int = 3, note: str = ""
+    study: Study,
+    names: Sequence[str],
+    x: str = "step",
+    log: Sequence[str] = (),
+    columns: int = 3,
+    zero: bool = False,
+    note: str = "",
 ) -> "Figure":
-    """A panel for each logged number, a line for each arm; those of several seeds as mean and band."""
+    """A panel for each logged number, a line for each arm; those of several seeds as mean and band.
+
+    log: names that may have a logarithmic axis; zero: begin all other axes at 0.
+    """
     arms = [arm for arm in study.arms if any(study.curve(arm, name, x) is not None for name in names)]
     if not arms or not names:
         raise Missing("no run has logged them")
@@ -90,13 +99,20 @@ def curve_panels(
                 line(ax, *found, number)
         title, unit = title_and_unit(name, study)
         ax.set(title=title, ylabel=unit)
-        if name in log and all((found := study.curve(a, name, x)) is None or found[1].min() > 0 for a in arms):
-            ax.set_yscale("log")
-        elif ax.get_ylim()[0] > 0 and ax.get_ylim()[0] < 0.5 * ax.get_ylim()[1]:
-            ax.set_ylim(bottom=0)
+        if name in log and spans_much(study, arms, name, x):
+            log_scale(ax, "y")
+        elif zero or 0 < ax.get_ylim()[0] < 0.5 * ax.get_ylim()[1]:
+            ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
     for ax in axes[-min(columns, len(axes)) :]:
         ax.set_xlabel({"step": "training step", "tokens": "training tokens"}[x])
     return finish(fig, *legend_of(named), note=" ".join(filter(None, [told(study, arms, named), note])))
+
+
+def spans_much(study: Study, arms: Sequence[Arm], name: str, x: str) -> bool:
+    """Whether the values, all above 0, differ by more than a factor of 5."""
+    values = [found[1] for arm in arms if (found := study.curve(arm, name, x))]
+    low, high = min(v.min() for v in values), max(v.max() for v in values)
+    return bool(low > 0 and high > 5 * low)
 
 
 def line(ax: Any, x: np.ndarray, values: np.ndarray, number: int, **kwargs: Any) -> None:
@@ -121,9 +137,16 @@ def legend_of(arms: Sequence[Arm]) -> tuple[list[Any], list[str]]:
     return handles, [short(arm) for arm in arms]
 
 
+def legend_of_points(arms: Sequence[Arm]) -> tuple[list[Any], list[str]]:
+    """The same for points without lines."""
+    from matplotlib.lines import Line2D
+
+    return [Line2D([], [], **(look(n) | {"linestyle": "none"})) for n in range(len(arms))], [short(a) for a in arms]
+
+
 def short(arm: Arm) -> str:
     """The arm's label, and how many seeds it stands for."""
-    seeds = f" (n={len(arm.rows)})" if len(arm.rows) > 1 else ""
+    seeds = f" (n={arm.begun})" if len(arm.rows) > 1 else ""
     return clean(arm.label, LABEL) + seeds
 
 
@@ -141,7 +164,6 @@ def bar_panels(
     study: Study,
     names: Sequence[tuple[str, str]],
     targets: dict[str, tuple[float, str]] | None = None,
-    log: bool = False,
 ) -> "Figure":
     """A panel of bars for each metric (name, label), a bar for each arm; dots are seeds, a dashed line is the target.
 
@@ -165,18 +187,15 @@ def bar_panels(
         for place, several in zip(places, values, strict=True):
             if len(several) > 1:
                 ax.plot(several, [place] * len(several), "o", color="black", markersize=2, zorder=4)
-        if log and min((m for m in means if m == m), default=0) > 0:
-            ax.set_xscale("log")
-        else:
-            finite = [v for several in values for v in several]
-            top = max([0.0, *finite, *([targets[name][0]] if targets and name in targets else [])])
-            low = min([0.0, *finite])
-            ax.set_xlim(low * 1.2, (top + 0.02 * (top - low)) * 1.22 or 1)
-        for place, mean in zip(places, means, strict=True):
-            if mean == mean:
-                ax.annotate(
-                    f"{mean:.4g}", (max(mean, 0), place), xytext=(2, 0), textcoords="offset points", va="center", size=6
-                )
+        finite = [v for several in values for v in several]
+        top = max([0.0, *finite, *([targets[name][0]] if targets and name in targets else [])])
+        low = min([0.0, *finite])
+        ax.set_xlim(low * 1.2, top + 0.28 * (top - low) or 1)
+        for place, mean, several in zip(places, means, values, strict=True):
+            if several:
+                words = cell(mean, "whole" if mean == int(mean) else "number")
+                at = (max(0.0, *several), place)
+                ax.annotate(words, at, xytext=(3, 0), textcoords="offset points", va="center", size=6)
         if targets and name in targets:
             target, words = targets[name]
             ax.axvline(target, color=COLOURS[1], linestyle="--", linewidth=1.1, zorder=5)

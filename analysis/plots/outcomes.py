@@ -7,12 +7,12 @@ from analysis.metrics import FIRST, direction
 from analysis.plots.lines import (
     bar_panels,
     legend_of,
+    legend_of_points,
     named_arms,
-    short,
     told,
 )
 from analysis.plots.study import Arm, Missing, Study, every
-from analysis.plots.style import COLOURS, GREY, finish, look, panels
+from analysis.plots.style import GREY, finish, log_scale, look, panels
 from sae_sweeps.evaluation.result import BUILTIN
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def by_number(study: Study) -> "Figure":
                 ax.plot(*zip(*points, strict=True), **shape)
         if ax.get_legend_handles_labels()[0]:
             ax.legend(loc="lower right")
-        ax.set_xscale("log")
+        log_scale(ax, "x")
         ticks = sorted(numbers)
         ax.set_xticks(ticks, [str(tick) for tick in ticks])
         ax.minorticks_off()
@@ -158,11 +158,11 @@ def pareto(study: Study) -> "Figure":
             if inside := points_of(study, arm, name):
                 ax.plot(*zip(*inside, strict=True), **shape, markersize=5, zorder=3, alpha=0.9)
         best = front(points, direction(name) or "higher")
-        ax.step(*zip(*best, strict=True), where="post", color=COLOURS[1], linewidth=1, linestyle="--", zorder=2)
+        ax.step(*zip(*best, strict=True), where="post", color="black", linewidth=1, linestyle="--", zorder=2)
         if points and max(x for x, _ in points) > 8 * max(1e-9, min(x for x, _ in points)):
-            ax.set_xscale("log")
+            log_scale(ax, "x")
         better = BETTER[direction(name) or "higher"]
-        ax.set(title=f"{title} ({better})", xlabel="L0: active features per token (lower is sparser)", ylabel=name)
+        ax.set(title=f"{title} ({better})", xlabel="L0 (active features per token)", ylabel=name)
     note = "The dashed line is the front: no run is at once sparser and better than one on it."
     if len(named) < len(arms):
         note += f" {len(named)} of {len(arms)} are named, those on the front first."
@@ -194,9 +194,3 @@ def front_arms(study: Study, arms: list[Arm], name: str) -> list[Arm]:
         return arms
     best = set(front([point for arm in arms for point in points_of(study, arm, name)], direction(name) or "higher"))
     return every([arm for arm in arms if best & set(points_of(study, arm, name))], 8)
-
-
-def legend_of_points(arms: list[Arm]) -> tuple[list, list[str]]:
-    from matplotlib.lines import Line2D
-
-    return [Line2D([], [], **(look(n) | {"linestyle": "none"})) for n in range(len(arms))], [short(a) for a in arms]

@@ -1,4 +1,4 @@
-"""What figures are drawn from: runs, those that differ in the seed alone as one arm; their files are read when asked."""
+"""What figures are drawn from: runs, those that differ in the seed alone as one arm. Files are read when asked for."""
 
 import re
 from collections.abc import Iterable
@@ -35,6 +35,8 @@ class Arm:
     label: str
     rows: list[int]
     """Row numbers in the study's frame."""
+    begun: int = 1
+    """How many of them have begun."""
 
 
 @dataclass
@@ -192,7 +194,8 @@ def arms_of(full: "pd.DataFrame") -> list[Arm]:
             groups[group, row] = [row]  # no replicate of another run
         else:
             groups.setdefault(group, []).append(row)
-    arms = [Arm("", rows) for rows in groups.values()]
+    states = list(full["run", "state"])
+    arms = [Arm("", rows, sum(states[row] != "queued" for row in rows)) for rows in groups.values()]
     for arm, label in zip(arms, labels_of(full, arms, keys), strict=True):
         arm.label = label
     return arms

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 GREY = "#9a9a9a"
 
-RC: dict[str, Any] = {
+RC: Any = {
     "font.size": 8,
     "axes.titlesize": 8.5,
     "axes.titlelocation": "left",
@@ -24,7 +25,7 @@ RC: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.7,
-    "axes.formatter.limits": (-3, 4),
+    "axes.formatter.limits": (-4, 6),
     "axes.formatter.use_mathtext": False,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
@@ -84,14 +85,30 @@ def panels(n: int, columns: int = 3, size: tuple[float, float] = PANEL, **kwargs
 
 
 def finish(fig: "Figure", handles: Sequence[Any] = (), labels: Sequence[str] = (), note: str = "") -> "Figure":
-    """Put the legend below the panels, in as many columns as its labels leave room for, and the note below it."""
+    """Put the note below the panels and the legend below it, in as many columns as its labels leave room for."""
+    note = "\n".join(textwrap.wrap(note, int(fig.get_figwidth() * 17)))
     if handles:
         words = [f" {label}" if label.startswith("_") else label for label in labels]  # matplotlib hides `_...`
-        room = fig.get_figwidth() / (0.45 + 0.062 * max(map(len, words)))
-        fig.legend(handles, words, loc="outside lower left", ncols=max(1, min(len(words), int(room))))
-    if note:
-        fig.supxlabel(note, fontsize=7, x=0.01, ha="left", color="#444444")
+        room = fig.get_figwidth() / (0.55 + 0.062 * max(map(len, words)))
+        fig.legend(
+            handles, words, loc="outside lower left", ncols=max(1, min(len(words), int(room))), alignment="left",
+            title=note or None, title_fontsize=7,
+        )  # fmt: skip
+    elif note:
+        fig.supxlabel(note, fontsize=7, x=0.01, ha="left")
     return fig
+
+
+def log_scale(ax: Any, letter: str) -> None:
+    """A logarithmic axis (x or y) with plain labels, some between the powers of ten where there are few."""
+    from matplotlib.ticker import LogFormatter, NullFormatter
+
+    getattr(ax, f"set_{letter}scale")("log", nonpositive="mask")
+    axis = getattr(ax, f"{letter}axis")
+    low, high = axis.get_view_interval()
+    axis.set_major_formatter(LogFormatter())
+    few = high / max(low, 1e-300) < 100
+    axis.set_minor_formatter(LogFormatter(minor_thresholds=(3, 1)) if few else NullFormatter())
 
 
 def png(fig: "Figure", dpi: int = 150, colours: int | None = None) -> bytes:

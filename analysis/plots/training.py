@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from analysis.plots.lines import curve_panels, legend_of, line, named_arms, title_and_unit, told
 from analysis.plots.study import Missing, Study
-from analysis.plots.style import finish, panels
+from analysis.plots.style import finish, log_scale, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ def sparsity(study: Study) -> "Figure":
     names = [name for name in ("l0", "dead_features") if name in study.curve_names()]
     if not names:
         raise Missing("no run has logged L0 or dead features")
-    return curve_panels(study, names, columns=2)
+    return curve_panels(study, names, columns=2, zero=True)
 
 
 def penalty_terms(study: Study) -> "Figure":
@@ -61,7 +61,7 @@ def schedules(study: Study) -> "Figure":
     names += [n for n in logged if any(n.endswith(end.removeprefix("penalty")) for end in PENALTY_CURVES)]
     if not names:
         raise Missing("no run has logged a step")
-    return curve_panels(study, names, note="As logged at each step, so as used.")
+    return curve_panels(study, names, zero=True, note="As logged at each step, so as used.")
 
 
 def gradient_norms(study: Study) -> "Figure":
@@ -83,7 +83,7 @@ def gradient_norms(study: Study) -> "Figure":
         title, _ = title_and_unit(term.removeprefix("grad_norm/") + "_loss", study)
         ax.set(title=f"{title}, on {matrix}", ylabel="norm of the gradient")
         if positive:
-            ax.set_yscale("log", nonpositive="mask")
+            log_scale(ax, "y")
     for ax in axes[-len(terms) :]:
         ax.set_xlabel("training step")
     note = told(study, arms, named).replace("; the others are grey", "")
