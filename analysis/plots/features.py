@@ -4,10 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.plots.lines import legend_of, legend_of_points, line, named_arms, short, told
+from analysis.plots.lines import beside, legend_of, legend_of_points, line, named_arms, told
 from analysis.plots.study import Arm, Missing, Study, every
-from analysis.plots.style import COLOURS, DASHES, GREY, finish, log_scale, look, panels
-from analysis.text import clean
+from analysis.plots.style import COLOURS, DASHES, GREY, Room, add_below, finish, log_scale, look, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +24,8 @@ def similarity_matrices(study: Study) -> "Figure":
     arms, left_out = some(with_snapshots(study), study, MATRICES)
     blocks = {arm.rows[0]: seriated(study.snapshots(arm.rows[0])) for arm in arms}
     top = max(float(np.quantile(block, 0.999)) for found in blocks.values() for block in found.values())
-    fig, axes = panels(4 * len(arms), 4, (1.75, 1.75))
+    room = Room(left=0.05, right=0.05, bottom=0.05, top=0.2)
+    fig, axes = panels(4 * len(arms), 4, (1.7, 1.85), room, left=0.45, right=0.75)
     image = None
     for place, ax in enumerate(axes):
         arm, percent = arms[place // 4], (25, 50, 75, 100)[place % 4]
@@ -39,9 +39,10 @@ def similarity_matrices(study: Study) -> "Figure":
         if place < 4:
             ax.set_title(f"{percent} % of the training")
         if place % 4 == 0:
-            ax.set_ylabel(clean(short(arm), 30), fontsize=7)
+            ax.set_ylabel(beside(arm), fontsize=7)
     if image is not None:
-        fig.colorbar(image, ax=axes, shrink=0.6, label="|cosine| of decoder rows", extend="max")
+        bar = fig.add_axes((1 - 0.7 / fig.get_figwidth(), 0.2, 0.12 / fig.get_figwidth(), 0.6))
+        fig.colorbar(image, cax=bar, label="|cosine| of decoder rows", extend="max")
     n = max(len(block) for found in blocks.values() for block in found.values())
     note = (
         f"The same {n} features at each look, ordered by likeness at the last one; a dot is the largest of a few pairs."
@@ -112,7 +113,9 @@ def watched_pairs(study: Study, what: str, unit: str, limits: tuple[float, float
     if not arms:
         raise Missing("no run watched pairs of features (penalty=ortho, from a quarter of the training)")
     arms, left_out = some(arms, study, WATCHED)
-    fig, axes = panels(3 * len(arms), 3, (2.5, 1.65), sharey=True, sharex=True)
+    room = Room(left=0.1, right=0.1, bottom=0.15, top=0.25)
+    fig, axes = panels(3 * len(arms), 3, (2.3, 1.6), room, left=0.75, sharey=True, sharex=True)
+    add_below(fig, 0.25)
     for place, ax in enumerate(axes):
         arm, kind = arms[place // 3], place % 3
         steps, values, overlap = pairs_of(study.monitors(arm.rows[0], "competition"), what)
@@ -126,7 +129,7 @@ def watched_pairs(study: Study, what: str, unit: str, limits: tuple[float, float
         if limits:
             ax.set_ylim(*limits)
         if kind == 0:
-            ax.set_ylabel(f"{clean(short(arm), 26)}\n{unit}", fontsize=7)
+            ax.set_ylabel(f"{beside(arm)}\n{unit}", fontsize=7)
         if place >= 3 * (len(arms) - 1):
             ax.set_xlabel("training step")
     note = f"Pairs chosen by their overlap at a quarter of the training, first seed; thick: their mean. {left_out}"

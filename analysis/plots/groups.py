@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.plots.features import looks, some
-from analysis.plots.lines import legend_of, line, named_arms, short, told
+from analysis.plots.lines import beside, legend_of, line, named_arms, short, told
 from analysis.plots.study import Arm, Missing, Study, every
 from analysis.plots.style import COLOURS, DASHES, finish, panels
 from analysis.text import clean
@@ -36,7 +36,7 @@ def group_mi(study: Study) -> "Figure":
     arms = group_arms(study)
     named = named_arms(study, arms)
     shown, left_out = some([arm for arm in arms if "mi" in layer_looks(study, arm.rows[0])[-1]], study, SHOWN)
-    fig, axes = panels(2 + len(shown), 3, (3.1, 2.4))
+    fig, axes = panels(2 + len(shown), 3, (2.9, 2.4), right=0.75)
     for number, arm in enumerate(named):
         if found := looks(study, arm, "groups", "mi_mean"):
             line(axes[0], *found, number)
@@ -54,7 +54,8 @@ def group_mi(study: Study) -> "Figure":
             image = ax.imshow(mi, cmap="Greys", vmin=0, vmax=top, interpolation="nearest", rasterized=True)
             ax.set(xlabel="group", ylabel="group")
             ax.set_title(clean(short(arm), 34), fontsize=7.5)
-        fig.colorbar(image, ax=axes[2:], label="MI at the last look (nats)", shrink=0.8)
+        bar = fig.add_axes((1 - 0.7 / fig.get_figwidth(), 0.25, 0.12 / fig.get_figwidth(), 0.5))
+        fig.colorbar(image, cax=bar, label="MI at the last look (nats)")
     note = told(study, arms, named).replace("; the others are grey", "")
     return finish(fig, *legend_of(named), note=" ".join(filter(None, [note, left_out and f"Matrices: {left_out}"])))
 
@@ -112,7 +113,7 @@ def selective_looks(study: Study) -> list[Arm]:
 def feature_statistics(study: Study) -> "Figure":
     """Three panels a run: how mean, maximum and spread of the features' activations grow; largest, 90 %, median."""
     arms, left_out = some(selective_looks(study), study, SHOWN)
-    fig, axes = panels(3 * len(arms), 3, (2.6, 1.8), sharex=True)
+    fig, axes = panels(3 * len(arms), 3, (2.6, 1.75), left=0.3, sharex=True)
     for place, ax in enumerate(axes):
         arm, name = arms[place // 3], STATISTICS[place % 3]
         records = [r for r in study.monitors(arm.rows[0], "groups") if "deciles" in r]
@@ -123,7 +124,7 @@ def feature_statistics(study: Study) -> "Figure":
         if place < 3:
             ax.set_title(f"{name} of the activation")
         if place % 3 == 0:
-            ax.set_ylabel(f"{clean(short(arm), 28)}\nactivation units", fontsize=7)
+            ax.set_ylabel(f"{beside(arm)}\nactivation units", fontsize=7)
         if place >= 3 * (len(arms) - 1):
             ax.set_xlabel("training step")
     handles, labels = axes[0].get_legend_handles_labels()

@@ -1,12 +1,13 @@
 """Curves and bars of many runs that stay legible."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from analysis.plots.study import Arm, Missing, Study, every
-from analysis.plots.style import COLOURS, GREY, finish, log_scale, look, panels
+from analysis.plots.style import COLOURS, GREY, Room, finish, log_scale, look, panels
 from analysis.text import cell, clean
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ def curve_panels(
         if name in log and spans_much(study, arms, name, x):
             log_scale(ax, "y")
         elif zero or 0 < ax.get_ylim()[0] < 0.5 * ax.get_ylim()[1]:
-            ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
+            above = all((found := study.curve(arm, name, x)) is None or found[1].min() >= 0 for arm in arms)
+            ax.set_ylim(bottom=0 if above else None)
     for ax in axes[-min(columns, len(axes)) :]:
         ax.set_xlabel({"step": "training step", "tokens": "training tokens"}[x])
     return finish(fig, *legend_of(named), note=" ".join(filter(None, [told(study, arms, named), note])))
@@ -150,6 +152,11 @@ def short(arm: Arm) -> str:
     return clean(arm.label, LABEL) + seeds
 
 
+def beside(arm: Arm, width: int = 22) -> str:
+    """The label in at most three lines, for the side of a row of panels."""
+    return "\n".join(textwrap.wrap(short(arm), width, max_lines=3, placeholder="…"))
+
+
 def told(study: Study, arms: Sequence[Arm], named: Sequence[Arm]) -> str:
     """What a reader has to know of the lines."""
     said = []
@@ -173,12 +180,12 @@ def bar_panels(
     if not arms:
         raise Missing("no run has these metrics")
     shown = study.ranked(arms)[:BARS] if len(arms) > BARS else arms
-    # labels of the bars take room of their own in the first panel of each row
     columns = min(3 if len(shown) <= 12 else 4, len(names))
-    height = 0.55 + 0.165 * len(shown)
-    fig, axes = panels(len(names), columns, (2.3, height), sharey=True)
-    width = 0.055 * max(len(short(arm)) for arm in shown) + 2.1 * columns + 0.3
-    fig.set_figwidth(max(4.2, width))
+    heads = 1 + max(label.count("\n") + bool(targets and name in targets) for name, label in names)
+    room = Room(left=0.08, right=0.16, bottom=0.3, top=0.1 + 0.15 * heads)
+    height = room.bottom + room.top + 0.17 * len(shown)
+    left = 0.1 + 0.057 * max(len(short(arm)) for arm in shown)
+    fig, axes = panels(len(names), columns, (2.1, height), room, left=left, sharey=True)
     places = np.arange(len(shown))
     for ax, (name, label) in zip(axes, names, strict=True):
         values = [study.values(arm, name) for arm in shown]

@@ -12,7 +12,7 @@ from analysis.plots.lines import (
     told,
 )
 from analysis.plots.study import Arm, Missing, Study, every
-from analysis.plots.style import GREY, finish, log_scale, look, panels
+from analysis.plots.style import GREY, Room, finish, log_scale, look, panels
 from sae_sweeps.evaluation.result import BUILTIN
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def pareto(study: Study) -> "Figure":
         raise Missing("no run has both L0 and a measure of reconstruction")
     arms = [arm for arm in study.arms if study.values(arm, "l0")]
     named = front_arms(study, arms, names[0][0])
-    fig, axes = panels(len(names), size=(3.1, 2.6))
+    fig, axes = panels(len(names), size=(3.2, 2.6), room=Room(left=0.85))
     for ax, (name, title) in zip(axes, names, strict=True):
         points = [(x, y) for arm in arms for x, y in points_of(study, arm, name)]
         if len(named) < len(arms):
@@ -158,12 +158,15 @@ def pareto(study: Study) -> "Figure":
             if inside := points_of(study, arm, name):
                 ax.plot(*zip(*inside, strict=True), **shape, markersize=5, zorder=3, alpha=0.9)
         best = front(points, direction(name) or "higher")
-        ax.step(*zip(*best, strict=True), where="post", color="black", linewidth=1, linestyle="--", zorder=2)
+        if best:
+            x, y = zip(*best, strict=True)
+            ax.step(x, y, where="post", color="black", linewidth=1, linestyle="--", zorder=2)
+            ax.plot(x, y, "o", color="black", fillstyle="none", markersize=9, markeredgewidth=0.7)
         if points and max(x for x, _ in points) > 8 * max(1e-9, min(x for x, _ in points)):
             log_scale(ax, "x")
         better = BETTER[direction(name) or "higher"]
         ax.set(title=f"{title} ({better})", xlabel="L0 (active features per token)", ylabel=name)
-    note = "The dashed line is the front: no run is at once sparser and better than one on it."
+    note = "Rings and the dashed line are the front: no run is as sparse and better than one on it."
     if len(named) < len(arms):
         note += f" {len(named)} of {len(arms)} are named, those on the front first."
     return finish(fig, *legend_of_points(named), note=note)

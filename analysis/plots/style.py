@@ -6,6 +6,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ RC: Any = {
 
 PANEL = (3.1, 2.1)
 """Inches of one panel."""
+NARROWEST = 4.2
+"""Inches; a note needs so much."""
+LINE = 0.165
+"""Inches of a line of small text."""
 
 
 def look(number: int) -> dict[str, Any]:
@@ -69,33 +74,76 @@ def style() -> Iterator[None]:
             log.setLevel(level)
 
 
-def panels(n: int, columns: int = 3, size: tuple[float, float] = PANEL, **kwargs: Any) -> tuple["Figure", list[Any]]:
-    """A figure with n panels in rows of at most `columns`."""
+@dataclass(frozen=True)
+class Room:
+    """Inches around each panel's axes, for labels and title; fixed, as measuring texts costs more than drawing them."""
+
+    left: float = 0.66
+    bottom: float = 0.42
+    right: float = 0.12
+    top: float = 0.26
+
+
+def panels(
+    n: int,
+    columns: int = 3,
+    size: tuple[float, float] = PANEL,
+    room: Room | None = None,
+    left: float = 0,
+    right: float = 0,
+    **kwargs: Any,
+) -> tuple["Figure", list[Any]]:
+    """A figure with n panels of that size in rows of at most `columns`, room within each, and more beside them all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = min(columns, n)
+    room, columns = room or Room(), min(columns, n)
     rows = -(-n // columns)
-    fig = Figure(figsize=(max(size[0] * columns, 4.2), size[1] * rows + 0.3), layout="constrained")
+    width, height = max(left + size[0] * columns + right, NARROWEST), size[1] * rows
+    fig = Figure(figsize=(width, height))
     FigureCanvasAgg(fig)
-    axes = list(fig.subplots(rows, columns, squeeze=False, **kwargs).flat)
+    grid = fig.subplots(rows, columns, squeeze=False, **kwargs)
+    for row in range(rows):
+        for column in range(columns):
+            x, y = left + column * size[0] + room.left, (rows - 1 - row) * size[1] + room.bottom
+            w, h = size[0] - room.left - room.right, size[1] - room.bottom - room.top
+            grid[row, column].set_position((x / width, y / height, w / width, h / height))
+    axes = list(grid.flat)
     for spare in axes[n:]:
         spare.remove()
+    if n % columns and kwargs.get("sharex"):  # those above a removed panel have the labels now
+        for ax in axes[n - columns : n]:
+            ax.tick_params(labelbottom=True)
     return fig, axes[:n]
+
+
+def add_below(fig: "Figure", inches: float) -> None:
+    """Make the figure higher, with that much room at its foot; nothing else changes its size."""
+    width, before = fig.get_size_inches()
+    after = before + inches
+    fig.set_size_inches(width, after)
+    for ax in fig.axes:
+        x, y, w, h = ax.get_position().bounds
+        ax.set_position((x, (y * before + inches) / after, w, h * before / after))
 
 
 def finish(fig: "Figure", handles: Sequence[Any] = (), labels: Sequence[str] = (), note: str = "") -> "Figure":
     """Put the note below the panels and the legend below it, in as many columns as its labels leave room for."""
-    note = "\n".join(textwrap.wrap(note, int(fig.get_figwidth() * 17)))
-    if handles:
-        words = [f" {label}" if label.startswith("_") else label for label in labels]  # matplotlib hides `_...`
-        room = fig.get_figwidth() / (0.55 + 0.062 * max(map(len, words)))
+    width = fig.get_figwidth()
+    lines = textwrap.wrap(note, int(width * 16))
+    words = [f" {label}" if label.startswith("_") else label for label in labels]  # matplotlib hides `_...`
+    columns = max(1, min(len(words), int(width / (0.6 + 0.062 * max(map(len, words)))))) if words else 1
+    legend = LINE * -(-len(words) // columns)
+    add_below(fig, 0.06 + LINE * len(lines) + legend + (0.06 if words else 0))
+    height = fig.get_figheight()
+    if words:
         fig.legend(
-            handles, words, loc="outside lower left", ncols=max(1, min(len(words), int(room))), alignment="left",
-            title=note or None, title_fontsize=7,
+            handles, words, loc="lower left", bbox_to_anchor=(0.04 / width, 0), ncols=columns, borderaxespad=0, borderpad=0.3,
+            labelspacing=0.35,
         )  # fmt: skip
-    elif note:
-        fig.supxlabel(note, fontsize=7, x=0.01, ha="left")
+    if lines:
+        y = (legend + (0.1 if words else 0.05)) / height
+        fig.text(0.06 / width, y, "\n".join(lines), fontsize=7, va="bottom", linespacing=1.3)
     return fig
 
 

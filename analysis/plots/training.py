@@ -72,7 +72,7 @@ def gradient_norms(study: Study) -> "Figure":
         raise Missing("no run has logged gradients (train.monitor_every)")
     arms = [arm for arm in study.arms if any(study.curve(arm, name) is not None for name in terms)]
     named = named_arms(study, arms)
-    fig, axes = panels(2 * len(terms), len(terms), (2.6, 1.9), sharex=True)
+    fig, axes = panels(2 * len(terms), len(terms), (2.7, 2.0), sharex=True)
     places = [(matrix, suffix, term) for matrix, suffix in MATRICES.items() for term in terms]
     for ax, (matrix, suffix, term) in zip(axes, places, strict=True):
         positive = False
