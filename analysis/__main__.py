@@ -20,9 +20,20 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def with_values(argv: Sequence[str]) -> list[str]:
+    """`--sort -fvu` as `--sort=-fvu`: argparse would take the value for an option."""
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] == "--sort" and word.startswith("-") and not word.startswith("--"):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its status (0 where it says nothing), or 2 for a mistake, told in one sentence."""
-    words = parser().parse_args(argv)
+    words = parser().parse_args(with_values(sys.argv[1:] if argv is None else argv))
     try:
         return words.run(words) or 0
     except UserError as error:

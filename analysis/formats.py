@@ -1,27 +1,33 @@
-"""A table's frame as text, markdown, csv, json or a picture. A further format is one function here."""
+"""A table's frame in every format. A further format is one function here."""
 
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.metrics import FIRST, Column, best_rows
-from analysis.text import cell, csv_cell, markdown_cell, wrapped
+from analysis.html import html_page
+from analysis.metrics import DIFFERENCES, STATISTICS, best_rows, reached_rows
+from analysis.text import clean, csv_cell, latex_cell, markdown_cell, wrapped
+from analysis.view import Shown, View, labels, view
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.files import without_nonfinite
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SHORT = {"layer.index": "layer"}
-"""Keys whose last component says little."""
+ENDINGS = {
+    ".txt": "text", ".md": "markdown", ".csv": "csv", ".json": "json", ".svg": "svg", ".tex": "latex", ".html": "html",
+    ".htm": "html",
+}  # fmt: skip
+"""The format of a file by its ending."""
 
 
 def render(frame: "pd.DataFrame", format: str = "text", width: int | None = None, color: bool = False) -> str:
-    """A frame of `table` as text, markdown, csv, json or svg, without a final newline.
+    """A frame of `table` in one of FORMATS, without a final newline.
 
-    Text and markdown show the metrics of FIRST unless columns were chosen; csv and json have all at full precision.
+    Text, markdown, latex and html show the metrics of FIRST unless columns were chosen; csv and json have all at full
+    precision.
 
     Args:
         width: columns of the terminal; a default text table leaves out its last metrics until it fits, and says so.
@@ -32,98 +38,90 @@ def render(frame: "pd.DataFrame", format: str = "text", width: int | None = None
     return FORMATS[format](frame, width, color).rstrip("\n")
 
 
-def shown_columns(frame: "pd.DataFrame") -> list[Column]:
-    """What text and markdown show: the run, what differs, FIRST, tokens or steps that differ; or what was chosen."""
-    if frame.attrs.get("chosen"):
-        return list(frame.columns)
-    has_keys = any(kind == "config" for kind, _ in frame.columns)
-
-    def shown(column: Column) -> bool:
-        kind, name = column
-        if kind == "run":
-            titled = name == "title" and not has_keys and any(isinstance(title, str) for title in frame[column])
-            return name == "run_id" or titled or (name == "state" and set(frame[column]) != {"completed"})
-        differs = name in ("tokens", "steps") and frame[column].nunique() > 1
-        return kind == "config" or name in FIRST or differs
-
-    return [column for column in frame.columns if shown(column)]
-
-
-def labels(columns: Iterable[Column]) -> dict[Column, str]:
-    """Short headers: a dotted key's last component, or as many as tell it from every other column."""
-    columns = list(columns)
-    taken = {name for kind, name in columns if kind != "config"}
-    keys = {column: SHORT.get(column[1], column[1]).split(".") for column in columns if column[0] == "config"}
-    result = {(kind, name): name for kind, name in columns}
-    result |= {c: f"metrics.{c[1]}" for c in columns if c[0] == "metrics" and ("run", c[1]) in result}
-    for column, parts in keys.items():
-        ends = (parts[-n:] for n in range(1, len(parts) + 1))
-        names = (".".join(end) for end in ends if sum(other[-len(end) :] == end for other in keys.values()) == 1)
-        result[column] = next((name for name in names if name not in taken), f"config.{column[1]}")
-    return result
-
-
-def cells(frame: "pd.DataFrame", column: Column) -> list[str]:
-    """A column's values in a few characters each."""
-    values = list(frame[column])
-    if column == ("run", "state") and ("run", "step") in frame.columns:
-        return [progress(*row) for row in zip(values, frame["run", "step"], frame["run", "total_steps"], strict=True)]
-    whole = all(value != value or value == int(value) for value in values) if column[0] == "metrics" else False
-    return [cell(value, "whole" if whole else "number" if column[0] == "metrics" else "config") for value in values]
-
-
-def told_target(frame: "pd.DataFrame", columns: Iterable[Column]) -> str | None:
-    """What the convergence columns speak of, where any is shown."""
-    names = [name for kind, name in columns if kind == "metrics" and name.endswith("_to_fvu")]
-    return f"{', '.join(names)}: to a held-out fvu of {frame.attrs['target_fvu']:.4g}" if names else None
-
-
-def progress(state: str, step: float | None, total_steps: float | None) -> str:
-    """The state, and how far an unfinished run came."""
-    return f"{state} at {100 * step / total_steps:.0f}%" if state != "completed" and step and total_steps else state
+def format_of(path: str | Path) -> str:
+    """The format that a file's ending asks for. Raises ConfigError for one that is not known."""
+    ending = Path(path).suffix.lower()
+    if ending not in ENDINGS:
+        raise ConfigError(f"-o {path}: {ending or 'no ending'} names no format; end it in {', '.join(ENDINGS)}.")
+    return ENDINGS[ending]
 
 
 # The formats ---------------------------------------------------------------------------------------------------------
 
+GAP = "  "
+BOLD, DIM, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
+
 
 def text(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
+    shown = view(frame)
+    left_out: list[str] = []
+    if width is not None and not frame.attrs.get("chosen") and "pivot" not in frame.attrs:
+        while total_width(shown) > width and shown.columns[-1].column[0] in ("metrics", "difference"):
+            left_out.insert(0, shown.columns.pop().name)
+    lines = draw(shown, color)
+    legend = shown.legend
+    if left_out:
+        legend.append(f"left out for want of room: {', '.join(left_out)}")
+    warnings = [f"warning: {warning}" for warning in shown.warnings]
+    return "\n".join([*lines, *legend, *shown.notes, *warnings])
+
+
+def total_width(shown: View) -> int:
+    has_marks = any(shown.marks)
+    return sum(map(column_width, shown.columns)) + len(GAP) * (len(shown.columns) - 1) + (2 if has_marks else 0)
+
+
+def column_width(column: Shown) -> int:
     from rich.cells import cell_len
 
-    columns, left_out = shown_columns(frame), list[str]()
-    while width is not None and not frame.attrs.get("chosen") and columns[-1][0] == "metrics":
-        if max(map(cell_len, draw(frame, columns).split("\n"))) <= width:
-            break
-        left_out.insert(0, columns.pop()[1])
-    notes = ["* best in its column"] if any(best_rows(frame, column) for column in columns) else []
-    if left_out:
-        notes.append(f"left out for want of room: {', '.join(left_out)}")
-    notes += [told] if (told := told_target(frame, columns)) else []
-    notes += [f"warning: {warning}" for warning in frame.attrs.get("warnings", [])]
-    return "\n".join([draw(frame, columns, width, color), *notes])
+    heads = [*wrapped(column.name).split("\n"), ""]
+    longest = max(map(cell_len, column.words), default=0) + mark_width(column)
+    return max(longest, *map(cell_len, heads))
 
 
-def draw(frame: "pd.DataFrame", columns: list[Column], width: int | None = None, color: bool = False) -> str:
-    """The grid alone, as wide as it needs to be unless `width` is given."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def mark_width(column: Shown) -> int:
+    return (1 if column.best else 0) + (1 if column.reached else 0)
 
-    grid = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    content, names = [], labels(columns)
-    for column in columns:
-        is_number = all(isinstance(value, int | float | None) for value in frame[column])
-        grid.add_column(Text(wrapped(names[column])), justify="right" if is_number else "left", vertical="bottom")
-        best = best_rows(frame, column)
-        mark = [Text("*", "bold") if row in best else Text(" " if best else "") for row in range(len(frame))]
-        content.append([Text(words) + mark[row] for row, words in enumerate(cells(frame, column))])
-    for row in zip(*content, strict=True):
-        grid.add_row(*row)
-    file = io.StringIO()
-    terminal = {"force_terminal": color, "color_system": "standard" if color else None}
-    console = Console(file=file, width=width or 100_000, highlight=False, **terminal)  # type: ignore[arg-type]
-    console.print(grid)
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+def draw(shown: View, color: bool = False) -> list[str]:
+    """The lines of the grid: groups, headers, a rule, and a line per row, each as wide as it needs to be."""
+    from rich.cells import cell_len
+
+    def aligned(words: str, column: Shown, width: int) -> str:
+        room = " " * (width - cell_len(words))
+        return room + words if column.is_number else words + room
+
+    # a group's name may be wider than its columns: its last one then grows
+    widths = [column_width(column) for column in shown.columns]
+    start, groups = 0, []
+    for name, span in shown.groups:
+        own = sum(widths[start : start + span]) + len(GAP) * (span - 1)
+        widths[start + span - 1] += max(0, cell_len(clean(name)) - own)
+        own = max(own, cell_len(clean(name)))
+        rule = own - cell_len(clean(name)) - 1
+        groups.append(clean(name) + (f" {'─' * rule}" if rule > 1 and name else " " * (rule + 1)))
+        start += span
+    margin = "  " if any(shown.marks) else ""
+    heads = [wrapped(column.name).split("\n") for column in shown.columns]
+    height = max(map(len, heads), default=0)
+    grid = [groups] if any(name for name, _ in shown.groups) else []
+    for line in range(height):
+        parts = ([""] * (height - len(head)) + head for head in heads)
+        grid.append([aligned(p[line], c, w) for p, c, w in zip(parts, shown.columns, widths, strict=True)])
+    lines = [(margin + GAP.join(parts)).rstrip() for parts in grid]
+    rule = "─" * (len(margin) + sum(widths) + len(GAP) * (len(widths) - 1))
+    lines.append(f"{DIM}{rule}{PLAIN}" if color else rule)
+
+    filled = []
+    for column, width in zip(shown.columns, widths, strict=True):
+        slot = mark_width(column)
+        marks = [column.marks(row) for row in range(len(column.words))] if slot else [""] * len(column.words)
+        pad = [f"{BOLD}{m}{PLAIN}{' ' * (slot - len(m))}" if color and m else m.ljust(slot) for m in marks]
+        filled.append([aligned(w, column, width - slot) + m for w, m in zip(column.words, pad, strict=True)])
+    for row, parts in enumerate(zip(*filled, strict=True)):
+        mark = f"{shown.marks[row]:<2}" if margin else ""
+        lines.append((mark + GAP.join(parts)).rstrip())
+    return lines
 
 
 def svg(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
@@ -133,8 +131,7 @@ def svg(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
     from rich.console import Console
     from rich.text import Text
 
-    # a mark of its own in each cell would be a piece of its own in the picture, which not every viewer aligns
-    lines = Text.from_ansi(text(frame, width, color=True).replace("\x1b[1m*\x1b[0m", "*"))
+    lines = Text(text(frame, width, color=False))
     widest = max((line.cell_len for line in lines.split()), default=80)
     console = Console(file=io.StringIO(), record=True, width=widest, highlight=False)
     console.print(lines)
@@ -143,18 +140,57 @@ def svg(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
 
 
 def markdown(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
-    columns = shown_columns(frame)
-    names, content = labels(columns), []
-    for column in columns:
-        best = best_rows(frame, column)
-        words = map(markdown_cell, cells(frame, column))
-        content.append([f"**{word}**" if row in best else word for row, word in enumerate(words)])
-    head = [markdown_cell(names[column]) for column in columns]
-    rule = ["---:" if kind == "metrics" else "---" for kind, _ in columns]
+    """One header line: a group's name stands before the first of its columns."""
+    shown = view(frame)
+    content, head, rule = [], [], []
+    if any(shown.marks):
+        content.append(shown.marks)
+        head.append("")
+        rule.append("---")
+    before = ""
+    for column in shown.columns:
+        opens = column.group and column.group != before
+        before = column.group
+        head.append(markdown_cell(f"{column.group}: {column.name}" if opens else column.name))
+        rule.append("---:" if column.column[0] in ("metrics", "difference") else "---")
+        words = map(markdown_cell, column.words)
+        marked = (word + (f" {sign}" if (sign := column.marks(row, best="")) else "") for row, word in enumerate(words))
+        content.append([f"**{word}**" if row in column.best else word for row, word in enumerate(marked)])
     lines = ["| " + " | ".join(line) + " |" for line in (head, rule, *zip(*content, strict=True))]
-    notes = [f"- {told}"] if (told := told_target(frame, columns)) else []
-    notes += [f"- warning: {markdown_cell(warning)}" for warning in frame.attrs.get("warnings", [])]
+    legend = [line for line in shown.legend if not line.startswith("*")]
+    notes = [f"- {markdown_cell(line)}" for line in (*legend, *shown.notes)]
+    notes += [f"- warning: {markdown_cell(warning)}" for warning in shown.warnings]
     return "\n".join([*lines, *([""] if notes else []), *notes])
+
+
+def latex(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
+    r"""A tabular for booktabs, the best in bold and a dagger where a target is reached; notes in small print below."""
+    shown = view(frame)
+    aligns = "".join("r" if column.is_number else "l" for column in shown.columns)
+    has_marks = any(shown.marks)
+    lines = ["% \\usepackage{booktabs}", f"\\begin{{tabular}}{{{'l' if has_marks else ''}{aligns}}}", "\\toprule"]
+    heads, rules, place = [""] if has_marks else [], [], 2 if has_marks else 1
+    for name, span in shown.groups:
+        heads.append(f"\\multicolumn{{{span}}}{{c}}{{{latex_cell(clean(name))}}}")
+        if name:
+            rules.append(f"\\cmidrule(lr){{{place}-{place + span - 1}}}")
+        place += span
+    if rules:
+        lines += [" & ".join(heads) + r" \\", " ".join(rules)]
+    names = [latex_cell(clean(column.name)) for column in shown.columns]
+    lines += [" & ".join([*([""] if has_marks else []), *names]) + r" \\", "\\midrule"]
+    for row in range(len(frame)):
+        parts = [latex_cell(shown.marks[row])] if has_marks else []
+        for column in shown.columns:
+            word = latex_cell(column.words[row])
+            word = f"\\textbf{{{word}}}" if row in column.best else word
+            parts.append(word + ("$^{\\dagger}$" if row in column.reached else ""))
+        lines.append(" & ".join(parts) + r" \\")
+    lines += ["\\bottomrule", "\\end{tabular}"]
+    legend = [line for line in shown.legend if not line.startswith("*")]
+    for note in (*legend, *shown.notes, *(f"warning: {warning}" for warning in shown.warnings)):
+        lines.append(f"\\par{{\\footnotesize {latex_cell(clean(note, 400))}}}")
+    return "\n".join(lines)
 
 
 def csv(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
@@ -169,24 +205,46 @@ def csv(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
 
 
 def to_json(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
-    """{"runs": [{run_id, ..., config: {}, metrics: {}}], "best": {metric: [run_id]}, "warnings": []}, and `target_fvu`
-    where runs were followed on held-out text."""
+    """{"runs": [{run_id, ..., config: {}, metrics: {}}], "best": {metric: [run_id]}, "warnings": []}.
+
+    In a folded table a metric is {mean, std, n, ci_low, ci_high}; `differences` stand beside `metrics`; in a pivot
+    "rows" take the place of "runs". Further: `reached` (targets), `marks`, `unfit`, `notes` and `target_fvu`.
+    """
+    has_spread = any(kind == "std" for kind, _ in frame.columns)
     runs = []
     for row in frame.itertuples(index=False, name=None):
         run: dict[str, Any] = {"run": {}, "config": {}, "metrics": {}}
         for (kind, name), value in zip(frame.columns, row, strict=True):
-            if value == value:  # absent keys are left out
-                run[kind][name] = str(value) if isinstance(value, Path) else value
+            if value != value:  # absent keys are left out
+                continue
+            value = str(value) if isinstance(value, Path) else value
+            if kind in DIFFERENCES:
+                part = {"difference": "value", "difference_low": "ci_low", "difference_high": "ci_high"}[kind]
+                run.setdefault("differences", {}).setdefault(name, {})[part] = value
+            elif kind in STATISTICS or (has_spread and kind == "metrics"):
+                part = "mean" if kind == "metrics" else kind
+                run["metrics"].setdefault(name, {})[part] = int(value) if kind == "n" else value
+            else:
+                run[kind][name] = value
         runs.append({**run.pop("run"), **run})
-    best = {column[1]: best_rows(frame, column) for column in frame.columns}
-    content = {
-        "runs": runs,
-        "best": {metric: [runs[row]["run_id"] for row in sorted(rows)] for metric, rows in best.items() if rows},
-        "warnings": frame.attrs.get("warnings", []),
-    }
-    if frame.attrs.get("target_fvu") is not None:
-        content["target_fvu"] = frame.attrs["target_fvu"]
+    attrs = frame.attrs
+    is_pivot = "pivot" in attrs
+    content: dict[str, Any] = {"rows" if is_pivot else "runs": runs}
+    for name, rows_of in (("best", best_rows), ("reached", reached_rows)):
+        found = {column[1]: sorted(rows_of(frame, column)) for column in frame.columns}
+        named = {metric: [row if is_pivot else runs[row]["run_id"] for row in rows] for metric, rows in found.items()}
+        content[name] = {metric: rows for metric, rows in named.items() if rows}
+    content["warnings"] = attrs.get("warnings", [])
+    for name in ("notes", "marks", "target_fvu", "pivot", "baseline", "folded"):
+        if attrs.get(name):
+            content[name] = attrs[name]
+    if attrs.get("unfit") and not is_pivot:
+        content["unfit"] = attrs["unfit"]
     return json.dumps(without_nonfinite(content), indent=2, allow_nan=False)
+
+
+def html(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
+    return html_page(frame)
 
 
 FORMATS: dict[str, Callable[["pd.DataFrame", int | None, bool], str]] = {
@@ -195,4 +253,6 @@ FORMATS: dict[str, Callable[["pd.DataFrame", int | None, bool], str]] = {
     "csv": csv,
     "json": to_json,
     "svg": svg,
+    "latex": latex,
+    "html": html,
 }

@@ -1,19 +1,21 @@
 """Run folders as one data frame.
 
 Columns have two levels, so that a config key never meets a metric of the same name:
-`run` (run_id, title, state, step, total_steps, error, warnings, folder), `config` (dotted keys) and `metrics` (flat).
+`run` (the fields of RUN_FIELDS), `config` (dotted keys) and `metrics` (flat).
 """
 
 import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_sweeps.errors import DamagedFile, DataError
 from sae_sweeps.files import MissingFile, read_json
 from sae_sweeps.runs.folder import RunFolder
+from sae_sweeps.runs.lease import Lease
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +23,12 @@ if TYPE_CHECKING:
 ABSENT = float("nan")
 """In a column of a run that has no such key or metric; a key that is null is None."""
 
-RUN_FIELDS = ("run_id", "title", "state", "step", "total_steps", "error", "warnings", "folder")
+RUN_FIELDS = (
+    "run_id", "title", "state", "step", "total_steps", "error", "warnings", "folder", "source", "provenance",
+)  # fmt: skip
+
+LOST = "lost?"
+"""The state of a run that claims to be running while nobody alive has its lease."""
 
 
 @dataclass
@@ -39,6 +46,9 @@ class Record:
     config: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     """Empty unless the run is completed: an unfinished or diverged run has no result."""
+    source: str = "run"
+    """Where the record comes from: a run's folder, or what was imported."""
+    provenance: dict[str, Any] = field(default_factory=dict)
 
 
 def records(paths: Iterable[str | Path]) -> "pd.DataFrame":
@@ -49,14 +59,16 @@ def records(paths: Iterable[str | Path]) -> "pd.DataFrame":
     that does not read back.
     """
     found: dict[Path, Record] = {}
+    real = cache(Path.resolve)  # of the few folders that hold the runs
     for path in paths:
         listed = list(runs_at(Path(path)))
         if not listed:
             raise DataError(f"{path} holds no runs; give a run's folder, a sweep's folder or the outputs folder.")
         for folder, title in listed:
-            place = folder.resolve()
+            plain = folder.name not in ("", "..") and not folder.is_symlink()
+            place = real(folder.parent) / folder.name if plain else folder.resolve()
             if place not in found:
-                found[place] = read_run(folder, title)
+                found[place] = read_run(folder, title, place.name)
     return frame_of(list(found.values()))
 
 
@@ -100,10 +112,10 @@ def runs_of_sweep(manifest: Path) -> Iterator[tuple[Path, str | None]]:
         yield home / run_id, title
 
 
-def read_run(folder: Path, title: str | None = None) -> Record:
-    """What a run's folder holds; a folder that is not there yet is a queued run."""
+def read_run(folder: Path, title: str | None = None, run_id: str | None = None) -> Record:
+    """What a run's folder holds; a folder that is not there yet is a queued run. `run_id` where no file names it."""
     run = RunFolder(folder)
-    record = Record(run_id=folder.resolve().name, folder=folder, title=title)
+    record = Record(run_id=run_id or folder.resolve().name, folder=folder, title=title)
     try:
         results = read_json(run.results_path)
     except MissingFile:
@@ -114,6 +126,8 @@ def read_run(folder: Path, title: str | None = None) -> Record:
     if status:
         record.state, record.step, record.total_steps = status["state"], status["step"], status["total_steps"]
         record.error = status["error"]
+        if record.state == "running" and Lease.holder(folder) is None:
+            record.state = LOST
     elif results:
         record.state = "completed"
     if results:
@@ -121,6 +135,7 @@ def read_run(folder: Path, title: str | None = None) -> Record:
         record.title = title or results.get("title")
         record.warnings = [str(warning) for warning in results.get("warnings") or []]
         record.config = flat_config(results.get("config") or {})
+        record.provenance = results.get("provenance") or {}
         if record.state == "completed":
             record.metrics = flat_metrics(results["metrics"])
     elif run.config_path.exists():
@@ -132,12 +147,16 @@ def read_run(folder: Path, title: str | None = None) -> Record:
 def flat_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted keys; a group stands for its `name` (`penalty` = ortho beside `penalty.tau`), a list becomes JSON."""
     flat: dict[str, Any] = {}
-    for key, value in config.items():
-        dotted = prefix if prefix and key == "name" else f"{prefix}.{key}" if prefix else str(key)
-        if isinstance(value, dict):
-            flat |= flat_config(value, dotted)
-        else:
-            flat[dotted] = json.dumps(value) if isinstance(value, list) else value
+
+    def add(config: dict[str, Any], prefix: str) -> None:
+        for key, value in config.items():
+            dotted = prefix if prefix and key == "name" else f"{prefix}.{key}" if prefix else str(key)
+            if isinstance(value, dict):
+                add(value, dotted)
+            else:
+                flat[dotted] = json.dumps(value) if isinstance(value, list) else value
+
+    add(config, prefix)
     return flat
 
 
@@ -166,15 +185,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def frame_of(runs: list[Record]) -> "pd.DataFrame":
     """The records as a frame; config keys and metrics in the order of their first appearance."""
+    import numpy as np
     import pandas as pd
 
-    columns: dict[tuple[str, str], pd.Series] = {}
-    for name in RUN_FIELDS:
-        columns["run", name] = pd.Series([getattr(run, name) for run in runs], dtype="object")
-    for kind, dtype in (("config", "object"), ("metrics", "float64")):
-        contents = [getattr(run, kind) for run in runs]
-        for key in dict.fromkeys(key for content in contents for key in content):
-            columns[kind, key] = pd.Series([content.get(key, ABSENT) for content in contents], dtype=dtype)
-    frame = pd.concat(list(columns.values()), axis=1)
-    frame.columns = pd.MultiIndex.from_tuples(columns)
+    columns = [("run", name) for name in RUN_FIELDS]
+    rows = [[getattr(run, name) for name in RUN_FIELDS] for run in runs]
+    for kind in ("config", "metrics"):
+        contents: list[dict[str, Any]] = [getattr(run, kind) for run in runs]
+        keys = dict.fromkeys(key for content in contents for key in content)
+        columns += [(kind, key) for key in keys]
+        for row, content in zip(rows, contents, strict=True):
+            row += [content.get(key, ABSENT) for key in keys]
+    cells = np.empty((len(rows), len(columns)), dtype=object)
+    for number, row in enumerate(rows):
+        for place, value in enumerate(row):
+            cells[number, place] = value
+    index = pd.MultiIndex.from_tuples(columns)
+    numbers = index.get_level_values(0) == "metrics"
+    parts = [pd.DataFrame(cells[:, ~numbers]), pd.DataFrame(cells[:, numbers].astype("float64"))]
+    frame = pd.concat(parts, axis=1)
+    frame.columns = index
     return frame

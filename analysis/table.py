@@ -1,34 +1,29 @@
-"""The comparison table: one row per run, the config keys that differ, then the metrics."""
+"""The comparison table: one row per run, or per fold of runs; the config keys that differ, then the metrics."""
 
-import difflib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.columns import differing, find_column, find_columns, order, ordered_metrics
 from analysis.convergence import with_convergence
+from analysis.folding import budget_of, fold, pivot, repeated, with_differences
 from analysis.formats import FORMATS, render
-from analysis.metrics import FIRST, Column, badness
+from analysis.metrics import BUDGETS, DIFFERENCES, STATISTICS, Column, unfitness
 from analysis.records import records
 from analysis.text import clean
+from analysis.where import Where, select
 from sae_sweeps.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FORMATS", "render", "table"]
+__all__ = ["FORMATS", "compared", "differing", "find_columns", "load", "ordered_metrics", "render", "table"]
 
-RUN_COLUMNS = ("run_id", "title", "state", "step", "total_steps")
+RUN_COLUMNS = ("run_id", "runs", "title", "state", "step", "total_steps")
 
-UNSHOWN = ("outputs", "device", "title", "dry_run", "logger", "cluster", "activations")
-"""Keys and groups that say where and how a run was made, not what it is."""
-
-IDENTITY = ("model", "data")
-"""Groups whose keys follow from their name, once the name differs."""
-
-BUDGETS = {"tokens": "num_tokens", "steps": "total_steps"}
-"""Metrics that have to agree among compared runs, each with the config key or run field for records without it."""
+CONVERGENCE = ("tokens_to_fvu", "seconds_to_fvu")
 
 
 def table(
@@ -36,88 +31,204 @@ def table(
     sort: str | None = None,
     columns: list[str] | None = None,
     target_fvu: float | None = None,
+    where: str | None = None,
+    fold: Sequence[str] = (),
+    pivot: tuple[str, str, str] | None = None,
+    baseline: str | None = None,
 ) -> "pd.DataFrame":
     """One row per run of the paths (see `records`), with columns under `run`, `config` and `metrics`.
 
     Args:
-        sort: a column; best first where the metric has a direction, ascending otherwise, empty cells last.
+        sort: a column; best first where the metric has a direction, ascending otherwise, empty cells last; `-column`
+            the other way round.
         columns: names or patterns to show after run_id; by default the differing keys and all metrics.
         target_fvu: the held-out fvu of tokens_to_fvu and seconds_to_fvu; by default the largest final one of the runs.
+        where: a filter, see `analysis.where`.
+        fold: keys whose runs become one row each, see `analysis.folding.fold`.
+        pivot: row key, column key and metric, see `analysis.folding.pivot`.
+        baseline: a run id, or a filter that one row matches: differences to it stand beside each metric.
 
-    `frame.attrs["warnings"]` says in words what makes the comparison unsound.
-    Raises DataError and DamagedFile as `records` does, ConfigError for a column that no run has.
+    `frame.attrs` says what is to be told beside the numbers: `warnings` (what makes the comparison unsound), `notes`
+    (how to read it), `marks` (worst level by run id) and `unfit` (why a run is never marked best, by run id).
+    Raises DataError and DamagedFile as `records` does, ConfigError for a word that means nothing here.
     """
-    full, target = with_convergence(records(paths), target_fvu)
+    words = [*(columns or ()), *([sort.removeprefix("-")] if sort else ()), *(pivot or ())]
+    followed = (columns is None and pivot is None) or any(fnmatchcase(name, w) for name in CONVERGENCE for w in words)
+    full = load(paths, where, target_fvu, followed)
+    return compared(full, sort, columns, fold, pivot, baseline)
+
+
+def load(
+    paths: Iterable[str | Path], where: str | None = None, target_fvu: float | None = None, followed: bool = True
+) -> "pd.DataFrame":
+    """All that is known of the runs that match, a row each; with convergence unless it is not asked for.
+
+    Without a target of its own, convergence is to what every matching run reaches, so the filter cannot speak of it.
+    """
+    full = records(paths)
+    if target_fvu is not None:
+        full, target = with_convergence(full, target_fvu)
+    if where is not None:
+        full = select(full, where)
+    if target_fvu is None:
+        full, target = with_convergence(full) if followed else (full, None)
+    full.attrs["target_fvu"] = target
+    return full
+
+
+def compared(
+    full: "pd.DataFrame",
+    sort: str | None = None,
+    columns: list[str] | None = None,
+    fold: Sequence[str] = (),
+    pivot: tuple[str, str, str] | None = None,
+    baseline: str | None = None,
+) -> "pd.DataFrame":
+    """The table of what `load` gives; arguments and attrs as in `table`."""
+    warnings, marks = judged(full)
+    attrs = {
+        "warnings": warnings,
+        "marks": marks,
+        "notes": [],
+        "unfit": unfit_runs(full),
+        "chosen": columns is not None,
+    }
+    attrs["target_fvu"] = full.attrs.get("target_fvu")
+    if pivot is not None:
+        if fold or baseline or columns is not None or sort:
+            raise ConfigError("--pivot stands alone; leave out --fold, --baseline, --columns and --sort.")
+        return pivoted(full, pivot, attrs)
+    frame, members = folded(full, fold, attrs) if fold else (full, [[row] for row in range(len(full))])
+    if baseline is not None:
+        row = baseline_row(full, members, baseline)
+        frame = with_differences(frame, row)
+        attrs |= {"baseline": frame["run", "run_id"].iloc[row]}
+        attrs["notes"].append(
+            f"differences to {described(frame, row)}" + (", with 95 % intervals (Welch)" if fold else "")
+        )
     if sort is not None:
-        full = full.iloc[sorted(range(len(full)), key=sort_key(full, find_columns(full, sort)[0]))]
+        frame = frame.iloc[order(frame, sort)]
     if columns is None:
-        shown = [*(("run", name) for name in RUN_COLUMNS), *differing(full), *ordered_metrics(full)]
+        runs = (("run", name) for name in RUN_COLUMNS)
+        shown = [*(c for c in runs if c in frame.columns), *differing(frame), *ordered_metrics(frame)]
     else:
-        chosen = [column for word in columns for column in find_columns(full, word)]
+        chosen = [column for word in columns for column in find_columns(frame, word)]
         shown = list(dict.fromkeys([("run", "run_id"), *chosen]))
-    frame = full[shown].reset_index(drop=True)
-    frame.attrs = {"warnings": warnings_of(full), "chosen": columns is not None, "target_fvu": target}
+        if fold and ("run", "runs") not in shown:
+            shown.insert(1, ("run", "runs"))
+    frame = frame[with_companions(frame, shown)].reset_index(drop=True)
+    frame.attrs = attrs
     return frame
 
 
-def differing(full: "pd.DataFrame") -> list[Column]:
-    """The config keys that take more than one value among the runs that have them."""
-    found: list[Column] = []
-    for column in of_kind(full, "config"):
-        head, _, rest = column[1].partition(".")
-        values = {(isinstance(value, bool), value) for value in full[column] if value == value}
-        follows = head in IDENTITY and rest and ("config", head) in found
-        if head in UNSHOWN or follows or len(values) < 2:
-            continue
-        twins = (f for f in found if last_part(f) == last_part(column) and full[f].equals(full[column]))
-        if next(twins, None) is None:
-            found.append(column)
+def with_companions(frame: "pd.DataFrame", columns: Iterable[Column]) -> list[Column]:
+    """Each metric followed by what stands beside it: spread, number, interval, difference."""
+    there = set(frame.columns)
+    wanted = (
+        beside
+        for column in columns
+        for beside in (column, *((kind, column[1]) for kind in (*STATISTICS, *DIFFERENCES) if column[0] == "metrics"))
+    )
+    return [column for column in wanted if column in there]
+
+
+def folded(full: "pd.DataFrame", words: Sequence[str], attrs: dict[str, Any]) -> tuple["pd.DataFrame", list[list[int]]]:
+    """The fold over the named keys, with notes on it and what was judged of runs handed on to their rows."""
+    keys = [find_column(full, word) for word in words]
+    for word, (kind, _) in zip(words, keys, strict=True):
+        if kind != "config":
+            raise ConfigError(f"--fold {clean(word)}: that is no config key; name one, such as seed.")
+    frame, members = fold(full, keys)
+    names = ", ".join(clean(word) for word in words)
+    attrs["folded"] = [name for _, name in keys]
+    attrs["notes"].append(f"mean ± standard deviation (runs) over {names}; 95 % intervals: --format csv, json")
+    attrs["warnings"] = attrs["warnings"] + repeated(full, keys, members)
+    if len(members) == len(full) > 1:
+        attrs["warnings"].append(f"nothing is folded: no two completed runs differ in {names} alone.")
+    for name in ("marks", "unfit"):
+        attrs[name] = handed_on(frame, attrs[name])
+    return frame, members
+
+
+def handed_on(frame: "pd.DataFrame", told: dict[str, str]) -> dict[str, str]:
+    """What is told of runs, for the first run of each row: the level `error` before others, else the first told."""
+    found = {}
+    for first, runs in zip(frame["run", "run_id"], frame["run", "runs"], strict=True):
+        if own := [told[run] for run in runs if run in told]:
+            found[first] = "error" if "error" in own else own[0]
     return found
 
 
-def ordered_metrics(full: "pd.DataFrame") -> list[Column]:
-    """All metrics, those of FIRST first."""
-    metrics = of_kind(full, "metrics")
-    first = [("metrics", name) for name in FIRST if ("metrics", name) in metrics]
-    return first + [column for column in metrics if column not in first]
+def pivoted(full: "pd.DataFrame", words: tuple[str, str, str], attrs: dict[str, Any]) -> "pd.DataFrame":
+    """The pivot, with notes on what its cells average."""
+    frame = pivot(full, *words)
+    cells, run_ids = frame.attrs["members"], frame.attrs["measured"]
+    unfit = {
+        cell: reason for cell, runs in cells.items() for run in runs if (reason := attrs["unfit"].get(run_ids[run]))
+    }
+    notes = [f"{clean(words[2])} by {clean(words[0])} and {clean(words[1])}"]
+    if any(len(runs) > 1 for runs in cells.values()):
+        differ = ", ".join(map(clean, frame.attrs["averaged"]))
+        notes.append("mean ± standard deviation (runs)" + (f" of runs that differ in {differ}" if differ else ""))
+    told = {name: frame.attrs[name] for name in ("pivot", "across")}
+    frame.attrs = attrs | told | {"unfit": unfit, "notes": notes, "marks": {}}
+    return frame
 
 
-def find_columns(full: "pd.DataFrame", word: str) -> list[Column]:
-    """The columns that a word names: exactly, by the last components of a key, or as a pattern with `*`."""
-    columns = [column for kind in ("run", "metrics", "config") for column in of_kind(full, kind)]
-    tests: tuple[Callable[[str], bool], ...] = (
-        lambda name: name == word,
-        lambda name: name.endswith(f".{word}") or (word, name) == ("layer", "layer.index"),
-        lambda name: fnmatchcase(name, word),
-    )
-    for test in tests:
-        if found := [column for column in columns if test(column[1])]:
-            return found if test is tests[-1] else found[:1]
-    near = difflib.get_close_matches(word, [part for _, name in columns for part in (name, last_part((_, name)))], n=1)
-    hint = f"did you mean {near[0]}?" if near else "`--format csv` lists the names."
-    raise ConfigError(f"no run has a column {clean(word)!r}; {hint}")
+def baseline_row(full: "pd.DataFrame", members: list[list[int]], text: str) -> int:
+    """The row that a run id, or its beginning, or a filter names. Raises ConfigError unless it is exactly one."""
+    run_ids = list(full["run", "run_id"])
+    meant = {row for row, run_id in enumerate(run_ids) if run_id == text} or {
+        row for row, run_id in enumerate(run_ids) if len(text) >= 4 and run_id.startswith(text)
+    }
+    if not meant:
+        if not set("=<>~ ") & set(text):
+            raise ConfigError(f"--baseline {clean(text)}: no run here has that id; name one, or write as in 'k = 32'.")
+        try:
+            meant = {row for row, yes in enumerate(Where(text, full).rows()) if yes}
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("--where", "--baseline", 1)) from None
+    rows = [number for number, runs in enumerate(members) if meant & set(runs)]
+    if len(rows) != 1:
+        what = f"{len(rows)} rows match" if rows else "no run matches"
+        raise ConfigError(f"--baseline {clean(text)!r}: {what}; name one row, or fold what it differs in.")
+    return rows[0]
 
 
-def sort_key(full: "pd.DataFrame", column: Column) -> Callable[[int], tuple]:
-    """Orders row numbers: numbers by size (ranked metrics best first), then words, then empty cells."""
-    values = list(full[column])
+def described(frame: "pd.DataFrame", row: int) -> str:
+    """A row by its run id and the keys that tell it from others."""
+    keys = ((name.rpartition(".")[2], frame[kind, name].iloc[row]) for kind, name in differing(frame))
+    told = ", ".join(f"{key} {clean(value)}" for key, value in keys if value is not None and value == value)
+    return clean(frame["run", "run_id"].iloc[row]) + (f" ({clean(told, 100)})" if told else "")
 
-    def key(row: int) -> tuple:
-        value = values[row]
-        if value is None or value != value:
-            return (2, 0, "")
-        if isinstance(value, int | float):
-            return (0, badness(column[1], value) if column[0] == "metrics" else value, "")
-        return (1, 0, str(value))
 
-    return key
+def unfit_runs(full: "pd.DataFrame") -> dict[str, str]:
+    """By run id why its scores are no merit."""
+    wanted = (("metrics", "l0"), ("config", "architecture.d_sae"), ("config", "model.d_in"))
+    if wanted[0] not in full.columns:
+        return {}
+    sizes = [[number(v) for v in full[c]] if c in full.columns else [None] * len(full) for c in wanted]
+    reasons = (unfitness(*size) for size in zip(*sizes, strict=True))
+    return {run_id: why for run_id, why in zip(full["run", "run_id"], reasons, strict=True) if why}
+
+
+def number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and value == value else None
+
+
+def judged(full: "pd.DataFrame") -> tuple[list[str], dict[str, str]]:
+    """Sentences on what makes the comparison unsound, and by run id the worst level of what concerns it: error, warning."""
+    marks = {
+        run_id: "warning" for run_id, own in zip(full["run", "run_id"], full["run", "warnings"], strict=True) if own
+    }
+    return warnings_of(full), marks
 
 
 def warnings_of(full: "pd.DataFrame") -> list[str]:
     """What makes the comparison unsound or a row empty, and what the runs themselves warn of; a sentence each."""
     found = []
-    for metric, stand_in in BUDGETS.items():
-        values = budgets(full[full["run", "state"] == "completed"], metric, stand_in)
+    for metric in BUDGETS:
+        values = [value for value in budget_of(full[full["run", "state"] == "completed"], metric) if value is not None]
         if len(set(values)) > 1:
             found.append(f"{metric} differ from {min(values):,.0f} to {max(values):,.0f}, so the runs do not compare.")
     states = Counter(state for state in full["run", "state"] if state != "completed")
@@ -136,19 +247,3 @@ def warnings_of(full: "pd.DataFrame") -> list[str]:
         who = "every run" if len(runs) == len(full) > 1 else ", ".join(runs[:3]) + (" ..." if len(runs) > 3 else "")
         found.append(f"{who}: {warning}")
     return [clean(sentence, 400) for sentence in found]
-
-
-def budgets(complete: "pd.DataFrame", metric: str, stand_in: str) -> list[float]:
-    """Each run's tokens or steps, as trained where that is recorded, as configured otherwise."""
-    places = [c for c in (("metrics", metric), ("config", stand_in), ("run", stand_in)) if c in complete.columns]
-    rows = zip(*(complete[column] for column in places), strict=True)
-    known = ([value for value in row if isinstance(value, int | float) and value == value] for row in rows)
-    return [values[0] for values in known if values]
-
-
-def of_kind(frame: "pd.DataFrame", kind: str) -> list[Column]:
-    return [column for column in frame.columns if column[0] == kind]
-
-
-def last_part(column: tuple[Any, str]) -> str:
-    return column[1].rpartition(".")[2]

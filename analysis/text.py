@@ -1,9 +1,12 @@
 """Values and foreign text as table cells. Names and texts from runs are data: never markup, formulas or line breaks."""
 
+import math
 import re
 from typing import Any
 
 LONGEST = 60
+FORMULA = tuple("=+-@＝＋－＠")
+"""What begins a formula in a spreadsheet."""
 
 
 def clean(value: object, longest: int = LONGEST) -> str:
@@ -38,12 +41,14 @@ def markdown_cell(words: str) -> str:
 
 def csv_cell(value: Any) -> Any:
     """A number as it is; text in one line, with an apostrophe before what a spreadsheet would take for a formula."""
+    if isinstance(value, list):
+        value = " ".join(map(str, value))
     if value is None or value != value:
         return ""
     if isinstance(value, int | float):
         return int(value) if abs(value) < 2**53 and value == int(value) and not isinstance(value, bool) else value
     words = clean(value, 32_000)  # what a spreadsheet's cell holds
-    return f"'{words}" if words.startswith(("=", "+", "-", "@")) else words
+    return f"'{words}" if words.startswith(FORMULA) else words
 
 
 def wrapped(name: str, longest: int = 9) -> str:
@@ -54,3 +59,42 @@ def wrapped(name: str, longest: int = 9) -> str:
             lines.append("")
         lines[-1] += part
     return "\n".join(lines)
+
+
+def signed(value: float) -> str:
+    """A difference in three digits, with its sign."""
+    if value != value or value == 0:
+        return "0" if value == 0 else ""
+    return f"{value:+,.0f}" if abs(value) >= 1000 else f"{value:+#.3g}".rstrip(".")
+
+
+def interval(value: float, low: float, high: float) -> str:
+    """A difference and, where it is known, the interval that it lies in."""
+    return signed(value) + (f" [{signed(low)}, {signed(high)}]" if low == low and high == high else "")
+
+
+def with_spread(mean: float, std: float, n: float) -> str:
+    """`0.1924 ± 0.0012 (3)`: the spread in two digits, the mean as far as they go; `0.1924 (1)` for a single run."""
+    if mean != mean:
+        return ""
+    if std != std or std == 0:
+        number = cell(mean, "whole" if mean == int(mean) else "number")
+        return f"{number} ± 0 ({n:.0f})" if std == 0 else f"{number} ({n:.0f})"
+    places = max(0, 1 - math.floor(math.log10(std)))
+    if places > 6:
+        return f"{cell(mean)} ± {std:.2g} ({n:.0f})"
+    return f"{mean:,.{places}f} ± {std:,.{places}f} ({n:.0f})"
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': r"\textquotedbl{}", "[": "{[}", "]": "{]}", "*": "{*}", "±": r"$\pm$", "Δ": r"$\Delta$",
+    "…": r"\ldots{}", "✓": r"$^{\dagger}$",
+}  # fmt: skip
+"""What LaTeX would take for its own; brackets and stars too, which after a line's end are arguments."""
+
+
+def latex_cell(words: str) -> str:
+    """Text that LaTeX sets as it is."""
+    return "".join(LATEX.get(character, character) for character in words)

@@ -5,6 +5,7 @@ from typing import Any
 
 from sae_sweeps.files import write_json, write_text
 from sae_sweeps.runs.folder import RunFolder
+from sae_sweeps.runs.lease import this_process
 
 CONFIG: dict[str, Any] = {
     "model": {"name": "builtin", "source": "builtin", "d_in": 128},
@@ -60,6 +61,8 @@ def add_run(
     full = changed(CONFIG, config or {})
     write_text(folder.config_path, "\n".join(yaml_lines(full)))
     folder.set_status(state=state, **{"step": 100, "total_steps": 100} | status)
+    if state == "running":  # by this process, which lives
+        write_json(folder.path / "lease.json", this_process() | {"token": run_id})
     if state == "completed":
         content = {"run_id": run_id, "title": title, "config": full, "warnings": list(warnings)}
         write_json(folder.results_path, content | {"metrics": METRICS | (metrics or {})})

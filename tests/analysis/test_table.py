@@ -9,9 +9,9 @@ import pytest
 
 from analysis.__main__ import main
 from analysis.commands.table import FORMATS as OFFERED
-from analysis.formats import labels
 from analysis.metrics import best_rows
 from analysis.table import FORMATS, render, table
+from analysis.view import labels
 from sae_sweeps.errors import ConfigError
 from tests.analysis.outputs import add_run, add_sweep
 
@@ -40,10 +40,11 @@ def test_a_sweep_in_a_hundred_columns(sweep):
     assert config_columns(frame) == ["penalty.lambda2_max"] and frame.attrs["warnings"] == []
     lines = render(frame).splitlines()
     assert max(map(len, lines)) <= 100
-    assert lines[1].split()[:2] == ["run_id", "max"] and lines[0].split()[0] == "lambda2_"
-    assert lines[4].split()[:3] == ["bbbbbbbbbbbb", "0.5", "0.04000*"] and lines[4].count("*") == 1
-    assert "0.07143" in lines[4] and lines[-1] == "* best in its column"
-    assert "state" not in lines[1] and "steps" not in lines[1]
+    assert [word for word in lines[0].split() if "─" not in word] == ["config", "core", "sparsity", "penalty"]
+    assert lines[2].split()[:4] == ["run_id", "max", "fvu", "ce_score"] and lines[1].split()[0] == "lambda2_"
+    assert lines[5].split()[:3] == ["bbbbbbbbbbbb", "0.5", "0.04000*"] and lines[5].count("*") == 1
+    assert "0.07143" in lines[5] and lines[-1] == "* best in its column"
+    assert "state" not in lines[2] and "steps" not in lines[2]
 
 
 def test_a_narrow_terminal_gets_fewer_metrics_and_is_told(sweep):
@@ -105,8 +106,8 @@ def test_unfinished_and_diverged_runs_show_their_state_and_no_number(outputs, sw
     frame = table([sweep, outputs, add_sweep(outputs, "t", ["never"])])
     assert list(frame["run", "state"]) == ["completed"] * 3 + ["diverged", "running", "queued"]
     lines = render(frame).splitlines()
-    assert lines[6].split() == ["dddddddddddd", "diverged", "at", "40%", "2"]
-    assert lines[7].split() == ["eeeeeeeeeeee", "running", "at", "99%", "3"] and lines[8].split() == ["never", "queued"]
+    assert lines[7].split() == ["dddddddddddd", "diverged", "at", "40%", "2"]
+    assert lines[8].split() == ["eeeeeeeeeeee", "running", "at", "99%", "3"] and lines[9].split() == ["never", "queued"]
     assert "warning: no results of 3 of 6 runs (1 diverged, 1 running, 1 queued)." in lines
     assert "warning: dddddddddddd diverged: penalty went first" in lines
 
@@ -122,7 +123,7 @@ def test_unequal_budgets_are_a_warning_and_a_column(outputs):
         "a, b: the text repeats",
         "c: odd",
     ]
-    assert "steps" in render(table([outputs])).splitlines()[1]
+    assert "steps" in render(table([outputs])).splitlines()[2]
 
 
 def test_sorting(outputs, sweep):
@@ -140,7 +141,7 @@ def test_chosen_columns(sweep):
     names = [name for _, name in frame.columns]
     assert names[:4] == ["run_id", "layer.index", "architecture.k", "kl_div_score"]
     assert sorted(names[4:]) == ["final_loss", "penalty_loss"]
-    assert render(frame).splitlines()[1].split()[:3] == ["run_id", "layer", "k"]
+    assert render(frame).splitlines()[2].split()[:3] == ["run_id", "layer", "k"]
     with pytest.raises(ConfigError, match="no run has a column 'lamda2_max'; did you mean lambda2_max"):
         table([sweep], columns=["lamda2_max"])
     with pytest.raises(ConfigError, match="choose one of text, markdown, csv, json"):
@@ -159,13 +160,13 @@ def test_hostile_text_in_a_terminal(hostile):
     shown = render(table([hostile], columns=["name", "title", "penalty/overlap|x", "penalty.a/b"]))
     assert "[red]x[/red] | a | <b>& [31m" not in shown and "[red]x[/red]" in shown
     assert not {c for c in shown if not c.isprintable()} - {"\n"}
-    assert len(shown.splitlines()) == 6 and "overlap|x" in shown
+    assert len(shown.splitlines()) == 8 and "overlap|x" in shown
 
 
 def test_hostile_text_in_markdown(hostile):
     shown = render(table([hostile], columns=["name", "title", "penalty/overlap|x"]), "markdown")
     rows = [line for line in shown.splitlines() if line.startswith("|")]
-    assert {line.replace(r"\|", "").count("|") for line in rows} == {5} and len(rows) == 4
+    assert {line.replace(r"\|", "").count("|") for line in rows} == {6} and len(rows) == 4
     assert "<b>" not in shown and r"\[red\]" in shown and r"penalty/overlap\|x" in shown
 
 

@@ -1,0 +1,129 @@
+"""Which columns a word names, and which columns tell runs apart."""
+
+import difflib
+from collections.abc import Callable, Hashable, Iterable
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from analysis.metrics import FIRST, Column, badness, short_name
+from analysis.text import clean
+from sae_sweeps.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+UNSHOWN = ("outputs", "device", "title", "dry_run", "logger", "cluster", "activations", "tags", "arms")
+"""Keys and groups that say where and how a run was made, not what it is."""
+
+IDENTITY = ("model", "data")
+"""Groups whose keys follow from their name, once the name differs."""
+
+
+def of_kind(frame: "pd.DataFrame", kind: str) -> list[Column]:
+    return [column for column in frame.columns if column[0] == kind]
+
+
+def last_part(column: tuple[Any, str]) -> str:
+    return column[1].rpartition(".")[2]
+
+
+def identity(value: Any) -> Hashable:
+    """What makes two cells equal: true is not 1, a key that is absent is not one that is null."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return ("bool", value)
+    if isinstance(value, list | dict):
+        return str(value)
+    return ("absent",) if value != value else value
+
+
+def differing(full: "pd.DataFrame") -> list[Column]:
+    """The config keys that take more than one value among the runs that have them."""
+    found: list[Column] = []
+    keys = of_kind(full, "config")
+    for column, values in zip(keys, full[keys].to_numpy().T if keys else [], strict=True):
+        head, _, rest = column[1].partition(".")
+        follows = head in IDENTITY and rest and ("config", head) in found
+        if head in UNSHOWN or follows or len({identity(value) for value in values} - {("absent",)}) < 2:
+            continue
+        if not any(last_part(f) == last_part(column) and full[f].equals(full[column]) for f in found):
+            found.append(column)
+    return found
+
+
+def ordered_metrics(full: "pd.DataFrame") -> list[Column]:
+    """All metrics, those of FIRST first."""
+    metrics = dict.fromkeys(of_kind(full, "metrics"))
+    first = [("metrics", name) for name in FIRST if ("metrics", name) in metrics]
+    return list(dict.fromkeys([*first, *metrics]))
+
+
+def find_columns(full: "pd.DataFrame", word: str) -> list[Column]:
+    """The columns that a word names: exactly, by the last components of a key, by a short name, as a pattern with `*`.
+
+    Of several keys with these last components the least nested ones count, of equal columns the first.
+    """
+    columns = [column for kind in ("run", "metrics", "config") for column in of_kind(full, kind)]
+    if exact := [column for column in columns if column[1] == word]:
+        return exact[:1]
+    ends = [c for c in columns if c[1].endswith(f".{word}") or (word, c[1]) == ("layer", "layer.index")]
+    if ends:
+        depth = min(name.count(".") for _, name in ends)
+        return distinct(full, [column for column in ends if column[1].count(".") == depth])
+    tests: tuple[Callable[[Column], bool], ...] = (
+        lambda column: column[0] == "metrics" and short_name(column[1]) == word,
+        lambda column: fnmatchcase(column[1], word),
+    )
+    for test in tests:
+        if found := [column for column in columns if test(column)]:
+            return found
+    if word in ("tokens_to_fvu", "seconds_to_fvu"):
+        raise ConfigError(f"no run has {word} here; give --target-fvu X, for the runs' common target is not known yet.")
+    near = difflib.get_close_matches(word, [part for _, name in columns for part in (name, last_part((_, name)))], n=1)
+    hint = f"did you mean {clean(near[0])}?" if near else "`--format csv` lists the names."
+    raise ConfigError(f"no run has a column {clean(word)!r}; {hint}")
+
+
+def find_column(full: "pd.DataFrame", word: str) -> Column:
+    """The one column that a word names. Raises ConfigError where it names several."""
+    found = find_columns(full, word)
+    if len(found) > 1:
+        names = " or ".join(clean(name) for _, name in found[:4]) + (" ..." if len(found) > 4 else "")
+        raise ConfigError(f"{clean(word)!r} names {len(found)} columns; write {names}.")
+    return found[0]
+
+
+def distinct(full: "pd.DataFrame", columns: Iterable[Column]) -> list[Column]:
+    """The columns without those whose every cell equals an earlier one's."""
+    found: list[Column] = []
+    for column in columns:
+        if not any(full[column].equals(full[earlier]) for earlier in found):
+            found.append(column)
+    return found
+
+
+def sort_key(values: list[Any], metric: str | None = None) -> Callable[[int], tuple]:
+    """Orders row numbers: numbers by size (a ranked metric's best first), then words, then empty cells."""
+
+    def key(row: int) -> tuple:
+        value = values[row]
+        if value is None or value != value:
+            return (2, 0, "")
+        if isinstance(value, int | float):
+            return (0, badness(metric, value) if metric else value, "")
+        return (1, 0, str(value))
+
+    return key
+
+
+def order(full: "pd.DataFrame", word: str) -> list[int]:
+    """Row numbers sorted by the column that a word names; `-word` turns the order, empty cells stay last."""
+    turned = word.startswith("-")
+    column = find_column(full, word.removeprefix("-"))
+    values = list(full[column])
+    rows = sorted(range(len(values)), key=sort_key(values, column[1] if column[0] == "metrics" else None))
+    if not turned:
+        return rows
+    filled = [row for row in rows if values[row] is not None and values[row] == values[row]]
+    return filled[::-1] + rows[len(filled) :]
