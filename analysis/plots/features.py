@@ -109,7 +109,7 @@ def pair_similarity(study: Study) -> "Figure":
 
 
 def watched_pairs(study: Study, what: str, unit: str, limits: tuple[float, float] | None) -> "Figure":
-    arms = [arm for arm in study.arms if (study.monitors(arm.rows[0], "competition"))]
+    arms = [arm for arm in study.followed if (study.monitors(arm.rows[0], "competition"))]
     if not arms:
         raise Missing("no run watched pairs of features (penalty=ortho, from a quarter of the training)")
     arms, left_out = some(arms, study, WATCHED)
@@ -147,7 +147,7 @@ def pairs_of(records: list[dict[str, Any]], what: str) -> tuple[np.ndarray, np.n
 
 def pairs_at_the_end(study: Study) -> "Figure":
     """What overlap, competition and correlation of the watched pairs have to do with how alike their rows are."""
-    arms = [arm for arm in study.arms if study.monitors(arm.rows[0], "competition")]
+    arms = [arm for arm in study.followed if study.monitors(arm.rows[0], "competition")]
     if not arms:
         raise Missing("no run watched pairs of features (penalty=ortho, from a quarter of the training)")
     named = named_arms(study, arms)
@@ -164,7 +164,7 @@ def pairs_at_the_end(study: Study) -> "Figure":
 
 def contrast(study: Study) -> "Figure":
     """Alignment, uniformity and retrieval of positives; dotted grey is what chance retrieves."""
-    arms = [arm for arm in study.arms if study.monitors(arm.rows[0], "contrastive")]
+    arms = [arm for arm in study.followed if study.monitors(arm.rows[0], "contrastive")]
     if not arms:
         raise Missing("no run has a contrastive head (penalty=contrastive)")
     named = named_arms(study, arms)
@@ -205,7 +205,7 @@ def looks(study: Study, arm: Arm, monitor: str, key: str) -> tuple[np.ndarray, n
 
 
 def with_snapshots(study: Study) -> list[Arm]:
-    arms = [arm for arm in study.arms if (study.folder(arm.rows[0]).path / "monitors").is_dir()]
+    arms = [arm for arm in study.followed if (study.folder(arm.rows[0]).path / "monitors").is_dir()]
     arms = [arm for arm in arms if study.snapshots(arm.rows[0])]
     if not arms:
         raise Missing("no run has come to a quarter of its training")

@@ -20,7 +20,7 @@ DECILES = {10: "largest", 9: "90 %", 5: "median"}
 
 
 def group_arms(study: Study) -> list[Arm]:
-    arms = [arm for arm in study.arms if layer_looks(study, arm.rows[0])]
+    arms = [arm for arm in study.followed if layer_looks(study, arm.rows[0])]
     if not arms:
         raise Missing("no run has a group layer (group_layer=groups, penalty=bottleneck)")
     return arms
@@ -68,7 +68,7 @@ def quantile(record: dict[str, Any], wanted: float) -> float:
 
 def group_events(study: Study) -> "Figure":
     """When groups adapted, how many features moved, and what sizes that left."""
-    arms = [arm for arm in study.arms if study.monitors(arm.rows[0], "group_event")]
+    arms = [arm for arm in study.followed if study.monitors(arm.rows[0], "group_event")]
     if not arms:
         raise Missing("no run adapted its groups (group_layer.adapt=similarity or mi)")
     named = named_arms(study, arms)
@@ -104,7 +104,7 @@ def group_activity(study: Study) -> "Figure":
 
 
 def selective_looks(study: Study) -> list[Arm]:
-    arms = [a for a in study.arms if any("deciles" in r for r in study.monitors(a.rows[0], "groups"))]
+    arms = [a for a in study.followed if any("deciles" in r for r in study.monitors(a.rows[0], "groups"))]
     if not arms:
         raise Missing("no run selects groups of features by statistics (penalty=selective_ortho)")
     return arms

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 DISTINCT = 10
 """Lines that a reader tells apart; of more, a few are named and the rest is grey."""
 NAMED = 5
-BEHIND = 150
-"""Grey lines, at most."""
 BARS = 36
 LABEL = 44
 """Characters of a label, at most."""
@@ -85,14 +83,14 @@ def curve_panels(
 
     log: names that may have a logarithmic axis; zero: begin all other axes at 0.
     """
-    arms = [arm for arm in study.arms if any(study.curve(arm, name, x) is not None for name in names)]
+    arms = [arm for arm in study.followed if any(study.curve(arm, name, x) is not None for name in names)]
     if not arms or not names:
         raise Missing("no run has logged them")
     named = named_arms(study, arms)
     fig, axes = panels(len(names), columns)
     for ax, name in zip(axes, names, strict=True):
         if len(named) < len(arms):
-            for arm in every(arms, BEHIND):
+            for arm in arms:
                 if found := study.curve(arm, name, x):
                     ax.plot(found[0], found[1].mean(0), color=GREY, linewidth=0.5, alpha=0.6, zorder=1)
         for number, arm in enumerate(named):
@@ -162,6 +160,8 @@ def told(study: Study, arms: Sequence[Arm], named: Sequence[Arm]) -> str:
     said = []
     if any(len(arm.rows) > 1 for arm in named):
         said.append("Lines are means over n seeds, bands go from the least to the largest.")
+    if len(study.arms) > len(study.followed):
+        said.append(f"{len(study.followed)} of {len(study.arms)} are drawn.")
     if len(named) < len(arms):
         said.append(f"{len(named)} of {len(arms)} are named, from the lowest to the highest fvu; the others are grey.")
     return " ".join(said)

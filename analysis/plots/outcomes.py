@@ -3,7 +3,7 @@
 import re
 from typing import TYPE_CHECKING
 
-from analysis.metrics import FIRST, direction
+from analysis.metrics import FIRST, TARGETS, direction
 from analysis.plots.lines import (
     bar_panels,
     legend_of,
@@ -25,7 +25,6 @@ EVALUATED = (
 )  # fmt: skip
 """Beside the metrics that lead every table."""
 NO_BARS = ("tokens_to_fvu", "seconds_to_fvu", "penalty_loss")
-TARGETS = {"mean_absorption_score": 0.01, "unlearning_score": 0.1, "sae_top_1_test_accuracy": 0.74}
 FRONTS = (("ce_loss_score", "loss recovered"), ("explained_variance", "explained variance"), ("fvu", "fvu"))
 BUDGETS = (("steps", "training steps"), ("tokens", "training tokens"), ("final_loss", "final total loss"))
 RECOVERY = ("recovery_mmcs", "recovery_matched", "recovery_share", "recovery_split", "recovery_merged")
@@ -54,7 +53,10 @@ def headed(name: str) -> str:
 def targets_of(names: list[str]) -> dict[str, tuple[float, str]]:
     """Targets hold for SAEBench's own data; built-in data has others' names and no target."""
     return {
-        name: (TARGETS[name], "above" if direction(name) == "higher" else "below") for name in names if name in TARGETS
+        name: (target, "above" if better == "higher" else "below")
+        for name in names
+        if name in TARGETS
+        for better, target in (TARGETS[name],)
     }
 
 

@@ -1,25 +1,32 @@
 """What figures are drawn from: runs, those that differ in the seed alone as one arm. Files are read when asked for."""
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.columns import differing
 from analysis.metrics import badness
 from analysis.records import records
-from analysis.table import differing
 from analysis.text import cell, clean
+from analysis.view import labels
 from sae_sweeps.files import MissingFile, read_json
 from sae_sweeps.runs.folder import RunFolder
+from sae_sweeps.runs.rows import RowFile
 
 if TYPE_CHECKING:
     import pandas as pd
 
 POINTS = 240
 """Of a curve, at most; more than a panel has pixels to tell apart."""
+
+FOLLOWED = 150
+"""Arms whose files are read for curves, at most: no figure shows more lines."""
 
 SEED = ("config", "seed")
 
@@ -56,18 +63,23 @@ class Study:
     def of(cls, paths: Iterable[str | Path]) -> "Study":
         return cls(records(paths))
 
+    @cached_property
+    def followed(self) -> list[Arm]:
+        """The arms whose files are read: all, or an even choice from the lowest to the highest fvu."""
+        return self.arms if len(self.arms) <= FOLLOWED else every(self.ranked(self.arms), FOLLOWED)
+
     def folder(self, row: int) -> RunFolder:
         return RunFolder(self.full["run", "folder"].iloc[row])
 
     def curves(self, row: int) -> dict[str, np.ndarray]:
         """Every number of metrics.jsonl by name [n], nan where a row has it not; `step` and `tokens` beside them."""
         if row not in self._curves:
-            self._curves[row] = columns_of(thinned(self.folder(row).metrics.rows(), POINTS))
+            self._curves[row] = columns_of(thinned_rows(self.folder(row).metrics, POINTS))
         return self._curves[row]
 
     def curve_names(self) -> list[str]:
         """Names of all numbers logged in any run, in the order of their first appearance."""
-        return list(dict.fromkeys(name for arm in self.arms for row in arm.rows for name in self.curves(row)))
+        return list(dict.fromkeys(name for arm in self.followed for row in arm.rows for name in self.curves(row)))
 
     def curve(self, arm: Arm, name: str, x: str = "step") -> tuple[np.ndarray, np.ndarray] | None:
         """x [n] and values [seeds, n] of an arm, at the places that all of its runs have; None where no run has any."""
@@ -143,24 +155,31 @@ class Study:
         )
 
 
-def thinned(rows: list[dict[str, Any]], points: int) -> list[dict[str, Any]]:
-    """About `points` of the rows, evenly, the last among them; looks that are rarer than rows are kept before others.
+def thinned_rows(file: RowFile, points: int) -> list[dict[str, Any]]:
+    """About `points` rows of the file, evenly, its last among them; half of them such as have a monitor's numbers.
 
-    The monitored rows hold more numbers than the logged ones: evenly taken rows would lose most of them.
+    The rows of monitored steps hold more than others: evenly taken rows would lose most of them. Lines that are left
+    out are not parsed. Raises DamagedFile as `RowFile.rows` does, for the lines that are read.
     """
-    if len(rows) <= points:
-        return rows
-    looks = [row for row in rows if "held_out_fvu" in row or "grad_norm/recon" in row]
-    plain = rows if not looks else [row for row in rows if "held_out_fvu" not in row and "grad_norm/recon" not in row]
-    half = points // 2 if looks else points
-    kept = every(looks, points - half) + every(plain, half) + rows[-1:]
-    return sorted({row["step"]: row for row in kept}.values(), key=lambda row: row["step"])
+    try:
+        content = file.path.read_bytes()
+    except FileNotFoundError:
+        return []
+    lines = content[: content.rfind(b"\n") + 1].splitlines()  # a last line without an end was torn by a kill
+    if len(lines) > points:
+        looks = {n for n, line in enumerate(lines) if b'"grad_norm/recon"' in line or b'"held_out_fvu"' in line}
+        kept = {*every(sorted(looks), points // 2), *every(range(len(lines)), points - points // 2)}
+        lines = [lines[n] for n in sorted(kept)]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError:
+        return file.rows()  # says which line is damaged
 
 
-def every(items: list[Any], n: int) -> list[Any]:
-    """At most n of the items, evenly."""
-    if n <= 0 or len(items) <= n:
-        return items if n > 0 else []
+def every(items: Sequence[Any], n: int) -> list[Any]:
+    """At most n of the items, evenly, the first and the last among them."""
+    if len(items) <= n:
+        return list(items)
     return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, n).round().astype(int))]
 
 
@@ -203,8 +222,6 @@ def arms_of(full: "pd.DataFrame") -> list[Arm]:
 
 def labels_of(full: "pd.DataFrame", arms: list[Arm], keys: list[tuple[str, str]]) -> list[str]:
     """Titles where they tell the arms apart, otherwise the keys that differ; run ids settle what is left."""
-    from analysis.formats import labels
-
     firsts = [arm.rows[0] for arm in arms]
     titles = [full["run", "title"].iloc[row] for row in firsts]
     given = [

@@ -138,8 +138,8 @@ def finish(fig: "Figure", handles: Sequence[Any] = (), labels: Sequence[str] = (
     height = fig.get_figheight()
     if words:
         fig.legend(
-            handles, words, loc="lower left", bbox_to_anchor=(0.04 / width, 0), ncols=columns, borderaxespad=0, borderpad=0.3,
-            labelspacing=0.35,
+            handles, words, loc="lower left", bbox_to_anchor=(0.04 / width, 0), ncols=columns, borderaxespad=0,
+            borderpad=0.3, labelspacing=0.35,
         )  # fmt: skip
     if lines:
         y = (legend + (0.1 if words else 0.05)) / height

@@ -19,7 +19,7 @@ def moving(study: Study, names: list[str]) -> list[str]:
     return [
         name
         for name in names
-        if any((found := study.curve(arm, name)) is not None and found[1].any() for arm in study.arms)
+        if any((found := study.curve(arm, name)) is not None and found[1].any() for arm in study.followed)
     ]
 
 
@@ -70,7 +70,7 @@ def gradient_norms(study: Study) -> "Figure":
     terms = moving(study, [n for n in logged if not n.endswith("_enc") and n != "grad_norm/total"])
     if not terms:
         raise Missing("no run has logged gradients (train.monitor_every)")
-    arms = [arm for arm in study.arms if any(study.curve(arm, name) is not None for name in terms)]
+    arms = [arm for arm in study.followed if any(study.curve(arm, name) is not None for name in terms)]
     named = named_arms(study, arms)
     fig, axes = panels(2 * len(terms), len(terms), (2.7, 2.0), sharex=True)
     places = [(matrix, suffix, term) for matrix, suffix in MATRICES.items() for term in terms]
