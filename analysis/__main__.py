@@ -5,10 +5,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from analysis.commands import plots, table
+from analysis.commands import plots, report, table
 from sae_sweeps.errors import UserError
 
-COMMANDS = (table, plots)
+COMMANDS = (table, plots, report)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,0 +1,169 @@
+"""The report: one HTML file that needs nothing beside it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.html import TABLE_CSS, TABLE_JS, html_table
+from analysis.plots.draw import known
+from analysis.plots.study import Study
+from analysis.report.figures import DEFAULT, FEW, MANY, pictures
+from analysis.report.runs import Section, common_provenance, config_of, section
+from analysis.report.summary import sentences
+from analysis.table import baseline_row, compared, load
+from analysis.text import clean
+from sae_sweeps.files import write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+HERE = Path(__file__).parent
+SECTIONS = 60
+"""Runs with a section of their own, at most, unless more are asked for."""
+LIMIT = 1_000_000
+"""Bytes that figures may fill a page up to."""
+
+
+@dataclass
+class Finding:
+    """One line of the audit."""
+
+    level: str
+    sentence: str
+
+
+def write_report(
+    paths: Iterable[str | Path],
+    file: str | Path,
+    title: str | None = None,
+    where: str | None = None,
+    sort: str | None = None,
+    baseline: str | None = None,
+    figures: Sequence[str] | None = None,
+    runs: int = SECTIONS,
+    interactive: bool = False,
+) -> Path:
+    """Write the report about the runs of the paths (see `records`) and return its path.
+
+    Args:
+        where, sort: which runs, in which order, as in `analysis.table.table`.
+        baseline: the run that configs are compared with: an id or a filter; by default the first without a penalty.
+        figures: their names; by default those of DEFAULT that have data and fit, FEW of them for many runs.
+        runs: how many runs get a section of their own.
+        interactive: add plotly's figures to hover over; 5 MB.
+
+    Raises DataError and DamagedFile as `records` does, ConfigError for a word that means nothing here.
+    """
+    file = Path(file)
+    write_text(file, report(paths, title, where, sort, baseline, figures, runs, interactive))
+    return file
+
+
+def report(
+    paths: Iterable[str | Path],
+    title: str | None = None,
+    where: str | None = None,
+    sort: str | None = None,
+    baseline: str | None = None,
+    figures: Sequence[str] | None = None,
+    runs: int = SECTIONS,
+    interactive: bool = False,
+) -> str:
+    """The page as text; arguments as in `write_report`."""
+    paths = [Path(path) for path in paths]
+    names = known(figures) if figures is not None else None
+    full = load(paths, where)
+    study = Study(full)
+    by_row = compared(full)  # in the order of the study
+    frame = compared(full, sort=sort) if sort else by_row
+    compared_with = base_row(full, baseline)
+    chosen = rows_with_sections(study, runs)
+    sections = sections_of(study, chosen, compared_with)
+    links = {study.full["run", "run_id"].iloc[row]: f"#{s.anchor}" for row, s in zip(chosen, sections, strict=True)}
+    states = list(full["run", "state"])
+    content: dict[str, Any] = {
+        "title": clean(title or title_of(paths), 120),
+        "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "live": sum(state in ("queued", "running") for state in states),
+        "summary": sentences(study, by_row),
+        "findings": findings(by_row),
+        "table": html_table(without_warnings(frame), links),
+        "table_css": TABLE_CSS,
+        "table_js": TABLE_JS,
+        "sections": sections,
+        "n_runs": len(full),
+        "baseline": clean(full["run", "run_id"].iloc[compared_with], 40) if compared_with is not None else None,
+        "common": common_provenance(study),
+        "paths": [clean(path, 200) for path in paths],
+        "pictures": [],
+        "left_out": [],
+        "charts": "",
+    }
+    if names is None:
+        names = list(FEW if len(full) > MANY else DEFAULT)
+    room = LIMIT - len(rendered(content).encode())
+    content["pictures"], content["left_out"] = pictures(study, names, room)
+    if interactive:
+        from analysis.report.interactive import charts
+
+        content["charts"] = charts(study)
+    return rendered(content)
+
+
+def rendered(content: dict[str, Any]) -> str:
+    """The page; every word in it is escaped by jinja2 but the table, the sparklines and the charts."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    style, script = ((HERE / name).read_text() for name in ("report.css", "report.js"))
+    return environment.get_template("report.html.jinja").render(content, style=style, script=script)
+
+
+def title_of(paths: Sequence[Path]) -> str:
+    return f"Report of {', '.join(path.resolve().name for path in paths[:3])}" + (" ..." if len(paths) > 3 else "")
+
+
+def findings(frame: "pd.DataFrame") -> list[Finding]:
+    """What makes the comparison unsound."""
+    return [Finding("warning", sentence) for sentence in frame.attrs["warnings"]]
+
+
+def without_warnings(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """The frame for a table that stands beside the audit, which says them."""
+    frame = frame.copy(deep=False)
+    frame.attrs = frame.attrs | {"warnings": []}
+    return frame
+
+
+def base_row(full: "pd.DataFrame", baseline: str | None) -> int | None:
+    """The run to compare configs with: the one named, the first without a penalty, or the first that has a config."""
+    if baseline is not None:
+        return baseline_row(full, [[row] for row in range(len(full))], baseline)
+    if ("config", "penalty") not in full.columns:
+        return None
+    penalties = list(full["config", "penalty"])
+    rows = [row for row, name in enumerate(penalties) if name == "none"]
+    rows += [row for row, name in enumerate(penalties) if isinstance(name, str)]
+    return rows[0] if rows else None
+
+
+def rows_with_sections(study: Study, n: int) -> list[int]:
+    """All runs where they are few; otherwise those of lowest fvu and, up to a fifth, those without results."""
+    total = len(study.full)
+    if total <= n:
+        return list(range(total))
+    states = list(study.full["run", "state"])
+    without = [row for row in range(total) if states[row] != "completed"][: n // 5]
+    best = [row for arm in study.ranked(study.arms) for row in arm.rows if states[row] == "completed"]
+    return sorted([*without, *best[: n - len(without)]])
+
+
+def sections_of(study: Study, rows: Sequence[int], compared_with: int | None) -> list[Section]:
+    arm_of = {row: arm for arm in study.arms for row in arm.rows}
+    common = common_provenance(study)
+    base = config_of(study, compared_with) if compared_with is not None else None
+    return [section(study, row, arm_of[row], None if row == compared_with else base, common) for row in rows]
