@@ -24,7 +24,8 @@ def file_of(group: str, choice: str) -> dict[str, Any]:
         content = read_yaml(path)
     except DamagedFile:
         return {}
-    inside = content.get(group) if isinstance(content.get(group), dict) else content
+    packaged = content.get(group)
+    inside = packaged if isinstance(packaged, dict) else content
     inside = {key: plain(value) for key, value in inside.items() if key not in ("defaults", "hydra")}
     return {key: value for key, value in flat_config(inside, group).items() if not is_open(value)}
 

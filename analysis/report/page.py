@@ -72,9 +72,9 @@ def report(
     interactive: bool = False,
 ) -> str:
     """The page as text; arguments as in `write_report`."""
-    paths = [Path(path) for path in paths]
+    places = [Path(path) for path in paths]
     names = known(figures) if figures is not None else None
-    full = load(paths, where)
+    full = load(places, where)
     study = Study(full)
     by_row = compared(full)  # in the order of the study
     frame = compared(full, sort=sort) if sort else by_row
@@ -84,7 +84,7 @@ def report(
     links = {study.full["run", "run_id"].iloc[row]: f"#{s.anchor}" for row, s in zip(chosen, sections, strict=True)}
     states = list(full["run", "state"])
     content: dict[str, Any] = {
-        "title": clean(title or title_of(paths), 120),
+        "title": clean(title or title_of(places), 120),
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "live": sum(state in ("queued", "running") for state in states),
         "summary": sentences(study, by_row),
@@ -96,7 +96,7 @@ def report(
         "n_runs": len(full),
         "baseline": clean(full["run", "run_id"].iloc[compared_with], 40) if compared_with is not None else None,
         "common": common_provenance(study),
-        "paths": [clean(path, 200) for path in paths],
+        "paths": [clean(path, 200) for path in places],
         "pictures": [],
         "left_out": [],
         "charts": "",

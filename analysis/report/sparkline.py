@@ -1,15 +1,12 @@
 """A run's curves as small pictures of a few hundred bytes."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 WIDTH, HEIGHT = 120, 26
 
 
-def sparkline(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, points: int = 32) -> str:
+def sparkline(x: np.ndarray, y: np.ndarray, points: int = 32) -> str:
     """The curve of y [n] over x [n] as SVG, from its least to its largest value; empty without two finite points."""
-    x, y = np.asarray(x, float), np.asarray(y, float)
     there = np.isfinite(x) & np.isfinite(y)
     x, y = x[there], y[there]
     if len(x) < 2:

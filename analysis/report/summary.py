@@ -106,7 +106,5 @@ def targets(full: "pd.DataFrame") -> list[str]:
         said.append(f"Target for {name} ({side} {target:g}): reached by {n} of {len(values)} runs.")
     measured = {name for _, name in of_kind(full, "metrics")}
     if not said and any(BUILTIN + name in measured for name in TARGETS):
-        said.append(
-            "Targets are set for SAEBench's data; these runs were judged on built-in data, whose scores differ."
-        )
+        said.append("Targets are set for SAEBench's data; these runs were judged on built-in data.")
     return said
