@@ -7,7 +7,7 @@ import numpy as np
 from analysis.plots.features import looks, some
 from analysis.plots.lines import beside, legend_of, line, named_arms, short, told
 from analysis.plots.study import Arm, Missing, Study, every
-from analysis.plots.style import COLOURS, DASHES, finish, panels
+from analysis.plots.style import COLOURS, DASHES, finish, from_zero, panels
 from analysis.text import clean
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ def group_events(study: Study) -> "Figure":
         axes[1].plot(steps, sizes[:, 0], color=COLOURS[number % len(COLOURS)], linestyle=":", linewidth=1)
     axes[0].set(title="features that changed their group", xlabel="training step", ylabel="features per event")
     axes[1].set(title="largest and (dotted) smallest group", xlabel="training step", ylabel="features")
-    axes[0].set_ylim(bottom=0)
-    axes[1].set_ylim(bottom=0)
+    from_zero(axes[0])
+    from_zero(axes[1])
     return finish(fig, *legend_of(named), note="Each marker is an event; first seed.")
 
 
@@ -99,7 +99,7 @@ def group_activity(study: Study) -> "Figure":
             values = np.sort(np.array(layer_looks(study, arm.rows[0])[-1][name], dtype=float))[::-1]
             line(ax, np.arange(1, len(values) + 1), values[None], number)
         ax.set(title=name.replace("_", " "), xlabel="group, in falling order", ylabel=unit)
-        ax.set_ylim(bottom=0)
+        from_zero(ax)
     return finish(fig, *legend_of(named), note="At the last look, first seed.")
 
 
@@ -142,7 +142,7 @@ def selective_groups(study: Study) -> "Figure":
         records = [r for r in study.monitors(arm.rows[0], "groups") if "deciles" in r]
         line(axes[0], np.array([r["step"] for r in records]), np.array([[r["sizes"][0] for r in records]]), number)
     axes[0].set(title="size of group 1", xlabel="training step", ylabel="features")
-    axes[0].set_ylim(bottom=0)
+    from_zero(axes[0])
     for ax, arm in zip(axes[1:], shown, strict=True):
         records = every([r for r in study.monitors(arm.rows[0], "groups") if "deciles" in r], 60)
         member = np.array([record["first"] for record in records]).T

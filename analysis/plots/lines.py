@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.plots.study import Arm, Missing, Study, every
-from analysis.plots.style import COLOURS, GREY, Room, finish, log_scale, look, panels
+from analysis.plots.style import BAR, COLOURS, EDGE, GREY, Room, finish, log_scale, look, panels
 from analysis.text import cell, clean
 
 if TYPE_CHECKING:
@@ -108,11 +108,11 @@ def curve_panels(
     return finish(fig, *legend_of(named), note=" ".join(filter(None, [told(study, arms, named), note])))
 
 
-def spans_much(study: Study, arms: Sequence[Arm], name: str, x: str) -> bool:
-    """Whether the values, all above 0, differ by more than a factor of 5."""
-    values = [found[1] for arm in arms if (found := study.curve(arm, name, x))]
-    low, high = min(v.min() for v in values), max(v.max() for v in values)
-    return bool(low > 0 and high > 5 * low)
+def spans_much(study: Study, arms: Sequence[Arm], name: str, x: str = "step") -> bool:
+    """Whether the values that are above 0 differ by more than a factor of 5; those of 0 have no place on a log axis."""
+    values = [found[1][found[1] > 0] for arm in arms if (found := study.curve(arm, name, x))]
+    values = [v for v in values if v.size]
+    return bool(values) and max(v.max() for v in values) > 5 * min(v.min() for v in values)
 
 
 def line(ax: Any, x: np.ndarray, values: np.ndarray, number: int, **kwargs: Any) -> None:
@@ -182,7 +182,7 @@ def bar_panels(
     shown = study.ranked(arms)[:BARS] if len(arms) > BARS else arms
     columns = min(3 if len(shown) <= 12 else 4, len(names))
     heads = 1 + max(label.count("\n") + bool(targets and name in targets) for name, label in names)
-    room = Room(left=0.08, right=0.16, bottom=0.3, top=0.1 + 0.15 * heads)
+    room = Room(left=0.08, right=0.16, bottom=0.3, top=0.14 + 0.15 * heads + 0.005 * len(shown))
     height = room.bottom + room.top + 0.17 * len(shown)
     left = 0.1 + 0.057 * max(len(short(arm)) for arm in shown)
     fig, axes = panels(len(names), columns, (2.1, height), room, left=left, sharey=True)
@@ -190,7 +190,7 @@ def bar_panels(
     for ax, (name, label) in zip(axes, names, strict=True):
         values = [study.values(arm, name) for arm in shown]
         means = [sum(v) / len(v) if v else float("nan") for v in values]
-        ax.barh(places, means, color="#a9c9e2", edgecolor="#2b5d86", linewidth=0.6, height=0.7)
+        ax.barh(places, means, color=BAR, edgecolor=EDGE, linewidth=0.6, height=0.7)
         for place, several in zip(places, values, strict=True):
             if len(several) > 1:
                 ax.plot(several, [place] * len(several), "o", color="black", markersize=2, zorder=4)

@@ -151,7 +151,7 @@ class Study:
         column = ("config", "train.recon")
         forms = set(self.full[column].dropna()) if column in self.full.columns else set()
         return {frozenset({"norm"}): "activation units", frozenset({"squared"}): "activation units²"}.get(
-            frozenset(forms), "activation units, squared or not as the run has it" if forms else "activation units²"
+            frozenset(forms), "activation units (or units²)" if forms else "activation units²"
         )
 
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from analysis.plots.lines import curve_panels, legend_of, line, named_arms, title_and_unit, told
+from analysis.plots.lines import curve_panels, legend_of, line, named_arms, spans_much, title_and_unit, told
 from analysis.plots.study import Missing, Study
 from analysis.plots.style import finish, log_scale, panels
 
@@ -75,14 +75,12 @@ def gradient_norms(study: Study) -> "Figure":
     fig, axes = panels(2 * len(terms), len(terms), (2.7, 2.0), sharex=True)
     places = [(matrix, suffix, term) for matrix, suffix in MATRICES.items() for term in terms]
     for ax, (matrix, suffix, term) in zip(axes, places, strict=True):
-        positive = False
         for number, arm in enumerate(named):
             if found := study.curve(arm, term + suffix):
                 line(ax, *found, number)
-                positive |= bool((found[1] > 0).any())
         title, _ = title_and_unit(term.removeprefix("grad_norm/") + "_loss", study)
         ax.set(title=f"{title}, on {matrix}", ylabel="norm of the gradient")
-        if positive:
+        if spans_much(study, named, term + suffix):
             log_scale(ax, "y")
     for ax in axes[-len(terms) :]:
         ax.set_xlabel("training step")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from analysis.plots.registry import PLOTS
 from analysis.plots.study import Missing, Study
-from analysis.plots.style import png, style
+from analysis.plots.style import small_png, style
 
 DEFAULT = (
     "pareto", "evaluation_metrics", "training_curves", "by_number", "unlearning", "recovery", "feature_metrics",
@@ -16,8 +16,6 @@ DEFAULT = (
 )  # fmt: skip
 """What a report shows, most wanted first: where room is short the last are left out."""
 DPI = 120
-COLOURS = 32
-"""Lines of ten colours with their soft edges; photographs there are none."""
 MANY = 100
 """Runs from which a report shows FEW figures: it has to be quick and small."""
 FEW = ("pareto", "training_curves", "evaluation_metrics", "sparsity", "similarity_histograms")
@@ -43,7 +41,7 @@ def pictures(study: Study, names: Sequence[str], room: int) -> tuple[list[Pictur
                 fig = PLOTS[name].draw(study)
             except Missing:
                 continue
-            address = "data:image/png;base64," + base64.b64encode(png(fig, DPI, COLOURS)).decode()
+            address = "data:image/png;base64," + base64.b64encode(small_png(fig, DPI)).decode()
             if len(address) > room:
                 left_out.append(name)
                 continue

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SAID = ("model", "layer.index", "layer.hook", "data", "architecture", "architecture.d_sae", "architecture.k", "penalty")
 """Keys that say what was trained, where all runs have them alike."""
+SHORT = {"layer.index": "layer", "layer.hook": "hook"}
 LISTED = 6
 """Values that are listed, at most."""
 STATES = ("completed", "running", "queued", "diverged", "failed")
@@ -61,7 +62,7 @@ def shared(full: "pd.DataFrame") -> str:
         if ("config", name) in full.columns:
             values = {cell(v, "config") for v in full["config", name] if v == v}
             if len(values) == 1:
-                told.append(f"{name.removeprefix('architecture.')} {clean(values.pop(), 60)}")
+                told.append(f"{SHORT.get(name, name.removeprefix('architecture.'))} {clean(values.pop(), 60)}")
     return f"The same in all: {', '.join(told)}." if told else ""
 
 
@@ -85,12 +86,7 @@ def best(study: Study, frame: "pd.DataFrame", name: str) -> str:
     if spreads and len(means) > 1:
         between, within = max(means) - min(means), sum(spreads) / len(spreads)
         if between <= within:
-            told += (
-                f" Means over seeds differ by {between:.2g}, seeds of one configuration by {within:.2g} on average: "
-                "no difference that the seeds would not make."
-            )
-    elif len(means) > 1:
-        told += " One seed each."
+            told += f" Seeds alone make as much difference ({within:.2g}) as configurations do ({between:.2g})."
     return told
 
 
