@@ -38,6 +38,15 @@ def identity(value: Any) -> Hashable:
     return ("absent",) if value != value else value
 
 
+def varies(values: Iterable[Any]) -> bool:
+    """Whether a column can hold more than one value: a quick look, which takes 1 and 1.0 for two."""
+    values = list(values)
+    try:
+        return len(set(values)) > 1 or len(set(map(type, values))) > 1
+    except TypeError:  # lists
+        return True
+
+
 def differing(full: "pd.DataFrame") -> list[Column]:
     """The config keys that take more than one value among the runs that have them."""
     found: list[Column] = []
@@ -45,7 +54,9 @@ def differing(full: "pd.DataFrame") -> list[Column]:
     for column, values in zip(keys, full[keys].to_numpy().T if keys else [], strict=True):
         head, _, rest = column[1].partition(".")
         follows = head in IDENTITY and rest and ("config", head) in found
-        if head in UNSHOWN or follows or len({identity(value) for value in values} - {("absent",)}) < 2:
+        if head in UNSHOWN or follows or not varies(values):
+            continue
+        if len({identity(value) for value in values} - {("absent",)}) < 2:
             continue
         if not any(last_part(f) == last_part(column) and full[f].equals(full[column]) for f in found):
             found.append(column)

@@ -1,11 +1,10 @@
 """How soon a run reaches a held-out fraction of variance unexplained."""
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_sweeps.runs.folder import RunFolder
+from sae_sweeps.runs.rows import RowFile
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,41 +40,46 @@ def common_target(runs: Iterable[Sequence[Row]]) -> float | None:
 
 
 def followed(folder: Path) -> list[Row]:
-    """`tokens`, `tokens_per_s` and `held_out_fvu` of a run's rows; what else a row holds is not read.
+    """`tokens`, `tokens_per_s` and `held_out_fvu` of a run's rows; none of a run that was not followed on held-out
+    text.
 
-    Thousands of runs are read for three numbers of each row: a line as `RowFile` writes it is searched, any other
-    parsed. Raises DamagedFile as `RowFile.rows` does.
+    Thousands of runs are read for three numbers of each row: a line as `RowFile` writes it is searched, a file with any
+    other line parsed. Raises DamagedFile as `RowFile.rows` does.
     """
-    file = RunFolder(folder).metrics
+    file = RowFile(folder / "metrics.jsonl")
     try:
         content = file.path.read_bytes()
     except FileNotFoundError:
         return []
     whole = content[: content.rfind(b"\n") + 1]  # a last line without an end was torn by a kill
+    if b'"held_out_fvu"' not in whole:
+        return []
     try:
-        return [searched(line) if b'"held_out_fvu"' not in line else json.loads(line) for line in whole.splitlines()]
-    except (ValueError, TypeError):
+        return [searched(line) for line in whole.splitlines()]
+    except ValueError:
         return file.rows()
 
 
 def searched(line: bytes) -> Row:
-    """The tokens and speed of one line without a held-out value. Raises ValueError for a line of another form."""
+    """The three numbers of one line, as far as it has them. Raises ValueError for a line of another form."""
     if not (line.startswith(b'{"step":') and line.endswith(b"}")):
         raise ValueError
-    row: Row = {"tokens": int(number_after(line, b',"tokens":') or b"")}
-    if (speed := number_after(line, b',"tokens_per_s":')) not in (None, b"null"):
-        row["tokens_per_s"] = float(speed)
+    row: Row = {"tokens": int(line[slice(*after(b',"tokens":', line, line.find))])}
+    for key in ("tokens_per_s", "held_out_fvu"):
+        start, end = after(b',"%b":' % key.encode(), line, line.rfind)
+        if start > 0 and (number := line[start:end]) != b"null":
+            row[key] = float(number)
     return row
 
 
-def number_after(line: bytes, key: bytes) -> bytes | None:
-    """The characters of the value after a key."""
-    start = line.find(key)
-    if start < 0:
-        return None
-    start += len(key)
+def after(key: bytes, line: bytes, find: Callable[[bytes], int]) -> tuple[int, int]:
+    """Where the value after a key begins and ends; (0, 0) where there is no such key."""
+    found = find(key)
+    if found < 0:
+        return 0, 0
+    start = found + len(key)
     end = line.find(b",", start)
-    return line[start : end if end > 0 else -1]
+    return start, end if end > 0 else len(line) - 1
 
 
 def with_convergence(full: "pd.DataFrame", target: float | None = None) -> tuple["pd.DataFrame", float | None]:
@@ -85,7 +89,8 @@ def with_convergence(full: "pd.DataFrame", target: float | None = None) -> tuple
     text the frame comes back as it is.
     """
     complete = [number for number, state in enumerate(full["run", "state"]) if state == "completed"]
-    rows = {number: followed(full["run", "folder"].iloc[number]) for number in complete}
+    folders = list(full["run", "folder"])
+    rows = {number: followed(folders[number]) for number in complete}
     target = common_target(rows.values()) if target is None else target
     if target is None or common_target(rows.values()) is None:
         return full, None

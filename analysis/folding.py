@@ -1,9 +1,9 @@
 """Runs folded into mean, spread and number, and their differences to a baseline."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from analysis.columns import UNSHOWN, differing, find_column, identity, of_kind, sort_key
+from analysis.columns import UNSHOWN, differing, find_column, identity, of_kind, sort_key, varies
 from analysis.metrics import BUDGETS, DIFFERENCES, STATISTICS, Column
 from analysis.text import cell, clean
 from sae_sweeps.errors import ConfigError
@@ -34,15 +34,14 @@ def fold(full: "pd.DataFrame", keys: Sequence[Column]) -> tuple["pd.DataFrame", 
     first = full.iloc[[rows[0] for rows in members]].reset_index(drop=True)
     kept = [column for column in first.columns if column[0] != "metrics" and column not in keys]
     head = first[kept].copy()
-    titles = [full["run", "title"].iloc[rows] for rows in members]
-    head["run", "title"] = objects([t.iloc[0] if t.nunique(dropna=False) == 1 else None for t in titles])
-    head["run", "runs"] = objects([list(full["run", "run_id"].iloc[rows]) for rows in members])
+    ids, titles, warnings = (list(full["run", name]) for name in ("run_id", "title", "warnings"))
+    common = [{titles[row] for row in rows} for rows in members]
+    head["run", "title"] = objects([found.pop() if len(found) == 1 else None for found in common])
+    head["run", "runs"] = objects([[ids[row] for row in rows] for rows in members])
     head["run", "warnings"] = objects(
-        [list(dict.fromkeys(w for own in full["run", "warnings"].iloc[rows] for w in own)) for rows in members]
+        [list(dict.fromkeys(w for row in rows for w in warnings[row])) for rows in members]
     )
-    labels = pd.Series(0, index=full.index)
-    for number, rows in enumerate(members):
-        labels.iloc[rows] = number
+    labels = labels_of(members, len(full))
     return pd.concat([head, statistics(full[of_kind(full, "metrics")], labels)], axis=1), members
 
 
@@ -53,7 +52,8 @@ def signatures_of(full: "pd.DataFrame", keys: Sequence[Column]) -> list[tuple]:
         for column in of_kind(full, "config")
         if column not in keys and column[1].partition(".")[0] not in UNSHOWN
     ]
-    columns = [[identity(value) for value in values] for values in (full[told].to_numpy().T if told else [])]
+    found = full[told].to_numpy().T if told else []
+    columns: list[list[Any]] = [[identity(value) for value in values] for values in found if varies(values)]
     columns += [budget_of(full, metric) for metric in BUDGETS]
     columns.append([identity(value) for value in full["run", "source"]])
     varied = [column for column in columns if len(set(column)) > 1]
@@ -68,13 +68,23 @@ def budget_of(full: "pd.DataFrame", metric: str) -> list[Any]:
     return [next((v for v in row if isinstance(v, int | float) and v == v), None) for row in rows]
 
 
-def statistics(metrics: "pd.DataFrame", labels: "pd.Series") -> "pd.DataFrame":
+def labels_of(members: Iterable[Sequence[int]], count: int) -> list[int]:
+    """For each of `count` runs the number of its group."""
+    labels = [0] * count
+    for number, rows in enumerate(members):
+        for row in rows:
+            labels[row] = number
+    return labels
+
+
+def statistics(metrics: "pd.DataFrame", labels: list[int]) -> "pd.DataFrame":
     """Mean, standard deviation (n - 1), n and Student's 95 % confidence interval of the mean, by label and metric."""
+    import numpy as np
     import pandas as pd
     from scipy.special import stdtrit
 
     names = [name for _, name in metrics.columns]
-    groups = metrics.set_axis(range(len(names)), axis=1).groupby(labels.to_numpy())
+    groups = metrics.set_axis(range(len(names)), axis=1).groupby(np.array(labels))
     mean, std, n = groups.mean(), groups.std(ddof=1), groups.count()
     reach = stdtrit((n - 1).where(n > 1), (1 + CONFIDENCE) / 2) * std / n**0.5
     parts = {"metrics": mean, "std": std, "n": n, "ci_low": mean - reach, "ci_high": mean + reach}
@@ -88,11 +98,11 @@ def statistics(metrics: "pd.DataFrame", labels: "pd.Series") -> "pd.DataFrame":
 def repeated(full: "pd.DataFrame", keys: Sequence[Column], members: Sequence[Sequence[int]]) -> list[str]:
     """What makes a fold count more than there is: equal values of the folded keys within a row; a sentence each."""
     found = []
+    values = [tuple(map(identity, row)) for row in full[list(keys)].to_numpy()]
+    ids, names = list(full["run", "run_id"]), ", ".join(clean(key) for _, key in keys)
     for rows in members:
-        values = [tuple(map(identity, row)) for row in full[list(keys)].iloc[list(rows)].to_numpy()]
-        if len(set(values)) < len(values):
-            names = ", ".join(clean(key) for _, key in keys)
-            who = ", ".join(full["run", "run_id"].iloc[list(rows[:3])]) + (" ..." if len(rows) > 3 else "")
+        if len({values[row] for row in rows}) < len(rows):
+            who = ", ".join(ids[row] for row in rows[:3]) + (" ..." if len(rows) > 3 else "")
             found.append(f"{who}: folded runs of equal {names}, so their spread and interval are too small.")
     return found
 
@@ -135,10 +145,7 @@ def pivot(full: "pd.DataFrame", rows: str, columns: str, value: str) -> "pd.Data
                     f"use {BUDGETS[budget]} as a key."
                 )
     keys = list(cells)
-    labels = pd.Series(0, index=measured.index)
-    for number, runs in enumerate(cells.values()):
-        labels.iloc[runs] = number
-    told = statistics(measured[[metric]], labels)
+    told = statistics(measured[[metric]], labels_of(cells.values(), len(measured)))
     frame = pd.DataFrame({down_column(down): objects(list(lines.values()))})
     for name in name_of.values():
         for kind in ("metrics", *STATISTICS):
@@ -173,8 +180,8 @@ def unique_names(key: str, values: list[Any]) -> list[str]:
 def with_differences(frame: "pd.DataFrame", row: int) -> "pd.DataFrame":
     """The frame with each metric's difference to that of `row`, the baseline, which has none itself.
 
-    Where runs are folded, `difference_low` and `difference_high` bound it with 95 % confidence by Welch's t of two means
-    with unequal variances (degrees of freedom by Welch and Satterthwaite); nan where either side is a single run.
+    Where runs are folded, `difference_low` and `difference_high` bound it with 95 % confidence by Welch's t of two
+    means with unequal variances (degrees of freedom by Welch and Satterthwaite); nan where either is of a single run.
     """
     import numpy as np
     import pandas as pd

@@ -96,10 +96,10 @@ def draw(shown: View, color: bool = False) -> list[str]:
     start, groups = 0, []
     for name, span in shown.groups:
         own = sum(widths[start : start + span]) + len(GAP) * (span - 1)
-        widths[start + span - 1] += max(0, cell_len(clean(name)) - own)
-        own = max(own, cell_len(clean(name)))
-        rule = own - cell_len(clean(name)) - 1
-        groups.append(clean(name) + (f" {'─' * rule}" if rule > 1 and name else " " * (rule + 1)))
+        widths[start + span - 1] += max(0, cell_len(name) - own)
+        own = max(own, cell_len(name))
+        rest = own - cell_len(name) - 1
+        groups.append(name + (f" {'─' * rest}" if rest > 1 and name else " " * (rest + 1)))
         start += span
     margin = "  " if any(shown.marks) else ""
     heads = [wrapped(column.name).split("\n") for column in shown.columns]
@@ -118,9 +118,9 @@ def draw(shown: View, color: bool = False) -> list[str]:
         marks = [column.marks(row) for row in range(len(column.words))] if slot else [""] * len(column.words)
         pad = [f"{BOLD}{m}{PLAIN}{' ' * (slot - len(m))}" if color and m else m.ljust(slot) for m in marks]
         filled.append([aligned(w, column, width - slot) + m for w, m in zip(column.words, pad, strict=True)])
-    for row, parts in enumerate(zip(*filled, strict=True)):
+    for row, cells in enumerate(zip(*filled, strict=True)):
         mark = f"{shown.marks[row]:<2}" if margin else ""
-        lines.append((mark + GAP.join(parts)).rstrip())
+        lines.append((mark + GAP.join(cells)).rstrip())
     return lines
 
 
@@ -171,13 +171,13 @@ def latex(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
     lines = ["% \\usepackage{booktabs}", f"\\begin{{tabular}}{{{'l' if has_marks else ''}{aligns}}}", "\\toprule"]
     heads, rules, place = [""] if has_marks else [], [], 2 if has_marks else 1
     for name, span in shown.groups:
-        heads.append(f"\\multicolumn{{{span}}}{{c}}{{{latex_cell(clean(name))}}}")
+        heads.append(f"\\multicolumn{{{span}}}{{c}}{{{latex_cell(name)}}}")
         if name:
             rules.append(f"\\cmidrule(lr){{{place}-{place + span - 1}}}")
         place += span
     if rules:
         lines += [" & ".join(heads) + r" \\", " ".join(rules)]
-    names = [latex_cell(clean(column.name)) for column in shown.columns]
+    names = [latex_cell(column.name) for column in shown.columns]
     lines += [" & ".join([*([""] if has_marks else []), *names]) + r" \\", "\\midrule"]
     for row in range(len(frame)):
         parts = [latex_cell(shown.marks[row])] if has_marks else []
@@ -231,7 +231,7 @@ def to_json(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
     is_pivot = "pivot" in attrs
     content: dict[str, Any] = {"rows" if is_pivot else "runs": runs}
     for name, rows_of in (("best", best_rows), ("reached", reached_rows)):
-        found = {column[1]: sorted(rows_of(frame, column)) for column in frame.columns}
+        found = {column[1]: sorted(rows_of(frame, column)) for column in frame.columns if column[0] == "metrics"}
         named = {metric: [row if is_pivot else runs[row]["run_id"] for row in rows] for metric, rows in found.items()}
         content[name] = {metric: rows for metric, rows in named.items() if rows}
     content["warnings"] = attrs.get("warnings", [])

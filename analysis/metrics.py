@@ -103,7 +103,13 @@ GROUPS = {
     "unlearning": ("unlearning*",),
     "autointerp": ("autointerp*",),
     "hierarchy": ("hierarchy_*",),
-    "geometry": ("nearest_neighbour*", "mean_abs_cosine", "average_max_*_cosine_sim", "composition_rate*"),
+    "geometry": (
+        "nearest_neighbour*",
+        "mean_abs_cosine",
+        "average_max_*_cosine_sim",
+        "composition_rate*",
+        "distinct_features",
+    ),
     "recovery": ("recovery_*",),
     "labels": ("nmi", "silhouette", "feature_mi*"),
     "penalty": ("penalty*",),
@@ -181,7 +187,7 @@ def best_rows(frame: "pd.DataFrame", column: Column) -> set[int]:
     if kind != "metrics" or direction(metric) is None:
         return set()
     columns = [c for c in frame.columns if c[0] == "metrics"] if "pivot" in frame.attrs else [column]
-    scores = {}
+    scores: dict[tuple[int, Column], float] = {}
     for c in columns:
         unfit = unfit_rows(frame, c)
         values = ((row, value) for row, value in enumerate(frame[c]) if value == value and row not in unfit)
@@ -203,7 +209,7 @@ def reached_rows(frame: "pd.DataFrame", column: Column) -> set[int]:
 
 
 def unfit_rows(frame: "pd.DataFrame", column: Column) -> set[int]:
-    """Row numbers of SAEs that must not be praised: `frame.attrs["unfit"]` has reasons by run id, in a pivot by cell."""
+    """Row numbers of SAEs that must not be praised: `frame.attrs["unfit"]` has reasons by run id (pivot: by cell)."""
     reasons = frame.attrs.get("unfit", {})
     if "pivot" in frame.attrs:
         return {row for row, name in reasons if name == column[1]}

@@ -6,6 +6,7 @@ Columns have two levels, so that a config key never meets a metric of the same n
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -89,7 +90,8 @@ def runs_at(path: Path) -> Iterator[tuple[Path, str | None]]:
         yield path, None
     else:
         inside = path / "runs" if (path / "runs").is_dir() else path
-        for folder in sorted(inside.iterdir()):
+        for name in sorted(os.listdir(inside)):
+            folder = inside / name
             if is_run(folder):
                 yield folder, None
             elif (folder / "manifest.json").exists():
@@ -97,7 +99,7 @@ def runs_at(path: Path) -> Iterator[tuple[Path, str | None]]:
 
 
 def is_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("status.json", "results.json", "config.yaml"))
+    return any(os.path.exists(f"{folder}/{name}") for name in ("status.json", "results.json", "config.yaml"))
 
 
 def runs_of_sweep(manifest: Path) -> Iterator[tuple[Path, str | None]]:
@@ -123,10 +125,14 @@ def read_run(folder: Path, title: str | None = None, run_id: str | None = None) 
     if results is not None and not (isinstance(results, dict) and isinstance(results.get("metrics"), dict)):
         raise DamagedFile(f"{run.results_path} is damaged (it has no metrics); restore it, or run the run again.")
     status = run.status()
+    lost = False
+    if status and status["state"] == "running" and Lease.holder(folder) is None:
+        status = run.status() or status  # it may have ended between the two looks
+        lost = status["state"] == "running"
     if status:
         record.state, record.step, record.total_steps = status["state"], status["step"], status["total_steps"]
         record.error = status["error"]
-        if record.state == "running" and Lease.holder(folder) is None:
+        if lost:
             record.state = LOST
     elif results:
         record.state = "completed"
@@ -188,21 +194,17 @@ def frame_of(runs: list[Record]) -> "pd.DataFrame":
     import numpy as np
     import pandas as pd
 
+    parts = {name: pd.Series([getattr(run, name) for run in runs], dtype="object") for name in RUN_FIELDS}
+    frames = [pd.DataFrame(parts)]
     columns = [("run", name) for name in RUN_FIELDS]
-    rows = [[getattr(run, name) for name in RUN_FIELDS] for run in runs]
-    for kind in ("config", "metrics"):
+    for kind, dtype in (("config", "object"), ("metrics", "float64")):
         contents: list[dict[str, Any]] = [getattr(run, kind) for run in runs]
-        keys = dict.fromkeys(key for content in contents for key in content)
+        keys = list(dict.fromkeys(key for content in contents for key in content))
+        cells = np.empty((len(runs), len(keys)), dtype=dtype)
+        for row, content in enumerate(contents):
+            cells[row] = [content.get(key, ABSENT) for key in keys]
+        frames.append(pd.DataFrame(cells))
         columns += [(kind, key) for key in keys]
-        for row, content in zip(rows, contents, strict=True):
-            row += [content.get(key, ABSENT) for key in keys]
-    cells = np.empty((len(rows), len(columns)), dtype=object)
-    for number, row in enumerate(rows):
-        for place, value in enumerate(row):
-            cells[number, place] = value
-    index = pd.MultiIndex.from_tuples(columns)
-    numbers = index.get_level_values(0) == "metrics"
-    parts = [pd.DataFrame(cells[:, ~numbers]), pd.DataFrame(cells[:, numbers].astype("float64"))]
-    frame = pd.concat(parts, axis=1)
-    frame.columns = index
+    frame = pd.concat(frames, axis=1)
+    frame.columns = pd.MultiIndex.from_tuples(columns)
     return frame

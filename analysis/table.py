@@ -86,7 +86,7 @@ def compared(
 ) -> "pd.DataFrame":
     """The table of what `load` gives; arguments and attrs as in `table`."""
     warnings, marks = judged(full)
-    attrs = {
+    attrs: dict[str, Any] = {
         "warnings": warnings,
         "marks": marks,
         "notes": [],
@@ -204,10 +204,10 @@ def described(frame: "pd.DataFrame", row: int) -> str:
 
 def unfit_runs(full: "pd.DataFrame") -> dict[str, str]:
     """By run id why its scores are no merit."""
-    wanted = (("metrics", "l0"), ("config", "architecture.d_sae"), ("config", "model.d_in"))
-    if wanted[0] not in full.columns:
-        return {}
-    sizes = [[number(v) for v in full[c]] if c in full.columns else [None] * len(full) for c in wanted]
+    sizes: list[list[float | None]] = []
+    for column in (("metrics", "l0"), ("config", "architecture.d_sae"), ("config", "model.d_in")):
+        there = column in full.columns
+        sizes.append([number(value) for value in full[column]] if there else [None] * len(full))
     reasons = (unfitness(*size) for size in zip(*sizes, strict=True))
     return {run_id: why for run_id, why in zip(full["run", "run_id"], reasons, strict=True) if why}
 
@@ -217,7 +217,7 @@ def number(value: Any) -> float | None:
 
 
 def judged(full: "pd.DataFrame") -> tuple[list[str], dict[str, str]]:
-    """Sentences on what makes the comparison unsound, and by run id the worst level of what concerns it: error, warning."""
+    """Sentences on what makes the comparison unsound, and the worst level (error, warning) by run id."""
     marks = {
         run_id: "warning" for run_id, own in zip(full["run", "run_id"], full["run", "warnings"], strict=True) if own
     }

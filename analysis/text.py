@@ -55,7 +55,7 @@ def wrapped(name: str, longest: int = 9) -> str:
     """A header in lines of about `longest` characters, broken after `_`, `.` and `/`."""
     lines = [""]
     for part in re.findall(r"[^_./]*[_./]?", clean(name)):
-        if lines[-1] and len(lines[-1] + part) > longest:
+        if part and lines[-1] and len(lines[-1] + part) > longest:
             lines.append("")
         lines[-1] += part
     return "\n".join(lines)

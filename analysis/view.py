@@ -1,7 +1,8 @@
-"""What people are shown of a table's frame, whatever the format: which columns, short headers in groups, cells, notes."""
+"""What people are shown of a table's frame in any format: which columns, short headers in groups, cells, notes."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ class Shown:
 
     column: Column
     name: str
+    """Short and in one printable line, as all words here are."""
     group: str
     """The header above it; empty for what names the run."""
     words: list[str]
@@ -46,7 +48,7 @@ class Shown:
     values: list[Any]
     """What to sort by."""
 
-    @property
+    @cached_property
     def is_number(self) -> bool:
         return self.column[0] in ("metrics", "difference") or all(
             isinstance(value, int | float | None) for value in self.values
@@ -102,8 +104,8 @@ def view(frame: "pd.DataFrame", columns: Sequence[Column] | None = None) -> View
     shown = [
         Shown(
             column=column,
-            name=names[column],
-            group=group_of(frame, column),
+            name=clean(names[column]),
+            group=clean(group_of(frame, column)),
             words=cells(frame, column),
             best=best_rows(frame, column),
             reached=reached_rows(frame, column),

@@ -206,10 +206,10 @@ class Where:
         kinds: tuple[type, ...] = (str,) if isinstance(bound, str) else (int, float)
         values = [value for value in self.full[column] if not is_empty(value)]
         if values and not any(isinstance(value, kinds) and not isinstance(value, bool) for value in values):
-            what = "words" if isinstance(bound, str) else "numbers"
+            name, what = clean(column[1]), "words" if isinstance(bound, str) else "numbers"
             raise ConfigError(
-                f"--where {clean(self.text)!r}: {clean(column[1])} has no {what} to compare with {clean(literal.text)!r}; "
-                f"it is {told(values)}."
+                f"--where {clean(self.text)!r}: {name} has no {what} to compare with {clean(literal.text)!r}; it is "
+                f"{told(values)}."
             )
 
         def test(row: Row) -> bool:

@@ -36,8 +36,8 @@ SEEDS = 5
 METRICS = (
     "final_loss recon_loss sparsity_loss penalty_loss penalty_weight dead_features kl_div_score kl_div_with_ablation "
     "kl_div_with_sae ce_loss_score ce_loss_with_ablation ce_loss_with_sae ce_loss_without_sae "
-    "total_tokens_eval_reconstruction total_tokens_eval_sparsity_variance l2_norm_in l2_norm_out l2_ratio l1 mse cossim "
-    "mse_per_token explained_variance_legacy relative_reconstruction_bias explained_variance fvu frac_alive "
+    "total_tokens_eval_reconstruction total_tokens_eval_sparsity_variance l2_norm_in l2_norm_out l2_ratio l1 mse "
+    "cossim mse_per_token explained_variance_legacy relative_reconstruction_bias explained_variance fvu frac_alive "
     "explained_variance_correct freq_over_1_percent normalized_freq_over_1_percent freq_over_10_percent "
     "normalized_freq_over_10_percent average_max_encoder_cosine_sim average_max_decoder_cosine_sim "
     "nearest_neighbour_cosine nearest_neighbour_cosine_median mean_abs_cosine mean_absorption_score "

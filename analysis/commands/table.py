@@ -54,6 +54,8 @@ def run(words: argparse.Namespace) -> None:
     from analysis.formats import format_of, render
     from sae_sweeps.files import write_text
 
+    if words.fold is not None and not listed(words.fold):
+        raise ConfigError("--fold names no key; name one, such as seed.")
     format = words.format or ("text" if words.output is None else format_of(words.output))
     if words.watch is not None:
         if format != "text" or words.output is not None:
@@ -101,17 +103,17 @@ def show(frame: "pd.DataFrame", format: str) -> None:
 
 
 def watch(words: argparse.Namespace) -> None:
-    """Draw the table until no run is queued or running, or Ctrl-C. Elsewhere than on a terminal only what is new."""
-    from analysis.table import load
+    """Draw the table until no run that it is asked for is queued or running, or Ctrl-C; over itself on a terminal."""
+    from analysis.records import records
 
     try:
         while True:
-            states = list(load(words.paths, followed=False)["run", "state"])
+            going = {"queued", "running"} & set(records(words.paths)["run", "state"])
             frame = table_of(words)
             if sys.stdout.isatty():
                 print("\x1b[H\x1b[2J", end="")
             show(frame, "text")
-            if not {"queued", "running"} & set(states):
+            if not going:
                 return
             time.sleep(words.watch)
     except KeyboardInterrupt:

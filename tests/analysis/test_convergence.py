@@ -1,8 +1,12 @@
 import json
 import math
 
+import pytest
+
 from analysis.convergence import common_target, tokens_to
+from analysis.convergence import followed as followed_rows
 from analysis.table import render, table
+from sae_sweeps.errors import DamagedFile
 from sae_sweeps.runs.folder import RunFolder
 from tests.analysis.outputs import add_run
 
@@ -61,3 +65,31 @@ def test_runs_that_were_not_followed_have_no_such_columns(tmp_path):
     frame = table([tmp_path], target_fvu=0.1)
     assert ("metrics", "tokens_to_fvu") not in frame.columns and "_to_fvu" not in render(frame)
     assert "target_fvu" not in json.loads(render(frame, "json"))
+
+
+def read(tmp_path, content):
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    return followed_rows(tmp_path)
+
+
+def test_rows_are_searched_as_they_would_be_parsed(tmp_path):
+    file = RunFolder(tmp_path).metrics
+    for step in range(5):
+        odd = {'x,"tokens":9': 'a "tokens_per_s":7,', "penalty/tokens": 3}
+        held_out = {"held_out_fvu": [0.5, None, math.nan, 1e-9, 2][step]} if step != 4 else {}
+        speed = {"tokens_per_s": 100 + step} if step else {}
+        file.append({"step": step, "tokens": 10 * step} | odd | speed | held_out)
+    kept = ("tokens", "tokens_per_s", "held_out_fvu")
+    parsed = [{key: row[key] for key in kept if row.get(key) is not None} for row in file.rows()]
+    assert followed_rows(tmp_path) == parsed and len(parsed) == 5
+
+
+def test_torn_foreign_and_damaged_rows(tmp_path):
+    assert followed_rows(tmp_path) == []
+    row = b'{"step":0,"tokens":10,"held_out_fvu":0.5}\n'
+    assert read(tmp_path, row + b'{"step":1,"tokens":20,"held') == [{"tokens": 10, "held_out_fvu": 0.5}]
+    assert read(tmp_path, b'{"step":0,"tokens":10}\n' * 3) == []  # not followed
+    spaced = read(tmp_path, row + b'{"tokens": 20, "step": 1, "held_out_fvu": 0.25}\n')
+    assert tokens_to(spaced, 0.3) == (20, 0.0)
+    with pytest.raises(DamagedFile, match="metrics.jsonl is damaged at line 2"):
+        read(tmp_path, row + b'{"step":1,"tok\n')

@@ -1,7 +1,8 @@
 import pytest
 
-from analysis.records import flat_config, records
+from analysis.records import LOST, flat_config, records
 from sae_sweeps.errors import DamagedFile, DataError
+from sae_sweeps.files import read_json, write_json
 from sae_sweeps.runs.folder import RunFolder
 from tests.analysis.outputs import METRICS, add_run, add_sweep
 
@@ -108,3 +109,31 @@ def test_a_damaged_manifest_is_named(outputs, content):
     (sweep / "manifest.json").write_text(content)
     with pytest.raises(DamagedFile, match="manifest.json"):
         records([sweep])
+
+
+def test_a_run_whose_owner_died_is_not_shown_as_running(outputs):
+    folder = add_run(outputs, "a", state="running", step=40)
+    assert records([folder])["run", "state"][0] == "running"
+    owner = read_json(folder / "lease.json")
+    write_json(folder / "lease.json", owner | {"start_time": -1})  # another process had this pid
+    assert records([folder])["run", "state"][0] == LOST
+    (folder / "lease.json").unlink()
+    assert records([folder])["run", "state"][0] == LOST
+
+
+def test_a_run_that_ends_between_two_looks_is_not_lost(outputs, monkeypatch):
+    folder = add_run(outputs, "a", state="running", step=40)
+
+    def ends(run_folder):
+        add_run(outputs, "a")
+
+    monkeypatch.setattr("analysis.records.Lease.holder", ends)
+    assert records([folder])["run", "state"][0] == "completed"
+
+
+def test_where_a_record_comes_from(outputs):
+    folder = add_run(outputs, "a")
+    results = read_json(folder / "results.json")
+    write_json(folder / "results.json", results | {"provenance": {"git_commit": "abc"}})
+    row = records([folder]).iloc[0]
+    assert row["run", "source"] == "run" and row["run", "provenance"] == {"git_commit": "abc"}

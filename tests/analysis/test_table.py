@@ -13,6 +13,7 @@ from analysis.metrics import best_rows
 from analysis.table import FORMATS, render, table
 from analysis.view import labels
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.runs.folder import RunFolder
 from tests.analysis.outputs import add_run, add_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -222,3 +223,101 @@ def test_nothing_heavy_is_imported():
         "import analysis.table\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_file_is_written_whole_in_the_format_of_its_ending(sweep, tmp_path, capsys):
+    for ending, begins in ((".md", "| run_id"), (".tex", "% \\usepackage"), (".html", "<!doctype"), (".json", "{")):
+        file = tmp_path / "new" / f"table{ending}"
+        assert main(["table", str(sweep), "-o", str(file)]) == 0
+        assert file.read_text().startswith(begins) and file.read_text().endswith("\n")
+        assert capsys.readouterr().out == f"table   {file}\n"
+    assert main(["table", str(sweep), "-o", str(tmp_path / "x.csv"), "--format", "markdown"]) == 0
+    assert (tmp_path / "x.csv").read_text().startswith("| run_id")
+
+
+def test_sorting_the_other_way_round(outputs, sweep, capsys):
+    add_run(outputs, "dddddddddddd", {"penalty.lambda2_max": 2}, state="failed")
+    for words in (["--sort", "-fvu"], ["--sort=-fvu"]):
+        assert main(["table", str(outputs), "--format", "csv", "--columns", "fvu", *words]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line[0] for line in lines[1:]] == ["c", "a", "b", "d"]  # worst first, what has none last
+
+
+def test_the_words_of_the_command_together(sweep, capsys):
+    words = ["--where", "lambda2_max >= 0.5", "--baseline", "cccc", "--sort", "fvu", "--columns", "fvu, lambda2_max"]
+    assert main(["table", str(sweep), *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[4].split() == ["bbbbbbbbbbbb", "0.04000*", "-0.0200", "0.5"]
+    assert lines[5].split() == ["cccccccccccc", "0.06000", "1"]
+    assert main(["table", str(sweep), "--pivot", "penalty", "lambda2_max", "fvu"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "fvu by penalty and lambda2_max"
+    assert main(["table", str(sweep), "--fold", "lambda2_max"]) == 0
+    assert "0.050 ± 0.010 (3)" in capsys.readouterr().out
+
+
+def test_watching_ends_when_no_run_goes_on(outputs, sweep, capsys, monkeypatch):
+    folder = add_run(outputs, "dddddddddddd", {"penalty.lambda2_max": 2}, state="running", step=40)
+    waited = []
+
+    def wait(seconds):
+        waited.append(seconds)
+        if len(waited) == 2:
+            add_run(outputs, "dddddddddddd", {"penalty.lambda2_max": 2}, {"fvu": 0.01})
+
+    monkeypatch.setattr("time.sleep", wait)
+    assert main(["table", str(outputs), "--watch", "0.5"]) == 0
+    shown = capsys.readouterr().out
+    assert waited == [0.5, 0.5] and shown.count("running at 40%") == 2 and shown.count("0.01000*") == 1
+    assert folder.exists()
+
+
+def test_watching_ends_with_ctrl_c_and_where_everything_died(outputs, capsys, monkeypatch):
+    folder = add_run(outputs, "a", state="running", step=40)
+
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", interrupt)
+    assert main(["table", str(outputs), "--watch"]) == 0
+    assert capsys.readouterr().out.count("running at 40%") == 1
+    (folder / "lease.json").unlink()
+    assert main(["table", str(outputs), "--watch"]) == 0
+    assert "lost? at 40%" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--where", "k ="], "position 4 stands where a value should"),
+        (["--where", "k = 1"], "no run of 3 matches --where 'k = 1'; architecture.k is 32."),
+        (["--fold", "sed"], "did you mean seed?"),
+        (["--fold", ","], "--fold names no key"),
+        (["--pivot", "seed", "k", "fuv"], "did you mean fvu?"),
+        (["--baseline", "zzz"], "no run here has that id"),
+        (["-o", "table.pdf"], ".pdf names no format"),
+        (["--watch", "0"], "write seconds above 0"),
+        (["--watch", "--format", "csv"], "leave out --output and --format"),
+        (["--sort", "-fuv"], "did you mean fvu?"),
+    ],
+)
+def test_mistakes_in_words_are_told_in_one_sentence(sweep, capsys, words, sentence):
+    assert main(["table", str(sweep), *words]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and sentence in shown.err and shown.err.count("\n") == 1
+
+
+def test_results_that_nothing_asks_for_are_not_read(outputs, sweep, monkeypatch):
+    monkeypatch.setattr("analysis.convergence.followed", lambda folder: pytest.fail("read metrics.jsonl"))
+    table([sweep], columns=["fvu"], sort="-fvu", where="k = 32")
+    table([sweep], pivot=("seed", "k", "fvu"))
+    with pytest.raises(pytest.fail.Exception):
+        table([sweep], columns=["tokens_*"])
+
+
+def test_a_target_of_its_own_can_be_filtered_by(outputs):
+    for run_id, fvu in (("a", 0.2), ("b", 0.4)):
+        folder = RunFolder(add_run(outputs, run_id, {"seed": ord(run_id)}))
+        folder.metrics.append({"step": 1, "tokens": 1000, "tokens_per_s": 10, "held_out_fvu": fvu})
+    frame = table([outputs], target_fvu=0.3, where="tokens_to_fvu <= 1000")
+    assert list(frame["run", "run_id"]) == ["a"] and frame.attrs["target_fvu"] == 0.3
+    assert list(table([outputs], where="seed > 0")["metrics", "tokens_to_fvu"]) == [1000, 1000]
