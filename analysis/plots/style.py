@@ -197,8 +197,11 @@ def palette_bytes() -> bytes:
     """Each colour pure and in tints towards white, for soft edges and bands; and greys from black to white."""
     from matplotlib.colors import to_rgb
 
-    pure = [to_rgb(colour) for colour in dict.fromkeys((*COLOURS, BAR, EDGE)) if colour != "#000000"]
-    tints = [[1 - share * (1 - part) for part in rgb] for rgb in pure for share in (1, 0.75, 0.5, 0.3, 0.18, 0.08)]
+    shares = {colour: (1, 0.75, 0.5, 0.3, 0.18) for colour in COLOURS if colour != "#000000"} | {
+        BAR: (1,),
+        EDGE: (1, 0.5),
+    }
+    tints = [[1 - s * (1 - part) for part in to_rgb(colour)] for colour, several in shares.items() for s in several]
     greys = [[level / 31] * 3 for level in range(32)]
     return bytes(round(255 * part) for rgb in (*tints, *greys) for part in rgb)
 

@@ -6,7 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.columns import differing
 from analysis.html import TABLE_CSS, TABLE_JS, html_table
+from analysis.metrics import FIRST
 from analysis.plots.draw import known
 from analysis.plots.study import Study
 from analysis.report.figures import DEFAULT, FEW, MANY, pictures
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 SECTIONS = 60
 """Runs with a section of their own, at most, unless more are asked for."""
+KEYS = 5
+"""Differing keys from which titles lead the table."""
 LIMIT = 1_000_000
 """Bytes that figures may fill a page up to."""
 
@@ -77,7 +81,7 @@ def report(
     full = load(places, where)
     study = Study(full)
     by_row = compared(full)  # in the order of the study
-    frame = compared(full, sort=sort) if sort else by_row
+    frame = compared(full, sort=sort, columns=titled_columns(full))
     compared_with = base_row(full, baseline)
     chosen = rows_with_sections(study, runs)
     sections = sections_of(study, chosen, compared_with)
@@ -130,6 +134,16 @@ def title_of(paths: Sequence[Path]) -> str:
 def findings(frame: "pd.DataFrame") -> list[Finding]:
     """What makes the comparison unsound."""
     return [Finding("warning", sentence) for sentence in frame.attrs["warnings"]]
+
+
+def titled_columns(full: "pd.DataFrame") -> list[str] | None:
+    """Titles first, then metrics, then keys, where titles say more than many keys do; None: as a table has it."""
+    titles, keys = list(full["run", "title"]), differing(full)
+    if len(keys) < KEYS or not all(isinstance(title, str) for title in titles) or len(set(titles)) < len(titles):
+        return None
+    metrics = [name for name in FIRST if ("metrics", name) in full.columns]
+    state = ["state"] if set(full["run", "state"]) != {"completed"} else []
+    return ["title", *state, *metrics, *(name for _, name in keys)]
 
 
 def without_warnings(frame: "pd.DataFrame") -> "pd.DataFrame":

@@ -50,6 +50,11 @@ def config_of(study: Study, row: int) -> dict[str, Any]:
     return {name: values[kind, name] for kind, name in columns if is_there(values[kind, name])}
 
 
+def is_own(study: Study, row: int) -> bool:
+    """Whether the row is a run's folder, not an imported record."""
+    return study.full["run", "source"].iloc[row] in (None, "run")
+
+
 def is_there(value: Any) -> bool:
     return value is None or value == value
 
@@ -58,7 +63,7 @@ def section(study: Study, row: int, arm: Arm, baseline: dict[str, Any] | None, c
     run = study.full["run"].iloc[row]
     config = config_of(study, row)
     metrics = {name: v for kind, name in of_kind(study.full, "metrics") if (v := study.full[kind, name].iloc[row]) == v}
-    status = study.folder(row).status() if run["source"] == "run" else None
+    status = study.folder(row).status() if is_own(study, row) else None
     step, total = run["step"], run["total_steps"]
     facts = []
     if total:
@@ -114,7 +119,7 @@ def told(value: Any) -> str:
 
 
 def curves_of(study: Study, row: int) -> list[tuple[str, str, str]]:
-    if study.full["run", "source"].iloc[row] != "run":
+    if not is_own(study, row):
         return []
     curves = study.curves(row)
     terms = [name for name in curves if name.startswith("penalty/")][:MORE]
