@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.plots.lines import beside, legend_of, legend_of_points, line, named_arms, told
-from analysis.plots.study import Arm, Missing, Study, every
+from analysis.plots.study import PHASES, Arm, Missing, Study, every
 from analysis.plots.style import COLOURS, DASHES, GREY, Room, add_below, finish, log_scale, look, panels
 
 if TYPE_CHECKING:
@@ -22,13 +22,13 @@ CLASSES = ("high", "median", "low")
 def similarity_matrices(study: Study) -> "Figure":
     """|w_i . w_j| of the fixed block at the four phases; darker is more alike, the diagonal left out."""
     arms, left_out = some(with_snapshots(study), study, MATRICES)
-    blocks = {arm.rows[0]: seriated(study.snapshots(arm.rows[0])) for arm in arms}
+    blocks = {row: seriated(blocks_of(study, row)) for arm in arms for row in arm.rows[:1]}
     top = max(float(np.quantile(block, 0.999)) for found in blocks.values() for block in found.values())
     room = Room(left=0.05, right=0.05, bottom=0.05, top=0.2)
     fig, axes = panels(4 * len(arms), 4, (1.7, 1.85), room, left=0.45, right=0.75)
     image = None
     for place, ax in enumerate(axes):
-        arm, percent = arms[place // 4], (25, 50, 75, 100)[place % 4]
+        arm, percent = arms[place // 4], PHASES[place % 4]
         found = blocks[arm.rows[0]].get(percent)
         ax.set(xticks=[], yticks=[])
         ax.set_box_aspect(1)
@@ -50,10 +50,14 @@ def similarity_matrices(study: Study) -> "Figure":
     return finish(fig, note=f"{note} First seed. {left_out}".strip())
 
 
-def seriated(snapshots: dict[int, dict[str, np.ndarray]]) -> dict[int, np.ndarray]:
+def blocks_of(study: Study, row: int) -> dict[int, np.ndarray]:
+    return {percent: study.snapshot(row, percent)["block"] for percent in study.phases(row)}
+
+
+def seriated(cosines: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
     """|cosine| [n, n] by percent, 0 on the diagonal, rows in an order that puts features alike at the end together:
     that of the first eigenvector of the last matrix's graph Laplacian but the constant one."""
-    blocks = {percent: np.abs(found["block"].astype(np.float64)) for percent, found in snapshots.items()}
+    blocks = {percent: np.abs(block.astype(np.float64)) for percent, block in cosines.items()}
     for block in blocks.values():
         np.fill_diagonal(block, 0)
     last = np.nan_to_num(blocks[max(blocks)]) ** 2
@@ -76,9 +80,9 @@ def similarity_histograms(study: Study) -> "Figure":
     arms = with_snapshots(study)
     named = named_arms(study, arms)
     fig, axes = panels(4, 2, (3.4, 2.1), sharex=True, sharey=True)
-    for ax, percent in zip(axes, (25, 50, 75, 100), strict=True):
+    for ax, percent in zip(axes, PHASES, strict=True):
         for number, arm in enumerate(named):
-            found = [s[percent] for row in arm.rows if percent in (s := study.snapshots(row))]
+            found = [study.snapshot(row, percent) for row in arm.rows if percent in study.phases(row)]
             if found:
                 shares = np.stack([s["histogram"] / max(s["histogram"].sum(), 1) for s in found])
                 edges = found[0]["edges"]
@@ -205,8 +209,7 @@ def looks(study: Study, arm: Arm, monitor: str, key: str) -> tuple[np.ndarray, n
 
 
 def with_snapshots(study: Study) -> list[Arm]:
-    arms = [arm for arm in study.followed if (study.folder(arm.rows[0]).path / "monitors").is_dir()]
-    arms = [arm for arm in arms if study.snapshots(arm.rows[0])]
+    arms = [arm for arm in study.followed if study.phases(arm.rows[0])]
     if not arms:
         raise Missing("no run has come to a quarter of its training")
     return arms

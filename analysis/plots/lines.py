@@ -17,6 +17,8 @@ DISTINCT = 10
 """Lines that a reader tells apart; of more, a few are named and the rest is grey."""
 NAMED = 5
 BARS = 36
+"""Bars of a panel, at most; of more, TOP are drawn."""
+TOP = 20
 LABEL = 44
 """Characters of a label, at most."""
 
@@ -179,7 +181,7 @@ def bar_panels(
     arms = [arm for arm in study.arms if any(study.values(arm, name) for name, _ in names)]
     if not arms:
         raise Missing("no run has these metrics")
-    shown = study.ranked(arms)[:BARS] if len(arms) > BARS else arms
+    shown = study.ranked(arms)[:TOP] if len(arms) > BARS else arms
     columns = min(3 if len(shown) <= 12 else 4, len(names))
     heads = 1 + max(label.count("\n") + bool(targets and name in targets) for name, label in names)
     room = Room(left=0.08, right=0.16, bottom=0.3, top=0.14 + 0.15 * heads + 0.005 * len(shown))

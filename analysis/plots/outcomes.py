@@ -176,10 +176,8 @@ def pareto(study: Study) -> "Figure":
 
 def points_of(study: Study, arm: Arm, name: str) -> list[tuple[float, float]]:
     """L0 and the metric of each of the arm's runs that has both."""
-    if ("metrics", name) not in study.full.columns:
-        return []
-    l0, values = study.full["metrics", "l0"], study.full["metrics", name]
-    points = [(float(l0.iloc[row]), float(values.iloc[row])) for row in arm.rows]
+    l0, values = study.column("l0"), study.column(name)
+    points = [(l0[row], values[row]) for row in arm.rows]
     return [(x, y) for x, y in points if x == x and y == y]
 
 

@@ -15,13 +15,14 @@ from analysis.metrics import badness
 from analysis.records import records
 from analysis.text import cell, clean
 from analysis.view import labels
-from sae_sweeps.files import MissingFile, read_json
 from sae_sweeps.runs.folder import RunFolder
 from sae_sweeps.runs.rows import RowFile
 
 if TYPE_CHECKING:
     import pandas as pd
 
+PHASES = (25, 50, 75, 100)
+"""Percent of the training."""
 POINTS = 240
 """Of a curve, at most; more than a panel has pixels to tell apart."""
 
@@ -55,6 +56,7 @@ class Study:
     arms: list[Arm] = field(init=False)
     _curves: dict[int, dict[str, np.ndarray]] = field(default_factory=dict, init=False)
     _monitors: dict[int, list[dict[str, Any]]] = field(default_factory=dict, init=False)
+    _columns: dict[str, list[float]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.arms = arms_of(self.full)
@@ -105,29 +107,27 @@ class Study:
             self._monitors[row] = self.folder(row).monitors.rows()
         return [record for record in self._monitors[row] if record.get("monitor") == name]
 
-    def snapshots(self, row: int) -> dict[int, dict[str, np.ndarray]]:
-        """monitors/similarity_25.npz and so on, by percent of the training."""
-        found = {}
-        for percent in (25, 50, 75, 100):
-            path = self.folder(row).path / "monitors" / f"similarity_{percent}.npz"
-            if path.exists():
-                with np.load(path, allow_pickle=False) as content:
-                    found[percent] = {name: content[name] for name in content.files}
-        return found
+    def phases(self, row: int) -> list[int]:
+        """Percents of the training at which similarities were kept."""
+        folder = self.folder(row).path / "monitors"
+        return [percent for percent in PHASES if (folder / f"similarity_{percent}.npz").exists()]
 
-    def evaluation(self, row: int, name: str) -> dict[str, Any] | None:
-        """evals/NAME.json, where it is there."""
-        try:
-            return read_json(self.folder(row).evals / f"{name}.json")
-        except MissingFile:
-            return None
+    def snapshot(self, row: int, percent: int) -> dict[str, np.ndarray]:
+        """monitors/similarity_25.npz and so on; an array is read when it is asked for."""
+        return np.load(self.folder(row).path / "monitors" / f"similarity_{percent}.npz", allow_pickle=False)
+
+    def column(self, name: str) -> list[float]:
+        """A metric of all runs, nan where a run has it not."""
+        if name not in self._columns:
+            there = ("metrics", name) in self.full.columns
+            values = self.full["metrics", name].tolist() if there else [float("nan")] * len(self.full)
+            self._columns[name] = values
+        return self._columns[name]
 
     def values(self, arm: Arm, name: str) -> list[float]:
         """A metric of the arm's runs; those that have it."""
-        if ("metrics", name) not in self.full.columns:
-            return []
-        column = self.full["metrics", name]
-        return [float(v) for v in (column.iloc[row] for row in arm.rows) if v == v]
+        column = self.column(name)
+        return [value for row in arm.rows if (value := column[row]) == value]
 
     def mean(self, arm: Arm, name: str) -> float:
         values = self.values(arm, name)

@@ -18,7 +18,7 @@ DEFAULT = (
 DPI = 120
 MANY = 100
 """Runs from which a report shows FEW figures: it has to be quick and small."""
-FEW = ("pareto", "training_curves", "evaluation_metrics", "sparsity", "similarity_histograms")
+FEW = ("pareto", "training_curves", "sparsity", "similarity_histograms")
 
 
 @dataclass

@@ -12,7 +12,7 @@ from analysis.metrics import FIRST
 from analysis.plots.draw import known
 from analysis.plots.study import Study
 from analysis.report.figures import DEFAULT, FEW, MANY, pictures
-from analysis.report.runs import Section, common_provenance, config_of, section
+from analysis.report.runs import Section, common_provenance, section, values_of
 from analysis.report.summary import sentences
 from analysis.table import baseline_row, compared, load
 from analysis.text import clean
@@ -28,6 +28,8 @@ KEYS = 5
 """Differing keys from which titles lead the table."""
 LIMIT = 1_000_000
 """Bytes that figures may fill a page up to."""
+ROOM = 200_000
+"""Bytes that figures have in any case."""
 
 
 @dataclass
@@ -107,8 +109,10 @@ def report(
     }
     if names is None:
         names = list(FEW if len(full) > MANY else DEFAULT)
-    room = LIMIT - len(rendered(content).encode())
-    content["pictures"], content["left_out"] = pictures(study, names, room)
+        content["left_out"] = [name for name in DEFAULT if name not in names]
+    room = max(LIMIT - len(rendered(content).encode()), ROOM)
+    content["pictures"], too_large = pictures(study, names, room)
+    content["left_out"] += too_large
     if interactive:
         from analysis.report.interactive import charts
 
@@ -179,5 +183,5 @@ def rows_with_sections(study: Study, n: int) -> list[int]:
 def sections_of(study: Study, rows: Sequence[int], compared_with: int | None) -> list[Section]:
     arm_of = {row: arm for arm in study.arms for row in arm.rows}
     common = common_provenance(study)
-    base = config_of(study, compared_with) if compared_with is not None else None
+    base = values_of(study.full, compared_with)["config"] if compared_with is not None else None
     return [section(study, row, arm_of[row], None if row == compared_with else base, common) for row in rows]

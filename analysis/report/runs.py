@@ -2,14 +2,17 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from analysis.columns import UNSHOWN, of_kind
+from analysis.columns import UNSHOWN
 from analysis.metrics import group
 from analysis.plots.study import Arm, Study
 from analysis.report.defaults import defaults_of
 from analysis.report.sparkline import sparkline
 from analysis.text import cell, clean
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CURVES = ("loss", "fvu", "held_out_fvu", "l0", "dead_features", "recon_loss", "sparsity_loss", "penalty_loss",
           "penalty_weight", "lr", "k", "grad_norm/total")  # fmt: skip
@@ -43,11 +46,16 @@ class Section:
     warnings: list[str] = field(default_factory=list)
 
 
-def config_of(study: Study, row: int) -> dict[str, Any]:
-    """The run's keys; those it has not are left out."""
-    columns = of_kind(study.full, "config")
-    values = study.full.iloc[row]
-    return {name: values[kind, name] for kind, name in columns if is_there(values[kind, name])}
+Values = dict[str, dict[str, Any]]
+"""What a row holds under run, config and metrics; keys that the run has not are left out."""
+
+
+def values_of(full: "pd.DataFrame", row: int) -> Values:
+    found: Values = {"run": {}, "config": {}, "metrics": {}}
+    for (kind, name), value in zip(full.columns, full.iloc[row].tolist(), strict=True):
+        if kind == "run" or value is None or value == value:
+            found[kind][name] = value
+    return found
 
 
 def is_own(study: Study, row: int) -> bool:
@@ -55,14 +63,9 @@ def is_own(study: Study, row: int) -> bool:
     return study.full["run", "source"].iloc[row] in (None, "run")
 
 
-def is_there(value: Any) -> bool:
-    return value is None or value == value
-
-
 def section(study: Study, row: int, arm: Arm, baseline: dict[str, Any] | None, common: dict[str, str]) -> Section:
-    run = study.full["run"].iloc[row]
-    config = config_of(study, row)
-    metrics = {name: v for kind, name in of_kind(study.full, "metrics") if (v := study.full[kind, name].iloc[row]) == v}
+    values = values_of(study.full, row)
+    run, config, metrics = values["run"], values["config"], values["metrics"]
     status = study.folder(row).status() if is_own(study, row) else None
     step, total = run["step"], run["total_steps"]
     facts = []
@@ -86,7 +89,7 @@ def section(study: Study, row: int, arm: Arm, baseline: dict[str, Any] | None, c
         headline=", ".join(shown),
         facts=facts,
         against_baseline=[] if baseline is None else differences(baseline, config, shown_key),
-        against_defaults=differences(defaults_of(config), config, lambda key: shown_key(key), missing=False),
+        against_defaults=differences(defaults_of(config), config, shown_key, missing=False),
         curves=curves_of(study, row),
         scores=scores_of(metrics),
         made=made,

@@ -69,16 +69,16 @@ def shared(full: "pd.DataFrame") -> str:
 def best(study: Study, frame: "pd.DataFrame", name: str) -> str:
     """The best of a metric, and whether arms differ by more than their seeds do."""
     rows = best_rows(frame, ("metrics", name))
-    column = study.full["metrics", name]
+    column = study.column(name)
     if not rows or len(rows) == len(column):
         return ""
-    values = [float(v) for v in column if v == v]
+    values = [v for v in column if v == v]
     arm_of = {row: arm for arm in study.arms for row in arm.rows}
     row = min(rows)
     others = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
     better = {"lower": "lowest", "higher": "highest", "one": "nearest to 1"}[direction(name) or "lower"]
     told = (
-        f"{name}, {better}: {column.iloc[row]:.4g} ({clean(arm_of[row].label, 60)}{others}); "
+        f"{name}, {better}: {column[row]:.4g} ({clean(arm_of[row].label, 60)}{others}); "
         f"all runs from {min(values):.4g} to {max(values):.4g}."
     )
     means = [study.mean(arm, name) for arm in study.arms if study.values(arm, name)]
