@@ -70,7 +70,6 @@ def evaluation_metrics(study: Study) -> "Figure":
 
 
 def unlearning(study: Study) -> "Figure":
-    """The score of each run, and every setting that was tried: what it unlearns against what else it breaks."""
     there = study.metric_names()
     names = [name for name in ("unlearning_score", BUILTIN + "unlearning_score") if name in there]
     if not names:
