@@ -11,6 +11,7 @@ from sae_sweeps.errors import DamagedFile
 CONF = Path(__file__).parents[2] / "conf"
 ALWAYS = {"train": "default", "activations": "default"}
 """Groups with one choice, which the config does not name."""
+OTHER = re.compile(r"\$\{([\w.]+)\}")
 TOP = re.compile(r"\$\{top:\w+,(.*)\}")
 
 
@@ -27,7 +28,7 @@ def file_of(group: str, choice: str) -> dict[str, Any]:
     packaged = content.get(group)
     inside = packaged if isinstance(packaged, dict) else content
     inside = {key: plain(value) for key, value in inside.items() if key not in ("defaults", "hydra")}
-    return {key: value for key, value in flat_config(inside, group).items() if not is_open(value)}
+    return flat_config(inside, group)
 
 
 @cache
@@ -46,7 +47,7 @@ def top_level() -> dict[str, Any]:
 def defaults_of(config: dict[str, Any]) -> dict[str, Any]:
     """The value of each key where nobody sets it, given the choices of a run's groups.
 
-    Keys whose default is worked out from others (interpolations, null at the top level) are left out.
+    Keys whose default is worked out from others (but for another key's value), or null at the top level, are left out.
     """
     found = {key: value for key, value in top_level().items() if value is not None}
     groups = {key.partition(".")[0] for key in config if "." in key}
@@ -56,7 +57,9 @@ def defaults_of(config: dict[str, Any]) -> dict[str, Any]:
             choice = config.get("layer.hook")
         if choice:
             found |= {key: value for key, value in file_of(group, str(choice)).items() if key != group}
-    return found
+    named = {key: match[1] for key, value in found.items() if (match := OTHER.fullmatch(str(value)))}
+    found |= {key: found[other] for key, other in named.items() if other in found}
+    return {key: value for key, value in found.items() if not is_open(value)}
 
 
 def plain(value: Any) -> Any:
