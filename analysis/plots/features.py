@@ -174,7 +174,7 @@ def contrast(study: Study) -> "Figure":
     named = named_arms(study, arms)
     units = {
         "alignment": "mean cosine of positives",
-        "uniformity": "log of the mean potential (lower is more even)",
+        "uniformity": "log potential (lower: more even)",
         "retrieval": "share of anchors",
     }
     fig, axes = panels(3)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SHOWN = 4
 """Runs that have a row of panels of their own, at most."""
 STATISTICS = ("mean", "max", "std")
-DECILES = {10: "largest", 9: "90 %", 5: "median"}
+DECILES = {10: "largest of all features", 9: "nine of ten are below", 5: "median feature"}
 
 
 def group_arms(study: Study) -> list[Arm]:
@@ -128,7 +128,6 @@ def feature_statistics(study: Study) -> "Figure":
         if place >= 3 * (len(arms) - 1):
             ax.set_xlabel("training step")
     handles, labels = axes[0].get_legend_handles_labels()
-    labels = [f"feature at the {label}" if label != "largest" else "largest feature" for label in labels]
     return finish(fig, handles, labels, note=f"Moving averages, first seed. {left_out}".strip())
 
 
