@@ -24,7 +24,8 @@ TABLE_CSS = """
 .runs tbody th { font-weight: normal; font-family: ui-monospace, monospace; }
 .runs tbody tr:hover { background: #8882; }
 .runs .best { font-weight: bold; text-decoration: underline; }
-.runs thead button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; }
+.runs thead button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer;
+  width: 100%; text-align: inherit; }
 .runs thead button:focus-visible { outline: 2px solid; outline-offset: 2px; }
 .runs [aria-sort=ascending] button::after { content: " \\25B2"; }
 .runs [aria-sort=descending] button::after { content: " \\25BC"; }

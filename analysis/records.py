@@ -1,7 +1,8 @@
 """Run folders as one data frame.
 
 Columns have two levels, so that a config key never meets a metric of the same name:
-`run` (the fields of RUN_FIELDS), `config` (dotted keys) and `metrics` (flat).
+`run` (RUN_FIELDS), `config` (dotted keys) and `metrics` (flat). Imported records of earlier work stand beside runs;
+their `source` says whose word they are.
 """
 
 import json
@@ -26,6 +27,7 @@ ABSENT = float("nan")
 
 RUN_FIELDS = (
     "run_id", "title", "state", "step", "total_steps", "error", "warnings", "folder", "source", "provenance",
+    "description", "nulls",
 )  # fmt: skip
 
 LOST = "lost?"
@@ -46,30 +48,40 @@ class Record:
     warnings: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
-    """Empty unless the run is completed: an unfinished or diverged run has no result."""
+    """Empty unless the run is completed: an unfinished or diverged run has no result. What was imported is kept."""
     source: str = "run"
-    """Where the record comes from: a run's folder, or what was imported."""
+    """`run` for a folder of this project's; for what was imported whose word it is (`as reported in notes.txt`)."""
     provenance: dict[str, Any] = field(default_factory=dict)
+    description: str | None = None
+    """What an imported record says of itself in prose."""
+    nulls: list[str] = field(default_factory=list)
+    """Metrics that are recorded without a number: not measured, or not finite."""
 
 
 def records(paths: Iterable[str | Path]) -> "pd.DataFrame":
     """One row per run of the paths, in their order, each run once.
 
-    A path is a run folder, a results.json, a sweep folder (or its manifest.json), or an outputs tree. Runs without
-    results appear with their state. Raises DataError for a path that is missing or holds no run, DamagedFile for a file
-    that does not read back.
+    A path is a run folder, a results.json, a sweep folder (or its manifest.json), or an outputs tree; or imported
+    records: a file that `analysis import` wrote, a folder with such files, `reference`. Runs without results appear
+    with their state. Raises DataError for a path that is missing or holds no run, DamagedFile for a file that does not
+    read back.
     """
+    from analysis.importing import imported_records
+
     found: dict[Path, Record] = {}
     real = cache(Path.resolve)  # of the few folders that hold the runs
     for path in paths:
-        listed = list(runs_at(Path(path)))
-        if not listed:
+        imported = imported_records(path)
+        listed = [] if imported and not Path(path).is_dir() else list(runs_at(Path(path)))
+        if not listed and not imported:
             raise DataError(f"{path} holds no runs; give a run's folder, a sweep's folder or the outputs folder.")
         for folder, title in listed:
             plain = folder.name not in ("", "..") and not folder.is_symlink()
             place = real(folder.parent) / folder.name if plain else folder.resolve()
             if place not in found:
                 found[place] = read_run(folder, title, place.name)
+        for record in imported:
+            found.setdefault(record.folder.absolute(), record)
     return frame_of(list(found.values()))
 
 
@@ -104,14 +116,19 @@ def is_run(folder: Path) -> bool:
 
 def runs_of_sweep(manifest: Path) -> Iterator[tuple[Path, str | None]]:
     """outputs/sweeps/NAME/manifest.json lists runs that live in outputs/runs."""
-    content = read_json(manifest)
-    try:
-        listed = [(str(run["run_id"]), run.get("title")) for run in content["runs"]]
-    except (TypeError, KeyError, AttributeError):
-        raise DamagedFile(f"{manifest} is damaged (it lists no runs); restore it, or give the runs' folders.") from None
+    listed = [(str(run["run_id"]), run.get("title")) for run in read_manifest(manifest)["runs"]]
     home = manifest.resolve().parents[2] / "runs"
     for run_id, title in listed:
         yield home / run_id, title
+
+
+def read_manifest(manifest: Path) -> dict[str, Any]:
+    """A sweep's manifest. Raises DamagedFile where it does not list runs."""
+    content = read_json(manifest)
+    listed = content.get("runs") if isinstance(content, dict) else None
+    if not isinstance(listed, list) or not all(isinstance(run, dict) and "run_id" in run for run in listed):
+        raise DamagedFile(f"{manifest} is damaged (it lists no runs); restore it, or give the runs' folders.")
+    return content
 
 
 def read_run(folder: Path, title: str | None = None, run_id: str | None = None) -> Record:
@@ -144,6 +161,7 @@ def read_run(folder: Path, title: str | None = None, run_id: str | None = None) 
         record.provenance = results.get("provenance") or {}
         if record.state == "completed":
             record.metrics = flat_metrics(results["metrics"])
+            record.nulls = [name for name, value in results["metrics"].items() if value is None]
     elif run.config_path.exists():
         record.config = flat_config(read_yaml(run.config_path))
         record.title = title or record.config.get("title")

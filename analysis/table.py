@@ -1,16 +1,16 @@
 """The comparison table: one row per run, or per fold of runs; the config keys that differ, then the metrics."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.audit import audit, marks, sentences, varied_by
 from analysis.columns import differing, find_column, find_columns, order, ordered_metrics
 from analysis.convergence import with_convergence
-from analysis.folding import budget_of, fold, pivot, repeated, with_differences
+from analysis.folding import fold, pivot, repeated, with_differences
 from analysis.formats import FORMATS, render
-from analysis.metrics import BUDGETS, DIFFERENCES, STATISTICS, Column, unfitness
+from analysis.metrics import DIFFERENCES, STATISTICS, Column, unfitness
 from analysis.records import records
 from analysis.text import clean
 from analysis.where import Where, select
@@ -49,7 +49,8 @@ def table(
         baseline: a run id, or a filter that one row matches: differences to it stand beside each metric.
 
     `frame.attrs` says what is to be told beside the numbers: `warnings` (what makes the comparison unsound), `notes`
-    (how to read it), `marks` (worst level by run id) and `unfit` (why a run is never marked best, by run id).
+    (how to read it), `marks` (worst level by run id), `unfit` (why a run is never marked best, by run id) and `steps`
+    (step and total steps of unfinished runs, by run id).
     Raises DataError and DamagedFile as `records` does, ConfigError for a word that means nothing here.
     """
     words = [*(columns or ()), *([sort.removeprefix("-")] if sort else ()), *(pivot or ())]
@@ -65,6 +66,7 @@ def load(
 
     Without a target of its own, convergence is to what every matching run reaches, so the filter cannot speak of it.
     """
+    paths = list(paths)
     full = records(paths)
     if target_fvu is not None:
         full, target = with_convergence(full, target_fvu)
@@ -72,7 +74,7 @@ def load(
         full = select(full, where)
     if target_fvu is None:
         full, target = with_convergence(full) if followed else (full, None)
-    full.attrs["target_fvu"] = target
+    full.attrs |= {"target_fvu": target, "varied": varied_by(paths)}
     return full
 
 
@@ -85,15 +87,17 @@ def compared(
     baseline: str | None = None,
 ) -> "pd.DataFrame":
     """The table of what `load` gives; arguments and attrs as in `table`."""
-    warnings, marks = judged(full)
+    warnings, levels = judged(full)
     attrs: dict[str, Any] = {
         "warnings": warnings,
-        "marks": marks,
+        "marks": levels,
         "notes": [],
         "unfit": unfit_runs(full),
         "chosen": columns is not None,
     }
     attrs["target_fvu"] = full.attrs.get("target_fvu")
+    runs = zip(*(full["run", name] for name in ("run_id", "state", "step", "total_steps")), strict=True)
+    attrs["steps"] = {run_id: (step, total) for run_id, state, step, total in runs if state != "completed"}
     if pivot is not None:
         if fold or baseline or columns is not None or sort:
             raise ConfigError("--pivot stands alone; leave out --fold, --baseline, --columns and --sort.")
@@ -109,7 +113,8 @@ def compared(
     if sort is not None:
         frame = frame.iloc[order(frame, sort)]
     if columns is None:
-        runs = (("run", name) for name in RUN_COLUMNS)
+        named = ("source",) if set(full["run", "source"]) != {"run"} else ()  # only where something was imported
+        runs = (("run", name) for name in (*RUN_COLUMNS, *named))
         shown = [*(c for c in runs if c in frame.columns), *differing(frame), *ordered_metrics(frame)]
     else:
         chosen = [column for word in columns for column in find_columns(frame, word)]
@@ -217,33 +222,6 @@ def number(value: Any) -> float | None:
 
 
 def judged(full: "pd.DataFrame") -> tuple[list[str], dict[str, str]]:
-    """Sentences on what makes the comparison unsound, and the worst level (error, warning) by run id."""
-    marks = {
-        run_id: "warning" for run_id, own in zip(full["run", "run_id"], full["run", "warnings"], strict=True) if own
-    }
-    return warnings_of(full), marks
-
-
-def warnings_of(full: "pd.DataFrame") -> list[str]:
-    """What makes the comparison unsound or a row empty, and what the runs themselves warn of; a sentence each."""
-    found = []
-    for metric in BUDGETS:
-        values = [value for value in budget_of(full[full["run", "state"] == "completed"], metric) if value is not None]
-        if len(set(values)) > 1:
-            found.append(f"{metric} differ from {min(values):,.0f} to {max(values):,.0f}, so the runs do not compare.")
-    states = Counter(state for state in full["run", "state"] if state != "completed")
-    if states:
-        what = ", ".join(f"{count} {state}" for state, count in states.items())
-        found.append(f"no results of {sum(states.values())} of {len(full)} runs ({what}).")
-    said: dict[str, list[str]] = {}
-    for run_id, state, error, own in zip(
-        *(full["run", f] for f in ("run_id", "state", "error", "warnings")), strict=True
-    ):
-        if error and state != "completed":
-            found.append(f"{run_id} {state}: {error}")
-        for warning in own:
-            said.setdefault(warning, []).append(run_id)
-    for warning, runs in said.items():
-        who = "every run" if len(runs) == len(full) > 1 else ", ".join(runs[:3]) + (" ..." if len(runs) > 3 else "")
-        found.append(f"{who}: {warning}")
-    return [clean(sentence, 400) for sentence in found]
+    """What the audit finds: sentences, and the worst level (error, warning) by run id."""
+    found = audit(full, full.attrs.get("varied", ()))
+    return sentences(found, len(full)), marks(found)

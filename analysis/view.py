@@ -133,7 +133,7 @@ def shown_columns(frame: "pd.DataFrame") -> list[Column]:
         kind, name = column
         if kind == "run":
             titled = name == "title" and not has_keys and any(isinstance(title, str) for title in frame[column])
-            return name == "run_id" or titled or (name == "state" and set(frame[column]) != {"completed"})
+            return name in ("run_id", "source") or titled or (name == "state" and set(frame[column]) != {"completed"})
         if kind == "difference":
             return name in FIRST and direction(name) is not None
         differs = name in ("tokens", "steps") and frame[column].nunique() > 1
@@ -183,8 +183,12 @@ def cells(frame: "pd.DataFrame", column: Column) -> list[str]:
     """A column's values in a few characters each; with spread, number and interval where runs are folded."""
     kind, name = column
     values = list(frame[column])
-    if column == ("run", "state") and ("run", "step") in frame.columns:
-        return [progress(*row) for row in zip(values, frame["run", "step"], frame["run", "total_steps"], strict=True)]
+    if column == ("run", "state"):
+        steps = frame.attrs.get("steps", {})
+        return [
+            progress(state, *steps.get(run, (None, None)))
+            for run, state in zip(frame["run", "run_id"], values, strict=True)
+        ]
     if column == ("run", "run_id") and ("run", "runs") in frame.columns:
         more = [len(runs) - 1 for runs in frame["run", "runs"]]
         return [clean(value) + (f" +{n}" if n else "") for value, n in zip(values, more, strict=True)]

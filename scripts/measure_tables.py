@@ -4,7 +4,7 @@
 
 The runs are synthetic: configs as `launch.py` composes them (four penalties, learning rates, seeds), every metric that
 a full evaluation records, a metrics.jsonl of `--rows` lines (41 is the default budget's). Processor seconds are what a
-loaded machine does not change much; the fastest of the rounds is shown.
+loaded machine changes least; the fastest of the rounds is shown, beside `import pandas`, which every table needs.
 """
 
 import argparse
@@ -96,27 +96,27 @@ def write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2))
 
 
-def measure(words: list[str]) -> tuple[float, float, float, int]:
+def measure(module: list[str]) -> tuple[float, float, float, int]:
     """Processor seconds (user and system), seconds by the clock, MB at the peak, bytes written, of one process."""
     started = time.perf_counter()
     with tempfile.TemporaryFile() as out:
-        child = subprocess.Popen([sys.executable, "-m", "analysis", *words], stdout=out)
+        child = subprocess.Popen([sys.executable, *module], stdout=out)
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
-            raise SystemExit(f"{' '.join(words)} ended with status {child.returncode}")
+            raise SystemExit(f"{' '.join(module)} ended with status {child.returncode}")
         size = out.seek(0, os.SEEK_END)
     return usage.ru_utime + usage.ru_stime, time.perf_counter() - started, usage.ru_maxrss / 1024, size
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--runs", type=int, default=1000)
-    words.add_argument("--rows", type=int, default=41, help="lines of each run's metrics.jsonl")
-    words.add_argument("--rounds", type=int, default=3)
-    words.add_argument("--keep", type=Path, metavar="FOLDER", help="where to leave the runs; taken up when it exists")
-    words.add_argument("--make", type=Path, metavar="FOLDER", help="make the runs there and measure nothing")
-    args = words.parse_args()
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--runs", type=int, default=1000)
+    asked.add_argument("--rows", type=int, default=41, help="lines of each run's metrics.jsonl")
+    asked.add_argument("--rounds", type=int, default=3)
+    asked.add_argument("--keep", type=Path, metavar="FOLDER", help="where to leave the runs; taken up when it exists")
+    asked.add_argument("--make", type=Path, metavar="FOLDER", help="make the runs there and measure nothing")
+    args = asked.parse_args()
     if args.make:
         make_runs(args.make, args.runs, args.rows)
         return
@@ -128,7 +128,9 @@ def main() -> None:
         bytes_read = sum(file.stat().st_size for file in outputs.rglob("*") if file.is_file())
         print(f"{len(list((outputs / 'runs').iterdir()))} runs, {bytes_read / 2**20:.0f} MB of files")
         print(f"{'command':<28}{'processor s':>12}{'clock s':>9}{'peak MB':>9}{'written KB':>12}")
-        for name, command in COMMANDS.items():
+        words = {"(import pandas)": ["-c", "import pandas"]}
+        words |= {name: ["-m", "analysis", *command] for name, command in COMMANDS.items()}
+        for name, command in words.items():
             filled = [word.format(outputs=outputs) for word in command]
             cpu, clock, memory, size = min(measure(filled) for _ in range(args.rounds))
             print(f"{name:<28}{cpu:>12.2f}{clock:>9.2f}{memory:>9.0f}{size / 1024:>12.0f}")

@@ -1,6 +1,8 @@
-"""A server on the loopback that speaks enough of W&B's protocol for the real client: init, resume, log, finish, sync.
+"""A server on the loopback that speaks enough of W&B's protocol for the real client: init, resume, log, finish, sync,
+tables, and saving a workspace and a report.
 
-The client sends GraphQL for the run itself, and posts rows, summary and exit code to the run's `file_stream`.
+The client sends GraphQL for the run itself, posts rows, summary and exit code to the run's `file_stream`, and puts
+files.
 """
 
 import gzip
@@ -22,6 +24,7 @@ class ReceivedRun:
     group: str | None = None
     job_type: str | None = None
     display_name: str | None = None
+    notes: str | None = None
     tags: list[str] = field(default_factory=list)
     lines: dict[int, dict[str, Any]] = field(default_factory=dict)
     """History rows by line number: a client that resumes goes on where the server's lines end."""
@@ -39,6 +42,10 @@ class WandbStub:
     def __init__(self) -> None:
         self.runs: dict[str, ReceivedRun] = {}
         self.requests: list[str] = []
+        self.files: dict[str, bytes] = {}
+        """What was put, by the path below /storage/."""
+        self.views: dict[str, dict[str, Any]] = {}
+        """Workspaces and reports by their names at W&B."""
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.handle_error = lambda request, address: None  # type: ignore[method-assign]  # idle sockets reset
@@ -97,7 +104,9 @@ class WandbStub:
             operation = re.match(r"\s*(?:query|mutation)\s+(\w+)", request["query"])
             name = operation.group(1) if operation else ""
             return {"data": getattr(self, f"_{name}", lambda variables: {})(request.get("variables") or {})}
-        if path.endswith("/file_stream"):
+        if method == "PUT":
+            self.files[path.removeprefix("/storage/")] = body
+        elif path.endswith("/file_stream"):
             self._file_stream(self.runs[path.split("/")[-2]], json.loads(body))
         return {}
 
@@ -116,6 +125,8 @@ class WandbStub:
         nobody = {"edges": []}
         user = {"id": "user", "entity": "me", "username": "me", "email": "me@example.org", "admin": False}
         return {"viewer": user | {"flags": "{}", "teams": nobody, "apiKeys": nobody}}
+
+    _GetDefaultEntity = _Viewer
 
     def _ServerFeaturesQuery(self, variables: dict[str, Any]) -> dict[str, Any]:
         return {"serverInfo": {"features": []}}
@@ -145,12 +156,66 @@ class WandbStub:
         run.job_type = variables.get("jobType") or run.job_type
         run.display_name = variables.get("displayName") or run.display_name
         run.tags = variables.get("tags") or run.tags
+        run.notes = variables.get("notes") or run.notes
         bucket = self._describe(name, run) | {"config": None, "sweepName": None, "project": self._project()}
         return {"upsertBucket": {"bucket": bucket | {"historyLineCount": len(run.lines)}, "inserted": new}}
 
     def _CreateRunFiles(self, variables: dict[str, Any]) -> dict[str, Any]:
         files = [{"name": name, "uploadUrl": f"{self.url}/storage/{name}"} for name in variables["files"]]
         return {"createRunFiles": {"runID": "run", "uploadHeaders": [], "files": files}}
+
+    def _ArtifactType(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {"project": {"artifact": None}}
+
+    def _CreateArtifact(self, variables: dict[str, Any]) -> dict[str, Any]:
+        sequence = {"id": "sequence", "latestArtifact": None}
+        made = {"id": "artifact", "digest": variables["input"]["digest"], "state": "PENDING", "aliases": []}
+        return {"createArtifact": {"artifact": made | {"artifactSequence": sequence}}}
+
+    def _CreateArtifactManifest(self, variables: dict[str, Any]) -> dict[str, Any]:
+        file = self._place("manifest.json")
+        return {"createArtifactManifest": {"artifactManifest": {"id": "manifest", "file": file}}}
+
+    def _CreateArtifactFiles(self, variables: dict[str, Any]) -> dict[str, Any]:
+        nodes = [self._place(file["name"]) for file in variables["input"]["artifactFiles"]]
+        edges = [{"node": node | {"storagePath": node["name"], "artifact": {"id": "artifact"}}} for node in nodes]
+        return {"createArtifactFiles": {"files": {"edges": edges}}}
+
+    def _CommitArtifact(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {"commitArtifact": {"artifact": {"id": "artifact", "digest": "digest"}}}
+
+    def _UpsertView2(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return self._upsertView(variables)
+
+    def _upsertView(self, variables: dict[str, Any]) -> dict[str, Any]:
+        known = next((name for name in self.views if f"id-{name}" == variables.get("id")), variables["name"])
+        new = known not in self.views
+        self.views[known] = variables
+        return {"upsertView": {"view": self._view(known), "inserted": new}}
+
+    def _view(self, name: str) -> dict[str, Any]:
+        view = self.views[name]
+        shown = {key: view.get(key) for key in ("displayName", "description", "type", "spec")}
+        return shown | {"id": f"id-{name}", "name": name, "project": self._project() | {"entityName": "me"}}
+
+    def _ProjectViews(self, variables: dict[str, Any]) -> dict[str, Any]:
+        reports = [name for name, view in self.views.items() if view["type"] == variables.get("viewType", "runs")]
+        edges = [{"node": self._view(name), "cursor": name} for name in reports]
+        page = {"__typename": "PageInfo", "hasNextPage": False, "endCursor": None}
+        return {"project": {"allViews": {"edges": edges, "pageInfo": page}}}
+
+    def _GetProjects(self, variables: dict[str, Any]) -> dict[str, Any]:
+        node = {"__typename": "Project", "id": "project", "name": "sae-sweeps", "entityName": "me"}
+        node |= {"createdAt": "2026-01-01T00:00:00", "isBenchmark": False, "user": None}
+        page = {"__typename": "PageInfo", "hasNextPage": False, "endCursor": None}
+        return {"models": {"edges": [{"node": node}], "pageInfo": page}}
+
+    def _place(self, name: str) -> dict[str, Any]:
+        url = f"{self.url}/storage/{name}"
+        return {"id": name, "name": name, "displayName": name, "uploadUrl": url} | {
+            "uploadHeaders": [],
+            "uploadMultipartUrls": None,
+        }
 
     def _describe(self, name: str, run: ReceivedRun) -> dict[str, Any]:
         return {"id": f"id-{name}", "name": name, "displayName": run.display_name, "notes": None, "description": ""}

@@ -105,15 +105,22 @@ def show(frame: "pd.DataFrame", format: str) -> None:
 def watch(words: argparse.Namespace) -> None:
     """Draw the table until no run that it is asked for is queued or running, or Ctrl-C; over itself on a terminal."""
     from analysis.records import records
+    from analysis.table import table
 
     try:
         while True:
-            going = {"queued", "running"} & set(records(words.paths)["run", "state"])
-            frame = table_of(words)
+            states = set(records(words.paths)["run", "state"])
+            try:
+                frame = table_of(words)
+            except ConfigError as error:
+                if "completed" in states or not states & {"queued", "running"}:
+                    raise
+                frame = table(words.paths)  # what was asked for may be a metric that no run has yet
+                frame.attrs["notes"].append(f"waiting for a first result: {error}")
             if sys.stdout.isatty():
                 print("\x1b[H\x1b[2J", end="")
             show(frame, "text")
-            if not going:
+            if not states & {"queued", "running"}:
                 return
             time.sleep(words.watch)
     except KeyboardInterrupt:

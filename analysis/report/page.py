@@ -1,11 +1,11 @@
 """The report: one HTML file that needs nothing beside it."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.audit import audit
 from analysis.columns import differing
 from analysis.html import TABLE_CSS, TABLE_JS, html_table
 from analysis.metrics import FIRST
@@ -14,7 +14,7 @@ from analysis.plots.study import Study
 from analysis.report.figures import DEFAULT, FEW, MANY, pictures
 from analysis.report.runs import Section, common_provenance, section, values_of
 from analysis.report.summary import sentences
-from analysis.table import baseline_row, compared, load
+from analysis.table import baseline_row, compared, load, unfit_runs
 from analysis.text import clean
 from sae_sweeps.files import write_text
 
@@ -30,14 +30,6 @@ LIMIT = 1_000_000
 """Bytes that figures may fill a page up to."""
 ROOM = 200_000
 """Bytes that figures have in any case."""
-
-
-@dataclass
-class Finding:
-    """One line of the audit."""
-
-    level: str
-    sentence: str
 
 
 def write_report(
@@ -82,7 +74,6 @@ def report(
     names = known(figures) if figures is not None else None
     full = load(places, where)
     study = Study(full)
-    by_row = compared(full)  # in the order of the study
     frame = compared(full, sort=sort, columns=titled_columns(full))
     compared_with = base_row(full, baseline)
     chosen = rows_with_sections(study, runs)
@@ -93,8 +84,8 @@ def report(
         "title": clean(title or title_of(places), 120),
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "live": sum(state in ("queued", "running") for state in states),
-        "summary": sentences(study, by_row),
-        "findings": findings(by_row),
+        "summary": sentences(study, unfit_runs(full)),
+        "findings": findings(full),
         "table": html_table(without_warnings(frame), links),
         "table_css": TABLE_CSS,
         "table_js": TABLE_JS,
@@ -135,9 +126,10 @@ def title_of(paths: Sequence[Path]) -> str:
     return f"Report of {', '.join(path.resolve().name for path in paths[:3])}" + (" ..." if len(paths) > 3 else "")
 
 
-def findings(frame: "pd.DataFrame") -> list[Finding]:
-    """What makes the comparison unsound."""
-    return [Finding("warning", sentence) for sentence in frame.attrs["warnings"]]
+def findings(full: "pd.DataFrame") -> list[tuple[str, str, str]]:
+    """Level, code and sentence of all that the audit finds."""
+    found = audit(full, full.attrs.get("varied", ()))
+    return [(finding.level, finding.code, finding.told(len(full))) for finding in found]
 
 
 def titled_columns(full: "pd.DataFrame") -> list[str] | None:

@@ -21,12 +21,14 @@ LISTED = 6
 STATES = ("completed", "running", "queued", "diverged", "failed")
 
 
-def sentences(study: Study, frame: "pd.DataFrame") -> list[str]:
+def sentences(study: Study, unfit: dict[str, str]) -> list[str]:
     """How many runs there are, what varies, what came out best, and whether the seeds allow to say so.
 
-    frame: the table of the study's runs, in the same order.
+    unfit: runs that are never called best, by id, and why.
     """
     full = study.full
+    frame = full.copy(deep=False)
+    frame.attrs = {"unfit": unfit}
     said = [states(full)]
     said += [told] if (told := varied(full)) else []
     said += [told] if (told := shared(full)) else []

@@ -1,8 +1,9 @@
 """The W&B client in a process of its own, so that nothing it does can hold up the run that feeds it.
 
 `python -m sae_sweeps.runs.wandb_client` reads one JSON object per line from stdin: the arguments of `wandb.init`, then
-rows, then `{"finish": {"exit_code": ..., "summary": ...}}`. It answers `{"problem": null or a sentence}` in one line,
-and leaves at once. Where stdin ends without a finish, the run was killed: it is marked as failed.
+rows and `{"table": {"name": ..., "columns": [...], "data": [[...]]}}`, then `{"finish": {"exit_code": ..., "summary":
+..., "notes": ...}}`. It answers `{"problem": null or a sentence}` in one line, and leaves at once. Where stdin ends
+without a finish, the run was killed: it is marked as failed.
 """
 
 import json
@@ -27,12 +28,18 @@ def serve(lines: Iterable[str]) -> None:
     for line in lines:
         row: dict[str, Any] = json.loads(line)
         if "finish" in row:
-            run.summary.update(row["finish"]["summary"])
-            run.finish(exit_code=row["finish"]["exit_code"])
+            end = row["finish"]
+            run.summary.update(end["summary"])
+            if end.get("notes"):
+                run.notes = end["notes"]
+            run.finish(exit_code=end["exit_code"])
             return
+        if "table" in row:
+            show(run, **row["table"])
+            continue
         step = row.pop("step", None)
         row.pop("nonfinite", None)
-        run.log(row, step=step)
+        run.log(row, step=step, commit=True)  # a row held back would overwrite the summary at the end
     run.finish(exit_code=1)
 
 
@@ -53,6 +60,13 @@ def start(init: dict[str, Any]) -> Any:
         disable_job_creation=True,
     )
     return wandb.init(**init, settings=settings)
+
+
+def show(run: Any, name: str, columns: list[str | int], data: list[list[Any]]) -> None:
+    """Put a table into the run's summary, where a later one of the same name takes its place."""
+    import wandb
+
+    run.summary[name] = wandb.Table(columns=columns, data=data, allow_mixed_types=True)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,9 +73,14 @@ class WandbSink:
         self._problem: str | None = None
         self._exit_code = 0
         self._summary: dict[str, Any] = {}
+        self._notes: str | None = None
         self._client = start_client()
         self._thread = threading.Thread(target=self._work, name=f"wandb-{run_id}", daemon=True)
         self._thread.start()
+
+    def table(self, name: str, columns: list[str], data: list[list[Any]]) -> None:
+        """Hand over a table of text and numbers; it stands in the run's summary under `name`."""
+        self.log({"table": {"name": name, "columns": columns, "data": data}})
 
     def log(self, row: dict[str, Any]) -> None:
         """Hand over one row of metrics.jsonl; its `step` becomes W&B's step. Returns at once, whatever happens."""
@@ -85,17 +91,32 @@ class WandbSink:
         except queue.Full:
             self._left_out += 1
 
+    def replay(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Hand over the rows of a run that has ended; waits for a slow client, and leaves none out while it lives."""
+        for row in rows:
+            while self._problem is None and self._thread.is_alive():
+                try:
+                    self._queue.put(dict(row), timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+
     def finish(
-        self, exit_code: int = 0, summary: dict[str, Any] | None = None, timeout: float = FINISH_TIMEOUT_S
+        self,
+        exit_code: int = 0,
+        summary: dict[str, Any] | None = None,
+        timeout: float = FINISH_TIMEOUT_S,
+        notes: str | None = None,
     ) -> str | None:
         """Wait for the client, `timeout` seconds at most, and return what went wrong as one sentence, or None.
 
         Args:
             exit_code: 0 marks the run finished at W&B, anything else failed.
             summary: the run's final metrics.
+            notes: what W&B shows as the run's notes.
         """
         deadline = time.monotonic() + timeout
-        self._exit_code, self._summary = exit_code, summary or {}
+        self._exit_code, self._summary, self._notes = exit_code, summary or {}, notes
         while self._thread.is_alive() and time.monotonic() < deadline:
             try:
                 self._queue.put(None, timeout=0.05)
@@ -120,7 +141,7 @@ class WandbSink:
             print(json.dumps(self._init), file=client.stdin, flush=True)
             while (row := self._queue.get()) is not None:
                 print(json.dumps(row), file=client.stdin, flush=True)
-            end = {"exit_code": self._exit_code, "summary": self._summary}
+            end = {"exit_code": self._exit_code, "summary": self._summary, "notes": self._notes}
             print(json.dumps({"finish": end}), file=client.stdin, flush=True)
             self._problem = json.loads(client.stdout.readline())["problem"]
         except BrokenPipeError:  # the client has given up, and says why

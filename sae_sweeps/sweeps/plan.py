@@ -15,11 +15,9 @@ from sae_sweeps.config.identity import run_id
 from sae_sweeps.config.penalties import Combination
 from sae_sweeps.config.run import TOP_KEYS, RunConfig, activations_gb, run_config, used_top_keys
 from sae_sweeps.errors import ConfigError, who_has
+from sae_sweeps.sweeps.budget import BUDGET, unequal
 
 CONF = Path(__file__).parents[2] / "conf"
-# What a comparison needs equal; tokens and steps even where the sweep varies them.
-BUDGET = ("num_tokens", "total_steps", "batch_size", "k", "d_sae")
-NEVER_EXEMPT = ("num_tokens", "total_steps")
 
 
 @dataclass
@@ -157,23 +155,18 @@ def refuse_inactive(run: RunConfig) -> None:
 
 def budget_warnings(runs: list[PlannedRun], varied: list[str]) -> list[str]:
     """Runs compared at unequal budgets. What the command itself varies is exempt, tokens and steps never."""
-    out = []
-    for key in BUDGET:
-        values = {str(_budget(planned.run, key)) for planned in runs} - {"None"}
-        exempt = key in varied and key not in NEVER_EXEMPT
-        if len(values) > 1 and not exempt:
-            out.append(
-                f"the runs differ in {key} ({', '.join(sorted(values))}): they are not compared at equal budgets"
-            )
-    return out
+    told = (unequal(key, (_budget(planned.run, key) for planned in runs), varied) for key in BUDGET)
+    return [sentence for sentence in told if sentence]
 
 
-def _budget(run: RunConfig, key: str) -> int | None:
-    return (
-        getattr(run, key, None)
-        if key in ("num_tokens", "total_steps", "batch_size")
-        else getattr(run.architecture, key, None)
-    )
+def _budget(run: RunConfig, key: str) -> Any:
+    """The run's value of a key of BUDGET, or None where it has no such key."""
+    node: Any = run
+    if key in run.inert():
+        return None
+    for part in BUDGET[key].split("."):
+        node = getattr(node, part, None)
+    return node
 
 
 def run_warnings(runs: list[PlannedRun]) -> list[str]:

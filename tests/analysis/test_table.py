@@ -17,6 +17,7 @@ from sae_sweeps.runs.folder import RunFolder
 from tests.analysis.outputs import add_run, add_sweep
 
 ROOT = Path(__file__).parents[2]
+SINGLE_SEED = "every configuration has a single seed, so their differences may be chance."
 HOSTILE = "=1+1 [red]x[/red]\n| a | <b>&\x1b[31m\u202e `*"
 
 
@@ -38,20 +39,20 @@ def config_columns(frame):
 
 def test_a_sweep_in_a_hundred_columns(sweep):
     frame = table([sweep])
-    assert config_columns(frame) == ["penalty.lambda2_max"] and frame.attrs["warnings"] == []
+    assert config_columns(frame) == ["penalty.lambda2_max"] and frame.attrs["warnings"] == [SINGLE_SEED]
     lines = render(frame).splitlines()
     assert max(map(len, lines)) <= 100
     assert [word for word in lines[0].split() if "─" not in word] == ["config", "core", "sparsity", "penalty"]
     assert lines[2].split()[:4] == ["run_id", "max", "fvu", "ce_score"] and lines[1].split()[0] == "lambda2_"
     assert lines[5].split()[:3] == ["bbbbbbbbbbbb", "0.5", "0.04000*"] and lines[5].count("*") == 1
-    assert "0.07143" in lines[5] and lines[-1] == "* best in its column"
+    assert "0.07143" in lines[5] and lines[-2:] == ["* best in its column", f"warning: {SINGLE_SEED}"]
     assert "state" not in lines[2] and "steps" not in lines[2]
 
 
 def test_a_narrow_terminal_gets_fewer_metrics_and_is_told(sweep):
     lines = render(table([sweep]), width=60).splitlines()
-    assert max(map(len, lines[:-1])) <= 60 and lines[-1].startswith("left out for want of room: ")
-    assert lines[-1].endswith("penalty_loss")
+    assert max(map(len, lines[:-2])) <= 60 and lines[-2].startswith("left out for want of room: ")
+    assert lines[-2].endswith("penalty_loss")
     assert "\x1b" in render(table([sweep]), color=True) and "\x1b" not in render(table([sweep]))
 
 
@@ -107,23 +108,26 @@ def test_unfinished_and_diverged_runs_show_their_state_and_no_number(outputs, sw
     frame = table([sweep, outputs, add_sweep(outputs, "t", ["never"])])
     assert list(frame["run", "state"]) == ["completed"] * 3 + ["diverged", "running", "queued"]
     lines = render(frame).splitlines()
-    assert lines[7].split() == ["dddddddddddd", "diverged", "at", "40%", "2"]
+    assert lines[7].split() == ["!", "dddddddddddd", "diverged", "at", "40%", "2"]
     assert lines[8].split() == ["eeeeeeeeeeee", "running", "at", "99%", "3"] and lines[9].split() == ["never", "queued"]
-    assert "warning: no results of 3 of 6 runs (1 diverged, 1 running, 1 queued)." in lines
-    assert "warning: dddddddddddd diverged: penalty went first" in lines
+    assert "warning: never: 1 of 6 runs are queued." in lines
+    assert "warning: eeeeeeeeeeee: 1 of 6 runs are running." in lines
+    assert "warning: dddddddddddd: diverged (penalty went first), so there is no result." in lines
 
 
 def test_unequal_budgets_are_a_warning_and_a_column(outputs):
     add_run(outputs, "a", warnings=("the text repeats",))
     add_run(outputs, "b", {"batch_size": 500}, {"steps": 200}, warnings=("the text repeats",))
     add_run(outputs, "c", {"num_tokens": 50_000}, {"steps": None, "tokens": None}, warnings=("odd",))
-    warnings = table([outputs]).attrs["warnings"]
-    assert warnings == [
-        "tokens differ from 50,000 to 100,000, so the runs do not compare.",
-        "steps differ from 100 to 200, so the runs do not compare.",
+    frame = table([outputs])
+    assert frame.attrs["warnings"][:5] == [
+        "the runs differ in total_steps (100, 200): they are not compared at equal budgets.",
+        "c: its config means 50 steps, it took 100.",
+        "the runs differ in batch_size (500, 1000): they are not compared at equal budgets.",
         "a, b: the text repeats",
         "c: odd",
     ]
+    assert frame.attrs["marks"] == dict.fromkeys("abc", "error")
     assert "steps" in render(table([outputs])).splitlines()[2]
 
 
@@ -161,13 +165,13 @@ def test_hostile_text_in_a_terminal(hostile):
     shown = render(table([hostile], columns=["name", "title", "penalty/overlap|x", "penalty.a/b"]))
     assert "[red]x[/red] | a | <b>& [31m" not in shown and "[red]x[/red]" in shown
     assert not {c for c in shown if not c.isprintable()} - {"\n"}
-    assert len(shown.splitlines()) == 8 and "overlap|x" in shown
+    assert len(shown.splitlines()) == 9 and "overlap|x" in shown
 
 
 def test_hostile_text_in_markdown(hostile):
     shown = render(table([hostile], columns=["name", "title", "penalty/overlap|x"]), "markdown")
     rows = [line for line in shown.splitlines() if line.startswith("|")]
-    assert {line.replace(r"\|", "").count("|") for line in rows} == {6} and len(rows) == 4
+    assert {line.replace(r"\|", "").count("|") for line in rows} == {5} and len(rows) == 4
     assert "<b>" not in shown and r"\[red\]" in shown and r"penalty/overlap\|x" in shown
 
 
@@ -197,7 +201,7 @@ def test_a_picture_fetches_nothing_and_hostile_text_stays_text(hostile, sweep):
 def test_json_has_everything(sweep):
     content = json.loads(render(table([sweep]), "json"))
     assert [run["config"] for run in content["runs"]] == [{"penalty.lambda2_max": w} for w in (0.1, 0.5, 1.0)]
-    assert content["runs"][0]["metrics"]["kl_div_score"] == 0.98 and content["warnings"] == []
+    assert content["runs"][0]["metrics"]["kl_div_score"] == 0.98 and content["warnings"] == [SINGLE_SEED]
     assert content["best"] == {"fvu": ["bbbbbbbbbbbb"]}
 
 
@@ -250,7 +254,7 @@ def test_the_words_of_the_command_together(sweep, capsys):
     assert lines[4].split() == ["bbbbbbbbbbbb", "0.04000*", "-0.0200", "0.5"]
     assert lines[5].split() == ["cccccccccccc", "0.06000", "1"]
     assert main(["table", str(sweep), "--pivot", "penalty", "lambda2_max", "fvu"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "fvu by penalty and lambda2_max"
+    assert capsys.readouterr().out.splitlines()[-2] == "fvu by penalty and lambda2_max"
     assert main(["table", str(sweep), "--fold", "lambda2_max"]) == 0
     assert "0.050 ± 0.010 (3)" in capsys.readouterr().out
 
@@ -281,8 +285,18 @@ def test_watching_ends_with_ctrl_c_and_where_everything_died(outputs, capsys, mo
     assert main(["table", str(outputs), "--watch"]) == 0
     assert capsys.readouterr().out.count("running at 40%") == 1
     (folder / "lease.json").unlink()
-    assert main(["table", str(outputs), "--watch"]) == 0
+    assert main(["table", str(outputs), "--watch", "--columns", "k,state"]) == 0
     assert "lost? at 40%" in capsys.readouterr().out
+
+
+def test_watching_waits_for_metrics_that_are_asked_for(outputs, capsys, monkeypatch):
+    add_run(outputs, "a", state="running", step=40)
+    monkeypatch.setattr("time.sleep", lambda seconds: add_run(outputs, "a"))
+    assert main(["table", str(outputs), "--watch", "--columns", "fvu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split() == ["a", "running", "at", "40%"] and "0.05000" in lines[-1]
+    assert lines[3].startswith("waiting for a first result: no run has a column 'fvu'")
+    assert main(["table", str(outputs), "--watch", "--columns", "fuv"]) == 2
 
 
 @pytest.mark.parametrize(

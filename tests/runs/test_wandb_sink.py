@@ -57,7 +57,7 @@ class FakeRun:
     def __init__(self):
         self.rows, self.summary, self.exit_code = [], {}, None
 
-    def log(self, row, step):
+    def log(self, row, step, commit):
         self.rows.append((step, row))
 
     def finish(self, exit_code):
@@ -79,7 +79,7 @@ def login(prompt): return True
 def hang(*args, **kwargs): time.sleep(1000)
 class Run:
     summary = {}
-    def log(self, row, step): pass
+    def log(self, row, step, commit): pass
     def finish(self, exit_code): pass
 def init(**kwargs): return Run()
 """

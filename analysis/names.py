@@ -1,0 +1,81 @@
+"""Older and other names of config keys and metrics, and what they are called today."""
+
+from typing import Any
+
+CONFIG_NAMES = {
+    "model_name": "model",
+    "layer": "layer.index",
+    "train_layer": "layer.index",
+    "hook_layer": "layer.index",
+    "eval_layer": "eval.layer",
+    "d_in": "model.d_in",
+    "d_sae": "architecture.d_sae",
+    "dict_size": "architecture.d_sae",
+    "dictionary_size": "architecture.d_sae",
+    "k": "architecture.k",
+    "k_start": "architecture.k_start",
+    "l1_penalty": "architecture.l1_penalty",
+    "sparsity_penalty": "architecture.l1_penalty",
+    "target_l0": "architecture.target_l0",
+    "lr": "lr_schedule.lr",
+    "learning_rate": "lr_schedule.lr",
+    "warmup_steps": "lr_schedule.warmup",
+    "recon": "train.recon",
+    "gradient_clip": "train.clip",
+    "group_size": "group_layer.group_size",
+    "group_dropout": "group_layer.dropout",
+    "contrastive_weight": "penalty.lambda2_max",
+    "l2": "penalty.l2_weight",
+    "total_tokens": "num_tokens",
+    "training_tokens": "num_tokens",
+} | {
+    name: f"penalty.{name}"
+    for name in (
+        "lambda2_max", "base_threshold", "threshold", "competition", "overlap", "grouping", "alpha", "head_dim",
+        "positives", "temperature", "active_fraction", "tau", "momentum", "reduction",
+    )
+}  # fmt: skip
+"""What records call a config key, and its place in a run's config today."""
+
+PLAIN_CONFIG = (
+    "model",
+    "penalty",
+    "architecture",
+    "data",
+    "schedule",
+    "lr_schedule",
+    "batch_size",
+    "num_tokens",
+    "seed",
+)
+"""Config keys that have no other name."""
+
+OLDER_METRICS = {"explained_variance": "explained_variance_legacy"}
+"""SAEBench's older names whose meaning moved, in records that have neither the present name nor this project's fvu."""
+
+ALIASES = {"mean_absorption_score": "mean_full_absorption_score"}
+"""Older names that this project writes beside the present ones; an import has both too."""
+
+STEPS = ("steps", "training_steps", "total_steps", "num_steps", "n_steps")
+"""What records call the number of optimizer steps."""
+
+
+def config_name(key: str) -> str:
+    return CONFIG_NAMES.get(key, key)
+
+
+def is_config(key: str) -> bool:
+    """Whether records mean a config key by this name, wherever it stands."""
+    return key in CONFIG_NAMES or key in PLAIN_CONFIG
+
+
+def present_names(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Metrics under the names that SAEBench gives them today, in their order."""
+    renamed: dict[str, Any] = {}
+    for name, value in metrics.items():
+        present = OLDER_METRICS.get(name, name)
+        renamed[name if present in metrics or "fvu" in metrics else present] = value
+        alias = ALIASES.get(name)
+        if alias is not None and alias not in metrics:
+            renamed[alias] = value
+    return renamed

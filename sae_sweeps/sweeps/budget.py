@@ -1,0 +1,44 @@
+"""What a comparison needs equal: `--dry-run` warns of it before, `python -m analysis audit` afterwards."""
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+BUDGET = {
+    "num_tokens": "num_tokens",
+    "total_steps": "total_steps",
+    "batch_size": "batch_size",
+    "k": "architecture.k",
+    "d_sae": "architecture.d_sae",
+    "model": "model.name",
+    "layer": "layer.index",
+    "data": "data.name",
+    "data_seed": "data_seed",
+    "recon": "train.recon",
+}
+"""Each key with its place in a run's config; `recon` because losses of two forms do not compare."""
+
+SO = dict.fromkeys(("num_tokens", "total_steps", "batch_size", "k", "d_sae"), "they are not compared at equal budgets")
+SO |= {"recon": "their losses do not compare"}
+
+NEVER_EXEMPT = ("num_tokens", "total_steps")
+"""Keys that have to agree even where the sweep varies them."""
+
+
+def exempt(key: str, varied: Collection[str]) -> bool:
+    """Whether a key of BUDGET may differ because the sweep varies it."""
+    names = {key, BUDGET[key], BUDGET[key].removesuffix(".name")}
+    return key not in NEVER_EXEMPT and bool(names & set(varied))
+
+
+def unequal(key: str, values: Iterable[Any], varied: Collection[str] = ()) -> str | None:
+    """What is wrong with the runs' values of a key of BUDGET, in words; None values are of runs without the key."""
+    found = {value for value in values if value is not None}
+    if len(found) < 2 or exempt(key, varied):
+        return None
+    ordered = sorted(found, key=lambda value: (isinstance(value, str), value))
+    shown = ordered if len(ordered) <= 6 else [*ordered[:3], "...", *ordered[-2:]]
+    return f"the runs differ in {key} ({', '.join(map(_word, shown))}): {SO.get(key, 'they do not compare')}"
+
+
+def _word(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
