@@ -28,6 +28,10 @@ KEYS = 5
 """Differing keys from which titles lead the table."""
 LIMIT = 1_000_000
 """Bytes that figures may fill a page up to."""
+SAID = 3
+"""Sentences of one rule of the audit that stand open; the others can be unfolded."""
+UNFOLDED = 40
+"""Of those, at most."""
 ROOM = 200_000
 """Bytes that figures have in any case."""
 
@@ -86,6 +90,8 @@ def report(
         "live": sum(state in ("queued", "running") for state in states),
         "summary": sentences(study, unfit_runs(full)),
         "findings": findings(full),
+        "said": SAID,
+        "unfolded": UNFOLDED,
         "table": html_table(without_warnings(frame), links),
         "table_css": TABLE_CSS,
         "table_js": TABLE_JS,
@@ -126,10 +132,12 @@ def title_of(paths: Sequence[Path]) -> str:
     return f"Report of {', '.join(path.resolve().name for path in paths[:3])}" + (" ..." if len(paths) > 3 else "")
 
 
-def findings(full: "pd.DataFrame") -> list[tuple[str, str, str]]:
-    """Level, code and sentence of all that the audit finds."""
-    found = audit(full, full.attrs.get("varied", ()))
-    return [(finding.level, finding.code, finding.told(len(full))) for finding in found]
+def findings(full: "pd.DataFrame") -> list[tuple[str, str, list[str]]]:
+    """Level, code and sentences of all that the audit finds; the sentences of one rule stand together."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for finding in audit(full, full.attrs.get("varied", ())):
+        found.setdefault((finding.level, finding.code), []).append(finding.told(len(full)))
+    return [(level, code, sentences) for (level, code), sentences in found.items()]
 
 
 def titled_columns(full: "pd.DataFrame") -> list[str] | None:
