@@ -5,10 +5,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from analysis.commands import audit, dashboard, import_, notes, publish, table
+from analysis.commands import audit, dashboard, import_, notes, plots, publish, report, table
 from sae_sweeps.errors import UserError
 
-COMMANDS = (table, notes, import_, audit, publish, dashboard)
+COMMANDS = (table, notes, plots, report, audit, import_, publish, dashboard)
 
 
 def parser() -> argparse.ArgumentParser:

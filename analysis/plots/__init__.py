@@ -1,0 +1,1 @@
+"""The studies' figures, drawn from run folders."""

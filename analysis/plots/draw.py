@@ -1,0 +1,49 @@
+"""Figures as files."""
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from analysis.plots.registry import PLOTS
+from analysis.plots.study import Missing, Study
+from analysis.plots.style import png, style, svg
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.files import write_bytes, write_text
+
+
+def draw(
+    paths: Iterable[str | Path],
+    folder: str | Path,
+    only: Sequence[str] | None = None,
+    tell: Callable[[str], None] = print,
+) -> list[Path]:
+    """Every figure (or `only` those named) as NAME.png and NAME.svg in the folder; the files.
+
+    `tell` hears a line about each: what it shows, or what is not there to draw it from. Raises DataError and
+    DamagedFile as `records` does, ConfigError for a name that no figure has.
+    """
+    names = list(PLOTS) if only is None else known(only)
+    study, files = Study.of(paths), list[Path]()
+    with style():
+        for name in names:
+            try:
+                fig = PLOTS[name].draw(study)
+            except Missing as missing:
+                tell(f"{name}: left out, {missing}")
+                continue
+            here = [Path(folder) / f"{name}.png", Path(folder) / f"{name}.svg"]
+            write_bytes(here[0], png(fig))
+            write_text(here[1], svg(fig))
+            files += here
+            tell(f"{name}: {PLOTS[name].about}")
+    return files
+
+
+def known(names: Sequence[str]) -> list[str]:
+    """The names, each once. Raises ConfigError for one that no figure has."""
+    for name in names:
+        if name not in PLOTS:
+            near = difflib.get_close_matches(name, PLOTS, n=1)
+            hint = f"did you mean {near[0]}?" if near else "`--list` shows the names."
+            raise ConfigError(f"--only {name!r}: there is no such figure; {hint}")
+    return list(dict.fromkeys(names))

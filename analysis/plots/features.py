@@ -1,0 +1,222 @@
+"""Figures of how features lie to each other: similarity, competition, correlation, contrast."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis.plots.lines import beside, legend_of, legend_of_points, line, named_arms, told
+from analysis.plots.study import PHASES, Arm, Missing, Study, every
+from analysis.plots.style import COLOURS, DASHES, GREY, Room, add_below, finish, log_scale, look, panels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MATRICES = 5
+"""Runs whose matrices are drawn, at most."""
+WATCHED = 5
+"""Runs whose pairs are drawn, at most."""
+CLASSES = ("high", "median", "low")
+"""Overlap of the watched pairs at a quarter of the training, in the order in which `ortho` lists them."""
+
+
+def similarity_matrices(study: Study) -> "Figure":
+    """|w_i . w_j| of the fixed block at the four phases; darker is more alike, the diagonal left out."""
+    arms, left_out = some(with_snapshots(study), study, MATRICES)
+    blocks = {row: seriated(blocks_of(study, row)) for arm in arms for row in arm.rows[:1]}
+    top = max(float(np.quantile(block, 0.999)) for found in blocks.values() for block in found.values())
+    room = Room(left=0.05, right=0.05, bottom=0.05, top=0.2)
+    fig, axes = panels(4 * len(arms), 4, (1.7, 1.85), room, left=0.45, right=0.75)
+    image = None
+    for place, ax in enumerate(axes):
+        arm, percent = arms[place // 4], PHASES[place % 4]
+        found = blocks[arm.rows[0]].get(percent)
+        ax.set(xticks=[], yticks=[])
+        ax.set_box_aspect(1)
+        if found is None:
+            ax.text(0.5, 0.5, "not reached", ha="center", va="center", transform=ax.transAxes, fontsize=7)
+        else:
+            image = ax.imshow(pooled(found), cmap="Greys", vmin=0, vmax=top, interpolation="nearest", rasterized=True)
+        if place < 4:
+            ax.set_title(f"{percent} % of the training")
+        if place % 4 == 0:
+            ax.set_ylabel(beside(arm), fontsize=7)
+    if image is not None:
+        bar = fig.add_axes((1 - 0.7 / fig.get_figwidth(), 0.2, 0.12 / fig.get_figwidth(), 0.6))
+        fig.colorbar(image, cax=bar, label="|cosine| of decoder rows", extend="max")
+    n = max(len(block) for found in blocks.values() for block in found.values())
+    note = (
+        f"The same {n} features at each look, ordered by likeness at the last one; a dot is the largest of a few pairs."
+    )
+    return finish(fig, note=f"{note} First seed. {left_out}".strip())
+
+
+def blocks_of(study: Study, row: int) -> dict[int, np.ndarray]:
+    return {percent: study.snapshot(row, percent)["block"] for percent in study.phases(row)}
+
+
+def seriated(cosines: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """|cosine| [n, n] by percent, 0 on the diagonal, rows in an order that puts features alike at the end together:
+    that of the first eigenvector of the last matrix's graph Laplacian but the constant one."""
+    blocks = {percent: np.abs(block.astype(np.float64)) for percent, block in cosines.items()}
+    for block in blocks.values():
+        np.fill_diagonal(block, 0)
+    last = np.nan_to_num(blocks[max(blocks)]) ** 2
+    order = np.arange(len(last))
+    if len(last) > 2:
+        order = np.linalg.eigh(np.diag(last.sum(0)) - last)[1][:, 1].argsort(kind="stable")
+    return {percent: np.nan_to_num(block[np.ix_(order, order)]) for percent, block in blocks.items()}
+
+
+def pooled(block: np.ndarray, size: int = 128) -> np.ndarray:
+    """The block [n, n] in at most size x size squares, each with its largest value, so that no pair is lost."""
+    step = -(-len(block) // size)
+    short = -len(block) % step
+    wide = np.pad(block, ((0, short), (0, short)))
+    return wide.reshape(len(wide) // step, step, -1, step).max((1, 3))
+
+
+def similarity_histograms(study: Study) -> "Figure":
+    """How the pairs are spread over |cosine| at the four phases."""
+    arms = with_snapshots(study)
+    named = named_arms(study, arms)
+    fig, axes = panels(4, 2, (3.4, 2.1), sharex=True, sharey=True)
+    for ax, percent in zip(axes, PHASES, strict=True):
+        for number, arm in enumerate(named):
+            found = [study.snapshot(row, percent) for row in arm.rows if percent in study.phases(row)]
+            if found:
+                shares = np.stack([s["histogram"] / max(s["histogram"].sum(), 1) for s in found])
+                edges = found[0]["edges"]
+                line(ax, (edges[1:] + edges[:-1]) / 2, np.where(shares > 0, shares, np.nan), number)
+        ax.set_title(f"{percent} % of the training")
+    log_scale(axes[0], "y")
+    for ax in axes[::2]:
+        ax.set_ylabel("share of the pairs")
+    for ax in axes[2:]:
+        ax.set_xlabel("|cosine| of decoder rows")
+    note = told(study, arms, named).replace("; the others are grey", "")
+    return finish(fig, *legend_of(named), note=f"{note} Bins of 0.02.".strip())
+
+
+def competition(study: Study) -> "Figure":
+    """c_ij of the watched pairs: a thin line for each, the mean of each class thick. A row of panels for each run."""
+    return watched_pairs(study, "c", "competition c_ij", (-0.03, 1.03))
+
+
+def pair_correlation(study: Study) -> "Figure":
+    """Correlation of the activations of the watched pairs."""
+    return watched_pairs(study, "correlation", "correlation of f_i and f_j", None)
+
+
+def pair_similarity(study: Study) -> "Figure":
+    """|w_i . w_j| of the watched pairs."""
+    return watched_pairs(study, "abs_cosine", "|cosine| of w_i and w_j", None)
+
+
+def watched_pairs(study: Study, what: str, unit: str, limits: tuple[float, float] | None) -> "Figure":
+    arms = [arm for arm in study.followed if (study.monitors(arm.rows[0], "competition"))]
+    if not arms:
+        raise Missing("no run watched pairs of features (penalty=ortho, from a quarter of the training)")
+    arms, left_out = some(arms, study, WATCHED)
+    room = Room(left=0.1, right=0.1, bottom=0.15, top=0.25)
+    fig, axes = panels(3 * len(arms), 3, (2.3, 1.6), room, left=0.75, sharey=True, sharex=True)
+    add_below(fig, 0.25)
+    for place, ax in enumerate(axes):
+        arm, kind = arms[place // 3], place % 3
+        steps, values, overlap = pairs_of(study.monitors(arm.rows[0], "competition"), what)
+        size = -(-values.shape[1] // 3)
+        inside = slice(kind * size, (kind + 1) * size)
+        if values[:, inside].size:
+            ax.plot(steps, values[:, inside], color=COLOURS[kind], linewidth=0.5, alpha=0.45)
+            ax.plot(steps, values[:, inside].mean(1), color=COLOURS[kind], linestyle=DASHES[kind], linewidth=2)
+            at_first = overlap[0, inside]
+            ax.set_title(f"{CLASSES[kind]} overlap ({at_first.min():.2g} to {at_first.max():.2g})", fontsize=7.5)
+        if limits:
+            ax.set_ylim(*limits)
+        if kind == 0:
+            ax.set_ylabel(f"{beside(arm)}\n{unit}", fontsize=7)
+        if place >= 3 * (len(arms) - 1):
+            ax.set_xlabel("training step")
+    note = f"Pairs chosen by their overlap at a quarter of the training, first seed; thick: their mean. {left_out}"
+    return finish(fig, note=note.strip())
+
+
+def pairs_of(records: list[dict[str, Any]], what: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps [n], values [n, pairs] and overlap [n, pairs] of the records of `competition`."""
+    size = len(records[-1]["pairs"])
+    records = every([record for record in records if len(record["pairs"]) == size], 120)
+    nan = float("nan")
+    numbers = [np.array([[nan if v is None else v for v in r[name]] for r in records]) for name in (what, "overlap")]
+    return np.array([record["step"] for record in records]), numbers[0], numbers[1]
+
+
+def pairs_at_the_end(study: Study) -> "Figure":
+    """What overlap, competition and correlation of the watched pairs have to do with how alike their rows are."""
+    arms = [arm for arm in study.followed if study.monitors(arm.rows[0], "competition")]
+    if not arms:
+        raise Missing("no run watched pairs of features (penalty=ortho, from a quarter of the training)")
+    named = named_arms(study, arms)
+    fig, axes = panels(2, 2, (3.4, 2.5), sharey=True)
+    for ax, (name, unit) in zip(axes, (("overlap", "overlap n_ij"), ("correlation", "correlation")), strict=True):
+        for number, arm in enumerate(named):
+            last = study.monitors(arm.rows[0], "competition")[-1]
+            shape = look(number) | {"linestyle": "none"}
+            ax.plot(last[name], last["abs_cosine"], **shape, alpha=0.6)
+        ax.set(xlabel=f"{unit} of the pair")
+    axes[0].set_ylabel("|cosine| of w_i and w_j")
+    return finish(fig, *legend_of_points(named), note="Watched pairs at the last look, first seed.")
+
+
+def contrast(study: Study) -> "Figure":
+    """Alignment, uniformity and retrieval of positives; dotted grey is what chance retrieves."""
+    arms = [arm for arm in study.followed if study.monitors(arm.rows[0], "contrastive")]
+    if not arms:
+        raise Missing("no run has a contrastive head (penalty=contrastive)")
+    named = named_arms(study, arms)
+    units = {
+        "alignment": "mean cosine of positives",
+        "uniformity": "log potential (lower: more even)",
+        "retrieval": "share of anchors",
+    }
+    fig, axes = panels(3)
+    for ax, (name, unit) in zip(axes, units.items(), strict=True):
+        for number, arm in enumerate(named):
+            for key in (name, "chance") if name == "retrieval" else (name,):
+                found = looks(study, arm, "contrastive", key)
+                if found is None:
+                    continue
+                if key == "chance":
+                    ax.plot(found[0], found[1].mean(0), color=GREY, linestyle=":", linewidth=1)
+                else:
+                    line(ax, *found, number)
+        ax.set(title=name, xlabel="training step", ylabel=unit)
+    note = told(study, arms, named).replace("; the others are grey", "")
+    return finish(fig, *legend_of(named), note=f"{note} Dotted: what chance retrieves.".strip())
+
+
+def looks(study: Study, arm: Arm, monitor: str, key: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Steps [n] and a monitor's number [seeds, n], at the steps that all of the arm's runs have."""
+    found = []
+    for row in arm.rows:
+        numbers = {r["step"]: r[key] for r in study.monitors(row, monitor) if isinstance(r.get(key), int | float)}
+        if numbers:
+            found.append(numbers)
+    if not found:
+        return None
+    steps = sorted(set.intersection(*map(set, found)))
+    if not steps:
+        found, steps = found[:1], sorted(found[0])
+    return np.array(steps), np.array([[numbers[step] for step in steps] for numbers in found])
+
+
+def with_snapshots(study: Study) -> list[Arm]:
+    arms = [arm for arm in study.followed if study.phases(arm.rows[0])]
+    if not arms:
+        raise Missing("no run has come to a quarter of its training")
+    return arms
+
+
+def some(arms: list[Arm], study: Study, n: int) -> tuple[list[Arm], str]:
+    """At most n arms, from the lowest to the highest fvu, and a sentence on those left out."""
+    if len(arms) <= n:
+        return arms, ""
+    return every(study.ranked(arms), n), f"{n} of {len(arms)} runs, from the lowest to the highest fvu."

@@ -1,0 +1,220 @@
+"""Curves and bars of many runs that stay legible."""
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis.plots.study import Arm, Missing, Study, every
+from analysis.plots.style import BAR, COLOURS, EDGE, GREY, Room, finish, log_scale, look, panels
+from analysis.text import cell, clean
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DISTINCT = 10
+"""Lines that a reader tells apart; of more, a few are named and the rest is grey."""
+NAMED = 5
+BARS = 36
+"""Bars of a panel, at most; of more, TOP are drawn."""
+TOP = 20
+LABEL = 44
+"""Characters of a label, at most."""
+
+TITLES = {
+    "fvu": ("fvu, batch", "fraction of variance"),
+    "held_out_fvu": ("fvu, held-out text", "fraction of variance"),
+    "l0": ("L0", "active features per token"),
+    "dead_features": ("dead features", "share of the features"),
+    "lr": ("learning rate", "per step"),
+    "k": ("k", "features per token"),
+    "p": ("p of the L_p norm", "exponent"),
+    "loss": ("total loss", None),
+    "recon_loss": ("reconstruction loss", None),
+    "tokens_per_s": ("speed", "tokens per second"),
+    "penalty/competing_pairs": ("competing pairs", "pairs of features"),
+    "penalty/threshold": ("competition threshold", "overlap"),
+    "penalty/alpha": ("alpha", "share of the constraint lifted"),
+    "penalty/constraint": ("g(e)", "share of the constraint kept"),
+    "penalty/fvu_average": ("moving fvu", "fraction of variance"),
+    "penalty/group_1": ("features in group 1", "features"),
+    "penalty/group_2": ("features in group 2", "features"),
+    "penalty/mi": ("MI between groups", "nats"),
+    "penalty/group_lasso": ("group lasso", "activation units"),
+    "penalty/l2": ("squared norm of the weights", "unweighted"),
+    "penalty/contrastive": ("InfoNCE of energy profiles", "nats"),
+    "penalty/info_nce": ("InfoNCE", "nats"),
+    "penalty/anchors": ("tokens with positives", "share of the batch"),
+    "penalty/diversity": ("concentration of activation", "0 even, 1 in one feature"),
+    "penalty/features": ("features that vary", "features"),
+    "penalty/nearest_cosine": ("nearest in the chunk", "cosine"),
+}
+"""Title and unit of a logged number; None for the unit of the reconstruction."""
+
+
+def title_and_unit(name: str, study: Study) -> tuple[str, str]:
+    parts = name.split("/")
+    title, unit = TITLES.get(name) or TITLES.get(f"{parts[0]}/{parts[-1]}") or ("", "")
+    if len(parts) == 3:  # a term of one penalty of several
+        title = f"{parts[1]}: {title or parts[-1]}"
+    if unit is None:
+        unit = study.units()
+    if not title and name.endswith("_loss"):
+        title, unit = f"{name.removesuffix('_loss')} loss", "before its weight"
+    if not title and name.endswith("_weight"):
+        title, unit = f"{name.removesuffix('_weight')} weight", "weight in the loss"
+    return clean(title or name, 40), clean(unit, 40)
+
+
+def named_arms(study: Study, arms: list[Arm]) -> list[Arm]:
+    """All arms where they are few; otherwise some from the lowest to the highest fvu, that one looks at by name."""
+    return arms if len(arms) <= DISTINCT else every(study.ranked(arms), NAMED)
+
+
+def curve_panels(
+    study: Study,
+    names: Sequence[str],
+    x: str = "step",
+    log: Sequence[str] = (),
+    columns: int = 3,
+    zero: bool = False,
+    note: str = "",
+) -> "Figure":
+    """A panel for each logged number, a line for each arm; those of several seeds as mean and band.
+
+    log: names that may have a logarithmic axis; zero: begin all other axes at 0.
+    """
+    arms = [arm for arm in study.followed if any(study.curve(arm, name, x) is not None for name in names)]
+    if not arms or not names:
+        raise Missing("no run has logged them")
+    named = named_arms(study, arms)
+    fig, axes = panels(len(names), columns)
+    for ax, name in zip(axes, names, strict=True):
+        if len(named) < len(arms):
+            for arm in arms:
+                if found := study.curve(arm, name, x):
+                    ax.plot(found[0], found[1].mean(0), color=GREY, linewidth=0.5, alpha=0.6, zorder=1)
+        for number, arm in enumerate(named):
+            if found := study.curve(arm, name, x):
+                line(ax, *found, number)
+        title, unit = title_and_unit(name, study)
+        ax.set(title=title, ylabel=unit)
+        if name in log and spans_much(study, arms, name, x):
+            log_scale(ax, "y")
+        elif zero or 0 < ax.get_ylim()[0] < 0.5 * ax.get_ylim()[1]:
+            above = all((found := study.curve(arm, name, x)) is None or found[1].min() >= 0 for arm in arms)
+            ax.set_ylim(bottom=0 if above else None)
+    for ax in axes[-min(columns, len(axes)) :]:
+        ax.set_xlabel({"step": "training step", "tokens": "training tokens"}[x])
+    return finish(fig, *legend_of(named), note=" ".join(filter(None, [told(study, arms, named), note])))
+
+
+def spans_much(study: Study, arms: Sequence[Arm], name: str, x: str = "step") -> bool:
+    """Whether the values that are above 0 differ by more than a factor of 5; those of 0 have no place on a log axis."""
+    values = [found[1][found[1] > 0] for arm in arms if (found := study.curve(arm, name, x))]
+    values = [v for v in values if v.size]
+    return bool(values) and max(v.max() for v in values) > 5 * min(v.min() for v in values)
+
+
+def line(ax: Any, x: np.ndarray, values: np.ndarray, number: int, **kwargs: Any) -> None:
+    """The mean of values [seeds, n], and the band from their least to their largest."""
+    shape = look(number)
+    ax.plot(x, values.mean(0), **shape, markevery=markers(len(x), number), zorder=3, **kwargs)
+    if len(values) > 1:
+        ax.fill_between(x, values.min(0), values.max(0), color=shape["color"], alpha=0.18, linewidth=0)
+
+
+def markers(n: int, number: int) -> Any:
+    """Some five markers along a line, elsewhere for each line."""
+    step = max(1, n // 5)
+    return (min(number * max(1, step // 6), max(n - 1, 0)) % step, step)
+
+
+def legend_of(arms: Sequence[Arm]) -> tuple[list[Any], list[str]]:
+    """Handles and labels; nothing for a single arm that needs no telling apart."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], **look(number)) for number in range(len(arms))]
+    return handles, [short(arm) for arm in arms]
+
+
+def legend_of_points(arms: Sequence[Arm]) -> tuple[list[Any], list[str]]:
+    """The same for points without lines."""
+    from matplotlib.lines import Line2D
+
+    return [Line2D([], [], **(look(n) | {"linestyle": "none"})) for n in range(len(arms))], [short(a) for a in arms]
+
+
+def short(arm: Arm) -> str:
+    """The arm's label, and how many seeds it stands for."""
+    seeds = f" (n={arm.begun})" if len(arm.rows) > 1 else ""
+    return clean(arm.label, LABEL) + seeds
+
+
+def beside(arm: Arm, width: int = 22) -> str:
+    """The label in at most three lines, for the side of a row of panels."""
+    return "\n".join(textwrap.wrap(short(arm), width, max_lines=3, placeholder="…"))
+
+
+def told(study: Study, arms: Sequence[Arm], named: Sequence[Arm]) -> str:
+    """What a reader has to know of the lines."""
+    said = []
+    if any(len(arm.rows) > 1 for arm in named):
+        said.append("Lines are means over n seeds, bands go from the least to the largest.")
+    if len(study.arms) > len(study.followed):
+        said.append(f"{len(study.followed)} of {len(study.arms)} are drawn.")
+    if len(named) < len(arms):
+        said.append(f"{len(named)} of {len(arms)} are named, from the lowest to the highest fvu; the others are grey.")
+    return " ".join(said)
+
+
+def bar_panels(
+    study: Study,
+    names: Sequence[tuple[str, str]],
+    targets: dict[str, tuple[float, str]] | None = None,
+) -> "Figure":
+    """A panel of bars for each metric (name, label), a bar for each arm; dots are seeds, a dashed line is the target.
+
+    targets: metric -> (value, what it is called).
+    """
+    arms = [arm for arm in study.arms if any(study.values(arm, name) for name, _ in names)]
+    if not arms:
+        raise Missing("no run has these metrics")
+    shown = study.ranked(arms)[:TOP] if len(arms) > BARS else arms
+    columns = min(3 if len(shown) <= 12 else 4, len(names))
+    heads = 1 + max(label.count("\n") + bool(targets and name in targets) for name, label in names)
+    room = Room(left=0.08, right=0.16, bottom=0.3, top=0.14 + 0.15 * heads + 0.005 * len(shown))
+    height = room.bottom + room.top + 0.17 * len(shown)
+    left = 0.1 + 0.057 * max(len(short(arm)) for arm in shown)
+    fig, axes = panels(len(names), columns, (2.1, height), room, left=left, sharey=True)
+    places = np.arange(len(shown))
+    for ax, (name, label) in zip(axes, names, strict=True):
+        values = [study.values(arm, name) for arm in shown]
+        means = [sum(v) / len(v) if v else float("nan") for v in values]
+        ax.barh(places, means, color=BAR, edgecolor=EDGE, linewidth=0.6, height=0.7)
+        for place, several in zip(places, values, strict=True):
+            if len(several) > 1:
+                ax.plot(several, [place] * len(several), "o", color="black", markersize=2, zorder=4)
+        finite = [v for several in values for v in several]
+        top = max([0.0, *finite, *([targets[name][0]] if targets and name in targets else [])])
+        low = min([0.0, *finite])
+        ax.set_xlim(low * 1.2, top + 0.28 * (top - low) or 1)
+        for place, mean, several in zip(places, means, values, strict=True):
+            if several:
+                words = cell(mean, "whole" if mean == int(mean) else "number")
+                at = (max(0.0, *several), place)
+                ax.annotate(words, at, xytext=(3, 0), textcoords="offset points", va="center", size=6)
+        if targets and name in targets:
+            target, words = targets[name]
+            ax.axvline(target, color=COLOURS[1], linestyle="--", linewidth=1.1, zorder=5)
+            label = f"{label}\n-- target: {words} {target:g}"
+        ax.set_title(label)
+        ax.set_yticks(places, [short(arm) for arm in shown])
+        ax.tick_params(axis="y", length=0)
+        ax.margins(y=0.01)
+    axes[0].invert_yaxis()
+    said = ["Dots are seeds, bars their means."] if any(len(arm.rows) > 1 for arm in shown) else []
+    if len(shown) < len(arms):
+        said.append(f"{len(shown)} of {len(arms)}: those of lowest fvu; the table has all.")
+    return finish(fig, note=" ".join(said))

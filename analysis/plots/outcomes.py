@@ -1,0 +1,198 @@
+"""Figures of what came out: metrics, budgets, fronts."""
+
+import re
+from typing import TYPE_CHECKING
+
+from analysis.metrics import FIRST, TARGETS, direction
+from analysis.plots.lines import (
+    bar_panels,
+    legend_of,
+    legend_of_points,
+    named_arms,
+    told,
+)
+from analysis.plots.study import Arm, Missing, Study, every
+from analysis.plots.style import GREY, Room, finish, log_scale, look, panels
+from sae_sweeps.evaluation.result import BUILTIN
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BETTER = {"higher": "higher is better", "lower": "lower is better", "one": "nearest to 1 is best"}
+EVALUATED = (
+    "explained_variance", "kl_div_score", "cossim", "nmi", "feature_mi", "silhouette", "mean_abs_cosine",
+    "hierarchy_coarse_top_1_accuracy", "hierarchy_fine_top_1_accuracy",
+)  # fmt: skip
+"""Beside the metrics that lead every table."""
+NO_BARS = ("tokens_to_fvu", "seconds_to_fvu", "penalty_loss")
+FRONTS = (("ce_loss_score", "loss recovered"), ("explained_variance", "explained variance"), ("fvu", "fvu"))
+BUDGETS = (("steps", "training steps"), ("tokens", "training tokens"), ("final_loss", "final total loss"))
+RECOVERY = ("recovery_mmcs", "recovery_matched", "recovery_share", "recovery_split", "recovery_merged")
+FEATURE_PANELS = (
+    ("nearest_neighbour_cosine", "nearest neighbour\ncosine of decoder rows"),
+    ("nmi", "NMI\nof features and labels"),
+    ("silhouette", "silhouette\nof labels in feature space"),
+)
+SERIES = {
+    "sparse probing": (r"(?:sae|llm)_top_(\d+)_test_accuracy", "features of the probe", "accuracy"),
+    "SCR": (r"scr_metric_threshold_(\d+)", "features ablated", "SCR score"),
+    "TPP": (r"tpp_threshold_(\d+)_total_metric", "features ablated", "TPP score"),
+    "hierarchy, coarse": (r"hierarchy_coarse_top_(\d+)_accuracy", "features of the probe", "accuracy"),
+    "hierarchy, fine": (r"hierarchy_fine_top_(\d+)_accuracy", "features of the probe", "accuracy"),
+}
+"""Metrics with a number in their name: pattern, what the number is, unit."""
+
+
+def headed(name: str) -> str:
+    """A metric's name in two lines at most, and which way is better."""
+    words = name if len(name) <= 24 or "_" not in name[8:] else f"{name[: (cut := name.index('_', 8))]}\n{name[cut:]}"
+    better = BETTER.get(direction(name) or "")
+    return f"{words}\n({better})" if better else words
+
+
+def targets_of(names: list[str]) -> dict[str, tuple[float, str]]:
+    """Targets hold for SAEBench's own data; built-in data has others' names and no target."""
+    return {
+        name: (target, "above" if better == "higher" else "below")
+        for name in names
+        if name in TARGETS
+        for better, target in (TARGETS[name],)
+    }
+
+
+def evaluation_metrics(study: Study) -> "Figure":
+    there = study.metric_names()
+    wanted = [*FIRST, *EVALUATED, *(BUILTIN + name for name in EVALUATED)]
+    names = [name for name in wanted if name in there and name not in NO_BARS]
+    if not names:
+        raise Missing("no run has been evaluated")
+    return bar_panels(study, [(name, headed(name)) for name in names], targets_of(names))
+
+
+def unlearning(study: Study) -> "Figure":
+    there = study.metric_names()
+    names = [name for name in ("unlearning_score", BUILTIN + "unlearning_score") if name in there]
+    if not names:
+        raise Missing("no run has an unlearning score (eval.evaluations=[unlearning])")
+    return bar_panels(study, [(name, headed(name)) for name in names], targets_of(names))
+
+
+def budgets(study: Study) -> "Figure":
+    names = [(name, title) for name, title in BUDGETS if name in study.metric_names()]
+    if not names:
+        raise Missing("no run is complete")
+    return bar_panels(study, names)
+
+
+def recovery(study: Study) -> "Figure":
+    names = [name for name in RECOVERY if name in study.metric_names()]
+    if not names:
+        raise Missing("only model=synthetic has true features")
+    return bar_panels(study, [(name, headed(name)) for name in names])
+
+
+def feature_metrics(study: Study) -> "Figure":
+    there = study.metric_names()
+    names = [(name, title) for name, title in FEATURE_PANELS if name in there]
+    if not names:
+        raise Missing("no run has measured its features (eval.evaluations=[separation])")
+    return bar_panels(study, names)
+
+
+def by_number(study: Study) -> "Figure":
+    """Metrics for each number of features: a line for each arm; the language model itself in grey dashes."""
+    found: dict[tuple[str, str], dict[int, list[str]]] = {}
+    for name in study.metric_names():
+        plain = name.removeprefix(BUILTIN)
+        for title, (pattern, _, _) in SERIES.items():
+            if match := re.fullmatch(pattern, plain):
+                where = "built-in data" if plain != name else "SAEBench's data"
+                found.setdefault((title, where), {}).setdefault(int(match[1]), []).append(name)
+    found = {key: numbers for key, numbers in found.items() if len(numbers) > 1}
+    if not found:
+        raise Missing("no run has probed, or ablated, several numbers of features")
+    arms = [a for a in study.arms if any(study.values(a, n) for ns in found.values() for m in ns.values() for n in m)]
+    named = named_arms(study, arms)
+    fig, axes = panels(len(found))
+    for ax, ((title, where), numbers) in zip(axes, found.items(), strict=True):
+        for number, arm in enumerate(named):
+            for model in (False, True):
+                points = [
+                    (n, study.mean(arm, metric))
+                    for n, metrics in sorted(numbers.items())
+                    for metric in metrics
+                    if ("llm_" in metric) == model
+                ]
+                points = [point for point in points if point[1] == point[1]]
+                if not points or (model and number):
+                    continue
+                shape = {"color": GREY, "linestyle": "--", "label": "the language model"} if model else look(number)
+                ax.plot(*zip(*points, strict=True), **shape)
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(loc="lower right")
+        log_scale(ax, "x")
+        ticks = sorted(numbers)
+        ax.set_xticks(ticks, [str(tick) for tick in ticks])
+        ax.minorticks_off()
+        ax.set(title=f"{title} ({where})", xlabel=SERIES[title][1], ylabel=SERIES[title][2])
+    return finish(fig, *legend_of(named), note=told(study, arms, named).replace("; the others are grey", ""))
+
+
+# Fronts --------------------------------------------------------------------------------------------------------------
+
+
+def pareto(study: Study) -> "Figure":
+    """Each run's L0 against what it explains; the front joins the runs that none beats in both."""
+    there = study.metric_names()
+    names = [(name, title) for name, title in FRONTS if name in there]
+    if "l0" not in there or not names:
+        raise Missing("no run has both L0 and a measure of reconstruction")
+    arms = [arm for arm in study.arms if study.values(arm, "l0")]
+    named = front_arms(study, arms, names[0][0])
+    fig, axes = panels(len(names), size=(3.2, 2.6), room=Room(left=0.85))
+    for ax, (name, title) in zip(axes, names, strict=True):
+        points = [(x, y) for arm in arms for x, y in points_of(study, arm, name)]
+        if len(named) < len(arms):
+            ax.plot(*zip(*points, strict=True), "o", color=GREY, markersize=2.5, alpha=0.6, zorder=1)
+        for number, arm in enumerate(named):
+            shape = look(number) | {"linestyle": "none"}
+            if inside := points_of(study, arm, name):
+                ax.plot(*zip(*inside, strict=True), **shape, markersize=5, zorder=3, alpha=0.9)
+        best = front(points, direction(name) or "higher")
+        if best:
+            x, y = zip(*best, strict=True)
+            ax.step(x, y, where="post", color="black", linewidth=1, linestyle="--", zorder=2)
+            ax.plot(x, y, "o", color="black", fillstyle="none", markersize=9, markeredgewidth=0.7)
+        if points and max(x for x, _ in points) > 8 * max(1e-9, min(x for x, _ in points)):
+            log_scale(ax, "x")
+        better = BETTER[direction(name) or "higher"]
+        ax.set(title=f"{title} ({better})", xlabel="L0 (active features per token)", ylabel=name)
+    note = "Rings and the dashed line are the front: no run is as sparse and better than one on it."
+    if len(named) < len(arms):
+        note += f" {len(named)} of {len(arms)} are named, those on the front first."
+    return finish(fig, *legend_of_points(named), note=note)
+
+
+def points_of(study: Study, arm: Arm, name: str) -> list[tuple[float, float]]:
+    """L0 and the metric of each of the arm's runs that has both."""
+    l0, values = study.column("l0"), study.column(name)
+    points = [(l0[row], values[row]) for row in arm.rows]
+    return [(x, y) for x, y in points if x == x and y == y]
+
+
+def front(points: list[tuple[float, float]], better: str = "higher") -> list[tuple[float, float]]:
+    """The points that no other beats: none has an L0 as low with a better value, or one as good with a lower L0."""
+    sign = 1 if better == "higher" else -1
+    best: list[tuple[float, float]] = []
+    for x, y in sorted(set(points), key=lambda point: (point[0], -sign * point[1])):
+        if not best or sign * y > sign * best[-1][1]:
+            best.append((x, y))
+    return best
+
+
+def front_arms(study: Study, arms: list[Arm], name: str) -> list[Arm]:
+    """All arms where they are few; otherwise those on the front."""
+    if len(arms) <= 10:
+        return arms
+    best = set(front([point for arm in arms for point in points_of(study, arm, name)], direction(name) or "higher"))
+    return every([arm for arm in arms if best & set(points_of(study, arm, name))], 8)

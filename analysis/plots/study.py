@@ -1,0 +1,248 @@
+"""What figures are drawn from: runs, those that differ in the seed alone as one arm. Files are read when asked for."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis.columns import differing
+from analysis.metrics import badness
+from analysis.records import records
+from analysis.text import cell, clean
+from analysis.view import labels
+from sae_sweeps.runs.folder import RunFolder
+from sae_sweeps.runs.rows import RowFile
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PHASES = (25, 50, 75, 100)
+"""Percent of the training."""
+POINTS = 240
+"""Of a curve, at most; more than a panel has pixels to tell apart."""
+
+FOLLOWED = 150
+"""Arms whose files are read for curves, at most: no figure shows more lines."""
+
+SEED = ("config", "seed")
+
+
+class Missing(Exception):
+    """A figure has nothing to draw; says what is not there."""
+
+
+@dataclass
+class Arm:
+    """Runs that differ in the seed alone, or one run."""
+
+    label: str
+    rows: list[int]
+    """Row numbers in the study's frame."""
+    begun: int = 1
+    """How many of them have begun."""
+
+
+@dataclass
+class Study:
+    """The runs of a figure."""
+
+    full: "pd.DataFrame"
+    """As `records` gives it."""
+    arms: list[Arm] = field(init=False)
+    _curves: dict[int, dict[str, np.ndarray]] = field(default_factory=dict, init=False)
+    _monitors: dict[int, list[dict[str, Any]]] = field(default_factory=dict, init=False)
+    _columns: dict[str, list[float]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.arms = arms_of(self.full)
+
+    @classmethod
+    def of(cls, paths: Iterable[str | Path]) -> "Study":
+        return cls(records(paths))
+
+    @cached_property
+    def followed(self) -> list[Arm]:
+        """The arms whose files are read: all, or an even choice from the lowest to the highest fvu."""
+        return self.arms if len(self.arms) <= FOLLOWED else every(self.ranked(self.arms), FOLLOWED)
+
+    def folder(self, row: int) -> RunFolder:
+        return RunFolder(self.full["run", "folder"].iloc[row])
+
+    def curves(self, row: int) -> dict[str, np.ndarray]:
+        """Every number of metrics.jsonl by name [n], nan where a row has it not; `step` and `tokens` beside them."""
+        if row not in self._curves:
+            self._curves[row] = columns_of(thinned_rows(self.folder(row).metrics, POINTS))
+        return self._curves[row]
+
+    def curve_names(self) -> list[str]:
+        """Names of all numbers logged in any run, in the order of their first appearance."""
+        return list(dict.fromkeys(name for arm in self.followed for row in arm.rows for name in self.curves(row)))
+
+    def curve(self, arm: Arm, name: str, x: str = "step") -> tuple[np.ndarray, np.ndarray] | None:
+        """x [n] and values [seeds, n] of an arm, at the places that all of its runs have; None where no run has any."""
+        found = []
+        for row in arm.rows:
+            curves = self.curves(row)
+            if name in curves and x in curves:
+                there = np.isfinite(curves[name])
+                if there.any():
+                    found.append((curves[x][there], curves[name][there]))
+        if not found:
+            return None
+        common = found[0][0]
+        for places, _ in found[1:]:
+            common = np.intersect1d(common, places)
+        if not len(common):  # nothing in common: the first run alone
+            return found[0][0], found[0][1][None]
+        return common, np.stack([values[np.searchsorted(places, common)] for places, values in found])
+
+    def monitors(self, row: int, name: str) -> list[dict[str, Any]]:
+        """The records of one monitor in monitors.jsonl, oldest first."""
+        if row not in self._monitors:
+            self._monitors[row] = self.folder(row).monitors.rows()
+        return [record for record in self._monitors[row] if record.get("monitor") == name]
+
+    def phases(self, row: int) -> list[int]:
+        """Percents of the training at which similarities were kept."""
+        folder = self.folder(row).path / "monitors"
+        return [percent for percent in PHASES if (folder / f"similarity_{percent}.npz").exists()]
+
+    def snapshot(self, row: int, percent: int) -> dict[str, np.ndarray]:
+        """monitors/similarity_25.npz and so on; an array is read when it is asked for."""
+        return np.load(self.folder(row).path / "monitors" / f"similarity_{percent}.npz", allow_pickle=False)
+
+    def column(self, name: str) -> list[float]:
+        """A metric of all runs, nan where a run has it not."""
+        if name not in self._columns:
+            there = ("metrics", name) in self.full.columns
+            values = self.full["metrics", name].tolist() if there else [float("nan")] * len(self.full)
+            self._columns[name] = values
+        return self._columns[name]
+
+    def values(self, arm: Arm, name: str) -> list[float]:
+        """A metric of the arm's runs; those that have it."""
+        column = self.column(name)
+        return [value for row in arm.rows if (value := column[row]) == value]
+
+    def mean(self, arm: Arm, name: str) -> float:
+        values = self.values(arm, name)
+        return sum(values) / len(values) if values else float("nan")
+
+    def metric_names(self) -> list[str]:
+        """Metrics that any run has."""
+        return [name for kind, name in self.full.columns if kind == "metrics" and self.full[kind, name].notna().any()]
+
+    def ranked(self, arms: list[Arm]) -> list[Arm]:
+        """Lowest fvu first; those without one last, in their order."""
+
+        def key(arm: Arm) -> float:
+            value = self.mean(arm, "fvu")
+            return badness("fvu", value) if value == value else float("inf")
+
+        return sorted(arms, key=key)
+
+    def units(self) -> str:
+        """The unit of the reconstruction loss."""
+        column = ("config", "train.recon")
+        forms = set(self.full[column].dropna()) if column in self.full.columns else set()
+        return {frozenset({"norm"}): "activation units", frozenset({"squared"}): "activation units²"}.get(
+            frozenset(forms), "activation units (or units²)" if forms else "activation units²"
+        )
+
+
+def thinned_rows(file: RowFile, points: int) -> list[dict[str, Any]]:
+    """About `points` rows of the file, evenly, its last among them; half of them such as have a monitor's numbers.
+
+    The rows of monitored steps hold more than others: evenly taken rows would lose most of them. Lines that are left
+    out are not parsed. Raises DamagedFile as `RowFile.rows` does, for the lines that are read.
+    """
+    try:
+        content = file.path.read_bytes()
+    except FileNotFoundError:
+        return []
+    lines = content[: content.rfind(b"\n") + 1].splitlines()  # a last line without an end was torn by a kill
+    if len(lines) > points:
+        looks = {n for n, line in enumerate(lines) if b'"grad_norm/recon"' in line or b'"held_out_fvu"' in line}
+        kept = {*every(sorted(looks), points // 2), *every(range(len(lines)), points - points // 2)}
+        lines = [lines[n] for n in sorted(kept)]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError:
+        return file.rows()  # says which line is damaged
+
+
+def every(items: Sequence[Any], n: int) -> list[Any]:
+    """At most n of the items, evenly, the first and the last among them."""
+    if len(items) <= n:
+        return list(items)
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, n).round().astype(int))]
+
+
+def columns_of(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Rows of numbers as one array for each name [n], nan where a row has it not; other things are left out."""
+    names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, int | float))
+    nan = float("nan")
+    found = {}
+    for name in names:
+        values = (row.get(name) for row in rows)
+        found[name] = np.array([v if isinstance(v, int | float) else nan for v in values], dtype=float)
+    return found
+
+
+# Arms ----------------------------------------------------------------------------------------------------------------
+
+
+def arms_of(full: "pd.DataFrame") -> list[Arm]:
+    """The runs, with those that differ in the seed alone as one; each with a label that no other has."""
+    keys = [column for column in differing(full) if column != SEED]
+    seeds = list(full[SEED]) if SEED in full.columns else [None] * len(full)
+    configs = [column for column in full.columns if column[0] == "config"]
+    known = full[configs].notna().any(axis=1) if configs else [False] * len(full)
+    groups: dict[Any, list[int]] = {}
+    content = {column: [repr(value) for value in full[column]] for column in keys}
+    for row, has_config in enumerate(known):
+        seed = seeds[row]
+        group = tuple(content[column][row] for column in keys)
+        same = groups.get(group, [])
+        if not has_config or seed is None or seed != seed or seed in {seeds[other] for other in same}:
+            groups[group, row] = [row]  # no replicate of another run
+        else:
+            groups.setdefault(group, []).append(row)
+    states = list(full["run", "state"])
+    arms = [Arm("", rows, sum(states[row] != "queued" for row in rows)) for rows in groups.values()]
+    for arm, label in zip(arms, labels_of(full, arms, keys), strict=True):
+        arm.label = label
+    return arms
+
+
+def labels_of(full: "pd.DataFrame", arms: list[Arm], keys: list[tuple[str, str]]) -> list[str]:
+    """Titles where they tell the arms apart, otherwise the keys that differ; run ids settle what is left."""
+    firsts = [arm.rows[0] for arm in arms]
+    titles = [full["run", "title"].iloc[row] for row in firsts]
+    given = [
+        without_seed(clean(title, 80)) if len(arm.rows) > 1 else clean(title, 80)
+        for arm, title in zip(arms, titles, strict=True)
+        if isinstance(title, str) and title.strip()
+    ]
+    if len(given) < len(arms) or len(set(given)) < len(given):
+        names = labels(keys)
+        given = [
+            ", ".join(f"{names[c]}={cell(v, 'config')}" for c in keys if (v := full[c].iloc[row]) == v)
+            for row in firsts
+        ]
+    counts = {label: given.count(label) for label in given} if len(given) <= 200 else {}
+    out = []
+    for label, row in zip(given, firsts, strict=True):
+        run_id = clean(full["run", "run_id"].iloc[row], 12)
+        out.append(clean(label, 80) if label and counts.get(label, 1) == 1 else " ".join(filter(None, [label, run_id])))
+    return out
+
+
+def without_seed(title: str) -> str:
+    """The title without its word for the seed."""
+    return " ".join(re.sub(r"(^|\s),?\s*seed=[^\s,]+", " ", title).split()) or title

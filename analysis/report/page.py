@@ -1,0 +1,187 @@
+"""The report: one HTML file that needs nothing beside it."""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.audit import audit
+from analysis.columns import differing
+from analysis.html import TABLE_CSS, TABLE_JS, html_table
+from analysis.metrics import FIRST
+from analysis.plots.draw import known
+from analysis.plots.study import Study
+from analysis.report.figures import DEFAULT, FEW, MANY, pictures
+from analysis.report.runs import Section, common_provenance, section, values_of
+from analysis.report.summary import sentences
+from analysis.table import baseline_row, compared, load, unfit_runs
+from analysis.text import clean
+from sae_sweeps.files import write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+HERE = Path(__file__).parent
+SECTIONS = 60
+"""Runs with a section of their own, at most, unless more are asked for."""
+KEYS = 5
+"""Differing keys from which titles lead the table."""
+LIMIT = 1_000_000
+"""Bytes that figures may fill a page up to."""
+SAID = 3
+"""Sentences of one rule of the audit that stand open; the others can be unfolded."""
+UNFOLDED = 40
+"""Of those, at most."""
+ROOM = 200_000
+"""Bytes that figures have in any case."""
+
+
+def write_report(
+    paths: Iterable[str | Path],
+    file: str | Path,
+    title: str | None = None,
+    where: str | None = None,
+    sort: str | None = None,
+    baseline: str | None = None,
+    figures: Sequence[str] | None = None,
+    runs: int = SECTIONS,
+    interactive: bool = False,
+) -> Path:
+    """Write the report about the runs of the paths (see `records`) and return its path.
+
+    Args:
+        where, sort: which runs, in which order, as in `analysis.table.table`.
+        baseline: the run that configs are compared with: an id or a filter; by default the first without a penalty.
+        figures: their names; by default those of DEFAULT that have data and fit, FEW of them for many runs.
+        runs: how many runs get a section of their own.
+        interactive: add plotly's figures to hover over; 5 MB.
+
+    Raises DataError and DamagedFile as `records` does, ConfigError for a word that means nothing here.
+    """
+    file = Path(file)
+    write_text(file, report(paths, title, where, sort, baseline, figures, runs, interactive))
+    return file
+
+
+def report(
+    paths: Iterable[str | Path],
+    title: str | None = None,
+    where: str | None = None,
+    sort: str | None = None,
+    baseline: str | None = None,
+    figures: Sequence[str] | None = None,
+    runs: int = SECTIONS,
+    interactive: bool = False,
+) -> str:
+    """The page as text; arguments as in `write_report`."""
+    places = [Path(path) for path in paths]
+    names = known(figures) if figures is not None else None
+    full = load(places, where)
+    study = Study(full)
+    frame = compared(full, sort=sort, columns=titled_columns(full))
+    compared_with = base_row(full, baseline)
+    chosen = rows_with_sections(study, runs)
+    sections = sections_of(study, chosen, compared_with)
+    links = {study.full["run", "run_id"].iloc[row]: f"#{s.anchor}" for row, s in zip(chosen, sections, strict=True)}
+    states = list(full["run", "state"])
+    content: dict[str, Any] = {
+        "title": clean(title or title_of(places), 120),
+        "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "live": sum(state in ("queued", "running") for state in states),
+        "summary": sentences(study, unfit_runs(full)),
+        "findings": findings(full),
+        "said": SAID,
+        "unfolded": UNFOLDED,
+        "table": html_table(without_warnings(frame), links),
+        "table_css": TABLE_CSS,
+        "table_js": TABLE_JS,
+        "sections": sections,
+        "n_runs": len(full),
+        "baseline": clean(full["run", "run_id"].iloc[compared_with], 40) if compared_with is not None else None,
+        "common": common_provenance(study),
+        "paths": [clean(path, 200) for path in places],
+        "pictures": [],
+        "left_out": [],
+        "charts": "",
+    }
+    if names is None:
+        names = list(FEW if len(full) > MANY else DEFAULT)
+        content["left_out"] = [name for name in DEFAULT if name not in names]
+    room = max(LIMIT - len(rendered(content).encode()), ROOM)
+    content["pictures"], too_large = pictures(study, names, room)
+    content["left_out"] += too_large
+    if interactive:
+        from analysis.report.interactive import charts
+
+        content["charts"] = charts(study)
+    return rendered(content)
+
+
+def rendered(content: dict[str, Any]) -> str:
+    """The page; every word in it is escaped by jinja2 but the table, the sparklines and the charts."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    style, script = ((HERE / name).read_text() for name in ("report.css", "report.js"))
+    return environment.get_template("report.html.jinja").render(content, style=style, script=script)
+
+
+def title_of(paths: Sequence[Path]) -> str:
+    return f"Report of {', '.join(path.resolve().name for path in paths[:3])}" + (" ..." if len(paths) > 3 else "")
+
+
+def findings(full: "pd.DataFrame") -> list[tuple[str, str, list[str]]]:
+    """Level, code and sentences of all that the audit finds; the sentences of one rule stand together."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for finding in audit(full, full.attrs.get("varied", ())):
+        found.setdefault((finding.level, finding.code), []).append(finding.told(len(full)))
+    return [(level, code, sentences) for (level, code), sentences in found.items()]
+
+
+def titled_columns(full: "pd.DataFrame") -> list[str] | None:
+    """Titles first, then metrics, then keys, where titles say more than many keys do; None: as a table has it."""
+    titles, keys = list(full["run", "title"]), differing(full)
+    if len(keys) < KEYS or not all(isinstance(title, str) for title in titles) or len(set(titles)) < len(titles):
+        return None
+    metrics = [name for name in FIRST if ("metrics", name) in full.columns]
+    state = ["state"] if set(full["run", "state"]) != {"completed"} else []
+    return ["title", *state, *metrics, *(name for _, name in keys)]
+
+
+def without_warnings(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """The frame for a table that stands beside the audit, which says them."""
+    frame = frame.copy(deep=False)
+    frame.attrs = frame.attrs | {"warnings": []}
+    return frame
+
+
+def base_row(full: "pd.DataFrame", baseline: str | None) -> int | None:
+    """The run to compare configs with: the one named, the first without a penalty, or the first that has a config."""
+    if baseline is not None:
+        return baseline_row(full, [[row] for row in range(len(full))], baseline)
+    if ("config", "penalty") not in full.columns:
+        return None
+    penalties = list(full["config", "penalty"])
+    rows = [row for row, name in enumerate(penalties) if name == "none"]
+    rows += [row for row, name in enumerate(penalties) if isinstance(name, str)]
+    return rows[0] if rows else None
+
+
+def rows_with_sections(study: Study, n: int) -> list[int]:
+    """All runs where they are few; otherwise those of lowest fvu and, up to a fifth, those without results."""
+    total = len(study.full)
+    if total <= n:
+        return list(range(total))
+    states = list(study.full["run", "state"])
+    without = [row for row in range(total) if states[row] != "completed"][: n // 5]
+    best = [row for arm in study.ranked(study.arms) for row in arm.rows if states[row] == "completed"]
+    return sorted([*without, *best[: n - len(without)]])
+
+
+def sections_of(study: Study, rows: Sequence[int], compared_with: int | None) -> list[Section]:
+    arm_of = {row: arm for arm in study.arms for row in arm.rows}
+    common = common_provenance(study)
+    base = values_of(study.full, compared_with)["config"] if compared_with is not None else None
+    return [section(study, row, arm_of[row], None if row == compared_with else base, common) for row in rows]

@@ -1,0 +1,169 @@
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from analysis.__main__ import main
+from analysis.plots.draw import draw
+from analysis.plots.features import pooled, seriated
+from analysis.plots.outcomes import front
+from analysis.plots.registry import PLOTS
+from analysis.plots.study import Study, every, thinned_rows
+from analysis.plots.style import COLOURS, palette_bytes, small_png, style, svg
+from sae_sweeps.errors import ConfigError, DamagedFile
+from sae_sweeps.runs.rows import RowFile
+from tests.analysis.outputs import add_run
+from tests.analysis.trained import add_trained
+
+HOSTILE = "_a $x_1$ <b>&\x1b[31m\u202e\n\\frac"
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("plots") / "outputs"
+    for weight in (0.1, 0.5):
+        for seed in (0, 1):
+            add_trained(
+                outputs, f"w{weight}s{seed}", {"penalty.lambda2_max": weight, "seed": seed}, {"l0": 30 + weight}
+            )
+    add_trained(outputs, "other", {"penalty": {"name": HOSTILE}, "title": HOSTILE}, {"l0": 20.0})
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def study(outputs):
+    return Study.of([outputs])
+
+
+def test_seeds_fold_into_arms(study):
+    assert sorted(len(arm.rows) for arm in study.arms) == [1, 2, 2]
+    assert len({arm.label for arm in study.arms}) == 3
+    arm = next(arm for arm in study.arms if len(arm.rows) == 2)
+    steps, values = study.curve(arm, "held_out_fvu")
+    assert steps.tolist() == [0, 3, 6, 9, 11] and values.shape == (2, 5)
+    rows = [study.folder(row).metrics.rows() for row in arm.rows]
+    assert values[:, 1].tolist() == [found[3]["held_out_fvu"] for found in rows]
+
+
+def test_equal_seeds_and_unknown_configs_stay_apart(tmp_path):
+    for run_id in "abc":
+        add_run(tmp_path, run_id, {"seed": 0})
+    (tmp_path / "runs" / "b" / "results.json").unlink()
+    (tmp_path / "runs" / "b" / "config.yaml").unlink()
+    assert len(Study.of([tmp_path]).arms) == 3
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_every_figure_draws_with_everything_there(study, name):
+    with style():
+        fig = PLOTS[name].draw(study)
+    assert fig.axes and any(ax.has_data() for ax in fig.axes)
+    inside = [ax.get_position() for ax in fig.axes]
+    assert all(0 <= p.x0 < p.x1 <= 1 and 0 <= p.y0 < p.y1 <= 1 for p in inside)
+
+
+def test_files_are_whole_and_the_same_each_time(outputs, tmp_path):
+    told = []
+    files = draw([outputs], tmp_path / "a", ["pareto"], told.append)
+    draw([outputs], tmp_path / "b", ["pareto"], told.append)
+    assert [file.name for file in files] == ["pareto.png", "pareto.svg"] and len(told) == 2
+    with Image.open(files[0]) as image:
+        assert image.width > 600
+    words = (tmp_path / "a" / "pareto.svg").read_text()
+    assert words == (tmp_path / "b" / "pareto.svg").read_text()
+    tree = ElementTree.fromstring(words)
+    assert not [element for element in tree.iter() if element.tag.endswith(("}b", "}script"))]
+    assert "dc:date" not in words and "$x_1$" in words and "\u202e" not in words
+
+
+def test_what_is_missing_is_told_in_a_line(tmp_path, capsys):
+    add_run(tmp_path, "a", state="queued")
+    assert main(["plots", str(tmp_path), "-o", str(tmp_path / "figures")]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(PLOTS) + 1 and all(": left out, " in line for line in lines[:-1])
+    assert lines[-1] == "nothing to draw" and not (tmp_path / "figures").exists()
+
+
+def test_words_that_mean_nothing(outputs, capsys):
+    with pytest.raises(ConfigError, match="did you mean pareto"):
+        draw([outputs], "nowhere", ["paretto"])
+    assert main(["plots", "-o", "x"]) == 2 and "no PATH" in capsys.readouterr().err
+    assert main(["plots", str(outputs)]) == 2 and "-o DIR" in capsys.readouterr().err
+    assert main(["plots", "--list"]) == 0 and len(capsys.readouterr().out.splitlines()) == len(PLOTS)
+
+
+def test_many_runs_stay_legible(tmp_path):
+    for number in range(50):
+        add_trained(tmp_path, f"r{number:02}", {"architecture.lr": number / 1000}, {"fvu": 1 / (1 + number)}, n=3)
+    study = Study.of([tmp_path])
+    with style():
+        curves, bars = PLOTS["training_curves"].draw(study), PLOTS["evaluation_metrics"].draw(study)
+    (legend,) = curves.legends
+    assert [text.get_text() for text in legend.get_texts()][0] == "lr=0.049" and len(legend.get_texts()) == 5
+    assert len(curves.axes[0].lines) == 50 + 5
+    assert len(bars.axes[0].get_yticks()) == 20
+    assert "20 of 50" in " ".join(text.get_text() for text in bars.texts)
+
+
+def test_the_front_is_what_nothing_beats():
+    draw = np.random.default_rng(0)
+    points = [(float(x), float(y)) for x, y in draw.integers(0, 12, (60, 2))]
+    for better, sign in (("higher", 1), ("lower", -1)):
+        slow = {
+            (x, y)
+            for x, y in points
+            if not any(a <= x and sign * b >= sign * y and (a, b) != (x, y) for a, b in points)
+        }
+        assert front(points, better) == sorted(slow)
+    assert front([]) == []
+
+
+def test_a_matrix_in_another_order_and_in_fewer_squares():
+    draw = np.random.default_rng(1)
+    group = draw.permutation([0] * 10 + [1] * 10)
+    cosine = np.where(group[:, None] == group, 0.8, 0.05) + 0.01 * draw.random((20, 20))
+    cosine = (cosine + cosine.T) / 2
+    found = seriated({25: cosine, 100: cosine})
+    for block in found.values():
+        assert np.allclose(np.sort(block, None), np.sort(np.where(np.eye(20) == 1, 0, cosine), None))
+        assert block[:10, :10].mean() > 5 * block[:10, 10:].mean()  # alike ones side by side
+    wide = draw.random((30, 30))
+    small = pooled(wide, 8)
+    assert small.shape == (8, 8) and small.max() == wide.max() and small[1, 2] == wide[4:8, 8:12].max()
+
+
+def test_few_rows_of_many_are_read(tmp_path):
+    file = RowFile(tmp_path / "metrics.jsonl")
+    for step in range(1000):
+        file.append({"step": step, "loss": 1.0, **({"held_out_fvu": 0.5} if step % 50 == 0 else {})})
+    file.close()
+    rows = thinned_rows(file, 60)
+    assert len(rows) <= 60 and rows[-1]["step"] == 999
+    assert sum("held_out_fvu" in row for row in rows) == 20
+    with open(file.path, "ab") as end:
+        end.write(b'{"step": 1000, "lo')
+    assert thinned_rows(file, 60)[-1]["step"] == 999
+    file.path.write_bytes(b"{}}\n" + file.path.read_bytes())
+    with pytest.raises(DamagedFile, match="line 1"):
+        thinned_rows(file, 60)
+    assert thinned_rows(RowFile(tmp_path / "none"), 60) == []
+    assert every([1, 2, 3], 5) == [1, 2, 3] and every(range(100), 3) == [0, 50, 99]
+
+
+def test_the_palette_keeps_every_colour(study):
+    colours = palette_bytes()
+    held = {tuple(colours[n : n + 3]) for n in range(0, len(colours), 3)}
+    assert len(held) <= 256 and (255, 255, 255) in held
+    for colour in COLOURS:
+        assert tuple(bytes.fromhex(colour[1:])) in held
+    with style():
+        fig = PLOTS["sparsity"].draw(study)
+        data, words = small_png(fig, 100), svg(fig)
+    import io
+
+    with Image.open(io.BytesIO(data)) as image:
+        shown = image.convert("RGB").getcolors(1 << 20)
+    assert max(shown)[1] == (255, 255, 255)
+    assert {rgb for _, rgb in shown} >= {tuple(bytes.fromhex(colour[1:])) for colour in COLOURS[:3]}
+    assert "<text" in words  # text stays text

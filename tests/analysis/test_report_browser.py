@@ -1,0 +1,141 @@
+"""The report in headless Chromium, at the widths of a phone, a tablet and a desk."""
+
+import os
+import shutil
+
+import pytest
+
+from analysis.report import write_report
+from tests.analysis.outputs import add_run
+from tests.analysis.trained import add_trained
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+SWITCHES = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+PATIENCE_MS = 150_000  # for machines that do other things too
+WIDTHS = (360, 768, 1280)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        CHROMIUM is None and os.environ.get("CI") != "true",
+        reason="chromium is not installed (apt-get install chromium)",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("browser") / "outputs"
+    for number, fvu in enumerate((0.31, 0.05, 0.2)):
+        add_trained(outputs, f"run{number}", {"architecture.lr": 0.001 * (number + 1)}, {"fvu": fvu})
+    error = "<img src=//example.com/x onerror=alert(1)>"
+    add_run(outputs, "run3", {"architecture.lr": 0.1}, state="failed", error=error)
+    return write_report([outputs], outputs / "report.html", figures=["pareto"])
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    assert CHROMIUM, "CI needs chromium: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens a file at a width and watches it: any error, dialog or request but the file's own fails the test."""
+    pages, wrong = [], []
+
+    def opened(file, width, **more):
+        page = browser.new_page(viewport={"width": width, "height": 800}, **more)
+        page.set_default_timeout(PATIENCE_MS)
+        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: wrong.append(dialog.message))
+        address = file.as_uri()
+        local = (address, "data:", "blob:")
+        page.on("request", lambda request: None if request.url.startswith(local) else wrong.append(request.url))
+        pages.append(page)
+        page.goto(address)
+        return page
+
+    yield opened
+    for page in pages:
+        page.close()
+    assert wrong == []
+
+
+def ids(page):
+    return [words.strip() for words in page.locator(".runs tbody tr:visible th[scope=row]").all_inner_texts()]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_sorts_filters_and_leads_to_runs(visit, file, width):
+    page = visit(file, width)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    box = page.locator(".runs").bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= width
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth)")
+
+    head = page.locator(".runs th[aria-sort]", has_text="fvu").first
+    head.locator("button").click()
+    assert head.get_attribute("aria-sort") == "ascending" and ids(page) == ["run1", "run2", "run0", "run3"]
+    head.locator("button").focus()
+    page.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "descending" and ids(page) == ["run0", "run2", "run1", "run3"]
+
+    page.locator(".runs-filter").focus()
+    page.keyboard.type("RUN1")
+    assert ids(page) == ["run1"] and page.locator("#shown").inner_text() == "1 of 4 rows."
+    page.locator(".runs-filter").fill("")
+    assert len(ids(page)) == 4
+
+    link = page.locator(".runs a", has_text="run1")
+    link.focus()
+    page.keyboard.press("Enter")
+    section = page.locator(page.evaluate("location.hash"))
+    assert section.get_attribute("open") is not None and "run1" in section.locator("summary").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # opened too
+    section.locator("summary").click()
+    link.click()  # the same address again opens it again
+    assert section.get_attribute("open") is not None
+
+
+def test_reached_by_keys_alone(visit, file):
+    page = visit(file, 1280)
+    seen = []
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate("document.activeElement.tagName + '.' + document.activeElement.className"))
+    assert {"A.skip", "INPUT.runs-filter", "BUTTON.", "SUMMARY."} <= set(seen)
+
+
+def test_prints_with_everything_open(visit, file):
+    page = visit(file, 768)
+    assert page.locator("details.run[open]").count() == 0
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details.run[open]").count() == 4
+    page.emulate_media(media="print")
+    assert page.locator(".runs-filter").is_hidden() and page.locator("nav").is_hidden()
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details.run[open]").count() == 0
+
+
+def test_reads_without_scripts_and_in_the_dark(visit, file, browser):
+    page = visit(file, 360, java_script_enabled=False, color_scheme="dark")
+    assert page.locator(".runs tbody tr").count() == 4 and "4 runs" in page.locator("#summary").inner_text()
+
+
+def test_figures_to_hover_over(visit, file):
+    pytest.importorskip("plotly")
+    other = write_report([file.parent], file.with_name("hover.html"), figures=[], interactive=True)
+    page = visit(other, 1280)
+    page.wait_for_selector("#chart-coordinates svg")
+    assert page.locator("#figures .chart svg.main-svg").count() >= 3
