@@ -61,7 +61,7 @@ saelens-check: .venv-saelens/.installed ## load every exported sae/ of outputs/r
 saebench-check: install .venv-saelens/.installed ## SAEBench's own loop over eight SAEs beside ours: times, memory, every number (an hour)
 	$(PY) scripts/saebench_fixture.py build/saebench
 	$(PY) scripts/time_saebench.py build/saebench .venv-saelens/bin/python
-	.venv-saelens/bin/python scripts/check_saebench.py build/saebench --only core_float64
+	.venv-saelens/bin/python scripts/check_saebench.py build/saebench --only core_float64 --saes jumprelu_4 topk_0
 	.venv-saelens/bin/python scripts/check_saebench.py build/saebench --only scr --same-activations --saes jumprelu_4 topk_0
 
 .venv-peers/.installed:
