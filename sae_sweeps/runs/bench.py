@@ -36,6 +36,8 @@ class Bench:
     device: torch.device
     stop: Callable[[], bool] = lambda: False
     progress: Progress = field(default_factory=Progress)
+    flush: Callable[[], bool] = lambda: False
+    stopped_as: str = "interrupted"
     _models: dict[str, LanguageModel] = field(default_factory=dict)
     _held_out: dict[str, torch.Tensor] = field(default_factory=dict)
     _shared: dict[str, Shared] = field(default_factory=dict)

@@ -98,7 +98,7 @@ def train_run(
         quarter=lambda training, percent: write_snapshot(folder, training.sae.W_dec.detach(), percent),
         tick=lambda step: bench.progress.tick((step + 1) * run.batch_size),
     )
-    train(training, sampler.batches, start, folder.checkpoint, record, stop, watch)
+    train(training, sampler.batches, start, folder.checkpoint, record, stop, watch, bench.flush)
     folder.set_status(step=run.total_steps)
     refused = run.why_not_saelens()
     if refused is None:

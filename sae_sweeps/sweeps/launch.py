@@ -8,13 +8,13 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from sae_sweeps.errors import Diverged, Interrupted, UserError
+from sae_sweeps.errors import ConfigError, Diverged, Interrupted, UserError
 from sae_sweeps.files import one_line, read_json, write_text
 from sae_sweeps.sweeps import outcome
 from sae_sweeps.sweeps.plan import Plan, PlannedRun, Point, describe, make_plan
@@ -38,22 +38,43 @@ def launch(points: list[Point]) -> None:
     if not points:
         return
     plan = make_plan(points)
-    cfg = points[0].cfg
+    cfg, cluster = points[0].cfg, the_cluster(points)
     if cfg.dry_run:
-        say(describe(plan))
+        from sae_sweeps.cluster.dispatch import describe_jobs
+
+        say(describe(plan, describe_jobs(plan, cluster)))
         return
     for warning in plan.warnings:
         say(f"warning: {warning}")
     for planned in plan.runs:
         if planned.equals:
             say(f"equal runs: {len(planned.equals) + 1} points are the same run, `{planned.title}`; it is trained once")
-    from sae_sweeps.runs.bench import device_for
-
-    device = device_for(cfg.device)
     outputs = Path(cfg.outputs)
-    sweep = create_sweep(outputs, plan)
-    states = run_all(plan, outputs, sweep, device)
+    if cluster.name == "inline":
+        from sae_sweeps.runs.bench import device_for
+
+        device = device_for(cfg.device)
+        sweep = create_sweep(outputs, plan, cluster)
+        states = run_all(plan, outputs, sweep, device, cluster=cluster)
+    else:
+        from sae_sweeps.cluster.dispatch import Left, dispatch
+
+        sweep = create_sweep(outputs, plan, cluster)
+        states = dispatch(plan, outputs, sweep, cluster)
+        if isinstance(states, Left):
+            outcome.status = states.status
+            return
     finish(plan, states, outputs, sweep)
+
+
+def the_cluster(points: list[Point]) -> Any:
+    """The cluster group, which is no part of a run and so the same for all points."""
+    from sae_sweeps.config.cluster import cluster_config
+
+    clusters = [cluster_config(point.cfg.cluster) for point in points]
+    if any(cluster != clusters[0] for cluster in clusters):
+        raise ConfigError("cluster: one for the whole command; its runs cannot be trained in several places.")
+    return clusters[0]
 
 
 @dataclass
@@ -61,6 +82,7 @@ class Stop:
     """Set by the first of STOP_SIGNALS; a second Ctrl-C ends the process at once."""
 
     signal: int | None = None
+    state: str = "interrupted"
 
     def __call__(self) -> bool:
         return self.signal is not None
@@ -89,17 +111,28 @@ class States:
     interrupted: bool = False
 
 
-def run_all(plan: Plan, outputs: Path, sweep: Path, device: torch.device) -> States:
+def run_all(
+    plan: Plan,
+    outputs: Path,
+    sweep: Path,
+    device: torch.device,
+    *,
+    cluster: Any = None,
+    stop: Stop | None = None,
+    flush: Any = lambda: False,
+) -> States:
     """Every run to its end; those that another process works on come last, when it has finished or died."""
     from sae_sweeps.runs.bench import Bench
     from sae_sweeps.runs.folder import RunFolder
     from sae_sweeps.sweeps.console import Console
 
-    stop, console, states = Stop(), Console(), States()
+    ours, stop, console, states = stop is None, stop or Stop(), Console(), States()
     bench = Bench(device, stop, console.progress)
+    bench.flush = flush
+    bench.stopped_as = stop.state
     waiting = list(enumerate(plan.runs, 1))
     announced: set[str] = set()
-    with caught_signals(stop):
+    with caught_signals(stop) if ours else nullcontext():
         for _, planned in waiting:
             folder = RunFolder(run_path(outputs, planned.run_id))
             if folder.status() is None:
@@ -191,7 +224,7 @@ def supervise(
     except Diverged as diverged:
         state, error = "diverged", str(diverged)
     except Interrupted as interrupted:
-        state, error = "interrupted", str(interrupted)
+        state, error = bench.stopped_as, str(interrupted)
     except KeyboardInterrupt:
         try_to(folder.set_status, state="interrupted", error="stopped at once, by a second Ctrl-C")
         raise

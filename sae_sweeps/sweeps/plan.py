@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,11 +89,12 @@ def title_of(point: Point, varied: list[str], run: RunConfig) -> str:
     """What sets this run apart: the varied keys that it uses, or in a single run all that were given."""
     if run.title:
         return run.title
-    hidden = (*point.fixed, "outputs", "dry_run", "device", "logger", "eval", "tags", "experiment")
+    hidden = (*point.fixed, "outputs", "dry_run", "device", "logger", "eval", "tags", "experiment", "objective")
     shown = [
         override
         for override in point.overrides
         if split_override(override)[0] not in hidden
+        and override.partition("=")[0].partition(".")[0] != "cluster"
         and (not (varied or point.arm) or split_override(override)[0] in varied)
         and unused_because(override, run, used_top_keys(point.cfg)) is None
     ]
@@ -218,8 +219,8 @@ def memory_gb(run: RunConfig) -> float:
     return (weights + batch) / 1e9 + kept
 
 
-def describe(plan: Plan) -> str:
-    """What `--dry-run` prints."""
+def describe(plan: Plan, groups: Sequence[str] = ()) -> str:
+    """What `--dry-run` prints; `groups` says which runs go side by side."""
     lines = []
     for number, planned in enumerate(plan.runs, 1):
         run, T = planned.run, planned.run.total_steps
@@ -242,6 +243,7 @@ def describe(plan: Plan) -> str:
                 lines.append(f"  {group} {name}".rstrip() + f": {' '.join(shown)}" * bool(shown))
         lines.append(f"  memory about {memory_gb(run):.2f} GB beside the language model")
         lines += [f"  the same run as: {point}" for point in planned.equals]
+    lines += groups
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return "\n".join(lines)
 

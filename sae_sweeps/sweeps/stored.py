@@ -13,12 +13,7 @@ from sae_sweeps.config.run import RunConfig, run_config
 from sae_sweeps.errors import DataError
 from sae_sweeps.files import read_json
 from sae_sweeps.sweeps.plan import Plan, PlannedRun
-from sae_sweeps.sweeps.sweep import CONFIGS, read_manifest
-
-
-def outputs_of(sweep: Path) -> Path:
-    """The tree that a sweep's folder lies in."""
-    return sweep.resolve().parents[1]
+from sae_sweeps.sweeps.sweep import CONFIGS, outputs_of, read_manifest
 
 
 def stored_plan(sweep: Path, only: Collection[str] | None = None) -> Plan:

@@ -27,6 +27,11 @@ def run_path(outputs: Path, run_id: str) -> Path:
     return outputs / "runs" / run_id
 
 
+def outputs_of(sweep: Path) -> Path:
+    """The tree that a sweep's folder lies in."""
+    return sweep.resolve().parents[1]
+
+
 def create_sweep(outputs: Path, plan: Plan, cluster: ClusterConfig | None = None) -> Path:
     """Make `outputs/sweeps/<name>/` with its manifest and links. Names never collide: the folder's creation decides."""
     folder = _new_folder(outputs / "sweeps")

@@ -39,6 +39,7 @@ def train(
     log: Log,
     stop: Callable[[], bool] = lambda: False,
     watch: Watch | None = None,
+    flush: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Run steps `start` .. T-1 and return the last step's row.
 
@@ -53,7 +54,7 @@ def train(
         if stop():
             save_checkpoint(training, step, checkpoint_folder)
             raise Interrupted(f"stopped at step {step} of {total}")
-        if step % run.train.checkpoint_every == 0 and step > start:
+        if flush() or (step % run.train.checkpoint_every == 0 and step > start):
             save_checkpoint(training, step, checkpoint_folder)
         last = step == total - 1
         monitored = step % run.train.monitor_every == 0 or last
