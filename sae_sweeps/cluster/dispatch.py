@@ -221,9 +221,7 @@ def come_back(sweep: Path) -> str:
 
 def describe_jobs(plan: Plan, cluster: Any) -> list[str]:
     """What `--dry-run` says of groups and jobs."""
-    groups = plan_groups(
-        plan, group_limits(cluster, len(plan.runs)) if cluster.name != "inline" else limits_of(vars(cluster))
-    )
+    groups = plan_groups(plan, group_limits(cluster, len(plan.runs)))
     lines = describe_groups(groups, plan)
     if isinstance(cluster, LocalConfig):
         from sae_sweeps.cluster.local import processes_of
@@ -233,8 +231,7 @@ def describe_jobs(plan: Plan, cluster: Any) -> list[str]:
         from sae_sweeps.cluster.slurm import sbatch_lines
 
         n_jobs = math.ceil(len(groups) / cluster.tasks)
-        lines.append(
-            f"cluster={cluster.name}: {n_jobs} job{'s' * (n_jobs != 1)} of {cluster.tasks} group(s) each, with"
-        )
+        each = f" of {cluster.tasks} groups each" if cluster.tasks > 1 else ""
+        lines.append(f"cluster={cluster.name}: {n_jobs} job{'s' * (n_jobs != 1)}{each}, asked of sbatch with")
         lines += [f"  {line}" for line in sbatch_lines(cluster, Path("SWEEP"), n_jobs)]
     return lines

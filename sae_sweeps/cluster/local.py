@@ -69,7 +69,7 @@ def visible_gpus() -> list[str]:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [str(i) for i, line in enumerate(l for l in listed.stdout.splitlines() if l.startswith("GPU "))]
+    return [str(number) for number in range(listed.stdout.count("GPU "))]
 
 
 def environment(processes: int) -> dict[str, str]:

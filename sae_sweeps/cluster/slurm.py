@@ -104,7 +104,10 @@ def sbatch_parameters(cfg: SlurmConfig, sweep: Path) -> dict[str, Any]:
     path = f"export PYTHONPATH={shlex.quote(str(PROJECT))}${{PYTHONPATH:+:$PYTHONPATH}}"
     threads = f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{cfg.cpus}}} OMP_WAIT_POLICY=${{OMP_WAIT_POLICY:-PASSIVE}}"
     gpus = {"gres": f"gpu:{cfg.gpu_type}:{cfg.gpus}"} if cfg.gpu_type else {"gpus_per_node": cfg.gpus}
-    extra = dict(option.lstrip("-").partition("=")[::2] for option in cfg.extra)
+    extra: dict[str, str | bool] = {"requeue": True}
+    for option in cfg.extra:
+        key, _, value = option.lstrip("-").partition("=")
+        extra[key] = value or True
     given = {
         "job_name": f"sae-{sweep.name}",
         "time": minutes_of(cfg.time),
@@ -116,7 +119,7 @@ def sbatch_parameters(cfg: SlurmConfig, sweep: Path) -> dict[str, Any]:
         "signal_delay_s": cfg.signal_s,
         "stderr_to_stdout": True,
         "setup": [path, threads, *cfg.setup],
-        "additional_parameters": {"requeue": True} | {key: value or True for key, value in extra.items()},
+        "additional_parameters": extra,
     }
     same = ("partition", "account", "qos", "constraint", "mem", "exclude", "mail_user", "mail_type")
     given |= {key: getattr(cfg, key) for key in (*same, "array_parallelism")}

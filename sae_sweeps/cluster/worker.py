@@ -34,7 +34,7 @@ class Worker:
     tasks: int
 
     def __call__(self) -> None:
-        """Train this task's group. Ends with a status other than 0 when a run did not complete, so that Slurm sees it."""
+        """Train this task's group. The exit status tells Slurm whether all of it completed."""
         rank = int(os.environ.get("SLURM_PROCID", "0"))
         if rank >= self.tasks:
             return

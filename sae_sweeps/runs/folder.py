@@ -96,8 +96,9 @@ class RunFolder(os.PathLike):
     def set_status(self, **changes: Any) -> dict[str, Any]:
         """Write status.json with these fields changed, and return it.
 
-        `updated` is always set; entering `running` sets started, host, pid, Slurm job id, counts a restart, clears ended and error;
-        entering an ended state sets ended. A change given explicitly wins. Raises DamagedFile as `status` does.
+        `updated` is always set; entering `running` sets started, host, pid, Slurm job id, counts a restart, clears
+        ended and error; entering an ended state sets ended. A change given explicitly wins. Raises DamagedFile as
+        `status` does.
         """
         if unknown := changes.keys() - EMPTY_STATUS.keys():
             raise TypeError(f"status.json has no field {', '.join(sorted(unknown))}")

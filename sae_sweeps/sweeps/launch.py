@@ -60,10 +60,11 @@ def launch(points: list[Point]) -> None:
         from sae_sweeps.cluster.dispatch import Left, dispatch
 
         sweep = create_sweep(outputs, plan, cluster)
-        states = dispatch(plan, outputs, sweep, cluster)
-        if isinstance(states, Left):
-            outcome.status = states.status
+        came = dispatch(plan, outputs, sweep, cluster)
+        if isinstance(came, Left):
+            outcome.status = came.status
             return
+        states = came
     finish(plan, states, outputs, sweep)
 
 
