@@ -1,7 +1,8 @@
 """Batches for training: a pure function of (`data_seed`, step), whatever happened before."""
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,10 @@ from sae_sweeps.errors import ConfigError, DataError
 KINDS = ("tokens", "adjacent_pairs", "contiguous_windows", "role_pairs", "text_pairs")
 PAIRS = ("adjacent_pairs", "role_pairs", "text_pairs")
 """Kinds whose batches hold anchors in rows 0 .. B/2-1 and their partners, in the same order, in rows B/2 .. B-1."""
+POLL_S = 0.2
+"""Seconds between looks at whether to go on, where a batch takes its time."""
+
+Drawn = TypeVar("Drawn")
 
 
 class Sampler:
@@ -106,13 +111,7 @@ class Sampler:
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps `start` to `stop`, each prepared by a thread while the caller works on the one before."""
-        with ThreadPoolExecutor(1, thread_name_prefix="sampler") as thread:
-            ahead = thread.submit(self.batch, start) if start < stop else None
-            for step in range(start, stop):
-                assert ahead is not None
-                batch = ahead.result()
-                ahead = thread.submit(self.batch, step + 1) if step + 1 < stop else None
-                yield batch
+        return (batch for _, batch in prepared(self.batch, range(start, stop)))
 
     def _part(self, step: int) -> tuple[Rows, tuple[int, ...], int]:
         """The rows that a step draws from, which part of the stream they are, and the step's number in that part."""
@@ -128,3 +127,22 @@ class Sampler:
             rows = store.rows(first, min(first + steps_per_part * size, n_tokens))
             if store.n_tokens == n_tokens:  # else the text has turned out to end here
                 return rows, (epoch, part), local_step
+
+
+def prepared(
+    draw: Callable[[int], Drawn], steps: range, go_on: Callable[[int], bool] = lambda step: True
+) -> Iterator[tuple[int, Drawn]]:
+    """Each step with `draw(step)`, which a thread makes while the caller works on the one before.
+
+    `go_on(step)` is asked while a step is waited for (a stream harvests its next part, say); False ends the steps.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="sampler") as thread:
+        ahead = thread.submit(draw, steps.start) if steps else None
+        for step in steps:
+            assert ahead is not None
+            while not ahead.done():
+                if not wait([ahead], POLL_S).done and not go_on(step):
+                    return
+            drawn = ahead.result()
+            ahead = thread.submit(draw, step + 1) if step + 1 < steps.stop else None
+            yield step, drawn

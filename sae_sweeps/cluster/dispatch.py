@@ -27,10 +27,11 @@ from sae_sweeps.runs.folder import RunFolder
 from sae_sweeps.runs.lease import Lease
 from sae_sweeps.sweeps.console import Console
 from sae_sweeps.sweeps.groups import describe_groups, plan_groups
-from sae_sweeps.sweeps.launch import States, Stop, caught_signals, in_brief
+from sae_sweeps.sweeps.launch import States, Stop, caught_signals
 from sae_sweeps.sweeps.plan import Plan, PlannedRun
 from sae_sweeps.sweeps.say import say
 from sae_sweeps.sweeps.sweep import run_path
+from sae_sweeps.sweeps.work import in_brief
 
 SILENCE_S = 600.0
 """How long the launcher waits for a scheduler that does not answer. The jobs know nothing of it."""
@@ -53,6 +54,9 @@ def dispatch(plan: Plan, outputs: Path, sweep: Path, cluster: Any, leave: Collec
     todo = [planned for planned in plan.runs if not done_before(planned, outputs)]
     if len(todo) < len(plan.runs):
         say(f"{len(plan.runs) - len(todo)} of {len(plan.runs)} runs are at their end already, and not started again")
+    if leave:
+        say(f"{len(leave)} of {len(plan.runs)} runs are in the queue or running already")
+        todo = [planned for planned in todo if planned.run_id not in leave]
     if leave:
         say(f"{len(leave)} of {len(plan.runs)} runs are in the queue or running already")
         todo = [planned for planned in todo if planned.run_id not in leave]

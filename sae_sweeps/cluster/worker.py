@@ -149,7 +149,7 @@ class JobSignals:
 def note_preemption(plan: Plan, sweep: Path) -> None:
     """Say in the running runs' status what they will be once killed; whoever lives on says otherwise at its end."""
     from sae_sweeps.runs.folder import RunFolder, slurm_job_id
-    from sae_sweeps.sweeps.launch import try_to
+    from sae_sweeps.sweeps.work import try_to
 
     for planned in plan.runs:
         folder = RunFolder(run_path(outputs_of(sweep), planned.run_id))

@@ -35,9 +35,10 @@ class Bench:
 
     device: torch.device
     stop: Callable[[], bool] = lambda: False
+    """Once it says so, every run in training writes a checkpoint and ends here."""
     progress: Progress = field(default_factory=Progress)
     flush: Callable[[], bool] = lambda: False
-    stopped_as: str = "interrupted"
+    """When it says so, every run in training writes a checkpoint and goes on."""
     _models: dict[str, LanguageModel] = field(default_factory=dict)
     _held_out: dict[str, torch.Tensor] = field(default_factory=dict)
     _shared: dict[str, Shared] = field(default_factory=dict)

@@ -1,10 +1,12 @@
-"""One run from activations to results: harvest, train, export, evaluate, record."""
+"""Runs from activations to results, side by side: harvest, train, export, evaluate, record."""
 
 from __future__ import annotations
 
+import gc
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +14,26 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from sae_sweeps.activations.sampler import Sampler
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.evaluation.geometry import similarity_snapshot
 from sae_sweeps.files import read_json, write_bytes, write_json, write_text
-from sae_sweeps.runs.bench import Bench, open_split
+from sae_sweeps.runs.batches import Batches, stream_of
+from sae_sweeps.runs.bench import Bench
 from sae_sweeps.runs.evaluate import (
     Failure,
+    Subject,
     collected,
-    evaluate_run,
-    held_out_activations,
+    evaluate_group,
     held_out_fvu,
     is_evaluated,
 )
-from sae_sweeps.runs.export import export, live_sae
+from sae_sweeps.runs.export import export, live_sae, trained_sae
 from sae_sweeps.runs.folder import RunFolder
 from sae_sweeps.runs.lease import Lease
 from sae_sweeps.runs.provenance import provenance
 from sae_sweeps.training.checkpoint import has_checkpoint, load_checkpoint
-from sae_sweeps.training.loop import Watch, train
-from sae_sweeps.training.start import activation_scale, decoder_bias, first_tokens
+from sae_sweeps.training.loop import Member, Watch, train
+from sae_sweeps.training.start import activation_scale, decoder_bias
 from sae_sweeps.training.step import Training
 
 # Metrics of the last step that stand beside the evaluation's in results.json.
@@ -52,76 +54,225 @@ class LeaseLost(Exception):
     """Another process took the run over; this one must not write to it any more."""
 
 
-def train_run(
-    run: RunConfig, folder: RunFolder, bench: Bench, cache: Path, log: Callable[[dict[str, Any]], None], lease: Lease
-) -> None:
-    """Train to the end, from the checkpoint where there is one; export `sae/`; write `trained.json` last."""
+class Work(Watch):
+    """One run that this process has the lease of, and the files in which its training is recorded.
+
+    Args:
+        log: told every row of metrics.jsonl.
+        tell: told, in words, what whoever watches should know.
+        end: told once how the run's part here ended: None, or what stood in the way.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        run_id: str,
+        title: str,
+        folder: RunFolder,
+        lease: Lease,
+        log: Callable[[dict[str, Any]], None],
+        tell: Callable[[str], None],
+        end: Callable[[Exception | None], None],
+    ):
+        self.run, self.run_id, self.title, self.folder, self.lease = run, run_id, title, folder, lease
+        self.tell, self.end, self._log = tell, end, log
+        self.ended = False
+        self.group_size = 1
+        self.ran_out: str | None = None
+        """Says that the run ran out of memory beside others, and so is trained alone."""
+        self._held_out: torch.Tensor | None = None
+        self._n_tokens = 0
+        self._told = 0.0
+
+    @property
+    def trained(self) -> bool:
+        return (self.folder.path / TRAINED).exists()
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Whatever goes wrong inside is this run's end and nobody else's."""
+        try:
+            yield
+        except Exception as error:
+            self.left(error)
+
+    def start(self, batches: Batches, bench: Bench) -> Member:
+        """Put the run where its checkpoint says, or at its start."""
+        run, folder, d_in = self.run, self.folder, batches.store.d_in
+        if has_checkpoint(folder.checkpoint):
+            training = Training(run, 1.0, torch.zeros(d_in, device=bench.device), bench.device)
+            start = load_checkpoint(training, folder.checkpoint)
+        else:
+            x = batches.first[stream_of(run)]
+            training = Training(run, activation_scale(x, run.train), decoder_bias(x, run.train), bench.device)
+            start = 0
+        folder.truncate(start - 1)
+        folder.set_status(step=start)
+        self._told = time.monotonic()
+        self._held_out, self._n_tokens = batches.held_out[run.train.held_out_tokens], batches.store.n_tokens
+        return Member(training, start, folder.checkpoint, self, stream_of(run))
+
+    # What happens on the way -----------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        if self.lease.lost:  # not even a checkpoint: the files are another's now
+            raise LeaseLost(f"another process took over {self.folder.path}")
+
+    def log(self, row: dict[str, Any]) -> None:
+        self.folder.metrics.append(row)
+        if time.monotonic() - self._told > STATUS_EVERY_S:
+            self.saved(row["step"] + 1)
+        self._log(row)
+
+    def note(self, record: dict[str, Any]) -> None:
+        self.folder.monitors.append(record)
+
+    def look(self, training: Training) -> dict[str, float]:
+        if self._held_out is None:
+            return {}
+        return {"held_out_fvu": held_out_fvu(live_sae(self.run, training), self._held_out)}
+
+    def quarter(self, training: Training, percent: int) -> None:
+        write_snapshot(self.folder, training.sae.W_dec.detach(), percent)
+
+    def saved(self, step: int) -> None:
+        self.folder.set_status(step=step)
+        self._told = time.monotonic()
+
+    def done(self, member: Member) -> None:
+        """Export `sae/`; write `trained.json` last."""
+        run, began = self.run, time.monotonic()
+        refused = run.why_not_saelens()
+        if refused is None:
+            export(run, member.training, self.folder)
+        warnings = [refused] * (refused is not None) + run.penalty.result_warnings(self.folder.metrics.rows())
+        wanted = run.total_steps * run.batch_size
+        if self._n_tokens < wanted:
+            repeats = wanted / self._n_tokens
+            warnings.append(
+                f"the text holds {self._n_tokens:,} tokens: the {wanted:,} trained on repeat it {repeats:.2f} times"
+            )
+        if self.ran_out:
+            warnings.append(self.ran_out)
+        trained = {
+            "warnings": warnings,
+            "provenance": provenance(str(member.training.device), torch.get_num_threads())
+            | {
+                "kernels": "reference",
+                "activation_scale": member.training.scale,
+                "start_step": member.start,
+                "group_size": self.group_size,
+                "wall_time_s": round(member.seconds + time.monotonic() - began, 2),
+                "shared_time_s": round(member.shared_seconds, 2),
+                "tokens_per_s": round((wanted - member.start * run.batch_size) / max(member.step_seconds, 1e-9)),
+            },
+        }
+        write_json(self.folder.path / TRAINED, trained)
+
+    def left(self, error: Exception) -> None:
+        if self.group_size > 1 and out_of_memory(error):
+            self.ran_out = f"ran out of memory in a group of {self.group_size} runs and was trained alone"
+            self.tell(f"{self.run_id}  {self.title}: ran out of memory; it will be tried again alone")
+        else:
+            self.finish(error)
+
+    def finish(self, error: Exception | None) -> None:
+        self.ended = True
+        self.end(error)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether the device or the machine had no memory left."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def execute(works: list[Work], bench: Bench) -> None:
+    """Bring the runs of a group to their results, side by side, doing only what is not done yet.
+
+    The runs share model, layer, text, budget, `eval` and `outputs`. How each ended is told to its `end`.
+    """
+    cache = Path(works[0].run.outputs) / "activations"
+    train_together([work for work in works if not work.trained], bench, cache)
+    for work in works:
+        if work.ran_out and not work.ended:
+            gc.collect()
+            if bench.device.type == "cuda":
+                torch.cuda.empty_cache()
+            train_together([work], bench, cache)
+    evaluate_together([work for work in works if not work.ended], bench, cache)
+
+
+def train_together(works: list[Work], bench: Bench, cache: Path) -> None:
+    """Train each to the end, from its checkpoint where there is one, on batches that are drawn once."""
+    if not works:
+        return
+    for work in works:
+        work.group_size = 1
     began = time.monotonic()
-    store = open_split(run, bench, cache, "train", run.total_steps * run.batch_size)
-    sampler = Sampler(
-        store, run.batch_size, run.data_seed, kind=run.train.sampling, window=run.train.window, device=bench.device
+    try:
+        batches = Batches(works[0].run, bench, cache)
+    except Exception as error:
+        for work in works:
+            work.left(error)
+        return
+    prepared: list[Work] = []
+    members: list[Member] = []
+    for work in works:
+        work.group_size = len(works)
+        with work.apart():
+            batches.prepare(work.run, fresh=not has_checkpoint(work.folder.checkpoint))
+            prepared.append(work)
+    share = (time.monotonic() - began) / len(works)
+    for work in prepared:
+        began = time.monotonic()
+        with work.apart():
+            members.append(work.start(batches, bench))
+            members[-1].shared(share)
+            members[-1].seconds += time.monotonic() - began
+    batches.first.clear()
+    ends = [(member.start, member.total, member.training.run.batch_size) for member in members]
+    tokens = sum(total * size for _, total, size in ends)
+
+    def done(step: int) -> int:
+        return sum(min(max(step, start), total) * size for start, total, size in ends)
+
+    bench.progress.stage("train", tokens, "tok", done(0))
+    train(
+        members,
+        lambda step: batches.draw(tuple(members), step),
+        bench.stop,
+        bench.flush,
+        lambda step: bench.progress.tick(done(step)),
     )
-    if has_checkpoint(folder.checkpoint):
-        training = Training(run, 1.0, torch.zeros(store.d_in, device=bench.device), bench.device)
-        start = load_checkpoint(training, folder.checkpoint)
-    else:
-        x = first_tokens(sampler, run.batch_size, run.total_steps)
-        training = Training(run, activation_scale(x, run.train), decoder_bias(x, run.train), bench.device)
-        start = 0
-    folder.truncate(start - 1)
-    folder.set_status(step=start)
-    wanted = run.total_steps * run.batch_size
-    held_out = held_out_activations(run, bench, cache)
-    bench.progress.stage("train", wanted, "tok", start * run.batch_size)
 
-    told = time.monotonic()
 
-    def record(row: dict[str, Any]) -> None:
-        nonlocal told
-        folder.metrics.append(row)
-        if time.monotonic() - told > STATUS_EVERY_S:
-            folder.set_status(step=row["step"] + 1)
-            told = time.monotonic()
-        log(row)
-
-    def stop() -> bool:
-        if lease.lost:  # not even a checkpoint: the files are another's now
-            raise LeaseLost(f"another process took over {folder.path}")
-        return bench.stop()
-
-    def look(training: Training) -> dict[str, float]:
-        return {} if held_out is None else {"held_out_fvu": held_out_fvu(live_sae(run, training), held_out)}
-
-    watch = Watch(
-        note=folder.monitors.append,
-        look=look,
-        quarter=lambda training, percent: write_snapshot(folder, training.sae.W_dec.detach(), percent),
-        tick=lambda step: bench.progress.tick((step + 1) * run.batch_size),
-    )
-    train(training, sampler.batches, start, folder.checkpoint, record, stop, watch, bench.flush)
-    folder.set_status(step=run.total_steps)
-    refused = run.why_not_saelens()
-    if refused is None:
-        export(run, training, folder)
-    seconds = time.monotonic() - began
-    warnings = [refused] * (refused is not None) + run.penalty.result_warnings(folder.metrics.rows())
-    if store.n_tokens < wanted:
-        repeats = wanted / store.n_tokens
-        warnings.append(
-            f"the text holds {store.n_tokens:,} tokens: the {wanted:,} trained on repeat it {repeats:.2f} times"
-        )
-    trained = {
-        "warnings": warnings,
-        "provenance": provenance(str(bench.device), torch.get_num_threads())
-        | {
-            "kernels": "reference",
-            "activation_scale": training.scale,
-            "start_step": start,
-            "wall_time_s": round(seconds, 2),
-            "tokens_per_s": round((run.total_steps - start) * run.batch_size / max(seconds, 1e-9)),
-        },
-    }
-    write_json(folder.path / TRAINED, trained)
+def evaluate_together(works: list[Work], bench: Bench, cache: Path) -> None:
+    """Evaluate trained runs on shared passes and write their results; what was done before an interruption counts."""
+    subjects: list[Subject] = []
+    failures: list[Failure] = []
+    stopped: Exception | None = None
+    for work in works:
+        with work.apart():
+            if not is_evaluated(work.run, work.folder):
+                subjects.append(Subject(work.run_id, work.run, work.folder.path, trained_sae(work.run, work.folder)))
+    if subjects:
+        try:
+            failures = evaluate_group(subjects, bench, cache)
+        except Exception as error:
+            stopped = error
+    for work in works:
+        if work.ended:
+            continue
+        with work.apart():
+            if not work.lease.check():
+                work.check()
+            if stopped is not None and not is_evaluated(work.run, work.folder):
+                raise stopped
+            mine = [failure for failure in failures if failure.subject == work.run_id]
+            write_results(work.run, work.run_id, work.folder, work.title, mine)
+            if mine:
+                raise EvaluationsFailed("; ".join(map(str, mine)))
+            work.finish(None)
 
 
 def write_snapshot(folder: RunFolder, W_dec: torch.Tensor, percent: int) -> None:
@@ -162,24 +313,4 @@ def write_results(
         "warnings": warnings,
     }
     write_json(folder.results_path, results)
-    return results
-
-
-def execute(
-    run: RunConfig,
-    run_id: str,
-    folder: RunFolder,
-    title: str,
-    bench: Bench,
-    log: Callable[[dict[str, Any]], None],
-    lease: Lease,
-) -> dict[str, Any]:
-    """Bring a run to its results, doing only what is not done yet. Returns what results.json holds."""
-    cache = Path(run.outputs) / "activations"
-    if not (folder.path / TRAINED).exists():
-        train_run(run, folder, bench, cache, log, lease)
-    failures = evaluate_run(run, folder, bench, cache, run_id)
-    results = write_results(run, run_id, folder, title, failures)
-    if failures:
-        raise EvaluationsFailed("; ".join(map(str, failures)))
     return results

@@ -12,15 +12,27 @@ from sae_sweeps.sweeps.say import say
 
 
 class Console:
-    """One run after the other: on a terminal a bar with rate and time left, in a log file one line at its end."""
+    """One stage after the other: on a terminal a bar with rate and time left. A quiet one says and shows nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
         self.bar: Any = None
         self.progress = Progress(stage=self.stage, tick=self.tick)
 
     def say(self, text: str) -> None:
         self.close()
+        if not self.quiet:
+            say(text)
+
+    def note(self, text: str) -> None:
+        """Say something while the stage goes on."""
+        if self.quiet:
+            return
+        if self.bar is not None:
+            self.bar.clear()
         say(text)
+        if self.bar is not None:
+            self.bar.refresh()
 
     def stage(self, name: str, total: int, unit: str, done: int = 0) -> None:
         self.close()
@@ -31,7 +43,7 @@ class Console:
             unit_scale=True,
             desc=f"  {name}",
             leave=False,
-            disable=not sys.stderr.isatty(),
+            disable=self.quiet or not sys.stderr.isatty(),
             dynamic_ncols=True,
             mininterval=0.2,
         )

@@ -1,29 +1,193 @@
-"""Which runs of a plan go side by side."""
+"""Which runs of a plan go side by side: those that one pass of the language model serves, as many as memory holds."""
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
-from sae_sweeps.config.identity import short_hash
-from sae_sweeps.sweeps.plan import Plan, PlannedRun
+from sae_sweeps.config.facts import model_folder
+from sae_sweeps.config.run import RunConfig
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.sweeps.plan import Plan, PlannedRun, kept_gb, step_gb, weights_gb
+
+MOST = 32
+"""Runs in a group where nothing else limits it: an interruption stops all of them."""
+SPARE = 0.8
+"""Share of the memory that is planned with; the rest is for what estimates leave out."""
+
+
+class Limits(Protocol):
+    """The part of the config's `cluster` group that is needed here."""
+
+    group_size: int | None
+    """Most runs in a group; null leaves it to memory."""
+    memory_gb: float | None
+    """Memory for a group; null means what the GPU or the machine has."""
+
+
+@dataclass
+class NoLimits:
+    group_size: int | None = None
+    memory_gb: float | None = None
+
+
+class Tokens(NamedTuple):
+    harvested: int
+    """Tokens that the language model reads to train on, once for the group; 0 for synthetic activations."""
+    trained: int
+    """Tokens that the group's SAEs train on, all together."""
 
 
 @dataclass
 class Group:
+    """Runs that go side by side."""
+
     runs: list[PlannedRun]
+    key: str
+    """What they share, in words: model, layer, data, tokens."""
+    memory_gb: float
+    """Estimated peak."""
+    tokens: Tokens
 
 
-def plan_groups(plan: Plan, cluster: Any = None) -> list[Group]:
-    """Runs that share model, layer and data, at most `group_size` in a group."""
+def plan_groups(plan: Plan, cluster: Limits | None = None) -> list[Group]:
+    """The plan's runs in groups, in the order of their first runs. Raises ConfigError for limits that cannot be meant.
+
+    A group shares model, layer, data, token budget, how activations are kept and the evaluations; from a stream also
+    the batch size, which decides the parts that a stream is read in.
+    """
+    limits = cluster or NoLimits()
+    if limits.group_size is not None and limits.group_size < 1:
+        raise ConfigError(f"cluster.group_size={limits.group_size}: must be at least 1, or null to go by memory.")
+    if limits.memory_gb is not None and limits.memory_gb <= 0:
+        raise ConfigError(f"cluster.memory_gb={limits.memory_gb}: must be above 0, or null for what the machine has.")
     alike: dict[str, list[PlannedRun]] = {}
     for planned in plan.runs:
-        run = planned.run
-        alike.setdefault(short_hash([asdict(run.model), asdict(run.layer), asdict(run.data)]), []).append(planned)
-    size = (cluster and cluster.group_size) or 32
-    return [Group(runs[i : i + size]) for runs in alike.values() for i in range(0, len(runs), size)]
+        alike.setdefault(_what_is_shared(planned.run), []).append(planned)
+    if not alike:
+        return []
+    on_gpu, room = room_gb(plan.runs[0].run.device)
+    room = limits.memory_gb or room
+    most = limits.group_size or MOST
+    return [_group(runs) for shared in alike.values() for runs in _split(shared, most, room, on_gpu)]
+
+
+def _what_is_shared(run: RunConfig) -> str:
+    nodes: dict[str, Any] = {
+        name: asdict(getattr(run, name)) for name in ("model", "layer", "data", "activations", "eval")
+    }
+    nodes |= {"tokens": run.total_steps * run.batch_size, "outputs": run.outputs, "device": run.device}
+    if run.activations.mode == "stream":
+        nodes["batch_size"] = run.batch_size
+    return json.dumps(nodes, sort_keys=True)
+
+
+def _split(runs: list[PlannedRun], most: int, room: float, on_gpu: bool) -> Iterable[list[PlannedRun]]:
+    """The runs in their order, at most `most` in a piece and at most `room` GB where a piece has several."""
+    piece: list[PlannedRun] = []
+    for planned in runs:
+        if piece and (len(piece) == most or memory_of([*piece, planned], on_gpu) > room):
+            yield piece
+            piece = []
+        piece.append(planned)
+    yield piece
+
+
+def _group(runs: list[PlannedRun]) -> Group:
+    run = runs[0].run
+    budget = run.total_steps * run.batch_size
+    return Group(runs, words_for(run), memory_of(runs), Tokens(0 if run.synthetic else budget, budget * len(runs)))
+
+
+def words_for(run: RunConfig) -> str:
+    tokens = f"{run.total_steps * run.batch_size:,} tokens"
+    if run.synthetic:
+        return f"{run.model.name}, {tokens}"
+    return f"{run.model.name} layer {run.layer.index} {run.layer.hook}, data {run.data.name}, {tokens}"
+
+
+def memory_of(runs: list[PlannedRun], on_gpu: bool = False) -> float:
+    """Estimated peak of a group in GB; what is kept of activations counts where it does not lie beside a GPU."""
+    configs = [planned.run for planned in runs]
+    beside = 0.0 if on_gpu else kept_gb(configs[0])
+    return language_model_gb(configs[0]) + beside + sum(map(weights_gb, configs)) + max(map(step_gb, configs))
+
+
+def language_model_gb(run: RunConfig) -> float:
+    """The language model's weights in GB: by its files where they are at hand, else by its shape."""
+    if run.synthetic:
+        return 0.0
+    folder, width = model_folder(run.model), 4 if run.model.dtype == "float32" else 2
+    if folder is not None:
+        files = [*folder.glob("*.safetensors")] or [*folder.glob("*.bin")]
+        return sum(file.stat().st_size for file in files) / 1e9
+    d_in, n_layers = run.model.d_in or 0, run.model.n_layers or 0
+    return (12 * n_layers * d_in**2 + 2 * 50_000 * d_in) * width / 1e9
+
+
+def room_gb(device: str) -> tuple[bool, float]:
+    """Whether the runs go on a GPU, and the memory that may be planned with there or in this machine, in GB."""
+    import torch
+
+    if device != "cpu" and torch.cuda.is_available():
+        number = torch.device(device).index if device.startswith("cuda") else 0
+        return True, SPARE * torch.cuda.get_device_properties(number or 0).total_memory / 1e9
+    return False, SPARE * machine_gb()
+
+
+def machine_gb() -> float:
+    """Memory that is free on this machine, or less where its control group (a container, a Slurm job) allows less."""
+    free = [_meminfo()]
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            most, now = ((Path("/sys/fs/cgroup") / name).read_text().strip() for name in (limit, used))
+        except OSError:
+            continue
+        if most != "max":
+            free.append(int(most) - int(now))
+    return max(min(free), 0) / 1e9
+
+
+def _meminfo() -> float:
+
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def describe_groups(groups: list[Group], plan: Plan) -> list[str]:
+    """What `--dry-run` says of them."""
     number = {planned.run_id: n for n, planned in enumerate(plan.runs, 1)}
-    return [f"group {n}  runs {', '.join(str(number[p.run_id]) for p in g.runs)}" for n, g in enumerate(groups, 1)]
+    lines = []
+    for n, group in enumerate(groups, 1):
+        lines.append(f"group {n}  run{'s' * (len(group.runs) > 1)} {ranges([number[p.run_id] for p in group.runs])}")
+        lines.append(f"  {group.key}: {counted(group.tokens)}, memory about {group.memory_gb:.2f} GB")
+    if len(groups) > 1:
+        whole = Tokens(*(sum(part) for part in zip(*(group.tokens for group in groups), strict=True)))
+        lines.append(f"in all: {counted(whole)}")
+    return lines
+
+
+def counted(tokens: Tokens) -> str:
+    read = f"the language model reads {tokens.harvested:,} tokens, " if tokens.harvested else ""
+    return f"{read}SAEs train on {tokens.trained:,}"
+
+
+def ranges(numbers: list[int]) -> str:
+    """1, 2, 3, 5 as `1-3,5`."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)

@@ -1,4 +1,4 @@
-"""Carry out a plan in this process: every run under its lease, one after the other, and one table at the end."""
+"""Carry out a plan in this process: group after group, and one table at the end."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import shutil
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from sae_sweeps.errors import ConfigError, Diverged, Interrupted, UserError
-from sae_sweeps.files import one_line, read_json, write_text
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.files import write_text
 from sae_sweeps.sweeps import outcome
+from sae_sweeps.sweeps.groups import Limits, plan_groups, ranges
 from sae_sweeps.sweeps.plan import Plan, PlannedRun, Point, describe, make_plan
 from sae_sweeps.sweeps.say import say
 from sae_sweeps.sweeps.sweep import create_sweep, run_path
@@ -24,7 +24,6 @@ from sae_sweeps.sweeps.sweep import create_sweep, run_path
 if TYPE_CHECKING:
     import torch
 
-    from sae_sweeps.runs.bench import Bench
     from sae_sweeps.runs.folder import RunFolder
     from sae_sweeps.sweeps.console import Console
 
@@ -84,6 +83,7 @@ class Stop:
 
     signal: int | None = None
     state: str = "interrupted"
+    """What becomes of the runs that it stops: interrupted or preempted."""
 
     def __call__(self) -> bool:
         return self.signal is not None
@@ -118,169 +118,72 @@ def run_all(
     sweep: Path,
     device: torch.device,
     *,
-    cluster: Any = None,
+    cluster: Limits | None = None,
     stop: Stop | None = None,
-    flush: Any = lambda: False,
+    flush: Callable[[], bool] = lambda: False,
+    console: Console | None = None,
 ) -> States:
-    """Every run to its end; those that another process works on come last, when it has finished or died."""
+    """Every run of the plan to its end in this process, group by group; nothing that happens to one stops another.
+
+    Runs that another process works on come last, when it has finished or died.
+
+    Args:
+        cluster: limits of a group, `group_size` and `memory_gb`.
+        stop: ends the launch once it says so; without one, STOP_SIGNALS do.
+        flush: when it says so, every run in training writes a checkpoint and goes on.
+        console: says how it goes; `Console(quiet=True)` says nothing.
+    """
     from sae_sweeps.runs.bench import Bench
     from sae_sweeps.runs.folder import RunFolder
     from sae_sweeps.sweeps.console import Console
+    from sae_sweeps.sweeps.work import Numbered, Shift, try_to, work_on
 
-    ours, stop, console, states = stop is None, stop or Stop(), Console(), States()
-    bench = Bench(device, stop, console.progress)
-    bench.flush = flush
-    bench.stopped_as = stop.state
-    waiting = list(enumerate(plan.runs, 1))
+    ours, stop, console = stop is None, stop or Stop(), console or Console()
+    shift = Shift(Bench(device, stop, console.progress, flush), console, outputs, sweep.name, lambda: stop.state)
+    place = {planned.run_id: number for number, planned in enumerate(plan.runs, 1)}
     announced: set[str] = set()
     with caught_signals(stop) if ours else nullcontext():
-        for _, planned in waiting:
-            folder = RunFolder(run_path(outputs, planned.run_id))
-            if folder.status() is None:
-                folder.set_status(state="queued", total_steps=planned.run.total_steps)
+        for planned in plan.runs:
+            try_to(enqueue, RunFolder(run_path(outputs, planned.run_id)), planned)
+        waiting = plan.runs
         while waiting and not stop():
-            held = []
-            for number, planned in waiting:
+            held: list[PlannedRun] = []
+            for group in plan_groups(Plan(waiting, [], []), cluster):
                 if stop():
                     break
-                head = f"[{number}/{len(plan.runs)}] {planned.run_id}  {planned.title}"
-                state = attempt(planned, RunFolder(run_path(outputs, planned.run_id)), bench, console, head, sweep.name)
-                if state is None:
-                    held.append((number, planned))
-                else:
-                    states.ended[planned.run_id] = state
+                numbers = [place[planned.run_id] for planned in group.runs]
+                title = f"[{ranges(numbers)}/{len(place)}] {len(numbers)} runs side by side: {group.key}"
+                heads = [f"[{n}/{len(place)}] {p.run_id}  {p.title}" for n, p in zip(numbers, group.runs, strict=True)]
+                numbered = [Numbered(planned, head) for planned, head in zip(group.runs, heads, strict=True)]
+                held += [one.planned for one in work_on(numbered, title, shift)]
             waiting = held
             if waiting and not stop():
                 announce(waiting, outputs, announced, console)
                 time.sleep(POLL_S)
     console.close()
-    states.interrupted = stop()
-    return states
+    return States(shift.ended, interrupted=stop())
 
 
-def announce(waiting: list[tuple[int, PlannedRun]], outputs: Path, announced: set[str], console: Console) -> None:
+def enqueue(folder: RunFolder, planned: PlannedRun) -> None:
+    if folder.status() is None:
+        folder.set_status(state="queued", total_steps=planned.run.total_steps)
+
+
+def announce(waiting: list[PlannedRun], outputs: Path, announced: set[str], console: Console) -> None:
     """Say once per run who is working on it."""
     from sae_sweeps.runs.lease import Lease
 
-    for _, planned in waiting:
+    for planned in waiting:
         holder = Lease.holder(run_path(outputs, planned.run_id))
         if holder and planned.run_id not in announced:
             announced.add(planned.run_id)
             console.say(f"{planned.run_id}  {planned.title}: {holder} is working on it; waiting")
 
 
-def attempt(
-    planned: PlannedRun, folder: RunFolder, bench: Bench, console: Console, head: str, sweep: str
-) -> str | None:
-    """Bring one run as far as it goes. Returns its state, or None while a live process elsewhere holds it."""
-    from sae_sweeps.runs.execute import is_complete
-    from sae_sweeps.runs.lease import Lease
-
-    lease = Lease.acquire(folder)
-    if lease is None:
-        return None
-    with lease:
-        status = folder.status()
-        if status and status["state"] == "diverged":
-            console.say(f"{head}: diverged before ({status['error']}); not tried again")
-            return "diverged"
-        if status and status["state"] == "completed" and is_complete(planned.run, folder):
-            console.say(f"{head}: complete, skipped")
-            return "completed"
-        console.say(head)
-        state, error = supervise(planned, folder, bench, console, sweep, lease)
-        console.close()
-        if state == "completed":
-            console.say(f"  {state}: {in_brief(folder)}")
-            if error:  # an evaluation failed: the run counts, and the launch says so by its exit status
-                console.say(f"  {error}")
-            return "completed in part" if error else state
-        console.say(f"  {state}: {error}")
-        return state
-
-
-def in_brief(folder: RunFolder) -> str:
-    """One line on a run that has just completed."""
-    results = read_json(folder.results_path)
-    metrics, made = results["metrics"], results["provenance"]
-    shown = [f"{name} {metrics[name]:.4g}" for name in ("fvu", "ce_loss_score", "l0") if metrics.get(name) is not None]
-    return ", ".join([*shown, f"{made['wall_time_s']:.1f} s, {made['tokens_per_s']:,} tokens/s"])
-
-
-def supervise(
-    planned: PlannedRun, folder: RunFolder, bench: Bench, console: Console, sweep: str, lease: Any
-) -> tuple[str, str | None]:
-    """Execute a run and turn whatever happens into its state and one line of error. A sibling never notices."""
-    from sae_sweeps.runs.execute import EvaluationsFailed, execute, write_config
-
-    run, state, error = planned.run, "completed", None
-    sink = open_sink(planned, folder, sweep)
-    results: dict[str, Any] = {}
-    try:
-        write_config(run, folder)
-        folder.set_status(state="running", total_steps=run.total_steps)
-        results = execute(run, planned.run_id, folder, planned.title, bench, sink.log, lease)
-    except EvaluationsFailed as partly:  # trained, and recorded but for that
-        error, results = str(partly), read_json(folder.results_path)
-    except Diverged as diverged:
-        state, error = "diverged", str(diverged)
-    except Interrupted as interrupted:
-        state, error = bench.stopped_as, str(interrupted)
-    except KeyboardInterrupt:
-        try_to(folder.set_status, state="interrupted", error="stopped at once, by a second Ctrl-C")
-        raise
-    except UserError as mistake:
-        state, error = "failed", str(mistake)
-    except Exception as bug:
-        state, error = "failed", f"{type(bug).__name__}: {one_line(bug)} (traceback in {folder.path / 'error.log'})"
-        try_to(write_text, folder.path / "error.log", traceback.format_exc())
-    finally:
-        folder.close()
-    if warning := sink.finish(0 if state == "completed" else 1, results.get("metrics", {})):
-        console.say(f"  warning: {warning}")
-    if not lease.lost:  # somebody else's status now
-        try_to(folder.set_status, state=state, error=error)
-    return state, error
-
-
-def try_to(action: Any, *args: Any, **kwargs: Any) -> None:
-    """Write a last word if that is still possible; on a full disk the error on screen has to do."""
-    try:
-        action(*args, **kwargs)
-    except (UserError, OSError):
-        pass
-
-
-class NoSink:
-    """logger=none: metrics.jsonl is enough."""
-
-    def log(self, row: dict[str, Any]) -> None:
-        pass
-
-    def finish(self, exit_code: int, summary: dict[str, Any]) -> str | None:
-        return None
-
-
-def open_sink(planned: PlannedRun, folder: RunFolder, sweep: str) -> Any:
-    run = planned.run
-    if run.logger.name == "none":
-        return NoSink()
-    from sae_sweeps.runs.wandb_sink import WandbSink
-
-    return WandbSink(
-        run.logger,
-        run_id=planned.run_id,
-        group=sweep,
-        tags=run.logger.tags,
-        config=run.to_dict(),
-        folder=folder.path,
-        title=planned.title,
-    )
-
-
 def finish(plan: Plan, states: States, outputs: Path, sweep: Path) -> None:
     """Print the table and what went wrong, and set the exit status."""
     from analysis.table import render, table
+    from sae_sweeps.sweeps.work import try_to
 
     frame = table([sweep])
     say()

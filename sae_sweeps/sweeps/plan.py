@@ -210,13 +210,25 @@ def warnings_of(run: RunConfig) -> list[str]:
     return out
 
 
+def weights_gb(run: RunConfig) -> float:
+    """What stays of a run between its steps, in GB: weights, gradients and two moments."""
+    return 2 * (run.model.d_in or 0) * run.architecture.d_sae * 4 * 4 / 1e9
+
+
+def step_gb(run: RunConfig) -> float:
+    """What a step takes on top, in GB: three [B, d_sae]."""
+    return 3 * run.batch_size * run.architecture.d_sae * 4 / 1e9
+
+
+def kept_gb(run: RunConfig) -> float:
+    """What is kept of activations in memory, in GB: all of them, or a stream's window."""
+    share = {"memory": 1.0, "stream": min(1.0, run.activations.buffer_tokens / run.num_tokens)}
+    return activations_gb(run) * share.get(run.activations.mode, 0.0)
+
+
 def memory_gb(run: RunConfig) -> float:
-    """Rough peak of training in GB: weights, gradients and two moments; three [B, d_sae]; the store."""
-    d_in, d_sae = run.model.d_in or 0, run.architecture.d_sae
-    weights = 2 * d_in * d_sae * 4 * 4
-    batch = 3 * run.batch_size * d_sae * 4
-    kept = activations_gb(run) if run.activations.mode == "memory" else 0
-    return (weights + batch) / 1e9 + kept
+    """Rough peak of training in GB, without the language model."""
+    return weights_gb(run) + step_gb(run) + kept_gb(run)
 
 
 def describe(plan: Plan, groups: Sequence[str] = ()) -> str:

@@ -1,5 +1,5 @@
-"""A real Slurm of this machine's own, for tests: munged, slurmctld and three slurmd "nodes" with two fake GPUs each, and
-where asked MariaDB and slurmdbd for accounting. Everything lies under one short folder and is ended by process id.
+"""A real Slurm of the tests' own: munged, slurmctld, three slurmd "nodes" with two fake GPUs each, and for accounting
+MariaDB and slurmdbd. Everything lies under one short folder and is ended by process id.
 
 GPUs are character devices that stand for /dev/null: with plain files CUDA_VISIBLE_DEVICES would come out empty.
 """
@@ -22,7 +22,7 @@ NEEDED_FOR_ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db")
 
 
 def missing(accounting=False):
-    """Programs that are not installed here, or what else keeps a cluster from starting; empty when one can be started."""
+    """What a cluster lacks to be started here: programs, or rights; empty when nothing."""
     path = f"{os.environ['PATH']}:{SBIN}"
     lacking = [name for name in NEEDED + NEEDED_FOR_ACCOUNTING * accounting if shutil.which(name, path=path) is None]
     return lacking or (["the rights of root"] if os.geteuid() != 0 else [])
@@ -73,7 +73,9 @@ class SlurmCluster:
         self.start_controller()
         for number in range(NODES):
             self.start_node(number)
-        self.wait_for(lambda: len(self.ask("sinfo", "-h", "-N", "-p", "main", "-t", "idle", check=False).split("\n")) > NODES)
+        self.wait_for(
+            lambda: len(self.ask("sinfo", "-h", "-N", "-p", "main", "-t", "idle", check=False).split("\n")) > NODES
+        )
 
     def start_controller(self):
         self._start("slurmctld", ["slurmctld", "-D"])

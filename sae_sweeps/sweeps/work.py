@@ -1,0 +1,197 @@
+"""The runs of a group under their leases: taken together, told apart by how they end, and given back."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sae_sweeps.errors import Diverged, Interrupted, UserError
+from sae_sweeps.files import one_line, read_json, write_text
+from sae_sweeps.runs.bench import Bench
+from sae_sweeps.runs.execute import EvaluationsFailed, LeaseLost, Work, execute, is_complete, write_config
+from sae_sweeps.runs.folder import RunFolder
+from sae_sweeps.runs.lease import Lease
+from sae_sweeps.sweeps.console import Console
+from sae_sweeps.sweeps.plan import PlannedRun
+from sae_sweeps.sweeps.sweep import run_path
+
+
+@dataclass
+class Numbered:
+    """A planned run and how the launch counts it."""
+
+    planned: PlannedRun
+    head: str
+    """`[2/3] RUN_ID  TITLE`"""
+
+
+@dataclass
+class Shift:
+    """What a group's turn is worked with, and what came of it."""
+
+    bench: Bench
+    console: Console
+    outputs: Path
+    sweep: str
+    stopped_as: Callable[[], str]
+    """The state of a run that was stopped: interrupted or preempted."""
+    ended: dict[str, str] = field(default_factory=dict)
+    """State by run id; `completed in part` where an evaluation failed."""
+
+
+def work_on(group: list[Numbered], title: str, shift: Shift) -> list[Numbered]:
+    """Bring the runs of a group as far as they go. Returns those that a live process elsewhere holds."""
+    held: list[Numbered] = []
+    with ExitStack() as leases:
+        hands: list[Hand] = []
+        for one in group:
+            folder = RunFolder(run_path(shift.outputs, one.planned.run_id))
+            try:
+                lease = Lease.acquire(folder)
+                if lease is None:
+                    held.append(one)
+                    continue
+                leases.enter_context(lease)
+                if not ended_before(one, folder, shift):
+                    hands.append(Hand(one, folder, lease, shift, held))
+            except UserError as mistake:  # a lease or a status that does not read back
+                shift.console.say(f"{one.head}\n  failed: {mistake}")
+                shift.ended[one.planned.run_id] = "failed"
+        if not hands:
+            return held
+        shift.console.say(title if len(hands) > 1 else hands[0].one.head)
+        for hand in hands:
+            leases.callback(hand.close)
+            hand.head = [hand.one.head] if len(hands) > 1 else []
+            hand.begin()
+        try:
+            execute([hand.work for hand in hands if not hand.work.ended], shift.bench)
+        except KeyboardInterrupt:
+            for hand in hands:
+                if not hand.work.ended:
+                    hand.status(state="interrupted", error="stopped at once, by a second Ctrl-C")
+            raise
+        shift.console.close()
+    return held
+
+
+def ended_before(one: Numbered, folder: RunFolder, shift: Shift) -> bool:
+    """Whether there is nothing to do; says why."""
+    status = folder.status()
+    if status and status["state"] == "diverged":
+        shift.console.say(f"{one.head}: diverged before ({status['error']}); not tried again")
+    elif status and status["state"] == "completed" and is_complete(one.planned.run, folder):
+        shift.console.say(f"{one.head}: complete, skipped")
+    else:
+        return False
+    shift.ended[one.planned.run_id] = status["state"]
+    return True
+
+
+class Hand:
+    """One run of the group in work: turns whatever happens to it into its state and one line of error."""
+
+    def __init__(self, one: Numbered, folder: RunFolder, lease: Lease, shift: Shift, held: list[Numbered]):
+        self.one, self.folder, self.lease, self.shift, self.held = one, folder, lease, shift, held
+        self.head: list[str] = []
+        """What stands before the run's end on the console, where that is not said yet."""
+        planned = one.planned
+        self.sink = open_sink(planned, folder, shift.sweep)
+        self.exit_code = 1
+        self.summary: dict[str, Any] = {}
+        self.work = Work(
+            planned.run, planned.run_id, planned.title, folder, lease, self.sink.log, shift.console.note, self.end
+        )
+
+    def begin(self) -> None:
+        with self.work.apart():
+            write_config(self.one.planned.run, self.folder)
+            self.folder.set_status(state="running", total_steps=self.one.planned.run.total_steps)
+
+    def end(self, error: Exception | None) -> None:
+        """Record how the run ended and say so at once; its siblings may have a long way to go."""
+        if isinstance(error, LeaseLost):
+            self.held.append(self.one)  # somebody else's now; looked after again when they are done
+            self.shift.console.note(f"{self.one.head}\n  {error}")
+            return
+        state, why = self.state_after(error)
+        self.folder.close()
+        if not self.lease.lost:  # somebody else's status otherwise
+            self.status(state=state, error=why)
+        lines = list(self.head)
+        if state == "completed":
+            self.exit_code, self.summary = 0, read_json(self.folder.results_path).get("metrics", {})
+            lines.append(f"  {state}: {in_brief(self.folder)}")
+        if why:
+            lines.append(f"  {why}" if state == "completed" else f"  {state}: {why}")
+        self.shift.ended[self.one.planned.run_id] = "completed in part" if state == "completed" and why else state
+        self.shift.console.note("\n".join(lines))
+
+    def state_after(self, error: Exception | None) -> tuple[str, str | None]:
+        if error is None:
+            return "completed", None
+        if isinstance(error, EvaluationsFailed):  # trained, and recorded but for that
+            return "completed", str(error)
+        if isinstance(error, Diverged):
+            return "diverged", str(error)
+        if isinstance(error, Interrupted):
+            return self.shift.stopped_as(), str(error)
+        if isinstance(error, UserError):
+            return "failed", str(error)
+        log = self.folder.path / "error.log"
+        try_to(write_text, log, "".join(traceback.format_exception(error)))
+        return "failed", f"{type(error).__name__}: {one_line(error)} (traceback in {log})"
+
+    def status(self, **changes: Any) -> None:
+        try_to(self.folder.set_status, **changes)
+
+    def close(self) -> None:
+        if warning := self.sink.finish(self.exit_code, self.summary):
+            self.shift.console.note(f"{self.one.head}\n  warning: {warning}")
+
+
+def try_to(action: Any, *args: Any, **kwargs: Any) -> None:
+    """Write a last word if that is still possible; on a full disk the error on screen has to do."""
+    try:
+        action(*args, **kwargs)
+    except (UserError, OSError):
+        pass
+
+
+def in_brief(folder: RunFolder) -> str:
+    """One line on a run that has just completed."""
+    results = read_json(folder.results_path)
+    metrics, made = results["metrics"], results["provenance"]
+    shown = [f"{name} {metrics[name]:.4g}" for name in ("fvu", "ce_loss_score", "l0") if metrics.get(name) is not None]
+    return ", ".join([*shown, f"{made['wall_time_s']:.1f} s, {made['tokens_per_s']:,} tokens/s"])
+
+
+class NoSink:
+    """logger=none: metrics.jsonl is enough."""
+
+    def log(self, row: dict[str, Any]) -> None:
+        pass
+
+    def finish(self, exit_code: int, summary: dict[str, Any]) -> str | None:
+        return None
+
+
+def open_sink(planned: PlannedRun, folder: RunFolder, sweep: str) -> Any:
+    run = planned.run
+    if run.logger.name == "none":
+        return NoSink()
+    from sae_sweeps.runs.wandb_sink import WandbSink
+
+    return WandbSink(
+        run.logger,
+        run_id=planned.run_id,
+        group=sweep,
+        tags=run.logger.tags,
+        config=run.to_dict(),
+        folder=folder.path,
+        title=planned.title,
+    )
