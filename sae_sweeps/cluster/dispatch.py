@@ -57,9 +57,6 @@ def dispatch(plan: Plan, outputs: Path, sweep: Path, cluster: Any, leave: Collec
     if leave:
         say(f"{len(leave)} of {len(plan.runs)} runs are in the queue or running already")
         todo = [planned for planned in todo if planned.run_id not in leave]
-    if leave:
-        say(f"{len(leave)} of {len(plan.runs)} runs are in the queue or running already")
-        todo = [planned for planned in todo if planned.run_id not in leave]
     if todo:
         try:
             jobs = submit(Plan(todo, [], []), outputs, sweep, cluster, scheduler)
@@ -68,9 +65,9 @@ def dispatch(plan: Plan, outputs: Path, sweep: Path, cluster: Any, leave: Collec
                 shutil.rmtree(sweep)
             raise
         say(f"{described(jobs)}: {len(todo)} run{'s' * (len(todo) != 1)}, logs in {sweep / jobs[0].logs[0]}"[:400])
-        if cluster.detach:
-            say(come_back(sweep))
-            return Left(0)
+    if cluster.detach:
+        say(come_back(sweep))
+        return Left(0)
     return watch(plan, outputs, sweep, cluster, scheduler)
 
 

@@ -59,6 +59,7 @@ class Observer:
     """Looks at a sweep again and again; asks each scheduler once per look."""
 
     def __init__(self, sweep: Path):
+        read_manifest(sweep)  # no sweep: say so now
         self.sweep = sweep
         self.outputs = outputs_of(sweep)
         self.schedulers: dict[str, Scheduler] = {}
