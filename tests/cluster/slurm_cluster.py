@@ -5,6 +5,7 @@ GPUs are character devices that stand for /dev/null: with plain files CUDA_VISIB
 """
 
 import contextlib
+import ctypes
 import os
 import random
 import shutil
@@ -77,8 +78,14 @@ class SlurmCluster:
             lambda: len(self.ask("sinfo", "-h", "-N", "-p", "main", "-t", "idle", check=False).split("\n")) > NODES
         )
 
-    def start_controller(self):
-        self._start("slurmctld", ["slurmctld", "-D"])
+    def start_controller(self, *flags):
+        self._start("slurmctld", ["slurmctld", "-D", *flags])
+
+    def forget_everything(self):
+        """The controller starts anew, without the state it had: its jobs are gone without a word."""
+        self.stop_process("slurmctld", signal.SIGKILL)
+        self.start_controller("-c")
+        self.wait_for(lambda: self.idle_nodes() == NODES)
 
     def start_node(self, number):
         self._start(f"slurmd-n{number}", ["slurmd", "-D", "-N", f"n{number}"])
@@ -106,11 +113,11 @@ class SlurmCluster:
             process.kill()
             process.wait()
 
-    def _start(self, name, command, **kwargs):
+    def _start(self, name, command):
         log = open(self.folder / "log" / f"{name}.out", "ab")
         self.processes[name] = subprocess.Popen(
             command, env=self.environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True, **kwargs,
+            start_new_session=True, preexec_fn=end_with_parent,
         )  # fmt: skip
         log.close()
 
@@ -239,6 +246,11 @@ StorageLoc=slurm_acct_db
 
     def _try(self, *command):
         return subprocess.run(command, env=self.environment(), capture_output=True, timeout=60).returncode == 0
+
+
+def end_with_parent():
+    """Have the kernel end this process when the tests' own is gone, however that went."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def free_ports(n):
