@@ -91,6 +91,7 @@ class Bench:
     def check(self, done: int) -> None:
         """Report progress outside the training loop; there a stop needs no checkpoint."""
         self.progress.tick(done)
+        self.flush()  # nothing to write here, but whoever wants it is told that it was heard
         if self.stop():
             raise Interrupted("stopped outside the training steps")
 

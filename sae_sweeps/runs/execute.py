@@ -191,6 +191,8 @@ def execute(works: list[Work], bench: Bench) -> None:
 
     The runs share model, layer, text, budget, `eval` and `outputs`. How each ended is told to its `end`.
     """
+    if not works:
+        return
     cache = Path(works[0].run.outputs) / "activations"
     train_together([work for work in works if not work.trained], bench, cache)
     for work in works:

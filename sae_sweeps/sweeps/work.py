@@ -114,12 +114,12 @@ class Hand:
 
     def end(self, error: Exception | None) -> None:
         """Record how the run ended and say so at once; its siblings may have a long way to go."""
+        self.folder.close()
         if isinstance(error, LeaseLost):
             self.held.append(self.one)  # somebody else's now; looked after again when they are done
             self.shift.console.note(f"{self.one.head}\n  {error}")
             return
         state, why = self.state_after(error)
-        self.folder.close()
         if not self.lease.lost:  # somebody else's status otherwise
             self.status(state=state, error=why)
         lines = list(self.head)

@@ -12,7 +12,7 @@ from sae_sweeps.errors import DamagedFile, Interrupted
 from sae_sweeps.penalties.ortho import OrthoConfig
 from sae_sweeps.schedules import PowerConfig
 from sae_sweeps.training.checkpoint import FILE, load_checkpoint, save_checkpoint
-from sae_sweeps.training.loop import Watch, train
+from sae_sweeps.training.loop import Member, Watch, train
 from sae_sweeps.training.step import Training
 
 register_toy()
@@ -30,8 +30,31 @@ RUNS = {
 }  # fmt: skip
 
 
-def batches(at=batch_at):
-    return lambda start, stop: (at(step) for step in range(start, stop))
+class Record(Watch):
+    """Keeps what a run logs; an error is raised."""
+
+    def __init__(self):
+        self.rows, self.notes = [], []
+
+    def log(self, row):
+        self.rows.append(row)
+
+    def note(self, record):
+        self.notes.append(record)
+
+
+def train_alone(training, start, folder, at=batch_at, stop=lambda: False, record=None, tick=lambda step: None):
+    """A group of one; its rows."""
+    record = record or Record()
+
+    def draw(step):
+        try:
+            return {None: at(step)}
+        except Kill as kill:
+            return {None: kill}
+
+    train([Member(training, start, folder, record)], draw, stop, tick=tick)
+    return record.rows
 
 
 class Kill(Exception):
@@ -52,8 +75,8 @@ def state(training):
 @pytest.mark.parametrize("name", RUNS)
 def test_killed_three_times_equals_undisturbed(name, tmp_path):
     run = run_config(**RUNS[name])
-    rows, undisturbed = [], fresh(run)
-    last = train(undisturbed, batches(), 0, tmp_path / "a", rows.append)
+    undisturbed = fresh(run)
+    last = train_alone(undisturbed, 0, tmp_path / "a")[-1]
     reached = 0
     for kill_at in (3, 9, 14):
 
@@ -67,9 +90,9 @@ def test_killed_three_times_equals_undisturbed(name, tmp_path):
         assert reached - start <= run.train.checkpoint_every
         reached = kill_at
         with pytest.raises(Kill):
-            train(killed, batches(dies), start, tmp_path / "b", lambda row: None)
+            train_alone(killed, start, tmp_path / "b", dies)
     resumed = fresh(run, scale=7.0)  # the checkpoint's scale is the one that counts
-    end = train(resumed, batches(), load_checkpoint(resumed, tmp_path / "b"), tmp_path / "b", lambda row: None)
+    end = train_alone(resumed, load_checkpoint(resumed, tmp_path / "b"), tmp_path / "b")[-1]
     for key, value in state(undisturbed).items():
         assert torch.equal(value, state(resumed)[key]), key
     assert {k: v for k, v in end.items() if k != "tokens_per_s"} == {
@@ -81,7 +104,7 @@ def test_the_toy_penalty_trains_its_head_and_moves_its_average(tmp_path):
     run = run_config(**RUNS["standard, toy penalty"])
     training = fresh(run)
     before = state(training)
-    row = train(training, batches(), 0, tmp_path, lambda row: None)
+    row = train_alone(training, 0, tmp_path)[-1]
     after = state(training)
     assert not torch.equal(before["head"], after["head"]) and not torch.equal(before["average"], after["average"])
     assert row["penalty/tokens"] == 32 and row["penalty_loss"] > 0 and row["grad_norm/penalty"] == 0
@@ -91,15 +114,7 @@ def test_stop_writes_a_checkpoint_of_the_very_step(tmp_path):
     run = run_config(**RUNS["topk, bf16, norm"])
     training, steps = fresh(run), []
     with pytest.raises(Interrupted, match="step 7 of 20"):
-        train(
-            training,
-            batches(),
-            0,
-            tmp_path,
-            lambda row: None,
-            stop=lambda: len(steps) == 7,
-            watch=Watch(tick=steps.append),
-        )
+        train_alone(training, 0, tmp_path, stop=lambda: len(steps) == 7, tick=steps.append)
     assert load_checkpoint(fresh(run), tmp_path) == 7
 
 
@@ -155,18 +170,16 @@ def test_whatever_moves_is_resumed_exactly(words, tmp_path):
     def made(scale=1.0):
         return Training(run, scale, torch.zeros(D_IN), torch.device("cpu"))
 
-    notes, again = [], []
+    whole, parts = Record(), Record()
     undisturbed = made()
-    last = train(undisturbed, batches(window_at), 0, tmp_path / "a", lambda row: None, watch=Watch(note=notes.append))
+    last = train_alone(undisturbed, 0, tmp_path / "a", window_at, record=whole)[-1]
     stopped, steps = made(), []
     with pytest.raises(Interrupted):
-        watch = Watch(tick=steps.append, note=again.append)
-        train(stopped, batches(window_at), 0, tmp_path / "b", lambda row: None, lambda: len(steps) == 13, watch)
+        train_alone(stopped, 0, tmp_path / "b", window_at, lambda: len(steps) == 13, parts, steps.append)
     resumed = made(7.0)
     start = load_checkpoint(resumed, tmp_path / "b")
-    watch = Watch(note=again.append)
-    end = train(resumed, batches(window_at), start, tmp_path / "b", lambda row: None, watch=watch)
+    end = train_alone(resumed, start, tmp_path / "b", window_at, record=parts)[-1]
     for key, value in state(undisturbed).items():
         assert torch.equal(value, state(resumed)[key]), key
     assert {**end, "tokens_per_s": 0} == {**last, "tokens_per_s": 0}
-    assert notes == again
+    assert whole.notes == parts.notes

@@ -1,0 +1,69 @@
+"""A plan in groups: what is shared, and what limits them."""
+
+import pytest
+
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.sweeps.compose import compose_points
+from sae_sweeps.sweeps.groups import NoLimits, describe_groups, plan_groups, ranges
+from sae_sweeps.sweeps.plan import describe, make_plan
+
+TINY = ["d_sae=64", "batch_size=128", "num_tokens=5120", "device=cpu"]
+
+
+def planned(*words):
+    return make_plan(compose_points(["model=synthetic", *TINY, *words]))
+
+
+def test_groups_share_what_the_language_model_reads():
+    plan = planned(
+        "model=pythia-70m", "layer=1,2", "data=builtin", "num_tokens=5120,10240", "seed=0,1", "data_seed=0,1"
+    )
+    groups = plan_groups(plan, NoLimits(memory_gb=100.0))
+    assert [len(group.runs) for group in groups] == [4, 4, 4, 4]
+    for group in groups:
+        assert len({(one.run.layer.index, one.run.num_tokens) for one in group.runs}) == 1
+        budget = group.runs[0].run.num_tokens
+        assert group.tokens == (budget, 4 * budget)
+    assert groups[0].key == "pythia-70m layer 1 resid_post, data builtin, 5,120 tokens"
+    assert sorted(id(one) for group in groups for one in group.runs) == sorted(map(id, plan.runs))
+
+
+def test_batch_sizes_share_a_store_but_not_a_stream():
+    words = ["batch_size=128,256", "seed=0,1"]
+    assert [len(g.runs) for g in plan_groups(planned(*words))] == [4]
+    stream = ["activations.mode=stream", "activations.buffer_tokens=1024"]
+    assert [len(g.runs) for g in plan_groups(planned(*words, *stream))] == [2, 2]
+
+
+def test_size_and_memory_limit_a_group():
+    plan = planned("seed=range(10)")
+    assert [len(g.runs) for g in plan_groups(plan, NoLimits(group_size=4))] == [4, 4, 2]
+    (whole,) = plan_groups(plan, NoLimits(memory_gb=10.0))
+    (single, *_) = plan_groups(plan, NoLimits(group_size=1))
+    halves = plan_groups(plan, NoLimits(memory_gb=(whole.memory_gb + single.memory_gb) / 2))
+    assert len(halves) == 2 and all(g.memory_gb <= (whole.memory_gb + single.memory_gb) / 2 for g in halves)
+    assert [len(g.runs) for g in plan_groups(plan, NoLimits(memory_gb=1e-9))] == [1] * 10  # never none
+    for limits, key in ((NoLimits(group_size=0), "group_size=0"), (NoLimits(memory_gb=-1.0), "memory_gb=-1.0")):
+        with pytest.raises(ConfigError, match=f"cluster.{key}: must be"):
+            plan_groups(plan, limits)
+
+
+def test_memory_counts_the_language_model_once():
+    one, two = (plan_groups(planned("model=builtin", f"seed={seeds}"))[0] for seeds in ("0", "0,1"))
+    own = 2 * 160 * 64 * 16 / 1e9
+    assert two.memory_gb - one.memory_gb == pytest.approx(own)
+    files = plan_groups(planned("model=builtin"))[0].runs[0].run
+    assert one.memory_gb > own and files.model.d_in == 160
+
+
+def test_the_dry_run_tells_groups_tokens_and_memory():
+    plan = planned("model=builtin", "layer=1,2", "seed=0,1")
+    text = describe(plan, describe_groups(plan_groups(plan), plan))
+    assert "group 2  runs 3-4\n  builtin layer 2 resid_post, data builtin, 5,120 tokens: " in text
+    assert "the language model reads 5,120 tokens, SAEs train on 10,240, memory about 0." in text
+    assert "in all: the language model reads 10,240 tokens, SAEs train on 20,480" in text
+
+
+@pytest.mark.parametrize(("numbers", "text"), [([1, 2, 3, 5], "1-3,5"), ([4], "4"), ([2, 4, 5], "2,4-5"), ([], "")])
+def test_ranges(numbers, text):
+    assert ranges(numbers) == text

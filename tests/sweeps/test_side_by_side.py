@@ -1,0 +1,333 @@
+"""Groups carried out in this process: what is shared, and what must not be."""
+
+import json
+from copy import deepcopy
+from functools import cache
+
+import pytest
+import torch
+
+from sae_sweeps.activations.harvest import SyntheticSource
+from sae_sweeps.activations.language_model import LanguageModel
+from sae_sweeps.errors import Diverged
+from sae_sweeps.runs import evaluate, execute
+from sae_sweeps.runs.folder import RunFolder
+from sae_sweeps.runs.lease import Lease
+from sae_sweeps.sweeps import work
+from sae_sweeps.sweeps.compose import compose_points
+from sae_sweeps.sweeps.console import Console
+from sae_sweeps.sweeps.groups import NoLimits
+from sae_sweeps.sweeps.launch import Stop, run_all
+from sae_sweeps.sweeps.plan import make_plan
+from sae_sweeps.training.step import Training
+
+pytestmark = pytest.mark.slow
+
+CPU = torch.device("cpu")
+TINY = [
+    "model=synthetic", "d_sae=64", "batch_size=128", "num_tokens=5120", "train.log_every=1", "train.monitor_every=8",
+    "train.held_out_tokens=128", "train.checkpoint_every=10", "device=cpu",
+]  # fmt: skip
+EIGHT = ["penalty=none,ortho", "k=4,8", "seed=0,1"]
+
+
+@cache
+def composed(*words):
+    return make_plan(compose_points([*TINY, *words, *([] if "eval=none" in words else ["eval.sparsity_batches=1"])]))
+
+
+def planned(*words):
+    return deepcopy(composed(*words))
+
+
+def carried_out(plan, outputs, size=None, **more):
+    """States of a plan's runs after `run_all` under `outputs`."""
+    for one in plan.runs:
+        one.run.outputs = str(outputs)
+    more.setdefault("stop", Stop())
+    return run_all(plan, outputs, outputs / "sweep", CPU, cluster=NoLimits(size), **more)
+
+
+def folders(plan, outputs):
+    return [outputs / "runs" / one.run_id for one in plan.runs]
+
+
+def read(folder, name):
+    return json.loads((folder / name).read_text())
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def numbers(folder):
+    """Everything of a run that its siblings must not change."""
+    rows = [
+        {key: value for key, value in row.items() if key != "tokens_per_s"} for row in lines(folder / "metrics.jsonl")
+    ]
+    files = ("sae/sae_weights.safetensors", "checkpoint/state.safetensors", "monitors.jsonl")
+    contents = [(folder / name).read_bytes() for name in files if (folder / name).exists()]
+    return rows, contents, read(folder, "results.json")["metrics"]
+
+
+def assert_same(plan, outputs, other, but=()):
+    for one, other_one in zip(folders(plan, outputs), folders(plan, other), strict=True):
+        if one.name not in but:
+            assert numbers(one) == numbers(other_one)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Eight runs, each in a group of its own."""
+    outputs, plan = tmp_path_factory.mktemp("alone"), planned(*EIGHT)
+    states = carried_out(plan, outputs, size=1)
+    assert list(states.ended.values()) == ["completed"] * 8 and not states.interrupted
+    return outputs
+
+
+def test_groups_of_one_three_and_eight_give_the_same_numbers(alone, tmp_path, capsys):
+    for size in (3, 8):
+        plan = planned(*EIGHT)
+        carried_out(plan, tmp_path / str(size), size)
+        assert_same(plan, tmp_path / str(size), alone)
+        made = [read(folder, "results.json")["provenance"] for folder in folders(plan, tmp_path / str(size))]
+        assert [m["group_size"] for m in made] == ([3, 3, 3, 3, 3, 3, 2, 2] if size == 3 else [8] * 8)
+        assert all(0 <= m["shared_time_s"] <= m["wall_time_s"] and m["tokens_per_s"] > 0 for m in made)
+    said = capsys.readouterr().out
+    assert "[1-3/8] 3 runs side by side: synthetic, 5,120 tokens\n" in said and "[1-8/8] 8 runs" in said
+    assert said.count("  completed: fvu") == 16
+
+
+def test_a_stream_is_harvested_once_for_all(tmp_path, monkeypatch):
+    harvested, stream = [], SyntheticSource.stream
+
+    def counting(source, start, stop):
+        for batch in stream(source, start, stop):
+            if source.split == "train":
+                harvested.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(SyntheticSource, "stream", counting)
+    words = ["activations.mode=stream", "activations.buffer_tokens=1024", "eval=none", "seed=0,1", "data_seed=0,1"]
+    plan = planned(*words)
+    for size, passes in ((4, 3), (1, 8)):  # one to train on, and one by each run or order of the data to start from
+        harvested.clear()
+        carried_out(plan, tmp_path / str(size), size)
+        assert sum(harvested) == passes * 5120
+    assert_same(plan, tmp_path / "4", tmp_path / "1")
+
+
+def test_a_language_model_reads_its_text_once_for_all(tmp_path, monkeypatch, tiny_gpt_neox_folder):
+    calls, activations = [], LanguageModel.activations
+
+    def counting(lm, tokens_SL, layer):
+        calls.append(len(tokens_SL))
+        return activations(lm, tokens_SL, layer)
+
+    monkeypatch.setattr(LanguageModel, "activations", counting)
+    words = ["activations.mode=stream", "activations.buffer_tokens=2560", "data.context=32", "eval.recon_batches=1"]
+    plan = planned(f"model={tiny_gpt_neox_folder}", *words, "eval.batch_size=2", "seed=0,1,2", "num_tokens=2560")
+    for size in (3, 1):
+        calls.append(0)
+        carried_out(plan, tmp_path / str(size), size)
+    together, alone = calls[1 : calls.index(0, 1)], calls[calls.index(0, 1) + 1 :]
+    training = 32 * 3  # contexts of one pass: 2,560 tokens in contexts of 31 and BOS, 32 contexts at a time
+    assert sum(alone) - sum(together) == 2 * training
+    assert_same(plan, tmp_path / "3", tmp_path / "1")
+    assert all("ce_loss_score" in numbers(folder)[2] for folder in folders(plan, tmp_path / "3"))
+
+
+def stop_after(n_rows, monkeypatch, kind=Stop, **state):
+    """A stop that is set once the first run of a group has logged that many rows."""
+    stop, log = kind(**state), execute.Work.log
+
+    def counting(self, row):
+        log(self, row)
+        if row["step"] == n_rows - 1:
+            stop.signal = 15
+
+    monkeypatch.setattr(execute.Work, "log", counting)
+    return stop
+
+
+def test_interrupted_in_a_group_and_resumed_in_others(alone, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        states = carried_out(planned(*EIGHT), tmp_path, 8, stop=stop_after(13, patch, state="preempted"))
+    plan = planned(*EIGHT)
+    assert states.interrupted and list(states.ended.values()) == ["preempted"] * 8
+    for folder in folders(plan, tmp_path):
+        status = read(folder, "status.json")
+        assert (status["state"], status["step"]) == ("preempted", 13) and not (folder / "lease.json").exists()
+    one = planned("penalty=ortho", "k=4", "seed=1")
+    assert list(carried_out(one, tmp_path).ended.values()) == ["completed"]
+    with monkeypatch.context() as patch:  # three go on to step 27; the rest stay where they are
+        carried_out(planned(*EIGHT), tmp_path, 3, stop=stop_after(27, patch))
+    states = carried_out(planned(*EIGHT), tmp_path, 8)
+    assert list(states.ended.values()) == ["completed"] * 8
+    assert_same(plan, tmp_path, alone)
+    starts = {read(folder, "results.json")["provenance"]["start_step"] for folder in folders(plan, tmp_path)}
+    assert starts == {13, 27}
+
+
+def test_a_flush_writes_every_members_checkpoint_and_says_so_in_its_status(tmp_path, monkeypatch):
+    plan, seen, log = planned("seed=0,1", "eval=none", "train.checkpoint_every=1000"), [], execute.Work.log
+    wanted = []
+
+    def logging(self, row):
+        log(self, row)
+        if row["step"] == 6 and self.run.seed == 1:
+            wanted.append(True)
+        if row["step"] == 7 and self.run.seed == 0:
+            for folder in folders(plan, tmp_path):
+                seen.append((read(folder, "status.json")["step"], (folder / "checkpoint/state.safetensors").exists()))
+
+    monkeypatch.setattr(execute.Work, "log", logging)
+    monkeypatch.setattr(execute, "STATUS_EVERY_S", 1e9)
+    states = carried_out(plan, tmp_path, flush=lambda: bool(wanted) and wanted.pop())
+    assert seen == [(7, True), (7, True)] and list(states.ended.values()) == ["completed"] * 2
+
+
+def failing(monkeypatch, error_of):
+    """Make `Training.step` raise what `error_of(run, step, training)` gives."""
+    step_of = Training.step
+
+    def step(self, batch, step, *more):
+        if (error := error_of(self.run, step)) is not None:
+            raise error
+        return step_of(self, batch, step, *more)
+
+    monkeypatch.setattr(Training, "step", step)
+
+
+def test_what_happens_to_one_does_not_reach_its_siblings(alone, tmp_path, monkeypatch, capsys):
+    plan = planned(*EIGHT)
+    doomed = {plan.runs[1].run_id: Diverged(12, "penalty_loss"), plan.runs[4].run_id: ValueError("a bug")}
+    which = {(one.run.penalty.name, one.run.architecture.k, one.run.seed): one.run_id for one in plan.runs}
+
+    def error_of(run, step):
+        name = which[run.penalty.name, run.architecture.k, run.seed]
+        return doomed.get(name) if step == 12 else None
+
+    failing(monkeypatch, error_of)
+    states = carried_out(plan, tmp_path, 8)
+    assert [states.ended[name] for name in doomed] == ["diverged", "failed"]
+    assert sorted(states.ended.values()) == ["completed"] * 6 + ["diverged", "failed"]
+    diverged, failed = (tmp_path / "runs" / name for name in doomed)
+    assert read(diverged, "status.json")["error"] == "penalty_loss is not finite at step 12"
+    assert "a bug" in (failed / "error.log").read_text() and "error.log" in read(failed, "status.json")["error"]
+    assert_same(plan, tmp_path, alone, but=doomed)
+    said = capsys.readouterr().out
+    assert said.index("diverged: penalty_loss") < said.index("completed: fvu")  # at once, not at the end
+
+
+def test_who_runs_out_of_memory_gets_a_second_chance_alone(alone, tmp_path, monkeypatch, capsys):
+    plan, failures = planned(*EIGHT), {3: 1, 5: 2}  # by the run's number, how often
+    names = {plan.runs[number].run_id: number for number in failures}
+    left = dict(failures)
+
+    def error_of(run, step):
+        for one in plan.runs:
+            if one.run is run and step == 12 and left.get(names.get(one.run_id)):
+                left[names[one.run_id]] -= 1
+                return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+        return None
+
+    failing(monkeypatch, error_of)
+    states = carried_out(plan, tmp_path, 8)
+    second, hopeless = (tmp_path / "runs" / name for name in names)
+    assert states.ended[second.name] == "completed" and states.ended[hopeless.name] == "failed"
+    assert "OutOfMemoryError" in read(hopeless, "status.json")["error"]
+    assert_same(plan, tmp_path, alone, but={hopeless.name})
+    results = read(second, "results.json")
+    assert "ran out of memory in a group of 8 runs and was trained alone" in results["warnings"]
+    assert results["provenance"]["group_size"] == 1 and results["provenance"]["start_step"] == 10
+    assert capsys.readouterr().out.count("ran out of memory; it will be tried again alone") == 2
+
+
+def test_a_member_whose_lease_is_lost_leaves_and_writes_nothing(alone, tmp_path, monkeypatch):
+    plan, log, waited = planned(*EIGHT), execute.Work.log, []
+    taken = folders(plan, tmp_path)[2]
+
+    def logging(self, row):
+        log(self, row)
+        if self.run_id == taken.name and row["step"] == 12:
+            self.lease.lost = True
+
+    def announce(waiting, outputs, announced, console):
+        waited.extend(one.run_id for one in waiting)
+        assert read(taken, "status.json")["state"] == "running" and len(lines(taken / "metrics.jsonl")) == 13
+        assert not (taken / "error.log").exists()
+        monkeypatch.setattr(execute.Work, "log", log)
+        (taken / "lease.json").unlink()  # the other one gives up
+
+    monkeypatch.setattr(execute.Work, "log", logging)
+    monkeypatch.setattr("sae_sweeps.sweeps.launch.announce", announce)
+    states = carried_out(plan, tmp_path, 8)
+    assert waited == [taken.name] and list(states.ended.values()) == ["completed"] * 8
+    assert_same(plan, tmp_path, alone)
+
+
+def test_a_run_that_another_process_holds_comes_last(tmp_path, monkeypatch):
+    plan = planned("seed=0,1,2", "eval=none")
+    held = folders(plan, tmp_path)[1]
+    lease = Lease.acquire(RunFolder(held))
+    order, end = [], work.Hand.end
+
+    def ending(self, error):
+        order.append(self.one.planned.run_id)
+        end(self, error)
+
+    monkeypatch.setattr(work.Hand, "end", ending)
+    monkeypatch.setattr(Lease, "holder", staticmethod(lambda folder: "somebody"))
+    monkeypatch.setattr("sae_sweeps.sweeps.launch.announce", lambda *words: lease.release())
+    states = carried_out(plan, tmp_path)
+    assert order[-1] == held.name and set(states.ended.values()) == {"completed"}
+
+
+def test_a_damaged_lease_or_status_fails_its_run_alone(tmp_path, capsys):
+    plan = planned("seed=0,1,2", "eval=none")
+    lease, status, good = folders(plan, tmp_path)
+    for folder, name in ((lease, "lease.json"), (status, "status.json")):
+        folder.mkdir(parents=True)
+        (folder / name).write_text("{")
+    states = carried_out(plan, tmp_path)
+    assert states.ended == {lease.name: "failed", status.name: "failed", good.name: "completed"}
+    assert capsys.readouterr().out.count("is damaged") == 2 and (lease / "lease.json").read_text() == "{"
+
+
+def test_a_failing_evaluation_stays_with_its_run(tmp_path, monkeypatch):
+    plan, summarise = planned("seed=0,1"), evaluate.summarise
+
+    def summarising(subject, name, metrics, warnings):
+        if subject.run.seed == 1 and name == "core":
+            raise ValueError("no such luck")
+        summarise(subject, name, metrics, warnings)
+
+    monkeypatch.setattr(evaluate, "summarise", summarising)
+    states = carried_out(plan, tmp_path)
+    assert list(states.ended.values()) == ["completed", "completed in part"]
+    first, second = (read(folder, "results.json") for folder in folders(plan, tmp_path))
+    assert "fvu" in first["metrics"] and "fvu" not in second["metrics"]
+    assert any("no such luck" in warning for warning in second["warnings"])
+
+
+def test_an_interrupted_evaluation_keeps_what_was_done(tmp_path, monkeypatch):
+    plan, stop, summarise = planned("seed=0,1"), Stop(), evaluate.summarise
+
+    def summarising(subject, name, metrics, warnings):
+        summarise(subject, name, metrics, warnings)
+        if name == "separation" and subject.run.seed == 0:
+            stop.signal = 2
+
+    monkeypatch.setattr(evaluate, "summarise", summarising)
+    states = carried_out(plan, tmp_path, stop=stop)
+    assert states.interrupted and list(states.ended.values()) == ["completed", "interrupted"]
+    trained = [(folder / "trained.json").stat().st_mtime_ns for folder in folders(plan, tmp_path)]
+    assert list(carried_out(plan, tmp_path).ended.values()) == ["completed"] * 2
+    assert trained == [(folder / "trained.json").stat().st_mtime_ns for folder in folders(plan, tmp_path)]
+
+
+def test_a_quiet_console_says_nothing(tmp_path, capsys):
+    carried_out(planned("seed=0,1", "eval=none"), tmp_path, console=Console(quiet=True))
+    told = capsys.readouterr()
+    assert not told.out and not told.err
