@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,7 @@ class Slurm:
         executor = SlurmExecutor(sweep / FOLDER, max_num_timeout=self.cfg.max_restarts, python=self.cfg.python)
         executor.update_parameters(**sbatch_parameters(self.cfg, sweep))
         try:
-            with executor.batch():
+            with redirect_stderr(StringIO()), executor.batch():  # submitit prints what sbatch says, and raises it too
                 jobs = [executor.submit(worker) for worker in workers]
         except (FailedJobError, FailedSubmissionError) as error:
             said = [line for line in str(error).splitlines() if "error:" in line] or str(error).splitlines()

@@ -204,7 +204,7 @@ def test_what_sbatch_refuses_is_a_mistake_and_leaves_nothing(slurm, tmp_path):
 def test_several_groups_of_a_node_share_its_gpus(slurm, tmp_path):
     words = ["-m", *TINY, "num_tokens=2560", "k=2,4", f"outputs={tmp_path}", "cluster.group_size=1"]
     node = ["cluster=slurm_node", "cluster.gpus=2", "cluster.tasks=2", "cluster.cpus=1", "cluster.mem=null"]
-    setup = f"cluster.setup=[echo gpus $CUDA_VISIBLE_DEVICES > {tmp_path}/gpus]"
+    setup = f'cluster.setup=["echo gpus $CUDA_VISIBLE_DEVICES > {tmp_path}/gpus"]'
     run(*words, *node, setup, "cluster.poll_s=0.3", cluster=slurm)
     (job,) = jobs(the_sweep(tmp_path))
     assert job["groups"] == [0, 1] and len(job["logs"]) == 2
