@@ -28,7 +28,7 @@ from sweeping import (
 pytestmark = pytest.mark.slow
 
 LOCAL = ["cluster=local", "cluster.processes=2", "cluster.poll_s=0.2"]
-LONG = [*TINY, "num_tokens=192000", "train.checkpoint_every=100", "train.log_every=20", "train.monitor_every=1000"]
+LONG = [*TINY, "num_tokens=128000", "train.checkpoint_every=100", "train.log_every=20", "train.monitor_every=1000"]
 
 
 def listed(sweep):
@@ -54,7 +54,7 @@ def test_processes_give_the_numbers_of_one_even_when_one_is_killed(tmp_path):
 
 def test_ctrl_c_leaves_processes_which_cancel_ends_and_resume_takes_up_in_one(tmp_path):
     log = tmp_path / "log"
-    launcher = launch("-m", *LONG, "k=4", "seed=0,1,2", "num_tokens=640000", *LOCAL, f"outputs={tmp_path}", log=log)
+    launcher = launch("-m", *LONG, "k=4", "seed=0,1,2", "num_tokens=384000", *LOCAL, f"outputs={tmp_path}", log=log)
     sweep = the_sweep(tmp_path)
     wait_for(lambda: any(trains(folder) for folder in run_folders(tmp_path)), 300)
     launcher.send_signal(signal.SIGINT)
@@ -78,14 +78,14 @@ def test_a_sweep_of_one_process_is_looked_at_and_resumed_too(tmp_path):
     wait_for(lambda: any(has_checkpoint(folder) for folder in run_folders(tmp_path)), 300)
     (sweep,) = (tmp_path / "sweeps").iterdir()
     table = run("status", sweep, module="sae_sweeps").stdout
-    assert "seed=0" in table and "running" in table and "/3,000" in table and "2 runs" in table
+    assert "seed=0" in table and "running" in table and "/2,000" in table and "2 runs" in table
     launcher.kill()
     launcher.wait()
     assert "lost" in {r["state"] for r in listed(sweep)}
     run("resume", sweep, module="sae_sweeps")
     told = listed(sweep)
     assert [r["state"] for r in told] == ["completed", "completed"] and all(r["at_its_end"] for r in told)
-    assert all(r["loss"] > 0 and r["step"] == 3000 for r in told)
+    assert all(r["loss"] > 0 and r["step"] == 2000 for r in told)
 
 
 def test_diverged_is_final_unless_resume_is_told_to_try_again(tmp_path):

@@ -28,8 +28,8 @@ from sweeping import (
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
-LONG = [*TINY, "num_tokens=192000", "train.checkpoint_every=100", "train.log_every=20", "train.monitor_every=1000"]
-"""3,000 steps: long enough to be struck on its way."""
+LONG = [*TINY, "num_tokens=128000", "train.checkpoint_every=100", "train.log_every=20", "train.monitor_every=1000"]
+"""2,000 steps: long enough to be struck on its way."""
 
 
 def same_numbers(outputs, undisturbed):
@@ -118,7 +118,7 @@ def preempt(slurm, id):
 
 
 def test_detached_watched_warned_cancelled_and_resumed(slurm, tmp_path):
-    grid = ["-m", *LONG, "k=4", "seed=0,1", "num_tokens=640000", f"outputs={tmp_path}"]
+    grid = ["-m", *LONG, "k=4", "seed=0,1", "num_tokens=384000", f"outputs={tmp_path}"]
     done = run(*grid, *ON_SLURM, "cluster.group_size=1", "cluster.detach=true", cluster=slurm)
     sweep = the_sweep(tmp_path)
     assert f"python -m sae_sweeps status {sweep}" in done.stdout and "2 jobs submitted" in done.stdout

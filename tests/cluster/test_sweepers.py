@@ -32,6 +32,6 @@ def test_an_objective_that_is_no_metric_is_named(tmp_path):
 
 
 def test_a_list_of_presets_is_a_sweep(tmp_path):
-    words = ["--dry-run", "-m", "experiment=glob(de*)", "model=synthetic", "num_tokens=40960", f"outputs={tmp_path}"]
+    words = ["--dry-run", "-m", "experiment=glob(de*)", "model=synthetic", f"outputs={tmp_path}"]
     done = run(*words)
     assert "run 2" in done.stdout and "decorrelation" in done.stdout, done.stdout
