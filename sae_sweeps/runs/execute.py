@@ -164,7 +164,7 @@ class Work(Watch):
                 "group_size": self.group_size,
                 "wall_time_s": round(member.seconds + time.monotonic() - began, 2),
                 "shared_time_s": round(member.shared_seconds, 2),
-                "tokens_per_s": round((wanted - member.start * run.batch_size) / max(member.step_seconds, 1e-9)),
+                "tokens_per_s": round((wanted - member.start * run.batch_size) / max(member.stopwatch.seconds(), 1e-9)),
             },
         }
         write_json(self.folder.path / TRAINED, trained)

@@ -159,10 +159,10 @@ def run_all(
     from sae_sweeps.runs.bench import Bench
     from sae_sweeps.runs.folder import RunFolder
     from sae_sweeps.sweeps.console import Console
-    from sae_sweeps.sweeps.work import Numbered, Shift, try_to, work_on
+    from sae_sweeps.sweeps.work import Launch, Numbered, try_to, work_on
 
     ours, stop, console = stop is None, stop or Stop(), console or Console()
-    shift = Shift(Bench(device, stop, console.progress, flush), console, outputs, sweep.name, lambda: stop.state)
+    carried = Launch(Bench(device, stop, console.progress, flush), console, outputs, sweep.name, lambda: stop.state)
     place = {planned.run_id: number for number, planned in enumerate(plan.runs, 1)}
     announced: set[str] = set()
     with caught_signals(stop) if ours else nullcontext():
@@ -178,13 +178,13 @@ def run_all(
                 title = f"[{ranges(numbers)}/{len(place)}] {len(numbers)} runs side by side: {group.key}"
                 heads = [f"[{n}/{len(place)}] {p.run_id}  {p.title}" for n, p in zip(numbers, group.runs, strict=True)]
                 numbered = [Numbered(planned, head) for planned, head in zip(group.runs, heads, strict=True)]
-                held += [one.planned for one in work_on(numbered, title, shift)]
+                held += [one.planned for one in work_on(numbered, title, carried)]
             waiting = held
             if waiting and not stop():
                 announce(waiting, outputs, announced, console)
                 time.sleep(POLL_S)
     console.close()
-    return States(shift.ended, interrupted=stop())
+    return States(carried.ended, interrupted=stop())
 
 
 def enqueue(folder: RunFolder, planned: PlannedRun) -> None:

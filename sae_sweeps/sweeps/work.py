@@ -30,8 +30,8 @@ class Numbered:
 
 
 @dataclass
-class Shift:
-    """What a group's turn is worked with, and what came of it."""
+class Launch:
+    """What the groups of a launch are worked on with, and what came of their runs."""
 
     bench: Bench
     console: Console
@@ -43,68 +43,72 @@ class Shift:
     """State by run id; `completed in part` where an evaluation failed."""
 
 
-def work_on(group: list[Numbered], title: str, shift: Shift) -> list[Numbered]:
+def work_on(group: list[Numbered], title: str, launch: Launch) -> list[Numbered]:
     """Bring the runs of a group as far as they go. Returns those that a live process elsewhere holds."""
     held: list[Numbered] = []
     with ExitStack() as leases:
-        hands: list[Hand] = []
+        supervised: list[Supervised] = []
         for one in group:
-            folder = RunFolder(run_path(shift.outputs, one.planned.run_id))
+            folder = RunFolder(run_path(launch.outputs, one.planned.run_id))
             try:
                 lease = Lease.acquire(folder)
                 if lease is None:
                     held.append(one)
                     continue
                 leases.enter_context(lease)
-                if not ended_before(one, folder, shift):
-                    hands.append(Hand(one, folder, lease, shift, held))
-            except UserError as mistake:  # a lease or a status that does not read back
-                shift.console.say(f"{one.head}\n  failed: {mistake}")
-                shift.ended[one.planned.run_id] = "failed"
-        if not hands:
+                if not ended_before(one, folder, launch):
+                    supervised.append(Supervised(one, folder, lease, launch, held))
+            except (UserError, OSError) as problem:  # a lease or a status that does not read back, a folder not ours
+                launch.console.say(f"{one.head}\n  failed: {problem}")
+                launch.ended[one.planned.run_id] = "failed"
+        if not supervised:
             return held
-        shift.console.say(title if len(hands) > 1 else hands[0].one.head)
-        for hand in hands:
-            leases.callback(hand.close)
-            hand.head = [hand.one.head] if len(hands) > 1 else []
-            hand.begin()
+        launch.console.say(title if len(supervised) > 1 else supervised[0].one.head)
+        for each in supervised:
+            leases.callback(each.close)
+            each.head = [each.one.head] if len(supervised) > 1 else []
+            each.begin()
         try:
-            execute([hand.work for hand in hands if not hand.work.ended], shift.bench)
+            execute([each.work for each in supervised if not each.work.ended], launch.bench)
         except KeyboardInterrupt:
-            for hand in hands:
-                if not hand.work.ended:
-                    hand.status(state="interrupted", error="stopped at once, by a second Ctrl-C")
+            for each in supervised:
+                if not each.work.ended:
+                    each.status(state="interrupted", error="stopped at once, by a second Ctrl-C")
             raise
-        shift.console.close()
+        except Exception as bug:  # in what the runs share
+            for each in supervised:
+                if not each.work.ended:
+                    each.work.finish(bug)
+        launch.console.close()
     return held
 
 
-def ended_before(one: Numbered, folder: RunFolder, shift: Shift) -> bool:
+def ended_before(one: Numbered, folder: RunFolder, launch: Launch) -> bool:
     """Whether there is nothing to do; says why."""
     status = folder.status()
     if status and status["state"] == "diverged":
-        shift.console.say(f"{one.head}: diverged before ({status['error']}); not tried again")
+        launch.console.say(f"{one.head}: diverged before ({status['error']}); not tried again")
     elif status and status["state"] == "completed" and is_complete(one.planned.run, folder):
-        shift.console.say(f"{one.head}: complete, skipped")
+        launch.console.say(f"{one.head}: complete, skipped")
     else:
         return False
-    shift.ended[one.planned.run_id] = status["state"]
+    launch.ended[one.planned.run_id] = status["state"]
     return True
 
 
-class Hand:
-    """One run of the group in work: turns whatever happens to it into its state and one line of error."""
+class Supervised:
+    """One run of a group in work: turns whatever happens to it into its state and one line of error."""
 
-    def __init__(self, one: Numbered, folder: RunFolder, lease: Lease, shift: Shift, held: list[Numbered]):
-        self.one, self.folder, self.lease, self.shift, self.held = one, folder, lease, shift, held
+    def __init__(self, one: Numbered, folder: RunFolder, lease: Lease, launch: Launch, held: list[Numbered]):
+        self.one, self.folder, self.lease, self.launch, self.held = one, folder, lease, launch, held
         self.head: list[str] = []
         """What stands before the run's end on the console, where that is not said yet."""
         planned = one.planned
-        self.sink = open_sink(planned, folder, shift.sweep)
+        self.sink = open_sink(planned, folder, launch.sweep)
         self.exit_code = 1
         self.summary: dict[str, Any] = {}
         self.work = Work(
-            planned.run, planned.run_id, planned.title, folder, lease, self.sink.log, shift.console.note, self.end
+            planned.run, planned.run_id, planned.title, folder, lease, self.sink.log, launch.console.note, self.end
         )
 
     def begin(self) -> None:
@@ -117,7 +121,7 @@ class Hand:
         self.folder.close()
         if isinstance(error, LeaseLost):
             self.held.append(self.one)  # somebody else's now; looked after again when they are done
-            self.shift.console.note(f"{self.one.head}\n  {error}")
+            self.launch.console.note(f"{self.one.head}\n  {error}")
             return
         state, why = self.state_after(error)
         if not self.lease.lost:  # somebody else's status otherwise
@@ -128,8 +132,8 @@ class Hand:
             lines.append(f"  {state}: {in_brief(self.folder)}")
         if why:
             lines.append(f"  {why}" if state == "completed" else f"  {state}: {why}")
-        self.shift.ended[self.one.planned.run_id] = "completed in part" if state == "completed" and why else state
-        self.shift.console.note("\n".join(lines))
+        self.launch.ended[self.one.planned.run_id] = "completed in part" if state == "completed" and why else state
+        self.launch.console.note("\n".join(lines))
 
     def state_after(self, error: Exception | None) -> tuple[str, str | None]:
         if error is None:
@@ -139,7 +143,7 @@ class Hand:
         if isinstance(error, Diverged):
             return "diverged", str(error)
         if isinstance(error, Interrupted):
-            return self.shift.stopped_as(), str(error)
+            return self.launch.stopped_as(), str(error)
         if isinstance(error, UserError):
             return "failed", str(error)
         log = self.folder.path / "error.log"
@@ -151,7 +155,7 @@ class Hand:
 
     def close(self) -> None:
         if warning := self.sink.finish(self.exit_code, self.summary):
-            self.shift.console.note(f"{self.one.head}\n  warning: {warning}")
+            self.launch.console.note(f"{self.one.head}\n  warning: {warning}")
 
 
 def try_to(action: Any, *args: Any, **kwargs: Any) -> None:

@@ -17,6 +17,7 @@ from sae_sweeps.activations.sampler import prepared
 from sae_sweeps.errors import Interrupted
 from sae_sweeps.training.checkpoint import save_checkpoint
 from sae_sweeps.training.step import Training
+from sae_sweeps.training.stopwatch import Stopwatch
 
 QUARTERS = (25, 50, 75, 100)
 
@@ -58,7 +59,7 @@ class Member:
         stream: names the batches that it takes among those of a step.
         seconds: time spent on it, its share of what was done for several included.
         shared_seconds: that share alone: harvesting and drawing batches.
-        step_seconds: time spent in its steps.
+        stopwatch: time that its steps take.
     """
 
     def __init__(self, training: Training, start: int, checkpoint_folder: Path, watch: Watch, stream: Any = None):
@@ -67,8 +68,9 @@ class Member:
         )  # fmt: skip
         self.total = training.total_steps
         self.quarters = {max(1, round(percent / 100 * self.total)): percent for percent in QUARTERS}
-        self.seconds = self.shared_seconds = self.step_seconds = 0.0
-        self._since_row = (0.0, 0)  # seconds and tokens
+        self.seconds = self.shared_seconds = 0.0
+        self.stopwatch = Stopwatch(training.device)
+        self._last_row = (start, 0.0)  # the step after it, and what the stopwatch said
 
     def shared(self, seconds: float) -> None:
         """Count its share of something that was done for several."""
@@ -87,20 +89,16 @@ class Member:
         last = step == self.total - 1
         monitored = step % run.train.monitor_every == 0 or last
         logged = monitored or step % run.train.log_every == 0
-        began = time.monotonic()
-        report = self.training.step(batch, step, logged, monitored)
-        taken = time.monotonic() - began
-        self.step_seconds += taken
-        seconds, tokens = self._since_row
-        self._since_row = seconds + taken, tokens + run.batch_size
+        with self.stopwatch.running():
+            report = self.training.step(batch, step, logged, monitored)
         for record in report.monitors:
             watch.note({"step": step, **record})
         if logged:
-            seconds, tokens = self._since_row
+            (since, before), seconds = self._last_row, self.stopwatch.seconds()
+            self._last_row = step + 1, seconds
             row = {"step": step, "tokens": (step + 1) * run.batch_size, **report.numbers}
-            row["tokens_per_s"] = round(tokens / max(seconds, 1e-9))
+            row["tokens_per_s"] = round((step + 1 - since) * run.batch_size / max(seconds - before, 1e-9))
             watch.log(row | (watch.look(self.training) if monitored else {}))
-            self._since_row = 0.0, 0
         if step + 1 in self.quarters:
             watch.quarter(self.training, self.quarters[step + 1])
 

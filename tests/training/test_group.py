@@ -208,7 +208,7 @@ def test_time_that_is_shared_is_shared_out(tmp_path):
     kept = list(members)
     go(members)
     for one in kept:
-        assert 0 < one.shared_seconds < one.seconds and 0 < one.step_seconds < one.seconds
+        assert 0 < one.shared_seconds < one.seconds and 0 < one.stopwatch.seconds() < one.seconds
     assert kept[0].shared_seconds == kept[1].shared_seconds
 
 
