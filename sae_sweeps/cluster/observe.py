@@ -20,6 +20,8 @@ GRACE_S = 3.0
 """Between a job's end and the verdict on its runs: what they wrote last may still be on its way here."""
 FINAL = ("completed", "diverged", "failed")
 """Ends that no job which is still alive will change."""
+CLOSED = ("completed", "diverged")
+"""Ends that nobody changes while a sweep is watched; read once."""
 
 
 @dataclass
@@ -66,6 +68,7 @@ class Observer:
         self.silent_since: float | None = None
         """Since when the scheduler has not answered, by the monotonic clock."""
         self._dead_since: dict[str, float] = {}
+        self._closed: dict[str, dict[str, Any]] = {}
 
     def look(self) -> list[RunView]:
         """Every run of the sweep, in its order. Runs that are found dead are declared so, on disk."""
@@ -96,7 +99,12 @@ class Observer:
         return views
 
     def _status(self, run_id: str) -> dict[str, Any]:
-        return RunFolder(run_path(self.outputs, run_id)).status() or dict(EMPTY_STATUS)
+        if run_id not in self._closed:
+            status = RunFolder(run_path(self.outputs, run_id)).status() or dict(EMPTY_STATUS)
+            if status["state"] not in CLOSED:
+                return status
+            self._closed[run_id] = status
+        return self._closed[run_id]
 
     def _ask(self, jobs: list[Job], cluster: dict[str, Any]) -> dict[str, JobState] | None:
         states: dict[str, JobState] = {}

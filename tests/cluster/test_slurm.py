@@ -137,7 +137,7 @@ def test_detached_watched_warned_cancelled_and_resumed(slurm, tmp_path):
     listed = read_status(sweep, slurm)
     assert {r["state"] for r in listed} == {"cancelled"} and all(r["at_its_end"] for r in listed)
     assert not slurm.ask("squeue", "-h").strip()
-    run("resume", sweep, "cluster.group_size=2", cluster=slurm, module="sae_sweeps")
+    run("resume", sweep, "cluster.group_size=2", "cluster.detach=false", cluster=slurm, module="sae_sweeps")
     assert {r["state"] for r in read_status(sweep, slurm)} == {"completed"}
     assert len(jobs(sweep)) == 3 and len(jobs(sweep)[-1]["runs"]) == 2
 
