@@ -32,8 +32,8 @@ LONG = [*TINY, "num_tokens=128000", "train.checkpoint_every=100", "train.log_eve
 """2,000 steps: long enough to be struck on its way."""
 
 
-def same_numbers(outputs, undisturbed):
-    for folder in run_folders(undisturbed):
+def same_numbers(outputs, whole):
+    for folder in run_folders(whole):
         assert numbers(outputs / "runs" / folder.name) == numbers(folder), folder.name
 
 
@@ -55,13 +55,20 @@ def test_the_demo_sweep_and_24_runs_in_3_groups_on_3_nodes_have_the_numbers_of_o
     assert "24 of 24 runs are at their end already" in again.stdout and "submitted" not in again.stdout
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Six runs in one process, and the words of their command."""
+    outputs, grid = tmp_path_factory.mktemp("undisturbed"), ["-m", *LONG, "k=4", "seed=0,1,2,3,4,5"]
+    run(*grid, f"outputs={outputs}")
+    return outputs, grid
+
+
 @pytest.mark.parametrize("accounting", [False, True], ids=["no_accounting", "accounting"])
-def test_struck_in_every_way_each_run_ends_complete_or_with_its_reason(accounting, tmp_path, request):
+def test_struck_in_every_way_each_run_ends_complete_or_with_its_reason(accounting, undisturbed, tmp_path, request):
     """One sweep of six jobs. In turn: scancel, requeue, SIGKILL of the process, preemption, a node's daemon and the
     controller stopped and started; the sixth is let alone."""
     slurm = request.getfixturevalue("slurm_with_accounting" if accounting else "slurm")
-    grid = ["-m", *LONG, "k=4", "seed=0,1,2,3,4,5"]
-    outputs = tmp_path / "struck"
+    (whole, grid), outputs = undisturbed, tmp_path / "struck"
     log = tmp_path / "log"
     launcher = launch(*grid, *ON_SLURM, "cluster.group_size=1", f"outputs={outputs}", cluster=slurm, log=log)
     try:
@@ -92,7 +99,6 @@ def test_struck_in_every_way_each_run_ends_complete_or_with_its_reason(accountin
     finally:
         launcher.kill()
     said = log.read_text()
-    run(*grid, f"outputs={tmp_path / 'undisturbed'}")
     ends = {job["id"]: status(folder_of(outputs, job)) for job in jobs(sweep)}
     assert ends[cancelled["id"]]["state"] == "cancelled", ends
     assert f"Slurm job {cancelled['id']} was cancelled" in ends[cancelled["id"]]["error"]
@@ -101,14 +107,14 @@ def test_struck_in_every_way_each_run_ends_complete_or_with_its_reason(accountin
         assert status(folder_of(outputs, job))["restarts"] >= 1, (job, ends)
     assert jobs(sweep)[-1]["id"].partition("_")[0] != array, "the killed run was submitted once more"
     assert "left no word" in said or "FAILED" in said or "NODE_FAIL" in said
-    for folder in run_folders(tmp_path / "undisturbed"):
+    for folder in run_folders(whole):
         if folder.name != cancelled["runs"][0]:
             assert numbers(outputs / "runs" / folder.name) == numbers(folder), folder.name
     tables = said.rsplit("sweep  ", 1)[1]
     assert cancelled["runs"][0] in tables and "seed=0" in tables and "_log.out" in tables
     resumed = run("resume", sweep, cluster=slurm, module="sae_sweeps")
     assert "5 of 6 runs are at their end already" in resumed.stdout
-    same_numbers(outputs, tmp_path / "undisturbed")
+    same_numbers(outputs, whole)
 
 
 def preempt(slurm, id):
