@@ -8,7 +8,8 @@ TORCH_INDEX ?=
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-quick lint type format clean saelens-check saebench-check peers bench bench-gpu scaling
+.PHONY: help install demo test test-quick lint type format clean saelens-check saebench-check campaign-cluster \
+	peers bench bench-gpu scaling
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,6 +30,9 @@ demo: install ## three SAEs with the progressive orthogonality penalty on the bu
 test: install ## the whole test suite, quick tests first
 	$(PY) -m pytest -m "not slow" -n 2
 	$(PY) -m pytest -m slow -n 2
+
+campaign-cluster: install ## sweeps on a Slurm of its own, struck at random for ROUNDS=5 rounds
+	$(PY) -m scripts.campaign_cluster --rounds $(or $(ROUNDS),5)
 
 test-quick: install ## the quick tests only
 	$(PY) -m pytest -m "not slow" -n 2

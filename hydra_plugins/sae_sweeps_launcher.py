@@ -30,19 +30,26 @@ class SaeSweepsLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from sae_sweeps.errors import ConfigError
+        from sae_sweeps.sweeps import outcome
         from sae_sweeps.sweeps.arms import points_of
         from sae_sweeps.sweeps.launch import launch
 
         def compose(overrides: list[str]) -> DictConfig:
             return self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
 
-        points = [point for overrides in job_overrides for point in points_of(list(overrides), compose)]
-        launch(points)
-        return [_done() for _ in points]
+        by_job: list[Any] = [points_of(list(overrides), compose) for overrides in job_overrides]
+        values = iter(launch([point for points in by_job for point in points]))
+        of_jobs = [[next(values) for _ in points] for points in by_job]
+        if any(len(of_job) > 1 for of_job in of_jobs) and self.config.objective:
+            raise ConfigError("objective: an experiment's arms are several results for one trial; sweep one arm.")
+        if outcome.status == 130:  # a sweeper must not go on with its next trials
+            raise KeyboardInterrupt
+        return [_done(of_job[0] if of_job else None) for of_job in of_jobs]
 
 
-def _done() -> JobReturn:
+def _done(value: float | None) -> JobReturn:
     """The sweep has told and recorded every run's end itself; a run that failed must not stop Hydra's sweeper."""
     done: Any = JobReturn()
-    done.status, done.return_value = JobStatus.COMPLETED, None
+    done.status, done.return_value = JobStatus.COMPLETED, value
     return done

@@ -33,7 +33,51 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("words", nargs="+", metavar="PATH or key=value", help="paths, then words of launch.py")
     evaluate.set_defaults(run=evaluate_paths)
+    status = commands.add_parser(
+        "status",
+        help="how every run of a sweep stands",
+        description="State, progress, last loss and job of every run; a run whose job is gone is found out.",
+    )
+    status.add_argument("sweep", type=Path, metavar="SWEEP_DIR", help="a folder of outputs/sweeps")
+    status.add_argument("--watch", action="store_true", help="again and again, until every run is at its end")
+    status.add_argument("--json", action="store_true", help="one list of objects")
+    status.set_defaults(run=show_status)
+    resume = commands.add_parser(
+        "resume",
+        help="launch again what is not complete",
+        description="Launch again what is not complete of a sweep, where it was or where the words say.",
+        usage="python -m sae_sweeps resume SWEEP_DIR [--diverged] [cluster=...] [cluster.key=value ...]",
+    )
+    resume.add_argument("sweep", type=Path, metavar="SWEEP_DIR", help="a folder of outputs/sweeps")
+    resume.add_argument("--diverged", action="store_true", help="also what diverged")
+    resume.add_argument("words", nargs="*", metavar="cluster...", help="words of the cluster group")
+    resume.set_defaults(run=resume_sweep)
+    cancel = commands.add_parser(
+        "cancel",
+        help="cancel what is queued or running",
+        description="End the jobs of a sweep and mark its runs cancelled; `resume` takes them up again.",
+    )
+    cancel.add_argument("sweep", type=Path, metavar="SWEEP_DIR", help="a folder of outputs/sweeps")
+    cancel.set_defaults(run=cancel_sweep)
     return top
+
+
+def show_status(words: argparse.Namespace) -> int:
+    from sae_sweeps.cluster.commands import status
+
+    return status(words.sweep, words.watch, words.json)
+
+
+def resume_sweep(words: argparse.Namespace) -> int:
+    from sae_sweeps.cluster.commands import resume
+
+    return resume(words.sweep, words.words, words.diverged)
+
+
+def cancel_sweep(words: argparse.Namespace) -> int:
+    from sae_sweeps.cluster.commands import cancel
+
+    return cancel(words.sweep)
 
 
 def evaluate_paths(words: argparse.Namespace) -> int:

@@ -213,6 +213,8 @@ def sentence(error: Exception) -> str:
         found = re.search(r"Could not (?:find|load) '?([\w/.-]+)/([^/'\n]+)'?", text)
         if found:
             group, value = found[1], found[2].removesuffix(".yaml")
+            if (group, value) == ("hydra/sweeper", "optuna"):
+                return "hydra/sweeper=optuna: Optuna is not installed; pip install 'sae-sweeps[optuna]'."
             return f"{group}={value}: no such choice; {_suggest(value, choices(group), 'one of')}"
     if found := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(found[1].split("@")[0], text)

@@ -174,8 +174,78 @@ class LoggerConfig:
 
 @dataclass
 class ClusterConfig:
+    """Where a sweep's runs are trained. Nothing here changes a number, so nothing here is part of a run's identity."""
+
     name: str = "inline"
     """inline: every run in this process."""
+    group_size: int | None = None
+    """Most runs in a group, which share the language model's passes; null: as many as memory_gb holds."""
+    memory_gb: float | None = None
+    """Memory of one group's device; null: what the device has, where that can be seen."""
+
+
+@dataclass
+class LocalConfig(ClusterConfig):
+    """Processes on this machine, one for each group at a time."""
+
+    name: str = "local"
+    processes: int | None = None
+    """Groups trained side by side; null: one for each GPU, or 2 without any. Each process gets a GPU of its own."""
+    detach: bool = False
+    """Return once the processes are started; `python -m sae_sweeps status SWEEP_DIR` looks after them."""
+    retries: int = 1
+    """How often a run is started again that was lost or ran out of memory; never after a divergence or an error."""
+    poll_s: float = 1.0
+    """Seconds between two looks at the runs."""
+
+
+@dataclass
+class SlurmConfig(ClusterConfig):
+    """Jobs of Slurm, through submitit: one array per launch, one job for `tasks` groups."""
+
+    name: str = "slurm"
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    """Features that a node must have, as sbatch's --constraint."""
+    gpus: int = 1
+    """GPUs of a job; 0 for none."""
+    gpu_type: str | None = None
+    """Kind of GPU, as in --gres=gpu:KIND:N."""
+    tasks: int = 1
+    """Groups side by side in one job; the job's GPUs are dealt out evenly."""
+    cpus: int = 4
+    """CPUs of each group; also its number of threads where OMP_NUM_THREADS is not set."""
+    mem: str | None = "16G"
+    """Memory of a job, as sbatch's --mem; null: the partition's default."""
+    time: str = "4:00:00"
+    """Time limit of a job: minutes, H:MM:SS or D-HH:MM:SS. A job that reaches it goes on in the queue again."""
+    exclusive: bool = False
+    """Whole nodes, shared with no other job."""
+    array_parallelism: int = 256
+    """Most jobs of an array that run at the same time."""
+    exclude: str | None = None
+    """Nodes to leave out, as sbatch's --exclude."""
+    mail_user: str | None = None
+    mail_type: str | None = None
+    """When to write, as sbatch's --mail-type (END,FAIL)."""
+    setup: list[str] = field(default_factory=list)
+    """Shell lines before the job's command, such as `module load cuda`."""
+    python: str | None = None
+    """Python on the nodes; null: the one that launches."""
+    extra: list[str] = field(default_factory=list)
+    """Further options of sbatch by their long names, such as ["reservation=mine",reboot]."""
+    signal_s: int = 90
+    """Seconds before the time limit at which a job writes its checkpoints and queues again."""
+    max_restarts: int = 20
+    """How often Slurm may start a job again (preemption, time limit, node failure) before it counts as failed."""
+    detach: bool = False
+    """Return after submission; `python -m sae_sweeps status SWEEP_DIR` looks after the jobs."""
+    retries: int = 1
+    """How often a run is submitted again that was lost or ran out of memory; never after a divergence or an error."""
+    poll_s: float = 10.0
+    """Seconds between two looks at the runs and at squeue, which is asked once for all jobs."""
 
 
 @dataclass
@@ -231,5 +301,7 @@ class RootConfig:
     """Words that mark the run in its results and at W&B, as_recorded for one."""
     arms: dict[str, str] = field(default_factory=dict)
     """The arms of an experiment: a name and the words of a command for each; every arm is a sweep of its own."""
+    objective: str | None = None
+    """Metric of results.json that a sweeper such as optuna is told of each point."""
     dry_run: bool = False
     """Compose and check everything, start nothing (`--dry-run`)."""

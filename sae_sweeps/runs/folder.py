@@ -27,9 +27,11 @@ EMPTY_STATUS: dict[str, Any] = {
     "host": None,
     "pid": None,
     "slurm_job_id": None,
+    "restarts": 0,
     "error": None,
 }
-"""The fields of status.json. Times are ISO 8601 in UTC; `started` is the latest start, `error` one line."""
+"""The fields of status.json. Times are ISO 8601 in UTC; `started` is the latest start, `restarts` counts how often the
+run was taken up again before its end, `error` is one line."""
 
 
 class RunFolder(os.PathLike):
@@ -94,8 +96,9 @@ class RunFolder(os.PathLike):
     def set_status(self, **changes: Any) -> dict[str, Any]:
         """Write status.json with these fields changed, and return it.
 
-        `updated` is always set; entering `running` sets started, host, pid, Slurm job id and clears ended and error;
-        entering an ended state sets ended. A change given explicitly wins. Raises DamagedFile as `status` does.
+        `updated` is always set; entering `running` sets started, host, pid, Slurm job id, counts a restart, clears
+        ended and error; entering an ended state sets ended. A change given explicitly wins. Raises DamagedFile as
+        `status` does.
         """
         if unknown := changes.keys() - EMPTY_STATUS.keys():
             raise TypeError(f"status.json has no field {', '.join(sorted(unknown))}")
@@ -105,7 +108,8 @@ class RunFolder(os.PathLike):
         new = self.status() or EMPTY_STATUS | {"created": now}
         here = {"host": socket.gethostname(), "pid": os.getpid(), "slurm_job_id": slurm_job_id()}
         if changes.get("state") == "running" and not (new["state"] == "running" and new | here == new):
-            new |= here | {"started": now, "ended": None, "error": None}
+            again = new["started"] is not None and new["state"] != "completed"
+            new |= here | {"started": now, "ended": None, "error": None, "restarts": new["restarts"] + again}
         if changes.get("state") in ENDED:
             new["ended"] = now
         new.update(updated=now, **{key: value for key, value in changes.items() if key != "updated"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
 import signal
 import sys
@@ -11,11 +12,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sae_sweeps.files import write_text
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.files import read_json, write_text
 from sae_sweeps.sweeps import outcome
-from sae_sweeps.sweeps.groups import Limits, NoLimits, describe_groups, plan_groups, ranges
+from sae_sweeps.sweeps.groups import Limits, plan_groups, ranges
 from sae_sweeps.sweeps.plan import Plan, PlannedRun, Point, describe, make_plan
 from sae_sweeps.sweeps.say import say
 from sae_sweeps.sweeps.sweep import create_sweep, run_path
@@ -31,28 +33,71 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, a polite kill, a closed terminal."""
 
 
-def launch(points: list[Point]) -> None:
-    """Plan, run, print the table and leave the exit status in `outcome`."""
+def launch(points: list[Point]) -> list[float | None]:
+    """Plan, run, print the table and leave the exit status in `outcome`.
+
+    Returns each point's `objective`, the metric of results.json that a sweeper asks for; None where there is none.
+    """
+    unknown: list[float | None] = [None] * len(points)
     if not points:
-        return
+        return unknown
     plan = make_plan(points)
-    cfg = points[0].cfg
-    limits = NoLimits(cfg.cluster.get("group_size"), cfg.cluster.get("memory_gb"))
+    cfg, cluster = points[0].cfg, the_cluster(points)
     if cfg.dry_run:
-        say(describe(plan, describe_groups(plan_groups(plan, limits), plan)))
-        return
+        from sae_sweeps.cluster.dispatch import describe_jobs
+
+        say(describe(plan, describe_jobs(plan, cluster)))
+        return unknown
     for warning in plan.warnings:
         say(f"warning: {warning}")
     for planned in plan.runs:
         if planned.equals:
             say(f"equal runs: {len(planned.equals) + 1} points are the same run, `{planned.title}`; it is trained once")
-    from sae_sweeps.runs.bench import device_for
-
-    device = device_for(cfg.device)
     outputs = Path(cfg.outputs)
-    sweep = create_sweep(outputs, plan)
-    states = run_all(plan, outputs, sweep, device, cluster=limits)
+    if cluster.name == "inline":
+        from sae_sweeps.runs.bench import device_for
+
+        device = device_for(cfg.device)
+        sweep = create_sweep(outputs, plan, cluster)
+        states = run_all(plan, outputs, sweep, device, cluster=cluster)
+    else:
+        from sae_sweeps.cluster.dispatch import Left, dispatch
+
+        sweep = create_sweep(outputs, plan, cluster)
+        came = dispatch(plan, outputs, sweep, cluster)
+        if isinstance(came, Left):
+            outcome.status = came.status
+            return unknown
+        states = came
     finish(plan, states, outputs, sweep)
+    if cfg.objective is None:
+        return unknown
+    return [objective_of(run_path(outputs, run_id), cfg.objective) for run_id in plan.points]
+
+
+def objective_of(folder: Path, name: str) -> float | None:
+    """A metric of a completed run; None where the run did not complete. Raises ConfigError for a name it lacks."""
+    status = read_json(folder / "status.json")
+    if status["state"] != "completed":
+        return None
+    metrics = read_json(folder / "results.json")["metrics"]
+    if name not in metrics:
+        close = difflib.get_close_matches(name, metrics, n=1)
+        mend = f"did you mean {close[0]}?" if close else f"it has {', '.join(metrics)}."
+        raise ConfigError(f"objective={name}: {folder / 'results.json'} has no such metric; {mend}")
+    return metrics[name]
+
+
+def the_cluster(points: list[Point]) -> Any:
+    """The cluster group, which is no part of a run and so the same for all points."""
+    from sae_sweeps.config.cluster import cluster_config
+
+    clusters = [cluster_config(point.cfg.cluster) for point in points]
+    if points[0].cfg.objective and getattr(clusters[0], "detach", False):
+        raise ConfigError("cluster.detach=true: a sweep towards an objective has to wait for its runs; leave it out.")
+    if any(cluster != clusters[0] for cluster in clusters):
+        raise ConfigError("cluster: one for the whole command; its runs cannot be trained in several places.")
+    return clusters[0]
 
 
 @dataclass
@@ -161,6 +206,7 @@ def announce(waiting: list[PlannedRun], outputs: Path, announced: set[str], cons
 def finish(plan: Plan, states: States, outputs: Path, sweep: Path) -> None:
     """Print the table and what went wrong, and set the exit status."""
     from analysis.table import render, table
+    from sae_sweeps.sweeps.failures import failures
     from sae_sweeps.sweeps.work import try_to
 
     frame = table([sweep])
@@ -171,6 +217,9 @@ def finish(plan: Plan, states: States, outputs: Path, sweep: Path) -> None:
     try_to(write_text, sweep / "table.md", render(frame, "markdown"))
     say(f"runs    {outputs / 'runs'}")
     say(f"sweep   {sweep}   (table.csv, table.md)")
+    if (left := failures(sweep)) is not None:
+        say()
+        say(left)
     if states.interrupted:
         say("interrupted: the same command goes on from the checkpoints")
         outcome.status = 130

@@ -48,6 +48,8 @@ class Plan:
     warnings: list[str]
     varied: list[str]
     """Keys that differ between the points of the command."""
+    points: list[str] = field(default_factory=list)
+    """The run id of each point, in the order of the command; equal points have the same."""
 
 
 def make_plan(points: list[Point]) -> Plan:
@@ -57,16 +59,18 @@ def make_plan(points: list[Point]) -> Plan:
     configs = [run_config(point.cfg) for point in points]
     refuse_unused(points, configs)
     runs: dict[str, PlannedRun] = {}
+    identities: list[str] = []
     for point, run in zip(points, configs, strict=True):
         refuse_inactive(run)
         identity = run_id(run, outputs / "activations" / "digests")
+        identities.append(identity)
         title = title_of(point, varied, run)
         if identity in runs:
             runs[identity].equals.append(" ".join(point.overrides))
         else:
             runs[identity] = PlannedRun(run, identity, title, point.overrides)
     planned = list(runs.values())
-    return Plan(planned, [*budget_warnings(planned, varied), *run_warnings(planned)], varied)
+    return Plan(planned, [*budget_warnings(planned, varied), *run_warnings(planned)], varied, identities)
 
 
 def split_override(override: str) -> tuple[str, str]:
@@ -87,11 +91,12 @@ def title_of(point: Point, varied: list[str], run: RunConfig) -> str:
     """What sets this run apart: the varied keys that it uses, or in a single run all that were given."""
     if run.title:
         return run.title
-    hidden = (*point.fixed, "outputs", "dry_run", "device", "logger", "eval", "tags", "experiment")
+    hidden = (*point.fixed, "outputs", "dry_run", "device", "logger", "eval", "tags", "experiment", "objective")
     shown = [
         override
         for override in point.overrides
         if split_override(override)[0] not in hidden
+        and override.partition("=")[0].partition(".")[0] != "cluster"
         and (not (varied or point.arm) or split_override(override)[0] in varied)
         and unused_because(override, run, used_top_keys(point.cfg)) is None
     ]

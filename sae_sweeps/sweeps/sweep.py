@@ -6,20 +6,33 @@ import os
 import secrets
 import socket
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps.errors import ConfigError
-from sae_sweeps.files import naming_full_disk, write_json
+from sae_sweeps.config.schema import ClusterConfig
+from sae_sweeps.errors import ConfigError, DamagedFile, DataError
+from sae_sweeps.files import MissingFile, naming_full_disk, read_json, write_json
+from sae_sweeps.runs.lease import mutex, this_process
 from sae_sweeps.sweeps.plan import Plan, safe_name
+
+MANIFEST = "manifest.json"
+CONFIGS = "configs.json"
+"""Every run's config by its id, so that another process, or a later one, can carry the sweep out."""
 
 
 def run_path(outputs: Path, run_id: str) -> Path:
     return outputs / "runs" / run_id
 
 
-def create_sweep(outputs: Path, plan: Plan) -> Path:
+def outputs_of(sweep: Path) -> Path:
+    """The tree that a sweep's folder lies in."""
+    return sweep.resolve().parents[1]
+
+
+def create_sweep(outputs: Path, plan: Plan, cluster: ClusterConfig | None = None) -> Path:
     """Make `outputs/sweeps/<name>/` with its manifest and links. Names never collide: the folder's creation decides."""
     folder = _new_folder(outputs / "sweeps")
     runs: list[dict[str, Any]] = [
@@ -29,13 +42,18 @@ def create_sweep(outputs: Path, plan: Plan) -> Path:
         "name": folder.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
+        "cwd": os.getcwd(),
+        "launcher": this_process(),
         "command": ["launch.py", *sys.argv[1:]],
         "varied": plan.varied,
         "warnings": plan.warnings,
+        "cluster": asdict(cluster or ClusterConfig()),
         "runs": runs,
+        "groups": [],
         "jobs": [],
     }
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / CONFIGS, {p.run_id: p.run.to_dict() for p in plan.runs})
+    write_json(folder / MANIFEST, manifest)
     for number, run in enumerate(runs):
         link = folder / f"{number}-{safe_name(run['title'])}"
         try:
@@ -43,6 +61,26 @@ def create_sweep(outputs: Path, plan: Plan) -> Path:
         except OSError:  # a file system without links; the manifest says the same
             break
     return folder
+
+
+def read_manifest(sweep: Path) -> dict[str, Any]:
+    """A sweep's manifest. Raises DataError where there is none, DamagedFile where it does not read back."""
+    try:
+        manifest = read_json(sweep / MANIFEST)
+    except (MissingFile, NotADirectoryError):
+        raise DataError(f"{sweep} is no sweep (it has no {MANIFEST}); give a folder of outputs/sweeps.") from None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("runs"), list):
+        raise DamagedFile(f"{sweep / MANIFEST} is damaged (it lists no runs); restore it, or launch the sweep again.")
+    return {"groups": [], "jobs": [], "launcher": None, "cwd": None, "cluster": asdict(ClusterConfig())} | manifest
+
+
+def change_manifest(sweep: Path, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Read, change and write a manifest while no other process does. Returns it as written."""
+    with mutex(sweep):
+        manifest = read_manifest(sweep)
+        change(manifest)
+        write_json(sweep / MANIFEST, manifest)
+    return manifest
 
 
 def _new_folder(sweeps: Path) -> Path:

@@ -1,0 +1,111 @@
+"""What a sweep's manifest says of its jobs, and what a scheduler can be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from sae_sweeps.sweeps.sweep import change_manifest
+
+
+@dataclass
+class Job:
+    """One job of a scheduler: the groups of runs that it trains side by side."""
+
+    cluster: str
+    id: str
+    """As the scheduler prints it; `12_3` in an array of Slurm."""
+    groups: list[int]
+    """Numbers in the manifest's `groups`."""
+    runs: list[str]
+    logs: list[str]
+    """One for each group, relative to the sweep's folder."""
+    submitted: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    pool: dict[str, Any] | None = None
+    """cluster=local: the process that starts the group's."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What a scheduler says of a job now."""
+
+    word: str
+    """PENDING, RUNNING, COMPLETED, ...; GONE where the scheduler no longer knows it."""
+    alive: bool
+    """It waits or runs, and may yet bring its runs to their ends."""
+    reason: str = ""
+    """Why it waits, or how it ended, in words."""
+    leaves: str = "lost"
+    """State of a run that the job left behind."""
+    hopeless: bool = False
+    """It waits, and by the scheduler's own word will never start."""
+
+
+class Scheduler(Protocol):
+    """Slurm, or this machine's processes."""
+
+    def submit(self, sweep: Path, groups: list[int]) -> list[Job]:
+        """Start jobs for the groups. Raises ConfigError when the scheduler refuses."""
+        ...
+
+    def states(self, sweep: Path, jobs: list[Job]) -> dict[str, JobState] | None:
+        """The state of every job by its id, asked in one pass; None when the scheduler does not answer."""
+        ...
+
+    def cancel(self, sweep: Path, jobs: list[Job]) -> None:
+        """End jobs, waiting or running; returns at once."""
+        ...
+
+
+def scheduler_for(cfg: Any) -> Scheduler:
+    if cfg.name == "local":
+        from sae_sweeps.cluster.local import Local
+
+        return Local(cfg)
+    from sae_sweeps.cluster.slurm import Slurm
+
+    return Slurm(cfg)
+
+
+def jobs_of(manifest: dict[str, Any]) -> list[Job]:
+    return [Job(**job) for job in manifest["jobs"]]
+
+
+def add_groups(sweep: Path, groups: list[list[str]]) -> list[int]:
+    """Write groups of run ids into the manifest and return their numbers; a job finds its runs by them."""
+    manifest = change_manifest(sweep, lambda manifest: manifest["groups"].extend(groups))
+    last = len(manifest["groups"])
+    return list(range(last - len(groups), last))
+
+
+def add_jobs(sweep: Path, jobs: list[Job]) -> None:
+    change_manifest(sweep, lambda manifest: manifest["jobs"].extend(asdict(job) for job in jobs))
+
+
+def latest_job(jobs: list[Job]) -> dict[str, Job]:
+    """For each run the last job that was to train it."""
+    return {run_id: job for job in jobs for run_id in job.runs}
+
+
+def log_of(job: Job, groups: list[list[str]], run_id: str) -> str:
+    """The log of the group that a run is in."""
+    return next(log for number, log in zip(job.groups, job.logs, strict=True) if run_id in groups[number])
+
+
+def runs_in(groups: list[list[str]], numbers: Collection[int]) -> list[str]:
+    return [run_id for number in numbers for run_id in groups[number]]
+
+
+@dataclass
+class Limits:
+    """How large a group may be: `cluster.group_size` and `cluster.memory_gb`."""
+
+    group_size: int | None
+    memory_gb: float | None
+
+
+def limits_of(cluster: dict[str, Any]) -> Limits:
+    return Limits(cluster["group_size"], cluster["memory_gb"])

@@ -1,0 +1,169 @@
+"""Processes on this machine. A pool, a process in a session of its own, starts one process per group while there is
+room, each on a GPU of its own; the launcher may go, and the pool goes on.
+
+What the pool and the processes do stands in the sweep's folder: `local/N.json` for group N.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from sae_sweeps.cluster.jobs import Job, JobState, runs_in
+from sae_sweeps.config.schema import LocalConfig
+from sae_sweeps.files import MissingFile, read_json, write_json
+from sae_sweeps.runs.lease import process_alive, process_start, this_process
+from sae_sweeps.sweeps.sweep import read_manifest
+
+PROJECT = Path(__file__).parents[2]
+FOLDER = "local"
+DEFAULT_PROCESSES = 2
+POLL_S = 0.1
+STOPPED = (130, -signal.SIGTERM, -signal.SIGINT)
+"""Exit statuses of a process that was asked to end."""
+
+
+class Local:
+    def __init__(self, cfg: LocalConfig):
+        self.cfg = cfg
+
+    def submit(self, sweep: Path, groups: list[int]) -> list[Job]:
+        sweep = sweep.resolve()
+        (sweep / FOLDER).mkdir(exist_ok=True)
+        processes = processes_of(self.cfg)
+        command = [sys.executable, "-m", "sae_sweeps.cluster.local", str(sweep), str(processes), *map(str, groups)]
+        with open(sweep / FOLDER / "pool.log", "ab") as log:
+            pool = identity(_start(command, environment(processes), log))
+        known = read_manifest(sweep)["groups"]
+        return [
+            Job(self.cfg.name, f"local-{n}", [n], runs_in(known, [n]), [f"{FOLDER}/{n}.log"], pool=pool) for n in groups
+        ]
+
+    def states(self, sweep: Path, jobs: list[Job]) -> dict[str, JobState] | None:
+        return {job.id: _state(sweep, job) for job in jobs}
+
+    def cancel(self, sweep: Path, jobs: list[Job]) -> None:
+        """End the pools first, so that nothing more starts, then the processes."""
+        for pool in {str(job.pool): job.pool for job in jobs}.values():
+            end(pool)
+        for job in jobs:
+            end((told(sweep, job.groups[0]) or {}).get("process"))
+
+
+def processes_of(cfg: LocalConfig) -> int:
+    """How many groups are trained side by side."""
+    return cfg.processes or len(visible_gpus()) or DEFAULT_PROCESSES
+
+
+def visible_gpus() -> list[str]:
+    """This machine's GPUs as CUDA_VISIBLE_DEVICES takes them; found without loading torch."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [gpu for gpu in given.split(",") if gpu and gpu != "-1"]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [str(number) for number in range(listed.stdout.count("GPU "))]
+
+
+def environment(processes: int) -> dict[str, str]:
+    """What the processes see: this code, and their share of the CPUs where the user says nothing."""
+    path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+    share = str(max(1, len(os.sched_getaffinity(0)) // processes))
+    return {"OMP_NUM_THREADS": share, "OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": path}
+
+
+def _start(command: list[str], env: dict[str, str], log: Any) -> subprocess.Popen:
+    """A process in a session of its own: Ctrl-C and a closed terminal do not reach it."""
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True
+    )
+
+
+def identity(process: subprocess.Popen) -> dict[str, Any]:
+    return this_process() | {"pid": process.pid, "start_time": process_start(process.pid)}
+
+
+def end(process: dict[str, Any] | None) -> None:
+    """Ask a process of this machine to end."""
+    if process and process_alive(process):
+        try:
+            os.kill(process["pid"], signal.SIGTERM)
+        except ProcessLookupError:
+            pass
+
+
+def told(sweep: Path, group: int) -> dict[str, Any] | None:
+    """What is on record of the process that trains a group."""
+    try:
+        return read_json(sweep / FOLDER / f"{group}.json")
+    except MissingFile:
+        return None
+
+
+def _state(sweep: Path, job: Job) -> JobState:
+    record = told(sweep, job.groups[0])
+    if record is None:
+        alive = job.pool is not None and process_alive(job.pool)
+        if alive is False:
+            return JobState("GONE", False, "the process that starts the groups ended before this one's turn")
+        return JobState("PENDING", True, "" if alive else f"on {(job.pool or {}).get('host')}")
+    if record["exit"] is not None:
+        how = f"on signal {-record['exit']}" if record["exit"] < 0 else f"with status {record['exit']}"
+        leaves = "interrupted" if record["exit"] in STOPPED else "lost"
+        return JobState("ENDED", False, f"its process ended {how} before the run's end", leaves)
+    if process_alive(record["process"]) is False:
+        return JobState("GONE", False, "its process is gone and left no word")
+    return JobState("RUNNING", True, f"process {record['process']['pid']} on {record['process']['host']}")
+
+
+class Pool:
+    """Starts the groups' processes in their order, at most `processes` at a time."""
+
+    def __init__(self, sweep: Path, processes: int, groups: list[int]):
+        self.sweep, self.waiting = sweep, groups
+        gpus = visible_gpus()
+        self.free: list[str | None] = [gpus[i % len(gpus)] if gpus else None for i in range(processes)]
+        self.running: dict[int, tuple[subprocess.Popen, str | None]] = {}
+        self.stopped = False
+
+    def run(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        while self.running or (self.waiting and not self.stopped):
+            while self.waiting and self.free and not self.stopped:
+                self._start(self.waiting.pop(0), self.free.pop(0))
+            time.sleep(POLL_S)
+            for group, (process, gpu) in list(self.running.items()):
+                if process.poll() is not None:
+                    self._record(group, process, process.returncode)
+                    del self.running[group]
+                    self.free.append(gpu)
+
+    def _stop(self, number: int, frame: Any) -> None:
+        self.stopped = True
+        for process, _ in self.running.values():
+            process.terminate()
+
+    def _start(self, group: int, gpu: str | None) -> None:
+        env = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {})
+        with open(self.sweep / FOLDER / f"{group}.log", "ab") as log:
+            command = [sys.executable, "-u", "-m", "sae_sweeps.cluster.worker", str(self.sweep), str(group)]
+            process = _start(command, env, log)
+        self.running[group] = process, gpu
+        self._record(group, process, None)
+
+    def _record(self, group: int, process: subprocess.Popen, exit: int | None) -> None:
+        path = self.sweep / FOLDER / f"{group}.json"
+        before = read_json(path) if exit is not None else {"process": identity(process)}
+        write_json(path, before | {"exit": exit})
+
+
+if __name__ == "__main__":
+    Pool(Path(sys.argv[1]), int(sys.argv[2]), [int(word) for word in sys.argv[3:]]).run()

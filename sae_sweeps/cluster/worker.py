@@ -1,0 +1,179 @@
+"""One group of a sweep, trained in this process: what a Slurm job calls, and `python -m sae_sweeps.cluster.worker`.
+
+A worker knows the sweep's folder and the group's number. Configs come from the folder, checkpoints from the runs', so
+a job that is started again is the same job.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_sweeps.cluster.jobs import limits_of
+from sae_sweeps.errors import UserError
+from sae_sweeps.sweeps.launch import Stop, run_all
+from sae_sweeps.sweeps.say import say
+from sae_sweeps.sweeps.sweep import outputs_of, read_manifest, run_path
+
+if TYPE_CHECKING:
+    from sae_sweeps.sweeps.plan import Plan
+
+
+@dataclass
+class Worker:
+    """What submitit pickles: `tasks` groups from `first` on, one for each task of the job."""
+
+    sweep: str
+    first: int
+    tasks: int
+
+    def __call__(self) -> None:
+        """Train this task's group. The exit status tells Slurm whether all of it completed."""
+        rank = int(os.environ.get("SLURM_PROCID", "0"))
+        if rank >= self.tasks:
+            return
+        take_gpus(int(os.environ.get("SLURM_LOCALID", "0")), int(os.environ.get("SLURM_NTASKS", "1")))
+        status = work(Path(self.sweep), self.first + rank, JobSignals())
+        if status:
+            sys.exit(status)
+
+    def checkpoint(self) -> Any:
+        """What submitit is to queue again after the time limit's warning: the same, which goes on where it stopped."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def take_gpus(rank: int, tasks: int) -> None:
+    """Leave this task its share of the job's GPUs."""
+    visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    each = len(visible) // tasks
+    if tasks > 1 and each:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[rank * each : (rank + 1) * each])
+
+
+def work(sweep: Path, group: int, signals: JobSignals | LocalSignals) -> int:
+    """Bring every run of a group to its end; 0 when all completed, 1 when one did not, 130 when stopped."""
+    from sae_sweeps.sweeps.stored import stored_plan
+
+    sweep = sweep.resolve()
+    manifest = read_manifest(sweep)
+    if manifest["cwd"] and Path(manifest["cwd"]).is_dir():
+        os.chdir(manifest["cwd"])  # relative paths of models and text
+    members = manifest["groups"][group]
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    try:
+        plan = stored_plan(sweep, members)
+        if restarts > manifest["cluster"].get("max_restarts", restarts):
+            return give_up(plan, sweep, restarts)
+        return carry_out(plan, sweep, signals)
+    except UserError as mistake:
+        fail(members, sweep, str(mistake))
+        return 1
+
+
+def carry_out(plan: Plan, sweep: Path, signals: JobSignals | LocalSignals) -> int:
+    from sae_sweeps.runs.bench import device_for
+
+    device = device_for(plan.runs[0].run.device)
+    signals.on_flush = lambda: note_preemption(plan, sweep)
+    limits = limits_of(read_manifest(sweep)["cluster"])
+    states = run_all(plan, outputs_of(sweep), sweep, device, cluster=limits, stop=signals.stop, flush=signals.flush)
+    if states.interrupted:
+        signals.stopped()
+        return 130
+    return int(any(state != "completed" for state in states.ended.values()))
+
+
+class LocalSignals:
+    """A process on this machine: SIGTERM stops it, after a checkpoint."""
+
+    def __init__(self) -> None:
+        self.stop = Stop()
+        self.on_flush: Callable[[], None] = lambda: None
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.stop.signal = number
+
+    def flush(self) -> bool:
+        return False
+
+    def stopped(self) -> None:
+        """Nothing more to do."""
+
+
+class JobSignals:
+    """A Slurm job. SIGTERM may mean preemption, requeue or scancel: write checkpoints and carry on until killed (who
+    exits within the grace time is not requeued; who requeues itself brings a cancelled job back). The time limit's
+    warning, USR2: stop with checkpoints, then let submitit queue the job again."""
+
+    def __init__(self) -> None:
+        self.stop = Stop(state="preempted")
+        self.on_flush: Callable[[], None] = lambda: None
+        self._flush = threading.Event()
+        self._submitit = signal.getsignal(signal.SIGUSR2)
+        signal.signal(signal.SIGTERM, self._note_term)
+        signal.signal(signal.SIGUSR2, self._note_warning)
+
+    def _note_term(self, number: int, frame: Any) -> None:
+        self._flush.set()
+
+    def _note_warning(self, number: int, frame: Any) -> None:
+        if int(os.environ.get("SLURM_PROCID", "0")) == 0:
+            self.stop.signal = number
+        else:  # the first task queues the job again; the others are killed with it
+            self._flush.set()
+
+    def flush(self) -> bool:
+        if not self._flush.is_set():
+            return False
+        self._flush.clear()
+        say("Slurm asks to end: checkpoints are written, and the work goes on until it is killed")
+        self.on_flush()
+        return True
+
+    def stopped(self) -> None:
+        """Queue the job again, by submitit's own handler of the warning; it ends this process."""
+        if callable(self._submitit):
+            self._submitit(signal.SIGUSR2, None)
+
+
+def note_preemption(plan: Plan, sweep: Path) -> None:
+    """Say in the running runs' status what they will be once killed; whoever lives on says otherwise at its end."""
+    from sae_sweeps.runs.folder import RunFolder, slurm_job_id
+    from sae_sweeps.sweeps.work import try_to
+
+    for planned in plan.runs:
+        folder = RunFolder(run_path(outputs_of(sweep), planned.run_id))
+        status = folder.status()
+        if status and status["state"] == "running" and status["pid"] == os.getpid():
+            why = f"Slurm job {slurm_job_id()} was asked to end (requeue, preemption or scancel)"
+            try_to(folder.set_status, state="preempted", error=why)
+
+
+def give_up(plan: Plan, sweep: Path, restarts: int) -> int:
+    """The job was started once too often."""
+    reason = f"the job was started again {restarts} times, more than cluster.max_restarts allows; resume tries again"
+    fail([planned.run_id for planned in plan.runs], sweep, reason)
+    return 1
+
+
+def fail(run_ids: list[str], sweep: Path, reason: str) -> None:
+    """Mark what is not at its end as failed, unless somebody else works on it."""
+    from sae_sweeps.cluster.observe import declare
+
+    say(reason)
+    for run_id in run_ids:
+        declare(outputs_of(sweep), run_id, "failed", reason)
+
+
+if __name__ == "__main__":
+    sys.exit(work(Path(sys.argv[1]), int(sys.argv[2]), LocalSignals()))

@@ -1,0 +1,60 @@
+"""The cluster group, typed and checked."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from omegaconf import DictConfig
+
+from sae_sweeps.config.run import typed
+from sae_sweeps.config.schema import ClusterConfig, LocalConfig, SlurmConfig
+from sae_sweeps.errors import ConfigError
+
+KINDS: dict[str, type[ClusterConfig]] = {
+    "inline": ClusterConfig, "local": LocalConfig, "slurm": SlurmConfig, "slurm_node": SlurmConfig,
+}  # fmt: skip
+POSITIVE = ("group_size", "memory_gb", "processes", "tasks", "cpus", "array_parallelism", "signal_s", "poll_s")
+AT_LEAST_0 = ("gpus", "retries", "max_restarts")
+
+
+def cluster_config(node: DictConfig) -> Any:
+    """The chosen cluster's config. Raises ConfigError for a value that cannot be meant."""
+    cfg = typed(KINDS.get(node.name, SlurmConfig), node, "cluster")
+    for key in POSITIVE:
+        value = getattr(cfg, key, None)
+        if value is not None and not value > 0:
+            raise ConfigError(f"cluster.{key}={value}: must be above 0.")
+    for key in AT_LEAST_0:
+        if getattr(cfg, key, 0) < 0:
+            raise ConfigError(f"cluster.{key}={getattr(cfg, key)}: must be 0 or more.")
+    if isinstance(cfg, SlurmConfig):
+        _check_slurm(cfg)
+    return cfg
+
+
+def _check_slurm(cfg: SlurmConfig) -> None:
+    minutes_of(cfg.time)
+    if cfg.mem is not None and not re.fullmatch(r"\d+[KMGT]?B?", cfg.mem, re.IGNORECASE):
+        raise ConfigError(f"cluster.mem={cfg.mem}: give a size such as 32G.")
+    if cfg.gpus % cfg.tasks:
+        raise ConfigError(f"cluster.gpus={cfg.gpus}: cannot be dealt out evenly to cluster.tasks={cfg.tasks} groups.")
+    if cfg.signal_s >= minutes_of(cfg.time) * 60:
+        raise ConfigError(
+            f"cluster.signal_s={cfg.signal_s}: the warning would come before the job; it has {cfg.time} of time."
+        )
+
+
+def minutes_of(time: str) -> int:
+    """A time limit in whole minutes, rounded up: `90`, `1:30:00` or `1-12:00:00`."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", time)
+    if found:
+        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+        total = (days * 24 + hours) * 60 + minutes + (seconds > 0)
+    elif time.isdecimal():
+        total = int(time)
+    else:
+        raise ConfigError(f"cluster.time={time}: give minutes, H:MM:SS or D-HH:MM:SS.")
+    if total < 1:
+        raise ConfigError(f"cluster.time={time}: must be at least a minute.")
+    return total

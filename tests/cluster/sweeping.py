@@ -1,0 +1,94 @@
+"""Launch sweeps on a test Slurm, strike them, and compare numbers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from commands import PROJECT, command, environment, numbers, read, rows, run_folders, wait_for
+
+__all__ = ["numbers", "read", "rows", "run_folders", "wait_for"]
+
+TINY = ["model=synthetic", "d_sae=32", "model.d_in=16", "batch_size=64", "train.held_out_tokens=0", "eval=none"]
+"""A run that costs its start and little else."""
+ON_SLURM = ["cluster=slurm", "cluster.cpus=1", "cluster.mem=null", "cluster.poll_s=0.3"]
+
+
+def env(cluster=None):
+    return environment() | (cluster.environment() if cluster else {}) | {"OMP_NUM_THREADS": "1"}
+
+
+def launch(*words, cluster=None, module=None, log=None):
+    """A command in the background."""
+    out = log.open("w") if log else subprocess.DEVNULL
+    return subprocess.Popen(
+        command(*words, module=module), cwd=PROJECT, env=env(cluster), stdout=out, stderr=subprocess.STDOUT
+    )
+
+
+def run(*words, cluster=None, module=None, expect=0, seconds=900):
+    done = subprocess.run(
+        command(*words, module=module), cwd=PROJECT, env=env(cluster), capture_output=True, text=True, timeout=seconds
+    )
+    assert done.returncode == expect, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def the_sweep(outputs):
+    """The folder of the only sweep there is, once its manifest names a job."""
+    wait_for(lambda: any(jobs(path) for path in (Path(outputs) / "sweeps").glob("*")))
+    (sweep,) = (Path(outputs) / "sweeps").iterdir()
+    return sweep
+
+
+def jobs(sweep):
+    path = sweep / "manifest.json"
+    return json.loads(path.read_text())["jobs"] if path.exists() else []
+
+
+def folder_of(outputs, job):
+    """The folder of the first run of a job."""
+    return Path(outputs) / "runs" / job["runs"][0]
+
+
+def status(folder):
+    return read(folder, "status.json") if (folder / "status.json").exists() else {"state": None, "step": 0}
+
+
+def trains(folder):
+    """Whether a run has begun and is not at its end."""
+    return len(rows(folder)) > 2 and status(folder)["state"] == "running"
+
+
+def has_checkpoint(folder):
+    return (folder / "checkpoint" / "state.safetensors").exists()
+
+
+def kill_process_of(folder):
+    os.kill(status(folder)["pid"], signal.SIGKILL)
+
+
+def push(cluster):
+    """Let requeued jobs start now; by itself Slurm waits two minutes."""
+    for line in cluster.ask("squeue", "-h", "-r", "-t", "PD", "-o", "%i %r", check=False).splitlines():
+        id, _, reason = line.partition(" ")
+        if reason in ("BeginTime", "None"):
+            cluster.ask("scontrol", "update", f"JobId={id}", "StartTime=now", check=False)
+
+
+def finish(process, cluster=None, seconds=900):
+    """Wait for a launcher, pushing requeued jobs on; its exit status."""
+    until = time.monotonic() + seconds
+    while process.poll() is None:
+        assert time.monotonic() < until, "the launcher waits for ever"
+        if cluster:
+            push(cluster)
+        time.sleep(0.3)
+    return process.returncode
+
+
+def python(code):
+    return [sys.executable, "-c", code]

@@ -1,0 +1,37 @@
+"""Ways to name a sweep's points beside a product: lists of presets, and a sweeper that is told how they did."""
+
+import json
+
+import pytest
+from sweeping import TINY, run, run_folders
+
+pytestmark = pytest.mark.slow
+
+SMALL = [*TINY, "num_tokens=640", "eval=core", "train.held_out_tokens=64"]
+
+
+def test_optuna_is_told_the_metric_of_results(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    storage = f"hydra.sweeper.storage=sqlite:///{tmp_path}/study.db"
+    words = ["experiment=tune", *SMALL, "k=4", f"outputs={tmp_path}"]
+    run(*words, "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2", storage, "hydra.sweeper.study_name=s")
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/study.db")
+    told = sorted(trial.value for trial in study.trials)
+    fvus = sorted(json.loads((f / "results.json").read_text())["metrics"]["fvu"] for f in run_folders(tmp_path))
+    assert told == fvus and len(fvus) == 4 and study.direction.name == "MINIMIZE"
+    assert study.best_value == fvus[0] and set(study.best_params) == {"lr", "lambda2_max"}
+    assert len(list((tmp_path / "sweeps").iterdir())) == 2
+
+
+def test_an_objective_that_is_no_metric_is_named(tmp_path):
+    done = run("-m", *SMALL, "k=4", "seed=0,1", "objective=fvuu", f"outputs={tmp_path}", expect=2)
+    assert "objective=fvuu" in done.stderr and "did you mean fvu?" in done.stderr
+
+
+def test_a_list_of_presets_is_a_sweep(tmp_path):
+    words = ["--dry-run", "-m", "experiment=glob(de*)", "model=synthetic", f"outputs={tmp_path}"]
+    done = run(*words)
+    assert "run 2" in done.stdout and "decorrelation" in done.stdout, done.stdout
