@@ -57,6 +57,14 @@ def publish(paths: Iterable[str | Path], logger: LoggerConfig, say: Callable[[st
     return int(any(problems))
 
 
+def publish_notes(sweep: Path, logger: LoggerConfig, say: Callable[[str], None]) -> None:
+    """The table of a sweep whose runs were logged as they trained; only a copy that stayed incomplete is told of."""
+    records = [read_run(folder, title) for folder, title in runs_at(sweep)]
+    told: list[str] = []
+    if publish_sweep(sweep, records, logger, varied_keys(records), told.append):
+        say(told[-1])
+
+
 def publish_run(listed: Listed, logger: LoggerConfig, keys: list[str], say: Callable[[str], None]) -> bool:
     """One run; whether its copy stayed incomplete."""
     record = listed.record

@@ -51,10 +51,12 @@ def choose(asked: str, device: torch.device) -> Kernels | None:
     return importlib.import_module(module)
 
 
-def prepare(asked: str, device: torch.device) -> None:
+def prepare(asked: str, device: torch.device) -> threading.Thread:
     """Compile on the side what steps on this device need, or read it from the disk, while activations are harvested."""
-    if asked == "auto" and device.type == "cpu":
-        threading.Thread(target=_prepare, args=(device,), name="compile", daemon=True).start()
+    needed = asked == "auto" and device.type == "cpu"
+    thread = threading.Thread(target=_prepare if needed else lambda device: None, args=(device,), daemon=True)
+    thread.start()
+    return thread
 
 
 def _prepare(device: torch.device) -> None:

@@ -166,7 +166,7 @@ class Work(Watch):
                 "group_size": self.group_size,
                 "wall_time_s": round(member.seconds + time.monotonic() - began, 2),
                 "shared_time_s": round(member.shared_seconds, 2),
-                "tokens_per_s": round((wanted - member.start * run.batch_size) / max(member.stopwatch.seconds(), 1e-9)),
+                "tokens_per_s": member.speed(member.total - member.start - 1, member.stopwatch.seconds()),
             },
         }
         write_json(self.folder.path / TRAINED, trained)
@@ -213,8 +213,7 @@ def train_together(works: list[Work], bench: Bench, cache: Path) -> None:
     for work in works:
         work.group_size = 1
     began = time.monotonic()
-    for asked in {work.run.train.kernels for work in works}:
-        prepare_kernels(asked, bench.device)
+    compiling = [prepare_kernels(asked, bench.device) for asked in {work.run.train.kernels for work in works}]
     try:
         batches = Batches(works[0].run, bench, cache)
     except Exception as error:
@@ -228,6 +227,8 @@ def train_together(works: list[Work], bench: Bench, cache: Path) -> None:
         with work.apart():
             batches.prepare(work.run, fresh=not has_checkpoint(work.folder.checkpoint))
             prepared.append(work)
+    for thread in compiling:
+        thread.join()
     share = (time.monotonic() - began) / len(works)
     for work in prepared:
         began = time.monotonic()

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from sae_sweeps.errors import ConfigError
+from sae_sweeps.errors import ConfigError, UserError
 from sae_sweeps.files import read_json, write_text
 from sae_sweeps.sweeps import outcome
 from sae_sweeps.sweeps.groups import Limits, plan_groups, ranges
@@ -209,6 +209,8 @@ def finish(plan: Plan, states: States, outputs: Path, sweep: Path) -> None:
     from sae_sweeps.sweeps.failures import failures
     from sae_sweeps.sweeps.work import try_to
 
+    publish_table(plan, sweep)
+
     frame = table([sweep])
     say()
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -217,6 +219,8 @@ def finish(plan: Plan, states: States, outputs: Path, sweep: Path) -> None:
     try_to(write_text, sweep / "table.md", render(frame, "markdown"))
     say(f"runs    {outputs / 'runs'}")
     say(f"sweep   {sweep}   (table.csv, table.md)")
+    if (report := report_of(sweep)) is not None:
+        say(f"report  {report}")
     if (left := failures(sweep)) is not None:
         say()
         say(left)
@@ -225,3 +229,24 @@ def finish(plan: Plan, states: States, outputs: Path, sweep: Path) -> None:
         outcome.status = 130
     elif any(state != "completed" for state in states.ended.values()):
         outcome.status = 1
+
+
+def report_of(sweep: Path) -> Path | None:
+    """Write the sweep's report.html; None on a full disk, where the runs' own files have to do."""
+    from analysis.report import write_report
+
+    try:
+        return write_report([sweep], sweep / "report.html")
+    except (UserError, OSError) as error:
+        say(f"warning: no report: {error}")
+        return None
+
+
+def publish_table(plan: Plan, sweep: Path) -> None:
+    """With logger=wandb the sweep's run notes as a table of its own."""
+    loggers = [planned.run.logger for planned in plan.runs if planned.run.logger.name == "wandb"]
+    if not loggers:
+        return
+    from analysis.publish import publish_notes
+
+    publish_notes(sweep, loggers[0], say)

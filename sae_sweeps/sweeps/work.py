@@ -154,8 +154,20 @@ class Supervised:
         try_to(self.folder.set_status, **changes)
 
     def close(self) -> None:
-        if warning := self.sink.finish(self.exit_code, self.summary):
+        notes = None if isinstance(self.sink, NoSink) else notes_of(self.folder)
+        if warning := self.sink.finish(self.exit_code, self.summary, notes=notes):
             self.launch.console.note(f"{self.one.head}\n  warning: {warning}")
+
+
+def notes_of(folder: RunFolder) -> str | None:
+    """What W&B shows as the run's notes; None where the files do not tell."""
+    from analysis import publish
+    from analysis.records import read_run
+
+    try:
+        return publish.notes_of(read_run(folder.path))
+    except UserError:
+        return None
 
 
 def try_to(action: Any, *args: Any, **kwargs: Any) -> None:
@@ -171,7 +183,8 @@ def in_brief(folder: RunFolder) -> str:
     results = read_json(folder.results_path)
     metrics, made = results["metrics"], results["provenance"]
     shown = [f"{name} {metrics[name]:.4g}" for name in ("fvu", "ce_loss_score", "l0") if metrics.get(name) is not None]
-    return ", ".join([*shown, f"{made['wall_time_s']:.1f} s, {made['tokens_per_s']:,} tokens/s"])
+    speed = [f"{made['tokens_per_s']:,} tokens/s"] if made["tokens_per_s"] else []
+    return ", ".join([*shown, f"{made['wall_time_s']:.1f} s", *speed])
 
 
 class NoSink:
@@ -180,7 +193,7 @@ class NoSink:
     def log(self, row: dict[str, Any]) -> None:
         pass
 
-    def finish(self, exit_code: int, summary: dict[str, Any]) -> str | None:
+    def finish(self, exit_code: int, summary: dict[str, Any], notes: str | None = None) -> str | None:
         return None
 
 

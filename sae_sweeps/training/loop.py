@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Member:
         stream: names the batches that it takes among those of a step.
         seconds: time spent on it, its share of what was done for several included.
         shared_seconds: that share alone: harvesting and drawing batches.
-        stopwatch: time that its steps take.
+        stopwatch: time that its steps take, without the first: that one compiles, and is no measure of the others.
     """
 
     def __init__(self, training: Training, start: int, checkpoint_folder: Path, watch: Watch, stream: Any = None):
@@ -70,7 +70,7 @@ class Member:
         self.quarters = {max(1, round(percent / 100 * self.total)): percent for percent in QUARTERS}
         self.seconds = self.shared_seconds = 0.0
         self.stopwatch = Stopwatch(training.device)
-        self._last_row = (start, 0.0)  # the step after it, and what the stopwatch said
+        self._last_row = (start + 1, 0.0)  # the step after it, and what the stopwatch said
 
     def shared(self, seconds: float) -> None:
         """Count its share of something that was done for several."""
@@ -89,7 +89,7 @@ class Member:
         last = step == self.total - 1
         monitored = step % run.train.monitor_every == 0 or last
         logged = monitored or step % run.train.log_every == 0
-        with self.stopwatch.running():
+        with self.stopwatch.running() if step > self.start else nullcontext():
             report = self.training.step(batch, step, logged, monitored)
         for record in report.monitors:
             watch.note({"step": step, **record})
@@ -97,10 +97,14 @@ class Member:
             (since, before), seconds = self._last_row, self.stopwatch.seconds()
             self._last_row = step + 1, seconds
             row = {"step": step, "tokens": (step + 1) * run.batch_size, **report.numbers}
-            row["tokens_per_s"] = round((step + 1 - since) * run.batch_size / max(seconds - before, 1e-9))
+            row["tokens_per_s"] = self.speed(step + 1 - since, seconds - before)
             watch.log(row | (watch.look(self.training) if monitored else {}))
         if step + 1 in self.quarters:
             watch.quarter(self.training, self.quarters[step + 1])
+
+    def speed(self, steps: int, seconds: float) -> int | None:
+        """Tokens per second of some timed steps; None of none."""
+        return round(steps * self.training.run.batch_size / max(seconds, 1e-9)) if steps > 0 else None
 
     def save(self, step: int) -> None:
         """Write the state before `step`."""
