@@ -21,6 +21,8 @@ from sae_sweeps.runs.rows import RowFile
 if TYPE_CHECKING:
     import pandas as pd
 
+TELLING = 44
+"""Characters in which keys tell arms apart; beyond them titles do better, even where some are alike."""
 PHASES = (25, 50, 75, 100)
 """Percent of the training."""
 POINTS = 240
@@ -121,6 +123,12 @@ class Study:
         if name not in self._columns:
             there = ("metrics", name) in self.full.columns
             values = self.full["metrics", name].tolist() if there else [float("nan")] * len(self.full)
+            if name == "steps":  # of diverged runs and imported records: the step at which they ended
+                ends = zip(values, self.full["run", "step"], self.full["run", "state"], strict=True)
+                ended = ("completed", "diverged")
+                values = [
+                    float(b) if a != a and state in ended and b == b and b is not None else a for a, b, state in ends
+                ]
             self._columns[name] = values
         return self._columns[name]
 
@@ -230,15 +238,16 @@ def labels_of(full: "pd.DataFrame", arms: list[Arm], keys: list[tuple[str, str]]
         if isinstance(title, str) and title.strip()
     ]
     if len(given) < len(arms) or len(set(given)) < len(given):
-        names = labels(keys)
-        given = [
-            ", ".join(f"{names[c]}={cell(v, 'config')}" for c in keys if (v := full[c].iloc[row]) == v)
-            for row in firsts
-        ]
+        names, told = labels(keys), []
+        for row in firsts:
+            known = [(names[column], value) for column in keys if (value := full[column].iloc[row]) == value]
+            told.append(", ".join(f"{name}={cell(value, 'config')}" for name, value in known))
+        if len(given) < len(arms) or max(map(len, told)) <= TELLING:
+            given = told
     counts = {label: given.count(label) for label in given} if len(given) <= 200 else {}
     out = []
     for label, row in zip(given, firsts, strict=True):
-        run_id = clean(full["run", "run_id"].iloc[row], 12)
+        run_id = clean(full["run", "run_id"].iloc[row], 30)
         out.append(clean(label, 80) if label and counts.get(label, 1) == 1 else " ".join(filter(None, [label, run_id])))
     return out
 
