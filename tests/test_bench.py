@@ -10,6 +10,7 @@ def test_a_table_is_put_in_and_replaced(tmp_path):
     write(page, "penalty-cpu", ["new"])
     write(page, "penalty-cpu", ["newer"])
     assert page.read_text() == (
-        "# Speed\n\nWords.\n\n<!-- bench:step-cpu -->\n| a | b |\n| --- | --- |\n| 1 | 2 |\n<!-- /bench:step-cpu -->\n\n"
+        "# Speed\n\nWords.\n\n<!-- bench:step-cpu -->\n"
+        "| a | b |\n| --- | --- |\n| 1 | 2 |\n<!-- /bench:step-cpu -->\n\n"
         "More words.\n\n<!-- bench:penalty-cpu -->\nnewer\n<!-- /bench:penalty-cpu -->\n"
     )
