@@ -126,20 +126,25 @@ def _largest(z, n_groups, values, indices, start, stop):
     """The k groups with the largest maxima hold all winners; element i is in group i % n_groups."""
     n, k = z.shape[1], values.shape[1]
     maxima = np.empty(n_groups, z.dtype)
+    doubt = np.empty(n_groups, z.dtype)
     scratch = np.empty(n, z.dtype)
     candidate = np.empty(n, z.dtype)
     place = np.empty(n, np.int64)
     for b in range(start, stop):
         row = z[b]
-        bad = False
         for g in range(n_groups):
             maxima[g] = row[g]
-            bad |= row[g] != row[g]
+            doubt[g] = row[g] - row[g]
         for first in range(n_groups, n, n_groups):
-            for g in range(min(n_groups, n - first)):
-                value = row[first + g]
+            stripe = row[first : first + n_groups]  # as a slice the loop is compiled to vectors
+            for g in range(len(stripe)):
+                value = stripe[g]
                 maxima[g] = value if value > maxima[g] else maxima[g]
-                bad |= value != value
+                doubt[g] += value - value  # 0, unless infinite or not a number
+        bad = False
+        for g in range(n_groups):
+            if doubt[g] != 0:
+                bad |= bool(np.isnan(row[g::n_groups]).any())
         if bad:  # as in torch, NaN is the largest
             for j in range(k):
                 values[b, j] = np.nan
