@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8_192)
     parser.add_argument("--d-sae", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--parts", action="store_true", help="only the group's training against its parts")
     words = parser.parse_args()
     times: dict[str, list[tuple[float, float]]] = {}
 
@@ -121,12 +122,13 @@ def main() -> None:
         folder = words.folder or random_model(place / "model")
         for number in range(words.rounds):
             print(f"round {number + 1}")
-            plan = plan_of(words, folder, place / f"grouped{number}")
-            note("grouped", *timed(lambda: launched(plan, Path(plan.runs[0].run.outputs)))[:2])  # noqa: B023
-            plan = plan_of(words, folder, place / f"separate{number}")
-            alone = [Plan([planned], [], []) for planned in plan.runs]
-            outputs = Path(plan.runs[0].run.outputs)
-            note("separate", *timed(lambda: [launched(one, outputs) for one in alone])[:2])  # noqa: B023
+            if not words.parts:
+                plan = plan_of(words, folder, place / f"grouped{number}")
+                note("grouped", *timed(lambda: launched(plan, Path(plan.runs[0].run.outputs)))[:2])  # noqa: B023
+                plan = plan_of(words, folder, place / f"separate{number}")
+                alone = [Plan([planned], [], []) for planned in plan.runs]
+                outputs = Path(plan.runs[0].run.outputs)
+                note("separate", *timed(lambda: [launched(one, outputs) for one in alone])[:2])  # noqa: B023
             bench = Bench(CPU)
             plan = plan_of(words, folder, place / f"parts{number}")
             cache = place / f"parts{number}" / "activations"
@@ -139,7 +141,7 @@ def main() -> None:
     for ratio, over, under in (
         ("separate / grouped", ["separate"], ["grouped"]),
         ("training of the group / (one pass + bare steps)", ["training of the group"], ["one pass", "bare steps"]),
-    ):
+    )[words.parts :]:
         for kind, unit in enumerate(("CPU", "clock")):
             ratios = [
                 sum(times[name][n][kind] for name in over) / sum(times[name][n][kind] for name in under)

@@ -28,7 +28,6 @@ from sae_sweeps.evaluation.recovery import recovery
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.files import one_line, read_json, write_json, write_text
 from sae_sweeps.runs.bench import Bench, evenly, held_out_pool
-from sae_sweeps.runs.export import trained_sae
 from sae_sweeps.runs.folder import RunFolder
 from sae_sweeps.saelens import ExportedSAE
 
@@ -93,13 +92,6 @@ def is_done(cfg: EvalConfig, folder: Path, name: str) -> bool:
 
 def is_evaluated(run: RunConfig, folder: RunFolder) -> bool:
     return all(is_done(run.eval, folder.path, name) for name in wanted(run))
-
-
-def evaluate_run(run: RunConfig, folder: RunFolder, bench: Bench, cache: Path, name: str) -> list[Failure]:
-    """Do what is asked for and not done yet, on the exported SAE."""
-    if is_evaluated(run, folder):
-        return []
-    return evaluate_group([Subject(name, run, folder.path, trained_sae(run, folder))], bench, cache)
 
 
 def evaluate_group(
