@@ -114,8 +114,8 @@ def compared(
         frame = frame.iloc[order(frame, sort)]
     if columns is None:
         named = ("source",) if set(full["run", "source"]) != {"run"} else ()  # only where something was imported
-        runs = (("run", name) for name in (*RUN_COLUMNS, *named))
-        shown = [*(c for c in runs if c in frame.columns), *differing(frame), *ordered_metrics(frame)]
+        of_runs = (("run", name) for name in (*RUN_COLUMNS, *named))
+        shown = [*(c for c in of_runs if c in frame.columns), *differing(frame), *ordered_metrics(frame)]
     else:
         chosen = [column for word in columns for column in find_columns(frame, word)]
         shown = list(dict.fromkeys([("run", "run_id"), *chosen]))

@@ -6,6 +6,7 @@ here at each start, so nothing heavy is imported.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -38,6 +39,8 @@ class SaeSweepsLauncher(Launcher):
         def compose(overrides: list[str]) -> DictConfig:
             return self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
 
+        if self.config.objective:  # where a sweeper leaves its note of the best point
+            Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
         by_job: list[Any] = [points_of(list(overrides), compose) for overrides in job_overrides]
         values = iter(launch([point for points in by_job for point in points]))
         of_jobs = [[next(values) for _ in points] for points in by_job]

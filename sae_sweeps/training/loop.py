@@ -96,7 +96,7 @@ class Member:
         if logged:
             (since, before), seconds = self._last_row, self.stopwatch.seconds()
             self._last_row = step + 1, seconds
-            row = {"step": step, "tokens": (step + 1) * run.batch_size, **report.numbers}
+            row: dict[str, Any] = {"step": step, "tokens": (step + 1) * run.batch_size, **report.numbers}
             row["tokens_per_s"] = self.speed(step + 1 - since, seconds - before)
             watch.log(row | (watch.look(self.training) if monitored else {}))
         if step + 1 in self.quarters:

@@ -74,9 +74,10 @@ class SlurmCluster:
         self.start_controller()
         for number in range(NODES):
             self.start_node(number)
-        self.wait_for(
-            lambda: len(self.ask("sinfo", "-h", "-N", "-p", "main", "-t", "idle", check=False).split("\n")) > NODES
-        )
+        self.wait_for(lambda: self.idle_nodes() == NODES)
+
+    def idle_nodes(self):
+        return len(self.ask("sinfo", "-h", "-N", "-p", "main", "-t", "idle", check=False).splitlines())
 
     def start_controller(self, *flags):
         self._start("slurmctld", ["slurmctld", "-D", *flags])
