@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 LEVELS = ("error", "warning", "note")
 """error: the number is not what it says it is, or the comparison is not one; warning: it may mislead; note: to know."""
 
+TOLD = 20
+"""Lines that a table has for findings."""
+
 SEEDS = ("seed", "data_seed")
 """Keys in which repeated runs of one configuration differ."""
 
@@ -146,8 +149,14 @@ def audit(full: "pd.DataFrame", varied: Iterable[str] = ()) -> list[Finding]:
 
 
 def sentences(findings: Iterable[Finding], n_runs: int) -> list[str]:
-    """What a table says under its numbers: errors, warnings and runs that are still to come, a line each."""
-    return [f.told(n_runs) for f in findings if f.level != "note" or f.code == "pending"]
+    """What a table says under its numbers: errors, warnings and runs that are still to come, a line each, worst first.
+
+    Beyond TOLD lines it says how many there are.
+    """
+    told = [f.told(n_runs) for f in findings if f.level != "note" or f.code == "pending"]
+    if len(told) <= TOLD:
+        return told
+    return [*told[: TOLD - 1], f"and {len(told) - TOLD + 1} more findings: `python -m analysis audit` has them all."]
 
 
 def marks(findings: Iterable[Finding]) -> dict[str, str]:

@@ -28,6 +28,7 @@ COMMANDS: dict[str, list[str]] = {
     "table, seeds folded": ["table", "{outputs}", "--fold", "seed"],
     "table, csv": ["table", "{outputs}", "--format", "csv"],
     "table, html": ["table", "{outputs}", "--format", "html"],
+    "report": ["report", "{outputs}", "-o", "{outputs}/report.html"],
 }
 """What is measured: words after `python -m analysis`."""
 
@@ -89,6 +90,7 @@ def make_runs(outputs: Path, count: int, rows: int) -> None:
             for row in range(rows):
                 held_out = {"held_out_fvu": 1 / (1 + row) + 0.01 * draw()} if row % 5 == 0 or row == rows - 1 else {}
                 values = {"step": 10 * row, "tokens": 10240 * (row + 1)} | {term: draw() for term in TERMS}
+                values |= {"k": 32, "lr": config["lr_schedule"]["lr"], "l0": 32.0}
                 file.write(json.dumps(values | {"tokens_per_s": 9000} | held_out, separators=(",", ":")) + "\n")
 
 

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from analysis.__main__ import main
-from analysis.audit import LEVELS, audit, marks, sentences, tell, varied_by
+from analysis.audit import LEVELS, TOLD, Finding, audit, marks, sentences, tell, varied_by
 from analysis.commands.audit import LEVELS as OFFERED
 from analysis.evidence import PART, Evidence
 from analysis.records import records
@@ -422,3 +422,11 @@ def test_of_a_long_log_three_parts_are_read_unless_a_zero_has_to_be_certain(tmp_
     assert steps[0] == 0 and steps[-1] == 3999 and 0 < len(steps) < 1000 and 1000 not in steps
     assert evidence.ever("penalty_loss") is True and evidence.ever("absent") is None
     assert Evidence(None).ever("lr") is None and Evidence(tmp_path / "none").sampled("lr") == []
+
+
+def test_a_table_tells_no_more_than_it_has_room_for():
+    findings = [Finding("dead", "warning", f"sentence {n}.", (f"run{n}",)) for n in range(30)]
+    told = sentences(findings, 30)
+    assert len(told) == TOLD and told[0] == "run0: sentence 0."
+    assert told[-1] == "and 11 more findings: `python -m analysis audit` has them all."
+    assert len(sentences(findings[:TOLD], 30)) == TOLD and "more" not in sentences(findings[:TOLD], 30)[-1]
