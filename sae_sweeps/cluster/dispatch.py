@@ -12,12 +12,10 @@ from typing import Any
 
 from sae_sweeps.cluster.jobs import (
     Job,
-    Limits,
     Scheduler,
     add_groups,
     add_jobs,
     jobs_of,
-    limits_of,
     scheduler_for,
 )  # fmt: skip
 from sae_sweeps.cluster.observe import Observer, RunView
@@ -26,7 +24,7 @@ from sae_sweeps.errors import ConfigError
 from sae_sweeps.runs.folder import RunFolder
 from sae_sweeps.runs.lease import Lease
 from sae_sweeps.sweeps.console import Console
-from sae_sweeps.sweeps.groups import describe_groups, plan_groups
+from sae_sweeps.sweeps.groups import Limits, describe_groups, limits_of, plan_groups
 from sae_sweeps.sweeps.launch import States, Stop, caught_signals
 from sae_sweeps.sweeps.plan import Plan, PlannedRun
 from sae_sweeps.sweeps.say import say

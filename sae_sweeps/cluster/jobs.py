@@ -97,15 +97,3 @@ def log_of(job: Job, groups: list[list[str]], run_id: str) -> str:
 
 def runs_in(groups: list[list[str]], numbers: Collection[int]) -> list[str]:
     return [run_id for number in numbers for run_id in groups[number]]
-
-
-@dataclass
-class Limits:
-    """How large a group may be: `cluster.group_size` and `cluster.memory_gb`."""
-
-    group_size: int | None
-    memory_gb: float | None
-
-
-def limits_of(cluster: dict[str, Any]) -> Limits:
-    return Limits(cluster["group_size"], cluster["memory_gb"])

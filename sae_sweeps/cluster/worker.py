@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_sweeps.cluster.jobs import limits_of
 from sae_sweeps.errors import UserError
+from sae_sweeps.sweeps.groups import limits_of
 from sae_sweeps.sweeps.launch import Stop, run_all
 from sae_sweeps.sweeps.say import say
 from sae_sweeps.sweeps.sweep import outputs_of, read_manifest, run_path

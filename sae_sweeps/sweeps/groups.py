@@ -42,6 +42,11 @@ class Tokens(NamedTuple):
     """Tokens that the group's SAEs train on, all together."""
 
 
+def limits_of(cluster: dict[str, Any]) -> NoLimits:
+    """The limits among the cluster group's keys, to be changed without changing the group."""
+    return NoLimits(cluster["group_size"], cluster["memory_gb"])
+
+
 @dataclass
 class Group:
     """Runs that go side by side."""
