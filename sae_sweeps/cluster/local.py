@@ -95,6 +95,7 @@ def end(process: dict[str, Any] | None) -> None:
     if process and process_alive(process):
         try:
             os.kill(process["pid"], signal.SIGTERM)
+            os.kill(process["pid"], signal.SIGCONT)  # one that is suspended hears of it only now
         except ProcessLookupError:
             pass
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from operator import attrgetter
 from typing import Any
 
@@ -186,12 +189,18 @@ def typed(cls: type, node: DictConfig, where: str, less: tuple[str, ...] = ()) -
         if f.name not in values:
             raise ConfigError(f"{where}.{f.name} is missing from the config file of {where}={values.get('name')}.")
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
+        return deepcopy(_object(cls, json.dumps(values, sort_keys=True)))
     except OmegaConfBaseException as error:
         key = str(error.full_key)
         top = key if key in TOP_KEYS else f"{where}.{key}"
         given = OmegaConf.select(OmegaConf.create(values), key) if key else values
         raise ConfigError(f"{top}={given}: {_expected(cls, key)}") from None
+
+
+@cache
+def _object(cls: type, values: str) -> Any:
+    """An instance of `cls` from JSON. OmegaConf takes a while, and the runs of a sweep share most of their groups."""
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), json.loads(values)))
 
 
 def _expected(cls: type, key: str) -> str:

@@ -303,5 +303,7 @@ class RootConfig:
     """The arms of an experiment: a name and the words of a command for each; every arm is a sweep of its own."""
     objective: str | None = None
     """Metric of results.json that a sweeper such as optuna is told of each point."""
+    report: bool = True
+    """Whether a launch ends with the sweep's report.html, a few seconds' work."""
     dry_run: bool = False
     """Compose and check everything, start nothing (`--dry-run`)."""

@@ -69,7 +69,7 @@ def launch(points: list[Point]) -> list[float | None]:
             outcome.status = came.status
             return unknown
         states = came
-    finish(plan, states, outputs, sweep)
+    finish(plan, states, outputs, sweep, cfg.report)
     if cfg.objective is None:
         return unknown
     return [objective_of(run_path(outputs, run_id), cfg.objective) for run_id in plan.points]
@@ -203,8 +203,8 @@ def announce(waiting: list[PlannedRun], outputs: Path, announced: set[str], cons
             console.say(f"{planned.run_id}  {planned.title}: {holder} is working on it; waiting")
 
 
-def finish(plan: Plan, states: States, outputs: Path, sweep: Path) -> None:
-    """Print the table and what went wrong, and set the exit status."""
+def finish(plan: Plan, states: States, outputs: Path, sweep: Path, report: bool = True) -> None:
+    """Print the table and what went wrong, write the report, and set the exit status."""
     from analysis.table import render, table
     from sae_sweeps.sweeps.failures import failures
     from sae_sweeps.sweeps.work import try_to
@@ -219,8 +219,8 @@ def finish(plan: Plan, states: States, outputs: Path, sweep: Path) -> None:
     try_to(write_text, sweep / "table.md", render(frame, "markdown"))
     say(f"runs    {outputs / 'runs'}")
     say(f"sweep   {sweep}   (table.csv, table.md)")
-    if (report := report_of(sweep)) is not None:
-        say(f"report  {report}")
+    if report and (page := report_of(sweep)) is not None:
+        say(f"report  {page}")
     if (left := failures(sweep)) is not None:
         say()
         say(left)

@@ -17,6 +17,9 @@ from sae_sweeps.config.run import TOP_KEYS, RunConfig, activations_gb, run_confi
 from sae_sweeps.errors import ConfigError, who_has
 from sae_sweeps.sweeps.budget import BUDGET, unequal
 
+NOT_IN_TITLES = (
+    "outputs", "dry_run", "device", "logger", "eval", "tags", "experiment", "objective", "report",
+)  # fmt: skip
 CONF = Path(__file__).parents[2] / "conf"
 
 
@@ -91,7 +94,7 @@ def title_of(point: Point, varied: list[str], run: RunConfig) -> str:
     """What sets this run apart: the varied keys that it uses, or in a single run all that were given."""
     if run.title:
         return run.title
-    hidden = (*point.fixed, "outputs", "dry_run", "device", "logger", "eval", "tags", "experiment", "objective")
+    hidden = (*point.fixed, *NOT_IN_TITLES)
     shown = [
         override
         for override in point.overrides

@@ -14,11 +14,17 @@ __all__ = ["numbers", "read", "rows", "run_folders", "wait_for"]
 
 TINY = ["model=synthetic", "d_sae=32", "model.d_in=16", "batch_size=64", "train.held_out_tokens=0", "eval=none"]
 """A run that costs its start and little else."""
+LONG = [*TINY, "num_tokens=32000", "train.checkpoint_every=100", "train.log_every=20", "train.monitor_every=500"]
+"""500 steps: long enough to be held and struck on its way."""
 ON_SLURM = ["cluster=slurm", "cluster.cpus=1", "cluster.mem=null", "cluster.poll_s=0.3"]
 
 
 def env(cluster=None):
     return environment() | (cluster.environment() if cluster else {}) | {"OMP_NUM_THREADS": "1"}
+
+
+SLOWLY = f"cluster.setup=['export PYTHONPATH={Path(__file__).parent / 'slowly'}:$PYTHONPATH']"
+"""Jobs whose runs train slowly, to be struck on their way."""
 
 
 def launch(*words, cluster=None, module=None, log=None):
@@ -71,6 +77,32 @@ def kill_process_of(folder):
     os.kill(status(folder)["pid"], signal.SIGKILL)
 
 
+def hold(folder, state="running"):
+    """Stop the process that trains a run, so that it cannot end before what comes next reaches it.
+
+    Slurm and `cancel` let it go on when they send their own signals.
+    """
+    os.kill(status(folder)["pid"], signal.SIGSTOP)
+    assert status(folder)["state"] == state, (folder, status(folder))
+
+
+def hold_each(ready):
+    """Hold runs, each as soon as its own condition of {folder: condition} is met."""
+    waiting = dict(ready)
+
+    def all_held():
+        for folder in [folder for folder, met in waiting.items() if met(folder)]:
+            hold(folder)
+            del waiting[folder]
+        return not waiting
+
+    wait_for(all_held, 300)
+
+
+def let_go(folder):
+    os.kill(status(folder)["pid"], signal.SIGCONT)
+
+
 def push(cluster):
     """Let requeued jobs start now; by itself Slurm waits two minutes."""
     for line in cluster.ask("squeue", "-h", "-r", "-t", "PD", "-o", "%i %r", check=False).splitlines():
@@ -86,7 +118,7 @@ def finish(process, cluster=None, seconds=900):
         assert time.monotonic() < until, "the launcher waits for ever"
         if cluster:
             push(cluster)
-        time.sleep(0.3)
+        time.sleep(0.5)
     return process.returncode
 
 

@@ -6,10 +6,12 @@ import signal
 
 import pytest
 from sweeping import (
+    LONG,
     TINY,
     finish,
     folder_of,
     has_checkpoint,
+    hold_each,
     jobs,
     kill_process_of,
     launch,
@@ -28,7 +30,6 @@ from sweeping import (
 pytestmark = pytest.mark.slow
 
 LOCAL = ["cluster=local", "cluster.processes=2", "cluster.poll_s=0.2"]
-LONG = [*TINY, "num_tokens=128000", "train.checkpoint_every=100", "train.log_every=20", "train.monitor_every=1000"]
 
 
 def listed(sweep):
@@ -42,7 +43,7 @@ def test_processes_give_the_numbers_of_one_even_when_one_is_killed(tmp_path):
     sweep = the_sweep(tmp_path / "local")
     first, second = jobs(sweep)  # dealt out evenly to the processes
     assert [len(first["runs"]), len(second["runs"])] == [2, 1]
-    wait_for(lambda: has_checkpoint(folder_of(tmp_path / "local", second)), 300)
+    hold_each({folder_of(tmp_path / "local", second): has_checkpoint})
     kill_process_of(folder_of(tmp_path / "local", second))
     assert finish(launcher) == 0, log.read_text()
     assert "its process ended on signal 9" in log.read_text() and "started again" in log.read_text()
@@ -54,9 +55,9 @@ def test_processes_give_the_numbers_of_one_even_when_one_is_killed(tmp_path):
 
 def test_ctrl_c_leaves_processes_which_cancel_ends_and_resume_takes_up_in_one(tmp_path):
     log = tmp_path / "log"
-    launcher = launch("-m", *LONG, "k=4", "seed=0,1,2", "num_tokens=384000", *LOCAL, f"outputs={tmp_path}", log=log)
+    launcher = launch("-m", *LONG, "k=4", "seed=0,1,2", *LOCAL, f"outputs={tmp_path}", log=log)
     sweep = the_sweep(tmp_path)
-    wait_for(lambda: any(trains(folder) for folder in run_folders(tmp_path)), 300)
+    hold_each({folder_of(tmp_path, job): trains for job in jobs(sweep)})
     launcher.send_signal(signal.SIGINT)
     assert launcher.wait(60) == 130
     assert f"python -m sae_sweeps status {sweep}" in log.read_text()
@@ -75,17 +76,18 @@ def test_ctrl_c_leaves_processes_which_cancel_ends_and_resume_takes_up_in_one(tm
 def test_a_sweep_of_one_process_is_looked_at_and_resumed_too(tmp_path):
     log = tmp_path / "log"
     launcher = launch("-m", *LONG, "k=4", "seed=0,1", f"outputs={tmp_path}", log=log)
-    wait_for(lambda: any(has_checkpoint(folder) for folder in run_folders(tmp_path)), 300)
+    wait_for(lambda: run_folders(tmp_path))
+    hold_each({run_folders(tmp_path)[0]: has_checkpoint})
     (sweep,) = (tmp_path / "sweeps").iterdir()
     table = run("status", sweep, module="sae_sweeps").stdout
-    assert "seed=0" in table and "running" in table and "/2,000" in table and "2 runs" in table
+    assert "seed=0" in table and "running" in table and "/500" in table and "2 runs" in table
     launcher.kill()
     launcher.wait()
     assert "lost" in {r["state"] for r in listed(sweep)}
     run("resume", sweep, module="sae_sweeps")
     told = listed(sweep)
     assert [r["state"] for r in told] == ["completed", "completed"] and all(r["at_its_end"] for r in told)
-    assert all(r["loss"] > 0 and r["step"] == 2000 for r in told)
+    assert all(r["loss"] > 0 and r["step"] == 500 for r in told)
 
 
 def test_diverged_is_final_unless_resume_is_told_to_try_again(tmp_path):

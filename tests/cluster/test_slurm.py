@@ -6,14 +6,19 @@ import time
 
 import pytest
 from sweeping import (
+    LONG,
     ON_SLURM,
+    SLOWLY,
     TINY,
     finish,
     folder_of,
     has_checkpoint,
+    hold,
+    hold_each,
     jobs,
     kill_process_of,
     launch,
+    let_go,
     numbers,
     push,
     read,
@@ -27,9 +32,6 @@ from sweeping import (
 )  # fmt: skip
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
-
-LONG = [*TINY, "num_tokens=128000", "train.checkpoint_every=100", "train.log_every=20", "train.monitor_every=1000"]
-"""2,000 steps: long enough to be struck on its way."""
 
 
 def same_numbers(outputs, whole):
@@ -70,7 +72,8 @@ def test_struck_in_every_way_each_run_ends_complete_or_with_its_reason(accountin
     slurm = request.getfixturevalue("slurm_with_accounting" if accounting else "slurm")
     (whole, grid), outputs = undisturbed, tmp_path / "struck"
     log = tmp_path / "log"
-    launcher = launch(*grid, *ON_SLURM, "cluster.group_size=1", f"outputs={outputs}", cluster=slurm, log=log)
+    words = [*grid, *ON_SLURM, SLOWLY, "cluster.group_size=1", f"outputs={outputs}"]
+    launcher = launch(*words, cluster=slurm, log=log)
     try:
         sweep = the_sweep(outputs)
         cancelled, requeued, killed, preempted, *_ = jobs(sweep)
@@ -79,12 +82,13 @@ def test_struck_in_every_way_each_run_ends_complete_or_with_its_reason(accountin
             cancelled["id"]: (trains, lambda job: slurm.ask("scancel", job["id"])),
             requeued["id"]: (has_checkpoint, lambda job: slurm.ask("scontrol", "requeue", job["id"])),
             killed["id"]: (trains, lambda job: kill_process_of(folder_of(outputs, job))),
-            preempted["id"]: (has_checkpoint, lambda job: preempt(slurm, job["id"])),
+            preempted["id"]: (has_checkpoint, lambda job: preempt(slurm, job["id"], folder_of(outputs, job))),
         }
         for _ in range(6000):
             for job in [job for job in jobs(sweep) if job["id"] in strikes]:
                 ready, strike = strikes[job["id"]]
                 if ready(folder_of(outputs, job)):
+                    hold(folder_of(outputs, job))
                     strike(job)
                     del strikes[job["id"]]
             if not strikes:
@@ -117,28 +121,34 @@ def test_struck_in_every_way_each_run_ends_complete_or_with_its_reason(accountin
     same_numbers(outputs, whole)
 
 
-def preempt(slurm, id):
-    """A job of a higher partition takes the node; both of its GPUs."""
+def preempt(slurm, id, folder):
+    """A job of a higher partition takes the node, both of its GPUs; the run does not end in the time of grace."""
     node = slurm.ask("squeue", "-h", "-r", "-o", "%N", "-j", id).strip()
     slurm.ask("sbatch", "-p", "urgent", "-w", node, "--gpus-per-node=2", "-o", "/dev/null", "--wrap", "sleep 1")
+    wait_for(lambda: status(folder)["state"] == "preempted")
+    hold(folder, "preempted")
 
 
 def test_detached_watched_warned_cancelled_and_resumed(slurm, tmp_path):
-    grid = ["-m", *LONG, "k=4", "seed=0,1", "num_tokens=384000", f"outputs={tmp_path}"]
+    grid = ["-m", *LONG, "k=4", "seed=0,1", f"outputs={tmp_path}"]
     done = run(*grid, *ON_SLURM, "cluster.group_size=1", "cluster.detach=true", cluster=slurm)
     sweep = the_sweep(tmp_path)
     assert f"python -m sae_sweeps status {sweep}" in done.stdout and "2 jobs submitted" in done.stdout
-    first, second = jobs(sweep)
-    wait_for(lambda: has_checkpoint(folder_of(tmp_path, first)) and trains(folder_of(tmp_path, second)), 300)
+    job, other = jobs(sweep)
+    first, second = folder_of(tmp_path, job), folder_of(tmp_path, other)
+    hold_each({first: has_checkpoint, second: trains})
     told = run("status", sweep, cluster=slurm, module="sae_sweeps").stdout
-    assert "running" in told and first["id"] in told and "2 runs" in told
+    assert "running" in told and job["id"] in told and "2 runs" in told
     # the time limit's warning: checkpoints are written and the job queues again, by submitit
-    slurm.ask("scancel", "-s", "USR2", first["id"])
-    wait_for(lambda: status(folder_of(tmp_path, first))["state"] == "preempted", 120)
-    stopped = rows(folder_of(tmp_path, first))[-1]["step"]
-    wait_for(lambda: push(slurm) or status(folder_of(tmp_path, first))["state"] == "running", 300)
-    wait_for(lambda: status(folder_of(tmp_path, first))["restarts"] == 1)
-    assert status(folder_of(tmp_path, first))["step"] >= stopped - 20, "goes on where the warning stopped it"
+    slurm.ask("scancel", "-s", "USR2", job["id"])
+    let_go(first)
+    wait_for(lambda: status(first)["state"] == "preempted")
+    stopped = rows(first)[-1]["step"]
+    while status(first)["restarts"] == 0:
+        push(slurm)
+        time.sleep(0.1)
+    hold_each({first: lambda folder: status(folder)["state"] == "running"})
+    assert status(first)["step"] >= stopped - 20, "goes on where the warning stopped it"
     run("cancel", sweep, cluster=slurm, module="sae_sweeps")
     listed = read_status(sweep, slurm)
     assert {r["state"] for r in listed} == {"cancelled"} and all(r["at_its_end"] for r in listed)
@@ -158,7 +168,7 @@ def test_jobs_that_slurm_forgets_are_found_lost_and_started_again(slurm, tmp_pat
     """The controller comes back without its state: squeue knows nothing, and there is no accounting to ask."""
     log = tmp_path / "log"
     words = ["-m", *LONG, "k=4", "seed=0,1", f"outputs={tmp_path / 'o'}"]
-    launcher = launch(*words, *ON_SLURM, "cluster.group_size=1", "cluster.retries=1", cluster=slurm, log=log)
+    launcher = launch(*words, *ON_SLURM, SLOWLY, "cluster.group_size=1", "cluster.retries=1", cluster=slurm, log=log)
     try:
         sweep = the_sweep(tmp_path / "o")
         first, second = jobs(sweep)
@@ -184,7 +194,7 @@ def test_a_failed_run_is_a_failed_job_and_its_siblings_complete(slurm, tmp_path)
 
 
 def test_two_launches_share_what_both_want(slurm, tmp_path):
-    shared = ["-m", *LONG, f"outputs={tmp_path}", *ON_SLURM, "cluster.group_size=1", "seed=0"]
+    shared = ["-m", *LONG, f"outputs={tmp_path}", *ON_SLURM, SLOWLY, "cluster.group_size=1", "seed=0"]
     one = launch(*shared, "k=2,4", cluster=slurm, log=tmp_path / "one")
     two = launch(*shared, "k=4,8", cluster=slurm, log=tmp_path / "two")
     assert finish(one) == 0 and finish(two) == 0, (tmp_path / "two").read_text()
@@ -219,7 +229,7 @@ def test_several_groups_of_a_node_share_its_gpus(slurm, tmp_path):
 
 def test_ctrl_c_leaves_the_jobs_running_and_says_how_to_come_back(slurm, tmp_path):
     log = tmp_path / "log"
-    launcher = launch(*LONG, "k=4", *ON_SLURM, f"outputs={tmp_path / 'o'}", cluster=slurm, log=log)
+    launcher = launch(*LONG, "k=4", *ON_SLURM, SLOWLY, f"outputs={tmp_path / 'o'}", cluster=slurm, log=log)
     sweep = the_sweep(tmp_path / "o")
     (job,) = jobs(sweep)
     wait_for(lambda: trains(folder_of(tmp_path / "o", job)), 300)

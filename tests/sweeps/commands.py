@@ -16,7 +16,11 @@ def environment():
 
 
 def command(*words, module=None):
-    return [sys.executable, *(["-m", module] if module else [str(PROJECT / "launch.py")]), *map(str, words)]
+    """A launch writes no report unless it is asked for: few tests look at one, and each takes seconds."""
+    if module:
+        return [sys.executable, "-m", module, *map(str, words)]
+    quick = [] if any("report=" in str(word) for word in words) else ["report=false"]
+    return [sys.executable, str(PROJECT / "launch.py"), *map(str, words), *quick]
 
 
 def run(*words, module=None, expect=0, cwd=PROJECT, **kwargs):

@@ -68,3 +68,4 @@ def test_an_experiment_runs_every_arm(tmp_path):
     small = ["model=synthetic", "num_tokens=4096", "d_sae=128", "k=8", "eval=none"]
     out = run("-m", "experiment=demo", *small, f"outputs={tmp_path}").stdout
     assert len(run_folders(tmp_path)) == 3 and "lambda2_max=0.5" in out
+    assert "report" not in out and not list(tmp_path.glob("sweeps/*/report.html")), "report=false"

@@ -14,7 +14,8 @@ pytestmark = pytest.mark.slow
 def swept(tmp_path_factory):
     """The contract's own command on a small scale."""
     outputs = tmp_path_factory.mktemp("swept")
-    words = ["-m", *SMALL, "num_tokens=102400", "penalty=ortho", "lambda2_max=0.1,0.5,1.0", f"outputs={outputs}"]
+    words = ["-m", *SMALL, "num_tokens=102400", "penalty=ortho", "lambda2_max=0.1,0.5,1.0"]
+    words += [f"outputs={outputs}", "report=true"]
     return outputs, words, run(*words)
 
 
@@ -72,6 +73,12 @@ def test_the_manifest_lists_runs_and_links_lead_to_them(swept):
     links = [path for path in sweep.iterdir() if path.is_symlink()]
     assert {link.resolve().name for link in links} == {r["run_id"] for r in manifest["runs"]}
     assert any("lambda2_max=0.5" in link.name for link in links)
+
+
+def test_a_launch_ends_with_its_report(swept):
+    outputs, _, first = swept
+    page = min((outputs / "sweeps").iterdir()) / "report.html"
+    assert f"report  {page}" in first.stdout and "lambda2_max=0.5" in page.read_text()
 
 
 def test_eval_never_retrains(swept):
