@@ -54,9 +54,8 @@ def phases(shape: Shape, threads: int, steps: int = 15) -> list[tuple[str, float
         timed(kernels, "dots", "backward: chosen activations"),
         timed(kernels, "transposed", "backward: pairs by feature"),
         timed(kernels, "weight_gradient", "backward: weight gradients"),
-        timed(training.sae, "remove_parallel_gradient", "parallel gradient removed"),
-        timed(training.optimizer, "step", "Adam, clipping"),
-        timed(training.sae, "normalize_decoder", "rows to unit norm"),
+        timed(training.optimizer, "norm", "parallel gradient, norm"),
+        timed(training.optimizer, "step", "clipping, Adam, rows to unit norm"),
     ]
     whole = []
     try:

@@ -71,9 +71,14 @@ def _prepare(device: torch.device) -> None:
     values = torch.ones(indices.numel())
     kernels.decode(pairs, values, W)
     kernels.dots(pairs, W, W)
-    kernels.remove_parallel(kernels.weight_gradient(pairs, values, W), W)
+    grad, m, v = kernels.weight_gradient(pairs, values, W), torch.zeros_like(W), torch.zeros_like(W)
     kernels.sums(pairs, values)
-    kernels.normalize(W)
+    adam = importlib.import_module("sae_sweeps.kernels.adam_numba")
+    adam.square_sum(grad)
+    dots, _ = adam.parallel(grad, W)
+    rates = [1.0, 0.1, 0.999, 0.001, 1e-3, 1.0, 1e-8]
+    adam.adam(grad, rates, m, v, W)
+    adam.adam_on_unit_rows(grad, dots, rates, m, v, W)
 
 
 def name(kernels: Kernels | None) -> str:
