@@ -24,8 +24,10 @@ SUMS = {"fastmath": {"contract", "reassoc", "nsz"}}
 def largest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values = torch.empty(len(z), k, dtype=z.dtype)
     indices = torch.empty(len(z), k, dtype=torch.int64)
-    n_groups = min(z.shape[1], max(256, -(-4 * k // 64) * 64))
-    over_rows(_largest, len(z), _np(z), n_groups, values.numpy(), indices.numpy())
+    sizes = [z.shape[1]]
+    while sizes[-1] > 8 * max(k, 1):  # the k largest of fewer than 2 k numbers would say little
+        sizes.append(-(-sizes[-1] // 4))
+    over_rows(_largest, len(z), _np(z), np.array(sizes), values.numpy(), indices.numpy())
     return values, indices
 
 
@@ -95,83 +97,118 @@ def _equal_parts(start: Tensor) -> list[int]:
     return [0, *torch.searchsorted(start, wanted).tolist(), len(start) - 1]
 
 
-@compiled()
-def _kth_largest(a, n, k):
-    """k-th largest of a[:n], reordering it (Hoare's selection)."""
-    low, high, k = 0, n - 1, k - 1
-    while low < high:
-        x, y, z = a[low], a[(low + high) >> 1], a[high]
-        pivot = max(min(x, y), min(max(x, y), z))
-        i, j = low, high
-        while i <= j:
-            while a[i] > pivot:
-                i += 1
-            while a[j] < pivot:
-                j -= 1
-            if i <= j:
-                a[i], a[j] = a[j], a[i]
-                i += 1
-                j -= 1
-        if k <= j:
-            high = j
-        elif k >= i:
-            low = i
+@compiled(**SUMS)
+def _best_of_four(row, best):
+    """Largest of the elements g, g + q, g + 2 q and g + 3 q, for each g below q = len(best); the sum of the row."""
+    q, total = len(best), row.dtype.type(0)
+    a, b, c, d = row[:q], row[q : 2 * q], row[2 * q : 3 * q], row[3 * q :]
+    for g in range(len(d)):
+        one = a[g] if a[g] > b[g] else b[g]
+        two = c[g] if c[g] > d[g] else d[g]
+        best[g] = one if one > two else two
+        total += (a[g] + b[g]) + (c[g] + d[g])
+    for g in range(len(d), q):
+        one = a[g] if a[g] > b[g] else b[g]
+        best[g] = one if one > c[g] else c[g]
+        total += a[g] + b[g] + c[g]
+    return total
+
+
+@compiled(**SUMS)
+def _number_from(a, least):
+    """How many of a are at least as large; counted in a's own type, so that vectors of it are compared."""
+    count, one, zero = a.dtype.type(0), a.dtype.type(1), a.dtype.type(0)
+    for i in range(len(a)):
+        count += one if a[i] >= least else zero
+    return count
+
+
+@compiled(**SUMS)
+def _between(a, k, most, infinite, slack):
+    """(low, high): k or more of a are from low on, fewer than k from high on unless that is infinite.
+
+    It ends with at most k + slack from low on, or where no number lies between the two.
+    """
+    low = high = a[0]
+    for i in range(len(a)):
+        low = a[i] if a[i] < low else low
+        high = a[i] if a[i] > high else high
+    low, high, half = max(low, -most), min(high, most), a.dtype.type(0.5)
+    if _number_from(a, low) < k:
+        return -infinite, low
+    if _number_from(a, high) >= k:
+        return high, infinite
+    while True:
+        middle = half * low + half * high
+        if middle <= low or middle >= high:
+            return low, high
+        count = _number_from(a, middle)
+        if count < k:
+            high = middle
         else:
-            break
-    return a[k]
+            low = middle
+            if count <= k + slack:
+                return low, high
 
 
 @compiled()
-def _largest(z, n_groups, values, indices, start, stop):
-    """The k groups with the largest maxima hold all winners; element i is in group i % n_groups."""
-    n, k = z.shape[1], values.shape[1]
-    maxima = np.empty(n_groups, z.dtype)
-    doubt = np.empty(n_groups, z.dtype)
-    scratch = np.empty(n, z.dtype)
-    candidate = np.empty(n, z.dtype)
-    place = np.empty(n, np.int64)
+def _largest(z, sizes, values, indices, start, stop):
+    """A tournament by fours: what is among the k largest beats, in every round, all but k - 1 of those still there.
+
+    sizes: how many are left after each round. Lists are filled without branches, which would be guessed wrong.
+    """
+    n, k, rounds = z.shape[1], values.shape[1], len(sizes) - 1
+    best = [np.empty(size, z.dtype) for size in sizes]
+    place, place_before = np.empty(n + 1, np.int32), np.empty(n + 1, np.int32)
+    candidate = np.empty(n + 1, z.dtype)
+    most, infinite = np.finfo(z.dtype).max, z.dtype.type(np.inf)
     for b in range(start, stop):
-        row = z[b]
-        for g in range(n_groups):
-            maxima[g] = row[g]
-            doubt[g] = row[g] - row[g]
-        for first in range(n_groups, n, n_groups):
-            stripe = row[first : first + n_groups]  # as a slice the loop is compiled to vectors
-            for g in range(len(stripe)):
-                value = stripe[g]
-                maxima[g] = value if value > maxima[g] else maxima[g]
-                doubt[g] += value - value  # 0, unless infinite or not a number
-        bad = False
-        for g in range(n_groups):
-            if doubt[g] != 0:
-                bad |= bool(np.isnan(row[g::n_groups]).any())
-        if bad:  # as in torch, NaN is the largest
+        row = level = z[b]
+        total = z.dtype.type(0)
+        for r in range(1, rounds + 1):
+            sum_of_level = _best_of_four(level, best[r])
+            total = sum_of_level if r == 1 else total
+            level = best[r]
+        if rounds == 0:
+            total = row.sum()
+        if np.isnan(total) and np.isnan(row).any():  # as in torch, NaN is the largest
             for j in range(k):
                 values[b, j] = np.nan
                 indices[b, j] = j
             continue
-        for g in range(n_groups):
-            scratch[g] = maxima[g]
-        threshold = _kth_largest(scratch, n_groups, k)
+        low, high = _between(level, k, most, infinite, k >> 3)
         found = 0
-        for g in range(n_groups):
-            if maxima[g] >= threshold:
-                for i in range(g, n, n_groups):
-                    if row[i] >= threshold:
-                        candidate[found] = row[i]
-                        place[found] = i
-                        found += 1
+        for g in range(len(level)):
+            place[found] = g
+            found += level[g] >= low
+        for r in range(rounds - 1, -1, -1):
+            level = best[r] if r else row
+            place, place_before, n_before, found = place_before, place, found, 0
+            for i in range(n_before):
+                for at in range(place_before[i], sizes[r], sizes[r + 1]):
+                    place[found] = at
+                    found += level[at] >= low
         for i in range(found):
-            scratch[i] = candidate[i]
-        threshold = _kth_largest(scratch, found, k)
+            candidate[i] = row[place[i]]
+        low, high = _between(candidate[:found], k, most, infinite, 0)
+        n_before, found = found, 0
+        for i in range(n_before):
+            at, value = place[i], candidate[i]
+            place[found], candidate[found] = at, value
+            found += value >= low
+        if found == k:
+            for j in range(k):
+                values[b, j] = candidate[j]
+                indices[b, j] = place[j]
+            continue
         j = 0
         for i in range(found):
-            if candidate[i] > threshold:
+            if candidate[i] >= high and j < k:
                 values[b, j] = candidate[i]
                 indices[b, j] = place[i]
                 j += 1
-        for i in range(found):
-            if candidate[i] == threshold and j < k:
+        for i in range(found):  # all of them equal
+            if candidate[i] < high and j < k:
                 values[b, j] = candidate[i]
                 indices[b, j] = place[i]
                 j += 1

@@ -43,7 +43,9 @@ def close(found, expected, dtype=torch.float64):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(("n", "k"), [(300, 1), (300, 5), (300, 130), (300, 300), (256, 64), (5, 2), (2000, 32)])
+@pytest.mark.parametrize(
+    ("n", "k"), [(300, 1), (300, 5), (300, 130), (300, 300), (256, 64), (5, 2), (2000, 32), (1025, 1)]
+)
 def test_largest(fast, n, k, dtype):
     z = normal(70 if fast.NAME == "numba" else 2, n, seed=k, dtype=dtype)
     values, indices = fast.largest(z, k)
@@ -61,6 +63,22 @@ def test_largest_with_ties_and_without_numbers(fast):
     assert values[0].eq(0).all() and values[1].sum() == 4 and values[2].eq(-math.inf).all()
     assert all(len(set(row)) == 6 for row in indices.tolist())
     assert values[4].isnan().any() and values[6].isnan().any() and not values[5].isnan().any()
+
+
+def test_largest_among_numbers_of_any_size(fast):
+    """Infinite ones, ties at the k-th place and at the largest, numbers far apart."""
+    z = torch.zeros(7, 600)
+    z[0], z[0, 50:53] = -math.inf, torch.tensor([2.0, -3.0, 1e-30])
+    z[1, 10:16], z[1, 20] = math.inf, -math.inf
+    z[2, 10:12], z[2, 12:500] = math.inf, 3e38
+    z[3] = torch.logspace(-37, 38, 600)
+    z[4, :5], z[4, 5:] = 1.0, torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))
+    z[5, 100:], z[6] = -1e-40, -3.4e38
+    for k in (1, 4, 6, 100):
+        values, indices = fast.largest(z, k)
+        assert torch.equal(values.sort(1, descending=True).values, z.topk(k, dim=1).values)
+        assert torch.equal(z.gather(1, indices), values)
+        assert all(len(set(row)) == k for row in indices.tolist())
 
 
 @pytest.mark.parametrize("threshold", [-5.0, 0.0, 1.5, 10.0])
