@@ -49,9 +49,8 @@ def phases(shape: Shape, threads: int, steps: int = 15) -> list[tuple[str, float
     back = [
         timed(training.sae, "encode", "encode"),
         timed(kernels, "largest", "encode: selection of the k largest"),
-        timed(training.sae, "decode", "decode"),
+        timed(training.sae, "residual", "decode, error, chosen activations' gradient"),
         timed(torch.Tensor, "backward", "backward"),
-        timed(kernels, "dots", "backward: chosen activations"),
         timed(kernels, "transposed", "backward: pairs by feature"),
         timed(kernels, "weight_gradient", "backward: weight gradients"),
         timed(training.optimizer, "norm", "parallel gradient, norm"),

@@ -121,6 +121,13 @@ class SAE(nn.Module):
         """x_hat [B, d_in]."""
         return f.decode(self.W_dec) + self.b_dec
 
+    def residual(self, f: Features, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Error x - x_hat [B, d_in] of x [B, d_in], and the sums of its squares [B]."""
+        if f.pairs is not None and type(self).decode is SAE.decode:
+            return sparse.residual(f.pairs, f.entries.reshape(-1).to(x.dtype), self.W_dec, self.b_dec, x)
+        error = x - self.decode(f).float()
+        return error, error.square().sum(1)
+
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
         """Terms beside the reconstruction: name -> (value, weight at this step)."""
         return {}

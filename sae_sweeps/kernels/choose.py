@@ -25,6 +25,10 @@ class Kernels(Protocol):
 
     def decode(self, pairs: Pairs, values: Tensor, W: Tensor) -> Tensor: ...
 
+    def residual(
+        self, pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
     def dots(self, pairs: Pairs, W: Tensor, g: Tensor) -> Tensor: ...
 
     def transposed(self, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]: ...
@@ -32,6 +36,8 @@ class Kernels(Protocol):
     def weight_gradient(self, pairs: Pairs, values: Tensor, g: Tensor) -> Tensor: ...
 
     def sums(self, pairs: Pairs, values: Tensor) -> Tensor: ...
+
+    def combination(self, factors: Tensor, rows: Tensor) -> Tensor: ...
 
     def remove_parallel(self, grad: Tensor, W: Tensor) -> None: ...
 
@@ -70,9 +76,10 @@ def _prepare(device: torch.device) -> None:
     pairs = per_token(indices, len(W), kernels)
     values = torch.ones(indices.numel())
     kernels.decode(pairs, values, W)
+    kernels.residual(pairs, values, W, W[0], W)
     kernels.dots(pairs, W, W)
     grad, m, v = kernels.weight_gradient(pairs, values, W), torch.zeros_like(W), torch.zeros_like(W)
-    kernels.sums(pairs, values)
+    kernels.combination(kernels.sums(pairs, values), W)
     adam = importlib.import_module("sae_sweeps.kernels.adam_numba")
     adam.square_sum(grad)
     dots, _ = adam.parallel(grad, W)

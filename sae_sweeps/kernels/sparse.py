@@ -2,6 +2,8 @@
 
     values   z at the pairs; z = (x - b_dec) W_enc + b_enc             gradient on W_enc, b_enc, b_dec
     x_hat    sum over a token's pairs of value * w_i                   gradient on the values and W_dec
+    error    x - b_dec - x_hat, and the squares of a token's error, summed: a loss of these sums needs for its gradient
+             no more than the error itself, and its products with the rows of W_dec while they are at hand
 
 Only z itself is a dense product. The gradients are sums over the active pairs: nothing as wide as d_sae is written for
 a token, and nothing of size [B, k, d_in].
@@ -39,6 +41,12 @@ def decode(pairs: Pairs, values: Tensor, W: Tensor) -> Tensor:
     """sum over each token's pairs of value * W[feature] [B, d], differentiable in values [P] and W [d_sae, d]."""
     x_hat: Tensor = Decode.apply(pairs, values, W)
     return x_hat
+
+
+def residual(pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Error x - b - decode(...) [B, d] and the sums of its squares [B], differentiable in values [P], W and b [d]."""
+    error, squares = Residual.apply(pairs, values, W, b, x)
+    return error, squares
 
 
 class PreActivations(torch.autograd.Function):
@@ -81,7 +89,7 @@ class Chosen(torch.autograd.Function):
         kernels, pairs = ctx.pairs.kernels, ctx.pairs
         on_b_enc = kernels.sums(pairs, grads[0])
         on_W_enc = kernels.weight_gradient(pairs, grads[0], centred).T  # W_enc is stored by feature
-        return None, None, None, on_W_enc, on_b_enc, -(W_enc @ on_b_enc)
+        return None, None, None, on_W_enc, on_b_enc, -kernels.combination(on_b_enc, W_enc.T)
 
 
 class Decode(torch.autograd.Function):
@@ -98,6 +106,36 @@ class Decode(torch.autograd.Function):
         kernels, pairs, g = ctx.pairs.kernels, ctx.pairs, grads[0]
         on_values = kernels.dots(pairs, W, g) if ctx.needs_input_grad[1] else None
         return None, on_values, kernels.weight_gradient(pairs, values, g) if ctx.needs_input_grad[2] else None
+
+
+class Residual(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        error, squares, dots = pairs.kernels.residual(pairs, values, W, b, x)
+        ctx.pairs = pairs
+        ctx.save_for_backward(values, W, error, dots)
+        ctx.set_materialize_grads(False)
+        return error, squares
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        values, W, error, dots = ctx.saved_tensors
+        pairs, kernels, (on_error, on_squares) = ctx.pairs, ctx.pairs.kernels, grads
+        if on_error is None and on_squares is not None:
+            each = -2 * on_squares  # the gradient on x_hat is so many times the error, token by token
+            each_P = each[pairs.token]
+            return (
+                None,
+                each_P * dots,
+                kernels.weight_gradient(pairs, each_P * values, error),
+                kernels.combination(each, error),
+                None,
+            )
+        if on_error is None:
+            return None, None, None, None, None
+        g = -on_error if on_squares is None else -on_error - 2 * on_squares[:, None] * error
+        return None, kernels.dots(pairs, W, g), kernels.weight_gradient(pairs, values, g), g.sum(0), None
 
 
 _memory: dict[tuple[torch.device, torch.dtype], Tensor] = {}

@@ -36,6 +36,12 @@ def decode(pairs: Pairs, values: Tensor, W: Tensor) -> Tensor:
     return dense(pairs, values) @ W
 
 
+def residual(pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x - b - f W [B, d], the sums of its squares [B], and each pair's w_i . error_b [P]; b [d], x [B, d]."""
+    error = x - b - decode(pairs, values, W)
+    return error, error.square().sum(1), dots(pairs, W, error)
+
+
 def dots(pairs: Pairs, W: Tensor, g: Tensor) -> Tensor:
     """w_i . g_b of each pair (b, i) [P], the gradient of its value; W [d_sae, d], g [B, d]."""
     return (g @ W.T)[pairs.token, pairs.feature]
@@ -56,6 +62,11 @@ def weight_gradient(pairs: Pairs, values: Tensor, g: Tensor) -> Tensor:
 def sums(pairs: Pairs, values: Tensor) -> Tensor:
     """Sum of each feature's values [d_sae]."""
     return dense(pairs, values).sum(0)
+
+
+def combination(factors: Tensor, rows: Tensor) -> Tensor:
+    """Sum of factor * row [d]; factors [n], rows [n, d]."""
+    return factors @ rows
 
 
 def remove_parallel(grad: Tensor, W: Tensor) -> None:

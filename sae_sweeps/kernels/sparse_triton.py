@@ -45,6 +45,11 @@ def decode(pairs: Pairs, values: Tensor, W: Tensor) -> Tensor:
     return out
 
 
+def residual(pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    error = x - b - decode(pairs, values, W)
+    return error, error.square().sum(1), dots(pairs, W, error)
+
+
 def dots(pairs: Pairs, W: Tensor, g: Tensor) -> Tensor:
     out, d = W.new_empty(len(pairs.feature)), W.shape[1]
     block = triton.next_power_of_2(d)
@@ -72,6 +77,10 @@ def sums(pairs: Pairs, values: Tensor) -> Tensor:
     out = values.new_empty(pairs.n_features)
     _sums[(pairs.n_features,)](start, slot, values.contiguous(), out, BLOCK=128)
     return out
+
+
+def combination(factors: Tensor, rows: Tensor) -> Tensor:
+    return factors @ rows
 
 
 def remove_parallel(grad: Tensor, W: Tensor) -> None:

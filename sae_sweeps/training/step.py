@@ -111,11 +111,10 @@ class Training:
             z, f = sae.encode(x, step)
             if groups is not None:
                 f = groups(f, generator_at(self.device, self.run.seed, step, GROUP_STREAM), True)
-            x_hat = sae.decode(f).float()
-            error = x - x_hat
+            error, squares = sae.residual(f, x)
             recon = RECONSTRUCTIONS[self.run.train.recon]
-            ctx = Context(sae, batch, x, z, f, x_hat, error, step, self.total_steps, self.run.seed, groups, recon)
-            parts = {"recon": (recon(error), 1.0), **sae.extra_losses(ctx)}
+            ctx = Context(sae, batch, x, z, f, error, step, self.total_steps, self.run.seed, groups, recon)
+            parts = {"recon": (recon(squares), 1.0), **sae.extra_losses(ctx)}
             if groups is not None:
                 parts |= groups.extra_losses(ctx)
             numbers: dict[str, float | Tensor] = {}

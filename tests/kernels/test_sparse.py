@@ -107,7 +107,12 @@ def test_each_operation_equals_its_reference(fast, kind, dtype):
     values, W, g = (normal(*s, seed=i, dtype=dtype) for i, s in enumerate([(len(pairs.feature),), (N, D), (B, D)]))
     close(fast.decode(pairs, values, W), sparse_reference.decode(pairs, values, W), dtype)
     close(fast.dots(pairs, W, g), sparse_reference.dots(pairs, W, g), dtype)
+    for found, expected in zip(
+        fast.residual(pairs, values, W, W[0], g), sparse_reference.residual(pairs, values, W, W[0], g), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-5 if dtype == torch.float32 else 1e-11, atol=2e-5)
     close(fast.weight_gradient(pairs, values, g), sparse_reference.weight_gradient(pairs, values, g), dtype)
+    close(fast.combination(W[:, 0].contiguous(), W), sparse_reference.combination(W[:, 0], W), dtype)
     close(fast.sums(pairs, values), sparse_reference.sums(pairs, values), dtype)
     for found, expected in zip(fast.transposed(pairs), sparse_reference.transposed(pairs), strict=True):
         assert torch.equal(found.long(), expected)
@@ -152,16 +157,36 @@ def test_gradients_of_encoder_and_decoder(fast):
     assert grads[0].T.is_contiguous()  # stored by feature, as the weights
 
 
+@pytest.mark.parametrize("looks_at", ["squares", "error", "both", "neither"])
+def test_gradients_of_the_residual(fast, looks_at):
+    """Against autograd through dense matrices, in float64, with a weight for each token."""
+    pairs = ragged(fast)
+    B, N, D = SIZES[fast.NAME]
+    x, weight = normal(B, D), normal(B, seed=3)
+    values, b, W = (normal(*s, seed=i).requires_grad_() for i, s in enumerate([(len(pairs.feature),), (D,), (N, D)]))
+    plain = x - b - sparse_reference.dense(pairs, values) @ W
+    grads = []
+    for error, squares in (sparse.residual(pairs, values, W, b, x), (plain, plain.square().sum(1))):
+        loss = values.sum() + b.sum() + W.sum()
+        loss = loss + ((weight * squares).sum() if looks_at in ("squares", "both") else 0)
+        loss = loss + ((error**3).sum() if looks_at in ("error", "both") else 0)
+        grads.append(torch.autograd.grad(loss, [values, b, W]))
+    for found, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-9)
+
+
 def test_threads_do_not_change_a_bit():
     fast = importlib.import_module("sae_sweeps.kernels.sparse_numba")
     B, N, D = SIZES["numba"]
     pairs, W = ragged(fast), normal(N, D, dtype=torch.float32)
     values, g = normal(len(pairs.feature), dtype=torch.float32), normal(B, D, dtype=torch.float32)
-    results = []
+    results, long = [], normal(3000, D, dtype=torch.float32)
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         try:
             results.append([fast.decode(pairs, values, W), fast.dots(pairs, W, g)])
+            results[-1] += fast.residual(pairs, values, W, W[0], g)
+            results[-1] += [fast.combination(long[:, 0], long)]
             results[-1] += [fast.weight_gradient(pairs, values, g), *fast.largest(g @ W.T, 9)]
         finally:
             torch.set_num_threads(1)
