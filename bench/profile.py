@@ -48,7 +48,7 @@ def phases(shape: Shape, threads: int, steps: int = 15) -> list[tuple[str, float
 
     back = [
         timed(training.sae, "encode", "encode"),
-        timed(kernels, "largest", "encode: selection of the k largest"),
+        timed(kernels, "_largest_of" if shape.device == "cpu" else "largest", "encode: selection of the k largest"),
         timed(training.sae, "residual", "decode, error, chosen activations' gradient"),
         timed(torch.Tensor, "backward", "backward"),
         timed(kernels, "transposed", "backward: pairs by feature"),

@@ -86,13 +86,20 @@ class SAE(nn.Module):
     def encode(self, x: Tensor, step: int) -> tuple[Tensor, Features]:
         """z [B, d_sae] and f of x [B, d_in] at a step of training, by the run's kernels where they have a way."""
         if self.kernels is not None:
-            centred = x - self.b_dec.detach()
-            coarse = torch.bfloat16 if self.selection == "bfloat16" else None
-            z = sparse.pre_activations(centred, self.W_enc, self.b_enc, self.b_dec, coarse)
-            f = self.activate_sparsely(z, centred, step)
-            return z, self.activate(z, step) if f is None else f
+            return self.encode_sparsely(x - self.b_dec.detach(), step)
         z = self.pre_activations(x).float()
         return z, self.activate(z, step)
+
+    def encode_sparsely(self, centred: Tensor, step: int) -> tuple[Tensor, Features]:
+        """As `encode`, of x - b_dec [B, d_in]."""
+        z = sparse.pre_activations(centred, self.W_enc, self.b_enc, self.b_dec, self.coarse)
+        f = self.activate_sparsely(z, centred, step)
+        return z, self.activate(z, step) if f is None else f
+
+    @property
+    def coarse(self) -> torch.dtype | None:
+        """In which the product that selects is taken, where that is not the run's own."""
+        return torch.bfloat16 if self.selection == "bfloat16" else None
 
     def activate_sparsely(self, z: Tensor, centred: Tensor, step: int) -> Features | None:
         """As `activate`, with gradients by way of the active features alone; None where that does not pay.

@@ -21,6 +21,10 @@ class Kernels(Protocol):
 
     def largest(self, z: Tensor, k: int) -> tuple[Tensor, Tensor]: ...
 
+    def product_and_largest(
+        self, centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, z: Tensor
+    ) -> tuple[Tensor, Tensor]: ...
+
     def above(self, z: Tensor, threshold: float | Tensor, at_most: int) -> tuple[Tensor, Tensor, Tensor] | None: ...
 
     def decode(self, pairs: Pairs, values: Tensor, W: Tensor) -> Tensor: ...
@@ -70,7 +74,8 @@ def _prepare(device: torch.device) -> None:
     if kernels is None:
         return
     W = torch.eye(8)
-    _, indices = kernels.largest(W, 2)
+    kernels.largest(W, 2)
+    _, indices = kernels.product_and_largest(W, W, W[0], 2, torch.empty_like(W))
     found = kernels.above(W, 0.5, W.numel())
     assert found is not None
     pairs = per_token(indices, len(W), kernels)

@@ -11,13 +11,16 @@ a token, and nothing of size [B, k, d_in].
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sae_sweeps.kernels.pairs import Pairs
+
+if TYPE_CHECKING:
+    from sae_sweeps.kernels.choose import Kernels
 
 
 def pre_activations(
@@ -29,6 +32,17 @@ def pre_activations(
     """
     z: Tensor = PreActivations.apply(centred, W_enc, b_enc, b_dec, dtype)
     return z
+
+
+def with_largest(
+    kernels: Kernels, k: int, centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `pre_activations`, and the k largest of each row with their places, both [B, k], without gradients."""
+    if _dtype(W_enc, dtype) != W_enc.dtype:
+        z = pre_activations(centred, W_enc, b_enc, b_dec, dtype)
+        return z, *kernels.largest(z.detach(), k)
+    z, values, indices = WithLargest.apply(centred, W_enc, b_enc, b_dec, kernels, k)
+    return z, values, indices
 
 
 def chosen(z_P: Tensor, pairs: Pairs, centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
@@ -57,9 +71,7 @@ class PreActivations(torch.autograd.Function):
         ctx: Any, centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, dtype: torch.dtype | None
     ) -> Tensor:
         ctx.save_for_backward(centred, W_enc)
-        device = centred.device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else W_enc.dtype
-        ctx.dtype = dtype or autocast
+        ctx.dtype = _dtype(W_enc, dtype)
         if ctx.dtype != W_enc.dtype:
             return torch.addmm(*(t.to(ctx.dtype) for t in (b_enc, centred, W_enc))).float()
         return torch.addmm(b_enc, centred, W_enc, out=_kept(len(centred), W_enc))
@@ -71,6 +83,27 @@ class PreActivations(torch.autograd.Function):
         on_b_enc = grads[0].sum(0)
         on_W_enc = (grads[0].T.to(ctx.dtype) @ centred.to(ctx.dtype)).T.to(W_enc.dtype)
         return None, on_W_enc, on_b_enc, -(W_enc @ on_b_enc), None
+
+
+class WithLargest(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, kernels: Kernels, k: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(centred, W_enc)
+        ctx.dtype = W_enc.dtype
+        z = _kept(len(centred), W_enc)
+        values, indices = kernels.product_and_largest(centred, W_enc, b_enc, k, z)
+        ctx.mark_non_differentiable(values, indices)
+        ctx.set_materialize_grads(False)
+        return z, values, indices
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if grads[0] is None:
+            return (None,) * 6
+        return *PreActivations.backward(ctx, grads[0]), None
 
 
 class Chosen(torch.autograd.Function):
@@ -136,6 +169,12 @@ class Residual(torch.autograd.Function):
             return None, None, None, None, None
         g = -on_error if on_squares is None else -on_error - 2 * on_squares[:, None] * error
         return None, kernels.dots(pairs, W, g), kernels.weight_gradient(pairs, values, g), g.sum(0), None
+
+
+def _dtype(W_enc: Tensor, asked: torch.dtype | None) -> torch.dtype:
+    """In which the encoder's product is taken."""
+    device = W_enc.device.type
+    return asked or (torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else W_enc.dtype)
 
 
 _memory: dict[tuple[torch.device, torch.dtype], Tensor] = {}

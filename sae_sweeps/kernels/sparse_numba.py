@@ -24,13 +24,23 @@ SUMS = {"fastmath": {"contract", "reassoc", "nsz"}}
 
 
 def largest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    values = torch.empty(len(z), k, dtype=z.dtype)
-    indices = torch.empty(len(z), k, dtype=torch.int64)
+    z = _np(z)
+    return _largest_of(z, np.zeros(0, z.dtype), k)
+
+
+def product_and_largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, z: Tensor) -> tuple[Tensor, Tensor]:
+    torch.mm(centred, W_enc, out=z)  # with b_enc it would be written once more
+    return _largest_of(z.numpy(), _np(b_enc), k)
+
+
+def _largest_of(z: np.ndarray, bias: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of z + bias, added in place; or of z where the bias is empty."""
     sizes = [z.shape[1]]
     while sizes[-1] > 8 * max(k, 1):  # the k largest of fewer than 2 k numbers would say little
         sizes.append(-(-sizes[-1] // 4))
-    over_rows(_largest, len(z), _np(z), np.array(sizes), values.numpy(), indices.numpy())
-    return values, indices
+    values, indices = np.empty((len(z), k), z.dtype), np.empty((len(z), k), np.int64)
+    over_rows(_largest, len(z), z, bias, np.array(sizes), values, indices)
+    return torch.from_numpy(values), torch.from_numpy(indices)
 
 
 def above(z: Tensor, threshold: float | Tensor, at_most: int) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -168,7 +178,13 @@ def _between(a, k, most, infinite, slack):
 
 
 @compiled()
-def _largest(z, sizes, values, indices, start, stop):
+def _add(row, bias):
+    for i in range(len(bias)):
+        row[i] += bias[i]
+
+
+@compiled()
+def _largest(z, bias, sizes, values, indices, start, stop):
     """A tournament by fours: what is among the k largest beats, in every round, all but k - 1 of those still there.
 
     sizes: how many are left after each round. Lists are filled without branches, which would be guessed wrong.
@@ -180,6 +196,7 @@ def _largest(z, sizes, values, indices, start, stop):
     most, infinite = np.finfo(z.dtype).max, z.dtype.type(np.inf)
     for b in range(start, stop):
         row = level = z[b]
+        _add(row, bias)
         total = z.dtype.type(0)
         for r in range(1, rounds + 1):
             sum_of_level = _best_of_four(level, best[r])

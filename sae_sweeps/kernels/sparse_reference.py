@@ -19,6 +19,11 @@ def largest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, indices
 
 
+def product_and_largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Write centred W_enc + b_enc into z [B, d_sae]; its k largest as `largest` gives them. centred [B, d_in]."""
+    return largest(torch.addmm(b_enc, centred, W_enc, out=z), k)
+
+
 def above(z: Tensor, threshold: float | Tensor, at_most: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """Where z [B, n] exceeds the threshold, or a column's own [n]: start [B + 1], feature [P] in order, z there [P].
 

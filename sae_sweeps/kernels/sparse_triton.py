@@ -37,6 +37,10 @@ def largest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, indices
 
 
+def product_and_largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, z: Tensor) -> tuple[Tensor, Tensor]:
+    return largest(torch.addmm(b_enc, centred, W_enc, out=z), k)
+
+
 def decode(pairs: Pairs, values: Tensor, W: Tensor) -> Tensor:
     out, d = W.new_empty(pairs.n_tokens, W.shape[1]), W.shape[1]
     block = min(COLUMNS, triton.next_power_of_2(d))

@@ -81,6 +81,15 @@ def test_largest_among_numbers_of_any_size(fast):
         assert all(len(set(row)) == k for row in indices.tolist())
 
 
+def test_largest_of_a_product(fast):
+    x, W_enc, b_enc = normal(7, 5), normal(30, 5, seed=1).T, normal(30, seed=2)
+    z = torch.empty(7, 30, dtype=torch.float64)
+    values, indices = fast.product_and_largest(x, W_enc, b_enc, 3, z)
+    close(z, x @ W_enc + b_enc)
+    assert torch.equal(values.sort(1, descending=True).values, z.topk(3, dim=1).values)
+    assert torch.equal(z.gather(1, indices), values)
+
+
 @pytest.mark.parametrize("threshold", [-5.0, 0.0, 1.5, 10.0])
 def test_above(fast, threshold):
     B, N, _ = SIZES[fast.NAME]
