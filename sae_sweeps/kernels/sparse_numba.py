@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sae_sweeps.kernels import memory
 from sae_sweeps.kernels.pairs import Pairs
 from sae_sweeps.kernels.threads import compiled, over_rows
 
@@ -85,7 +86,7 @@ def transposed(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
 
 def weight_gradient(pairs: Pairs, values: Tensor, g: Tensor) -> Tensor:
     start, slot, token = pairs.transposed
-    out = torch.empty(pairs.n_features, g.shape[1], dtype=g.dtype)
+    out = memory.take((pairs.n_features, g.shape[1]), g.dtype)
     arguments = (_np(start), _np(slot), _np(token), _np(values), _np(g), out.numpy())
     over_rows(_weight_gradient, pairs.n_features, *arguments, bounds=_equal_parts(start))
     return out

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_sweeps.architectures.base import SAE
+from sae_sweeps.kernels import memory
 from sae_sweeps.kernels.choose import loops
 
 EPS = 1e-8
@@ -78,6 +79,9 @@ class FusedAdam:
         """W_dec's gradient times W_dec, row by row [d_sae]: the part that `step` takes away."""
 
     def zero_grad(self) -> None:
+        for weight in (self.sae.W_enc, self.sae.W_dec):
+            if weight.grad is not None:
+                memory.give_back(_by_memory(weight.grad, weight))
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -116,6 +120,7 @@ class FusedAdam:
                 self.kernels.adam(grad, rates, m, v, w)
         if not self.fused:
             self.sae.normalize_decoder()
+        self.zero_grad()  # so that siblings can use the memory
 
 
 def _fresh(parameters: list[nn.Parameter]) -> State:

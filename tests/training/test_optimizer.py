@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sae_sweeps.architectures.base import SAE
-from sae_sweeps.kernels import sparse_numba
+from sae_sweeps.kernels import memory, sparse_numba
 from sae_sweeps.training.optimizer import FusedAdam, TorchAdam, optimizer
 
 BETAS = (0.9, 0.99)
@@ -130,6 +130,20 @@ def test_an_architecture_may_have_its_own_way_with_the_rows():
         outcomes.append([p.detach() for p in parameters])
     for one, other in zip(*outcomes, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_gradients_have_the_memory_of_those_before():
+    sae, parameters = made(5, 9, torch.float32)
+    adam, places = FusedAdam(sae, parameters, BETAS), []
+    for _ in range(3):
+        grads = [memory.take((9, 5), torch.float32).normal_() for _ in range(2)]
+        sae.W_dec.grad, sae.W_enc.grad = grads[0], grads[1].T
+        places.append({grad.data_ptr() for grad in grads})
+        adam.norm()
+        adam.step(0.01, torch.ones(()), None)
+        assert sae.W_dec.grad is None and len(places[-1]) == 2
+    assert places[0] == places[1] == places[2]
+    assert memory.take((9, 4), torch.float32).shape == (9, 4)
 
 
 def test_a_cpu_with_fast_kernels_takes_the_fused_way():
