@@ -34,7 +34,8 @@ class Evidence:
 
     def sampled(self, key: str) -> list[float]:
         """The logged values of a key, oldest first, in the parts that are read of a long log."""
-        return [value_of(text) for part in self.parts for text in pattern_of(key).findall(part)]
+        found = (text for part in self.parts for text in pattern_of(key).findall(part))
+        return [float("nan" if text == b"null" else text) for text in found]
 
     def last(self, key: str) -> float | None:
         """The last logged value of a key; None where it was never logged."""
@@ -114,12 +115,7 @@ def parts_of(path: str) -> list[bytes]:
 
 def values_in(text: bytes, key: str) -> Iterator[float]:
     """Numbers under a key of JSON lines; null, which stands for what is not finite, as nan."""
-    return (value_of(found[1]) for found in pattern_of(key).finditer(text))
-
-
-def value_of(text: bytes) -> float:
-    """A number as written in JSON; null, which stands for what is not finite, as nan."""
-    return float("nan" if text == b"null" else text)
+    return (float("nan" if found[1] == b"null" else found[1]) for found in pattern_of(key).finditer(text))
 
 
 @cache

@@ -30,6 +30,8 @@ RUN_FIELDS = (
     "description", "nulls",
 )  # fmt: skip
 
+NESTED = {dict, list}
+
 LOST = "lost?"
 """The state of a run that claims to be running while nobody alive has its lease."""
 
@@ -173,7 +175,11 @@ def flat_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
 
     def add(config: dict[str, Any], prefix: str) -> None:
-        for name, value in zip(dotted(prefix, tuple(config)), config.values(), strict=True):
+        names, values = dotted(prefix, tuple(config)), config.values()
+        if NESTED.isdisjoint(map(type, values)):
+            flat.update(zip(names, values, strict=True))
+            return
+        for name, value in zip(names, values, strict=True):
             if isinstance(value, dict):
                 add(value, name)
             else:

@@ -516,8 +516,8 @@ def at_floor(comparison: Comparison) -> Found:
     for runs in studies.values():
         for metric in dict.fromkeys(name for run in runs for name in run.metrics):
             floor = floor_of(metric.removeprefix(BUILTIN))
-            having = [run for run in runs if metric in run.metrics]
-            if floor is not None and len(having) > 1 and all(run.metrics[metric] == floor for run in having):
+            having = [run for run in runs if metric in run.metrics] if floor is not None else []
+            if len(having) > 1 and all(run.metrics[metric] == floor for run in having):
                 yield f"{metric} is {floor:g} in every run: at its floor, it tells nothing apart.", having
 
 
