@@ -6,7 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.columns import of_kind
 from analysis.evidence import Evidence
+from analysis.records import ABSENT
 from analysis.text import clean
 
 if TYPE_CHECKING:
@@ -116,18 +118,17 @@ class Comparison:
         return list(found.values())
 
     @cached_property
+    def keys(self) -> list[str]:
+        """The config keys of the measured runs."""
+        shapes = dict.fromkeys(tuple(run.config) for run in self.measured)  # few: one for each kind of run
+        return list(dict.fromkeys(key for shape in shapes for key in shape))
+
+    @cached_property
     def method_keys(self) -> list[str]:
         """Config keys, apart from NOT_THE_METHOD, in which measured runs differ."""
-        values: dict[str, set[Any]] = {}
-        for run in self.measured:
-            for key, value in run.config.items():
-                values.setdefault(key, set()).add(value)
-        n = {key: sum(key in run.config for run in self.measured) for key in values}
-        return [
-            key
-            for key, found in values.items()
-            if key.partition(".")[0] not in NOT_THE_METHOD and (len(found) > 1 or n[key] < len(self.measured))
-        ]
+        configs = [run.config for run in self.measured]
+        judged = (key for key in self.keys if key.partition(".")[0] not in NOT_THE_METHOD)
+        return [key for key in judged if len({config.get(key, ABSENT) for config in configs}) > 1]
 
 
 def audit(full: "pd.DataFrame", varied: Iterable[str] = ()) -> list[Finding]:
@@ -171,12 +172,13 @@ def marks(findings: Iterable[Finding]) -> dict[str, str]:
 
 def runs_of(full: "pd.DataFrame") -> list[Run]:
     """The rows of a frame as rules see them."""
-    rows: list[dict[str, dict[str, Any]]] = [{"run": {}, "config": {}, "metrics": {}} for _ in range(len(full))]
-    for place, (kind, name) in enumerate(full.columns):
-        for row, value in zip(rows, full.iloc[:, place].tolist(), strict=True):
-            if value == value:
-                row[kind][name] = value
-    return [run_of(row["run"], row["config"], row["metrics"]) for row in rows]
+    parts = []
+    for kind in ("run", "config", "metrics"):
+        columns = of_kind(full, kind)
+        names = [name for _, name in columns]
+        rows = full[columns].to_numpy().tolist() if columns else [[]] * len(full)
+        parts.append([{name: value for name, value in zip(names, row, strict=True) if value == value} for row in rows])
+    return [run_of(*row) for row in zip(*parts, strict=True)]
 
 
 def run_of(fields: dict[str, Any], config: dict[str, Any], metrics: dict[str, float]) -> Run:

@@ -1,6 +1,6 @@
 """How soon a run reaches a held-out fraction of variance unexplained."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 """A row of metrics.jsonl."""
+
+TOKENS, SPEED, FVU = b',"tokens":', b',"tokens_per_s":', b'"held_out_fvu":'
+"""Keys as training writes them: in this order, the last two at the end."""
 
 
 def tokens_to(rows: Iterable[Row], target: float) -> tuple[int, float] | None:
@@ -64,22 +67,19 @@ def searched(line: bytes) -> Row:
     """The three numbers of one line, as far as it has them. Raises ValueError for a line of another form."""
     if not (line.startswith(b'{"step":') and line.endswith(b"}")):
         raise ValueError
-    row: Row = {"tokens": int(line[slice(*after(b',"tokens":', line, line.find))])}
-    for key in ("tokens_per_s", "held_out_fvu"):
-        start, end = after(b',"%b":' % key.encode(), line, line.rfind)
-        if start > 0 and (number := line[start:end]) != b"null":
-            row[key] = float(number)
+    start = line.index(TOKENS) + len(TOKENS)
+    row: Row = {"tokens": int(line[start : line.index(b",", start)])}
+    before, found, end = line[:-1].rpartition(SPEED)
+    if FVU in before:
+        raise ValueError
+    if found:
+        speed, _, end = end.partition(b",")
+        if speed != b"null":
+            row["tokens_per_s"] = float(speed)
+    _, found, fvu = end.rpartition(FVU)
+    if found and not fvu.startswith(b"null"):
+        row["held_out_fvu"] = float(fvu.partition(b",")[0])
     return row
-
-
-def after(key: bytes, line: bytes, find: Callable[[bytes], int]) -> tuple[int, int]:
-    """Where the value after a key begins and ends; (0, 0) where there is no such key."""
-    found = find(key)
-    if found < 0:
-        return 0, 0
-    start = found + len(key)
-    end = line.find(b",", start)
-    return start, end if end > 0 else len(line) - 1
 
 
 def with_convergence(full: "pd.DataFrame", target: float | None = None) -> tuple["pd.DataFrame", float | None]:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ class Evidence:
     @cached_property
     def parts(self) -> list[bytes]:
         """metrics.jsonl: all of it where it is short, else its beginning, middle and end, cut at whole lines."""
-        return [] if self.folder is None else parts_of(self.folder / "metrics.jsonl")
+        return [] if self.folder is None else parts_of(f"{self.folder}/metrics.jsonl")
 
     @cached_property
     def log(self) -> bytes:
@@ -34,7 +34,13 @@ class Evidence:
 
     def sampled(self, key: str) -> list[float]:
         """The logged values of a key, oldest first, in the parts that are read of a long log."""
-        return [value for part in self.parts for value in values_in(part, key)]
+        found = (text for part in self.parts for text in pattern_of(key).findall(part))
+        return [float("nan" if text == b"null" else text) for text in found]
+
+    def last(self, key: str) -> float | None:
+        """The last logged value of a key; None where it was never logged."""
+        lines = (line for part in reversed(self.parts) for line in reversed(part.splitlines()))
+        return next((values[-1] for line in lines if (values := list(values_in(line, key)))), None)
 
     def ever(self, key: str) -> bool | None:
         """Whether the key was ever logged with a value other than 0; None where it was never logged."""
@@ -50,7 +56,7 @@ class Evidence:
         if self.folder is None:
             return {}
         try:
-            found = sorted(os.scandir(self.folder / "evals"), key=lambda entry: entry.name)
+            found = sorted(os.scandir(f"{self.folder}/evals"), key=lambda entry: entry.name)
         except OSError:
             return {}
         return {
@@ -63,7 +69,7 @@ class Evidence:
     def weights(self) -> os.stat_result | None:
         """sae/sae_weights.safetensors with its times."""
         try:
-            return None if self.folder is None else os.stat(self.folder / "sae" / "sae_weights.safetensors")
+            return None if self.folder is None else os.stat(f"{self.folder}/sae/sae_weights.safetensors")
         except OSError:
             return None
 
@@ -90,7 +96,7 @@ def end_of(path: Path) -> bytes:
         return b""
 
 
-def parts_of(path: Path) -> list[bytes]:
+def parts_of(path: str) -> list[bytes]:
     """A file of lines, whole where it is short, else its beginning, middle and end."""
     try:
         with open(path, "rb") as file:
@@ -109,8 +115,12 @@ def parts_of(path: Path) -> list[bytes]:
 
 def values_in(text: bytes, key: str) -> Iterator[float]:
     """Numbers under a key of JSON lines; null, which stands for what is not finite, as nan."""
-    pattern = re.escape(f'"{key}"'.encode()) + rb": ?" + NUMBER
-    return (float("nan" if found[1] == b"null" else found[1]) for found in re.finditer(pattern, text))
+    return (float("nan" if found[1] == b"null" else found[1]) for found in pattern_of(key).finditer(text))
+
+
+@cache
+def pattern_of(key: str) -> re.Pattern[bytes]:
+    return re.compile(re.escape(f'"{key}"'.encode()) + rb": ?" + NUMBER)
 
 
 def texts_in(text: bytes, *keys: str) -> Iterator[tuple[str, Any]]:

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ RUN_FIELDS = (
     "run_id", "title", "state", "step", "total_steps", "error", "warnings", "folder", "source", "provenance",
     "description", "nulls",
 )  # fmt: skip
+
+NESTED = {dict, list}
 
 LOST = "lost?"
 """The state of a run that claims to be running while nobody alive has its lease."""
@@ -173,15 +175,24 @@ def flat_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
 
     def add(config: dict[str, Any], prefix: str) -> None:
-        for key, value in config.items():
-            dotted = prefix if prefix and key == "name" else f"{prefix}.{key}" if prefix else str(key)
+        names, values = dotted(prefix, tuple(config)), config.values()
+        if NESTED.isdisjoint(map(type, values)):
+            flat.update(zip(names, values, strict=True))
+            return
+        for name, value in zip(names, values, strict=True):
             if isinstance(value, dict):
-                add(value, dotted)
+                add(value, name)
             else:
-                flat[dotted] = json.dumps(value) if isinstance(value, list) else value
+                flat[name] = json.dumps(value) if isinstance(value, list) else value
 
     add(config, prefix)
     return flat
+
+
+@lru_cache(maxsize=4096)  # runs of a sweep have the same groups
+def dotted(prefix: str, keys: tuple[Any, ...]) -> list[str]:
+    """The names of a group's keys."""
+    return [prefix if prefix and key == "name" else f"{prefix}.{key}" if prefix else str(key) for key in keys]
 
 
 def flat_metrics(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
@@ -190,8 +201,8 @@ def flat_metrics(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
     for key, value in metrics.items():
         if isinstance(value, dict):
             flat |= flat_metrics(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            flat[f"{prefix}{key}"] = value
+        elif type(value) in (float, int) and math.isfinite(value):
+            flat[prefix + key] = value
     return flat
 
 
@@ -217,10 +228,11 @@ def frame_of(runs: list[Record]) -> "pd.DataFrame":
     columns = [("run", name) for name in RUN_FIELDS]
     for kind, dtype in (("config", "object"), ("metrics", "float64")):
         contents: list[dict[str, Any]] = [getattr(run, kind) for run in runs]
-        keys = list(dict.fromkeys(key for content in contents for key in content))
+        absent = dict.fromkeys((key for keys in dict.fromkeys(map(tuple, contents)) for key in keys), ABSENT)
+        keys = list(absent)
         cells = np.empty((len(runs), len(keys)), dtype=dtype)
         for row, content in enumerate(contents):
-            cells[row] = [content.get(key, ABSENT) for key in keys]
+            cells[row] = list((absent | content).values())
         frames.append(pd.DataFrame(cells))
         columns += [(kind, key) for key in keys]
     frame = pd.concat(frames, axis=1)

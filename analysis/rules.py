@@ -121,8 +121,12 @@ def seed_policy(comparison: Comparison) -> Found:
 # Recorded and used ---------------------------------------------------------------------------------------------------
 
 
+Settings = tuple[tuple[str, Any], ...]
+"""Of a learning-rate schedule: its name and its keys."""
+
+
 @lru_cache(maxsize=1024)
-def schedule_of(settings: tuple[tuple[str, Any], ...]) -> Any:
+def schedule_of(settings: Settings) -> Any:
     """The learning-rate schedule that a config records, or None where it is not one of this project's."""
     from sae_sweeps.schedules import LR_SCHEDULES
 
@@ -134,34 +138,57 @@ def schedule_of(settings: tuple[tuple[str, Any], ...]) -> Any:
 
 
 @lru_cache(maxsize=1024)
-def highest(schedule_settings: tuple[tuple[str, Any], ...], total_steps: int) -> float | None:
+def highest(schedule_settings: Settings, total_steps: int) -> float | None:
     schedule = schedule_of(schedule_settings)
-    return None if schedule is None else max(schedule.value(step, total_steps) for step in range(total_steps))
+    if schedule is None:
+        return None
+    peak = 0.0
+    for step in range(total_steps):
+        peak = max(peak, schedule.value(step, total_steps))
+        if peak >= schedule.lr:
+            break  # no schedule goes beyond it
+    return peak
 
 
-def lr_settings(run: Run) -> tuple[tuple[str, Any], ...]:
+@lru_cache(maxsize=1024)
+def expected_rates(settings: Settings, steps: tuple[float, ...], total_steps: int) -> list[float] | None:
+    schedule = schedule_of(settings)
+    return None if schedule is None else [schedule.value(int(step), total_steps) for step in steps]
+
+
+def lr_settings(comparison: Comparison) -> list[Settings]:
+    """Of each measured run the learning-rate schedule that its config records."""
     head = "lr_schedule."
-    keys = {key.removeprefix(head): value for key, value in run.config.items() if key.startswith(head)}
-    return tuple(sorted((keys | {"name": run.config.get("lr_schedule")}).items()))
+    keys = sorted(key for key in comparison.keys if key.startswith(head))
+    names = [key.removeprefix(head) for key in keys]
+    return [
+        (
+            *((name, run.config[key]) for name, key in zip(names, keys, strict=True) if key in run.config),
+            ("name", run.config.get("lr_schedule")),
+        )
+        for run in comparison.measured
+    ]
 
 
 @rule("lr-used", "error", "The learning rate in metrics.jsonl is not the one that the config records.")
 def learning_rate_used(comparison: Comparison) -> Found:
-    yield from by_sentence((run, why) for run in comparison.measured if (why := other_rate(run)))
+    settings = lr_settings(comparison)
+    told = ((run, other_rate(run, own)) for run, own in zip(comparison.measured, settings, strict=True))
+    yield from by_sentence((run, why) for run, why in told if why)
 
 
-def other_rate(run: Run) -> str | None:
+def other_rate(run: Run, settings: Settings) -> str | None:
     """How the logged learning rates differ from what the recorded schedule gives, or None."""
     recorded = number(run.config.get("lr_schedule.lr"))
     used = [value for value in run.evidence.sampled("lr") if value == value]
     if recorded is None or not used:
         return None
-    schedule, steps = schedule_of(lr_settings(run)), run.evidence.sampled("step")
-    if schedule is None or not run.total_steps or len(steps) != len(used):
+    steps, total = run.evidence.sampled("step"), run.total_steps
+    rates = expected_rates(settings, tuple(steps), total) if total and len(steps) == len(used) else None
+    if rates is None:
         same = math.isclose(max(used), recorded, rel_tol=0.01)
         return None if same else f"lr={recorded:g} is recorded, but the log peaks at {max(used):g}."
-    for step, value in zip(steps, used, strict=True):
-        expected = schedule.value(int(step), run.total_steps)
+    for step, value, expected in zip(steps, used, rates, strict=True):
         if not math.isclose(value, expected, rel_tol=1e-3, abs_tol=1e-12):
             return (
                 f"lr={recorded:g} means a learning rate of {expected:.3g} at step {step:.0f}, the log has {value:.3g}."
@@ -172,9 +199,9 @@ def other_rate(run: Run) -> str | None:
 @rule("lr-peak", "warning", "Warm-up and decay leave no room for the learning rate to reach its peak.")
 def never_peaks(comparison: Comparison) -> Found:
     found: dict[str, list[Run]] = {}
-    for run in comparison.measured:
+    for run, settings in zip(comparison.measured, lr_settings(comparison), strict=True):
         recorded, total = number(run.config.get("lr_schedule.lr")), run.total_steps
-        peak = highest(lr_settings(run), int(total)) if recorded and total and run.source is None else None
+        peak = highest(settings, int(total)) if recorded and total and run.source is None else None
         if peak is not None and recorded is not None and peak < 0.999 * recorded:
             sentence = f"the learning rate peaks at {peak:.3g}, never at lr={recorded:g}, in {total:,} steps."
             found.setdefault(sentence, []).append(run)
@@ -185,11 +212,11 @@ def never_peaks(comparison: Comparison) -> Found:
 def k_used(comparison: Comparison) -> Found:
     for run in comparison.measured:
         recorded = number(run.config.get("architecture.k"))
-        used = [value for value in run.evidence.sampled("k")[-1:] if value == value]
-        if recorded is None or run.config.get("architecture.k_start") is not None or not used:
+        used = run.evidence.last("k")
+        if recorded is None or run.config.get("architecture.k_start") is not None or used is None:
             continue
-        if abs(used[0] - recorded) > 0.5:
-            yield f"k={recorded:g} is recorded, but the last step was taken with k={used[0]:g}.", [run]
+        if abs(used - recorded) > 0.5:  # never of nan
+            yield f"k={recorded:g} is recorded, but the last step was taken with k={used:g}.", [run]
 
 
 @rule("steps-done", "error", "A run that counts as complete took another number of steps than its config says.")
@@ -284,6 +311,7 @@ def dead(comparison: Comparison) -> Found:
     yield from found.items()
 
 
+@lru_cache(maxsize=4096)
 def is_probe(metric: str) -> bool:
     return re.fullmatch(r"(builtin_)?sae_(top_\d+_)?test_accuracy", metric) is not None
 
@@ -488,8 +516,8 @@ def at_floor(comparison: Comparison) -> Found:
     for runs in studies.values():
         for metric in dict.fromkeys(name for run in runs for name in run.metrics):
             floor = floor_of(metric.removeprefix(BUILTIN))
-            having = [run for run in runs if metric in run.metrics]
-            if floor is not None and len(having) > 1 and all(run.metrics[metric] == floor for run in having):
+            having = [run for run in runs if metric in run.metrics] if floor is not None else []
+            if len(having) > 1 and all(run.metrics[metric] == floor for run in having):
                 yield f"{metric} is {floor:g} in every run: at its floor, it tells nothing apart.", having
 
 
@@ -540,10 +568,12 @@ def welch(sample: list[float], others: list[list[float]]) -> list[float]:
     """Two-sided p of Welch's t test (unequal variances) of a sample against each of the others; nan where all are
     equal."""
     import numpy as np
-    from scipy.special import stdtr
+
+    from analysis.student import two_sided
 
     def moments(values: list[float]) -> tuple[float, float, int]:
-        return float(np.mean(values)), float(np.var(values, ddof=1)) / len(values), len(values)
+        mean = math.fsum(values) / len(values)
+        return mean, math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values), len(values)
 
     mean, square, n = moments(sample)
     other = np.array([moments(values) for values in others])
@@ -551,4 +581,4 @@ def welch(sample: list[float], others: list[list[float]]) -> list[float]:
         total = square + other[:, 1]
         t = np.abs(mean - other[:, 0]) / np.sqrt(total)
         df = total**2 / (square**2 / (n - 1) + other[:, 1] ** 2 / (other[:, 2] - 1))
-        return [float(p) for p in np.where(total > 0, 2 * stdtr(df, -t), np.where(mean == other[:, 0], np.nan, 0.0))]
+        return [float(p) for p in np.where(total > 0, two_sided(t, df), np.where(mean == other[:, 0], np.nan, 0.0))]

@@ -26,6 +26,13 @@ RUN_COLUMNS = ("run_id", "runs", "title", "state", "step", "total_steps")
 CONVERGENCE = ("tokens_to_fvu", "seconds_to_fvu")
 
 
+class Told(dict):
+    """What is told of each run. Pandas copies attrs, all they hold, with every column that is taken; not this."""
+
+    def __deepcopy__(self, memo: dict) -> "Told":
+        return self
+
+
 def table(
     paths: Iterable[str | Path],
     sort: str | None = None,
@@ -90,14 +97,14 @@ def compared(
     warnings, levels = judged(full)
     attrs: dict[str, Any] = {
         "warnings": warnings,
-        "marks": levels,
+        "marks": Told(levels),
         "notes": [],
-        "unfit": unfit_runs(full),
+        "unfit": Told(unfit_runs(full)),
         "chosen": columns is not None,
     }
     attrs["target_fvu"] = full.attrs.get("target_fvu")
     runs = zip(*(full["run", name] for name in ("run_id", "state", "step", "total_steps")), strict=True)
-    attrs["steps"] = {run_id: (step, total) for run_id, state, step, total in runs if state != "completed"}
+    attrs["steps"] = Told((run_id, (step, total)) for run_id, state, step, total in runs if state != "completed")
     if pivot is not None:
         if fold or baseline or columns is not None or sort:
             raise ConfigError("--pivot stands alone; leave out --fold, --baseline, --columns and --sort.")
@@ -151,7 +158,7 @@ def folded(full: "pd.DataFrame", words: Sequence[str], attrs: dict[str, Any]) ->
     if len(members) == len(full) > 1:
         attrs["warnings"].append(f"nothing is folded: no two completed runs differ in {names} alone.")
     for name in ("marks", "unfit"):
-        attrs[name] = handed_on(frame, attrs[name])
+        attrs[name] = Told(handed_on(frame, attrs[name]))
     return frame, members
 
 

@@ -38,6 +38,10 @@ def compared(shape: Shape) -> list[str]:
         "largest": (values.sort(1).values, z.topk(shape.k, dim=1).values.sort(1).values),
         "places of the largest": (values, z.gather(1, indices)),
         "decode": (kernels.decode(pairs, flat, W), plain.decode(by_plain, flat.double(), W.double())),
+        "residual": (
+            kernels.residual(pairs, flat, W, W[0], g)[0],
+            plain.residual(by_plain, flat.double(), W.double(), W[0].double(), g.double())[0],
+        ),
         "dots": (kernels.dots(pairs, W, g), plain.dots(by_plain, W.double(), g.double())),
         "weight_gradient": (
             kernels.weight_gradient(pairs, flat, g),

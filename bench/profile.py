@@ -48,15 +48,13 @@ def phases(shape: Shape, threads: int, steps: int = 15) -> list[tuple[str, float
 
     back = [
         timed(training.sae, "encode", "encode"),
-        timed(kernels, "largest", "encode: selection of the k largest"),
-        timed(training.sae, "decode", "decode"),
+        timed(kernels, "_largest_of" if shape.device == "cpu" else "largest", "encode: selection of the k largest"),
+        timed(training.sae, "residual", "decode, error, chosen activations' gradient"),
         timed(torch.Tensor, "backward", "backward"),
-        timed(kernels, "dots", "backward: chosen activations"),
         timed(kernels, "transposed", "backward: pairs by feature"),
         timed(kernels, "weight_gradient", "backward: weight gradients"),
-        timed(training.sae, "remove_parallel_gradient", "parallel gradient removed"),
-        timed(training.optimizer, "step", "Adam, clipping"),
-        timed(training.sae, "normalize_decoder", "rows to unit norm"),
+        timed(training.optimizer, "norm", "parallel gradient, norm"),
+        timed(training.optimizer, "step", "clipping, Adam, rows to unit norm"),
     ]
     whole = []
     try:

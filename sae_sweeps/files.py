@@ -56,9 +56,9 @@ def write_json(path: str | Path, obj: Any) -> None:
 
 def read_json(path: str | Path) -> Any:
     """What `write_json` wrote. Raises MissingFile, DamagedFile when it is not JSON, DataError when unreadable."""
-    path = Path(path)
     try:
-        return json.loads(path.read_bytes())
+        with open(path, "rb") as file:
+            return json.loads(file.read())
     except FileNotFoundError:
         raise MissingFile(f"{path} is missing; check the path.") from None
     except ValueError as error:  # covers bad UTF-8 too

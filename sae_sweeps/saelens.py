@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from sae_sweeps.architectures.features import DenseFeatures, Features, TopKFeatures
 from sae_sweeps.errors import DamagedFile, DataError
 from sae_sweeps.files import (
     fsync_folder,
@@ -25,6 +26,8 @@ from sae_sweeps.files import (
     write_bytes,
     write_json,
 )
+from sae_sweeps.kernels.choose import choose
+from sae_sweeps.kernels.pairs import per_token
 
 CFG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
@@ -70,16 +73,22 @@ class ExportedSAE:
     def device(self) -> torch.device:
         return self.weights["W_dec"].device
 
-    def encode(self, x_BD: Tensor) -> Tensor:
-        """Feature activations f_BF of x_BD, in the SAE's dtype; any leading dimensions will do."""
+    def features(self, x_BD: Tensor) -> Features:
+        """Feature activations of x_BD [B, d_in], in the SAE's dtype and in the form that costs least."""
         x_BD = x_BD.to(self.dtype)
         if self.apply_b_dec_to_input:
             x_BD = x_BD - self.weights["b_dec"]
         return ARCHITECTURES[self.architecture].encode(self, x_BD)
 
-    def decode(self, f_BF: Tensor) -> Tensor:
-        """Reconstruction x_hat_BD of feature activations f_BF."""
-        return f_BF @ self.weights["W_dec"] + self.weights["b_dec"]
+    def encode(self, x_BD: Tensor) -> Tensor:
+        """The same written out, f_BF; any leading dimensions will do."""
+        f_BF = self.features(x_BD.reshape(-1, self.d_in)).dense()
+        return f_BF.reshape(*x_BD.shape[:-1], self.d_sae)
+
+    def decode(self, f: Features | Tensor) -> Tensor:
+        """Reconstruction x_hat_BD of feature activations, written out or not."""
+        W_dec = self.weights["W_dec"]
+        return (f @ W_dec if isinstance(f, Tensor) else f.decode(W_dec)) + self.weights["b_dec"]
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "ExportedSAE":
         """A copy whose weights are on `device` in `dtype` (None: as they are)."""
@@ -111,7 +120,7 @@ class ExportedSAE:
 class Architecture(NamedTuple):
     """What one architecture adds to the format."""
 
-    encode: Callable[[ExportedSAE, Tensor], Tensor]
+    encode: Callable[[ExportedSAE, Tensor], Features]
     """(sae, input with b_dec subtracted [B, d_in]) -> f [B, d_sae]."""
     shapes: dict[str, tuple[str, ...]]
     """Its tensors and their shapes in terms of d_in and d_sae."""
@@ -126,30 +135,35 @@ def preactivations(sae: ExportedSAE, x_BD: Tensor) -> Tensor:
     return (x_BD @ sae.weights["W_enc"]).add_(sae.weights["b_enc"])
 
 
-def encode_standard(sae: ExportedSAE, x_BD: Tensor) -> Tensor:
+def encode_standard(sae: ExportedSAE, x_BD: Tensor) -> Features:
     """ReLU(z)."""
-    return preactivations(sae, x_BD).relu_()
+    return DenseFeatures(preactivations(sae, x_BD).relu_())
 
 
-def encode_topk(sae: ExportedSAE, x_BD: Tensor) -> Tensor:
+def encode_topk(sae: ExportedSAE, x_BD: Tensor) -> Features:
     """ReLU(z) at the k largest z of each token, zero elsewhere (Gao et al. 2024, arXiv:2406.04093)."""
     assert sae.k is not None
     z_BF = preactivations(sae, x_BD)
+    kernels = choose("auto", z_BF.device) if z_BF.device.type == "cpu" and z_BF.dtype == torch.float32 else None
+    if kernels is not None:
+        values_BK, features_BK = kernels.largest(z_BF, sae.k)
+        if not values_BK.isnan().any():  # of a token with NaN the kernel keeps nothing else
+            return TopKFeatures(values_BK.relu_(), features_BK, sae.d_sae, per_token(features_BK, sae.d_sae, kernels))
     values_BK, features_BK = z_BF.topk(sae.k, dim=-1, sorted=False)
-    return z_BF.zero_().scatter_(-1, features_BK, values_BK.relu_())
+    return DenseFeatures(z_BF.zero_().scatter_(-1, features_BK, values_BK.relu_()))
 
 
-def encode_jumprelu(sae: ExportedSAE, x_BD: Tensor) -> Tensor:
+def encode_jumprelu(sae: ExportedSAE, x_BD: Tensor) -> Features:
     """ReLU(z) where z exceeds the feature's threshold (Rajamanoharan et al. 2024, arXiv:2407.14435)."""
     z_BF = preactivations(sae, x_BD)
-    return z_BF.mul_(z_BF > sae.weights["threshold"].clamp(min=0))
+    return DenseFeatures(z_BF.mul_(z_BF > sae.weights["threshold"].clamp(min=0)))
 
 
-def encode_gated(sae: ExportedSAE, x_BD: Tensor) -> Tensor:
+def encode_gated(sae: ExportedSAE, x_BD: Tensor) -> Features:
     """The magnitude path's ReLU where the gate path is positive (Rajamanoharan et al. 2024, arXiv:2404.16014)."""
     w = sae.weights
     magnitude_BF = (x_BD @ (w["W_enc"] * w["r_mag"].exp()) + w["b_mag"]).relu()
-    return magnitude_BF * (x_BD @ w["W_enc"] + w["b_gate"] > 0)
+    return DenseFeatures(magnitude_BF * (x_BD @ w["W_enc"] + w["b_gate"] > 0))
 
 
 PER_FEATURE = ("d_sae",)

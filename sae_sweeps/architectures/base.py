@@ -86,13 +86,20 @@ class SAE(nn.Module):
     def encode(self, x: Tensor, step: int) -> tuple[Tensor, Features]:
         """z [B, d_sae] and f of x [B, d_in] at a step of training, by the run's kernels where they have a way."""
         if self.kernels is not None:
-            centred = x - self.b_dec.detach()
-            coarse = torch.bfloat16 if self.selection == "bfloat16" else None
-            z = sparse.pre_activations(centred, self.W_enc, self.b_enc, self.b_dec, coarse)
-            f = self.activate_sparsely(z, centred, step)
-            return z, self.activate(z, step) if f is None else f
+            return self.encode_sparsely(x - self.b_dec.detach(), step)
         z = self.pre_activations(x).float()
         return z, self.activate(z, step)
+
+    def encode_sparsely(self, centred: Tensor, step: int) -> tuple[Tensor, Features]:
+        """As `encode`, of x - b_dec [B, d_in]."""
+        z = sparse.pre_activations(centred, self.W_enc, self.b_enc, self.b_dec, self.coarse)
+        f = self.activate_sparsely(z, centred, step)
+        return z, self.activate(z, step) if f is None else f
+
+    @property
+    def coarse(self) -> torch.dtype | None:
+        """In which the product that selects is taken, where that is not the run's own."""
+        return torch.bfloat16 if self.selection == "bfloat16" else None
 
     def activate_sparsely(self, z: Tensor, centred: Tensor, step: int) -> Features | None:
         """As `activate`, with gradients by way of the active features alone; None where that does not pay.
@@ -120,6 +127,13 @@ class SAE(nn.Module):
     def decode(self, f: Features) -> Tensor:
         """x_hat [B, d_in]."""
         return f.decode(self.W_dec) + self.b_dec
+
+    def residual(self, f: Features, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Error x - x_hat [B, d_in] of x [B, d_in], and the sums of its squares [B]."""
+        if f.pairs is not None and type(self).decode is SAE.decode:
+            return sparse.residual(f.pairs, f.entries.reshape(-1).to(x.dtype), self.W_dec, self.b_dec, x)
+        error = x - self.decode(f).float()
+        return error, error.square().sum(1)
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
         """Terms beside the reconstruction: name -> (value, weight at this step)."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sae_sweeps.architectures.base import SAE
 from sae_sweeps.architectures.features import DenseFeatures, Features, PairFeatures
 from sae_sweeps.architectures.topk import TopK, TopKConfig
 from sae_sweeps.errors import ConfigError
@@ -58,6 +59,8 @@ class BatchTopK(TopK):
                 mask = torch.zeros_like(flat).index_fill_(0, largest, 1.0).view_as(f)
             f = f * mask
         return DenseFeatures(f)
+
+    encode_sparsely = SAE.encode_sparsely  # TopK's looks at one token at a time
 
     def activate_sparsely(self, z: Tensor, centred: Tensor, step: int) -> Features | None:
         assert self.kernels is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from sae_sweeps.kernels.pairs import Pairs
 class DenseFeatures:
     f: Tensor
     """[B, d_sae], 0 where a feature is not active."""
+    pairs: ClassVar[None] = None
 
     @property
     def d_sae(self) -> int:
@@ -103,6 +105,8 @@ class TopKFeatures:
 
     def fired(self) -> Tensor:
         """Which features are active on any token [d_sae], bool."""
+        if self.pairs is not None:
+            return _fired(self.pairs, self.values.flatten())
         fired = torch.zeros(self.d_sae, dtype=torch.bool, device=self.values.device)
         fired[self.indices[self.values > 0]] = True
         return fired
@@ -157,9 +161,12 @@ class PairFeatures:
 
     def fired(self) -> Tensor:
         """Which features are active on any token [d_sae], bool."""
-        fired = torch.zeros(self.d_sae, dtype=torch.bool, device=self.values.device)
-        fired[self.pairs.feature[self.values > 0]] = True
-        return fired
+        return _fired(self.pairs, self.values)
+
+
+def _fired(pairs: Pairs, values: Tensor) -> Tensor:
+    """Features with a value above 0 [d_sae], bool, by way of the pairs' order by feature, which backward needs too."""
+    return pairs.kernels.sums(pairs, (values > 0).float()) > 0
 
 
 Features = DenseFeatures | TopKFeatures | PairFeatures

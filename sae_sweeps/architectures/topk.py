@@ -11,6 +11,7 @@ from sae_sweeps.architectures.auxiliary import auxiliary_loss
 from sae_sweeps.architectures.base import SAE, ArchitectureConfig
 from sae_sweeps.architectures.features import Features, TopKFeatures
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels import sparse
 from sae_sweeps.kernels.pairs import per_token
 
 if TYPE_CHECKING:
@@ -62,12 +63,13 @@ class TopK(SAE):
         values, indices = z.topk(self.k_at(step), dim=1, sorted=False)
         return TopKFeatures(values.relu().float(), indices, self.d_sae)
 
-    def activate_sparsely(self, z: Tensor, centred: Tensor, step: int) -> Features | None:
+    def encode_sparsely(self, centred: Tensor, step: int) -> tuple[Tensor, Features]:
         assert self.kernels is not None
-        values, indices = self.kernels.largest(z, self.k_at(step))
+        weights = self.W_enc, self.b_enc, self.b_dec
+        z, values, indices = sparse.with_largest(self.kernels, self.k_at(step), centred, *weights, self.coarse)
         pairs = per_token(indices, self.d_sae, self.kernels)
         values = self.chosen(values.reshape(-1), pairs, centred).view_as(indices)
-        return TopKFeatures(values.relu(), indices, self.d_sae, pairs)
+        return z, TopKFeatures(values.relu(), indices, self.d_sae, pairs)
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
         if self.cfg.aux_weight == 0:

@@ -21,6 +21,7 @@ from torch.nn.functional import cosine_similarity
 from sae_sweeps.config.evaluations import AbsorptionConfig
 from sae_sweeps.evaluation.draws import stream
 from sae_sweeps.evaluation.first_letters import LETTERS, TEMPLATE, FirstLetters, f1_score, first_letters, letter_probe
+from sae_sweeps.evaluation.logistic import fitted
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.shared import Shared, labelled
 from sae_sweeps.saelens import ExportedSAE
@@ -139,17 +140,13 @@ def split_features(
 
     `train` and `test` are features [n, d_sae] and letters [n] of the words; `weight_F` is the L1 probe's.
     """
-    from sklearn.linear_model import LogisticRegression
-
     (train_NF, train_letter_N), (test_NF, test_letter_N) = train, test
 
     best, chosen = -100.0, torch.empty(0, dtype=torch.long)
     is_letter = (train_letter_N == letter).numpy()
     for k in range(1, min(cfg.max_k, len(weight_F)) + 1):
         features = weight_F.topk(k).indices
-        probe = LogisticRegression(max_iter=500, class_weight="balanced").fit(
-            train_NF[:, features].cpu().numpy(), is_letter
-        )
+        probe = fitted(train_NF[:, features].cpu().numpy(), is_letter, max_iter=500, class_weight="balanced")
         w, b = torch.tensor(probe.coef_[0]).float(), torch.tensor(probe.intercept_[0]).float()
         f1 = f1_score(test_letter_N == letter, test_NF[:, features].cpu() @ w + b > 0)
         if f1 <= best + cfg.f1_jump:

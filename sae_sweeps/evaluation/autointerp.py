@@ -26,6 +26,7 @@ from sae_sweeps.evaluation.draws import stream, stream_seed
 from sae_sweeps.evaluation.judge import Judge, Messages
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.shared import Shared, labelled
+from sae_sweeps.evaluation.sums import count_firing
 from sae_sweeps.saelens import ExportedSAE
 
 TOP_SHOWN, SAMPLED_SHOWN = 10, 5
@@ -217,7 +218,7 @@ def firing_counts(saes: Mapping[str, ExportedSAE], tokens_NL: Tensor, shared: Sh
         plain_SL = is_plain(tokens_SL, shared.lm.special_ids).to(shared.device)
         x_nD = shared.lm.activations(tokens_SL, shared.layer)[plain_SL]
         for name, sae in saes.items():
-            counts[name] += (sae.encode(x_nD) > 0).sum(0)
+            counts[name] += count_firing(sae.features(x_nD), torch.tensor([len(x_nD)], device=x_nD.device))[0]
         shared.advance(len(tokens_SL))
     return {name: count.cpu() for name, count in counts.items()}
 

@@ -163,25 +163,25 @@ def evaluate_activations(saes: Mapping[str, ExportedSAE], activations: Iterable[
 
 
 def plain_activations(lm: LanguageModel, layer: LayerConfig, tokens_SL: Tensor) -> tuple[Tensor, Tensor]:
-    """Activations x_nD of the n tokens that are not special, and the context within the batch that each stands in."""
+    """Activations x_nD of the n tokens that are not special, and how many of them each context has [S]."""
     tokens_SL = tokens_SL.to(lm.device)
     plain_SL = is_plain(tokens_SL, lm.special_ids)
-    return lm.activations(tokens_SL, layer)[plain_SL], plain_SL.nonzero()[:, 0]
+    return lm.activations(tokens_SL, layer)[plain_SL], plain_SL.sum(1)
 
 
 @torch.no_grad()
 def reconstruct(
     saes: Mapping[str, ExportedSAE], batches: Iterable[tuple[Tensor, Tensor | None]]
 ) -> dict[str, tuple[ReconstructionStats, FeatureStats]]:
-    """Every SAE's statistics over batches of (x_nD, context_n or None)."""
+    """Every SAE's statistics over batches of activations x_nD and how many of them each context has, if any do."""
     stats = {name: (ReconstructionStats(sae), FeatureStats(sae)) for name, sae in saes.items()}
-    for x_nD, context_n in batches:
+    for x_nD, length_S in batches:
         for name, sae in saes.items():
             x_nD = x_nD.to(sae.device)
-            f_nF = sae.encode(x_nD)
+            f = sae.features(x_nD)
             recon, features = stats[name]
-            recon.add(x_nD, f_nF, sae.decode(f_nF))
-            features.add(f_nF, context_n)
+            recon.add(x_nD, f, sae.decode(f))
+            features.add(f, length_S)
     return stats
 
 

@@ -14,10 +14,11 @@ from statistics import mean, stdev
 import torch
 from torch import Tensor
 
+from sae_sweeps.config.evaluations import HierarchyConfig
 from sae_sweeps.evaluation.draws import against_the_rest, stream
 from sae_sweeps.evaluation.probes import BinaryTask, most_different, sparse_probe_accuracy
 from sae_sweeps.evaluation.result import Result
-from sae_sweeps.evaluation.rows import Rows, mean_activations, mean_features
+from sae_sweeps.evaluation.rows import mean_activations, mean_features
 from sae_sweeps.evaluation.shared import Shared, labelled
 from sae_sweeps.saelens import ExportedSAE
 
@@ -34,9 +35,10 @@ def evaluate_hierarchy(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict[
     of_model: dict[str, Scores] = {}
     for data in shared.source.hierarchies:
         rows = shared.hierarchy_rows(data)
-        of_model[data] = cross_validated(mean_activations(rows, shared.device), rows, shared)
+        folds = list(tasks(rows.n_by_class, shared.cfg.hierarchy.folds, shared.cfg.seed))
+        of_model[data] = cross_validated(mean_activations(rows, shared.device), folds, shared.cfg.hierarchy)
         for name, sae in shared.each("hierarchy", saes):
-            found[name][data] = cross_validated(mean_features(rows, sae), rows, shared)
+            found[name][data] = cross_validated(mean_features(rows, sae), folds, shared.cfg.hierarchy)
     out = {}
     for name, sae in saes.items():
         metrics = flat("hierarchy", found[name]) | flat("hierarchy_llm", of_model)
@@ -60,12 +62,11 @@ def flat(prefix: str, by_data: dict[str, Scores]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def cross_validated(means_RD: Tensor, rows: Rows, shared: Shared) -> Scores:
+def cross_validated(means_RD: Tensor, by_fold: list[tuple[int, str, BinaryTask]], cfg: HierarchyConfig) -> Scores:
     """Coarse and fine accuracy of k dimensions in each fold."""
-    cfg = shared.cfg.hierarchy
     scores: dict[str, list[list[float]]] = {}
-    for fold, level, task in tasks(rows.n_by_class, cfg.folds, shared.cfg.seed):
-        ranked = most_different(means_RD, task, max(cfg.k_values))
+    ranked_Ck = most_different(means_RD, [task for _, _, task in by_fold], max(cfg.k_values))
+    for (fold, level, task), ranked in zip(by_fold, ranked_Ck, strict=True):
         for k in cfg.k_values:
             folds = scores.setdefault(f"{level}_top_{k}", [[] for _ in range(cfg.folds)])
             folds[fold].append(sparse_probe_accuracy(means_RD, means_RD, task, ranked[:k]))

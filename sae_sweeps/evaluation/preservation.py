@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.evaluation.batches import LanguageModel, is_plain
@@ -44,7 +43,7 @@ def preservation(
         kl_div_score  = (KL_ablation - KL_sae) / KL_ablation,  KL(P || P_new) per token
 
     The KL divergence is computed from log-softmax, so a probability that underflows does not make it nan.
-    At most two batches of logits are held at a time.
+    At most two batches of logits are held at a time, one of them as log-probabilities.
     """
     ce_without, ce_ablated, kl_ablated = Mean(), Mean(), Mean()
     ce_sae, kl_sae = {name: Mean() for name in saes}, {name: Mean() for name in saes}
@@ -58,20 +57,19 @@ def preservation(
         def logits(given_SLD: Tensor, tokens_SL: Tensor = tokens_SL) -> Tensor:
             return lm.unembed(lm.resume(tokens_SL, layer, given_SLD))
 
-        logits_SLV = logits(x_SLD)
-        ce_without.add(next_token_loss(logits_SLV, tokens_SL)[plain_SL[:, :-1]])
+        log_p_SLV = log_probabilities(logits(x_SLD))
+        ce_without.add(next_token_loss(log_p_SLV, tokens_SL)[plain_SL[:, :-1]])
 
-        ablated_SLV = logits(torch.zeros_like(x_SLD))
-        ce_ablated.add(next_token_loss(ablated_SLV, tokens_SL)[plain_SL[:, :-1]])
-        kl_ablated.add(kl_divergence(logits_SLV, ablated_SLV)[plain_SL])
-        del ablated_SLV
+        loss_SL, kl_SL = changes(log_p_SLV, logits(torch.zeros_like(x_SLD)), tokens_SL)
+        ce_ablated.add(loss_SL[plain_SL[:, :-1]])
+        kl_ablated.add(kl_SL[plain_SL])
 
         for name, sae in saes.items():
-            y_SLD = sae.decode(sae.encode(x_SLD)).to(x_SLD.dtype)
-            sae_SLV = logits(torch.where(replaced_SL[..., None], y_SLD, x_SLD))
-            ce_sae[name].add(next_token_loss(sae_SLV, tokens_SL)[plain_SL[:, :-1]])
-            kl_sae[name].add(kl_divergence(logits_SLV, sae_SLV)[plain_SL])
-            del sae_SLV
+            y_SLD = sae.decode(sae.features(x_SLD.flatten(0, 1))).view_as(x_SLD).to(x_SLD.dtype)
+            given_SLD = torch.where(replaced_SL[..., None], y_SLD, x_SLD)
+            loss_SL, kl_SL = changes(log_p_SLV, logits(given_SLD), tokens_SL)
+            ce_sae[name].add(loss_SL[plain_SL[:, :-1]])
+            kl_sae[name].add(kl_SL[plain_SL])
 
     ce, ce_abl, kl_abl = ce_without.value, ce_ablated.value, kl_ablated.value
     return {
@@ -88,27 +86,27 @@ def preservation(
     }
 
 
-def next_token_loss(logits_SLV: Tensor, tokens_SL: Tensor) -> Tensor:
-    """Cross-entropy of each next token [S, L-1], in nats; context by context, to copy no whole batch of logits."""
-    targets_SL = tokens_SL[:, 1:].long()
-    pairs = zip(logits_SLV, targets_SL, strict=True)
-    return torch.stack([cross_entropy(single(logits_LV[:-1]), t_L, reduction="none") for logits_LV, t_L in pairs])
+def log_probabilities(logits: Tensor) -> Tensor:
+    """In at least single precision."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
-def kl_divergence(logits_SLV: Tensor, new_logits_SLV: Tensor) -> Tensor:
-    """KL(softmax(logits) || softmax(new_logits)) per token [S, L], in nats; context by context."""
-    pairs = zip(logits_SLV, new_logits_SLV, strict=True)
-    return torch.stack([kl_of_context(logits_LV, new_LV) for logits_LV, new_LV in pairs])
+def next_token_loss(log_p_SLV: Tensor, tokens_SL: Tensor) -> Tensor:
+    """Cross-entropy of each next token [S, L-1], in nats."""
+    return -log_p_SLV[:, :-1].gather(-1, tokens_SL[:, 1:, None].long())[..., 0]
 
 
-def kl_of_context(logits_LV: Tensor, new_logits_LV: Tensor) -> Tensor:
-    log_p_LV, log_q_LV = single(logits_LV).log_softmax(-1), single(new_logits_LV).log_softmax(-1)
-    return (log_p_LV.exp() * (log_p_LV - log_q_LV)).sum(-1)
+def changes(log_p_SLV: Tensor, new_logits_SLV: Tensor, tokens_SL: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy under new logits [S, L-1] and KL(p || softmax(new logits)) per token [S, L], in nats.
 
-
-def single(values: Tensor) -> Tensor:
-    """At least single precision."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    Context by context, to copy no whole batch of logits.
+    """
+    loss, kl = [], []
+    for log_p_LV, new_LV, tokens_L in zip(log_p_SLV, new_logits_SLV, tokens_SL, strict=True):
+        log_q_LV = log_probabilities(new_LV)
+        loss.append(next_token_loss(log_q_LV[None], tokens_L[None])[0])
+        kl.append((log_p_LV.exp() * (log_p_LV - log_q_LV)).sum(-1))
+    return torch.stack(loss), torch.stack(kl)
 
 
 def ratio(numerator: float, denominator: float) -> float:

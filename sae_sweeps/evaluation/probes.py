@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sae_sweeps.evaluation.logistic import fitted
+
 
 @dataclass
 class BinaryTask:
@@ -112,22 +114,27 @@ def adamw(p: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, lr: float, d
     p.addcdiv_(m, scale, value=-lr / (1 - 0.9**step))
 
 
-def most_different(train_RD: Tensor, task: BinaryTask, k: int) -> Tensor:
-    """The k dimensions whose means differ most between the two labels, in the order of the difference [k]."""
-    rows, labels = task.train_rows.to(train_RD.device), task.train_labels.to(train_RD.device)
-    difference = train_RD[rows[labels]].mean(0) - train_RD[rows[~labels]].mean(0)
-    return difference.abs().argsort(descending=True)[:k]
+def mean_differences(train_RD: Tensor, tasks: list[BinaryTask]) -> Tensor:
+    """Mean of the rows of each task's class less that of its others [C, d], by one product for all tasks."""
+    weight_CR = torch.zeros(len(tasks), len(train_RD))
+    for weight_R, task in zip(weight_CR, tasks, strict=True):
+        n_class = int(task.train_labels.sum())
+        share_n = torch.where(task.train_labels, 1 / n_class, -1 / (len(task.train_labels) - n_class))
+        weight_R.index_add_(0, task.train_rows, share_n)
+    return weight_CR.to(train_RD) @ train_RD
+
+
+def most_different(train_RD: Tensor, tasks: list[BinaryTask], k: int) -> Tensor:
+    """The k dimensions whose means differ most between each task's labels, in the order of the difference [C, k]."""
+    return mean_differences(train_RD, tasks).abs().argsort(dim=1, descending=True)[:, :k]
 
 
 def sparse_probe_accuracy(train_RD: Tensor, test_RD: Tensor, task: BinaryTask, dims_k: Tensor) -> float:
     """Test accuracy of scikit-learn's logistic regression (L2, C = 1) on a few dimensions."""
-    from sklearn.linear_model import LogisticRegression
-
     dims = dims_k.sort().values  # SAEBench keeps them in the dictionary's order
 
     def columns(x_RD: Tensor, rows: Tensor) -> np.ndarray:
         return x_RD[rows.to(x_RD.device)[:, None], dims].float().cpu().numpy()
 
-    probe = LogisticRegression(C=1.0, max_iter=1000)
-    probe.fit(columns(train_RD, task.train_rows), task.train_labels.numpy())
+    probe = fitted(columns(train_RD, task.train_rows), task.train_labels.numpy(), C=1.0, max_iter=1000)
     return float((probe.predict(columns(test_RD, task.test_rows)) == task.test_labels.numpy()).mean())

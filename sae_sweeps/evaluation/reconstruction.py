@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
+from sae_sweeps.architectures.features import Features
 from sae_sweeps.evaluation.preservation import Mean, ratio
+from sae_sweeps.evaluation.sums import count_firing
 from sae_sweeps.saelens import ExportedSAE
 
 
@@ -38,7 +40,7 @@ class ReconstructionStats:
         self.sum_square = 0.0
         self.n_batches = 0
 
-    def add(self, x_nD: Tensor, f_nF: Tensor, y_nD: Tensor) -> None:
+    def add(self, x_nD: Tensor, f: Features, y_nD: Tensor) -> None:
         self.n_batches += 1
         if not len(x_nD):
             return
@@ -51,8 +53,8 @@ class ReconstructionStats:
             "l2_norm_in": norm_in_n,
             "l2_norm_out": norm_out_n,
             "l2_ratio": norm_out_n / torch.where(norm_in_n < 1e-4, 1, norm_in_n),
-            "l0": (f_nF != 0).sum(-1),
-            "l1": f_nF.sum(-1, dtype=torch.float64),
+            "l0": (f.entries != 0).sum(-1),
+            "l1": f.entries.sum(-1, dtype=torch.float64),
             "mse": error_n / len(error_n),
             "cossim": dot_n / (norm_in_n * norm_out_n),
             "explained_variance_legacy": 1 - error_n / variance_n,
@@ -88,15 +90,15 @@ class FeatureStats:
         self.n_tokens = 0
         self.has_contexts = False
 
-    def add(self, f_nF: Tensor, context_n: Tensor | None) -> None:
-        """context_n: number of the context, within the batch, that each token stands in; None where there are none."""
-        self.n_tokens += len(f_nF)
-        fires_nF = (f_nF > 0).float()
-        self.tokens_F += fires_nF.sum(0)
-        if context_n is not None and len(context_n):
+    def add(self, f: Features, length_S: Tensor | None) -> None:
+        """length_S: how many of the tokens each context has, one after another; None where there are no contexts."""
+        n = len(f.entries)
+        fires_SF = count_firing(f, torch.tensor([n], device=self.tokens_F.device) if length_S is None else length_S)
+        self.n_tokens += n
+        self.tokens_F += fires_SF.sum(0)
+        if length_S is not None and n:
             self.has_contexts = True
-            fires_SF = fires_nF.new_zeros(int(context_n.max()) + 1, len(self.tokens_F))
-            self.contexts_F += (fires_SF.index_add_(0, context_n, fires_nF) > 0).sum(0)
+            self.contexts_F += (fires_SF > 0).sum(0)
 
     def columns(self) -> dict[str, Tensor]:
         """By SAEBench's names, each [d_sae] in float64 on the CPU.

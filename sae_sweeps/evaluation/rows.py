@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.evaluation.batches import LanguageModel, is_plain
+from sae_sweeps.evaluation.sums import sum_by_text, sum_features
 from sae_sweeps.saelens import ExportedSAE
 
 TOKENS_AT_ONCE = 4096
@@ -74,37 +75,27 @@ def harvest_rows(
     return Rows(torch.cat(x), torch.cat(length), torch.cat(special), text_R, n_by_class)
 
 
-def row_means(rows: Rows, values: Callable[[Tensor], Tensor], width: int, device: torch.device | str) -> Tensor:
-    """Mean of values(x [n, d_in]) [n, width] over the tokens of each row [R, width], float32, on `device`."""
+def row_means(rows: Rows, total: Callable[[Tensor, Tensor], Tensor], width: int, device: torch.device | str) -> Tensor:
+    """Means over the tokens of each row [R, width], float32, on `device`.
+
+    total(x [n, d_in], length [T]) is the sum over the tokens of each of T texts [T, width].
+    """
     mean_TW = torch.empty(len(rows.length_T), width, device=device)
     for here, tokens in rows.parts():
         length = rows.length_T[here].to(device)
-        total = sum_by_text(values(rows.x_ND[tokens].to(device)).float(), length)
-        mean_TW[here] = total / length.clamp(min=1)[:, None]
+        mean_TW[here] = total(rows.x_ND[tokens].to(device), length) / length.clamp(min=1)[:, None]
     return mean_TW[rows.text_R.to(device)]
-
-
-def sum_by_text(v_nW: Tensor, length_T: Tensor) -> Tensor:
-    """Sums [T, W] of consecutive tokens, `length_T` of each text, added in their order on any device.
-
-    On CUDA index_add_ adds in the order in which threads arrive, so its last bits differ from run to run; on the CPU it
-    is the faster of two ways to the same bits.
-    """
-    if v_nW.is_cuda:
-        return torch.segment_reduce(v_nW, "sum", lengths=length_T, axis=0, unsafe=True)
-    text_n = torch.arange(len(length_T)).repeat_interleave(length_T)
-    return v_nW.new_zeros(len(length_T), v_nW.shape[1]).index_add_(0, text_n, v_nW)
 
 
 def mean_activations(rows: Rows, device: torch.device | str) -> Tensor:
     """Mean activation of each row [R, d_in]."""
-    return row_means(rows, lambda x: x, rows.x_ND.shape[1], device)
+    return row_means(rows, lambda x, length: sum_by_text(x.float(), length), rows.x_ND.shape[1], device)
 
 
 @torch.no_grad()
 def mean_features(rows: Rows, sae: ExportedSAE) -> Tensor:
     """Mean of each feature over the tokens of each row [R, d_sae]."""
-    return row_means(rows, sae.encode, sae.d_sae, sae.device)
+    return row_means(rows, lambda x, length: sum_features(sae.features(x), length), sae.d_sae, sae.device)
 
 
 @torch.no_grad()

@@ -62,8 +62,8 @@ def accuracies(
             patience=10,
         )
         out[f"{side}_test_accuracy"] = dict(zip(draws, best.test_accuracy_C.tolist(), strict=True))
-    for label, task in draws.items():
-        ranked = most_different(train_RD, task, max(cfg.probing.k_values))
+    ranked_Ck = most_different(train_RD, list(draws.values()), max(cfg.probing.k_values))
+    for (label, task), ranked in zip(draws.items(), ranked_Ck, strict=True):
         for k in cfg.probing.k_values:
             score = sparse_probe_accuracy(train_RD, test_RD, task, ranked[:k])
             out.setdefault(f"{side}_top_{k}_test_accuracy", {})[label] = score

@@ -24,6 +24,7 @@ from sae_sweeps.evaluation.draws import stream, stream_seed
 from sae_sweeps.evaluation.questions import Candidates, QuestionSet, answers_of, padded
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.shared import Shared, labelled
+from sae_sweeps.evaluation.sums import count_firing
 from sae_sweeps.saelens import ExportedSAE
 
 CHUNKS = 20
@@ -134,7 +135,7 @@ def firing_shares(saes: Mapping[str, ExportedSAE], tokens_NL: Tensor, shared: Sh
         x_nD = shared.lm.activations(tokens_SL, shared.layer)[plain_SL.to(shared.device)]
         n_plain += len(x_nD)
         for name, sae in saes.items():
-            totals[name] += (sae.encode(x_nD) > 0).sum(0)
+            totals[name] += count_firing(sae.features(x_nD), torch.tensor([len(x_nD)], device=x_nD.device))[0]
         shared.advance(len(tokens_SL))
     return {name: (total / n_plain).cpu().numpy().astype(float).round(DIGITS) for name, total in totals.items()}
 

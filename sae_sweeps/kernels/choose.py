@@ -21,9 +21,17 @@ class Kernels(Protocol):
 
     def largest(self, z: Tensor, k: int) -> tuple[Tensor, Tensor]: ...
 
+    def product_and_largest(
+        self, centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, z: Tensor
+    ) -> tuple[Tensor, Tensor]: ...
+
     def above(self, z: Tensor, threshold: float | Tensor, at_most: int) -> tuple[Tensor, Tensor, Tensor] | None: ...
 
     def decode(self, pairs: Pairs, values: Tensor, W: Tensor) -> Tensor: ...
+
+    def residual(
+        self, pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
 
     def dots(self, pairs: Pairs, W: Tensor, g: Tensor) -> Tensor: ...
 
@@ -32,6 +40,8 @@ class Kernels(Protocol):
     def weight_gradient(self, pairs: Pairs, values: Tensor, g: Tensor) -> Tensor: ...
 
     def sums(self, pairs: Pairs, values: Tensor) -> Tensor: ...
+
+    def combination(self, factors: Tensor, rows: Tensor) -> Tensor: ...
 
     def remove_parallel(self, grad: Tensor, W: Tensor) -> None: ...
 
@@ -64,16 +74,23 @@ def _prepare(device: torch.device) -> None:
     if kernels is None:
         return
     W = torch.eye(8)
-    _, indices = kernels.largest(W, 2)
+    kernels.largest(W, 2)
+    _, indices = kernels.product_and_largest(W, W, W[0], 2, torch.empty_like(W))
     found = kernels.above(W, 0.5, W.numel())
     assert found is not None
     pairs = per_token(indices, len(W), kernels)
     values = torch.ones(indices.numel())
     kernels.decode(pairs, values, W)
+    kernels.residual(pairs, values, W, W[0], W)
     kernels.dots(pairs, W, W)
-    kernels.remove_parallel(kernels.weight_gradient(pairs, values, W), W)
-    kernels.sums(pairs, values)
-    kernels.normalize(W)
+    grad, m, v = kernels.weight_gradient(pairs, values, W), torch.zeros_like(W), torch.zeros_like(W)
+    kernels.combination(kernels.sums(pairs, values), W)
+    adam = importlib.import_module("sae_sweeps.kernels.adam_numba")
+    adam.square_sum(grad)
+    dots, _ = adam.parallel(grad, W)
+    rates = [1.0, 0.1, 0.999, 0.001, 1e-3, 1.0, 1e-8]
+    adam.adam(grad, rates, m, v, W)
+    adam.adam_on_unit_rows(grad, dots, rates, m, v, W)
 
 
 def name(kernels: Kernels | None) -> str:

@@ -2,6 +2,8 @@
 
     values   z at the pairs; z = (x - b_dec) W_enc + b_enc             gradient on W_enc, b_enc, b_dec
     x_hat    sum over a token's pairs of value * w_i                   gradient on the values and W_dec
+    error    x - b_dec - x_hat, and the squares of a token's error, summed: a loss of these sums needs for its gradient
+             no more than the error itself, and its products with the rows of W_dec while they are at hand
 
 Only z itself is a dense product. The gradients are sums over the active pairs: nothing as wide as d_sae is written for
 a token, and nothing of size [B, k, d_in].
@@ -9,13 +11,16 @@ a token, and nothing of size [B, k, d_in].
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sae_sweeps.kernels.pairs import Pairs
+
+if TYPE_CHECKING:
+    from sae_sweeps.kernels.choose import Kernels
 
 
 def pre_activations(
@@ -27,6 +32,17 @@ def pre_activations(
     """
     z: Tensor = PreActivations.apply(centred, W_enc, b_enc, b_dec, dtype)
     return z
+
+
+def with_largest(
+    kernels: Kernels, k: int, centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `pre_activations`, and the k largest of each row with their places, both [B, k], without gradients."""
+    if _dtype(W_enc, dtype) != W_enc.dtype:
+        z = pre_activations(centred, W_enc, b_enc, b_dec, dtype)
+        return z, *kernels.largest(z.detach(), k)
+    z, values, indices = WithLargest.apply(centred, W_enc, b_enc, b_dec, kernels, k)
+    return z, values, indices
 
 
 def chosen(z_P: Tensor, pairs: Pairs, centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
@@ -41,6 +57,12 @@ def decode(pairs: Pairs, values: Tensor, W: Tensor) -> Tensor:
     return x_hat
 
 
+def residual(pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Error x - b - decode(...) [B, d] and the sums of its squares [B], differentiable in values [P], W and b [d]."""
+    error, squares = Residual.apply(pairs, values, W, b, x)
+    return error, squares
+
+
 class PreActivations(torch.autograd.Function):
     """Its backward pass, dense, only runs where a loss term looks at z itself."""
 
@@ -49,9 +71,7 @@ class PreActivations(torch.autograd.Function):
         ctx: Any, centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, dtype: torch.dtype | None
     ) -> Tensor:
         ctx.save_for_backward(centred, W_enc)
-        device = centred.device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else W_enc.dtype
-        ctx.dtype = dtype or autocast
+        ctx.dtype = _dtype(W_enc, dtype)
         if ctx.dtype != W_enc.dtype:
             return torch.addmm(*(t.to(ctx.dtype) for t in (b_enc, centred, W_enc))).float()
         return torch.addmm(b_enc, centred, W_enc, out=_kept(len(centred), W_enc))
@@ -63,6 +83,27 @@ class PreActivations(torch.autograd.Function):
         on_b_enc = grads[0].sum(0)
         on_W_enc = (grads[0].T.to(ctx.dtype) @ centred.to(ctx.dtype)).T.to(W_enc.dtype)
         return None, on_W_enc, on_b_enc, -(W_enc @ on_b_enc), None
+
+
+class WithLargest(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, kernels: Kernels, k: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(centred, W_enc)
+        ctx.dtype = W_enc.dtype
+        z = _kept(len(centred), W_enc)
+        values, indices = kernels.product_and_largest(centred, W_enc, b_enc, k, z)
+        ctx.mark_non_differentiable(values, indices)
+        ctx.set_materialize_grads(False)
+        return z, values, indices
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if grads[0] is None:
+            return (None,) * 6
+        return *PreActivations.backward(ctx, grads[0]), None
 
 
 class Chosen(torch.autograd.Function):
@@ -81,7 +122,7 @@ class Chosen(torch.autograd.Function):
         kernels, pairs = ctx.pairs.kernels, ctx.pairs
         on_b_enc = kernels.sums(pairs, grads[0])
         on_W_enc = kernels.weight_gradient(pairs, grads[0], centred).T  # W_enc is stored by feature
-        return None, None, None, on_W_enc, on_b_enc, -(W_enc @ on_b_enc)
+        return None, None, None, on_W_enc, on_b_enc, -kernels.combination(on_b_enc, W_enc.T)
 
 
 class Decode(torch.autograd.Function):
@@ -98,6 +139,42 @@ class Decode(torch.autograd.Function):
         kernels, pairs, g = ctx.pairs.kernels, ctx.pairs, grads[0]
         on_values = kernels.dots(pairs, W, g) if ctx.needs_input_grad[1] else None
         return None, on_values, kernels.weight_gradient(pairs, values, g) if ctx.needs_input_grad[2] else None
+
+
+class Residual(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        error, squares, dots = pairs.kernels.residual(pairs, values, W, b, x)
+        ctx.pairs = pairs
+        ctx.save_for_backward(values, W, error, dots)
+        ctx.set_materialize_grads(False)
+        return error, squares
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        values, W, error, dots = ctx.saved_tensors
+        pairs, kernels, (on_error, on_squares) = ctx.pairs, ctx.pairs.kernels, grads
+        if on_error is None and on_squares is not None:
+            each = -2 * on_squares  # the gradient on x_hat is so many times the error, token by token
+            each_P = each[pairs.token]
+            return (
+                None,
+                each_P * dots,
+                kernels.weight_gradient(pairs, each_P * values, error),
+                kernels.combination(each, error),
+                None,
+            )
+        if on_error is None:
+            return None, None, None, None, None
+        g = -on_error if on_squares is None else -on_error - 2 * on_squares[:, None] * error
+        return None, kernels.dots(pairs, W, g), kernels.weight_gradient(pairs, values, g), g.sum(0), None
+
+
+def _dtype(W_enc: Tensor, asked: torch.dtype | None) -> torch.dtype:
+    """In which the encoder's product is taken."""
+    device = W_enc.device.type
+    return asked or (torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else W_enc.dtype)
 
 
 _memory: dict[tuple[torch.device, torch.dtype], Tensor] = {}

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sae_sweeps.kernels import memory
 from sae_sweeps.kernels.pairs import Pairs
 from sae_sweeps.kernels.threads import compiled, over_rows
 
@@ -17,16 +18,30 @@ NAME = "numba"
 SPARSE_UP_TO = 1 / 16
 """Share of active features up to which the sums over pairs cost less than dense products (measured: 7 against 110
 thousand million multiply-adds a second)."""
+BLOCK = 32
+"""Rows of a matrix that are summed by one thread, so that it does not matter how many there are."""
 SUMS = {"fastmath": {"contract", "reassoc", "nsz"}}
 """Sums may be taken in lanes: NaN and infinity keep their meaning."""
 
 
 def largest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    values = torch.empty(len(z), k, dtype=z.dtype)
-    indices = torch.empty(len(z), k, dtype=torch.int64)
-    n_groups = min(z.shape[1], max(256, -(-4 * k // 64) * 64))
-    over_rows(_largest, len(z), _np(z), n_groups, values.numpy(), indices.numpy())
-    return values, indices
+    z = _np(z)
+    return _largest_of(z, np.zeros(0, z.dtype), k)
+
+
+def product_and_largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, z: Tensor) -> tuple[Tensor, Tensor]:
+    torch.mm(centred, W_enc, out=z)  # with b_enc it would be written once more
+    return _largest_of(z.numpy(), _np(b_enc), k)
+
+
+def _largest_of(z: np.ndarray, bias: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of z + bias, added in place; or of z where the bias is empty."""
+    sizes = [z.shape[1]]
+    while sizes[-1] > 8 * max(k, 1):  # the k largest of fewer than 2 k numbers would say little
+        sizes.append(-(-sizes[-1] // 4))
+    values, indices = np.empty((len(z), k), z.dtype), np.empty((len(z), k), np.int64)
+    over_rows(_largest, len(z), z, bias, np.array(sizes), values, indices)
+    return torch.from_numpy(values), torch.from_numpy(indices)
 
 
 def above(z: Tensor, threshold: float | Tensor, at_most: int) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -47,6 +62,14 @@ def decode(pairs: Pairs, values: Tensor, W: Tensor) -> Tensor:
     return out
 
 
+def residual(pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    error, squares = torch.empty_like(x), torch.empty(len(x), dtype=x.dtype)
+    products = torch.empty(len(pairs.feature), dtype=x.dtype)
+    given = [_np(tensor) for tensor in (pairs.start, pairs.feature, values, W, b, x)]
+    over_rows(_residual, len(x), *given, error.numpy(), squares.numpy(), products.numpy())
+    return error, squares, products
+
+
 def dots(pairs: Pairs, W: Tensor, g: Tensor) -> Tensor:
     out = torch.empty(len(pairs.feature), dtype=W.dtype)
     over_rows(_dots, pairs.n_tokens, _np(pairs.start), _np(pairs.feature), _np(W), _np(g), out.numpy())
@@ -63,7 +86,7 @@ def transposed(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
 
 def weight_gradient(pairs: Pairs, values: Tensor, g: Tensor) -> Tensor:
     start, slot, token = pairs.transposed
-    out = torch.empty(pairs.n_features, g.shape[1], dtype=g.dtype)
+    out = memory.take((pairs.n_features, g.shape[1]), g.dtype)
     arguments = (_np(start), _np(slot), _np(token), _np(values), _np(g), out.numpy())
     over_rows(_weight_gradient, pairs.n_features, *arguments, bounds=_equal_parts(start))
     return out
@@ -74,6 +97,12 @@ def sums(pairs: Pairs, values: Tensor) -> Tensor:
     out = torch.empty(pairs.n_features, dtype=values.dtype)
     _sums(_np(start), _np(slot), _np(values), out.numpy())
     return out
+
+
+def combination(factors: Tensor, rows: Tensor) -> Tensor:
+    parts = torch.empty(-(-len(rows) // BLOCK), rows.shape[1], dtype=rows.dtype)
+    over_rows(_combination, len(parts), _np(factors), _np(rows), parts.numpy())
+    return parts.sum(0)
 
 
 def remove_parallel(grad: Tensor, W: Tensor) -> None:
@@ -95,83 +124,125 @@ def _equal_parts(start: Tensor) -> list[int]:
     return [0, *torch.searchsorted(start, wanted).tolist(), len(start) - 1]
 
 
-@compiled()
-def _kth_largest(a, n, k):
-    """k-th largest of a[:n], reordering it (Hoare's selection)."""
-    low, high, k = 0, n - 1, k - 1
-    while low < high:
-        x, y, z = a[low], a[(low + high) >> 1], a[high]
-        pivot = max(min(x, y), min(max(x, y), z))
-        i, j = low, high
-        while i <= j:
-            while a[i] > pivot:
-                i += 1
-            while a[j] < pivot:
-                j -= 1
-            if i <= j:
-                a[i], a[j] = a[j], a[i]
-                i += 1
-                j -= 1
-        if k <= j:
-            high = j
-        elif k >= i:
-            low = i
+@compiled(**SUMS)
+def _best_of_four(row, best):
+    """Largest of the elements g, g + q, g + 2 q and g + 3 q, for each g below q = len(best); the sum of the row."""
+    q, total = len(best), row.dtype.type(0)
+    a, b, c, d = row[:q], row[q : 2 * q], row[2 * q : 3 * q], row[3 * q :]
+    for g in range(len(d)):
+        one = a[g] if a[g] > b[g] else b[g]
+        two = c[g] if c[g] > d[g] else d[g]
+        best[g] = one if one > two else two
+        total += (a[g] + b[g]) + (c[g] + d[g])
+    for g in range(len(d), q):
+        one = a[g] if a[g] > b[g] else b[g]
+        best[g] = one if one > c[g] else c[g]
+        total += a[g] + b[g] + c[g]
+    return total
+
+
+@compiled(**SUMS)
+def _number_from(a, least):
+    """How many of a are at least as large; counted in a's own type, so that vectors of it are compared."""
+    count, one, zero = a.dtype.type(0), a.dtype.type(1), a.dtype.type(0)
+    for i in range(len(a)):
+        count += one if a[i] >= least else zero
+    return count
+
+
+@compiled(**SUMS)
+def _between(a, k, most, infinite, slack):
+    """(low, high): k or more of a are from low on, fewer than k from high on unless that is infinite.
+
+    It ends with at most k + slack from low on, or where no number lies between the two.
+    """
+    low = high = a[0]
+    for i in range(len(a)):
+        low = a[i] if a[i] < low else low
+        high = a[i] if a[i] > high else high
+    low, high, half = max(low, -most), min(high, most), a.dtype.type(0.5)
+    if _number_from(a, low) < k:
+        return -infinite, low
+    if _number_from(a, high) >= k:
+        return high, infinite
+    while True:
+        middle = half * low + half * high
+        if middle <= low or middle >= high:
+            return low, high
+        count = _number_from(a, middle)
+        if count < k:
+            high = middle
         else:
-            break
-    return a[k]
+            low = middle
+            if count <= k + slack:
+                return low, high
 
 
 @compiled()
-def _largest(z, n_groups, values, indices, start, stop):
-    """The k groups with the largest maxima hold all winners; element i is in group i % n_groups."""
-    n, k = z.shape[1], values.shape[1]
-    maxima = np.empty(n_groups, z.dtype)
-    doubt = np.empty(n_groups, z.dtype)
-    scratch = np.empty(n, z.dtype)
-    candidate = np.empty(n, z.dtype)
-    place = np.empty(n, np.int64)
+def _add(row, bias):
+    for i in range(len(bias)):
+        row[i] += bias[i]
+
+
+@compiled()
+def _largest(z, bias, sizes, values, indices, start, stop):
+    """A tournament by fours: what is among the k largest beats, in every round, all but k - 1 of those still there.
+
+    sizes: how many are left after each round. Lists are filled without branches, which would be guessed wrong.
+    """
+    n, k, rounds = z.shape[1], values.shape[1], len(sizes) - 1
+    best = [np.empty(size, z.dtype) for size in sizes]
+    place, place_before = np.empty(n + 1, np.int32), np.empty(n + 1, np.int32)
+    candidate = np.empty(n + 1, z.dtype)
+    most, infinite = np.finfo(z.dtype).max, z.dtype.type(np.inf)
     for b in range(start, stop):
-        row = z[b]
-        for g in range(n_groups):
-            maxima[g] = row[g]
-            doubt[g] = row[g] - row[g]
-        for first in range(n_groups, n, n_groups):
-            stripe = row[first : first + n_groups]  # as a slice the loop is compiled to vectors
-            for g in range(len(stripe)):
-                value = stripe[g]
-                maxima[g] = value if value > maxima[g] else maxima[g]
-                doubt[g] += value - value  # 0, unless infinite or not a number
-        bad = False
-        for g in range(n_groups):
-            if doubt[g] != 0:
-                bad |= bool(np.isnan(row[g::n_groups]).any())
-        if bad:  # as in torch, NaN is the largest
+        row = level = z[b]
+        _add(row, bias)
+        total = z.dtype.type(0)
+        for r in range(1, rounds + 1):
+            sum_of_level = _best_of_four(level, best[r])
+            total = sum_of_level if r == 1 else total
+            level = best[r]
+        if rounds == 0:
+            total = row.sum()
+        if np.isnan(total) and np.isnan(row).any():  # as in torch, NaN is the largest
             for j in range(k):
                 values[b, j] = np.nan
                 indices[b, j] = j
             continue
-        for g in range(n_groups):
-            scratch[g] = maxima[g]
-        threshold = _kth_largest(scratch, n_groups, k)
+        low, high = _between(level, k, most, infinite, k >> 3)
         found = 0
-        for g in range(n_groups):
-            if maxima[g] >= threshold:
-                for i in range(g, n, n_groups):
-                    if row[i] >= threshold:
-                        candidate[found] = row[i]
-                        place[found] = i
-                        found += 1
+        for g in range(len(level)):
+            place[found] = g
+            found += level[g] >= low
+        for r in range(rounds - 1, -1, -1):
+            level = best[r] if r else row
+            place, place_before, n_before, found = place_before, place, found, 0
+            for i in range(n_before):
+                for at in range(place_before[i], sizes[r], sizes[r + 1]):
+                    place[found] = at
+                    found += level[at] >= low
         for i in range(found):
-            scratch[i] = candidate[i]
-        threshold = _kth_largest(scratch, found, k)
+            candidate[i] = row[place[i]]
+        low, high = _between(candidate[:found], k, most, infinite, 0)
+        n_before, found = found, 0
+        for i in range(n_before):
+            at, value = place[i], candidate[i]
+            place[found], candidate[found] = at, value
+            found += value >= low
+        if found == k:
+            for j in range(k):
+                values[b, j] = candidate[j]
+                indices[b, j] = place[j]
+            continue
         j = 0
         for i in range(found):
-            if candidate[i] > threshold:
+            if candidate[i] >= high and j < k:
                 values[b, j] = candidate[i]
                 indices[b, j] = place[i]
                 j += 1
-        for i in range(found):
-            if candidate[i] == threshold and j < k:
+        for i in range(found):  # all of them equal
+            if candidate[i] < high and j < k:
                 values[b, j] = candidate[i]
                 indices[b, j] = place[i]
                 j += 1
@@ -206,48 +277,68 @@ def _fill_above(z, threshold, first, feature, values, start, stop):
 
 
 @compiled(**SUMS)
-def _decode(first, feature, values, W, out, start, stop):
-    d = W.shape[1]
-    for b in range(start, stop):
-        x = out[b]
+def _add_rows(feature, factor, W, p, end, x):
+    """x += sum of factor[p] W[feature[p]] over p .. end - 1."""
+    d = len(x)
+    while p + 4 <= end:
+        w0, w1, w2, w3 = W[feature[p]], W[feature[p + 1]], W[feature[p + 2]], W[feature[p + 3]]
+        a0, a1, a2, a3 = factor[p], factor[p + 1], factor[p + 2], factor[p + 3]
         for t in range(d):
-            x[t] = 0
-        p, end = first[b], first[b + 1]
-        while p + 4 <= end:
-            w0, w1, w2, w3 = W[feature[p]], W[feature[p + 1]], W[feature[p + 2]], W[feature[p + 3]]
-            a0, a1, a2, a3 = values[p], values[p + 1], values[p + 2], values[p + 3]
-            for t in range(d):
-                x[t] += a0 * w0[t] + a1 * w1[t] + a2 * w2[t] + a3 * w3[t]
-            p += 4
-        while p < end:
-            w, a = W[feature[p]], values[p]
-            for t in range(d):
-                x[t] += a * w[t]
-            p += 1
+            x[t] += a0 * w0[t] + a1 * w1[t] + a2 * w2[t] + a3 * w3[t]
+        p += 4
+    while p < end:
+        w, a = W[feature[p]], factor[p]
+        for t in range(d):
+            x[t] += a * w[t]
+        p += 1
 
 
 @compiled(**SUMS)
-def _dots(first, feature, W, g, out, start, stop):
-    d, zero = W.shape[1], W.dtype.type(0)
+def _rows_times(feature, W, p, end, x, out):
+    """out[p] = W[feature[p]] . x for p .. end - 1."""
+    d, zero = len(x), W.dtype.type(0)
+    while p + 4 <= end:
+        w0, w1, w2, w3 = W[feature[p]], W[feature[p + 1]], W[feature[p + 2]], W[feature[p + 3]]
+        s0, s1, s2, s3 = zero, zero, zero, zero
+        for t in range(d):
+            s0 += w0[t] * x[t]
+            s1 += w1[t] * x[t]
+            s2 += w2[t] * x[t]
+            s3 += w3[t] * x[t]
+        out[p], out[p + 1], out[p + 2], out[p + 3] = s0, s1, s2, s3
+        p += 4
+    while p < end:
+        w, s0 = W[feature[p]], zero
+        for t in range(d):
+            s0 += w[t] * x[t]
+        out[p] = s0
+        p += 1
+
+
+@compiled()
+def _decode(first, feature, values, W, out, start, stop):
     for b in range(start, stop):
-        x = g[b]
-        p, end = first[b], first[b + 1]
-        while p + 4 <= end:
-            w0, w1, w2, w3 = W[feature[p]], W[feature[p + 1]], W[feature[p + 2]], W[feature[p + 3]]
-            s0, s1, s2, s3 = zero, zero, zero, zero
-            for t in range(d):
-                s0 += w0[t] * x[t]
-                s1 += w1[t] * x[t]
-                s2 += w2[t] * x[t]
-                s3 += w3[t] * x[t]
-            out[p], out[p + 1], out[p + 2], out[p + 3] = s0, s1, s2, s3
-            p += 4
-        while p < end:
-            w, s0 = W[feature[p]], zero
-            for t in range(d):
-                s0 += w[t] * x[t]
-            out[p] = s0
-            p += 1
+        out[b] = 0
+        _add_rows(feature, values, W, first[b], first[b + 1], out[b])
+
+
+@compiled()
+def _dots(first, feature, W, g, out, start, stop):
+    for b in range(start, stop):
+        _rows_times(feature, W, first[b], first[b + 1], g[b], out)
+
+
+@compiled(**SUMS)
+def _residual(first, feature, values, W, bias, x, error, squares, products, start, stop):
+    for b in range(start, stop):
+        e, row, square = error[b], x[b], W.dtype.type(0)
+        e[:] = 0
+        _add_rows(feature, values, W, first[b], first[b + 1], e)
+        for t in range(len(e)):
+            e[t] = (row[t] - bias[t]) - e[t]
+            square += e[t] * e[t]
+        squares[b] = square
+        _rows_times(feature, W, first[b], first[b + 1], e, products)  # they are in the cache
 
 
 @compiled()
@@ -293,6 +384,17 @@ def _sums(first, slot, values, out):
         out[i] = 0
         for p in range(first[i], first[i + 1]):
             out[i] += values[slot[p]]
+
+
+@compiled(**SUMS)
+def _combination(factors, rows, out, start, stop):
+    for i in range(start, stop):
+        x = out[i]
+        x[:] = 0
+        for n in range(i * BLOCK, min((i + 1) * BLOCK, len(rows))):
+            row, factor = rows[n], factors[n]
+            for t in range(len(x)):
+                x[t] += factor * row[t]
 
 
 @compiled(**SUMS)

@@ -19,6 +19,11 @@ def largest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, indices
 
 
+def product_and_largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Write centred W_enc + b_enc into z [B, d_sae]; its k largest as `largest` gives them. centred [B, d_in]."""
+    return largest(torch.addmm(b_enc, centred, W_enc, out=z), k)
+
+
 def above(z: Tensor, threshold: float | Tensor, at_most: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """Where z [B, n] exceeds the threshold, or a column's own [n]: start [B + 1], feature [P] in order, z there [P].
 
@@ -34,6 +39,12 @@ def above(z: Tensor, threshold: float | Tensor, at_most: int) -> tuple[Tensor, T
 def decode(pairs: Pairs, values: Tensor, W: Tensor) -> Tensor:
     """f W [B, d]; values [P], W [d_sae, d]."""
     return dense(pairs, values) @ W
+
+
+def residual(pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x - b - f W [B, d], the sums of its squares [B], and each pair's w_i . error_b [P]; b [d], x [B, d]."""
+    error = x - b - decode(pairs, values, W)
+    return error, error.square().sum(1), dots(pairs, W, error)
 
 
 def dots(pairs: Pairs, W: Tensor, g: Tensor) -> Tensor:
@@ -56,6 +67,11 @@ def weight_gradient(pairs: Pairs, values: Tensor, g: Tensor) -> Tensor:
 def sums(pairs: Pairs, values: Tensor) -> Tensor:
     """Sum of each feature's values [d_sae]."""
     return dense(pairs, values).sum(0)
+
+
+def combination(factors: Tensor, rows: Tensor) -> Tensor:
+    """Sum of factor * row [d]; factors [n], rows [n, d]."""
+    return factors @ rows
 
 
 def remove_parallel(grad: Tensor, W: Tensor) -> None:

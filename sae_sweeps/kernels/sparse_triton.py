@@ -37,12 +37,21 @@ def largest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, indices
 
 
+def product_and_largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, z: Tensor) -> tuple[Tensor, Tensor]:
+    return largest(torch.addmm(b_enc, centred, W_enc, out=z), k)
+
+
 def decode(pairs: Pairs, values: Tensor, W: Tensor) -> Tensor:
     out, d = W.new_empty(pairs.n_tokens, W.shape[1]), W.shape[1]
     block = min(COLUMNS, triton.next_power_of_2(d))
     grid = (pairs.n_tokens, triton.cdiv(d, block))
     _decode[grid](pairs.start, pairs.feature, values.contiguous(), W.contiguous(), out, d, BLOCK=block)
     return out
+
+
+def residual(pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    error = x - b - decode(pairs, values, W)
+    return error, error.square().sum(1), dots(pairs, W, error)
 
 
 def dots(pairs: Pairs, W: Tensor, g: Tensor) -> Tensor:
@@ -72,6 +81,10 @@ def sums(pairs: Pairs, values: Tensor) -> Tensor:
     out = values.new_empty(pairs.n_features)
     _sums[(pairs.n_features,)](start, slot, values.contiguous(), out, BLOCK=128)
     return out
+
+
+def combination(factors: Tensor, rows: Tensor) -> Tensor:
+    return factors @ rows
 
 
 def remove_parallel(grad: Tensor, W: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sae_sweeps import saelens
-from sae_sweeps.architectures.features import DenseFeatures
+from sae_sweeps.architectures.features import DenseFeatures, Features
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.saelens import ExportedSAE
 
@@ -28,12 +28,12 @@ class GroupedSAE(ExportedSAE):
     scale: float = 1.0
     """By which activations were multiplied in training: the group layer knows features in those units."""
 
-    def encode(self, x_BD: Tensor) -> Tensor:
+    def features(self, x_BD: Tensor) -> Features:
         assert self.groups is not None
-        f_BF = super().encode(x_BD) * self.scale
+        f_BF = super().features(x_BD).dense() * self.scale
         with torch.no_grad():
-            grouped = self.groups(DenseFeatures(f_BF.reshape(-1, self.d_sae)), None, False)
-        return grouped.dense().reshape(f_BF.shape) / self.scale
+            grouped = self.groups(DenseFeatures(f_BF), None, False)
+        return DenseFeatures(grouped.dense() / self.scale)
 
 
 def live_sae(run: RunConfig, training: Training) -> ExportedSAE:

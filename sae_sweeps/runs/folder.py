@@ -3,6 +3,7 @@
 import os
 import socket
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,6 @@ class RunFolder(os.PathLike):
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self.metrics = RowFile(self.path / "metrics.jsonl")
-        """One object per logged step."""
-        self.monitors = RowFile(self.path / "monitors.jsonl")
-        """What penalties and groups have to show, one object per monitor and monitored step."""
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -51,6 +48,16 @@ class RunFolder(os.PathLike):
         return f"RunFolder({str(self.path)!r})"
 
     # Places ----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def metrics(self) -> RowFile:
+        """metrics.jsonl: one object per logged step."""
+        return RowFile(self.path / "metrics.jsonl")
+
+    @cached_property
+    def monitors(self) -> RowFile:
+        """monitors.jsonl: what penalties and groups have to show, one object per monitor and monitored step."""
+        return RowFile(self.path / "monitors.jsonl")
 
     @property
     def config_path(self) -> Path:

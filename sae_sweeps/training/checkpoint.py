@@ -51,7 +51,6 @@ def load_checkpoint(training: Training, folder: Path) -> int:
     if checksum != _checksum(tensors):
         raise DamagedFile(f"{path}: the checkpoint is damaged (its checksum does not match); {mend}.")
     step, scale = int(tensors.pop("step")), float(tensors.pop("scale"))
-    _prime(training.optimizer)
     live = _tensors(training)
     if live.keys() != tensors.keys() or any(live[name].shape != tensors[name].shape for name in live):
         raise DamagedFile(f"{path}: the checkpoint does not fit this run's config; {mend}.")
@@ -70,20 +69,9 @@ def _tensors(training: Training) -> dict[str, Tensor]:
         for name, tensor in (*module.named_parameters(), *module.named_buffers())
     }
     for name, parameter in training.named_parameters():
-        for key, tensor in training.optimizer.state.get(parameter, {}).items():
+        for key, tensor in training.optimizer.state[parameter].items():
             state[f"adam.{name}.{key}"] = tensor
     return state
-
-
-def _prime(optimizer: torch.optim.Optimizer) -> None:
-    """Make Adam's moments exist, as zeros, so that a checkpoint can be copied into them."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            }
 
 
 def _checksum(tensors: dict[str, Tensor]) -> int:

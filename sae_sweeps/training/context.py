@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from sae_sweeps.architectures.group_layer import GroupLayer
 
 
-def squared_error(error: Tensor) -> Tensor:
-    """Sum over d_in, mean over the batch. error [B, d_in]."""
-    return error.square().sum(1).mean()
+def squared_error(squares: Tensor) -> Tensor:
+    """Squared error, summed over d_in, mean over the batch. squares [B] are the sums."""
+    return squares.mean()
 
 
-def error_norm(error: Tensor) -> Tensor:
-    """Mean Euclidean norm over the batch. error [B, d_in]."""
-    return error.norm(dim=1).mean()
+def error_norm(squares: Tensor) -> Tensor:
+    """Mean Euclidean norm of the error; an error of 0 has no gradient. squares [B] are its norms squared."""
+    return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt().mean()
 
 
 RECONSTRUCTIONS = {"squared": squared_error, "norm": error_norm}
@@ -41,18 +41,25 @@ class Context:
     """Pre-activations [B, d_sae]."""
     f: Features
     """Feature activations [B, d_sae], dense or as the k largest."""
-    x_hat: Tensor
-    """Reconstruction [B, d_in]."""
     error: Tensor
-    """x - x_hat [B, d_in]."""
+    """x - x_hat [B, d_in]; x_hat is the reconstruction."""
     step: int
     total_steps: int
     seed: int
     """The run's seed; with the step it decides every random draw of a loss term."""
     groups: GroupLayer | None = None
     """The layer between activation and decoder that groups features, where the run has one."""
-    reconstruction: Callable[[Tensor], Tensor] = squared_error
-    """The run's reconstruction loss of an error [B, d_in]."""
+    of_squares: Callable[[Tensor], Tensor] = squared_error
+    """The run's reconstruction loss, one of RECONSTRUCTIONS."""
+
+    @property
+    def x_hat(self) -> Tensor:
+        """Reconstruction [B, d_in]."""
+        return self.x - self.error
+
+    def reconstruction(self, error: Tensor) -> Tensor:
+        """The run's reconstruction loss of an error [B, d_in]."""
+        return self.of_squares(error.square().sum(1))
 
     @property
     def progress(self) -> float:

@@ -22,6 +22,7 @@ from sae_sweeps.errors import Diverged
 from sae_sweeps.kernels.choose import choose
 from sae_sweeps.penalties.base import Penalty, PenaltyValue
 from sae_sweeps.training.context import RECONSTRUCTIONS, Context, generator_at
+from sae_sweeps.training.optimizer import optimizer
 from sae_sweeps.training.verdicts import Verdicts
 
 if TYPE_CHECKING:
@@ -86,10 +87,7 @@ class Training:
             for term in self.terms
         }
         betas = (run.train.beta1, run.train.beta2)
-        self.optimizer = torch.optim.Adam(
-            [p for _, p in self.named_parameters()], lr=run.lr_schedule.lr, betas=betas, fused=True
-        )
-
+        self.optimizer = optimizer(self.sae, [p for _, p in self.named_parameters()], betas)
         self.verdicts = Verdicts(device, self._explain)
 
     def modules(self) -> dict[str, nn.Module]:
@@ -113,11 +111,10 @@ class Training:
             z, f = sae.encode(x, step)
             if groups is not None:
                 f = groups(f, generator_at(self.device, self.run.seed, step, GROUP_STREAM), True)
-            x_hat = sae.decode(f).float()
-            error = x - x_hat
+            error, squares = sae.residual(f, x)
             recon = RECONSTRUCTIONS[self.run.train.recon]
-            ctx = Context(sae, batch, x, z, f, x_hat, error, step, self.total_steps, self.run.seed, groups, recon)
-            parts = {"recon": (recon(error), 1.0), **sae.extra_losses(ctx)}
+            ctx = Context(sae, batch, x, z, f, error, step, self.total_steps, self.run.seed, groups, recon)
+            parts = {"recon": (recon(squares), 1.0), **sae.extra_losses(ctx)}
             if groups is not None:
                 parts |= groups.extra_losses(ctx)
             numbers: dict[str, float | Tensor] = {}
@@ -137,33 +134,23 @@ class Training:
         Raises Diverged, with nothing updated, when a term or the gradient is not finite; on a GPU a later step may
         raise it, naming this one, and nothing is updated in between.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.run.learning_rate(step)
         self.verdicts.check()
         terms = self.forward(batch, step)
         if self.verdicts.at_once and not math.isfinite(terms.loss.item()):
             raise Diverged(step, _first_not_finite(terms))
         report = StepReport(monitors=self.monitors(terms.ctx) if monitored else [])
         gradients = self.gradients_by_term(terms) if monitored else {}
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         terms.loss.backward()
         component_norms = self.norms_by_term(gradients) if monitored else {}
-        self.sae.remove_parallel_gradient()
-        grads = [p.grad for _, p in self.named_parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(grads)
-        if self.verdicts.at_once:
-            if not math.isfinite(norm.item()):
-                raise Diverged(step, self._first_gradient_not_finite())
-        else:
+        norm, bad = self.optimizer.norm(), None
+        if not self.verdicts.at_once:
             bad = self.verdicts.add(step, batch, terms.loss.detach().isfinite() & norm.isfinite())
-            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # Adam then updates nothing
-        if self.run.train.clip:
-            # what fused Adam divides gradients by on its way
-            scale = ((norm + 1e-6) / self.run.train.clip).clamp(min=1.0)
-            untouched = self.verdicts.at_once and scale == 1
-            self.optimizer.grad_scale = None if untouched else scale  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.sae.normalize_decoder()
+        elif not math.isfinite(norm.item()):
+            raise Diverged(step, self._first_gradient_not_finite())
+        clip = self.run.train.clip
+        divisor = ((norm + 1e-6) / clip).clamp(min=1.0) if clip else torch.ones_like(norm)
+        self.optimizer.step(self.run.learning_rate(step), divisor, bad)
         self.sae.observe(terms.ctx)
         if self.groups is not None:
             self.groups.observe(terms.ctx)
@@ -235,7 +222,7 @@ class Training:
             "l0": ctx.f.l0(),
             "fvu": ctx.error.square().sum() / variance,
             "dead_features": self.sae.dead().float().mean(),
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.run.learning_rate(step),
             **self.sae.numbers(step),
             **terms.penalty_terms,
         }
@@ -246,7 +233,7 @@ class Training:
         terms = self.forward(batch, step)
         if not math.isfinite(terms.loss.item()):
             return Diverged(step, _first_not_finite(terms))
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         terms.loss.backward()
         return Diverged(step, self._first_gradient_not_finite())
 

@@ -5,6 +5,7 @@ import math
 import os
 import random
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -14,6 +15,7 @@ from analysis.commands.audit import LEVELS as OFFERED
 from analysis.evidence import PART, Evidence
 from analysis.records import records
 from analysis.rules import RULES, welch
+from analysis.student import two_sided
 from sae_sweeps.files import write_json
 from tests.analysis.outputs import add_run, add_sweep
 
@@ -347,6 +349,8 @@ def test_welch_is_scipys():
     assert welch(sample, others) == pytest.approx(expected, rel=1e-9)
     same, apart = welch([1.0, 1.0], [[1.0, 1.0], [2.0, 2.0]])
     assert math.isnan(same) and apart == 0
+    t, df = (grid.ravel() for grid in np.meshgrid([0, 1e-6, 0.1, 1, 2, 3, 30], [0.7, 1, 2.5, 8, 100, 1e5]))
+    assert two_sided(t, df) == pytest.approx(2 * stats.t.sf(t, df), rel=1e-9)
 
 
 # The command

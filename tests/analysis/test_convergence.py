@@ -93,3 +93,8 @@ def test_torn_foreign_and_damaged_rows(tmp_path):
     assert tokens_to(spaced, 0.3) == (20, 0.0)
     with pytest.raises(DamagedFile, match="metrics.jsonl is damaged at line 2"):
         read(tmp_path, row + b'{"step":1,"tok\n')
+
+
+def test_keys_in_another_order_are_parsed(tmp_path):
+    rows = read(tmp_path, b'{"step":0,"tokens":10,"held_out_fvu":0.5,"tokens_per_s":7}\n')
+    assert tokens_to(rows, 0.5) == (10, 10 / 7)

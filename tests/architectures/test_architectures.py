@@ -20,7 +20,7 @@ from sae_sweeps.architectures.standard import Standard, StandardConfig
 from sae_sweeps.architectures.topk import TopK, TopKConfig
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.saelens import ExportedSAE
-from sae_sweeps.training.context import Context, squared_error
+from sae_sweeps.training.context import Context
 
 D_IN, D_SAE, TOTAL = 4, 12, 40
 L1 = dict(d_sae=D_SAE, l1_penalty=0.1, l1_warmup=0.0, target_l0=None)
@@ -73,13 +73,13 @@ def forward(sae, x, step=0):
     x_hat = sae.decode(f)
     number = torch.arange(len(x), dtype=torch.int32)
     batch = Batch(x, number, number * 0, number, number.to(torch.int8) * 0)
-    return Context(sae, batch, x, z, f, x_hat, x - x_hat, step, TOTAL, 0)
+    return Context(sae, batch, x, z, f, x - x_hat, step, TOTAL, 0)
 
 
 def total_loss(sae, x, step=0):
     ctx = forward(sae, x, step)
     parts = sae.extra_losses(ctx)
-    return squared_error(ctx.error) + sum(value * weight for value, weight in parts.values()), ctx
+    return ctx.reconstruction(ctx.error) + sum(value * weight for value, weight in parts.values()), ctx
 
 
 def z_of(sae, row):

@@ -72,7 +72,7 @@ def test_most_different_dimensions_and_the_probe_on_them():
     x, (task, *_) = tasks()
     rows, labels = task.train_rows, task.train_labels
     means = [abs(float(x[rows[labels]][:, j].mean() - x[rows[~labels]][:, j].mean())) for j in range(7)]
-    ranked = most_different(x, task, 3).tolist()
+    ranked = most_different(x, [task], 3)[0].tolist()
     assert ranked == sorted(range(7), key=lambda j: -means[j])[:3] and ranked[0] == 0
     dims = sorted(ranked)
     probe = LogisticRegression(max_iter=1000).fit(x[rows][:, dims].numpy(), labels.numpy())

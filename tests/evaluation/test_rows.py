@@ -6,7 +6,8 @@ from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.evaluation import rows as rows_module
 from sae_sweeps.evaluation.ablation import logits_after, logits_of, mean_difference, strongest
 from sae_sweeps.evaluation.probes import Probes
-from sae_sweeps.evaluation.rows import at_special_tokens, harvest_rows, mean_activations, mean_features, sum_by_text
+from sae_sweeps.evaluation.rows import at_special_tokens, harvest_rows, mean_activations, mean_features
+from sae_sweeps.evaluation.sums import sum_by_text
 
 CONTEXT = 8
 

@@ -43,7 +43,9 @@ def close(found, expected, dtype=torch.float64):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(("n", "k"), [(300, 1), (300, 5), (300, 130), (300, 300), (256, 64), (5, 2), (2000, 32)])
+@pytest.mark.parametrize(
+    ("n", "k"), [(300, 1), (300, 5), (300, 130), (300, 300), (256, 64), (5, 2), (2000, 32), (1025, 1)]
+)
 def test_largest(fast, n, k, dtype):
     z = normal(70 if fast.NAME == "numba" else 2, n, seed=k, dtype=dtype)
     values, indices = fast.largest(z, k)
@@ -61,6 +63,31 @@ def test_largest_with_ties_and_without_numbers(fast):
     assert values[0].eq(0).all() and values[1].sum() == 4 and values[2].eq(-math.inf).all()
     assert all(len(set(row)) == 6 for row in indices.tolist())
     assert values[4].isnan().any() and values[6].isnan().any() and not values[5].isnan().any()
+
+
+def test_largest_among_numbers_of_any_size(fast):
+    """Infinite ones, ties at the k-th place and at the largest, numbers far apart."""
+    z = torch.zeros(7, 600)
+    z[0], z[0, 50:53] = -math.inf, torch.tensor([2.0, -3.0, 1e-30])
+    z[1, 10:16], z[1, 20] = math.inf, -math.inf
+    z[2, 10:12], z[2, 12:500] = math.inf, 3e38
+    z[3] = torch.logspace(-37, 38, 600)
+    z[4, :5], z[4, 5:] = 1.0, torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))
+    z[5, 100:], z[6] = -1e-40, -3.4e38
+    for k in (1, 4, 6, 100):
+        values, indices = fast.largest(z, k)
+        assert torch.equal(values.sort(1, descending=True).values, z.topk(k, dim=1).values)
+        assert torch.equal(z.gather(1, indices), values)
+        assert all(len(set(row)) == k for row in indices.tolist())
+
+
+def test_largest_of_a_product(fast):
+    x, W_enc, b_enc = normal(7, 5), normal(30, 5, seed=1).T, normal(30, seed=2)
+    z = torch.empty(7, 30, dtype=torch.float64)
+    values, indices = fast.product_and_largest(x, W_enc, b_enc, 3, z)
+    close(z, x @ W_enc + b_enc)
+    assert torch.equal(values.sort(1, descending=True).values, z.topk(3, dim=1).values)
+    assert torch.equal(z.gather(1, indices), values)
 
 
 @pytest.mark.parametrize("threshold", [-5.0, 0.0, 1.5, 10.0])
@@ -89,7 +116,12 @@ def test_each_operation_equals_its_reference(fast, kind, dtype):
     values, W, g = (normal(*s, seed=i, dtype=dtype) for i, s in enumerate([(len(pairs.feature),), (N, D), (B, D)]))
     close(fast.decode(pairs, values, W), sparse_reference.decode(pairs, values, W), dtype)
     close(fast.dots(pairs, W, g), sparse_reference.dots(pairs, W, g), dtype)
+    for found, expected in zip(
+        fast.residual(pairs, values, W, W[0], g), sparse_reference.residual(pairs, values, W, W[0], g), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-5 if dtype == torch.float32 else 1e-11, atol=2e-5)
     close(fast.weight_gradient(pairs, values, g), sparse_reference.weight_gradient(pairs, values, g), dtype)
+    close(fast.combination(W[:, 0].contiguous(), W), sparse_reference.combination(W[:, 0], W), dtype)
     close(fast.sums(pairs, values), sparse_reference.sums(pairs, values), dtype)
     for found, expected in zip(fast.transposed(pairs), sparse_reference.transposed(pairs), strict=True):
         assert torch.equal(found.long(), expected)
@@ -134,16 +166,36 @@ def test_gradients_of_encoder_and_decoder(fast):
     assert grads[0].T.is_contiguous()  # stored by feature, as the weights
 
 
+@pytest.mark.parametrize("looks_at", ["squares", "error", "both", "neither"])
+def test_gradients_of_the_residual(fast, looks_at):
+    """Against autograd through dense matrices, in float64, with a weight for each token."""
+    pairs = ragged(fast)
+    B, N, D = SIZES[fast.NAME]
+    x, weight = normal(B, D), normal(B, seed=3)
+    values, b, W = (normal(*s, seed=i).requires_grad_() for i, s in enumerate([(len(pairs.feature),), (D,), (N, D)]))
+    plain = x - b - sparse_reference.dense(pairs, values) @ W
+    grads = []
+    for error, squares in (sparse.residual(pairs, values, W, b, x), (plain, plain.square().sum(1))):
+        loss = values.sum() + b.sum() + W.sum()
+        loss = loss + ((weight * squares).sum() if looks_at in ("squares", "both") else 0)
+        loss = loss + ((error**3).sum() if looks_at in ("error", "both") else 0)
+        grads.append(torch.autograd.grad(loss, [values, b, W]))
+    for found, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-9)
+
+
 def test_threads_do_not_change_a_bit():
     fast = importlib.import_module("sae_sweeps.kernels.sparse_numba")
     B, N, D = SIZES["numba"]
     pairs, W = ragged(fast), normal(N, D, dtype=torch.float32)
     values, g = normal(len(pairs.feature), dtype=torch.float32), normal(B, D, dtype=torch.float32)
-    results = []
+    results, long = [], normal(3000, D, dtype=torch.float32)
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         try:
             results.append([fast.decode(pairs, values, W), fast.dots(pairs, W, g)])
+            results[-1] += fast.residual(pairs, values, W, W[0], g)
+            results[-1] += [fast.combination(long[:, 0], long)]
             results[-1] += [fast.weight_gradient(pairs, values, g), *fast.largest(g @ W.T, 9)]
         finally:
             torch.set_num_threads(1)

@@ -31,6 +31,6 @@ def context():
         if top_k:
             values, indices = f.topk(top_k, dim=1, sorted=False)
             features = TopKFeatures(values, indices, f.shape[1])
-        return Context(BareSAE(W_dec), batch, x, f, features, x, x, step, total_steps, 0)
+        return Context(BareSAE(W_dec), batch, x, f, features, x, step, total_steps, 0)
 
     return make

@@ -51,7 +51,7 @@ def context(f, groups, W_enc=None, W_dec=None, sequence=None, position=None, ste
         W_enc = torch.randn(3, d_sae, generator=generator, dtype=f.dtype).requires_grad_()
         W_dec = torch.randn(d_sae, 3, generator=generator, dtype=f.dtype).requires_grad_()
     sae = SimpleNamespace(W_enc=W_enc, W_dec=W_dec, d_sae=d_sae)
-    return Context(sae, batch, x, f, features, x, x, step, 10, 0, groups)
+    return Context(sae, batch, x, f, features, x, step, 10, 0, groups)
 
 
 def features(n=12, d_sae=20, seed=0, density=0.4):

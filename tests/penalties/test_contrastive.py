@@ -43,7 +43,7 @@ def context(f, x=None, sequence=None, position=None, role=None, top_k=None):
         values, indices = f.topk(top_k, dim=1, sorted=False)
         features = TopKFeatures(values, indices, f.shape[1])
     batch = Batch(x, position, sequence, position, role.to(torch.int8))
-    return Context(None, batch, x, f, features, x, x, 0, 10, 0)
+    return Context(None, batch, x, f, features, x, 0, 10, 0)
 
 
 def random_case(n=12, d_sae=20, seed=0, density=0.3):

@@ -23,7 +23,8 @@ def train(*words: str) -> tuple[float, float, dict[str, float]]:
     def loss() -> float:
         with torch.no_grad():
             z = training.sae.pre_activations(fixed.x)
-            return float(squared_error(fixed.x - training.sae.decode(training.sae.activate(z, 0))))
+            error = fixed.x - training.sae.decode(training.sae.activate(z, 0))
+            return float(squared_error(error.square().sum(1)))
 
     before = loss()
     for step in range(STEPS):

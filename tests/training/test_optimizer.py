@@ -1,0 +1,153 @@
+"""The fused update beside torch's Adam between plain formulas."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from sae_sweeps.architectures.base import SAE
+from sae_sweeps.kernels import memory, sparse_numba
+from sae_sweeps.training.optimizer import FusedAdam, TorchAdam, optimizer
+
+BETAS = (0.9, 0.99)
+
+
+def made(d_in, d_sae, dtype, sae=SAE):
+    torch.manual_seed(0)
+    model = sae(SimpleNamespace(d_sae=d_sae), d_in, 10, 10, torch.Generator().manual_seed(0)).to(dtype)
+    model.W_dec.data = nn.functional.normalize(model.W_dec.data, dim=1)
+    head = [torch.randn(3, 5, 7).transpose(0, 2), torch.randn(()), torch.randn(9001), torch.randn(1, 4), torch.randn(3)]
+    return model, [*model.parameters(), *(nn.Parameter(p.to(dtype)) for p in head)]
+
+
+def slow_step(W, others, moments, n, lr, clip):
+    """One step straight from the formulas; gradients are in `.grad`, updates in place. Norm and what divides it."""
+    with torch.no_grad():
+        if W.grad is not None:
+            W.grad -= (W.grad * W).sum(1, keepdim=True) * W
+        moved = [p for p in (W, *others) if p.grad is not None]
+        norm = torch.sqrt(sum(p.grad.square().sum() for p in moved))
+        divisor = ((norm + 1e-6) / clip).clamp(min=1.0).float() if clip else torch.ones(())
+        for p in moved:
+            g = p.grad / divisor.double()
+            m, v = moments.get(p, (0.0, 0.0))
+            m, v = BETAS[0] * m + (1 - BETAS[0]) * g, BETAS[1] * v + (1 - BETAS[1]) * g * g
+            moments[p], n[p] = (m, v), n.get(p, 0) + 1
+            p -= lr * (m / (1 - BETAS[0] ** n[p])) / ((v / (1 - BETAS[1] ** n[p])).sqrt() + 1e-8)
+        W /= W.norm(dim=1, keepdim=True)
+    return norm, divisor
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("clip", [0.0, 0.5, 1e6])
+@pytest.mark.parametrize("kind", [FusedAdam, TorchAdam])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("d_in", "d_sae"), [(16, 200), (21, 77), (1, 3)])
+def test_steps_equal_the_formulas(d_in, d_sae, dtype, kind, clip, threads):
+    """Odd sizes, parameters of any shape, some without a gradient at some steps."""
+    sae, parameters = made(d_in, d_sae, dtype)
+    expected = [nn.Parameter(p.detach().double().clone()) for p in parameters]
+    W = next(theirs for p, theirs in zip(parameters, expected, strict=True) if p is sae.W_dec)
+    others = [p for p in expected if p is not W]
+    adam, moments, n = kind(sae, parameters, BETAS), {}, {}
+    tolerance = {"rtol": 1e-10, "atol": 1e-11} if dtype == torch.float64 else {"rtol": 2e-4, "atol": 2e-5}
+    torch.set_num_threads(threads)
+    try:
+        for step in range(5):
+            adam.zero_grad()
+            for i, (p, theirs) in enumerate(zip(parameters, expected, strict=True)):
+                has_none = (i + step) % 4 == 0
+                p.grad = None if has_none else torch.randn_like(p)
+                theirs.grad = None if has_none else p.grad.double().clone()
+            norm = adam.norm()
+            expected_norm, divisor = slow_step(W, others, moments, n, 0.01, clip)
+            torch.testing.assert_close(norm.double(), expected_norm, rtol=1e-6, atol=0)
+            adam.step(0.01, divisor, None)
+            for p, theirs in zip(parameters, expected, strict=True):
+                torch.testing.assert_close(p.double(), theirs, **tolerance)
+    finally:
+        torch.set_num_threads(1)
+    for p, theirs in zip(parameters, expected, strict=True):
+        state = adam.state[p]
+        assert set(state) == {"step", "exp_avg", "exp_avg_sq"} and state["step"] == n[theirs]
+        torch.testing.assert_close(state["exp_avg"].double(), moments[theirs][0], **tolerance)
+        torch.testing.assert_close(state["exp_avg_sq"].double(), moments[theirs][1], **tolerance)
+
+
+def test_threads_do_not_change_a_bit():
+    results = []
+    for threads in (1, 2, 3):
+        sae, parameters = made(37, 300, torch.float32)
+        adam = FusedAdam(sae, parameters, BETAS)
+        torch.set_num_threads(threads)
+        try:
+            for p in parameters:
+                p.grad = torch.randn_like(p)
+            results.append([adam.norm(), *parameters])
+            adam.step(0.01, adam.norm(), None)
+        finally:
+            torch.set_num_threads(1)
+    for other in results[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("kind", [FusedAdam, TorchAdam])
+def test_what_is_to_be_skipped_changes_nothing(kind):
+    sae, parameters = made(5, 9, torch.float32)
+    adam = kind(sae, parameters, BETAS)
+    before = copy.deepcopy([p.detach() for p in parameters])
+    for p in parameters:
+        p.grad = torch.full_like(p, torch.nan)
+    assert adam.norm().isnan()
+    adam.step(0.01, torch.ones(()), torch.ones((), dtype=torch.bool))
+    for p, old in zip(parameters, before, strict=True):
+        torch.testing.assert_close(p.detach(), old)
+        assert adam.state[p]["step"] == 0 and not adam.state[p]["exp_avg"].any()
+
+
+class FreeRows(SAE):
+    """Rows may have any norm."""
+
+    def remove_parallel_gradient(self):
+        pass
+
+    def normalize_decoder(self):
+        self.W_dec.data *= 1.5
+
+
+def test_an_architecture_may_have_its_own_way_with_the_rows():
+    outcomes = []
+    for kind in (FusedAdam, TorchAdam):
+        sae, parameters = made(5, 9, torch.float64, FreeRows)
+        adam = kind(sae, parameters, BETAS)
+        for p in parameters:
+            p.grad = torch.ones_like(p)
+        norm = adam.norm()
+        assert norm.item() == pytest.approx(sum(p.numel() for p in parameters) ** 0.5)
+        adam.step(0.01, torch.ones(()), None)
+        outcomes.append([p.detach() for p in parameters])
+    for one, other in zip(*outcomes, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_gradients_have_the_memory_of_those_before():
+    sae, parameters = made(5, 9, torch.float32)
+    adam, places = FusedAdam(sae, parameters, BETAS), []
+    for _ in range(3):
+        grads = [memory.take((9, 5), torch.float32).normal_() for _ in range(2)]
+        sae.W_dec.grad, sae.W_enc.grad = grads[0], grads[1].T
+        places.append({grad.data_ptr() for grad in grads})
+        adam.norm()
+        adam.step(0.01, torch.ones(()), None)
+        assert sae.W_dec.grad is None and len(places[-1]) == 2
+    assert places[0] == places[1] == places[2]
+    assert memory.take((9, 4), torch.float32).shape == (9, 4)
+
+
+def test_a_cpu_with_fast_kernels_takes_the_fused_way():
+    sae, parameters = made(5, 9, torch.float32)
+    assert isinstance(optimizer(sae, parameters, BETAS), TorchAdam)
+    sae.kernels = sparse_numba
+    assert isinstance(optimizer(sae, parameters, BETAS), FusedAdam)
