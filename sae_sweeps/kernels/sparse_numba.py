@@ -95,7 +95,7 @@ def weight_gradient(pairs: Pairs, values: Tensor, g: Tensor) -> Tensor:
 def sums(pairs: Pairs, values: Tensor) -> Tensor:
     start, slot, _ = pairs.transposed
     out = torch.empty(pairs.n_features, dtype=values.dtype)
-    _sums(_np(start), _np(slot), _np(values), out.numpy())
+    over_rows(_sums, pairs.n_features, _np(start), _np(slot), _np(values), out.numpy(), bounds=_equal_parts(start))
     return out
 
 
@@ -379,8 +379,8 @@ def _weight_gradient(first, slot, token, values, g, out, start, stop):
 
 
 @compiled()
-def _sums(first, slot, values, out):
-    for i in range(len(out)):
+def _sums(first, slot, values, out, start, stop):
+    for i in range(start, stop):
         out[i] = 0
         for p in range(first[i], first[i + 1]):
             out[i] += values[slot[p]]
@@ -389,12 +389,19 @@ def _sums(first, slot, values, out):
 @compiled(**SUMS)
 def _combination(factors, rows, out, start, stop):
     for i in range(start, stop):
-        x = out[i]
+        x, n, end = out[i], i * BLOCK, min((i + 1) * BLOCK, len(rows))
         x[:] = 0
-        for n in range(i * BLOCK, min((i + 1) * BLOCK, len(rows))):
+        while n + 4 <= end:
+            r0, r1, r2, r3 = rows[n], rows[n + 1], rows[n + 2], rows[n + 3]
+            a0, a1, a2, a3 = factors[n], factors[n + 1], factors[n + 2], factors[n + 3]
+            for t in range(len(x)):
+                x[t] += a0 * r0[t] + a1 * r1[t] + a2 * r2[t] + a3 * r3[t]
+            n += 4
+        while n < end:
             row, factor = rows[n], factors[n]
             for t in range(len(x)):
                 x[t] += factor * row[t]
+            n += 1
 
 
 @compiled(**SUMS)
