@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_sweeps.kernels import memory
+from sae_sweeps.kernels import memory, sparse_reference
 from sae_sweeps.kernels.pairs import Pairs
 from sae_sweeps.kernels.threads import compiled, over_rows
 
@@ -22,6 +22,10 @@ BLOCK = 32
 """Rows of a matrix that are summed by one thread, so that it does not matter how many there are."""
 SUMS = {"fastmath": {"contract", "reassoc", "nsz"}}
 """Sums may be taken in lanes: NaN and infinity keep their meaning."""
+
+# on a CPU these are part of the optimizer's step, but for an architecture with a way of its own
+remove_parallel = sparse_reference.remove_parallel
+normalize = sparse_reference.normalize
 
 
 def largest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -103,14 +107,6 @@ def combination(factors: Tensor, rows: Tensor) -> Tensor:
     parts = torch.empty(-(-len(rows) // BLOCK), rows.shape[1], dtype=rows.dtype)
     over_rows(_combination, len(parts), _np(factors), _np(rows), parts.numpy())
     return parts.sum(0)
-
-
-def remove_parallel(grad: Tensor, W: Tensor) -> None:
-    over_rows(_remove_parallel, len(W), grad.numpy(), _np(W))
-
-
-def normalize(W: Tensor) -> None:
-    over_rows(_normalize, len(W), W.detach().numpy(), np.finfo(W.detach().numpy().dtype).tiny)
 
 
 def _np(tensor: Tensor) -> np.ndarray:
@@ -402,24 +398,3 @@ def _combination(factors, rows, out, start, stop):
             for t in range(len(x)):
                 x[t] += factor * row[t]
             n += 1
-
-
-@compiled(**SUMS)
-def _remove_parallel(grad, W, start, stop):
-    for i in range(start, stop):
-        g, w, dot = grad[i], W[i], W.dtype.type(0)
-        for t in range(len(w)):
-            dot += g[t] * w[t]
-        for t in range(len(w)):
-            g[t] -= dot * w[t]
-
-
-@compiled(**SUMS)
-def _normalize(W, tiny, start, stop):
-    for i in range(start, stop):
-        w, square = W[i], W.dtype.type(0)
-        for t in range(len(w)):
-            square += w[t] * w[t]
-        scale = 1 / max(np.sqrt(square), tiny)
-        for t in range(len(w)):
-            w[t] *= scale
