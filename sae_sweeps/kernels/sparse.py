@@ -157,7 +157,8 @@ class Residual(torch.autograd.Function):
         pairs, kernels, (on_error, on_squares) = ctx.pairs, ctx.pairs.kernels, grads
         if on_error is None and on_squares is not None:
             each = -2 * on_squares  # the gradient on x_hat is so many times the error, token by token
-            each_P = each[pairs.token]
+            alike = on_squares.stride() == (0,)  # a mean's gradient is one number, expanded
+            each_P = each[:1] if alike else each[pairs.token]
             return (
                 None,
                 each_P * dots,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_sweeps.kernels import memory
+from sae_sweeps.kernels import memory, sparse_reference
 from sae_sweeps.kernels.pairs import Pairs
 from sae_sweeps.kernels.threads import compiled, over_rows
 
@@ -22,6 +22,10 @@ BLOCK = 32
 """Rows of a matrix that are summed by one thread, so that it does not matter how many there are."""
 SUMS = {"fastmath": {"contract", "reassoc", "nsz"}}
 """Sums may be taken in lanes: NaN and infinity keep their meaning."""
+
+# on a CPU these are part of the optimizer's step, but for an architecture with a way of its own
+remove_parallel = sparse_reference.remove_parallel
+normalize = sparse_reference.normalize
 
 
 def largest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -95,7 +99,7 @@ def weight_gradient(pairs: Pairs, values: Tensor, g: Tensor) -> Tensor:
 def sums(pairs: Pairs, values: Tensor) -> Tensor:
     start, slot, _ = pairs.transposed
     out = torch.empty(pairs.n_features, dtype=values.dtype)
-    _sums(_np(start), _np(slot), _np(values), out.numpy())
+    over_rows(_sums, pairs.n_features, _np(start), _np(slot), _np(values), out.numpy(), bounds=_equal_parts(start))
     return out
 
 
@@ -103,14 +107,6 @@ def combination(factors: Tensor, rows: Tensor) -> Tensor:
     parts = torch.empty(-(-len(rows) // BLOCK), rows.shape[1], dtype=rows.dtype)
     over_rows(_combination, len(parts), _np(factors), _np(rows), parts.numpy())
     return parts.sum(0)
-
-
-def remove_parallel(grad: Tensor, W: Tensor) -> None:
-    over_rows(_remove_parallel, len(W), grad.numpy(), _np(W))
-
-
-def normalize(W: Tensor) -> None:
-    over_rows(_normalize, len(W), W.detach().numpy(), np.finfo(W.detach().numpy().dtype).tiny)
 
 
 def _np(tensor: Tensor) -> np.ndarray:
@@ -379,8 +375,8 @@ def _weight_gradient(first, slot, token, values, g, out, start, stop):
 
 
 @compiled()
-def _sums(first, slot, values, out):
-    for i in range(len(out)):
+def _sums(first, slot, values, out, start, stop):
+    for i in range(start, stop):
         out[i] = 0
         for p in range(first[i], first[i + 1]):
             out[i] += values[slot[p]]
@@ -389,30 +385,16 @@ def _sums(first, slot, values, out):
 @compiled(**SUMS)
 def _combination(factors, rows, out, start, stop):
     for i in range(start, stop):
-        x = out[i]
+        x, n, end = out[i], i * BLOCK, min((i + 1) * BLOCK, len(rows))
         x[:] = 0
-        for n in range(i * BLOCK, min((i + 1) * BLOCK, len(rows))):
+        while n + 4 <= end:
+            r0, r1, r2, r3 = rows[n], rows[n + 1], rows[n + 2], rows[n + 3]
+            a0, a1, a2, a3 = factors[n], factors[n + 1], factors[n + 2], factors[n + 3]
+            for t in range(len(x)):
+                x[t] += a0 * r0[t] + a1 * r1[t] + a2 * r2[t] + a3 * r3[t]
+            n += 4
+        while n < end:
             row, factor = rows[n], factors[n]
             for t in range(len(x)):
                 x[t] += factor * row[t]
-
-
-@compiled(**SUMS)
-def _remove_parallel(grad, W, start, stop):
-    for i in range(start, stop):
-        g, w, dot = grad[i], W[i], W.dtype.type(0)
-        for t in range(len(w)):
-            dot += g[t] * w[t]
-        for t in range(len(w)):
-            g[t] -= dot * w[t]
-
-
-@compiled(**SUMS)
-def _normalize(W, tiny, start, stop):
-    for i in range(start, stop):
-        w, square = W[i], W.dtype.type(0)
-        for t in range(len(w)):
-            square += w[t] * w[t]
-        scale = 1 / max(np.sqrt(square), tiny)
-        for t in range(len(w)):
-            w[t] *= scale
+            n += 1

@@ -166,7 +166,7 @@ def test_gradients_of_encoder_and_decoder(fast):
     assert grads[0].T.is_contiguous()  # stored by feature, as the weights
 
 
-@pytest.mark.parametrize("looks_at", ["squares", "error", "both", "neither"])
+@pytest.mark.parametrize("looks_at", ["squares", "their mean", "error", "both", "neither"])
 def test_gradients_of_the_residual(fast, looks_at):
     """Against autograd through dense matrices, in float64, with a weight for each token."""
     pairs = ragged(fast)
@@ -178,6 +178,7 @@ def test_gradients_of_the_residual(fast, looks_at):
     for error, squares in (sparse.residual(pairs, values, W, b, x), (plain, plain.square().sum(1))):
         loss = values.sum() + b.sum() + W.sum()
         loss = loss + ((weight * squares).sum() if looks_at in ("squares", "both") else 0)
+        loss = loss + (squares.mean() if looks_at == "their mean" else 0)
         loss = loss + ((error**3).sum() if looks_at in ("error", "both") else 0)
         grads.append(torch.autograd.grad(loss, [values, b, W]))
     for found, expected in zip(*grads, strict=True):
@@ -195,7 +196,7 @@ def test_threads_do_not_change_a_bit():
         try:
             results.append([fast.decode(pairs, values, W), fast.dots(pairs, W, g)])
             results[-1] += fast.residual(pairs, values, W, W[0], g)
-            results[-1] += [fast.combination(long[:, 0], long)]
+            results[-1] += [fast.sums(pairs, values), fast.combination(long[:, 0], long)]
             results[-1] += [fast.weight_gradient(pairs, values, g), *fast.largest(g @ W.T, 9)]
         finally:
             torch.set_num_threads(1)

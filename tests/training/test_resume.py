@@ -118,6 +118,12 @@ def test_stop_writes_a_checkpoint_of_the_very_step(tmp_path):
     assert load_checkpoint(fresh(run), tmp_path) == 7
 
 
+def test_a_checkpoint_of_a_run_that_has_taken_no_step_reads_back(tmp_path):
+    run = run_config(**RUNS["topk, bf16, norm"])
+    save_checkpoint(fresh(run), 0, tmp_path)
+    assert load_checkpoint(fresh(run), tmp_path) == 0
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "other config"])
 def test_a_damaged_checkpoint_is_named(damage, tmp_path):
     run = run_config(**RUNS["topk, bf16, norm"])
