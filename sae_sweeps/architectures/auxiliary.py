@@ -28,7 +28,7 @@ def auxiliary_loss(sae: SAE, ctx: Context, k_aux: int | None) -> Tensor:
     n_chosen = min(wanted, n_dead)
     if sae.kernels is None:
         values, indices = ctx.z.masked_fill(~dead, -torch.inf).topk(n_chosen, dim=1, sorted=False)
-        f = TopKFeatures(values.relu().float(), indices, sae.d_sae)
+        f = TopKFeatures(values.relu(), indices, sae.d_sae)
     else:
         where = dead.nonzero().squeeze(1)
         values, nth = sae.kernels.largest(ctx.z.detach()[:, where], n_chosen)

@@ -87,7 +87,7 @@ class SAE(nn.Module):
         """z [B, d_sae] and f of x [B, d_in] at a step of training, by the run's kernels where they have a way."""
         if self.kernels is not None:
             return self.encode_sparsely(x - self.b_dec.detach(), step)
-        z = self.pre_activations(x).float()
+        z = self.pre_activations(x).to(x.dtype)
         return z, self.activate(z, step)
 
     def encode_sparsely(self, centred: Tensor, step: int) -> tuple[Tensor, Features]:
@@ -132,7 +132,7 @@ class SAE(nn.Module):
         """Error x - x_hat [B, d_in] of x [B, d_in], and the sums of its squares [B]."""
         if f.pairs is not None and type(self).decode is SAE.decode:
             return sparse.residual(f.pairs, f.entries.reshape(-1).to(x.dtype), self.W_dec, self.b_dec, x)
-        error = x - self.decode(f).float()
+        error = x - self.decode(f).to(x.dtype)
         return error, error.square().sum(1)
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:

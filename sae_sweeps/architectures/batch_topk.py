@@ -50,7 +50,7 @@ class BatchTopK(TopK):
         self.thresholds_seen: Tensor
 
     def activate(self, z: Tensor, step: int) -> DenseFeatures:
-        f = z.relu().float()
+        f = z.relu()
         kept = self.k_at(step) * len(f)
         if kept < f.numel():
             with torch.no_grad():

@@ -48,7 +48,7 @@ class Matryoshka(BatchTopK):
         x_hat, total = self.b_dec.expand_as(ctx.x), ctx.x.new_zeros(())
         start = 0
         for end in self.cfg.prefixes():
-            x_hat = x_hat + ctx.f.decode_part(self.W_dec, start, end).float()
+            x_hat = x_hat + ctx.f.decode_part(self.W_dec, start, end).to(ctx.x.dtype)
             total = total + ctx.reconstruction(ctx.x - x_hat)
             start = end
         return {"prefixes": (total, 1.0), **super().extra_losses(ctx)}

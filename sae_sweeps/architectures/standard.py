@@ -54,7 +54,7 @@ class Standard(SAE):
         return self.cfg.l1_penalty * warm_up(self.cfg.l1_warmup, step, self.total_steps) * self.l0_control.factor()
 
     def activate(self, z: Tensor, step: int) -> DenseFeatures:
-        return DenseFeatures(z.relu().float())
+        return DenseFeatures(z.relu())
 
     def activate_sparsely(self, z: Tensor, centred: Tensor, step: int) -> Features | None:
         found = self.few_above(z, 0.0)

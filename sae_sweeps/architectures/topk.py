@@ -61,7 +61,7 @@ class TopK(SAE):
 
     def activate(self, z: Tensor, step: int) -> Features:
         values, indices = z.topk(self.k_at(step), dim=1, sorted=False)
-        return TopKFeatures(values.relu().float(), indices, self.d_sae)
+        return TopKFeatures(values.relu(), indices, self.d_sae)
 
     def encode_sparsely(self, centred: Tensor, step: int) -> tuple[Tensor, Features]:
         assert self.kernels is not None

@@ -11,7 +11,7 @@ from sae_sweeps.config.schema import DataConfig, ModelConfig
 from sae_sweeps.errors import ConfigError, DataError
 from sae_sweeps.files import read_json, write_json
 
-METHOD_VERSION = 3
+METHOD_VERSION = 4
 """Raised whenever the same config would give other numbers."""
 
 # Paths, logging, evaluation and machine: they do not change what is trained.

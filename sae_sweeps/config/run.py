@@ -396,7 +396,7 @@ def _check_pairs(run: RunConfig) -> None:
 
 def _check_train(train: TrainConfig) -> None:
     _one_of("train.recon", train.recon, ("squared", "norm"))
-    _one_of("train.precision", train.precision, ("float32", "bfloat16"))
+    _one_of("train.precision", train.precision, ("float32", "bfloat16", "float64"))
     _one_of("train.kernels", train.kernels, ("auto", "reference"))
     _one_of("train.selection", train.selection, ("exact", "bfloat16"))
     _one_of("train.b_dec_init", train.b_dec_init, ("mean", "geometric_median", "zero"))

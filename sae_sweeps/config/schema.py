@@ -130,7 +130,8 @@ class TrainConfig:
     recon: str = "squared"
     """squared (error summed over d_in, mean over the batch) or norm (mean Euclidean norm of the error)."""
     precision: str = "float32"
-    """float32, or bfloat16: the forward pass under autocast; weights and statistics stay float32."""
+    """float32; bfloat16: the forward pass under autocast, weights and statistics stay float32; float64: everything, to
+    tell rounding from method."""
     normalize_activations: bool = False
     """Scale activations so that their mean norm is sqrt(d_in); the scale is recorded and folded back on export."""
     b_dec_init: str = "mean"
@@ -159,6 +160,10 @@ class TrainConfig:
     """auto: the fastest that are exact on the device; reference: plain dense formulas. Recorded in the results."""
     held_out_tokens: int = 2048
     """Held-out tokens on which fvu is followed during training; 0 leaves it out."""
+
+    def bytes(self) -> int:
+        """Of each number of the weights and of what a step computes."""
+        return 8 if self.precision == "float64" else 4
 
 
 @dataclass

@@ -73,7 +73,7 @@ class PreActivations(torch.autograd.Function):
         ctx.save_for_backward(centred, W_enc)
         ctx.dtype = _dtype(W_enc, dtype)
         if ctx.dtype != W_enc.dtype:
-            return torch.addmm(*(t.to(ctx.dtype) for t in (b_enc, centred, W_enc))).float()
+            return torch.addmm(*(t.to(ctx.dtype) for t in (b_enc, centred, W_enc))).to(W_enc.dtype)
         return torch.addmm(b_enc, centred, W_enc, out=_kept(len(centred), W_enc))
 
     @staticmethod

@@ -86,7 +86,7 @@ class Decorrelation(Penalty):
         if self.cfg.active_fraction < 1:
             f = f[:, most_active((f > 0).sum(0), self.cfg.active_fraction)]
         with torch.autocast(f.device.type, enabled=False):
-            u, varies = standardized_features(f.float(), self.cfg.variance_floor)
+            u, varies = standardized_features(f, self.cfg.variance_floor)
             return squared_products(u.T), varies.sum()
 
 

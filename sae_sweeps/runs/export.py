@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ class GroupedSAE(ExportedSAE):
 def live_sae(run: RunConfig, training: Training) -> ExportedSAE:
     """The SAE being trained, as it is at inference, in raw activation units, on the training's device."""
     weights, settings = training.sae.export(training.scale)
+    weights = {name: weight.float() for name, weight in weights.items()}
     described: dict[str, Any] = dict(
         architecture=training.sae.exports_as,
         weights=weights,
@@ -52,7 +54,7 @@ def live_sae(run: RunConfig, training: Training) -> ExportedSAE:
         **settings,
     )
     if run.group_layer.active_at_inference():
-        return GroupedSAE(**described, groups=training.groups, scale=training.scale)
+        return GroupedSAE(**described, groups=deepcopy(training.groups).float(), scale=training.scale)
     return ExportedSAE(**described)
 
 

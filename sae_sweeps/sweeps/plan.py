@@ -212,12 +212,12 @@ def warnings_of(run: RunConfig) -> list[str]:
 
 def weights_gb(run: RunConfig) -> float:
     """What stays of a run between its steps, in GB: weights, gradients and two moments."""
-    return 2 * (run.model.d_in or 0) * run.architecture.d_sae * 4 * 4 / 1e9
+    return 2 * (run.model.d_in or 0) * run.architecture.d_sae * 4 * run.train.bytes() / 1e9
 
 
 def step_gb(run: RunConfig) -> float:
     """What a step takes on top, in GB: three [B, d_sae]."""
-    return 3 * run.batch_size * run.architecture.d_sae * 4 / 1e9
+    return 3 * run.batch_size * run.architecture.d_sae * run.train.bytes() / 1e9
 
 
 def kept_gb(run: RunConfig) -> float:

@@ -57,7 +57,13 @@ class TorchAdam:
 
     def step(self, lr: float, divisor: Tensor, skip: Tensor | None) -> None:
         self.adam.param_groups[0]["lr"] = lr
-        self.adam.grad_scale = divisor  # type: ignore[attr-defined]  # what fused Adam divides gradients by on its way
+        in_float32 = divisor.dtype == torch.float32
+        # what fused Adam divides gradients by on its way
+        self.adam.grad_scale = divisor if in_float32 else None  # type: ignore[attr-defined]
+        if not in_float32:
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad /= divisor
         self.adam.found_inf = None if skip is None else skip.float()  # type: ignore[attr-defined]
         self.adam.step()
         self.sae.normalize_decoder()
@@ -98,7 +104,7 @@ class FusedAdam:
             else:
                 square = self.kernels.square_sum(grad)
             total += square
-        return torch.tensor(math.sqrt(total))
+        return torch.tensor(math.sqrt(total), dtype=self.sae.W_dec.dtype)
 
     def step(self, lr: float, divisor: Tensor, skip: Tensor | None) -> None:
         if skip is not None and bool(skip):

@@ -69,26 +69,30 @@ class Training:
         # drawn on the CPU, so that the same seed gives the same start on any device
         generator = torch.Generator().manual_seed(run.seed)
         architecture = component("architecture", run.architecture.name)
-        self.sae: SAE = architecture.COMPONENT(
-            run.architecture, d_in, self.total_steps, run.train.dead_after_tokens, generator
-        ).to(device)
+        self.sae: SAE = self.placed(
+            architecture.COMPONENT(run.architecture, d_in, self.total_steps, run.train.dead_after_tokens, generator)
+        )
         self.sae.kernels, self.sae.selection = choose(run.train.kernels, device), run.train.selection
         with torch.no_grad():
             self.sae.b_dec.copy_(b_dec * scale)
         self.groups: GroupLayer | None = None
         if run.group_layer.name != "none":
             layer = component("group_layer", run.group_layer.name).COMPONENT
-            self.groups = layer(run.group_layer, d_in, d_sae, self.total_steps, generator).to(device)
+            self.groups = self.placed(layer(run.group_layer, d_in, d_sae, self.total_steps, generator))
         self.terms = run.penalty_terms()
         self.penalties: dict[str, Penalty] = {
-            term.name: component("penalty", term.config.name)
-            .COMPONENT(term.config, d_in, d_sae, self.total_steps, generator)
-            .to(device)
+            term.name: self.placed(
+                component("penalty", term.config.name).COMPONENT(term.config, d_in, d_sae, self.total_steps, generator)
+            )
             for term in self.terms
         }
         betas = (run.train.beta1, run.train.beta2)
         self.optimizer = optimizer(self.sae, [p for _, p in self.named_parameters()], betas)
         self.verdicts = Verdicts(device, self._explain)
+
+    def placed(self, module: Any) -> Any:
+        """On the run's device and in its precision."""
+        return module.to(self.device, torch.float64 if self.run.train.precision == "float64" else None)
 
     def modules(self) -> dict[str, nn.Module]:
         groups = {} if self.groups is None else {"groups": self.groups}
@@ -105,7 +109,8 @@ class Training:
 
     def forward(self, batch: Batch, step: int) -> Terms:
         """All loss terms of a batch; nothing but the penalties' own state changes."""
-        x = batch.x * self.scale if self.scale != 1 else batch.x
+        x = batch.x.to(self.sae.W_dec.dtype)
+        x = x * self.scale if self.scale != 1 else x
         sae, groups = self.sae, self.groups
         with self.autocast():
             z, f = sae.encode(x, step)
