@@ -53,7 +53,7 @@ def live_sae(run: RunConfig, training: Training) -> ExportedSAE:
         },
         **settings,
     )
-    if run.group_layer.active_at_inference():
+    if training.groups is not None and run.group_layer.active_at_inference():
         return GroupedSAE(**described, groups=deepcopy(training.groups).float(), scale=training.scale)
     return ExportedSAE(**described)
 
