@@ -19,7 +19,7 @@ NAMED = 5
 BARS = 36
 """Bars of a panel, at most; of more, TOP are drawn."""
 TOP = 20
-LABEL = 44
+LABEL = 48
 """Characters of a label, at most."""
 
 TITLES = {
