@@ -10,7 +10,7 @@ import ast
 import random
 from collections.abc import Iterator
 from functools import cache
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from sae_sweeps.builtin import corpus
@@ -119,8 +119,10 @@ class BuiltinSource:
         for name, forget in (("builtin/forget_continuations", True), ("builtin/retain_continuations", False)):
             texts = [t for (topic, _, kind, _), t in rows() if (topic == FORGET) == forget and kind == "code"]
             rng = random.Random(stream_seed(seed, "questions", name))
-            tokens = lm.tokenizer(rng.sample(texts, len(texts)), add_special_tokens=False)["input_ids"]
-            long = [row[: GIVEN + CONTINUED] for row in tokens if len(row) >= GIVEN + CONTINUED][:QUESTIONS]
+            tokens = tokenized(rng.sample(texts, len(texts)), lm.tokenizer)
+            long = list(
+                islice((row[: GIVEN + CONTINUED] for row in tokens if len(row) >= GIVEN + CONTINUED), QUESTIONS)
+            )
             start = [] if lm.bos_id is None else [lm.bos_id]
             asked, answers = [], []
             for i, row in enumerate(long):
@@ -132,6 +134,12 @@ class BuiltinSource:
             questions = QuestionSet(name, forget, asked, answers, CONTINUED)
             made.append(Candidates(questions, questions, 1))
         return made
+
+
+def tokenized(texts: list[str], tokenizer: Any) -> Iterator[list[int]]:
+    """Token ids of each text, a few hundred texts at a time: who takes the first ones waits for no others."""
+    for first in range(0, len(texts), 256):
+        yield from tokenizer(texts[first : first + 256], add_special_tokens=False)["input_ids"]
 
 
 def classes_of(name: str) -> tuple[str, ...]:
