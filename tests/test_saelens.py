@@ -41,6 +41,16 @@ def test_encode_and_decode_are_the_formulas(architecture: str) -> None:
         assert y == pytest.approx(y_expected)
 
 
+def test_what_is_not_a_number_leaves_the_other_features_their_values() -> None:
+    sae, x_BD = make_sae(), inputs()
+    whole = sae.encode(x_BD)
+    sae.weights["W_enc"] = sae.weights["W_enc"].clone()
+    sae.weights["W_enc"][:, 0] = float("nan")
+    f_BF = sae.encode(x_BD)
+    assert f_BF[:, 0].isnan().all() and ((f_BF[:, 1:] == whole[:, 1:]) | (f_BF[:, 1:] == 0)).all()
+    assert (f_BF[:, 1:] > 0).any()
+
+
 def test_leading_dimensions_do_not_matter() -> None:
     sae, x_BD = make_sae(), inputs(24)
     assert torch.equal(sae.encode(x_BD.view(4, 6, D_IN)).view(24, D_SAE), sae.encode(x_BD))

@@ -10,6 +10,7 @@ import ast
 import random
 from collections.abc import Iterator
 from functools import cache
+from itertools import chain, islice
 from typing import Any
 
 from sae_sweeps.builtin import corpus
@@ -118,8 +119,10 @@ class BuiltinSource:
         for name, forget in (("builtin/forget_continuations", True), ("builtin/retain_continuations", False)):
             texts = [t for (topic, _, kind, _), t in rows() if (topic == FORGET) == forget and kind == "code"]
             rng = random.Random(stream_seed(seed, "questions", name))
-            tokens = lm.tokenizer(rng.sample(texts, len(texts)), add_special_tokens=False)["input_ids"]
-            long = [row[: GIVEN + CONTINUED] for row in tokens if len(row) >= GIVEN + CONTINUED][:QUESTIONS]
+            tokens = tokenized(rng.sample(texts, len(texts)), lm.tokenizer)
+            long = list(
+                islice((row[: GIVEN + CONTINUED] for row in tokens if len(row) >= GIVEN + CONTINUED), QUESTIONS)
+            )
             start = [] if lm.bos_id is None else [lm.bos_id]
             asked, answers = [], []
             for i, row in enumerate(long):
@@ -131,6 +134,12 @@ class BuiltinSource:
             questions = QuestionSet(name, forget, asked, answers, CONTINUED)
             made.append(Candidates(questions, questions, 1))
         return made
+
+
+def tokenized(texts: list[str], tokenizer: Any) -> Iterator[list[int]]:
+    """Token ids of each text, a few hundred texts at a time: who takes the first ones waits for no others."""
+    for first in range(0, len(texts), 256):
+        yield from tokenizer(texts[first : first + 256], add_special_tokens=False)["input_ids"]
 
 
 def classes_of(name: str) -> tuple[str, ...]:
@@ -150,7 +159,8 @@ def texts_of(**wanted: str) -> list[str]:
     """Rows whose topic, package, kind or split are as wanted."""
     fields = ("topic", "package", "kind", "split")
     places = [(fields.index(key), value) for key, value in wanted.items()]
-    return [text for row, text in rows() if all(row[place] == value for place, value in places)]
+    found = [texts for row, texts in alike().items() if all(row[place] == value for place, value in places)]
+    return [text for _, text in sorted(chain.from_iterable(found))]
 
 
 def sample(texts: list[str], n: int, rng: random.Random, where: str) -> list[str]:
@@ -170,6 +180,15 @@ def rows() -> list[tuple[tuple[str, str, str, str], str]]:
     ]
 
 
+@cache
+def alike() -> dict[tuple[str, str, str, str], list[tuple[int, str]]]:
+    """The numbers and texts of the rows that agree in topic, package, kind and split."""
+    found: dict[tuple[str, str, str, str], list[tuple[int, str]]] = {}
+    for number, (row, text) in enumerate(rows()):
+        found.setdefault(row, []).append((number, text))
+    return found
+
+
 def documents() -> Iterator[tuple[str, str]]:
     for split in corpus.SPLITS:
         for name, text in corpus.documents(split):
@@ -185,8 +204,8 @@ def prose_and_code(source: str) -> tuple[str, str]:
     except (SyntaxError, ValueError):  # docstrings of a module written in C
         return source, ""
     prose = {n for n, line in enumerate(lines, 1) if line.lstrip().startswith("#")}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+    for node in statements(tree):
+        if isinstance(node, DOCUMENTED) and node.body:
             first = node.body[0]
             if (
                 isinstance(first, ast.Expr)
@@ -197,6 +216,19 @@ def prose_and_code(source: str) -> tuple[str, str]:
     said = [line.strip().lstrip("#").strip().strip('"') for n, line in enumerate(lines, 1) if n in prose]
     done = [line for n, line in enumerate(lines, 1) if n not in prose]
     return "\n".join(filter(None, said)), "\n".join(line for line in done if line.strip())
+
+
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """The tree and every statement in it, in any order: a tenth of its nodes, and no expression defines anything."""
+    left = [tree]
+    while left:
+        node = left.pop()
+        yield node
+        for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+            left += getattr(node, part, ())
 
 
 def pieces(text: str, name: str) -> Iterator[tuple[str, str]]:

@@ -112,9 +112,9 @@ def joined(texts: list[str], tokenizer: Any, length: int, bos_id: int | None) ->
     text = (tokenizer.eos_token or "\n").join(texts)
     piece = (len(text) - 1) // CHUNKS + 1
     pieces = [text[i * piece : (i + 1) * piece] for i in range(CHUNKS)]
-    start = [] if bos_id is None else [bos_id]
+    start, pad_id = [] if bos_id is None else [bos_id], tokenizer.pad_token_id
     found = tokenizer([p for p in pieces if p], add_special_tokens=False, verbose=False)["input_ids"]
-    ids = [token for row in found for token in start + row if token != tokenizer.pad_token_id]
+    ids = [token for row in found for token in start + row if token != pad_id]
     n = len(ids) // length
     if not n:
         raise DataError(f"unlearning: the text does not fill one context of {length} tokens; give more text.")
@@ -218,7 +218,8 @@ def all_settings(
     A row on which no chosen feature fires is answered as before, right; only the others are run again, from the layer.
     """
     features = {t: torch.from_numpy(candidates_for(forget_F, retain_F, t)) for t in cfg.retain_thresholds}
-    wanted = {(t, n): features[t][:n] for t, n in product(cfg.retain_thresholds, cfg.n_features)}
+    sizes = ((t, min(n, len(features[t]))) for t, n in product(cfg.retain_thresholds, cfg.n_features))
+    wanted = {(t, n): features[t][:n] for t, n in sizes}  # where features are few, two numbers mean the same ones
     few = [f"{len(features[t])} (threshold {t})" for t in features if len(features[t]) < max(cfg.n_features)]
     warnings = [f"fewer than {max(cfg.n_features)} features to clamp: {', '.join(few)}"] if few else []
     wrong = {(t, n, m): {True: 0, False: 0} for (t, n), m in product(wanted, cfg.multipliers)}
@@ -246,8 +247,7 @@ def all_settings(
                 chosen_S = answers_of(hidden, batch.tokens_SL[rows], batch.length_S[rows], batch.questions, shared.lm)
                 wrong[t, n, m][batch.questions.forget] += int((chosen_S != batch.answers[whole]).sum())
     settings = [
-        Setting(t, len(wanted[t, n]), m, 1 - w[True] / counts[True], 1 - w[False] / counts[False])
-        for (t, n, m), w in wrong.items()
+        Setting(t, n, m, 1 - w[True] / counts[True], 1 - w[False] / counts[False]) for (t, n, m), w in wrong.items()
     ]
     return settings, warnings
 

@@ -2,12 +2,14 @@ import pytest
 import torch
 from toy_lm import BOS, D_IN, PAD, ToyLM, toy_sae
 
+from sae_sweeps.architectures.features import DenseFeatures, TopKFeatures
 from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.evaluation import rows as rows_module
 from sae_sweeps.evaluation.ablation import logits_after, logits_of, mean_difference, strongest
 from sae_sweeps.evaluation.probes import Probes
 from sae_sweeps.evaluation.rows import at_special_tokens, harvest_rows, mean_activations, mean_features
-from sae_sweeps.evaluation.sums import sum_by_text
+from sae_sweeps.evaluation.sums import count_firing, sum_by_text, sum_features
+from sae_sweeps.saelens import ExportedSAE
 
 CONTEXT = 8
 
@@ -99,3 +101,20 @@ def test_strongest_features_and_mean_difference():
     f = torch.tensor([[1.0, 0.0], [3.0, 2.0], [5.0, 5.0]])
     difference = mean_difference(f, torch.tensor([0, 2, 1]), torch.tensor([True, False, True]))
     assert difference.tolist() == [-3.0, -4.0]
+
+
+def test_sums_over_active_features_are_the_dense_ones_to_the_last_bit():
+    torch.manual_seed(0)
+    weights = {
+        "W_enc": torch.randn(6, 40),
+        "b_enc": torch.randn(40),
+        "W_dec": torch.randn(40, 6),
+        "b_dec": torch.ones(6),
+    }
+    sae, x, length = ExportedSAE("topk", weights, 5), torch.randn(30, 6), torch.tensor([7, 0, 20, 3])
+    f = sae.features(x)
+    written_out = DenseFeatures(f.dense())
+    assert isinstance(f, TopKFeatures) and torch.equal(written_out.f, sae.encode(x))
+    assert torch.equal(sum_features(f, length), sum_features(written_out, length))
+    assert torch.equal(count_firing(f, length), count_firing(written_out, length))
+    torch.testing.assert_close(sae.decode(f), sae.decode(written_out.f))
