@@ -200,6 +200,7 @@ def bar_panels(
         top = max([0.0, *finite, *([targets[name][0]] if targets and name in targets else [])])
         low = min([0.0, *finite])
         ax.set_xlim(low * 1.2, top + 0.28 * (top - low) or 1)
+        ax.xaxis.get_major_locator().set_params(prune="upper")  # the next panel's first number is close
         for place, mean, several in zip(places, means, values, strict=True):
             if several:
                 words = cell(mean, "whole" if mean == int(mean) else "number")

@@ -22,6 +22,7 @@ BAR, EDGE = "#a9c9e2", "#2b5d86"
 """Of bars, which are all alike: their labels tell them apart."""
 
 RC: Any = {
+    "axes.formatter.useoffset": False,  # a sum of two numbers is no label
     "font.size": 8,
     "axes.titlesize": 8.5,
     "axes.titlelocation": "left",
