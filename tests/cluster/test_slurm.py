@@ -131,7 +131,7 @@ def preempt(slurm, id, folder):
 
 def test_detached_watched_warned_cancelled_and_resumed(slurm, tmp_path):
     grid = ["-m", *LONG, "k=4", "seed=0,1", f"outputs={tmp_path}"]
-    done = run(*grid, *ON_SLURM, "cluster.group_size=1", "cluster.detach=true", cluster=slurm)
+    done = run(*grid, *ON_SLURM, SLOWLY, "cluster.group_size=1", "cluster.detach=true", cluster=slurm)
     sweep = the_sweep(tmp_path)
     assert f"python -m sae_sweeps status {sweep}" in done.stdout and "2 jobs submitted" in done.stdout
     job, other = jobs(sweep)
@@ -153,7 +153,8 @@ def test_detached_watched_warned_cancelled_and_resumed(slurm, tmp_path):
     listed = read_status(sweep, slurm)
     assert {r["state"] for r in listed} == {"cancelled"} and all(r["at_its_end"] for r in listed)
     assert not slurm.ask("squeue", "-h").strip()
-    run("resume", sweep, "cluster.group_size=2", "cluster.detach=false", cluster=slurm, module="sae_sweeps")
+    words = ["cluster.group_size=2", "cluster.detach=false", "cluster.setup=[]"]
+    run("resume", sweep, *words, cluster=slurm, module="sae_sweeps")
     assert {r["state"] for r in read_status(sweep, slurm)} == {"completed"}
     assert len(jobs(sweep)) == 3 and len(jobs(sweep)[-1]["runs"]) == 2
 
