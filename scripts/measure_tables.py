@@ -74,6 +74,8 @@ def configs(count: int) -> Iterator[dict[str, Any]]:
 
 def make_runs(outputs: Path, count: int, rows: int) -> None:
     """Run folders as completed runs leave them, apart from weights and checkpoints."""
+    from sae_sweeps.schedules import LR_SCHEDULES
+
     draw = random.Random(0).random
     names = METRICS + [name.format(k) for name, ks in SERIES.items() for k in ks]
     for number, config in enumerate(configs(count)):
@@ -86,11 +88,12 @@ def make_runs(outputs: Path, count: int, rows: int) -> None:
         status = {"state": "completed", "step": 400, "total_steps": 400, "host": "here", "pid": 1, "error": None}
         write(folder / "status.json", status)
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        rate = LR_SCHEDULES[config["lr_schedule"]["name"]](**config["lr_schedule"])
         with open(folder / "metrics.jsonl", "w") as file:
             for row in range(rows):
                 held_out = {"held_out_fvu": 1 / (1 + row) + 0.01 * draw()} if row % 5 == 0 or row == rows - 1 else {}
                 values = {"step": 10 * row, "tokens": 10240 * (row + 1)} | {term: draw() for term in TERMS}
-                values |= {"k": 32, "lr": config["lr_schedule"]["lr"], "l0": 32.0}
+                values |= {"k": 32, "lr": rate.value(10 * row, 400), "l0": 32.0}
                 file.write(json.dumps(values | {"tokens_per_s": 9000} | held_out, separators=(",", ":")) + "\n")
 
 
