@@ -75,12 +75,15 @@ def _start(contender: Contender, threads: int) -> subprocess.Popen[str] | None:
         if not PEERS_PYTHON.exists():
             print(f"{contender.label}: left out, there is no .venv-peers (make peers)", file=sys.stderr)
             return None
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    if contender.name == "ours":
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"  # as the package has it, where it is imported before torch
     settings = json.dumps({"shape": asdict(contender.shape), **contender.settings})
     errors = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill up
     process = subprocess.Popen(
         [python, "-m", "bench.worker", contender.name, str(threads), settings],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)},
+        env=environment,
     )  # fmt: skip
     assert process.stdout is not None
     if not process.stdout.readline():
