@@ -77,7 +77,7 @@ def _start(contender: Contender, threads: int) -> subprocess.Popen[str] | None:
             return None
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
     if contender.name == "ours":
-        environment["OMP_WAIT_POLICY"] = "PASSIVE"  # as the package has it, where it is imported before torch
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"  # as launch.py has it
     settings = json.dumps({"shape": asdict(contender.shape), **contender.settings})
     errors = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill up
     process = subprocess.Popen(

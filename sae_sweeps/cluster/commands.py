@@ -122,6 +122,9 @@ def cells(view: RunView, sweep: Path) -> list[str]:
 
 def resume(sweep: Path, words: list[str], diverged: bool) -> int:
     """Launch again what is not complete and has no job that may complete it. Returns the exit status."""
+    from sae_sweeps.command import let_threads_sleep
+
+    let_threads_sleep()
     from sae_sweeps.cluster.dispatch import Left, dispatch
     from sae_sweeps.runs.bench import device_for
     from sae_sweeps.runs.folder import RunFolder
