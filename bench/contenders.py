@@ -19,9 +19,9 @@ Step = Callable[[int], Any]
 LR = 1e-4
 
 
-def ours(shape: Shape, words: str = "", first_step: float = 0.0) -> Step:
+def ours(shape: Shape, words: str = "", first_step: float = 0.0, group: int = 1) -> Step:
     """Our training as a run does it, logging every tenth step; `words` are those of a command, `first_step` where in
-    the run the steps begin, as a share of it."""
+    the run the steps begin, as a share of it. A step of a `group` is one of each of its SAEs on the same batch."""
     from hydra import compose, initialize_config_dir
 
     from sae_sweeps.activations.batch import Batch
@@ -41,12 +41,17 @@ def ours(shape: Shape, words: str = "", first_step: float = 0.0) -> Step:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         run = run_config(compose("config", overrides=rewrite([*given, *words.split()])))
     device = torch.device(shape.device)
-    training = Training(run, 1.0, torch.zeros(shape.d_in, device=device), device)
+    members = [Training(run, 1.0, torch.zeros(shape.d_in, device=device), device) for _ in range(group)]
     number = torch.arange(shape.batch, dtype=torch.int32, device=device)
     role = torch.zeros(shape.batch, dtype=torch.int8, device=device)
     data = [Batch(x, number, number // 32, number % 32, role) for x in batches(shape)]
     offset = round(first_step * total)
-    return lambda step: training.step(data[step % len(data)], offset + step, logged=step % 10 == 9)
+
+    def step(number: int) -> None:
+        for training in members:
+            training.step(data[number % len(data)], offset + number, logged=number % 10 == 9)
+
+    return step
 
 
 def sparsify(shape: Shape) -> Step:

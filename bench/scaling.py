@@ -1,4 +1,4 @@
-"""How a step's time and memory grow with d_sae, k and batch: docs/scaling.png, the expected slope beside each curve.
+"""How a step's time and memory grow with d_sae, k, batch and group size: docs/scaling.png, the expected slope beside.
 
 python -m bench.scaling
 """
@@ -18,6 +18,7 @@ AXES = {
     "d_sae": [2048, 4096, 8192, 16384, 32768, 65536],
     "k": [8, 16, 32, 64, 128, 256],
     "batch": [256, 512, 1024, 2048, 4096, 8192],
+    "group": [1, 2, 4, 8],
 }
 BASE = Shape(batch=1024, d_in=512, d_sae=8192, k=32)
 
@@ -26,8 +27,10 @@ def measure(axis: str, rounds: int, threads: int) -> tuple[list[float], list[flo
     """Seconds per step and GB of each value of an axis; one after the other, each in a process of its own."""
     seconds, memory = [], []
     for value in AXES[axis]:
-        shape = replace(BASE, **{axis: value})
-        found = interleaved([Contender("ours", "ours", shape)], rounds, 1, threads)["ours"]
+        contender = Contender("ours", "ours", BASE, {"group": value})
+        if axis != "group":
+            contender = Contender("ours", "ours", replace(BASE, **{axis: value}))
+        found = interleaved([contender], rounds, 1, threads)["ours"]
         seconds.append(found.median)
         memory.append(found.peak_gb)
         print(f"{axis}={value}: {1e3 * found.median:.1f} ms, {found.peak_gb:.2f} GB", flush=True)
@@ -37,6 +40,8 @@ def measure(axis: str, rounds: int, threads: int) -> tuple[list[float], list[flo
 def expected(axis: str, value: float) -> float:
     """Multiply-adds of a step, up to a factor: the encoder's product, and four sums over the active pairs that cost 16
     times as much for each multiply-add."""
+    if axis == "group":
+        return value
     shape = replace(BASE, **{axis: value})
     return shape.batch * shape.d_in * (shape.d_sae + 16 * 4 * shape.k)
 
@@ -52,7 +57,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "scaling.png")
     words = parser.parse_args()
-    figure, rows = plt.subplots(2, 3, figsize=(11, 6), sharey="row", layout="constrained")
+    figure, rows = plt.subplots(2, len(AXES), figsize=(13, 6), sharey="row", layout="constrained")
     for column, axis in enumerate(AXES):
         seconds, memory = measure(axis, words.rounds, words.threads)
         values = AXES[axis]
@@ -60,7 +65,7 @@ def main() -> None:
         middle = len(values) // 2
         line = [expected(axis, v) / expected(axis, values[middle]) * seconds[middle] * 1e3 for v in values]
         time_axes.loglog(values, [1e3 * s for s in seconds], "o-", label="measured")
-        time_axes.loglog(values, line, "--", color="gray", label="expected: B d_in (d_sae + 64 k)")
+        time_axes.loglog(values, line, "--", color="gray", label="expected: group B d_in (d_sae + 64 k)")
         memory_axes.semilogx(values, memory, "o-")
         memory_axes.set_xlabel(axis)
         for axes in (time_axes, memory_axes):
