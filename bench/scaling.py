@@ -24,17 +24,17 @@ BASE = Shape(batch=1024, d_in=512, d_sae=8192, k=32)
 
 
 def measure(axis: str, rounds: int, threads: int) -> tuple[list[float], list[float]]:
-    """Seconds per step and GB of each value of an axis; one after the other, each in a process of its own."""
-    seconds, memory = [], []
-    for value in AXES[axis]:
-        contender = Contender("ours", "ours", BASE, {"group": value})
-        if axis != "group":
-            contender = Contender("ours", "ours", replace(BASE, **{axis: value}))
-        found = interleaved([contender], rounds, 1, threads)["ours"]
-        seconds.append(found.median)
-        memory.append(found.peak_gb)
-        print(f"{axis}={value}: {1e3 * found.median:.1f} ms, {found.peak_gb:.2f} GB", flush=True)
-    return seconds, memory
+    """Seconds per step and GB of each value of an axis, measured in turn, each in a process of its own."""
+
+    def contender(value: int) -> Contender:
+        if axis == "group":
+            return Contender(str(value), "ours", BASE, {"group": value})
+        return Contender(str(value), "ours", replace(BASE, **{axis: value}))
+
+    found = interleaved([contender(value) for value in AXES[axis]], rounds, 1, threads)
+    for value, measured in found.items():
+        print(f"{axis}={value}: {1e3 * measured.median:.1f} ms, {measured.peak_gb:.2f} GB", flush=True)
+    return [measured.median for measured in found.values()], [measured.peak_gb for measured in found.values()]
 
 
 def expected(axis: str, value: float) -> float:
@@ -53,7 +53,7 @@ def main() -> None:
     import matplotlib.pyplot as plt
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "scaling.png")
     words = parser.parse_args()
