@@ -103,12 +103,20 @@ def let_go(folder):
     os.kill(status(folder)["pid"], signal.SIGCONT)
 
 
+_pending_since = {}
+
+
 def push(cluster):
-    """Let requeued jobs start now; by itself Slurm waits two minutes."""
+    """Let requeued jobs start before the two minutes that Slurm waits by itself are over.
+
+    Not at once: it would take the end of a job's last process for the end of the new one.
+    """
+    now = time.monotonic()
     for line in cluster.ask("squeue", "-h", "-r", "-t", "PD", "-o", "%i %r", check=False).splitlines():
         id, _, reason = line.partition(" ")
-        if reason in ("BeginTime", "None"):
+        if reason in ("BeginTime", "None") and now - _pending_since.setdefault((cluster, id), now) > 2:
             cluster.ask("scontrol", "update", f"JobId={id}", "StartTime=now", check=False)
+            del _pending_since[cluster, id]
 
 
 def finish(process, cluster=None, seconds=900):
