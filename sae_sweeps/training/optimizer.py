@@ -24,6 +24,11 @@ class Optimizer(Protocol):
     state: State
     """Adam's, under torch's names, of every parameter from the start."""
 
+    @property
+    def lr(self) -> float:
+        """Learning rate of the last step."""
+        ...
+
     def zero_grad(self) -> None: ...
 
     def norm(self) -> Tensor:
@@ -47,6 +52,10 @@ class TorchAdam:
         self.adam = torch.optim.Adam(parameters, betas=betas, eps=EPS, fused=True)
         self.state = _fresh(parameters)
         self.adam.state = self.state  # type: ignore[assignment]  # torch makes it at the first step
+
+    @property
+    def lr(self) -> float:
+        return self.adam.param_groups[0]["lr"]
 
     def zero_grad(self) -> None:
         self.adam.zero_grad(set_to_none=True)
@@ -77,7 +86,7 @@ class FusedAdam:
 
         self.kernels = adam_numba
         self.sae, self.parameters, self.betas = sae, parameters, betas
-        self.state = _fresh(parameters)
+        self.state, self.lr = _fresh(parameters), 0.0
         # an architecture with a way of its own with the decoder's rows is asked for it
         own = (type(sae).remove_parallel_gradient, type(sae).normalize_decoder)
         self.fused = own == (SAE.remove_parallel_gradient, SAE.normalize_decoder)
@@ -109,13 +118,14 @@ class FusedAdam:
     def step(self, lr: float, divisor: Tensor, skip: Tensor | None) -> None:
         if skip is not None and bool(skip):
             return
+        self.lr = lr
         for parameter in self.parameters:
             if parameter.grad is None:
                 continue
             state = self.state[parameter]
             state["step"] += 1
             beta1, beta2, n = *self.betas, float(state["step"])
-            size, root = lr / (1 - beta1**n), (1 - beta2**n) ** -0.5
+            size, root = self.lr / (1 - beta1**n), (1 - beta2**n) ** -0.5
             rates = [1 / float(divisor), 1 - beta1, beta2, 1 - beta2, size, root, EPS]
             m, v, w = (_by_memory(t, parameter) for t in (state["exp_avg"], state["exp_avg_sq"], parameter))
             grad = _by_memory(parameter.grad, parameter).contiguous()

@@ -227,7 +227,7 @@ class Training:
             "l0": ctx.f.l0(),
             "fvu": ctx.error.square().sum() / variance,
             "dead_features": self.sae.dead().float().mean(),
-            "lr": self.run.learning_rate(step),
+            "lr": self.optimizer.lr,
             **self.sae.numbers(step),
             **terms.penalty_terms,
         }
