@@ -218,7 +218,7 @@ def firing_counts(saes: Mapping[str, ExportedSAE], tokens_NL: Tensor, shared: Sh
         plain_SL = is_plain(tokens_SL, shared.lm.special_ids).to(shared.device)
         x_nD = shared.lm.activations(tokens_SL, shared.layer)[plain_SL]
         for name, sae in saes.items():
-            counts[name] += count_firing(sae.features(x_nD), torch.tensor([len(x_nD)], device=x_nD.device))[0]
+            counts[name] += count_firing(sae.features(x_nD))[0]
         shared.advance(len(tokens_SL))
     return {name: count.cpu() for name, count in counts.items()}
 

@@ -92,8 +92,7 @@ class FeatureStats:
 
     def add(self, f: Features, length_S: Tensor | None) -> None:
         """length_S: how many of the tokens each context has, one after another; None where there are no contexts."""
-        n = len(f.entries)
-        fires_SF = count_firing(f, torch.tensor([n], device=self.tokens_F.device) if length_S is None else length_S)
+        n, fires_SF = len(f.entries), count_firing(f, length_S)
         self.n_tokens += n
         self.tokens_F += fires_SF.sum(0)
         if length_S is not None and n:

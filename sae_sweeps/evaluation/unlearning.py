@@ -135,7 +135,7 @@ def firing_shares(saes: Mapping[str, ExportedSAE], tokens_NL: Tensor, shared: Sh
         x_nD = shared.lm.activations(tokens_SL, shared.layer)[plain_SL.to(shared.device)]
         n_plain += len(x_nD)
         for name, sae in saes.items():
-            totals[name] += count_firing(sae.features(x_nD), torch.tensor([len(x_nD)], device=x_nD.device))[0]
+            totals[name] += count_firing(sae.features(x_nD))[0]
         shared.advance(len(tokens_SL))
     return {name: (total / n_plain).cpu().numpy().astype(float).round(DIGITS) for name, total in totals.items()}
 
