@@ -1,1 +1,5 @@
-"""Speed beside the other libraries, in one interleaved run: `python -m bench --help`."""
+"""Speed beside other libraries. Threads wait as launch.py has them (`let_threads_sleep`); the others' as they come."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -76,8 +76,8 @@ def _start(contender: Contender, threads: int) -> subprocess.Popen[str] | None:
             print(f"{contender.label}: left out, there is no .venv-peers (make peers)", file=sys.stderr)
             return None
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
-    if contender.name == "ours":
-        environment["OMP_WAIT_POLICY"] = "PASSIVE"  # as launch.py has it
+    if contender.name != "ours":
+        del environment["OMP_WAIT_POLICY"]
     settings = json.dumps({"shape": asdict(contender.shape), **contender.settings})
     errors = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill up
     process = subprocess.Popen(
