@@ -119,14 +119,19 @@ def push(cluster):
             del _pending_since[cluster, id]
 
 
-def finish(process, cluster=None, seconds=900):
-    """Wait for a launcher, pushing requeued jobs on; its exit status."""
+def push_until(cluster, condition, seconds=300):
+    """Push requeued jobs on until `condition()` is true."""
     until = time.monotonic() + seconds
-    while process.poll() is None:
-        assert time.monotonic() < until, "the launcher waits for ever"
+    while not condition():
+        assert time.monotonic() < until, "it waits for ever"
         if cluster:
             push(cluster)
         time.sleep(0.5)
+
+
+def finish(process, cluster=None, seconds=900):
+    """Wait for a launcher, pushing requeued jobs on; its exit status."""
+    push_until(cluster, lambda: process.poll() is not None, seconds)
     return process.returncode
 
 

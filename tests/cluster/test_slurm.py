@@ -20,7 +20,7 @@ from sweeping import (
     launch,
     let_go,
     numbers,
-    push,
+    push_until,
     read,
     rows,
     run,
@@ -144,7 +144,7 @@ def test_detached_watched_warned_cancelled_and_resumed(slurm, tmp_path):
     let_go(first)
     wait_for(lambda: status(first)["state"] == "preempted")
     stopped = rows(first)[-1]["step"]
-    wait_for(lambda: push(slurm) or status(first)["restarts"] == 1)
+    push_until(slurm, lambda: status(first)["restarts"] == 1)
     hold_each({first: lambda folder: status(folder)["state"] == "running"})
     assert status(first)["step"] >= stopped - 20, "goes on where the warning stopped it"
     run("cancel", sweep, cluster=slurm, module="sae_sweeps")
