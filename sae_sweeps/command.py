@@ -223,10 +223,12 @@ def sentence(error: Exception) -> str:
             return f"{group}={value}: no such choice; {_suggest(value, choices(group), 'one of')}"
     if found := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(found[1].split("@")[0], text)
-    if found := re.search(r"Value '(.*)' \(?of type '\w+'\)? could not be converted to (\w+)", text):
+    if found := re.search(r"Value '(.*)' (?:\(?of type '\w+'\)? could not be converted to|is not a valid) (\w+)", text):
         key = re.search(r"full_key: (\S+)", text)
-        kind = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(found[2], found[2])
+        kind = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}.get(found[2], found[2])
         return f"{key[1] if key else 'a key'}={found[1]}: must be {kind}."
+    if found := re.search(r"override (\S+)=(\S+)\s+Invalid value assigned: \w+ is not a ListConfig", text):
+        return f"{found[1]}={found[2]}: must be a list, as in {found[1]}=[{found[2]}]."
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read as key=value; quote values that hold blanks or special characters."
     if "Ambiguous value for argument" in text and (found := re.search(r"argument '(.*?)'", text)):

@@ -1,7 +1,9 @@
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 
-from sae_sweeps.command import rewrite, sentence
+from sae_sweeps.command import CONF, register, rewrite, sentence
 from sae_sweeps.errors import ConfigError
 
 
@@ -84,3 +86,18 @@ def test_a_key_that_arms_choose_is_refused():
     with pytest.raises(ConfigError, match="penalty.reduction=mean: the arms of experiment=decorrelation choose"):
         rewrite(["experiment=decorrelation", "penalty.reduction=mean"])
     assert rewrite(["experiment=demo", "penalty.tau=0.2"]) == ["experiment=demo", "penalty.tau=0.2"]
+
+
+@pytest.mark.parametrize(
+    "word, told",
+    [
+        ("report=maybe", "report=maybe: must be true or false."),
+        ("num_tokens=abc", "num_tokens=abc: must be a whole number."),
+        ("tags=3", "tags=3: must be a list, as in tags=[3]."),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_told_with_what_it_must_be(word, told):
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(HydraException) as caught:
+        compose("config", overrides=[word])
+    assert sentence(caught.value) == told
