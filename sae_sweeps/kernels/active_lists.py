@@ -15,7 +15,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Lists(NamedTuple):
-    """In ascending order, both ways."""
+    """Both ways: the tokens of a feature ascend, the features of a token stand as they are in f."""
 
     feature_start: Array
     """[d_sae + 1]: the tokens of feature i are token[feature_start[i] : feature_start[i + 1]]."""
@@ -26,6 +26,10 @@ class Lists(NamedTuple):
 
 
 def active_lists(f: Features, n_tokens: int) -> Lists:
+    if f.pairs is not None and bool((f.entries > 0).all()):
+        by_feature, _, token_ = f.pairs.transposed  # which the backward pass needs too
+        feature = f.pairs.feature.numpy().astype(np.int32)
+        return Lists(by_feature.numpy(), token_.numpy().astype(np.int32), f.pairs.start.numpy(), feature)
     if isinstance(f, DenseFeatures):
         fires = (f.dense() > 0).numpy()
         start = starts(np.count_nonzero(fires, axis=1))

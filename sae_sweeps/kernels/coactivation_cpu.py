@@ -16,6 +16,8 @@ from sae_sweeps.kernels.threads import compiled, over_blocks
 TILE = 512
 DENSE_SHARE = 1 / 16
 """Share of all features from which a feature's partners are cheaper as a row of a tile (measured)."""
+MARGIN = 1e-5
+"""By so much, relative to the threshold, an overlap is below it whatever the rounding."""
 DIVISION = {"error_model": "numpy"}
 """Division by 0 raises nothing: there is none."""
 SUMS = {"fastmath": {"contract", "reassoc", "nsz"}}
@@ -27,8 +29,10 @@ OVERLAPS = ("jaccard", "min", "cosine", "batch")
 def by_features(W: Tensor, f: Features, n_tokens: int, competition: Competition) -> Found:
     lists, weights = active_lists(f, n_tokens), W.detach().contiguous().numpy()
     n, number, rule = len(W), weights.dtype.type, competition
-    numbers = (number(value) for value in (rule.threshold, rule.tau, 1))
-    how = (OVERLAPS.index(rule.overlap), rule.form == "linear", *numbers)
+    linear = rule.form == "linear"
+    numbers = (number(value) for value in (rule.threshold, rule.tau, (1 - MARGIN) * rule.threshold * linear, 1))
+    n_active = np.diff(lists.feature_start).astype(number)
+    how = (OVERLAPS.index(rule.overlap), linear, *numbers, n_active)
     grad = torch.empty(W.shape, dtype=W.dtype)
     grad_, value, pairs, many = grad.numpy(), np.zeros(n), np.zeros(n, np.int64), np.zeros(n, np.bool_)
     limit = int(DENSE_SHARE * n)
@@ -68,9 +72,20 @@ def _count(i, feature_start, token, token_start, feature, count, met):
 
 
 @compiled(**DIVISION)
-def _weigh(n_both, n_i, n_j, n_tokens, overlap, linear, t, tau, one):
-    """c_ij, step by step as `coactivation.Competition` has it, in the type of t and of `one`."""
-    both, i, j = one * np.float32(n_both), one * np.float32(n_i), one * np.float32(n_j)
+def _below(both, i, j, n_tokens, overlap, low):
+    """Whether the overlap is below `low`, without a division: so it is with most pairs, and their c_ij is 0."""
+    if overlap == 0:
+        return both < low * (i + j - both)
+    if overlap == 1:
+        return both < low * min(i, j)
+    if overlap == 2:
+        return both * both < low * low * (i * j)
+    return both < low * n_tokens
+
+
+@compiled(**DIVISION)
+def _weigh(both, i, j, n_tokens, overlap, linear, t, tau, one):
+    """c_ij, step by step as `coactivation.Competition` has it; all numbers in the type of the weights."""
     if overlap == 0:
         n = both / (i + j - both)
     elif overlap == 1:
@@ -78,7 +93,7 @@ def _weigh(n_both, n_i, n_j, n_tokens, overlap, linear, t, tau, one):
     elif overlap == 2:
         n = both / np.sqrt(i * j)
     else:
-        n = both / (one * np.float32(n_tokens))
+        n = both / n_tokens
     if linear:
         return min(max((n - t) / t, one - one), one)
     return one / (one + np.exp(-((n - t) / (tau * t))))
@@ -108,20 +123,21 @@ def _add_four(grad, i, W, j, p, s):
 
 @compiled(**DIVISION)
 def _pairs(
-    feature_start, token, token_start, feature, W, overlap, linear, t, tau, one, first, beyond, limit, count, met,
-    weight, cosine, value, pairs, many, grad,
+    feature_start, token, token_start, feature, W, overlap, linear, t, tau, low, one, n_active, first, beyond, limit,
+    count, met, weight, cosine, value, pairs, many, grad,
 ):  # fmt: skip
     """Features first .. beyond - 1: their pairs, value and gradient; those with more than `limit` are marked only."""
-    n_tokens = len(token_start) - 1
+    n_tokens = one * np.float32(len(token_start) - 1)
     for i in range(first, beyond):
         n_met = _count(i, feature_start, token, token_start, feature, count, met)
-        n_i = feature_start[i + 1] - feature_start[i]
         n_pairs = 0
         for p in range(n_met):
             j = met[p]
-            n_both = count[j]
+            n_both = one * np.float32(count[j])
             count[j] = 0
-            c = _weigh(n_both, n_i, feature_start[j + 1] - feature_start[j], n_tokens, overlap, linear, t, tau, one)
+            if _below(n_both, n_active[i], n_active[j], n_tokens, overlap, low):
+                continue
+            c = _weigh(n_both, n_active[i], n_active[j], n_tokens, overlap, linear, t, tau, one)
             met[n_pairs] = j
             weight[n_pairs] = c
             n_pairs += (c > 0) & (j != i)
@@ -144,20 +160,20 @@ def _pairs(
 
 @compiled(**DIVISION)
 def _tile(
-    feature_start, token, token_start, feature, overlap, linear, t, tau, one, rows, first, beyond, count, met, value, S
-):
+    feature_start, token, token_start, feature, overlap, linear, t, tau, low, one, n_active, rows, first, beyond, count,
+    met, value, S,
+):  # fmt: skip
     """Rows first .. beyond - 1 of S [rows, d_sae] from cosines to c_ij sign(cosine); their values."""
-    n_tokens = len(token_start) - 1
+    n_tokens = one * np.float32(len(token_start) - 1)
     for r in range(first, beyond):
         i = rows[r]
         _count(i, feature_start, token, token_start, feature, count, met)
-        n_i = feature_start[i + 1] - feature_start[i]
         count[i] = 0
         for j in range(S.shape[1]):
-            n_both, cosine = count[j], S[r, j]
+            n_both, cosine = one * np.float32(count[j]), S[r, j]
             count[j] = 0
             S[r, j] = 0
             if n_both > 0 and cosine != 0:
-                c = _weigh(n_both, n_i, feature_start[j + 1] - feature_start[j], n_tokens, overlap, linear, t, tau, one)
+                c = _weigh(n_both, n_active[i], n_active[j], n_tokens, overlap, linear, t, tau, one)
                 value[i] += c * abs(cosine)
                 S[r, j] = c if cosine > 0 else -c

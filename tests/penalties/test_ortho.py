@@ -7,8 +7,11 @@ import pytest
 import torch
 from slow_reference import ortho as slow_ortho
 
+from sae_sweeps.architectures.features import DenseFeatures, TopKFeatures
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.kernels import coactivation, coactivation_cpu
+from sae_sweeps.kernels import coactivation, coactivation_cpu, sparse_numba
+from sae_sweeps.kernels.active_lists import active_lists
+from sae_sweeps.kernels.pairs import per_token
 from sae_sweeps.kernels.threads import compiled, over_blocks
 from sae_sweeps.penalties import ortho
 from sae_sweeps.penalties.ortho import Ortho, OrthoConfig
@@ -119,6 +122,23 @@ def test_edges(way, case, context):
     torch.testing.assert_close(grad, torch.tensor(expected_grad, dtype=torch.float64), rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("k", [7, 30])
+def test_the_lists_are_the_same_from_pairs(k):
+    """k = 30 takes features whose value is 0: those are not active, and the pairs' own order does not serve."""
+    _, f = random_case(density=0.5)
+    values, indices = f.topk(k, dim=1)
+    order = indices.argsort(dim=1)
+    values, indices = values.gather(1, order), indices.gather(1, order)
+    assert bool((values > 0).all()) == (k == 7)
+    pairs = per_token(indices, 40, sparse_numba)
+    for one, other in zip(
+        active_lists(TopKFeatures(values, indices, 40, pairs), len(f)),
+        active_lists(DenseFeatures(torch.zeros_like(f).scatter(1, indices, values)), len(f)),
+        strict=True,
+    ):
+        assert one.tolist() == other.tolist()
+
+
 def test_orthogonal_rows_have_no_gradient(context):
     W = torch.eye(5, 5, dtype=torch.float64, requires_grad=True)
     f = torch.ones(4, 5, dtype=torch.float64)
@@ -178,7 +198,7 @@ def test_features_with_many_partners_go_by_tiles_the_others_by_pairs(context, mo
     """The default choice mixes the two; the sum is that of either alone."""
     chunks = []
     tile = coactivation_cpu._tile
-    monkeypatch.setattr(coactivation_cpu, "_tile", lambda *words: (chunks.append(words[9]), tile(*words)))
+    monkeypatch.setattr(coactivation_cpu, "_tile", lambda *words: (chunks.append(words[11]), tile(*words)))
     W, f = wide_case()
     mixed = value_and_gradient(config(base_threshold=0.01), W, f, context)
     assert 0 < len({row for chunk in chunks for row in chunk.tolist()}) < 300
