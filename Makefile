@@ -29,7 +29,7 @@ demo: install ## three SAEs with the progressive orthogonality penalty on the bu
 
 test: install ## the whole test suite, quick tests first
 	$(PY) -m pytest -m "not slow" -n 2
-	$(PY) -m pytest -m slow -n 3
+	$(PY) -m pytest -m slow -n 3 --dist loadgroup
 
 campaign-cluster: install ## sweeps on a Slurm of its own, struck at random for ROUNDS=5 rounds
 	$(PY) -m scripts.campaign_cluster --rounds $(or $(ROUNDS),5)

@@ -114,8 +114,8 @@ def dictionary_learning(shape: Shape) -> Step:
     return step
 
 
-def plain(shape: Shape) -> Step:
-    """A dense step as one writes it in an afternoon, with fused Adam."""
+def plain(shape: Shape, compile: bool = False) -> Step:
+    """A dense step as one writes it in an afternoon, with fused Adam; its loss may go through torch.compile."""
     generator = torch.Generator().manual_seed(1)
     W = F.normalize(torch.randn(shape.d_sae, shape.d_in, generator=generator), dim=1).to(shape.device)
     W_enc, W_dec = W.clone().requires_grad_(), W.clone().requires_grad_()
@@ -123,13 +123,17 @@ def plain(shape: Shape) -> Step:
     weights = [W_enc, W_dec, b_enc, b_dec]
     adam, data = torch.optim.Adam(weights, lr=LR, fused=True), batches(shape)
 
-    def step(i: int) -> None:
-        x = data[i % len(data)]
+    def loss(x: Tensor) -> Tensor:
         with torch.autocast(shape.device, torch.bfloat16) if shape.bfloat16 else nullcontext():
             z = F.linear(x - b_dec, W_enc, b_enc).relu()
             values, index = z.topk(shape.k, dim=1, sorted=False)
             x_hat = torch.zeros_like(z).scatter(1, index, values) @ W_dec + b_dec
-        (x_hat - x).square().sum(1).mean().backward()
+        return (x_hat - x).square().sum(1).mean()
+
+    taken = torch.compile(loss) if compile else loss
+
+    def step(i: int) -> None:
+        taken(data[i % len(data)]).backward()
         with torch.no_grad():
             assert W_dec.grad is not None
             W_dec.grad -= (W_dec * W_dec.grad).sum(1, keepdim=True) * W_dec

@@ -89,6 +89,7 @@ def _steps(setting: Setting, shape: Shape) -> Lines:
         Contender("SAELens", "sae_lens", shape),
         Contender("dictionary_learning", "dictionary_learning", shape),
         Contender("plain PyTorch, fused Adam", "plain", shape),
+        Contender("the same through torch.compile", "plain", shape, {"compile": True}),
     ]
     found = interleaved(contenders, setting.rounds, 20 if setting.device == "cuda" else 1, setting.threads)
     return _table(found, "**ours**", setting, shape)

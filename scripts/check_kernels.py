@@ -4,7 +4,8 @@
 
 In float64 first, where they must end within 1e-4 of each other, relative; else the exit status is 1. Then in float32,
 where rounding alone decides now and then which feature is the k-th largest, and the weights go ways of their own from
-there on. How far that takes a run is shown by the plain formulas on two instruction sets (MKL's AVX-512 and AVX2).
+there on. How far that takes a run is shown by the plain formulas on two instruction sets (MKL's AVX-512 and AVX2), and
+beside them stands what `train.selection=bfloat16`, which may choose other features, does to the same run.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def main() -> None:
         "float64": apart(metrics([*fast, *double]), metrics([*plain, *double])),
         "float32": apart(metrics(fast), reference),
         "rounding": apart(metrics(plain, **OTHER_ROUNDING), reference),
+        "bfloat16": apart(metrics([*fast, "train.selection=bfloat16"]), reference),
     }
     print(f"\n{'relative difference':34} {'value':>12} " + " ".join(f"{name:>9}" for name in columns))
     for name in columns["float64"]:

@@ -12,8 +12,24 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 torch.set_num_threads(1)
 
+COSTLY = ("test_evaluate.py", "test_swept.py", "test_side_by_side.py", "test_clean_sweep.py")
 VOCABULARY = 384
 SPECIAL = ["<bos>", "<eos>", "<pad>"]
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """With `--dist loadgroup` the tests of a file whose fixture takes a minute go to one worker, which makes it once.
+
+    xdist's own groups need a part of pytest that 9.2 has no more.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return file if file.endswith(COSTLY) else nodeid
+
+    return Together(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 def save_language_model(model, folder: Path, add_bos: bool = False) -> Path:

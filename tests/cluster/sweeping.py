@@ -10,6 +10,8 @@ from pathlib import Path
 
 from commands import PROJECT, command, environment, numbers, read, rows, run_folders, wait_for
 
+from tests.sweeps import forked
+
 __all__ = ["numbers", "read", "rows", "run_folders", "wait_for"]
 
 TINY = ["model=synthetic", "d_sae=32", "model.d_in=16", "batch_size=64", "train.held_out_tokens=0", "eval=none"]
@@ -36,9 +38,7 @@ def launch(*words, cluster=None, module=None, log=None):
 
 
 def run(*words, cluster=None, module=None, expect=0, seconds=900):
-    done = subprocess.run(
-        command(*words, module=module), cwd=PROJECT, env=env(cluster), capture_output=True, text=True, timeout=seconds
-    )
+    done = forked.run(command(*words, module=module), PROJECT, env(cluster), timeout=seconds)
     assert done.returncode == expect, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.sweeps import forked
+
 PROJECT = Path(__file__).parents[2]
 SMALL = ["model=synthetic", "k=8", "num_tokens=20480", "d_sae=128"]
 
@@ -23,17 +25,9 @@ def command(*words, module=None):
     return [sys.executable, str(PROJECT / "launch.py"), *map(str, words), *quick]
 
 
-def run(*words, module=None, expect=0, cwd=PROJECT, **kwargs):
+def run(*words, module=None, expect=0, cwd=PROJECT):
     """Output and errors of a command that must end with the status `expect`."""
-    done = subprocess.run(
-        command(*words, module=module),
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        **kwargs,
-    )
+    done = forked.run(command(*words, module=module), cwd, environment(), timeout=300)
     assert done.returncode == expect, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
