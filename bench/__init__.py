@@ -2,4 +2,5 @@
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "BENCH_OTHERS" not in os.environ:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -115,11 +115,11 @@ def _table(found: dict[str, Measured], ours: str, setting: Setting, shape: Shape
 
 
 def penalty(setting: Setting) -> Lines:
-    """What each penalty adds to the step without it."""
+    """What each penalty adds to the step without it; five steps a turn, as a run's weights stay in the cache."""
     shape = setting.shape()
     contenders = [Contender("without", "ours", shape)]
     contenders += [Contender(label, "ours", shape, settings) for label, settings in PENALTIES.items()]
-    found = interleaved(contenders, setting.rounds, 1, setting.threads)
+    found = interleaved(contenders, setting.rounds, 5, setting.threads)
     without = found["without"]
     rows = [
         [label, f"{1e3 * m.median:.1f}", f"{m.times(without) - 1:+.0%}", f"{m.peak_gb - without.peak_gb:+.2f}"]

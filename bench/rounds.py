@@ -78,6 +78,7 @@ def _start(contender: Contender, threads: int) -> subprocess.Popen[str] | None:
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
     if contender.name != "ours":
         del environment["OMP_WAIT_POLICY"]
+        environment["BENCH_OTHERS"] = "1"  # for bench/__init__.py
     settings = json.dumps({"shape": asdict(contender.shape), **contender.settings})
     errors = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill up
     process = subprocess.Popen(

@@ -20,6 +20,7 @@ from sae_sweeps.config.registry import component
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.errors import Diverged
 from sae_sweeps.kernels.choose import choose
+from sae_sweeps.kernels.memory import keep_what_is_freed
 from sae_sweeps.penalties.base import Penalty, PenaltyValue
 from sae_sweeps.training.context import RECONSTRUCTIONS, Context, generator_at
 from sae_sweeps.training.optimizer import optimizer
@@ -63,6 +64,8 @@ class Training:
     """
 
     def __init__(self, run: RunConfig, scale: float, b_dec: Tensor, device: torch.device):
+        if device.type == "cpu":
+            keep_what_is_freed()
         self.run, self.scale, self.device = run, scale, device
         self.total_steps = run.total_steps
         d_in, d_sae = len(b_dec), run.architecture.d_sae

@@ -1,0 +1,5 @@
+"""What is measured and checked beside the tests. Threads wait as launch.py has them (`let_threads_sleep`)."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
