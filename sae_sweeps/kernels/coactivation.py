@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sae_sweeps.architectures.features import Features
 from sae_sweeps.kernels.csr import csr
@@ -77,16 +78,25 @@ class CompetingCosines(torch.autograd.Function):
     def forward(
         ctx: Any, W: Tensor, f: Features, n_tokens: int, competition: Competition, loops: bool
     ) -> tuple[Tensor, int]:
-        # under autocast too, the sums are taken in the weights' own precision
-        with torch.autocast(W.device.type, enabled=False):
-            value, pairs, grad = _way(loops)(W, f, n_tokens, competition)
-        ctx.save_for_backward(grad)
+        value, pairs, grad = _found(W, f, n_tokens, competition, loops)
+        ctx.save_for_backward(W)
+        ctx.given, ctx.grad = (f, n_tokens, competition, loops), grad
         return value, pairs
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        (grad,) = ctx.saved_tensors
-        return grads[0] * grad, None, None, None, None
+        # the first to ask gets the gradient itself, scaled where it lies: a copy is one more passage through memory
+        (W,), grad, ctx.grad = ctx.saved_tensors, ctx.grad, None
+        if grad is None:
+            grad = _found(W, *ctx.given)[2]
+        return grad.mul_(grads[0]), None, None, None, None
+
+
+def _found(W: Tensor, f: Features, n_tokens: int, competition: Competition, loops: bool) -> Found:
+    # under autocast too, the sums are taken in the weights' own precision
+    with torch.no_grad(), torch.autocast(W.device.type, enabled=False):
+        return _way(loops)(W, f, n_tokens, competition)
 
 
 def _way(loops: bool) -> Callable[[Tensor, Features, int, Competition], Found]:

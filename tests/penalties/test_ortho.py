@@ -208,6 +208,15 @@ def test_features_with_many_partners_go_by_tiles_the_others_by_pairs(context, mo
     torch.testing.assert_close(mixed[1], listed[1], rtol=1e-5, atol=1e-5)
 
 
+def test_a_second_backward_pass_gives_the_same(way, context):
+    W, f = random_case()
+    loss = penalty(config(), len(W))(context(W, f)).loss
+    (first,) = torch.autograd.grad(2 * loss, W, retain_graph=True)
+    kept = first.clone()
+    (second,) = torch.autograd.grad(4 * loss, W)
+    assert torch.equal(first, kept) and torch.equal(second, 2 * first) and bool(first.any())
+
+
 def test_an_error_in_a_thread_is_the_callers(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
 
