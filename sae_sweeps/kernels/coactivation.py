@@ -95,7 +95,7 @@ class CompetingCosines(torch.autograd.Function):
 
 def _found(W: Tensor, f: Features, n_tokens: int, competition: Competition, loops: bool) -> Found:
     # under autocast too, the sums are taken in the weights' own precision
-    with torch.no_grad(), torch.autocast(W.device.type, enabled=False):
+    with torch.autocast(W.device.type, enabled=False):
         return _way(loops)(W, f, n_tokens, competition)
 
 
