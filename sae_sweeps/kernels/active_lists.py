@@ -1,17 +1,16 @@
 """Which features are active on which tokens, as lists both ways, on the CPU."""
 
 # mypy: disable-error-code="no-untyped-def"
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from sae_sweeps.architectures.features import DenseFeatures, Features
+from sae_sweeps.kernels.counting_sort import Array, starts, transposed
 from sae_sweeps.kernels.threads import compiled, over_blocks
 
 ROWS = 64
 """Rows that a thread takes at once."""
-
-Array = np.ndarray[Any, Any]
 
 
 class Lists(NamedTuple):
@@ -45,22 +44,6 @@ def active_lists(f: Features, n_tokens: int) -> Lists:
     return Lists(feature_start, token, token_start, feature)
 
 
-def starts(count: Array) -> Array:
-    """Where each list begins and the last one ends [n + 1], from how long they are [n]."""
-    return np.concatenate([[0], count.cumsum()])
-
-
-def transposed(start: Array, item: Array, n_items: int) -> tuple[Array, Array, Array]:
-    """Lists of items per row turned into lists of rows per item, ascending, by a counting sort.
-
-    start, row and, of each entry, where it stood among the items.
-    """
-    out_start = starts(np.bincount(item, minlength=n_items))
-    row, origin = np.empty(len(item), np.int32), np.empty(len(item), np.int32)
-    _transpose(start, item, out_start[:-1].copy(), row, origin)
-    return out_start, row, origin
-
-
 @compiled()
 def _fill(fires, start, feature, first, beyond):
     """The features of tokens first .. beyond - 1, where fires [B, d_sae] is true."""
@@ -70,12 +53,3 @@ def _fill(fires, start, feature, first, beyond):
             if fires[t, i]:
                 feature[n] = i
                 n += 1
-
-
-@compiled()
-def _transpose(start, item, place, row, origin):
-    for r in range(len(start) - 1):
-        for p in range(start[r], start[r + 1]):
-            q = place[item[p]]
-            row[q], origin[q] = r, p
-            place[item[p]] = q + 1

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_sweeps.kernels import memory, sparse_reference
+from sae_sweeps.kernels import counting_sort, memory, sparse_reference
 from sae_sweeps.kernels.pairs import Pairs
 from sae_sweeps.kernels.threads import compiled, over_rows
 
@@ -81,11 +81,8 @@ def dots(pairs: Pairs, W: Tensor, g: Tensor) -> Tensor:
 
 
 def transposed(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
-    n = len(pairs.feature)
-    start, slot = torch.zeros(pairs.n_features + 1, dtype=torch.int64), torch.empty(n, dtype=torch.int32)
-    token = torch.empty(n, dtype=torch.int32)
-    _transposed(_np(pairs.start), _np(pairs.feature), start.numpy(), slot.numpy(), token.numpy())
-    return start, slot, token
+    start, token, slot = counting_sort.transposed(_np(pairs.start), _np(pairs.feature), pairs.n_features)
+    return torch.from_numpy(start), torch.from_numpy(slot), torch.from_numpy(token)
 
 
 def weight_gradient(pairs: Pairs, values: Tensor, g: Tensor) -> Tensor:
@@ -335,22 +332,6 @@ def _residual(first, feature, values, W, bias, x, error, squares, products, star
             square += e[t] * e[t]
         squares[b] = square
         _rows_times(feature, W, first[b], first[b + 1], e, products)  # they are in the cache
-
-
-@compiled()
-def _transposed(first, feature, start, slot, token):
-    """Counting sort of the pairs by feature; the tokens of a feature stay in order."""
-    for p in range(len(feature)):
-        start[feature[p] + 1] += 1
-    for i in range(len(start) - 1):
-        start[i + 1] += start[i]
-    place = start[:-1].copy()
-    for b in range(len(first) - 1):
-        for p in range(first[b], first[b + 1]):
-            at = place[feature[p]]
-            slot[at] = p
-            token[at] = b
-            place[feature[p]] = at + 1
 
 
 @compiled(**SUMS)
