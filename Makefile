@@ -9,7 +9,7 @@ TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-quick lint type format clean saelens-check saebench-check campaign-cluster \
-	peers bench bench-gpu scaling
+	campaign-configs peers bench bench-gpu scaling
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,6 +33,9 @@ test: install ## the whole test suite, quick tests first
 
 campaign-cluster: install ## sweeps on a Slurm of its own, struck at random for ROUNDS=5 rounds
 	$(PY) -m scripts.campaign_cluster --rounds $(or $(ROUNDS),5)
+
+campaign-configs: install ## random commands, most with a value nobody means; ROUNDS=200 of them
+	$(PY) -m scripts.campaign_configs --rounds $(or $(ROUNDS),200)
 
 test-quick: install ## the quick tests only
 	$(PY) -m pytest -m "not slow" -n 2

@@ -31,6 +31,7 @@ from sae_sweeps.errors import ConfigError, UserError, who_has
 CONF = Path(__file__).parent.parent / "conf"
 LATE = ("penalty", "schedule", "architecture", "group_layer", "lr_schedule", "model", "data")
 """Groups whose choices differ in their keys, or bring along a choice of another that does."""
+ARMS = "arms: they belong in a file of conf/experiment, as those of the studies do."
 ENDINGS = {".txt": "text", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 
 
@@ -110,6 +111,8 @@ def rewrite(words: list[str]) -> list[str]:
             raise ConfigError(f"{word}: keys cannot be added or removed; give key=value for a key that exists.")
         elif equals and not value and not key.startswith("-"):
             raise ConfigError(f"{key}=: the value is empty; give one, or leave the word out.")
+        elif re.match(r"\[|\{|null$", value) and (choices(key) or key.startswith("hydra/")):
+            raise ConfigError(f"{word}: {key} takes one choice{', of ' * bool(choices(key))}{', '.join(choices(key))}.")
         elif key == "layer" and re.fullmatch(r"[\d,\s-]+|range\(.*\)", value):
             out.append(f"layer.index={value}")
         elif key in ("model", "data") and equals:
@@ -212,7 +215,7 @@ def _base_of(group: str, path: Path, value: str) -> str:
 def sentence(error: Exception) -> str:
     """An error of Hydra, OmegaConf or ours as one sentence that names the key, the value and the mend."""
     if isinstance(error, UserError):
-        return str(error)
+        return " ".join(str(error).splitlines())  # a value may hold several
     text = f"{error}\n{error.__cause__ or ''}"
     if isinstance(error, MissingConfigException):
         found = re.search(r"Could not (?:find|load) '?([\w/.-]+)/([^/'\n]+)'?", text)
@@ -220,7 +223,8 @@ def sentence(error: Exception) -> str:
             group, value = found[1], found[2].removesuffix(".yaml")
             if (group, value) == ("hydra/sweeper", "optuna"):
                 return "hydra/sweeper=optuna: Optuna is not installed; pip install 'sae-sweeps[optuna]'."
-            return f"{group}={value}: no such choice; {_suggest(value, choices(group), 'one of')}"
+            mend = _suggest(value, choices(group), "one of") if choices(group) else "--info searchpath tells where."
+            return f"{group}={value}: no such choice; {mend}"
     if found := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(found[1].split("@")[0], text)
     if found := re.search(r"Value '(.*)' (?:\(?of type '\w+'\)? could not be converted to|is not a valid) (\w+)", text):
@@ -229,15 +233,25 @@ def sentence(error: Exception) -> str:
         return f"{key[1] if key else 'a key'}={found[1]}: must be {kind}."
     if found := re.search(r"override (\S+)=(\S+)\s+Invalid value assigned: \w+ is not a ListConfig", text):
         return f"{found[1]}={found[2]}: must be a list, as in {found[1]}=[{found[2]}]."
+    if "Error merging override arms=" in text:
+        return ARMS
+    if found := re.search(r"Error merging override (\w+)=(.*?)\n(?:Value|field|Cannot)", text, re.DOTALL):
+        from sae_sweeps.config.run import expected
+
+        return f"{found[1]}={' '.join(found[2].split())}: {expected(RootConfig, found[1])}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read as key=value; quote values that hold blanks or special characters."
     if "Ambiguous value for argument" in text and (found := re.search(r"argument '(.*?)'", text)):
+        return f"{found[1]}: several values make a sweep; add -m."
+    if found := re.search(r"Sweep parameters '(.*?)' requires --multirun", text, re.DOTALL):
         return f"{found[1]}: several values make a sweep; add -m."
     return " ".join(text.split())
 
 
 def unknown_key(key: str, text: str) -> str:
     keys = all_keys()
+    if key == "arms":
+        return ARMS
     if key in keys:  # another choice of the group has it
         group, _, leaf = key.partition(".")
         readers = [f"{group}={name}" for name in choices(group) if leaf in _keys_of(CONF / group / f"{name}.yaml")]

@@ -51,9 +51,8 @@ class RunView:
     @property
     def left_by_others(self) -> bool:
         """It ended for a reason that is not its own fault; starting it again may help."""
-        out_of_memory = ("OutOfMemoryError", "MemoryError")
         return self.state in ("lost", "preempted") or (
-            self.state == "failed" and str(self.status["error"]).startswith(out_of_memory)
+            self.state == "failed" and str(self.status["error"]).startswith("OutOfMemoryError")
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from copy import deepcopy
@@ -188,13 +189,44 @@ def typed(cls: type, node: DictConfig, where: str, less: tuple[str, ...] = ()) -
     for f in fields(cls):
         if f.name not in values:
             raise ConfigError(f"{where}.{f.name} is missing from the config file of {where}={values.get('name')}.")
+    _finite(values, where)
     try:
         return deepcopy(_object(cls, json.dumps(values, sort_keys=True)))
     except OmegaConfBaseException as error:
-        key = str(error.full_key)
+        key = str(error.full_key or _culprit(cls, values))
         top = key if key in TOP_KEYS else f"{where}.{key}"
         given = OmegaConf.select(OmegaConf.create(values), key) if key else values
-        raise ConfigError(f"{top}={given}: {_expected(cls, key)}") from None
+        raise ConfigError(f"{top}={given}: {expected(cls, key)}") from None
+
+
+def _finite(values: dict[str, Any], where: str) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _finite(value, f"{where}.{key}")
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"{key if key in TOP_KEYS else f'{where}.{key}'}={number}: must be a finite number.")
+
+
+def _culprit(cls: type, values: dict[str, Any]) -> str:
+    """The key that `cls` cannot take, where OmegaConf does not say."""
+    types = {f.name: f.type for f in fields(cls)}
+    for key, value in values.items():
+        try:
+            OmegaConf.merge(OmegaConf.structured(cls), {key: value})
+        except OmegaConfBaseException:
+            kind = types[key]
+            within = _culprit(kind, value) if is_dataclass(kind) and isinstance(value, dict) else ""  # type: ignore[arg-type]
+            return f"{key}.{within}" if within else key
+    return ""
+
+
+WORDS_OF_TYPES = (
+    ("int", "a whole number", "whole numbers, as in [1,2]"),
+    ("float", "a number", "numbers, as in [0.1,0.2]"),
+    ("bool", "true or false", "true or false"),
+    ("str", "a word", "words, as in [a,b]"),
+)
 
 
 @cache
@@ -203,15 +235,16 @@ def _object(cls: type, values: str) -> Any:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), json.loads(values)))
 
 
-def _expected(cls: type, key: str) -> str:
+def expected(cls: type, key: str) -> str:
+    """What a key of the dataclass `cls` takes, in words."""
     first, _, rest = key.partition(".")
-    found = {f.name: f.type for f in fields(cls)}.get(first, "")
+    found = {f.name: f.type for f in fields(cls)}.get(first.partition("[")[0], "")
     if rest and is_dataclass(found):
-        return _expected(found, rest)  # type: ignore[arg-type]
+        return expected(found, rest)  # type: ignore[arg-type]
     kind = str(found)
-    for name, words in (("int", "a whole number"), ("float", "a number"), ("bool", "true or false")):
+    for name, one, several in WORDS_OF_TYPES:
         if re.search(rf"\b{name}\b", kind):
-            return f"must be {words}."
+            return f"must be a list of {several}." if "list[" in kind and "[" not in key else f"must be {one}."
     return "has the wrong type."
 
 
@@ -219,6 +252,9 @@ def run_config(cfg: DictConfig) -> RunConfig:
     """The composed Hydra config as a checked `RunConfig`. Raises ConfigError with one sentence."""
     model_class = SyntheticConfig if cfg.model.source == "synthetic" else ModelConfig
     model = typed(model_class, cfg.model, "model")
+    for number, tag in enumerate(cfg.tags):
+        if not isinstance(tag, str):
+            raise ConfigError(f"tags[{number}]={tag}: must be a word.")
     run = RunConfig(
         model=model,
         layer=typed(LayerConfig, cfg.layer, "layer"),

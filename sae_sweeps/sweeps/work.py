@@ -12,7 +12,15 @@ from typing import Any
 from sae_sweeps.errors import Diverged, Interrupted, UserError
 from sae_sweeps.files import one_line, read_json, write_text
 from sae_sweeps.runs.bench import Bench
-from sae_sweeps.runs.execute import EvaluationsFailed, LeaseLost, Work, execute, is_complete, write_config
+from sae_sweeps.runs.execute import (
+    EvaluationsFailed,
+    LeaseLost,
+    Work,
+    execute,
+    is_complete,
+    out_of_memory,
+    write_config,
+)
 from sae_sweeps.runs.folder import RunFolder
 from sae_sweeps.runs.lease import Lease
 from sae_sweeps.sweeps.console import Console
@@ -148,7 +156,11 @@ class Supervised:
             return "failed", str(error)
         log = self.folder.path / "error.log"
         try_to(write_text, log, "".join(traceback.format_exception(error)))
-        return "failed", f"{type(error).__name__}: {one_line(error)} (traceback in {log})"
+        if out_of_memory(error):
+            what = f"OutOfMemoryError: {one_line(error)}; a smaller d_sae, batch_size or cluster.group_size takes less"
+        else:
+            what = f"{type(error).__name__}: {one_line(error)}"
+        return "failed", f"{what} (traceback in {log})"
 
     def status(self, **changes: Any) -> None:
         try_to(self.folder.set_status, **changes)

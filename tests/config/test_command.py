@@ -51,6 +51,11 @@ def test_the_ending_of_data_tells_its_kind(ending, kind, folder, tmp_path):
         ("model=./nowhere", "model=./nowhere: no such file or folder"),
         ("model=some-org/some-model", "model=hub model.path=some-org/some-model"),
         ("data=notes.txt", "data=notes.txt: no such file"),
+        ("layer=[]", r"layer=\[\]: layer takes one choice, of attn_out, mlp_out, resid_post"),
+        ("penalty=[ortho,contrastive]", "penalty takes one choice, of adaptive_sharing"),
+        ("experiment=null", "experiment takes one choice, of adaptive_sharing"),
+        ("schedule={}", "schedule takes one choice"),
+        ("hydra/sweeper=null", "hydra/sweeper=null: hydra/sweeper takes one choice."),
     ],
 )
 def test_words_that_would_be_misread_are_refused(word, message):
@@ -67,6 +72,7 @@ def test_a_folder_of_several_formats_has_to_be_named(tmp_path):
 
 def test_an_error_nobody_foresaw_is_still_one_line():
     assert "\n" not in sentence(ValueError("a\nb"))
+    assert sentence(ConfigError("k=a\nb: must  be")) == "k=a b: must  be"
 
 
 @pytest.mark.parametrize(
@@ -94,6 +100,13 @@ def test_a_key_that_arms_choose_is_refused():
         ("report=maybe", "report=maybe: must be true or false."),
         ("num_tokens=abc", "num_tokens=abc: must be a whole number."),
         ("tags=3", "tags=3: must be a list, as in tags=[3]."),
+        ("tags=null", "tags=null: must be a list of words, as in [a,b]."),
+        ("title=[1]", "title=[1]: must be a word."),
+        ("num_tokens=null", "num_tokens=null: must be a whole number."),
+        ("num_tokens='a\nb'", "num_tokens='a b': must be a whole number."),
+        ("arms=3", "arms: they belong in a file of conf/experiment, as those of the studies do."),
+        ("arms={a: 3}", "arms: they belong in a file of conf/experiment, as those of the studies do."),
+        ("hydra/launcher=abc", "hydra/launcher=abc: no such choice; --info searchpath tells where."),
     ],
 )
 def test_a_value_of_the_wrong_type_is_told_with_what_it_must_be(word, told):

@@ -197,6 +197,16 @@ MISTAKES = {
     ("device=cuda:one",): r"device=cuda:one: must be",
     ("data.held_out=2",): r"data.held_out=2",
     ("model.d_in=0",): r"model.d_in=0",
+    ("lr=1e400",): r"lr=inf: must be a finite number",
+    ("train.beta2=nan",): r"train.beta2=nan: must be a finite number",
+    ("eval.ablation.probe_lr=inf",): r"eval.ablation.probe_lr=inf: must be a finite number",
+    ("eval.unlearning.retain_thresholds=[0.1,nan]",): r"eval.unlearning.retain_thresholds=nan: must be a finite",
+    ("eval.probing.k_values=1",): r"eval.probing.k_values=1: must be a list of whole numbers, as in \[1,2\]",
+    ("eval.probing.k_values=[1,a]",): r"eval.probing.k_values\[1\]=a: must be a whole number",
+    ("eval.probing.datasets={}",): r"eval.probing.datasets=\{\}: must be a list of words",
+    ("eval.probing=3",): r"eval.probing=3: has the wrong type",
+    ("model.revision=[]",): r"model.revision=\[\]: must be a word",
+    ("tags=[a,[b]]",): r"tags\[1\]=\['b'\]: must be a word",
 }  # fmt: skip
 
 

@@ -163,6 +163,13 @@ def test_a_full_disk_is_one_sentence_and_results_stay(tmp_path):
         os.system(f"umount -l {disk}")
 
 
+def test_memory_that_is_not_there_is_told_with_its_mend(tmp_path):
+    done = run(*SMALL, f"outputs={tmp_path}", f"d_sae={2**40}", "num_tokens=2048", expect=1)
+    assert "a smaller d_sae, batch_size" in done.stdout and "Traceback" not in done.stdout + done.stderr
+    (folder,) = run_folders(tmp_path)
+    assert read(folder, "status.json")["error"].startswith("OutOfMemoryError: ")
+
+
 def test_mistakes_end_with_status_2_and_one_line(tmp_path):
     mistakes = {
         ("lamda2_max=1",): "lamda2_max: no such key; did you mean lambda2_max?",
@@ -170,6 +177,7 @@ def test_mistakes_end_with_status_2_and_one_line(tmp_path):
         ("d_sae=abc",): "d_sae=abc: must be a whole number",
         ("-m", "d_sae=64,abc"): "d_sae=abc: must be a whole number",
         ("lambda2_max=0.1,0.2", "penalty=ortho"): "several values make a sweep; add -m",
+        ("seed=range(0,3)",): "seed=range(0,3): several values make a sweep; add -m",
         ("penalty.tau=1",): "the chosen penalty has no such key; penalty=adaptive_sharing and penalty=ortho do",
         ("nonsense",): "nonsense: cannot be read as key=value",
         ("k='",): "cannot be read as key=value",
