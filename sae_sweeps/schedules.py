@@ -7,9 +7,13 @@ and a number of steps otherwise.
 import bisect
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sae_sweeps.errors import ConfigError
+
+MANY = 4096
+"""Steps above which a curve's peak is looked for, not taken over all."""
 
 
 def steps_of(length: float, total_steps: int) -> int:
@@ -26,6 +30,16 @@ def warm_up(length: float, step: int, total_steps: int) -> float:
     """A linear rise from 0 at the first step to 1 after `length`."""
     steps = steps_of(length, total_steps)
     return min(1.0, step / steps) if steps else 1.0
+
+
+def peak(value: Callable[[int], float], total_steps: int) -> float:
+    """The largest value of a curve that rises and falls, or does so again and again; long ones are narrowed down."""
+    first, beyond = 0, total_steps
+    while beyond - first > MANY:
+        stride = 2 * (beyond - first) // MANY
+        best = max(range(first, beyond, stride), key=value)
+        first, beyond = max(first, best - stride), min(beyond, best + stride + 1)
+    return max(value(step) for step in range(first, beyond))
 
 
 class Schedule:
@@ -217,6 +231,8 @@ def check_piecewise(points_key: str, points: list[float], values_key: str, value
 def warm_restarts(step: int, period: int, stretch: float, floor: float) -> float:
     """SGDR (arXiv 1608.03983): floor + (1 - floor) (1 + cos(pi x)) / 2, x the progress within the cycle."""
     start, length = 0.0, float(period)
+    if stretch == 1:  # any number of cycles at once
+        start = float(step // period * period)
     while step >= start + length:
         start, length = start + length, length * stretch
     return floor + (1 - floor) * (1 + math.cos(math.pi * (step - start) / length)) / 2

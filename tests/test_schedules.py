@@ -18,6 +18,7 @@ from sae_sweeps.schedules import (
     TwoPhaseConfig,
     WarmRestartsConfig,
     WarmRestartsLRConfig,
+    peak,
     steps_of,
 )
 
@@ -146,3 +147,32 @@ def test_every_schedule_stays_between_0_and_its_peak(schedule, total_steps):
     assert all(0 <= value <= 1 for value in values) and len(set(values)) > (total_steps == 400) * (
         schedule != "constant"
     )
+
+
+@pytest.mark.parametrize("total_steps", [1, 10, 5000, 300_000])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        LinearLRConfig("linear", 1e-3, 0.1, 0.2, 0.1),
+        LinearLRConfig("linear", 1e-3, 200_000, 0.9, 0.0),  # the fall begins before the rise is done
+        LinearLRConfig("linear", 1e-3, 10**9, 0.2, 0.0),
+        CosineLRConfig("cosine", 1e-3, 0.3, 0.0),
+        ConstantLRConfig("constant", 1e-3, 7),
+        WarmRestartsLRConfig("warm_restarts", 1e-3, 10, 17, 1.0, 0.0),
+        WarmRestartsLRConfig("warm_restarts", 1e-3, 0.01, 0.3, 2.0, 0.5),
+    ],
+)
+def test_the_peak_of_a_long_curve_is_that_over_all_steps(schedule, total_steps):
+    values = [schedule.value(step, total_steps) for step in range(total_steps)]
+    assert peak(lambda step: schedule.value(step, total_steps), total_steps) == max(values)
+
+
+def test_restarts_of_one_length_are_the_same_however_many():
+    def slowly(step, period):
+        start = 0.0
+        while step >= start + period:
+            start += period
+        return 0.1 + 0.9 * (1 + math.cos(math.pi * (step - start) / float(period))) / 2
+
+    schedule = WarmRestartsConfig("warm_restarts", 7, 1.0, 0.1)
+    assert [schedule.value(step, 500) for step in range(500)] == [slowly(step, 7) for step in range(500)]

@@ -29,7 +29,7 @@ from sae_sweeps.config.schema import (
     TrainConfig,
 )
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.schedules import LR_SCHEDULES, SCHEDULES
+from sae_sweeps.schedules import LR_SCHEDULES, SCHEDULES, peak
 
 # Keys at the top level that feed whichever group is chosen; null there means the group's own value.
 TOP_KEYS = (
@@ -96,6 +96,9 @@ class RunConfig:
 
     def learning_rate(self, step: int) -> float:
         return self.lr_schedule.value(step, self.total_steps)
+
+    def peak_learning_rate(self) -> float:
+        return peak(self.learning_rate, self.total_steps)
 
     def why_not_saelens(self) -> str | None:
         """Why the run's SAE cannot be written in SAELens's format, in one sentence, or None."""

@@ -150,7 +150,8 @@ def _who_reads(key: str) -> str:
 def refuse_inactive(run: RunConfig) -> None:
     """A penalty whose weight is 0 at every step, or which can never act, is not what was meant."""
     for term in run.penalty_terms():
-        if all(term.weight(step, run.total_steps) == 0 for step in range(run.total_steps)):
+        T = run.total_steps
+        if not any(term.weight(step, T) for steps in (range(0, T, T // 100 + 1), range(T)) for step in steps):
             raise ConfigError(
                 f"penalty={term.config.name}: its weight is 0 at every step "
                 f"(peak {term.config.peak_weight():g}, schedule={term.schedule.name}); for a run without it give "
@@ -196,7 +197,7 @@ def warnings_of(run: RunConfig) -> list[str]:
         left_out = [name for name in run.eval.evaluations if name not in WITHOUT_MODEL]
         if left_out:
             out.append(f"model=synthetic has no language model, so these are left out: {', '.join(left_out)}")
-    peak = max(run.learning_rate(step) for step in range(run.total_steps))
+    peak = run.peak_learning_rate()
     if peak < 0.999 * run.lr_schedule.lr:
         out.append(
             f"the learning rate peaks at {peak:.3g}, never at lr={run.lr_schedule.lr:g}; "
@@ -242,8 +243,8 @@ def describe(plan: Plan, groups: Sequence[str] = ()) -> str:
             f"  {model}, data {'synthetic' if run.synthetic else run.data.name}, activations in {run.activations.mode}"
         )
         lines.append(f"  steps {T:,} x {run.batch_size:,} = {T * run.batch_size:,} tokens")
-        peak = max(run.learning_rate(step) for step in range(T))
-        lines.append(f"  lr peak {peak:.3g} ({run.lr_schedule.name}), at the end {run.learning_rate(T - 1):.3g}")
+        lr = f"lr peak {run.peak_learning_rate():.3g} ({run.lr_schedule.name})"
+        lines.append(f"  {lr}, at the end {run.learning_rate(T - 1):.3g}")
         for term in run.penalty_terms():
             weights = ", ".join(f"{term.weight(s, T):.4g}" for s in (0, T // 2, T - 1))
             lines.append(f"  penalty {term.config.name}, weight at 0, 50, 100 %: {weights} ({term.schedule.name})")
