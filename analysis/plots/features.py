@@ -51,7 +51,7 @@ def similarity_matrices(study: Study) -> "Figure":
 
 
 def blocks_of(study: Study, row: int) -> dict[int, np.ndarray]:
-    return {percent: study.snapshot(row, percent)["block"] for percent in study.phases(row)}
+    return {percent: study.snapshot(row, percent, "block")[0] for percent in study.phases(row)}
 
 
 def seriated(cosines: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
@@ -82,10 +82,11 @@ def similarity_histograms(study: Study) -> "Figure":
     fig, axes = panels(4, 2, (3.4, 2.1), sharex=True, sharey=True)
     for ax, percent in zip(axes, PHASES, strict=True):
         for number, arm in enumerate(named):
-            found = [study.snapshot(row, percent) for row in arm.rows if percent in study.phases(row)]
+            kept = (row for row in arm.rows if percent in study.phases(row))
+            found = [study.snapshot(row, percent, "histogram", "edges") for row in kept]
             if found:
-                shares = np.stack([s["histogram"] / max(s["histogram"].sum(), 1) for s in found])
-                edges = found[0]["edges"]
+                shares = np.stack([histogram / max(histogram.sum(), 1) for histogram, _ in found])
+                edges = found[0][1]
                 line(ax, (edges[1:] + edges[:-1]) / 2, np.where(shares > 0, shares, np.nan), number)
         ax.set_title(f"{percent} % of the training")
     log_scale(axes[0], "y")

@@ -2,6 +2,8 @@
 
 import json
 import re
+import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +17,7 @@ from analysis.metrics import badness
 from analysis.records import records
 from analysis.text import cell, clean
 from analysis.view import labels
+from sae_sweeps.errors import DamagedFile
 from sae_sweeps.runs.folder import RunFolder
 from sae_sweeps.runs.rows import RowFile
 
@@ -114,9 +117,15 @@ class Study:
         folder = self.folder(row).path / "monitors"
         return [percent for percent in PHASES if (folder / f"similarity_{percent}.npz").exists()]
 
-    def snapshot(self, row: int, percent: int) -> dict[str, np.ndarray]:
-        """monitors/similarity_25.npz and so on; an array is read when it is asked for."""
-        return np.load(self.folder(row).path / "monitors" / f"similarity_{percent}.npz", allow_pickle=False)
+    def snapshot(self, row: int, percent: int, *names: str) -> list[np.ndarray]:
+        """Arrays of monitors/similarity_25.npz and so on. Raises DamagedFile where they cannot be read."""
+        path = self.folder(row).path / "monitors" / f"similarity_{percent}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                return [kept[name] for name in names]
+        except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zlib.error, zipfile.BadZipFile):
+            mend = "restore it, or remove it, and figures leave that phase out"
+            raise DamagedFile(f"{path} is damaged; {mend}.") from None
 
     def column(self, name: str) -> list[float]:
         """A metric of all runs, nan where a run has it not."""

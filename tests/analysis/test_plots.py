@@ -1,3 +1,4 @@
+import io
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -91,6 +92,20 @@ def test_words_that_mean_nothing(outputs, capsys):
     assert main(["plots", "-o", "x"]) == 2 and "no PATH" in capsys.readouterr().err
     assert main(["plots", str(outputs)]) == 2 and "-o DIR" in capsys.readouterr().err
     assert main(["plots", "--list"]) == 0 and len(capsys.readouterr().out.splitlines()) == len(PLOTS)
+
+
+def test_a_damaged_snapshot_is_named(tmp_path):
+    file = add_trained(tmp_path, "a" * 12, {"seed": 0}) / "monitors" / "similarity_50.npz"
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    array = io.BytesIO()
+    np.save(array, np.zeros(3))
+    for damaged in (b"", b"nonsense", whole[:middle], whole[:100] + b"?" * 400 + whole[500:], array.getvalue()):
+        file.write_bytes(damaged)
+        with pytest.raises(DamagedFile, match="similarity_50.npz is damaged; restore it, or remove it"):
+            Study.of([tmp_path]).snapshot(0, 50, "block", "histogram", "edges")
+    file.write_bytes(whole)
+    assert len(Study.of([tmp_path]).snapshot(0, 50, "block", "histogram")) == 2
 
 
 def test_many_runs_stay_legible(tmp_path):
