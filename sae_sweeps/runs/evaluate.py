@@ -20,7 +20,7 @@ from sae_sweeps.activations.synthetic import SyntheticWorld
 from sae_sweeps.config.evaluations import EVALUATIONS, SETTINGS, WITHOUT_MODEL, EvalConfig
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import DataConfig, SyntheticConfig
-from sae_sweeps.errors import Interrupted, UserError
+from sae_sweeps.errors import DamagedFile, Interrupted, UserError
 from sae_sweeps.evaluation.composition import composition
 from sae_sweeps.evaluation.geometry import decoder_geometry
 from sae_sweeps.evaluation.labels import label_separation
@@ -90,7 +90,15 @@ def wanted(run: RunConfig) -> list[str]:
 def is_done(cfg: EvalConfig, folder: Path, name: str) -> bool:
     """Whether the folder holds this evaluation, made by the same settings."""
     path = folder / "evals" / f"{name}{SUMMARY}"
-    return path.exists() and read_json(path)["settings"] == settings_of(cfg, name)
+    return path.exists() and read_summary(path)["settings"] == settings_of(cfg, name)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """What `summarise` wrote. Raises DamagedFile where it is something else."""
+    content = read_json(path)
+    if not isinstance(content, dict) or not {"settings", "metrics", "warnings"} <= set(content):
+        raise DamagedFile(f"{path} is damaged (it has no metrics); remove it, and the evaluation is done again.")
+    return content
 
 
 def is_evaluated(run: RunConfig, folder: RunFolder) -> bool:
@@ -241,7 +249,7 @@ def collected(folder: Path) -> tuple[dict[str, Any], list[str]]:
     metrics: dict[str, Any] = {}
     warnings: list[str] = []
     for path in sorted((folder / "evals").glob(f"*{SUMMARY}")):
-        evaluation = read_json(path)
+        evaluation = read_summary(path)
         metrics |= evaluation["metrics"]
         name = path.name.removesuffix(SUMMARY)
         told = evaluation["warnings"]

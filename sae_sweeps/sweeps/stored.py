@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from sae_sweeps.config.identity import run_id
 from sae_sweeps.config.run import RunConfig, run_config
-from sae_sweeps.errors import DataError
+from sae_sweeps.errors import DamagedFile, DataError
 from sae_sweeps.files import read_json
 from sae_sweeps.sweeps.plan import Plan, PlannedRun
 from sae_sweeps.sweeps.sweep import CONFIGS, outputs_of, read_manifest
@@ -19,7 +19,8 @@ from sae_sweeps.sweeps.sweep import CONFIGS, outputs_of, read_manifest
 def stored_plan(sweep: Path, only: Collection[str] | None = None) -> Plan:
     """The runs of a sweep, or those of them with the ids `only`, as they were planned.
 
-    Raises DataError when the model or the text has changed since: a run's id stands for their content.
+    Raises DataError when the model or the text has changed since: a run's id stands for their content; DamagedFile
+    when the configs do not read back.
     """
     manifest, configs = read_manifest(sweep), read_json(sweep / CONFIGS)
     outputs = outputs_of(sweep)
@@ -28,6 +29,8 @@ def stored_plan(sweep: Path, only: Collection[str] | None = None) -> Plan:
         identity = listed["run_id"]
         if only is not None and identity not in only:
             continue
+        if not isinstance(configs, dict) or not isinstance(configs.get(identity), dict):
+            raise DamagedFile(f"{sweep / CONFIGS} is damaged (it has no {identity}); launch the command again.")
         run = restored(configs[identity], outputs)
         if run_id(run, outputs / "activations" / "digests") != identity:
             raise DataError(

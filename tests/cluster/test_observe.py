@@ -9,7 +9,7 @@ from composing import plan
 from sae_sweeps.cluster import observe, slurm
 from sae_sweeps.cluster.jobs import Job, add_groups, add_jobs
 from sae_sweeps.cluster.observe import Observer, declare
-from sae_sweeps.errors import DataError
+from sae_sweeps.errors import DamagedFile, DataError
 from sae_sweeps.runs.folder import RunFolder
 from sae_sweeps.runs.lease import Lease
 from sae_sweeps.sweeps.stored import stored_plan
@@ -156,6 +156,10 @@ def test_a_sweep_is_read_back_as_it_was_planned(tmp_path):
     (sweep / "configs.json").write_text(json.dumps(configs))
     with pytest.raises(DataError, match="has changed since the sweep was launched"):
         stored_plan(sweep)
+    for damaged in ([], {}, {again.run_id: None}):
+        (sweep / "configs.json").write_text(json.dumps(damaged))
+        with pytest.raises(DamagedFile, match=f"configs.json is damaged .it has no {again.run_id}."):
+            stored_plan(sweep)
 
 
 def test_a_folder_that_is_no_sweep_is_named(tmp_path):
