@@ -164,7 +164,8 @@ def test_a_full_disk_is_one_sentence_and_results_stay(tmp_path):
 
 
 def test_memory_that_is_not_there_is_told_with_its_mend(tmp_path):
-    done = run(*SMALL, f"outputs={tmp_path}", f"d_sae={2**40}", "num_tokens=2048", expect=1)
+    """A petabyte is more than a process can address, whatever the system promises."""
+    done = run(*SMALL, f"outputs={tmp_path}", f"d_sae={2**44}", "num_tokens=2048", expect=1)
     assert "a smaller d_sae, batch_size" in done.stdout and "Traceback" not in done.stdout + done.stderr
     (folder,) = run_folders(tmp_path)
     assert read(folder, "status.json")["error"].startswith("OutOfMemoryError: ")
