@@ -241,9 +241,7 @@ def sentence(error: Exception) -> str:
         return f"{found[1]}={' '.join(found[2].split())}: {expected(RootConfig, found[1])}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read as key=value; quote values that hold blanks or special characters."
-    if "Ambiguous value for argument" in text and (found := re.search(r"argument '(.*?)'", text)):
-        return f"{found[1]}: several values make a sweep; add -m."
-    if found := re.search(r"Sweep parameters '(.*?)' requires --multirun", text, re.DOTALL):
+    if found := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'", text, re.DOTALL):
         return f"{found[1]}: several values make a sweep; add -m."
     return " ".join(text.split())
 

@@ -21,6 +21,10 @@ class NoNetwork(UserError):
     """Something had to be fetched by name and could not be."""
 
 
+OUT_OF_MEMORY = "OutOfMemoryError"
+"""Begins the error of a run that found no memory, on a GPU or not; `resume` starts it again."""
+
+
 def who_has(choices: list[str]) -> str:
     """The end of a sentence about a missing key: "; penalty=a, penalty=b and penalty=c do", or nothing."""
     names = " and ".join(filter(None, [", ".join(choices[:-1]), *choices[-1:]]))

@@ -24,7 +24,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sae_sweeps.command import CONF
+from sae_sweeps.command import choices
 from sae_sweeps.sweeps.compose import compose_points
 
 PROJECT = Path(__file__).parents[1]
@@ -58,10 +58,6 @@ def random_words(chance: random.Random) -> list[str]:
         key = chance.choice([key for key in sorted(keys) if key.partition(".")[0] == group])
         words.append(f"{key}={like(keys[key], chance) if chance.random() < 0.5 else chance.choice(NONSENSE)}")
     return ["-m", *words] if chance.random() < 0.3 else words
-
-
-def choices(group: str) -> list[str]:
-    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
 def leaves(cfg: DictConfig, before: str = "") -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_sweeps.cluster.jobs import Job, JobState, Scheduler, jobs_of, latest_job, log_of
+from sae_sweeps.errors import OUT_OF_MEMORY
 from sae_sweeps.runs.folder import EMPTY_STATUS, ENDED, RunFolder
 from sae_sweeps.runs.lease import Lease
 from sae_sweeps.sweeps.sweep import outputs_of, read_manifest, run_path
@@ -52,7 +53,7 @@ class RunView:
     def left_by_others(self) -> bool:
         """It ended for a reason that is not its own fault; starting it again may help."""
         return self.state in ("lost", "preempted") or (
-            self.state == "failed" and str(self.status["error"]).startswith("OutOfMemoryError")
+            self.state == "failed" and str(self.status["error"]).startswith(OUT_OF_MEMORY)
         )
 
 

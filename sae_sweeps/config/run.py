@@ -197,9 +197,13 @@ def typed(cls: type, node: DictConfig, where: str, less: tuple[str, ...] = ()) -
         return deepcopy(_object(cls, json.dumps(values, sort_keys=True)))
     except OmegaConfBaseException as error:
         key = str(error.full_key or _culprit(cls, values))
-        top = key if key in TOP_KEYS else f"{where}.{key}"
         given = OmegaConf.select(OmegaConf.create(values), key) if key else values
-        raise ConfigError(f"{top}={given}: {expected(cls, key)}") from None
+        raise ConfigError(f"{_as_given(where, key)}={given}: {expected(cls, key)}") from None
+
+
+def _as_given(where: str, key: str) -> str:
+    """The name by which a command gives the key of a group."""
+    return key if key in TOP_KEYS else f"{where}.{key}"
 
 
 def _finite(values: dict[str, Any], where: str) -> None:
@@ -208,7 +212,7 @@ def _finite(values: dict[str, Any], where: str) -> None:
             _finite(value, f"{where}.{key}")
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
-                raise ConfigError(f"{key if key in TOP_KEYS else f'{where}.{key}'}={number}: must be a finite number.")
+                raise ConfigError(f"{_as_given(where, key)}={number}: must be a finite number.")
 
 
 def _culprit(cls: type, values: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps.errors import Diverged, Interrupted, UserError
+from sae_sweeps.errors import OUT_OF_MEMORY, Diverged, Interrupted, UserError
 from sae_sweeps.files import one_line, read_json, write_text
 from sae_sweeps.runs.bench import Bench
 from sae_sweeps.runs.execute import (
@@ -157,7 +157,7 @@ class Supervised:
         log = self.folder.path / "error.log"
         try_to(write_text, log, "".join(traceback.format_exception(error)))
         if out_of_memory(error):
-            what = f"OutOfMemoryError: {one_line(error)}; a smaller d_sae, batch_size or cluster.group_size takes less"
+            what = f"{OUT_OF_MEMORY}: {one_line(error)}; a smaller d_sae, batch_size or cluster.group_size takes less"
         else:
             what = f"{type(error).__name__}: {one_line(error)}"
         return "failed", f"{what} (traceback in {log})"

@@ -114,3 +114,13 @@ def test_a_value_of_the_wrong_type_is_told_with_what_it_must_be(word, told):
     with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(HydraException) as caught:
         compose("config", overrides=[word])
     assert sentence(caught.value) == told
+
+
+def test_a_value_of_the_wrong_type_in_a_file_is_told_too(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nnum_tokens: abc\n")
+    register()
+    words = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"]
+    with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(HydraException) as caught:
+        compose("config", overrides=words)
+    assert sentence(caught.value) == "num_tokens=abc: must be a whole number."
