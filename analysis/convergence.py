@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_sweeps.runs.rows import RowFile
+from sae_sweeps.storage.rows import RowFile
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_sweeps.errors import ConfigError, NoNetwork
-from sae_sweeps.files import one_line, write_text
+from sae_sweeps.storage.files import one_line, write_text
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report

@@ -11,7 +11,7 @@ from analysis.metrics import DIFFERENCES, STATISTICS, best_rows, reached_rows
 from analysis.text import clean, csv_cell, latex_cell, markdown_cell, wrapped
 from analysis.view import Shown, View, labels, view
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.files import without_nonfinite
+from sae_sweeps.storage.files import without_nonfinite
 
 if TYPE_CHECKING:
     import pandas as pd

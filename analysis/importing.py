@@ -14,7 +14,7 @@ from typing import Any
 from analysis.names import STEPS, config_name, present_names
 from analysis.records import ABSENT, Record, flat_config
 from sae_sweeps.errors import DamagedFile, DataError
-from sae_sweeps.files import read_json, write_json
+from sae_sweeps.storage.files import read_json, write_json
 
 FORM = "sae_sweeps import 1"
 """Marks a file that an import wrote, in its first line but one."""

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import TYPE_CHECKING
 
-from sae_sweeps.evaluation.result import BUILTIN
+from sae_sweeps.config.evaluations import BUILTIN
 
 if TYPE_CHECKING:
     import pandas as pd

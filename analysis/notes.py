@@ -20,7 +20,7 @@ from analysis.literals import Literal, braces, leaves, read_literal, same
 from analysis.names import STEPS, config_name, is_config
 from analysis.text import cell, clean
 from sae_sweeps.errors import ConfigError, DataError
-from sae_sweeps.sweeps.budget import BUDGET
+from sae_sweeps.storage.budget import BUDGET
 
 if TYPE_CHECKING:
     import pandas as pd

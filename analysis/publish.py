@@ -16,9 +16,9 @@ from analysis.records import Record, read_run, runs_at
 from analysis.text import cell
 from sae_sweeps.config.schema import LoggerConfig
 from sae_sweeps.errors import DataError
-from sae_sweeps.files import MissingFile, read_json
-from sae_sweeps.runs.folder import ENDED, RunFolder
-from sae_sweeps.runs.wandb_sink import WandbSink
+from sae_sweeps.storage.files import MissingFile, read_json
+from sae_sweeps.storage.run_folder import ENDED, RunFolder
+from sae_sweeps.tracking.wandb_sink import WandbSink
 
 TABLE_COLUMNS = ("run", "title", "state", "varied", "results", "description", "warnings")
 

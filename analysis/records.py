@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_sweeps.errors import DamagedFile, DataError
-from sae_sweeps.files import MissingFile, read_json
-from sae_sweeps.runs.folder import RunFolder
-from sae_sweeps.runs.lease import Lease
+from sae_sweeps.storage.files import MissingFile, read_json
+from sae_sweeps.storage.lease import Lease
+from sae_sweeps.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd

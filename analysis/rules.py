@@ -14,8 +14,8 @@ from typing import Any
 
 from analysis.audit import Comparison, Run, number
 from analysis.metrics import HEADLINES, JUDGED, direction
-from sae_sweeps.evaluation.result import BUILTIN
-from sae_sweeps.sweeps.budget import BUDGET, unequal
+from sae_sweeps.config.evaluations import BUILTIN
+from sae_sweeps.storage.budget import BUDGET, unequal
 
 Found = Iterator[tuple[str, list[Run]]]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.literals import leaves
+from sae_sweeps.config.evaluations import BUILTIN
 from sae_sweeps.errors import DataError
-from sae_sweeps.evaluation.result import BUILTIN
 
 if TYPE_CHECKING:
     from analysis.importing import Import

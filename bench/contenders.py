@@ -25,9 +25,11 @@ def ours(shape: Shape, words: str = "", first_step: float = 0.0, group: int = 1)
     the run the steps begin, as a share of it. A step of a `group` is one of each of its SAEs on the same batch."""
     from hydra import compose, initialize_config_dir
 
-    from sae_sweeps.activations.batch import Batch
-    from sae_sweeps.command import CONF, register, rewrite
+    from sae_sweeps.architectures.batch import Batch
+    from sae_sweeps.cli.command import register
+    from sae_sweeps.config.paths import config_dir
     from sae_sweeps.config.run import run_config
+    from sae_sweeps.config.words import rewrite
     from sae_sweeps.training.step import Training
 
     total = 10_000
@@ -39,7 +41,7 @@ def ours(shape: Shape, words: str = "", first_step: float = 0.0, group: int = 1)
     ]  # fmt: skip
     if not any(word.startswith("architecture=") for word in words.split()):
         given += [f"k={shape.k}", "architecture.aux_weight=0"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
         run = run_config(compose("config", overrides=rewrite([*given, *words.split()])))
     device = torch.device(shape.device)
     members = [Training(run, 1.0, torch.zeros(shape.d_in, device=device), device) for _ in range(group)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sae_sweeps.files import write_text
+from sae_sweeps.storage.files import write_text
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -31,10 +31,10 @@ class SaeSweepsLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from sae_sweeps.cli import outcome
+        from sae_sweeps.cli.launch import launch
         from sae_sweeps.errors import ConfigError
-        from sae_sweeps.sweeps import outcome
-        from sae_sweeps.sweeps.arms import points_of
-        from sae_sweeps.sweeps.launch import launch
+        from sae_sweeps.sweeps.variants import points_of
 
         def compose(overrides: list[str]) -> DictConfig:
             return self.hydra_context.config_loader.load_sweep_config(self.config, overrides)

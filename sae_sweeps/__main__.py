@@ -63,25 +63,25 @@ def parser() -> argparse.ArgumentParser:
 
 
 def show_status(words: argparse.Namespace) -> int:
-    from sae_sweeps.cluster.commands import status
+    from sae_sweeps.cli.status import status
 
     return status(words.sweep, words.watch, words.json)
 
 
 def resume_sweep(words: argparse.Namespace) -> int:
-    from sae_sweeps.cluster.commands import resume
+    from sae_sweeps.cli.resume import resume
 
     return resume(words.sweep, words.words, words.diverged)
 
 
 def cancel_sweep(words: argparse.Namespace) -> int:
-    from sae_sweeps.cluster.commands import cancel
+    from sae_sweeps.cli.cancel import cancel
 
     return cancel(words.sweep)
 
 
 def evaluate_paths(words: argparse.Namespace) -> int:
-    from sae_sweeps.sweeps.evaluate import evaluate
+    from sae_sweeps.cli.evaluate import evaluate
 
     is_path = {word: "=" not in word or Path(word).exists() for word in words.words}
     paths = [Path(word) for word in words.words if is_path[word]]
@@ -92,7 +92,7 @@ def evaluate_paths(words: argparse.Namespace) -> int:
 
 
 def draw_schedule(words: argparse.Namespace) -> None:
-    from sae_sweeps.sweeps.compose import compose_points
+    from sae_sweeps.cli.compose import compose_points
     from sae_sweeps.sweeps.curves import draw, write
     from sae_sweeps.sweeps.plan import make_plan
 
@@ -117,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug or not is_mistake(error):
             raise
-        from sae_sweeps.command import complain, sentence
+        from sae_sweeps.cli.command import complain
+        from sae_sweeps.config.mistakes import sentence
 
         return complain(sentence(error))
 

@@ -24,8 +24,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sae_sweeps.command import choices
-from sae_sweeps.sweeps.compose import compose_points
+from sae_sweeps.cli.compose import compose_points
+from sae_sweeps.config.words import choices
 
 PROJECT = Path(__file__).parents[1]
 sys.path.insert(0, str(PROJECT / "tests" / "sweeps"))

@@ -2,8 +2,8 @@
 
 Run with the Python of an environment that has SAELens 6: `python scripts/check_saelens.py RUN/sae ...`. Each folder is
 loaded with `SAE.load_from_disk`; its encode and decode are compared with the formulas written out below and, where
-this project can be imported, with `sae_sweeps.saelens.load`. Inputs are seeded random activations around the decoder
-bias and those of `--activations FILE` (safetensors, a tensor `x` [tokens, d_in]). Ends with 1 above the tolerance.
+this project can be imported, with `sae_sweeps.architectures.saelens.load`. Inputs are seeded random activations around the
+decoder bias and those of `--activations FILE` (safetensors, a tensor `x` [tokens, d_in]). Ends with 1 above the tolerance.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def with_formulas(folder: Path) -> Forward:
 def with_this_project(folder: Path) -> Forward | None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     try:
-        from sae_sweeps.saelens import load
+        from sae_sweeps.architectures.saelens import load
     except ImportError as error:
         print(f"sae_sweeps cannot be imported here ({error}); compared with the formulas only")
         return None

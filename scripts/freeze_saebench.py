@@ -22,7 +22,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-from sae_sweeps import saelens  # noqa: E402
+from sae_sweeps.architectures import saelens  # noqa: E402
 from sae_sweeps.evaluation.draws import stream_seed  # noqa: E402
 
 D_IN, D_SAE, CONTEXT, N_ROWS, SEED = 8, 24, 6, 24, 42

@@ -21,14 +21,14 @@ import torch
 
 from sae_sweeps.activations import store
 from sae_sweeps.activations.sampler import Sampler
+from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.runs.batches import Batches, stream_of
-from sae_sweeps.runs.bench import Bench
+from sae_sweeps.runs.console import Console
 from sae_sweeps.runs.execute import Work, train_together
-from sae_sweeps.runs.folder import RunFolder
-from sae_sweeps.runs.lease import Lease
-from sae_sweeps.sweeps.compose import compose_points
-from sae_sweeps.sweeps.console import Console
-from sae_sweeps.sweeps.launch import run_all
+from sae_sweeps.runs.inline import run_all
+from sae_sweeps.runs.session import Bench
+from sae_sweeps.storage.lease import Lease
+from sae_sweeps.storage.run_folder import RunFolder
 from sae_sweeps.sweeps.plan import Plan, make_plan
 from sae_sweeps.training.start import activation_scale, decoder_bias
 from sae_sweeps.training.step import Training

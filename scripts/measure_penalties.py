@@ -22,13 +22,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sae_sweeps.activations.batch import Batch
-from sae_sweeps.architectures.features import TopKFeatures
+from sae_sweeps.architectures.batch import Batch
+from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.config.run import run_config
-from sae_sweeps.files import write_text
 from sae_sweeps.kernels import coactivation_cpu
-from sae_sweeps.kernels.coactivation import Competition
-from sae_sweeps.sweeps.compose import compose_points
+from sae_sweeps.kernels.competition import Competition
+from sae_sweeps.kernels.features import TopKFeatures
+from sae_sweeps.storage.files import write_text
 from sae_sweeps.training.step import Training
 
 STEPS = 1000

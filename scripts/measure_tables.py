@@ -62,7 +62,7 @@ TERMS = (
 
 def configs(count: int) -> Iterator[dict[str, Any]]:
     """The studied penalties x as many learning rates as needed x seeds."""
-    from sae_sweeps.sweeps.compose import compose_points
+    from sae_sweeps.cli.compose import compose_points
     from sae_sweeps.sweeps.plan import make_plan
 
     bases = [make_plan(compose_points([word])).runs[0].run.to_dict() for word in STUDIED]

@@ -171,10 +171,10 @@ def hand_over(folder: Path) -> None:
 
     import sae_sweeps.evaluation.first_letters as letters
     from sae_sweeps.activations.contexts import held_out_contexts
+    from sae_sweeps.cli.compose import compose_points
     from sae_sweeps.config.run import run_config
     from sae_sweeps.evaluation.unlearning import corpus_tokens, right_questions
-    from sae_sweeps.runs.bench import Bench
-    from sae_sweeps.sweeps.compose import compose_points
+    from sae_sweeps.runs.session import Bench
 
     shutil.rmtree(folder / "handed", ignore_errors=True)  # made anew, or the prompts would not be seen
     where = [f"eval.data={folder / 'data'}", f"model={folder / 'model'}", "layer=2", f"outputs={folder / 'handed'}"]
@@ -252,12 +252,12 @@ def core_in_float64(folder: Path) -> None:
     """`saes/*/evals/core_float64.json`: the core evaluation with model and SAEs in double precision."""
     from safetensors.torch import load_file
 
-    from sae_sweeps import saelens
     from sae_sweeps.activations.language_model import LanguageModel, load_language_model
+    from sae_sweeps.architectures import saelens
+    from sae_sweeps.cli.compose import compose_points
     from sae_sweeps.config.run import run_config
     from sae_sweeps.evaluation.core import evaluate_core
-    from sae_sweeps.files import write_json
-    from sae_sweeps.sweeps.compose import compose_points
+    from sae_sweeps.storage.files import write_json
 
     run = run_config(compose_points([f"model={folder / 'model'}", "layer=2", *WORDS])[0].cfg)
     single = load_language_model(run.model, "cpu")

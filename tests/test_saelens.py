@@ -9,8 +9,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from sae_sweeps.architectures.saelens import ExportedSAE, load, save
 from sae_sweeps.errors import DamagedFile, DataError
-from sae_sweeps.saelens import ExportedSAE, load, save
 
 D_IN, D_SAE, K = 5, 12, 3
 
@@ -94,7 +94,7 @@ def test_an_older_export_is_replaced_whole_or_kept(tmp_path: Path, monkeypatch: 
 
     for step in ("write_json", "os.rename"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"sae_sweeps.saelens.{step}", fails)
+            patch.setattr(f"sae_sweeps.architectures.saelens.{step}", fails)
             with pytest.raises(RuntimeError):
                 save(make_sae("standard"), folder)
         assert load(folder).architecture == "topk"

@@ -19,7 +19,7 @@ def run(words: argparse.Namespace) -> None:
     from analysis.audit import varied_by
     from analysis.notes import notes
     from analysis.records import records
-    from sae_sweeps.files import write_text
+    from sae_sweeps.storage.files import write_text
 
     full = records(words.paths)
     text = notes(full, words.baseline, tuple(varied_by(words.paths)))

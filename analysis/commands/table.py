@@ -52,7 +52,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def run(words: argparse.Namespace) -> None:
     from analysis.formats import format_of, render
-    from sae_sweeps.files import write_text
+    from sae_sweeps.storage.files import write_text
 
     if words.fold is not None and not listed(words.fold):
         raise ConfigError("--fold names no key; name one, such as seed.")

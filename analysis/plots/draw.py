@@ -8,7 +8,7 @@ from analysis.plots.registry import PLOTS
 from analysis.plots.study import Missing, Study
 from analysis.plots.style import png, style, svg
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.files import write_bytes, write_text
+from sae_sweeps.storage.files import write_bytes, write_text
 
 
 def draw(

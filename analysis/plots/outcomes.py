@@ -13,7 +13,7 @@ from analysis.plots.lines import (
 )
 from analysis.plots.study import Arm, Missing, Study, every
 from analysis.plots.style import GREY, Room, finish, log_scale, look, panels
-from sae_sweeps.evaluation.result import BUILTIN
+from sae_sweeps.config.evaluations import BUILTIN
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

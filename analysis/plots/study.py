@@ -18,8 +18,8 @@ from analysis.records import records
 from analysis.text import cell, clean
 from analysis.view import labels
 from sae_sweeps.errors import DamagedFile
-from sae_sweeps.runs.folder import RunFolder
-from sae_sweeps.runs.rows import RowFile
+from sae_sweeps.storage.rows import RowFile
+from sae_sweeps.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,13 +2,12 @@
 
 import re
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from analysis.records import flat_config, read_yaml
+from sae_sweeps.config.paths import config_dir
 from sae_sweeps.errors import DamagedFile
 
-CONF = Path(__file__).parents[2] / "conf"
 ALWAYS = {"train": "default", "activations": "default"}
 """Groups with one choice, which the config does not name."""
 OTHER = re.compile(r"\$\{([\w.]+)\}")
@@ -18,7 +17,7 @@ TOP = re.compile(r"\$\{top:\w+,(.*)\}")
 @cache
 def file_of(group: str, choice: str) -> dict[str, Any]:
     """Dotted keys of conf/GROUP/CHOICE.yaml; empty where there is no such file. Names come from runs: no paths."""
-    path = CONF / group / f"{choice}.yaml"
+    path = config_dir() / group / f"{choice}.yaml"
     if not re.fullmatch(r"[\w-]+", choice) or not re.fullmatch(r"\w+", group) or not path.is_file():
         return {}
     try:
@@ -34,7 +33,7 @@ def file_of(group: str, choice: str) -> dict[str, Any]:
 @cache
 def top_level() -> dict[str, Any]:
     """Keys of conf/config.yaml, and the group choices of its defaults list."""
-    path = CONF / "config.yaml"
+    path = config_dir() / "config.yaml"
     if not path.is_file():
         return {}
     content = read_yaml(path)

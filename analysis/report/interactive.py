@@ -14,7 +14,7 @@ from analysis.plots.style import COLOURS
 from analysis.text import clean
 from analysis.view import labels
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.files import without_nonfinite
+from sae_sweeps.storage.files import without_nonfinite
 
 CURVES = (("held_out_fvu", "fvu, held-out text"), ("loss", "total loss"))
 DASHES = ("solid", "dash", "dot", "dashdot")

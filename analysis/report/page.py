@@ -16,7 +16,7 @@ from analysis.report.runs import Section, common_provenance, section, values_of
 from analysis.report.summary import sentences
 from analysis.table import baseline_row, compared, load, unfit_runs
 from analysis.text import clean
-from sae_sweeps.files import write_text
+from sae_sweeps.storage.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd

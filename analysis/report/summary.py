@@ -8,7 +8,7 @@ from analysis.metrics import FIRST, TARGETS, best_rows, direction
 from analysis.plots.study import Study
 from analysis.text import cell, clean
 from analysis.view import labels
-from sae_sweeps.evaluation.result import BUILTIN
+from sae_sweeps.config.evaluations import BUILTIN
 
 if TYPE_CHECKING:
     import pandas as pd

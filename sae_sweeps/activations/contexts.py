@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sae_sweeps.activations.document import Document
 from sae_sweeps.activations.language_model import LanguageModel
-from sae_sweeps.activations.text import Document, documents
+from sae_sweeps.activations.text import documents
 from sae_sweeps.config.schema import DataConfig, ModelConfig
 from sae_sweeps.errors import ConfigError, DataError
 

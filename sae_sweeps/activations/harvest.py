@@ -8,10 +8,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from sae_sweeps.activations.batch import Batch
 from sae_sweeps.activations.contexts import check_context, rows_of
 from sae_sweeps.activations.language_model import LanguageModel
 from sae_sweeps.activations.synthetic import SyntheticWorld
+from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.schema import DataConfig, LayerConfig
 from sae_sweeps.errors import ConfigError
 

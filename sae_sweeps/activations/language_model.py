@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_sweeps.activations.hub import hub_is_reachable
 from sae_sweeps.config.facts import model_folder
 from sae_sweeps.config.schema import LayerConfig, ModelConfig
 from sae_sweeps.errors import ConfigError, DataError, NoNetwork
-from sae_sweeps.files import one_line
+from sae_sweeps.storage.files import one_line
+from sae_sweeps.storage.hub import hub_is_reachable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HOOKS = ("resid_post", "mlp_out", "attn_out")

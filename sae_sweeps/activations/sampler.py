@@ -7,9 +7,9 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from sae_sweeps.activations.batch import Batch
 from sae_sweeps.activations.permutation import permute
 from sae_sweeps.activations.store import ActivationStore, Rows
+from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.errors import ConfigError, DataError
 
 KINDS = ("tokens", "adjacent_pairs", "contiguous_windows", "role_pairs", "text_pairs")

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_sweeps.activations.batch import Batch
 from sae_sweeps.activations.harvest import Source, SyntheticSource, TextSource, regroup
 from sae_sweeps.activations.language_model import DTYPES, LanguageModel, load_language_model
 from sae_sweeps.activations.synthetic import SyntheticWorld
+from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.schema import ActivationsConfig, DataConfig, LayerConfig, ModelConfig, SyntheticConfig
 from sae_sweeps.errors import ConfigError, DamagedFile, DataError
-from sae_sweeps.files import DiskFull, fsync_folder, naming_full_disk, write_bytes, write_json
+from sae_sweeps.storage.files import DiskFull, fsync_folder, naming_full_disk, write_bytes, write_json
 
 FORMAT_VERSION = 1
 MODES = ("auto", "memory", "disk", "stream")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sae_sweeps.activations.batch import Batch
+from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.schema import SyntheticConfig
 from sae_sweeps.errors import ConfigError
 

@@ -2,15 +2,16 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from sae_sweeps.activations.hub import hub_is_reachable
-from sae_sweeps.activations.roles import FIRST_LABEL, FORGET, NAMED, PLAIN, RETAIN, interleaved, label_names, source
+from sae_sweeps.activations.document import Document
+from sae_sweeps.activations.roles import FIRST_LABEL, FORGET, NAMED, PLAIN, RETAIN, interleaved, label_names
+from sae_sweeps.config.data import source
 from sae_sweeps.config.schema import DataConfig
 from sae_sweeps.errors import ConfigError, DataError, NoNetwork, UserError
-from sae_sweeps.files import one_line
+from sae_sweeps.storage.files import one_line
+from sae_sweeps.storage.hub import hub_is_reachable
 
 BUILTIN = ("builtin", "builtin_roles", "builtin_labelled")
 KINDS = (*BUILTIN, "text", "jsonl", "parquet", "hub", "forget_retain")
@@ -20,16 +21,6 @@ PIECE = 4000
 """Characters after which a text file is cut at the next blank line; at twice that it is cut anyway."""
 
 _SUFFIXES = {"text": ("*.txt",), "jsonl": ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst"), "parquet": ("*.parquet",)}
-
-
-@dataclass(frozen=True)
-class Document:
-    name: str
-    text: str
-    role: int = 0
-    """0 plain, 1 retain, 2 forget, 3 and up labels."""
-    pair: str | None = None
-    """A second text that belongs to this one."""
 
 
 def documents(cfg: DataConfig, split: str) -> Iterator[Document]:
@@ -47,7 +38,7 @@ def documents(cfg: DataConfig, split: str) -> Iterator[Document]:
         raise ValueError(f"split is {split!r}, not one of {SPLITS}")
     check_data(cfg)
     if cfg.kind in BUILTIN:
-        from sae_sweeps.builtin import corpus
+        from sae_sweeps.builtin.text import corpus
 
         role = _builtin_roles(cfg.kind)
         yield from (Document(name, text, role(name)) for name, text in corpus.documents(cast(Split, split)))
@@ -78,8 +69,8 @@ def documents(cfg: DataConfig, split: str) -> Iterator[Document]:
 
 def _builtin_roles(kind: str) -> Callable[[str], int]:
     """The role of a built-in document by its name."""
-    from sae_sweeps.builtin.topics import FORGET as FORGOTTEN
-    from sae_sweeps.builtin.topics import LABELS, topic_of
+    from sae_sweeps.builtin.text.topics import FORGET as FORGOTTEN
+    from sae_sweeps.builtin.text.topics import LABELS, topic_of
 
     if kind == "builtin_roles":
         return lambda name: FORGET if topic_of(name) == FORGOTTEN else RETAIN
@@ -96,7 +87,7 @@ def roles(cfg: DataConfig) -> dict[int, str]:
     if cfg.kind in ("builtin_roles", "forget_retain"):
         return {RETAIN: "retain", FORGET: "forget"}
     if cfg.kind == "builtin_labelled":
-        from sae_sweeps.builtin.topics import LABELS
+        from sae_sweeps.builtin.text.topics import LABELS
 
         return dict(enumerate(LABELS, FIRST_LABEL))
     if cfg.label_field is None:

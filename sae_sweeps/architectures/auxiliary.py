@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sae_sweeps.architectures.features import TopKFeatures
+from sae_sweeps.kernels.features import TopKFeatures
 from sae_sweeps.kernels.pairs import per_token
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.base import SAE
-    from sae_sweeps.training.context import Context
+    from sae_sweeps.architectures.context import Context
 
 
 def auxiliary_loss(sae: SAE, ctx: Context, k_aux: int | None) -> Tensor:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sae_sweeps.architectures.features import Features
 from sae_sweeps.kernels import sparse, sparse_reference
+from sae_sweeps.kernels.features import Features
 from sae_sweeps.kernels.pairs import Pairs
 
 if TYPE_CHECKING:
+    from sae_sweeps.architectures.context import Context
     from sae_sweeps.kernels.choose import Kernels
-    from sae_sweeps.training.context import Context
 
 
 @dataclass

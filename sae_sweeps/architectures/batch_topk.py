@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from sae_sweeps.architectures.base import SAE
-from sae_sweeps.architectures.features import DenseFeatures, Features, PairFeatures
 from sae_sweeps.architectures.topk import TopK, TopKConfig
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels.features import DenseFeatures, Features, PairFeatures
 from sae_sweeps.kernels.pairs import Pairs
 
 if TYPE_CHECKING:
-    from sae_sweeps.training.context import Context
+    from sae_sweeps.architectures.context import Context
 
 GUESS = 0.8
 """Of the moving threshold; features above it are looked through for the k * B largest."""

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sae_sweeps.architectures.features import DenseFeatures, Features, PairFeatures
 from sae_sweeps.architectures.standard import Standard, StandardConfig
 from sae_sweeps.kernels import sparse
+from sae_sweeps.kernels.features import DenseFeatures, Features, PairFeatures
 
 if TYPE_CHECKING:
-    from sae_sweeps.training.context import Context
+    from sae_sweeps.architectures.context import Context
 
 
 @dataclass

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sae_sweeps.architectures.features import DenseFeatures, Features, TopKFeatures
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels.features import DenseFeatures, Features, TopKFeatures
 from sae_sweeps.kernels.group_energy import group_norms, scaled_groups
 from sae_sweeps.kernels.grouping import balanced_assignment, centres, resized
 from sae_sweeps.kernels.mutual_information import mutual_information, standardized
 
 if TYPE_CHECKING:
-    from sae_sweeps.training.context import Context
+    from sae_sweeps.architectures.context import Context
 
 OPTIONS = ("competition", "mask", "dropout", "residual")
 """What changes f, in the order in which it does."""

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from sae_sweeps.architectures.batch_topk import BatchTopK, BatchTopKConfig
-from sae_sweeps.architectures.features import TopKFeatures
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels.features import TopKFeatures
 
 if TYPE_CHECKING:
-    from sae_sweeps.training.context import Context
+    from sae_sweeps.architectures.context import Context
 
 
 @dataclass

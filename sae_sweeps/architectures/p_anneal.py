@@ -18,7 +18,7 @@ from sae_sweeps.architectures.standard import Standard, StandardConfig
 from sae_sweeps.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sae_sweeps.training.context import Context
+    from sae_sweeps.architectures.context import Context
 
 FLOOR = 1e-3
 """Below this activation f^p is taken as the line to (0, 0), so that its slope is finite."""

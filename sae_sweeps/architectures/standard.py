@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from sae_sweeps.architectures.base import SAE, ArchitectureConfig
-from sae_sweeps.architectures.features import DenseFeatures, Features, PairFeatures
 from sae_sweeps.architectures.l0_control import L0Control, check_target
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels.features import DenseFeatures, Features, PairFeatures
 from sae_sweeps.schedules import check_length, warm_up
 
 if TYPE_CHECKING:
-    from sae_sweeps.training.context import Context
+    from sae_sweeps.architectures.context import Context
 
 
 @dataclass

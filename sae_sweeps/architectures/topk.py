@@ -9,13 +9,13 @@ from torch import Tensor
 
 from sae_sweeps.architectures.auxiliary import auxiliary_loss
 from sae_sweeps.architectures.base import SAE, ArchitectureConfig
-from sae_sweeps.architectures.features import Features, TopKFeatures
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels import sparse
+from sae_sweeps.kernels.features import Features, TopKFeatures
 from sae_sweeps.kernels.pairs import per_token
 
 if TYPE_CHECKING:
-    from sae_sweeps.training.context import Context
+    from sae_sweeps.architectures.context import Context
 
 
 @dataclass

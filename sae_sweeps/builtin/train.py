@@ -23,9 +23,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sae_sweeps.builtin import MODEL_FOLDER, corpus
+from sae_sweeps.builtin import MODEL_FOLDER
+from sae_sweeps.builtin.text import corpus
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.files import read_json, write_bytes, write_json
+from sae_sweeps.storage.files import read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -10,26 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps.cluster.jobs import (
-    Job,
-    Scheduler,
-    add_groups,
-    add_jobs,
-    jobs_of,
-    scheduler_for,
-)  # fmt: skip
+from sae_sweeps.cluster.jobs import Job, Scheduler, add_groups, add_jobs, jobs_of
 from sae_sweeps.cluster.observe import Observer, RunView
+from sae_sweeps.cluster.schedulers import scheduler_for
 from sae_sweeps.config.schema import LocalConfig, SlurmConfig
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.runs.folder import RunFolder
-from sae_sweeps.runs.lease import Lease
-from sae_sweeps.sweeps.console import Console
+from sae_sweeps.runs.console import Console
+from sae_sweeps.runs.inline import States
+from sae_sweeps.runs.signals import Stop, caught_signals
+from sae_sweeps.runs.supervise import in_brief
+from sae_sweeps.storage.lease import Lease
+from sae_sweeps.storage.printing import say
+from sae_sweeps.storage.run_folder import RunFolder
+from sae_sweeps.storage.sweep_folder import run_path
 from sae_sweeps.sweeps.groups import Limits, describe_groups, limits_of, plan_groups
-from sae_sweeps.sweeps.launch import States, Stop, caught_signals
 from sae_sweeps.sweeps.plan import Plan, PlannedRun
-from sae_sweeps.sweeps.say import say
-from sae_sweeps.sweeps.sweep import run_path
-from sae_sweeps.sweeps.work import in_brief
 
 SILENCE_S = 600.0
 """How long the launcher waits for a scheduler that does not answer. The jobs know nothing of it."""
@@ -70,7 +65,7 @@ def dispatch(plan: Plan, outputs: Path, sweep: Path, cluster: Any, leave: Collec
 
 
 def jobs_at(sweep: Path) -> list[Job]:
-    from sae_sweeps.sweeps.sweep import read_manifest
+    from sae_sweeps.storage.sweep_folder import read_manifest
 
     return jobs_of(read_manifest(sweep))
 

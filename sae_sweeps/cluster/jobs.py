@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from sae_sweeps.sweeps.sweep import change_manifest
+from sae_sweeps.storage.sweep_folder import change_manifest
 
 
 @dataclass
@@ -58,16 +58,6 @@ class Scheduler(Protocol):
     def cancel(self, sweep: Path, jobs: list[Job]) -> None:
         """End jobs, waiting or running; returns at once."""
         ...
-
-
-def scheduler_for(cfg: Any) -> Scheduler:
-    if cfg.name == "local":
-        from sae_sweeps.cluster.local import Local
-
-        return Local(cfg)
-    from sae_sweeps.cluster.slurm import Slurm
-
-    return Slurm(cfg)
 
 
 def jobs_of(manifest: dict[str, Any]) -> list[Job]:

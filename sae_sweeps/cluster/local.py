@@ -16,9 +16,9 @@ from typing import Any
 
 from sae_sweeps.cluster.jobs import Job, JobState, runs_in
 from sae_sweeps.config.schema import LocalConfig
-from sae_sweeps.files import MissingFile, read_json, write_json
-from sae_sweeps.runs.lease import process_alive, process_start, this_process
-from sae_sweeps.sweeps.sweep import read_manifest
+from sae_sweeps.storage.files import MissingFile, read_json, write_json
+from sae_sweeps.storage.lease import process_alive, process_start, this_process
+from sae_sweeps.storage.sweep_folder import read_manifest
 
 PROJECT = Path(__file__).parents[2]
 FOLDER = "local"

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sae_sweeps.cluster.ends import declare, final
 from sae_sweeps.cluster.jobs import Job, JobState, Scheduler, jobs_of, latest_job, log_of
+from sae_sweeps.cluster.schedulers import scheduler_named
 from sae_sweeps.errors import OUT_OF_MEMORY
-from sae_sweeps.runs.folder import EMPTY_STATUS, ENDED, RunFolder
-from sae_sweeps.runs.lease import Lease
-from sae_sweeps.sweeps.sweep import outputs_of, read_manifest, run_path
+from sae_sweeps.storage.lease import Lease
+from sae_sweeps.storage.run_folder import EMPTY_STATUS, ENDED, RunFolder
+from sae_sweeps.storage.sweep_folder import outputs_of, read_manifest, run_path
 
 GRACE_S = 3.0
 """Between a job's end and the verdict on its runs: what they wrote last may still be on its way here."""
-FINAL = ("completed", "diverged", "failed")
-"""Ends that no job which is still alive will change."""
 CLOSED = ("completed", "diverged")
 """Ends that nobody changes while a sweep is watched; read once."""
 
@@ -160,35 +160,6 @@ class Observer:
         declared = declare(self.outputs, view.run_id, state, reason, wait_for_lease)
         view.status = self._status(view.run_id)
         view.ended = declared or final(view.status)
-
-
-def final(status: dict[str, Any]) -> bool:
-    return status["state"] in FINAL
-
-
-def scheduler_named(name: str) -> Scheduler:
-    """One that can be asked about jobs and can cancel them; nothing is submitted through it."""
-    from sae_sweeps.cluster.jobs import scheduler_for
-    from sae_sweeps.config.schema import LocalConfig, SlurmConfig
-
-    return scheduler_for(LocalConfig() if name == "local" else SlurmConfig(name=name))
-
-
-def declare(outputs: Path, run_id: str, state: str, reason: str, wait_for_lease: bool = True) -> bool:
-    """Write a run's end in its stead, under its lease; False when it has one already, or somebody works on it."""
-    folder = RunFolder(run_path(outputs, run_id))
-    lease = Lease.acquire(folder)
-    if lease is None and wait_for_lease:
-        return False
-    try:
-        status = folder.status()
-        if status is not None and final(status):
-            return False
-        folder.set_status(state=state, error=reason)
-        return True
-    finally:
-        if lease is not None:
-            lease.release()
 
 
 def last_line(log: Path | None) -> str:

@@ -15,7 +15,7 @@ from sae_sweeps.cluster.worker import Worker
 from sae_sweeps.config.cluster import minutes_of
 from sae_sweeps.config.schema import SlurmConfig
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.sweeps.sweep import read_manifest
+from sae_sweeps.storage.sweep_folder import read_manifest
 
 PROJECT = Path(__file__).parents[2]
 FOLDER = "slurm"

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_sweeps.errors import UserError
+from sae_sweeps.runs.inline import run_all
+from sae_sweeps.runs.signals import Stop
+from sae_sweeps.storage.printing import say
+from sae_sweeps.storage.sweep_folder import outputs_of, read_manifest, run_path
 from sae_sweeps.sweeps.groups import limits_of
-from sae_sweeps.sweeps.launch import Stop, run_all
-from sae_sweeps.sweeps.say import say
-from sae_sweeps.sweeps.sweep import outputs_of, read_manifest, run_path
 
 if TYPE_CHECKING:
     from sae_sweeps.sweeps.plan import Plan
@@ -79,7 +80,7 @@ def work(sweep: Path, group: int, signals: JobSignals | LocalSignals) -> int:
 
 
 def carry_out(plan: Plan, sweep: Path, signals: JobSignals | LocalSignals) -> int:
-    from sae_sweeps.runs.bench import device_for
+    from sae_sweeps.runs.session import device_for
 
     device = device_for(plan.runs[0].run.device)
     signals.on_flush = lambda: note_preemption(plan, sweep)
@@ -148,8 +149,8 @@ class JobSignals:
 
 def note_preemption(plan: Plan, sweep: Path) -> None:
     """Say in the running runs' status what they will be once killed; whoever lives on says otherwise at its end."""
-    from sae_sweeps.runs.folder import RunFolder, slurm_job_id
-    from sae_sweeps.sweeps.work import try_to
+    from sae_sweeps.runs.supervise import try_to
+    from sae_sweeps.storage.run_folder import RunFolder, slurm_job_id
 
     for planned in plan.runs:
         folder = RunFolder(run_path(outputs_of(sweep), planned.run_id))
@@ -168,7 +169,7 @@ def give_up(plan: Plan, sweep: Path, restarts: int) -> int:
 
 def fail(run_ids: list[str], sweep: Path, reason: str) -> None:
     """Mark what is not at its end as failed, unless somebody else works on it."""
-    from sae_sweeps.cluster.observe import declare
+    from sae_sweeps.cluster.ends import declare
 
     say(reason)
     for run_id in run_ids:

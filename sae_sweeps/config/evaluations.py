@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+BUILTIN = "builtin_"
+"""Begins the name of a metric that was measured on built-in data, to keep it apart from SAEBench's."""
+
 EVALUATIONS = (
     "core", "separation", "sparse_probing", "hierarchy", "tpp", "scr", "absorption", "unlearning", "autointerp",
 )  # fmt: skip

@@ -57,8 +57,8 @@ def model_facts(cfg: ModelConfig) -> ModelFacts:
 def _hub_config(cfg: ModelConfig) -> Path:
     from huggingface_hub import hf_hub_download
 
-    from sae_sweeps.activations.hub import hub_is_reachable
     from sae_sweeps.errors import NoNetwork
+    from sae_sweeps.storage.hub import hub_is_reachable
 
     if not cfg.path:
         raise ConfigError("model.path is empty: give the model's name on the hub, as model=hub model.path=ORG/NAME.")

@@ -1,15 +1,14 @@
 """A run's identity: a short hash of what decides its numbers."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
+from sae_sweeps.config.data import source
 from sae_sweeps.config.facts import model_folder
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import DataConfig, ModelConfig
 from sae_sweeps.errors import ConfigError, DataError
-from sae_sweeps.files import read_json, write_json
+from sae_sweeps.storage.digests import digest_of_files, short_hash
 
 METHOD_VERSION = 4
 """Raised whenever the same config would give other numbers."""
@@ -24,13 +23,6 @@ LEFT_OUT = (
     "train.kernels",
 )  # fmt: skip
 
-LARGE_FILE = 64 * 2**20
-
-
-def short_hash(obj: Any) -> str:
-    """12 hexadecimal digits that stand for a JSON-able object."""
-    return hashlib.sha256(json.dumps(obj, sort_keys=True).encode()).hexdigest()[:12]
-
 
 def model_digest(cfg: ModelConfig, cache: Path | None = None) -> str:
     """Content digest of a local model; name and revision of a hub model; the world of a synthetic one."""
@@ -41,18 +33,16 @@ def model_digest(cfg: ModelConfig, cache: Path | None = None) -> str:
         return f"hub:{cfg.path}@{cfg.revision or 'main'}"
     patterns = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt")
     files = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.name != "training.json"})
-    return _digest_of(files, cache)
+    return digest_of_files(files, cache)
 
 
 def data_digest(cfg: DataConfig, cache: Path | None = None) -> str:
     """Content digest of local text; name, subset, split and revision of a hub data set."""
     if cfg.kind in ("builtin", "builtin_roles", "builtin_labelled"):
-        from sae_sweeps.builtin.corpus import digest
+        from sae_sweeps.builtin.text.corpus import digest
 
         return digest()
     if cfg.kind == "forget_retain":
-        from sae_sweeps.activations.roles import source
-
         return short_hash([data_digest(source(cfg, key), cache) for key in ("forget", "retain")])
     if not cfg.path:
         raise ConfigError(f"data.path is empty: give the {cfg.kind} file, folder or hub name, as data=PATH.")
@@ -67,31 +57,7 @@ def data_digest(cfg: DataConfig, cache: Path | None = None) -> str:
         raise DataError(f"data={cfg.path}: the folder holds no {ending} file.")
     if not any(file.stat().st_size for file in files):
         raise DataError(f"data={cfg.path}: is empty; give text to train on.")
-    return _digest_of(files, cache)
-
-
-def _digest_of(files: list[Path], cache: Path | None) -> str:
-    """SHA-256 over names and contents; the digest of a large file is remembered by size and time of change."""
-    total = hashlib.sha256()
-    for file in files:
-        total.update(file.name.encode() + b"\0" + _file_digest(file, cache).encode())
-    return total.hexdigest()[:16]
-
-
-def _file_digest(file: Path, cache: Path | None) -> str:
-    stat = file.stat()
-    note = None
-    if cache is not None and stat.st_size > LARGE_FILE:
-        key = [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
-        note = cache / f"{short_hash(key)}.json"
-        if note.exists():
-            return read_json(note)["sha256"]
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if note is not None:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_json(note, {"file": str(file), "sha256": digest})
-    return digest
+    return digest_of_files(files, cache)
 
 
 def canonical(run: RunConfig, cache: Path | None = None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sae_sweeps.config.evaluations import EVALUATIONS, WITHOUT_MODEL, EvalConfig, readers
 from sae_sweeps.config.facts import ModelFacts, model_facts
 from sae_sweeps.config.penalties import Combination, PenaltyTerm
-from sae_sweeps.config.registry import component
+from sae_sweeps.config.plugins import component
 from sae_sweeps.config.schema import (
     ActivationsConfig,
     DataConfig,

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import AbsorptionConfig
 from sae_sweeps.evaluation.draws import stream
 from sae_sweeps.evaluation.first_letters import LETTERS, TEMPLATE, FirstLetters, f1_score, first_letters, letter_probe
 from sae_sweeps.evaluation.logistic import fitted
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.shared import Shared, labelled
-from sae_sweeps.saelens import ExportedSAE
 
 SILENT = 1e-8
 """Activation below which a feature counts as silent."""

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from sae_sweeps.evaluation.judge import Judge, Messages
-from sae_sweeps.runs.rows import RowFile
+from sae_sweeps.storage.rows import RowFile
 
 
 class Answers:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import AutointerpConfig
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.evaluation.answers import Answers
@@ -27,7 +28,6 @@ from sae_sweeps.evaluation.judge import Judge, Messages
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.shared import Shared, labelled
 from sae_sweeps.evaluation.sums import count_firing
-from sae_sweeps.saelens import ExportedSAE
 
 TOP_SHOWN, SAMPLED_SHOWN = 10, 5
 """Examples for the explanation: the strongest, and some drawn by the square of their activation."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import EvalConfig
 from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.errors import ConfigError
@@ -21,8 +22,7 @@ from sae_sweeps.evaluation.batches import LanguageModel, is_plain, split_batches
 from sae_sweeps.evaluation.preservation import preservation
 from sae_sweeps.evaluation.reconstruction import FeatureStats, ReconstructionStats, density_metrics, weight_stats
 from sae_sweeps.evaluation.result import envelope
-from sae_sweeps.files import write_json
-from sae_sweeps.saelens import ExportedSAE
+from sae_sweeps.storage.files import write_json
 
 GROUPS = {
     "model_behavior_preservation": ["kl_div_score", "kl_div_with_ablation", "kl_div_with_sae"],

@@ -14,13 +14,13 @@ from statistics import mean, stdev
 import torch
 from torch import Tensor
 
+from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import HierarchyConfig
 from sae_sweeps.evaluation.draws import against_the_rest, stream
 from sae_sweeps.evaluation.probes import BinaryTask, most_different, sparse_probe_accuracy
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.rows import mean_activations, mean_features
 from sae_sweeps.evaluation.shared import Shared, labelled
-from sae_sweeps.saelens import ExportedSAE
 
 SEPARATOR = "\t"
 """Between the coarse and the fine class in a row's label."""

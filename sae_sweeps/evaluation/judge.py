@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from sae_sweeps.config.evaluations import AutointerpConfig
 from sae_sweeps.errors import ConfigError, NoNetwork
-from sae_sweeps.files import one_line
+from sae_sweeps.storage.files import one_line
 
 RETRIES = 2
 """Further attempts after an answer that says to try again."""

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.evaluation.batches import LanguageModel, is_plain
-from sae_sweeps.saelens import ExportedSAE
 
 
 class Mean:

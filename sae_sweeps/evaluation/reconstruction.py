@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from sae_sweeps.architectures.features import Features
+from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.evaluation.preservation import Mean, ratio
 from sae_sweeps.evaluation.sums import count_firing
-from sae_sweeps.saelens import ExportedSAE
+from sae_sweeps.kernels.features import Features
 
 
 class ReconstructionStats:

@@ -8,8 +8,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
-BUILTIN = "builtin_"
-"""Before the name of a metric that was measured on built-in data, so that it never passes for SAEBench's."""
+from sae_sweeps.config.evaluations import BUILTIN
 
 
 @dataclass

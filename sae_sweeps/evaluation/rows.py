@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.evaluation.batches import LanguageModel, is_plain
 from sae_sweeps.evaluation.sums import sum_by_text, sum_features
-from sae_sweeps.saelens import ExportedSAE
 
 TOKENS_AT_ONCE = 4096
 """Tokens encoded at once."""

@@ -14,13 +14,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_sweeps.activations.hub import hub_is_reachable
-from sae_sweeps.config.identity import short_hash
 from sae_sweeps.errors import DataError, NoNetwork, UserError
 from sae_sweeps.evaluation.questions import Candidates, QuestionSet, mcq_rows
-from sae_sweeps.evaluation.scr import six_classes
-from sae_sweeps.evaluation.tasks import Hierarchy, Pair, Task
-from sae_sweeps.files import one_line
+from sae_sweeps.evaluation.tasks import Hierarchy, Pair, Task, six_classes
+from sae_sweeps.storage.digests import short_hash
+from sae_sweeps.storage.files import one_line
+from sae_sweeps.storage.hub import hub_is_reachable
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,56 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 
-from sae_sweeps.errors import DataError
+from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.evaluation.ablation import logits_after, logits_of, mean_difference
 from sae_sweeps.evaluation.draws import against, stream
 from sae_sweeps.evaluation.probes import BinaryTask, Probes, accuracy
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.shared import Shared, labelled
-from sae_sweeps.evaluation.tasks import PAIRED, Pair
+from sae_sweeps.evaluation.tasks import BIASED, BY_ATTRIBUTE, BY_CLASS, PAIRED, Pair
 from sae_sweeps.evaluation.tpp import Accuracies, average, before_ablation, eval_config, probes_of_model, too_small
-from sae_sweeps.saelens import ExportedSAE
-
-BY_ATTRIBUTE, BY_CLASS, BIASED = PAIRED
-"""Which probe is which."""
-
-
-def six_classes(
-    quadrants: dict[tuple[str, str], list[str]],
-    classes: tuple[str, str],
-    attributes: tuple[str, str],
-    m: int,
-    seed: int,
-    name: str,
-) -> dict[str, list[str]]:
-    """2m rows of each of SAEBench's six classes from the texts of (class, attribute), in their order.
-
-    Raises DataError where a quadrant has too few rows: more than 2m where class and attribute go together, m elsewhere.
-    """
-    (one, other), (first, second) = classes, attributes
-    pp, pn, np_, nn = (quadrants[place] for place in ((one, first), (one, second), (other, first), (other, second)))
-    for texts, least, place in ((pp, 2 * m + 1, (one, first)), (pn, m, (one, second)), (np_, m, (other, first)),
-                                (nn, 2 * m + 1, (other, second))):  # fmt: skip
-        if len(texts) < least:
-            raise DataError(
-                f"{name}: {len(texts)} rows are {place[0]} and {place[1]}, and {least} are needed; lower "
-                "eval.ablation.train_rows or eval.ablation.test_rows."
-            )
-    out = {
-        BY_ATTRIBUTE: pp[:m] + np_[:m],
-        PAIRED[BY_ATTRIBUTE]: pn[:m] + nn[:m],
-        BY_CLASS: pp[:m] + pn[:m],
-        PAIRED[BY_CLASS]: np_[:m] + nn[:m],
-        BIASED: pp[: 2 * m],
-        PAIRED[BIASED]: nn[: 2 * m],
-    }
-    rng = np.random.default_rng(seed)
-    for texts in out.values():
-        rng.shuffle(texts)
-    return out
 
 
 def evaluate_scr(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict[str, Result]:

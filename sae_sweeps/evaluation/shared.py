@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import EvalConfig
-from sae_sweeps.config.identity import short_hash
 from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.errors import DamagedFile
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.rows import Rows, at_special_tokens, harvest_rows, mean_activations, mean_features
 from sae_sweeps.evaluation.tasks import Pair, Source, Task
-from sae_sweeps.files import fsync_folder, naming_full_disk, temporary_beside
-from sae_sweeps.saelens import ExportedSAE
+from sae_sweeps.storage.digests import short_hash
+from sae_sweeps.storage.files import fsync_folder, naming_full_disk, temporary_beside
 
 FORMAT = 1
 """Raised when kept files would differ."""

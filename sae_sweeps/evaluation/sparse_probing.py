@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import EvalConfig
 from sae_sweeps.evaluation.draws import stream
 from sae_sweeps.evaluation.probes import BinaryTask, most_different, sparse_probe_accuracy, train_probes
@@ -21,7 +22,6 @@ from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.shared import Shared, labelled
 from sae_sweeps.evaluation.tasks import chosen
 from sae_sweeps.evaluation.tpp import average, rest_draws
-from sae_sweeps.saelens import ExportedSAE
 
 NAMED_K = (1, 2, 5, 10, 20, 50, 100)
 """The numbers of features that SAEBench's file has places for."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sae_sweeps.architectures.features import Features, TopKFeatures
+from sae_sweeps.kernels.features import Features, TopKFeatures
 
 
 def sum_features(f: Features, length_T: Tensor) -> Tensor:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-from sae_sweeps.config.evaluations import EvalConfig
-from sae_sweeps.config.schema import ModelConfig
-from sae_sweeps.errors import ConfigError
+import numpy as np
+
+from sae_sweeps.errors import ConfigError, DataError
 from sae_sweeps.evaluation.questions import Candidates
 
 
@@ -94,22 +93,43 @@ PAIRED = {
 by the class alone, and by both at once (the biased task)."""
 
 
-def kind_of(cfg: EvalConfig, model: ModelConfig) -> str:
-    """builtin, or saebench for the hub's data sets and local copies of them."""
-    if cfg.data == "auto":
-        return "builtin" if model.source == "builtin" else "saebench"
-    return "builtin" if cfg.data == "builtin" else "saebench"
+BY_ATTRIBUTE, BY_CLASS, BIASED = PAIRED
+"""The three probes of SCR by what tells their classes apart."""
 
 
-def open_source(cfg: EvalConfig, model: ModelConfig) -> Source:
-    """The source that `eval.data` names."""
-    if kind_of(cfg, model) == "builtin":
-        from sae_sweeps.builtin.tasks import BuiltinSource
+def six_classes(
+    quadrants: dict[tuple[str, str], list[str]],
+    classes: tuple[str, str],
+    attributes: tuple[str, str],
+    m: int,
+    seed: int,
+    name: str,
+) -> dict[str, list[str]]:
+    """2m rows of each of SAEBench's six classes from the texts of (class, attribute), in their order.
 
-        return BuiltinSource()
-    from sae_sweeps.evaluation.saebench_data import SAEBenchSource
-
-    return SAEBenchSource(None if cfg.data in ("auto", "saebench") else Path(cfg.data).expanduser())
+    Raises DataError where a quadrant has too few rows: more than 2m where class and attribute go together, m elsewhere.
+    """
+    (one, other), (first, second) = classes, attributes
+    pp, pn, np_, nn = (quadrants[place] for place in ((one, first), (one, second), (other, first), (other, second)))
+    for texts, least, place in ((pp, 2 * m + 1, (one, first)), (pn, m, (one, second)), (np_, m, (other, first)),
+                                (nn, 2 * m + 1, (other, second))):  # fmt: skip
+        if len(texts) < least:
+            raise DataError(
+                f"{name}: {len(texts)} rows are {place[0]} and {place[1]}, and {least} are needed; lower "
+                "eval.ablation.train_rows or eval.ablation.test_rows."
+            )
+    out = {
+        BY_ATTRIBUTE: pp[:m] + np_[:m],
+        PAIRED[BY_ATTRIBUTE]: pn[:m] + nn[:m],
+        BY_CLASS: pp[:m] + pn[:m],
+        PAIRED[BY_CLASS]: np_[:m] + nn[:m],
+        BIASED: pp[: 2 * m],
+        PAIRED[BIASED]: nn[: 2 * m],
+    }
+    rng = np.random.default_rng(seed)
+    for texts in out.values():
+        rng.shuffle(texts)
+    return out
 
 
 def chosen(source: Source, names: list[str] | None) -> tuple[str, ...]:

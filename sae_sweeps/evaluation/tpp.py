@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import EvalConfig
 from sae_sweeps.evaluation.ablation import logits_after, logits_of, mean_difference
 from sae_sweeps.evaluation.draws import against_the_rest, stream
@@ -20,7 +21,6 @@ from sae_sweeps.evaluation.probes import BinaryTask, Probes, accuracy, train_pro
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.shared import Shared, labelled
 from sae_sweeps.evaluation.tasks import Pair
-from sae_sweeps.saelens import ExportedSAE
 
 Accuracies = dict[str, dict[int, dict[str, float]]]
 """Of the probe of a class (last key) when n features of a class (first key) are ablated."""

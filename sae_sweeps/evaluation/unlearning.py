@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import UnlearningConfig
 from sae_sweeps.errors import DataError
 from sae_sweeps.evaluation.batches import is_plain
@@ -25,7 +26,6 @@ from sae_sweeps.evaluation.questions import Candidates, QuestionSet, answers_of,
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.shared import Shared, labelled
 from sae_sweeps.evaluation.sums import count_firing
-from sae_sweeps.saelens import ExportedSAE
 
 CHUNKS = 20
 """Parts in which SAEBench tokenises a corpus."""

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sae_sweeps.architectures.features import DenseFeatures, Features
 from sae_sweeps.kernels.counting_sort import Array, starts, transposed
+from sae_sweeps.kernels.features import DenseFeatures, Features
 from sae_sweeps.kernels.threads import compiled, over_blocks
 
 ROWS = 64

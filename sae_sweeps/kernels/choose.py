@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import threading
 from typing import Protocol
@@ -49,16 +48,22 @@ class Kernels(Protocol):
 
 
 CHOICES = ("auto", "reference")
-FAST = {"cpu": ("numba", "sae_sweeps.kernels.sparse_numba"), "cuda": ("triton", "sae_sweeps.kernels.sparse_triton")}
-"""What computes on each kind of device, and what it needs."""
+FAST = {"cpu": "numba", "cuda": "triton"}
+"""The package that compiles the kernels of each kind of device."""
 
 
 def choose(asked: str, device: torch.device) -> Kernels | None:
     """The fast kernels of this device, or None where the plain dense formulas are asked for or all there is."""
-    package, module = FAST.get(device.type, ("", ""))
+    package = FAST.get(device.type, "")
     if asked == "reference" or not package or importlib.util.find_spec(package) is None:
         return None
-    return importlib.import_module(module)
+    if package == "numba":
+        from sae_sweeps.kernels import sparse_numba
+
+        return sparse_numba
+    from sae_sweeps.kernels import sparse_triton
+
+    return sparse_triton
 
 
 def prepare(asked: str, device: torch.device) -> threading.Thread:
@@ -85,7 +90,8 @@ def _prepare(device: torch.device) -> None:
     kernels.dots(pairs, W, W)
     grad, m, v = kernels.weight_gradient(pairs, values, W), torch.zeros_like(W), torch.zeros_like(W)
     kernels.combination(kernels.sums(pairs, values), W)
-    adam = importlib.import_module("sae_sweeps.kernels.adam_numba")
+    from sae_sweeps.kernels import adam_numba as adam
+
     adam.square_sum(grad)
     dots, _ = adam.parallel(grad, W)
     rates = [1.0, 0.1, 0.999, 0.001, 1e-3, 1.0, 1e-8]

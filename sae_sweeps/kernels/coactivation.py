@@ -6,18 +6,15 @@ over the pairs in tiles of rows (many). All are exact, and none holds a [d_sae, 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sae_sweeps.architectures.features import Features
+from sae_sweeps.kernels.competition import Competition, Found
 from sae_sweeps.kernels.csr import csr
-
-Found = tuple[Tensor, int, Tensor]
-"""Value, number of competing pairs, gradient on W [d_sae, d_in]."""
+from sae_sweeps.kernels.features import Features
 
 TILE = 1024
 MEETING_COST = 100
@@ -26,40 +23,6 @@ MAX_LISTED = 2**22
 """Meetings that `overlapping_pairs` lists at most."""
 MAX_MEETINGS = 2**25
 """Above this the list itself would take too much memory (8 bytes each, several copies)."""
-
-
-@dataclass(frozen=True)
-class Competition:
-    """How strongly two features compete, from the tokens on which both are active and each is."""
-
-    overlap: str
-    """jaccard, min, cosine or batch."""
-    form: str
-    """linear or sigmoid."""
-    threshold: float
-    """t > 0."""
-    tau: float
-    """Softness of the sigmoid, relative to t."""
-
-    def overlaps(self, n_both: Tensor, n_i: Tensor, n_j: Tensor, n_tokens: int) -> Tensor:
-        """n_ij of pairs that meet on n_both tokens and are active on n_i and n_j of n_tokens, all the same shape."""
-        if self.overlap == "jaccard":
-            return n_both / (n_i + n_j - n_both)
-        if self.overlap == "min":
-            return n_both / torch.minimum(n_i, n_j)
-        if self.overlap == "cosine":
-            return n_both / (n_i * n_j).sqrt()
-        return n_both / n_tokens
-
-    def weights(self, n: Tensor) -> Tensor:
-        """c_ij from the overlap n_ij > 0."""
-        t = self.threshold
-        if self.form == "linear":
-            return ((n - t) / t).clamp(0, 1)
-        return torch.sigmoid((n - t) / (self.tau * t))
-
-    def weigh(self, n_both: Tensor, n_i: Tensor, n_j: Tensor, n_tokens: int) -> Tensor:
-        return self.weights(self.overlaps(n_both, n_i, n_j, n_tokens))
 
 
 def competing_cosines(

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_sweeps.architectures.features import Features
 from sae_sweeps.kernels.active_lists import ROWS, active_lists
-from sae_sweeps.kernels.coactivation import Competition, Found
+from sae_sweeps.kernels.competition import Competition, Found
 from sae_sweeps.kernels.counting_sort import Array
+from sae_sweeps.kernels.features import Features
 from sae_sweeps.kernels.threads import compiled, over_blocks
 
 TILE = 512

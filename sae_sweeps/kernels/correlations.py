@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_sweeps.architectures.features import PairFeatures, TopKFeatures
 from sae_sweeps.kernels.active_lists import ROWS
 from sae_sweeps.kernels.counting_sort import Array, starts, transposed
+from sae_sweeps.kernels.features import PairFeatures, TopKFeatures
 from sae_sweeps.kernels.threads import compiled, over_blocks
 
 COST = 60

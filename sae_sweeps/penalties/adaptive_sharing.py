@@ -32,7 +32,7 @@ from sae_sweeps.penalties.strict_ortho import n_pairs
 from sae_sweeps.schedules import check_piecewise, piecewise
 
 if TYPE_CHECKING:
-    from sae_sweeps.training.context import Context
+    from sae_sweeps.architectures.context import Context
 
 
 @dataclass

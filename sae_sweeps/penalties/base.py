@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from sae_sweeps.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sae_sweeps.architectures.context import Context
     from sae_sweeps.config.run import RunConfig
-    from sae_sweeps.training.context import Context
 
 
 REDUCTIONS = ("sum", "per_feature", "mean")

@@ -25,8 +25,8 @@ from sae_sweeps.kernels.info_nce import info_nce, neighbours, unit_rows
 from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue
 
 if TYPE_CHECKING:
+    from sae_sweeps.architectures.context import Context
     from sae_sweeps.config.run import RunConfig
-    from sae_sweeps.training.context import Context
 
 WEIGHTS = ("lambda2_max", "group_lasso_weight", "l2_weight", "contrastive_weight")
 

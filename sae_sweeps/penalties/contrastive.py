@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sae_sweeps.architectures.features import Features, TopKFeatures
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels.features import Features, TopKFeatures
 from sae_sweeps.kernels.info_nce import Pairs, info_nce, neighbours, similarities, unit_rows
 from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue
 
 if TYPE_CHECKING:
+    from sae_sweeps.architectures.context import Context
     from sae_sweeps.config.run import RunConfig
-    from sae_sweeps.training.context import Context
 
 N_SIMILAR = 5
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sae_sweeps.architectures.features import DenseFeatures, Features
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels.choose import loops
+from sae_sweeps.kernels.features import DenseFeatures, Features
 from sae_sweeps.kernels.gram import squared_products
 from sae_sweeps.penalties.base import (
     REDUCTIONS,
@@ -29,7 +29,7 @@ from sae_sweeps.penalties.base import (
 )
 
 if TYPE_CHECKING:
-    from sae_sweeps.training.context import Context
+    from sae_sweeps.architectures.context import Context
 
 
 @dataclass

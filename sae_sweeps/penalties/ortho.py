@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels.choose import loops
-from sae_sweeps.kernels.coactivation import Competition, competing_cosines, overlapping_pairs
+from sae_sweeps.kernels.coactivation import competing_cosines, overlapping_pairs
+from sae_sweeps.kernels.competition import Competition
 from sae_sweeps.penalties.base import (
     REDUCTIONS,
     Penalty,
@@ -29,7 +30,7 @@ from sae_sweeps.penalties.base import (
 )
 
 if TYPE_CHECKING:
-    from sae_sweeps.training.context import Context
+    from sae_sweeps.architectures.context import Context
 
 THRESHOLD_FLOOR = 1e-6
 WATCHED = 16

@@ -18,7 +18,7 @@ from sae_sweeps.kernels.nearest import nearest_squares
 from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue, check_weight
 
 if TYPE_CHECKING:
-    from sae_sweeps.training.context import Context
+    from sae_sweeps.architectures.context import Context
 
 
 @dataclass

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sae_sweeps.architectures.features import DenseFeatures, Features
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels.features import DenseFeatures, Features
 from sae_sweeps.kernels.gram import squared_products_between
 from sae_sweeps.penalties.base import (
     REDUCTIONS,
@@ -30,8 +30,8 @@ from sae_sweeps.penalties.base import (
 )
 
 if TYPE_CHECKING:
+    from sae_sweeps.architectures.context import Context
     from sae_sweeps.config.run import RunConfig
-    from sae_sweeps.training.context import Context
 
 STATISTICS = ("mean", "max", "std", "frequency")
 CLUSTERED = 3

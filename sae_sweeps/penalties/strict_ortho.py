@@ -22,7 +22,7 @@ from sae_sweeps.penalties.base import (
 )
 
 if TYPE_CHECKING:
-    from sae_sweeps.training.context import Context
+    from sae_sweeps.architectures.context import Context
 
 
 def n_pairs(d_sae: int) -> float:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from sae_sweeps.activations.batch import Batch
 from sae_sweeps.activations.sampler import Sampler
+from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.run import RunConfig
-from sae_sweeps.runs.bench import Bench, open_split
 from sae_sweeps.runs.evaluate import held_out_activations
+from sae_sweeps.runs.session import Bench, open_split
 from sae_sweeps.training.loop import Member
 from sae_sweeps.training.start import first_tokens
 

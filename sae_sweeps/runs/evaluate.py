@@ -17,6 +17,7 @@ import torch
 
 from sae_sweeps.activations.harvest import SyntheticSource
 from sae_sweeps.activations.synthetic import SyntheticWorld
+from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import EVALUATIONS, SETTINGS, WITHOUT_MODEL, EvalConfig
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import DataConfig, SyntheticConfig
@@ -26,10 +27,9 @@ from sae_sweeps.evaluation.geometry import decoder_geometry
 from sae_sweeps.evaluation.labels import label_separation
 from sae_sweeps.evaluation.recovery import recovery
 from sae_sweeps.evaluation.result import Result
-from sae_sweeps.files import one_line, read_json, write_json, write_text
-from sae_sweeps.runs.bench import Bench, evenly, held_out_pool
-from sae_sweeps.runs.folder import RunFolder
-from sae_sweeps.saelens import ExportedSAE
+from sae_sweeps.runs.session import Bench, evenly, held_out_pool
+from sae_sweeps.storage.files import one_line, read_json, write_json, write_text
+from sae_sweeps.storage.run_folder import RunFolder
 
 SUMMARY = ".summary.json"
 """Beside SAEBench's `evals/core.json`: `evals/core.summary.json`."""
@@ -217,7 +217,7 @@ def _autointerp(name: str, subjects: list[Subject], bench: Bench, cache: Path) -
     from sae_sweeps.activations.contexts import held_out_contexts
     from sae_sweeps.evaluation.answers import Answers
     from sae_sweeps.evaluation.autointerp import evaluate_autointerp
-    from sae_sweeps.sweeps.say import say
+    from sae_sweeps.storage.printing import say
 
     run = subjects[0].run
     shared = bench.shared(run, cache)

@@ -16,11 +16,9 @@ from omegaconf import OmegaConf
 
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.evaluation.geometry import similarity_snapshot
-from sae_sweeps.files import read_json, write_bytes, write_json, write_text
 from sae_sweeps.kernels.choose import name as kernels_name
 from sae_sweeps.kernels.choose import prepare as prepare_kernels
 from sae_sweeps.runs.batches import Batches, stream_of
-from sae_sweeps.runs.bench import Bench
 from sae_sweeps.runs.evaluate import (
     Failure,
     Subject,
@@ -30,9 +28,11 @@ from sae_sweeps.runs.evaluate import (
     is_evaluated,
 )
 from sae_sweeps.runs.export import export, live_sae, trained_sae
-from sae_sweeps.runs.folder import RunFolder
-from sae_sweeps.runs.lease import Lease
 from sae_sweeps.runs.provenance import provenance
+from sae_sweeps.runs.session import Bench
+from sae_sweeps.storage.files import read_json, write_bytes, write_json, write_text
+from sae_sweeps.storage.lease import Lease
+from sae_sweeps.storage.run_folder import RunFolder
 from sae_sweeps.training.checkpoint import has_checkpoint, load_checkpoint
 from sae_sweeps.training.loop import Member, Watch, train
 from sae_sweeps.training.start import activation_scale, decoder_bias

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sae_sweeps import saelens
-from sae_sweeps.architectures.features import DenseFeatures, Features
+from sae_sweeps.architectures import saelens
+from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.saelens import ExportedSAE
+from sae_sweeps.kernels.features import DenseFeatures, Features
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.group_layer import GroupLayer
     from sae_sweeps.config.run import RunConfig
-    from sae_sweeps.runs.folder import RunFolder
+    from sae_sweeps.storage.run_folder import RunFolder
     from sae_sweeps.training.step import Training
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.files import write_bytes, write_text
+from sae_sweeps.storage.files import write_bytes, write_text
 from sae_sweeps.sweeps.plan import PlannedRun
 
 BLOCKS = "▁▂▃▄▅▆▇█"

@@ -12,15 +12,15 @@ from omegaconf import DictConfig
 
 from sae_sweeps.config.evaluations import WITHOUT_MODEL
 from sae_sweeps.config.identity import run_id
+from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.penalties import Combination
 from sae_sweeps.config.run import TOP_KEYS, RunConfig, activations_gb, run_config, used_top_keys
 from sae_sweeps.errors import ConfigError, who_has
-from sae_sweeps.sweeps.budget import BUDGET, unequal
+from sae_sweeps.storage.budget import BUDGET, unequal
 
 NOT_IN_TITLES = (
     "outputs", "dry_run", "device", "logger", "eval", "tags", "experiment", "objective", "report",
 )  # fmt: skip
-CONF = Path(__file__).parents[2] / "conf"
 
 
 @dataclass
@@ -141,7 +141,7 @@ def refuse_unused(points: list[Point], configs: list[RunConfig]) -> None:
 def _who_reads(key: str) -> str:
     readers = [
         f"{path.parent.name}={path.stem}"
-        for path in sorted(CONF.glob("*/*.yaml"))
+        for path in sorted(config_dir().glob("*/*.yaml"))
         if f"${{top:{key}," in path.read_text()
     ]
     return who_has(readers)

@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 from sae_sweeps.config.identity import run_id
 from sae_sweeps.config.run import RunConfig, run_config
 from sae_sweeps.errors import DamagedFile, DataError
-from sae_sweeps.files import read_json
+from sae_sweeps.storage.files import read_json
+from sae_sweeps.storage.sweep_folder import CONFIGS, outputs_of, read_manifest
 from sae_sweeps.sweeps.plan import Plan, PlannedRun
-from sae_sweeps.sweeps.sweep import CONFIGS, outputs_of, read_manifest
 
 
 def stored_plan(sweep: Path, only: Collection[str] | None = None) -> Plan:

@@ -6,30 +6,17 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sae_sweeps.config.schema import ClusterConfig
-from sae_sweeps.errors import ConfigError, DamagedFile, DataError
-from sae_sweeps.files import MissingFile, naming_full_disk, read_json, write_json
-from sae_sweeps.runs.lease import mutex, this_process
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.storage.files import naming_full_disk, write_json
+from sae_sweeps.storage.lease import this_process
+from sae_sweeps.storage.sweep_folder import CONFIGS, MANIFEST, run_path
 from sae_sweeps.sweeps.plan import Plan, safe_name
-
-MANIFEST = "manifest.json"
-CONFIGS = "configs.json"
-"""Every run's config by its id, so that another process, or a later one, can carry the sweep out."""
-
-
-def run_path(outputs: Path, run_id: str) -> Path:
-    return outputs / "runs" / run_id
-
-
-def outputs_of(sweep: Path) -> Path:
-    """The tree that a sweep's folder lies in."""
-    return sweep.resolve().parents[1]
 
 
 def create_sweep(outputs: Path, plan: Plan, cluster: ClusterConfig | None = None) -> Path:
@@ -61,26 +48,6 @@ def create_sweep(outputs: Path, plan: Plan, cluster: ClusterConfig | None = None
         except OSError:  # a file system without links; the manifest says the same
             break
     return folder
-
-
-def read_manifest(sweep: Path) -> dict[str, Any]:
-    """A sweep's manifest. Raises DataError where there is none, DamagedFile where it does not read back."""
-    try:
-        manifest = read_json(sweep / MANIFEST)
-    except (MissingFile, NotADirectoryError):
-        raise DataError(f"{sweep} is no sweep (it has no {MANIFEST}); give a folder of outputs/sweeps.") from None
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("runs"), list):
-        raise DamagedFile(f"{sweep / MANIFEST} is damaged (it lists no runs); restore it, or launch the sweep again.")
-    return {"groups": [], "jobs": [], "launcher": None, "cwd": None, "cluster": asdict(ClusterConfig())} | manifest
-
-
-def change_manifest(sweep: Path, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Read, change and write a manifest while no other process does. Returns it as written."""
-    with mutex(sweep):
-        manifest = read_manifest(sweep)
-        change(manifest)
-        write_json(sweep / MANIFEST, manifest)
-    return manifest
 
 
 def _new_folder(sweeps: Path) -> Path:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sae_sweeps.errors import DamagedFile
-from sae_sweeps.files import write_bytes
+from sae_sweeps.storage.files import write_bytes
 from sae_sweeps.training.step import Training
 
 FILE = "state.safetensors"

@@ -12,8 +12,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps.activations.batch import Batch
 from sae_sweeps.activations.sampler import prepared
+from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.errors import Interrupted
 from sae_sweeps.training.checkpoint import save_checkpoint
 from sae_sweeps.training.step import Training

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sae_sweeps.activations.batch import Batch
+from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.schema import TrainConfig
 
 N_START_TOKENS = 16_384

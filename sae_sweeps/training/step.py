@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sae_sweeps.activations.batch import Batch
 from sae_sweeps.architectures.base import SAE
-from sae_sweeps.config.registry import component
+from sae_sweeps.architectures.batch import Batch
+from sae_sweeps.architectures.context import RECONSTRUCTIONS, Context, generator_at
+from sae_sweeps.config.plugins import component
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.errors import Diverged
 from sae_sweeps.kernels.choose import choose
 from sae_sweeps.kernels.memory import keep_what_is_freed
 from sae_sweeps.penalties.base import Penalty, PenaltyValue
-from sae_sweeps.training.context import RECONSTRUCTIONS, Context, generator_at
 from sae_sweeps.training.optimizer import optimizer
 from sae_sweeps.training.verdicts import Verdicts
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sae_sweeps.activations.batch import Batch
+from sae_sweeps.architectures.batch import Batch
 
 
 class Verdicts:

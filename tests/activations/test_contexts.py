@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from sae_sweeps.activations.contexts import contexts, held_out_contexts
+from sae_sweeps.activations.document import Document
 from sae_sweeps.activations.language_model import load_language_model
-from sae_sweeps.activations.text import Document
 from sae_sweeps.config.schema import DataConfig, ModelConfig
 from sae_sweeps.errors import ConfigError, DataError
 

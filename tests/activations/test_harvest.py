@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from sae_sweeps.activations.batch import Batch
 from sae_sweeps.activations.contexts import contexts
 from sae_sweeps.activations.harvest import TextSource, regroup
 from sae_sweeps.activations.language_model import load_language_model
 from sae_sweeps.activations.text import documents
+from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.schema import DataConfig, LayerConfig, ModelConfig
 from sae_sweeps.errors import ConfigError
 

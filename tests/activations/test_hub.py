@@ -2,7 +2,7 @@
 
 import socket
 
-from sae_sweeps.activations.hub import hub_is_reachable
+from sae_sweeps.storage.hub import hub_is_reachable
 
 PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 

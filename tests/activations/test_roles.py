@@ -13,7 +13,7 @@ from sae_sweeps.activations.roles import FORGET, RETAIN
 from sae_sweeps.activations.sampler import Sampler
 from sae_sweeps.activations.store import open_activations
 from sae_sweeps.activations.text import documents, roles
-from sae_sweeps.builtin.topics import LABELS, topic_of
+from sae_sweeps.builtin.text.topics import LABELS, topic_of
 from sae_sweeps.config.schema import ActivationsConfig, DataConfig, LayerConfig, ModelConfig
 from sae_sweeps.errors import ConfigError, DataError
 
@@ -200,7 +200,7 @@ def test_text_without_pairs_is_refused(model, lm, corpora, tmp_path):
 
 
 def test_the_conf_files_name_what_they_are():
-    from sae_sweeps.command import CONF
+    from sae_sweeps.config.paths import config_dir
 
-    text = (Path(CONF) / "data" / "wmdp_bio.yaml").read_text()
+    text = (Path(config_dir()) / "data" / "wmdp_bio.yaml").read_text()
     assert "forget: cais/wmdp-bio-forget-corpus" in text and "retain: Salesforce/wikitext:wikitext-103-raw-v1" in text

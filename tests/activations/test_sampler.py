@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from sae_sweeps.activations import store as module
-from sae_sweeps.activations.batch import Batch
 from sae_sweeps.activations.sampler import Sampler
 from sae_sweeps.activations.store import MemoryStore, StreamStore
+from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.schema import DataConfig
 from sae_sweeps.errors import ConfigError, DataError
 

@@ -17,7 +17,7 @@ from sae_sweeps.activations.sampler import Sampler
 from sae_sweeps.activations.store import open_activations
 from sae_sweeps.config.schema import ActivationsConfig, DataConfig, LayerConfig, ModelConfig, SyntheticConfig
 from sae_sweeps.errors import ConfigError, DamagedFile, DataError
-from sae_sweeps.files import DiskFull
+from sae_sweeps.storage.files import DiskFull
 
 WORLD = SyntheticConfig(d_in=8, n_features=16, l0=3.0, n_correlated=4, n_hierarchical=4)
 

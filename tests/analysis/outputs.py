@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps.files import write_json, write_text
-from sae_sweeps.runs.folder import RunFolder
-from sae_sweeps.runs.lease import this_process
+from sae_sweeps.storage.files import write_json, write_text
+from sae_sweeps.storage.lease import this_process
+from sae_sweeps.storage.run_folder import RunFolder
 
 CONFIG: dict[str, Any] = {
     "model": {"name": "builtin", "source": "builtin", "d_in": 128},

@@ -16,7 +16,7 @@ from analysis.evidence import PART, Evidence
 from analysis.records import records
 from analysis.rules import RULES, welch
 from analysis.student import two_sided
-from sae_sweeps.files import write_json
+from sae_sweeps.storage.files import write_json
 from tests.analysis.outputs import add_run, add_sweep
 
 LINEAR = {"name": "linear", "lr": 0.001, "warmup": 0.05, "decay": 0.2, "final": 0.0}

@@ -7,7 +7,7 @@ from analysis.convergence import common_target, tokens_to
 from analysis.convergence import followed as followed_rows
 from analysis.table import render, table
 from sae_sweeps.errors import DamagedFile
-from sae_sweeps.runs.folder import RunFolder
+from sae_sweeps.storage.run_folder import RunFolder
 from tests.analysis.outputs import add_run
 
 ROWS = [

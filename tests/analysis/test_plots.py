@@ -13,7 +13,7 @@ from analysis.plots.registry import PLOTS
 from analysis.plots.study import Study, every, thinned_rows
 from analysis.plots.style import COLOURS, palette_bytes, small_png, style, svg
 from sae_sweeps.errors import ConfigError, DamagedFile
-from sae_sweeps.runs.rows import RowFile
+from sae_sweeps.storage.rows import RowFile
 from tests.analysis.outputs import add_run
 from tests.analysis.trained import add_trained
 

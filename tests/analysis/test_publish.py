@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_sweeps.runs.folder import RunFolder
+from sae_sweeps.storage.run_folder import RunFolder
 from tests.analysis.outputs import add_run, add_sweep
 from tests.wandb_stub import WandbStub
 

@@ -2,8 +2,8 @@ import pytest
 
 from analysis.records import LOST, flat_config, records
 from sae_sweeps.errors import DamagedFile, DataError
-from sae_sweeps.files import read_json, write_json
-from sae_sweeps.runs.folder import RunFolder
+from sae_sweeps.storage.files import read_json, write_json
+from sae_sweeps.storage.run_folder import RunFolder
 from tests.analysis.outputs import METRICS, add_run, add_sweep
 
 

@@ -9,7 +9,7 @@ from analysis.importing import read_sources, write_import
 from analysis.records import records
 from sae_sweeps.errors import DataError
 from sae_sweeps.evaluation.result import Result
-from sae_sweeps.files import write_json
+from sae_sweeps.storage.files import write_json
 
 CFG = {
     "d_in": 64, "d_sae": 512, "hook_layer": 4, "hook_name": "blocks.4.hook_resid_post",

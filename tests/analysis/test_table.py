@@ -13,7 +13,7 @@ from analysis.metrics import best_rows
 from analysis.table import FORMATS, render, table
 from analysis.view import labels
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.runs.folder import RunFolder
+from sae_sweeps.storage.run_folder import RunFolder
 from tests.analysis.outputs import add_run, add_sweep
 
 ROOT = Path(__file__).parents[2]

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from sae_sweeps.files import write_bytes
-from sae_sweeps.runs.folder import RunFolder
+from sae_sweeps.storage.files import write_bytes
+from sae_sweeps.storage.run_folder import RunFolder
 from tests.analysis.outputs import add_run
 
 SCORES = {

@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from sae_sweeps import saelens
-from sae_sweeps.activations.batch import Batch
+from sae_sweeps.architectures import saelens
+from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.architectures.batch_topk import BatchTopK, BatchTopKConfig
-from sae_sweeps.architectures.features import DenseFeatures
+from sae_sweeps.architectures.context import Context
 from sae_sweeps.architectures.gated import Gated, GatedConfig
 from sae_sweeps.architectures.jumprelu import JumpReLU, JumpReLUConfig
 from sae_sweeps.architectures.l0_control import L0Control
 from sae_sweeps.architectures.matryoshka import Matryoshka, MatryoshkaConfig
 from sae_sweeps.architectures.p_anneal import FLOOR, PAnneal, PAnnealConfig, powers
+from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.architectures.standard import Standard, StandardConfig
 from sae_sweeps.architectures.topk import TopK, TopKConfig
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.saelens import ExportedSAE
-from sae_sweeps.training.context import Context
+from sae_sweeps.kernels.features import DenseFeatures
 
 D_IN, D_SAE, TOTAL = 4, 12, 40
 L1 = dict(d_sae=D_SAE, l1_penalty=0.1, l1_warmup=0.0, target_l0=None)

@@ -8,10 +8,10 @@ import slow_group_layer as slow
 import torch
 from omegaconf import OmegaConf
 
-from sae_sweeps.architectures.features import DenseFeatures, TopKFeatures
 from sae_sweeps.architectures.group_layer import GroupLayer, GroupLayerConfig
-from sae_sweeps.command import CONF
+from sae_sweeps.config.paths import config_dir
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels.features import DenseFeatures, TopKFeatures
 from sae_sweeps.kernels.grouping import balanced_assignment, resized
 
 EXAMPLES = json.loads((Path(__file__).parent / "worked_examples_group_layer.json").read_text())
@@ -25,7 +25,7 @@ OPTIONS = [
 
 
 def config(**changes):
-    return GroupLayerConfig(**{**OmegaConf.load(CONF / "group_layer" / "groups.yaml"), **changes})
+    return GroupLayerConfig(**{**OmegaConf.load(config_dir() / "group_layer" / "groups.yaml"), **changes})
 
 
 def layer(d_sae=20, dtype=torch.float64, total_steps=10, **changes):
@@ -401,7 +401,7 @@ def test_a_copy_of_the_state_goes_on_the_same():
 
 def test_yaml_files_have_every_field():
     for name in ("none", "groups"):
-        node = OmegaConf.load(CONF / "group_layer" / f"{name}.yaml")
+        node = OmegaConf.load(config_dir() / "group_layer" / f"{name}.yaml")
         assert set(node) == {f.name for f in fields(GroupLayerConfig)} and node.name == name
     assert set(config(name="none").inert()) == set(node) - {"name"}
     config(name="none", group_size=-1).check(5)

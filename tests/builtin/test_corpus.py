@@ -2,7 +2,7 @@
 
 import pytest
 
-from sae_sweeps.builtin import corpus
+from sae_sweeps.builtin.text import corpus
 from sae_sweeps.errors import DataError
 
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from sae_sweeps.builtin import MODEL_FOLDER, corpus
-from sae_sweeps.files import read_json
+from sae_sweeps.builtin import MODEL_FOLDER
+from sae_sweeps.builtin.text import corpus
+from sae_sweeps.storage.files import read_json
 
 FILES = {
     "config.json",

@@ -4,10 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sae_sweeps.builtin import corpus, train
+from sae_sweeps.builtin import train
+from sae_sweeps.builtin.text import corpus
 from sae_sweeps.builtin.train import Recipe
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.files import read_json
+from sae_sweeps.storage.files import read_json
 
 RECIPE = Recipe(steps=6, rows=2, warmup=2, lr=1e-2)
 

@@ -7,13 +7,15 @@ import pytest
 from composing import plan
 
 from sae_sweeps.cluster import observe, slurm
+from sae_sweeps.cluster.ends import declare
 from sae_sweeps.cluster.jobs import Job, add_groups, add_jobs
-from sae_sweeps.cluster.observe import Observer, declare
+from sae_sweeps.cluster.observe import Observer
 from sae_sweeps.errors import DamagedFile, DataError
-from sae_sweeps.runs.folder import RunFolder
-from sae_sweeps.runs.lease import Lease
+from sae_sweeps.storage.lease import Lease
+from sae_sweeps.storage.run_folder import RunFolder
+from sae_sweeps.storage.sweep_folder import read_manifest, run_path
 from sae_sweeps.sweeps.stored import stored_plan
-from sae_sweeps.sweeps.sweep import create_sweep, read_manifest, run_path
+from sae_sweeps.sweeps.sweep import create_sweep
 
 
 @pytest.fixture

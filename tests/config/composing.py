@@ -1,6 +1,6 @@
 """Compose points as the command does, without starting it."""
 
-from sae_sweeps.sweeps.compose import compose_points
+from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.sweeps.plan import make_plan
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from composing import one, plan
 
-from sae_sweeps.activations.batch import Batch
+from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.identity import canonical
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.sweeps.plan import describe

@@ -3,7 +3,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 
-from sae_sweeps.command import CONF, register, rewrite, sentence
+from sae_sweeps.cli.command import register
+from sae_sweeps.config.mistakes import sentence
+from sae_sweeps.config.paths import config_dir
+from sae_sweeps.config.words import rewrite
 from sae_sweeps.errors import ConfigError
 
 
@@ -111,7 +114,7 @@ def test_a_key_that_arms_choose_is_refused():
 )
 def test_a_value_of_the_wrong_type_is_told_with_what_it_must_be(word, told):
     register()
-    with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(HydraException) as caught:
+    with initialize_config_dir(str(config_dir()), version_base="1.3"), pytest.raises(HydraException) as caught:
         compose("config", overrides=[word])
     assert sentence(caught.value) == told
 
@@ -121,6 +124,6 @@ def test_a_value_of_the_wrong_type_in_a_file_is_told_too(tmp_path):
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nnum_tokens: abc\n")
     register()
     words = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"]
-    with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(HydraException) as caught:
+    with initialize_config_dir(str(config_dir()), version_base="1.3"), pytest.raises(HydraException) as caught:
         compose("config", overrides=words)
     assert sentence(caught.value) == "num_tokens=abc: must be a whole number."

@@ -6,19 +6,20 @@ from composing import one, plan
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_sweeps.command import CONF
 from sae_sweeps.config.evaluations import EvalConfig
-from sae_sweeps.config.identity import canonical, short_hash
-from sae_sweeps.config.registry import PACKAGES, component
+from sae_sweeps.config.identity import canonical
+from sae_sweeps.config.paths import config_dir
+from sae_sweeps.config.plugins import PACKAGES, component
 from sae_sweeps.config.run import GROUPS
 from sae_sweeps.config.schema import ActivationsConfig, DataConfig, LayerConfig, LoggerConfig, TrainConfig
 from sae_sweeps.errors import ConfigError, DataError
 from sae_sweeps.schedules import LR_SCHEDULES, SCHEDULES
+from sae_sweeps.storage.digests import short_hash
 from sae_sweeps.sweeps.plan import describe, safe_name
 
 
 def choice_files():
-    return sorted(path for group in GROUPS for path in (CONF / group).glob("*.yaml"))
+    return sorted(path for group in GROUPS for path in (config_dir() / group).glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", choice_files(), ids=lambda path: f"{path.parent.name}={path.stem}")
@@ -51,15 +52,15 @@ def test_every_choice_composes_and_names_itself(path):
 @pytest.mark.parametrize(
     ("yaml", "cls"),
     [
-        *((path, (group, path.stem)) for group in PACKAGES for path in sorted((CONF / group).glob("*.yaml"))),
-        (CONF / "train" / "default.yaml", TrainConfig),
-        (CONF / "activations" / "default.yaml", ActivationsConfig),
-        (CONF / "eval" / "core.yaml", EvalConfig),
-        (CONF / "layer" / "resid_post.yaml", LayerConfig),
-        (CONF / "data" / "builtin.yaml", DataConfig),
-        (CONF / "logger" / "none.yaml", LoggerConfig),
-        *((CONF / "schedule" / f"{name}.yaml", cls) for name, cls in SCHEDULES.items()),
-        *((CONF / "lr_schedule" / f"{name}.yaml", cls) for name, cls in LR_SCHEDULES.items()),
+        *((path, (group, path.stem)) for group in PACKAGES for path in sorted((config_dir() / group).glob("*.yaml"))),
+        (config_dir() / "train" / "default.yaml", TrainConfig),
+        (config_dir() / "activations" / "default.yaml", ActivationsConfig),
+        (config_dir() / "eval" / "core.yaml", EvalConfig),
+        (config_dir() / "layer" / "resid_post.yaml", LayerConfig),
+        (config_dir() / "data" / "builtin.yaml", DataConfig),
+        (config_dir() / "logger" / "none.yaml", LoggerConfig),
+        *((config_dir() / "schedule" / f"{name}.yaml", cls) for name, cls in SCHEDULES.items()),
+        *((config_dir() / "lr_schedule" / f"{name}.yaml", cls) for name, cls in LR_SCHEDULES.items()),
     ],
     ids=str,
 )  # fmt: skip

@@ -14,10 +14,10 @@ import torch
 from safetensors import safe_open
 
 from sae_sweeps.activations.language_model import LanguageModel
+from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import EvalConfig
 from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.evaluation.core import CoreResult, evaluate_core
-from sae_sweeps.saelens import ExportedSAE
 
 HERE = Path(__file__).parent
 GOLDEN = json.loads((HERE / "golden_core.json").read_text())

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from toy_lm import BOS, D_IN, D_SAE, PAD, ToyLM, toy_sae, toy_tokens
 
+from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import EvalConfig
 from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.evaluation.core import evaluate_core
 from sae_sweeps.evaluation.reconstruction import max_cosine
-from sae_sweeps.saelens import ExportedSAE
 
 LAYER = LayerConfig(index=0)
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from toy_lm import BOS, D_IN, D_SAE, PAD, ToyLM, toy_sae, toy_tokens
 
+from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import EvalConfig
 from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.errors import ConfigError, DataError
 from sae_sweeps.evaluation.batches import split_batches
 from sae_sweeps.evaluation.core import GROUPS, OURS, doubts, evaluate_activations, evaluate_core, write_core
-from sae_sweeps.saelens import ExportedSAE
 
 LAYER = LayerConfig(index=0)
 CFG = EvalConfig(batch_size=2, recon_batches=2, sparsity_batches=3)

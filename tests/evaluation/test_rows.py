@@ -2,14 +2,14 @@ import pytest
 import torch
 from toy_lm import BOS, D_IN, PAD, ToyLM, toy_sae
 
-from sae_sweeps.architectures.features import DenseFeatures, TopKFeatures
+from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.evaluation import rows as rows_module
 from sae_sweeps.evaluation.ablation import logits_after, logits_of, mean_difference, strongest
 from sae_sweeps.evaluation.probes import Probes
 from sae_sweeps.evaluation.rows import at_special_tokens, harvest_rows, mean_activations, mean_features
 from sae_sweeps.evaluation.sums import count_firing, sum_by_text, sum_features
-from sae_sweeps.saelens import ExportedSAE
+from sae_sweeps.kernels.features import DenseFeatures, TopKFeatures
 
 CONTEXT = 8
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import AblationConfig, AbsorptionConfig, EvalConfig, ProbingConfig
 from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.evaluation.ablation import logits_of
@@ -22,7 +23,6 @@ from sae_sweeps.evaluation.sparse_probing import accuracies as probing_accuracie
 from sae_sweeps.evaluation.tasks import PAIRED, Pair
 from sae_sweeps.evaluation.tpp import accuracies, rest_draws, tpp_metrics
 from sae_sweeps.evaluation.unlearning import candidates_for
-from sae_sweeps.saelens import ExportedSAE
 
 HERE = Path(__file__).parent
 GOLDEN = json.loads((HERE / "golden_saebench.json").read_text())

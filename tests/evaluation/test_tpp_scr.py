@@ -3,8 +3,8 @@ import math
 import pytest
 
 from sae_sweeps.errors import DataError
-from sae_sweeps.evaluation.scr import BIASED, BY_ATTRIBUTE, BY_CLASS, scr_metrics, six_classes, untied
-from sae_sweeps.evaluation.tasks import PAIRED
+from sae_sweeps.evaluation.scr import BIASED, BY_ATTRIBUTE, BY_CLASS, scr_metrics, untied
+from sae_sweeps.evaluation.tasks import PAIRED, six_classes
 from sae_sweeps.evaluation.tpp import average, tpp_metrics
 
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.schema import LayerConfig
-from sae_sweeps.saelens import ExportedSAE
 
 BOS, PAD, VOCABULARY, D_IN, D_SAE = 0, 1, 11, 6, 9
 

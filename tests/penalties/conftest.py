@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from sae_sweeps.activations.batch import Batch
-from sae_sweeps.architectures.features import DenseFeatures, TopKFeatures
+from sae_sweeps.architectures.batch import Batch
+from sae_sweeps.architectures.context import Context
 from sae_sweeps.kernels import sparse_numba
-from sae_sweeps.training.context import Context
+from sae_sweeps.kernels.features import DenseFeatures, TopKFeatures
 
 
 class BareSAE:

@@ -9,13 +9,13 @@ import slow_contrastive
 import torch
 from omegaconf import OmegaConf
 
-from sae_sweeps.activations.batch import Batch
-from sae_sweeps.architectures.features import DenseFeatures, TopKFeatures
+from sae_sweeps.architectures.batch import Batch
+from sae_sweeps.architectures.context import Context
 from sae_sweeps.architectures.group_layer import GroupLayer, GroupLayerConfig
-from sae_sweeps.command import CONF
+from sae_sweeps.config.paths import config_dir
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels.features import DenseFeatures, TopKFeatures
 from sae_sweeps.penalties.bottleneck import Bottleneck, BottleneckConfig
-from sae_sweeps.training.context import Context
 
 EXAMPLES = json.loads((Path(__file__).parent / "worked_examples_bottleneck.json").read_text())
 ALL = dict(lambda2_max=0.8, group_lasso_weight=0.3, l2_weight=0.01, contrastive_weight=0.4)
@@ -31,7 +31,7 @@ def config(**changes):
 
 
 def group_layer(d_sae, dtype=torch.float64, **changes):
-    node = OmegaConf.load(CONF / "group_layer" / "groups.yaml")
+    node = OmegaConf.load(config_dir() / "group_layer" / "groups.yaml")
     cfg = GroupLayerConfig(**{**node, **changes})
     return GroupLayer(cfg, 3, d_sae, 10, torch.Generator()).to(dtype)
 
@@ -207,7 +207,7 @@ def test_weights_stand_inside():
 
 
 def test_yaml_has_every_field_and_asks_for_groups():
-    node = OmegaConf.load(CONF / "penalty" / "bottleneck.yaml")
+    node = OmegaConf.load(config_dir() / "penalty" / "bottleneck.yaml")
     assert set(node.penalty) == {f.name for f in fields(BottleneckConfig)}
     assert node.defaults == [{"override /group_layer": "groups"}]
 

@@ -9,13 +9,13 @@ import slow_contrastive as slow
 import torch
 from omegaconf import OmegaConf
 
-from sae_sweeps.activations.batch import Batch
-from sae_sweeps.architectures.features import DenseFeatures, TopKFeatures
-from sae_sweeps.command import CONF
+from sae_sweeps.architectures.batch import Batch
+from sae_sweeps.architectures.context import Context
+from sae_sweeps.config.paths import config_dir
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels.features import DenseFeatures, TopKFeatures
 from sae_sweeps.kernels.info_nce import neighbours
 from sae_sweeps.penalties.contrastive import Contrastive, ContrastiveConfig, concentration
-from sae_sweeps.training.context import Context
 
 EXAMPLES = json.loads((Path(__file__).parent / "worked_examples_contrastive.json").read_text())
 
@@ -233,7 +233,7 @@ def test_the_seed_decides_the_head():
 
 
 def test_yaml_has_every_field_and_passes_its_check():
-    node = OmegaConf.load(CONF / "penalty" / "contrastive.yaml")
+    node = OmegaConf.load(config_dir() / "penalty" / "contrastive.yaml")
     assert set(node) == {f.name for f in fields(ContrastiveConfig)}
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from slow_reference import ortho as slow_ortho
 
-from sae_sweeps.architectures.features import DenseFeatures, TopKFeatures
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels import coactivation, coactivation_cpu, sparse_numba
 from sae_sweeps.kernels.active_lists import active_lists
+from sae_sweeps.kernels.features import DenseFeatures, TopKFeatures
 from sae_sweeps.kernels.pairs import per_token
 from sae_sweeps.kernels.threads import compiled, over_blocks
 from sae_sweeps.penalties import ortho

@@ -8,9 +8,9 @@ import pytest
 import torch
 from slow_reference import all_pairs, decorrelation, ortsae, squared_cosines
 
-from sae_sweeps.architectures.features import DenseFeatures
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels import correlations
+from sae_sweeps.kernels.features import DenseFeatures
 from sae_sweeps.kernels.gram import squared_products, squared_products_between
 from sae_sweeps.penalties.adaptive_sharing import AdaptiveSharing, AdaptiveSharingConfig
 from sae_sweeps.penalties.decorrelation import Decorrelation, DecorrelationConfig, most_active

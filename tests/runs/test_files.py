@@ -5,7 +5,7 @@ import os
 import pytest
 
 from sae_sweeps.errors import DamagedFile, UserError
-from sae_sweeps.files import DiskFull, MissingFile, read_json, write_bytes, write_json, write_text
+from sae_sweeps.storage.files import DiskFull, MissingFile, read_json, write_bytes, write_json, write_text
 
 
 def test_json_round_trip_with_null_for_what_json_lacks(tmp_path):

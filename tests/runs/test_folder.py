@@ -5,8 +5,8 @@ from io import FileIO
 import pytest
 
 from sae_sweeps.errors import DamagedFile
-from sae_sweeps.files import DiskFull
-from sae_sweeps.runs.folder import EMPTY_STATUS, RunFolder
+from sae_sweeps.storage.files import DiskFull
+from sae_sweeps.storage.run_folder import EMPTY_STATUS, RunFolder
 
 
 @pytest.fixture

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from sae_sweeps.errors import DamagedFile
-from sae_sweeps.files import read_json, write_json
-from sae_sweeps.runs import lease as module
-from sae_sweeps.runs.lease import Lease, process_start, this_process
+from sae_sweeps.storage import lease as module
+from sae_sweeps.storage.files import read_json, write_json
+from sae_sweeps.storage.lease import Lease, process_start, this_process
 
 ROOT = Path(__file__).parents[2]
 
 # Waits for the file `go`, so that all racers start together; says whether it won; holds on until stdin ends.
 RACER = """
 import os, sys, time
-from sae_sweeps.runs.lease import Lease
+from sae_sweeps.storage.lease import Lease
 folder, go = sys.argv[1:]
 print("ready", flush=True)
 while not os.path.exists(go):
@@ -164,7 +164,7 @@ def test_a_damaged_lease_is_named(tmp_path, content):
 def test_a_stopped_process_in_the_lock_does_not_block_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "LOCK_WAIT_S", 0.05)
     code = (
-        "import sys, pathlib\nfrom sae_sweeps.runs.lease import mutex\n"
+        "import sys, pathlib\nfrom sae_sweeps.storage.lease import mutex\n"
         "with mutex(pathlib.Path(sys.argv[1])):\n    print(flush=True)\n    sys.stdin.read()"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from sae_sweeps.config.schema import LoggerConfig
-from sae_sweeps.runs import wandb_client
-from sae_sweeps.runs import wandb_sink as module
-from sae_sweeps.runs.wandb_sink import WandbSink
+from sae_sweeps.tracking import wandb_sink as module
+from sae_sweeps.tracking import wandb_client
+from sae_sweeps.tracking.wandb_sink import WandbSink
 from tests.wandb_stub import API_KEY, WandbStub
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys
 from sae_sweeps.config.schema import LoggerConfig
-from sae_sweeps.runs.wandb_sink import WandbSink
+from sae_sweeps.tracking.wandb_sink import WandbSink
 mode, folder, first, last, exit_code, timeout = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 sink = WandbSink(LoggerConfig(mode=mode, entity="me"), "abc123", "sweep-1", ["ortho", "x" * 80],
                  {"penalty": {"name": "ortho", "lambda2_max": 0.5}, "seed": 0}, folder, title="half penalty")

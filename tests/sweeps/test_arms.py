@@ -3,10 +3,11 @@ from commands import run, run_folders
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from sae_sweeps.command import CONF, register
+from sae_sweeps.cli.command import register
+from sae_sweeps.config.paths import config_dir
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.sweeps.arms import arm_choices, points_of
 from sae_sweeps.sweeps.plan import make_plan
+from sae_sweeps.sweeps.variants import arm_choices, points_of
 
 ARMS = {
     "TopK": "penalty=none",
@@ -25,7 +26,7 @@ def plan_of(arms, *overrides):
         cfg.arms = arms
         return cfg
 
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
         return make_plan(points_of(list(overrides), composed))
 
 

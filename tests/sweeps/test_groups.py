@@ -2,8 +2,8 @@
 
 import pytest
 
+from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.sweeps.compose import compose_points
 from sae_sweeps.sweeps.groups import NoLimits, describe_groups, plan_groups, ranges
 from sae_sweeps.sweeps.plan import describe, make_plan
 

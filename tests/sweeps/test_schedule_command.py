@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from sae_sweeps.__main__ import main
-from sae_sweeps.sweeps.compose import compose_points
+from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.sweeps.curves import curves, sparkline
 from sae_sweeps.sweeps.plan import make_plan
 

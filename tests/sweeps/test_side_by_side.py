@@ -9,15 +9,16 @@ import torch
 
 from sae_sweeps.activations.harvest import SyntheticSource
 from sae_sweeps.activations.language_model import LanguageModel
+from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.errors import Diverged
 from sae_sweeps.runs import evaluate, execute
-from sae_sweeps.runs.folder import RunFolder
-from sae_sweeps.runs.lease import Lease
-from sae_sweeps.sweeps import work
-from sae_sweeps.sweeps.compose import compose_points
-from sae_sweeps.sweeps.console import Console
+from sae_sweeps.runs import supervise as work
+from sae_sweeps.runs.console import Console
+from sae_sweeps.runs.inline import run_all
+from sae_sweeps.runs.signals import Stop
+from sae_sweeps.storage.lease import Lease
+from sae_sweeps.storage.run_folder import RunFolder
 from sae_sweeps.sweeps.groups import NoLimits
-from sae_sweeps.sweeps.launch import Stop, run_all
 from sae_sweeps.sweeps.plan import make_plan
 from sae_sweeps.training.step import Training
 
@@ -261,7 +262,7 @@ def test_a_member_whose_lease_is_lost_leaves_and_writes_nothing(alone, tmp_path,
         (taken / "lease.json").unlink()  # the other one gives up
 
     monkeypatch.setattr(execute.Work, "log", logging)
-    monkeypatch.setattr("sae_sweeps.sweeps.launch.announce", announce)
+    monkeypatch.setattr("sae_sweeps.cli.launch.announce", announce)
     states = carried_out(plan, tmp_path, 8)
     assert waited == [taken.name] and list(states.ended.values()) == ["completed"] * 8
     assert_same(plan, tmp_path, alone)
@@ -279,7 +280,7 @@ def test_a_run_that_another_process_holds_comes_last(tmp_path, monkeypatch):
 
     monkeypatch.setattr(work.Supervised, "end", ending)
     monkeypatch.setattr(Lease, "holder", staticmethod(lambda folder: "somebody"))
-    monkeypatch.setattr("sae_sweeps.sweeps.launch.announce", lambda *words: lease.release())
+    monkeypatch.setattr("sae_sweeps.cli.launch.announce", lambda *words: lease.release())
     states = carried_out(plan, tmp_path)
     assert order[-1] == held.name and set(states.ended.values()) == {"completed"}
 

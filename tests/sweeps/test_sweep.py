@@ -196,7 +196,7 @@ def test_mistakes_end_with_status_2_and_one_line(tmp_path):
 def test_help_and_completion_import_nothing_heavy():
     code = (
         "import sys; sys.argv = ['launch.py', '--help']\n"
-        "from sae_sweeps.command import main\n"
+        "from sae_sweeps.cli.command import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'transformer_lens', 'wandb', 'datasets', 'pandas'} & set(sys.modules)\n"

@@ -3,9 +3,11 @@
 import torch
 from hydra import compose, initialize_config_dir
 
-from sae_sweeps.activations.batch import Batch
-from sae_sweeps.command import CONF, register, rewrite
+from sae_sweeps.architectures.batch import Batch
+from sae_sweeps.cli.command import register
+from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.run import RunConfig, run_config
+from sae_sweeps.config.words import rewrite
 
 D_IN, BATCH, STEPS = 16, 64, 30
 SMALL = [
@@ -15,12 +17,12 @@ SMALL = [
 
 
 def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != "none")
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml") if path.stem != "none")
 
 
 def configured(*words: str) -> RunConfig:
     register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
         return run_config(compose("config", overrides=rewrite([*SMALL, *words])))
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from composed import D_IN, STEPS, batch_at, choices, configured
 
-from sae_sweeps.config.registry import component
+from sae_sweeps.architectures.context import squared_error
+from sae_sweeps.config.plugins import component
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.training.context import squared_error
 from sae_sweeps.training.step import Training
 
 pytestmark = pytest.mark.slow

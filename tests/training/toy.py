@@ -8,10 +8,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from sae_sweeps.activations.batch import Batch
+from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.architectures.group_layer import GroupLayerConfig
-from sae_sweeps.command import CONF
 from sae_sweeps.config.evaluations import EvalConfig
+from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import (
     ActivationsConfig,
@@ -25,7 +25,7 @@ from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue
 from sae_sweeps.penalties.none import NoneConfig
 from sae_sweeps.schedules import ConstantConfig, LinearLRConfig
 
-NO_GROUPS = GroupLayerConfig(**OmegaConf.load(CONF / "group_layer" / "none.yaml"))
+NO_GROUPS = GroupLayerConfig(**OmegaConf.load(config_dir() / "group_layer" / "none.yaml"))
 
 
 @dataclass

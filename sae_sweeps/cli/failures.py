@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sae_sweeps.cluster.observe import Observer, RunView
-from sae_sweeps.sweeps.sweep import outputs_of, run_path
+from sae_sweeps.storage.sweep_folder import outputs_of, run_path
 
 HEAD = ("run_id", "what was varied", "state", "error", "log")
 ERROR_WIDTH = 100

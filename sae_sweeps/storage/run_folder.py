@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sae_sweeps.errors import DamagedFile
-from sae_sweeps.files import MissingFile, read_json, write_json
-from sae_sweeps.runs.rows import RowFile
+from sae_sweeps.storage.files import MissingFile, read_json, write_json
+from sae_sweeps.storage.rows import RowFile
 
 STATES = ("queued", "running", "completed", "diverged", "failed", "interrupted", "preempted", "cancelled", "lost")
 """`completed` and `diverged` are final; the others are taken up again by the next launch."""

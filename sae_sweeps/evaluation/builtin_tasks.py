@@ -13,12 +13,12 @@ from functools import cache
 from itertools import chain, islice
 from typing import Any
 
-from sae_sweeps.builtin import corpus
-from sae_sweeps.builtin.topics import FORGET, topic_of
+from sae_sweeps.builtin.text import corpus
+from sae_sweeps.builtin.text.topics import FORGET, topic_of
 from sae_sweeps.errors import DataError
 from sae_sweeps.evaluation.draws import stream_seed
 from sae_sweeps.evaluation.questions import Candidates, QuestionSet
-from sae_sweeps.evaluation.tasks import Hierarchy, Pair, Task
+from sae_sweeps.evaluation.tasks import Hierarchy, Pair, Task, six_classes
 
 ROW_CHARS = 240
 """About 64 tokens of the built-in tokenizer."""
@@ -82,8 +82,6 @@ class BuiltinSource:
 
     def pair_task(self, pair: Pair, train_rows: int, test_rows: int, seed: int) -> Task:
         """Topics in the place of professions, prose and code in the place of genders."""
-        from sae_sweeps.evaluation.scr import six_classes
-
         parts = {}
         for split, n in (("train", min(train_rows, TRAIN_ROWS)), ("test", min(test_rows, TEST_ROWS))):
             quadrants = {

@@ -7,8 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sae_sweeps.runs.bench import Progress
-from sae_sweeps.sweeps.say import say
+from sae_sweeps.runs.session import Progress
+from sae_sweeps.storage.printing import say
 
 
 class Console:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_sweeps.errors import DamagedFile
-from sae_sweeps.files import naming_full_disk, write_bytes
+from sae_sweeps.storage.files import naming_full_disk, write_bytes
 
 
 class RowFile:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_sweeps.errors import DamagedFile, DataError
-from sae_sweeps.files import MissingFile, read_json, temporary_beside, write_json
+from sae_sweeps.storage.files import MissingFile, read_json, temporary_beside, write_json
 
 BEAT_S = 5.0
 """Seconds between heartbeats."""

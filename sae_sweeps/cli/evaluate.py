@@ -13,23 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sae_sweeps import saelens
-from sae_sweeps.command import CONF, choices
-from sae_sweeps.config.identity import canonical, short_hash
+from sae_sweeps.architectures import saelens
+from sae_sweeps.cli.compose import compose_points
+from sae_sweeps.config.identity import canonical
+from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.run import RunConfig, run_config
+from sae_sweeps.config.words import choices
 from sae_sweeps.errors import ConfigError, DataError, Interrupted
-from sae_sweeps.files import read_json, write_json
-from sae_sweeps.runs.bench import Bench, device_for
+from sae_sweeps.runs.console import Console
 from sae_sweeps.runs.evaluate import Failure, Subject, collected, evaluate_group, is_done, wanted
 from sae_sweeps.runs.execute import TRAINED, write_results
 from sae_sweeps.runs.export import trained_sae
-from sae_sweeps.runs.folder import RunFolder
-from sae_sweeps.runs.lease import Lease
-from sae_sweeps.sweeps.compose import compose_points
-from sae_sweeps.sweeps.console import Console
+from sae_sweeps.runs.session import Bench, device_for
+from sae_sweeps.storage.digests import short_hash
+from sae_sweeps.storage.files import read_json, write_json
+from sae_sweeps.storage.lease import Lease
+from sae_sweeps.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from sae_sweeps.saelens import ExportedSAE
+    from sae_sweeps.architectures.saelens import ExportedSAE
 
 FIXED = ("seed", "num_tokens", "d_sae", "k", "architecture", "penalty", "schedule", "train")
 """Words about training, which says nothing about an SAE that is there."""
@@ -50,7 +52,7 @@ class Target:
 
 def evaluate(paths: list[Path], words: list[str]) -> int:
     """Evaluate what the paths hold and print the table; 0, 1 where an evaluation failed, 130 where interrupted."""
-    from sae_sweeps.sweeps.launch import Stop, caught_signals
+    from sae_sweeps.runs.signals import Stop, caught_signals
 
     points = compose_points(words)
     if len(points) != 1:
@@ -228,7 +230,7 @@ def model_words(name: str | None, folder: Path) -> list[str]:
 
 
 def yaml_of(group: str, choice: str) -> dict[str, Any]:
-    content: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{choice}.yaml"))
+    content: Any = OmegaConf.to_container(OmegaConf.load(config_dir() / group / f"{choice}.yaml"))
     return content
 
 

@@ -15,9 +15,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from sae_sweeps.architectures.features import DenseFeatures, Features, TopKFeatures
 from sae_sweeps.errors import DamagedFile, DataError
-from sae_sweeps.files import (
+from sae_sweeps.kernels.choose import choose
+from sae_sweeps.kernels.features import DenseFeatures, Features, TopKFeatures
+from sae_sweeps.kernels.pairs import per_token
+from sae_sweeps.storage.files import (
     fsync_folder,
     naming_full_disk,
     one_line,
@@ -26,8 +28,6 @@ from sae_sweeps.files import (
     write_bytes,
     write_json,
 )
-from sae_sweeps.kernels.choose import choose
-from sae_sweeps.kernels.pairs import per_token
 
 CFG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"

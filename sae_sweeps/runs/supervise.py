@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_sweeps.errors import OUT_OF_MEMORY, Diverged, Interrupted, UserError
-from sae_sweeps.files import one_line, read_json, write_text
-from sae_sweeps.runs.bench import Bench
+from sae_sweeps.runs.console import Console
 from sae_sweeps.runs.execute import (
     EvaluationsFailed,
     LeaseLost,
@@ -21,11 +20,12 @@ from sae_sweeps.runs.execute import (
     out_of_memory,
     write_config,
 )
-from sae_sweeps.runs.folder import RunFolder
-from sae_sweeps.runs.lease import Lease
-from sae_sweeps.sweeps.console import Console
+from sae_sweeps.runs.session import Bench
+from sae_sweeps.storage.files import one_line, read_json, write_text
+from sae_sweeps.storage.lease import Lease
+from sae_sweeps.storage.run_folder import RunFolder
+from sae_sweeps.storage.sweep_folder import run_path
 from sae_sweeps.sweeps.plan import PlannedRun
-from sae_sweeps.sweeps.sweep import run_path
 
 
 @dataclass
@@ -213,7 +213,7 @@ def open_sink(planned: PlannedRun, folder: RunFolder, sweep: str) -> Any:
     run = planned.run
     if run.logger.name == "none":
         return NoSink()
-    from sae_sweeps.runs.wandb_sink import WandbSink
+    from sae_sweeps.tracking.wandb_sink import WandbSink
 
     return WandbSink(
         run.logger,

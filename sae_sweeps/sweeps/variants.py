@@ -38,7 +38,7 @@ def points_of(overrides: list[str], compose: Callable[[list[str]], DictConfig]) 
 
 def arm_choices(arm: str, words: str) -> list[list[str]]:
     """For each word of an arm the overrides it stands for: one, or one for each value of a sweep."""
-    from sae_sweeps.command import rewrite
+    from sae_sweeps.config.words import rewrite
 
     out = []
     for word in rewrite(shlex.split(words)):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sae_sweeps.activations.batch import Batch
-from sae_sweeps.architectures.features import Features
+from sae_sweeps.architectures.batch import Batch
+from sae_sweeps.kernels.features import Features
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.base import SAE

@@ -7,16 +7,18 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from sae_sweeps.command import CONF, register, rewrite
-from sae_sweeps.sweeps.arms import points_of
+from sae_sweeps.cli.command import register
+from sae_sweeps.config.paths import config_dir
+from sae_sweeps.config.words import rewrite
 from sae_sweeps.sweeps.plan import Point
+from sae_sweeps.sweeps.variants import points_of
 
 
 def compose_points(words: list[str]) -> list[Point]:
     """Every point that `python launch.py WORDS` would run. Raises what launch.py would."""
     register()
     overrides = [word for word in rewrite(words) if word not in ("-m", "--multirun")]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
 
         def composed(words: list[str]) -> DictConfig:
             return compose("config", overrides=words)

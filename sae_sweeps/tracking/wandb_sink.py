@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from sae_sweeps.files import one_line
-from sae_sweeps.runs.wandb_client import FINISH_TIMEOUT_S
+from sae_sweeps.storage.files import one_line
+from sae_sweeps.tracking.wandb_client import FINISH_TIMEOUT_S
 
 QUEUE_ROWS = 10_000
 """Rows that wait for a slow server; beyond that rows are left out and counted."""
@@ -154,7 +154,7 @@ def start_client() -> subprocess.Popen[str]:
     """The client's process, in a session of its own: Ctrl-C is for the run alone."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [sys.executable, "-m", "sae_sweeps.runs.wandb_client"],
+        [sys.executable, "-m", "sae_sweeps.tracking.wandb_client"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

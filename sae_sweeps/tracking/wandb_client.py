@@ -1,8 +1,8 @@
 """The W&B client in a process of its own, so that nothing it does can hold up the run that feeds it.
 
-`python -m sae_sweeps.runs.wandb_client` reads one JSON object per line from stdin: the arguments of `wandb.init`, then
-rows and `{"table": {"name": ..., "columns": [...], "data": [[...]]}}`, then `{"finish": {"exit_code": ..., "summary":
-..., "notes": ...}}`. It answers `{"problem": null or a sentence}` in one line, and leaves at once. Where stdin ends
+`python -m sae_sweeps.tracking.wandb_client` reads one JSON object per line from stdin: the arguments of `wandb.init`,
+then rows and `{"table": {"name": ..., "columns": [...], "data": [[...]]}}`, then `{"finish": {"exit_code": ...,
+"summary": ..., "notes": ...}}`. It answers `{"problem": null or a sentence}` in one line, and leaves at once. Where stdin ends
 without a finish, the run was killed: it is marked as failed.
 """
 
@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-from sae_sweeps.files import one_line
+from sae_sweeps.storage.files import one_line
 
 INIT_TIMEOUT_S = 30.0
 """How long the client may look for its server."""

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sae_sweeps.activations.batch import Batch
 from sae_sweeps.activations.store import ActivationStore, open_activations
-from sae_sweeps.config.identity import canonical, short_hash
+from sae_sweeps.architectures.batch import Batch
+from sae_sweeps.config.identity import canonical
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import DataConfig
 from sae_sweeps.errors import ConfigError, Interrupted
+from sae_sweeps.storage.digests import short_hash
 
 if TYPE_CHECKING:
     from sae_sweeps.activations.language_model import LanguageModel
@@ -71,7 +72,7 @@ class Bench:
         """What evaluations share for this model, layer and `eval`."""
         from sae_sweeps.config.schema import LayerConfig
         from sae_sweeps.evaluation.shared import Shared
-        from sae_sweeps.evaluation.tasks import open_source
+        from sae_sweeps.evaluation.sources import open_source
 
         digest = canonical(run)["model"]["digest"]
         key = short_hash([digest, asdict(run.layer), asdict(run.eval)])

@@ -1,0 +1,57 @@
+"""`sae-sweeps cancel SWEEP_DIR`: end what is queued or running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from sae_sweeps.cluster.ends import declare
+from sae_sweeps.cluster.jobs import jobs_of
+from sae_sweeps.cluster.observe import Observer
+from sae_sweeps.cluster.schedulers import scheduler_named
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.storage.lease import process_alive
+from sae_sweeps.storage.printing import say
+from sae_sweeps.storage.sweep_folder import outputs_of, read_manifest
+
+CANCEL_S = 120.0
+"""How long cancelled jobs may take to end: Slurm waits KillWait seconds, 30 by default, between its two signals."""
+
+
+def cancel(sweep: Path) -> int:
+    """End what is queued or running of a sweep, wait until it is, and mark it cancelled."""
+    manifest = read_manifest(sweep)
+    observer = Observer(sweep)
+    views = observer.settled()
+    if observer.silent_since is not None:
+        raise ConfigError("cancel: the scheduler does not answer, so nothing could be cancelled; try again later.")
+    live = [view for view in views if not view.ended]
+    wanted = {view.job.id for view in live if view.job}
+    jobs = [job for job in jobs_of(manifest) if job.id in wanted]
+    for name in {job.cluster for job in jobs}:
+        scheduler_named(name).cancel(sweep, [job for job in jobs if job.cluster == name])
+    launcher = manifest["launcher"]
+    if manifest["cluster"]["name"] == "inline" and launcher and live and process_alive(launcher):
+        os.kill(launcher["pid"], signal.SIGTERM)
+    deadline = time.monotonic() + CANCEL_S
+    left = {view.run_id for view in live}
+    marked = 0
+    while left and time.monotonic() < deadline:
+        for view in observer.look():
+            if view.run_id not in left:
+                continue
+            if view.ended and view.state in ("completed", "diverged", "failed", "cancelled"):
+                left.discard(view.run_id)
+                marked += view.state == "cancelled"
+            elif view.job_state is None or not view.job_state.alive:
+                if declare(outputs_of(sweep), view.run_id, "cancelled", "cancelled by `sae_sweeps cancel`"):
+                    left.discard(view.run_id)
+                    marked += 1
+        if left:
+            time.sleep(0.5)
+    say(f"{marked} of {len(views)} runs cancelled, {len(views) - len(live)} were at their end before")
+    for run_id in sorted(left):
+        say(f"{run_id}: still worked on; another sweep may want it too")
+    return 0

@@ -1,0 +1,137 @@
+"""Carry out a plan in this process: group after group, and one table at the end."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_sweeps.cli import outcome
+from sae_sweeps.errors import ConfigError, UserError
+from sae_sweeps.runs.inline import States, run_all
+from sae_sweeps.storage.files import read_json, write_text
+from sae_sweeps.storage.printing import say
+from sae_sweeps.storage.sweep_folder import run_path
+from sae_sweeps.sweeps.plan import Plan, Point, describe, make_plan
+from sae_sweeps.sweeps.sweep import create_sweep
+
+if TYPE_CHECKING:
+    pass
+
+
+def launch(points: list[Point]) -> list[float | None]:
+    """Plan, run, print the table and leave the exit status in `outcome`.
+
+    Returns each point's `objective`, the metric of results.json that a sweeper asks for; None where there is none.
+    """
+    unknown: list[float | None] = [None] * len(points)
+    if not points:
+        return unknown
+    plan = make_plan(points)
+    cfg, cluster = points[0].cfg, the_cluster(points)
+    if cfg.dry_run:
+        from sae_sweeps.cluster.dispatch import describe_jobs
+
+        say(describe(plan, describe_jobs(plan, cluster)))
+        return unknown
+    for warning in plan.warnings:
+        say(f"warning: {warning}")
+    for planned in plan.runs:
+        if planned.equals:
+            say(f"equal runs: {len(planned.equals) + 1} points are the same run, `{planned.title}`; it is trained once")
+    outputs = Path(cfg.outputs)
+    if cluster.name == "inline":
+        from sae_sweeps.runs.session import device_for
+
+        device = device_for(cfg.device)
+        sweep = create_sweep(outputs, plan, cluster)
+        states = run_all(plan, outputs, sweep, device, cluster=cluster)
+    else:
+        from sae_sweeps.cluster.dispatch import Left, dispatch
+
+        sweep = create_sweep(outputs, plan, cluster)
+        came = dispatch(plan, outputs, sweep, cluster)
+        if isinstance(came, Left):
+            outcome.status = came.status
+            return unknown
+        states = came
+    finish(plan, states, outputs, sweep, cfg.report)
+    if cfg.objective is None:
+        return unknown
+    return [objective_of(run_path(outputs, run_id), cfg.objective) for run_id in plan.points]
+
+
+def objective_of(folder: Path, name: str) -> float | None:
+    """A metric of a completed run; None where the run did not complete. Raises ConfigError for a name it lacks."""
+    status = read_json(folder / "status.json")
+    if status["state"] != "completed":
+        return None
+    metrics = read_json(folder / "results.json")["metrics"]
+    if name not in metrics:
+        close = difflib.get_close_matches(name, metrics, n=1)
+        mend = f"did you mean {close[0]}?" if close else f"it has {', '.join(metrics)}."
+        raise ConfigError(f"objective={name}: {folder / 'results.json'} has no such metric; {mend}")
+    return metrics[name]
+
+
+def the_cluster(points: list[Point]) -> Any:
+    """The cluster group, which is no part of a run and so the same for all points."""
+    from sae_sweeps.config.cluster import cluster_config
+
+    clusters = [cluster_config(point.cfg.cluster) for point in points]
+    if points[0].cfg.objective and getattr(clusters[0], "detach", False):
+        raise ConfigError("cluster.detach=true: a sweep towards an objective has to wait for its runs; leave it out.")
+    if any(cluster != clusters[0] for cluster in clusters):
+        raise ConfigError("cluster: one for the whole command; its runs cannot be trained in several places.")
+    return clusters[0]
+
+
+def finish(plan: Plan, states: States, outputs: Path, sweep: Path, report: bool = True) -> None:
+    """Print the table and what went wrong, write the report, and set the exit status."""
+    from analysis.table import render, table
+    from sae_sweeps.cli.failures import failures
+    from sae_sweeps.runs.supervise import try_to
+
+    publish_table(plan, sweep)
+
+    frame = table([sweep])
+    say()
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    say(render(frame, "text", width=width))
+    try_to(write_text, sweep / "table.csv", render(frame, "csv"))
+    try_to(write_text, sweep / "table.md", render(frame, "markdown"))
+    say(f"runs    {outputs / 'runs'}")
+    say(f"sweep   {sweep}   (table.csv, table.md)")
+    if report and (page := report_of(sweep)) is not None:
+        say(f"report  {page}")
+    if (left := failures(sweep)) is not None:
+        say()
+        say(left)
+    if states.interrupted:
+        say("interrupted: the same command goes on from the checkpoints")
+        outcome.status = 130
+    elif any(state != "completed" for state in states.ended.values()):
+        outcome.status = 1
+
+
+def report_of(sweep: Path) -> Path | None:
+    """Write the sweep's report.html; None on a full disk, where the runs' own files have to do."""
+    from analysis.report import write_report
+
+    try:
+        return write_report([sweep], sweep / "report.html")
+    except (UserError, OSError) as error:
+        say(f"warning: no report: {error}")
+        return None
+
+
+def publish_table(plan: Plan, sweep: Path) -> None:
+    """With logger=wandb the sweep's run notes as a table of its own."""
+    loggers = [planned.run.logger for planned in plan.runs if planned.run.logger.name == "wandb"]
+    if not loggers:
+        return
+    from analysis.publish import publish_notes
+
+    publish_notes(sweep, loggers[0], say)

@@ -1,0 +1,92 @@
+"""Errors of Hydra and OmegaConf as one sentence that names the key, the value and the mend."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+
+from sae_sweeps.config.paths import config_dir
+from sae_sweeps.config.schema import RootConfig
+from sae_sweeps.config.words import ARMS, choices
+from sae_sweeps.errors import UserError, who_has
+
+
+def sentence(error: Exception) -> str:
+    """An error of Hydra, OmegaConf or ours as one sentence that names the key, the value and the mend."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).splitlines())  # a value may hold several
+    text = f"{error}\n{error.__cause__ or ''}"
+    if isinstance(error, MissingConfigException):
+        found = re.search(r"Could not (?:find|load) '?([\w/.-]+)/([^/'\n]+)'?", text)
+        if found:
+            group, value = found[1], found[2].removesuffix(".yaml")
+            if (group, value) == ("hydra/sweeper", "optuna"):
+                return "hydra/sweeper=optuna: Optuna is not installed; pip install 'sae-sweeps[optuna]'."
+            mend = _suggest(value, choices(group), "one of") if choices(group) else "--info searchpath tells where."
+            return f"{group}={value}: no such choice; {mend}"
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return unknown_key(found[1].split("@")[0], text)
+    if found := re.search(r"Value '(.*)' (?:\(?of type '\w+'\)? could not be converted to|is not a valid) (\w+)", text):
+        key = re.search(r"full_key: (\S+)", text)
+        kind = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}.get(found[2], found[2])
+        return f"{key[1] if key else 'a key'}={found[1]}: must be {kind}."
+    if found := re.search(r"override (\S+)=(\S+)\s+Invalid value assigned: \w+ is not a ListConfig", text):
+        return f"{found[1]}={found[2]}: must be a list, as in {found[1]}=[{found[2]}]."
+    if "Error merging override arms=" in text:
+        return ARMS
+    if found := re.search(r"Error merging override (\w+)=(.*?)\n(?:Value|field|Cannot)", text, re.DOTALL):
+        from sae_sweeps.config.run import expected
+
+        return f"{found[1]}={' '.join(found[2].split())}: {expected(RootConfig, found[1])}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read as key=value; quote values that hold blanks or special characters."
+    if found := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'", text, re.DOTALL):
+        return f"{found[1]}: several values make a sweep; add -m."
+    return " ".join(text.split())
+
+
+def unknown_key(key: str, text: str) -> str:
+    keys = all_keys()
+    if key == "arms":
+        return ARMS
+    if key in keys:  # another choice of the group has it
+        group, _, leaf = key.partition(".")
+        readers = [
+            f"{group}={name}" for name in choices(group) if leaf in _keys_of(config_dir() / group / f"{name}.yaml")
+        ]
+        return f"{key}: the chosen {group} has no such key{who_has(readers)}."
+    return f"{key}: no such key; {_suggest(key, keys, '')}"
+
+
+def _keys_of(path: Path) -> list[str]:
+    """Keys of one choice of a group; a file with a global package holds them under the group's name."""
+    node: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False) or {}
+    return [key for key in _dotted(node.get(path.parent.name, node)) if key != "defaults"]
+
+
+def _dotted(node: dict[str, Any]) -> list[str]:
+    """Keys of a tree of dicts, a key of a key behind a dot."""
+    parts = [(key, _dotted(value) if isinstance(value, dict) else []) for key, value in node.items()]
+    return [name for key, below in parts for name in (key, *(f"{key}.{leaf}" for leaf in below))]
+
+
+def all_keys() -> list[str]:
+    """Every key that some choice of some group has, dotted, and the keys at the top level."""
+    keys = {f.name for f in fields(RootConfig)}
+    groups = [path for path in config_dir().glob("*/*.yaml") if path.parent.name != "experiment"]
+    return sorted(keys | {f"{path.parent.name}.{key}" for path in groups for key in _keys_of(path)})
+
+
+def _suggest(word: str, known: list[str], otherwise: str) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not close:  # `tau` for `penalty.tau`
+        close = [key for key in known if key.rpartition(".")[2] == word.rpartition(".")[2]][:1]
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"{otherwise} {', '.join(known)}." if otherwise else "`python launch.py --help` lists the keys."

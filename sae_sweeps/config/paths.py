@@ -1,0 +1,11 @@
+"""Where the config files are: in a checkout, and in an installed package."""
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def config_dir() -> Path:
+    """The folder of the config groups: `sae_sweeps/conf` of an installed wheel, else `conf/` of the checkout."""
+    packaged = PACKAGE / "conf"
+    return packaged if packaged.is_dir() else PACKAGE.parent / "conf"

@@ -1,0 +1,43 @@
+"""How strongly two features compete, from how often they are active together."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Found = tuple[Tensor, int, Tensor]
+"""Value, number of competing pairs, gradient on W [d_sae, d_in]."""
+
+
+@dataclass(frozen=True)
+class Competition:
+    """How strongly two features compete, from the tokens on which both are active and each is."""
+
+    overlap: str
+    """jaccard, min, cosine or batch."""
+    form: str
+    """linear or sigmoid."""
+    threshold: float
+    """t > 0."""
+    tau: float
+    """Softness of the sigmoid, relative to t."""
+
+    def overlaps(self, n_both: Tensor, n_i: Tensor, n_j: Tensor, n_tokens: int) -> Tensor:
+        """n_ij of pairs that meet on n_both tokens and are active on n_i and n_j of n_tokens, all the same shape."""
+        if self.overlap == "jaccard":
+            return n_both / (n_i + n_j - n_both)
+        if self.overlap == "min":
+            return n_both / torch.minimum(n_i, n_j)
+        if self.overlap == "cosine":
+            return n_both / (n_i * n_j).sqrt()
+        return n_both / n_tokens
+
+    def weights(self, n: Tensor) -> Tensor:
+        """c_ij from the overlap n_ij > 0."""
+        t = self.threshold
+        if self.form == "linear":
+            return ((n - t) / t).clamp(0, 1)
+        return torch.sigmoid((n - t) / (self.tau * t))
+
+    def weigh(self, n_both: Tensor, n_i: Tensor, n_j: Tensor, n_tokens: int) -> Tensor:
+        return self.weights(self.overlaps(n_both, n_i, n_j, n_tokens))

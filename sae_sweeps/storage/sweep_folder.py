@@ -1,0 +1,46 @@
+"""A sweep's folder: its manifest lists runs, groups and jobs; the runs live elsewhere in the outputs tree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sae_sweeps.errors import DamagedFile, DataError
+from sae_sweeps.storage.files import MissingFile, read_json, write_json
+from sae_sweeps.storage.lease import mutex
+
+MANIFEST = "manifest.json"
+INLINE = {"name": "inline", "group_size": None, "memory_gb": None}
+"""The cluster of a manifest that names none."""
+CONFIGS = "configs.json"
+"""Every run's config by its id, so that another process, or a later one, can carry the sweep out."""
+
+
+def run_path(outputs: Path, run_id: str) -> Path:
+    return outputs / "runs" / run_id
+
+
+def outputs_of(sweep: Path) -> Path:
+    """The tree that a sweep's folder lies in."""
+    return sweep.resolve().parents[1]
+
+
+def read_manifest(sweep: Path) -> dict[str, Any]:
+    """A sweep's manifest. Raises DataError where there is none, DamagedFile where it does not read back."""
+    try:
+        manifest = read_json(sweep / MANIFEST)
+    except (MissingFile, NotADirectoryError):
+        raise DataError(f"{sweep} is no sweep (it has no {MANIFEST}); give a folder of outputs/sweeps.") from None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("runs"), list):
+        raise DamagedFile(f"{sweep / MANIFEST} is damaged (it lists no runs); restore it, or launch the sweep again.")
+    return {"groups": [], "jobs": [], "launcher": None, "cwd": None, "cluster": INLINE} | manifest
+
+
+def change_manifest(sweep: Path, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Read, change and write a manifest while no other process does. Returns it as written."""
+    with mutex(sweep):
+        manifest = read_manifest(sweep)
+        change(manifest)
+        write_json(sweep / MANIFEST, manifest)
+    return manifest

@@ -1,0 +1,172 @@
+"""Imports run one way: from a layer to itself or to those before it, lazy imports included; and in no circle."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+LAYERS = (
+    "sae_sweeps.errors",
+    "sae_sweeps.schedules",
+    "sae_sweeps.storage",
+    "sae_sweeps.builtin.text",
+    "sae_sweeps.config",
+    "sae_sweeps.sweeps",
+    "sae_sweeps.kernels",
+    "sae_sweeps.architectures",
+    "sae_sweeps.penalties",
+    "sae_sweeps.activations",
+    "sae_sweeps.builtin",
+    "sae_sweeps.evaluation",
+    "sae_sweeps.training",
+    "sae_sweeps.tracking",
+    "analysis",
+    "sae_sweeps.runs",
+    "sae_sweeps.cluster",
+    "sae_sweeps.cli",
+    "sae_sweeps.__main__",
+    "hydra_plugins",
+    "launch",
+)
+"""From the ground up. A module belongs to the longest prefix of its name."""
+
+PACKAGES = ("sae_sweeps", "sae_sweeps.builtin")
+"""Their `__init__.py` holds no more than constants and is below every layer."""
+
+DYNAMIC = {"sae_sweeps/config/plugins.py", "sae_sweeps/builtin/text/corpus.py"}
+"""Files that import modules by name: components, and modules of the standard library, whose text is read."""
+
+TYPE_CIRCLES = {
+    frozenset({"sae_sweeps.config.penalties", "sae_sweeps.config.run"}),
+    frozenset({"sae_sweeps.kernels.choose", "sae_sweeps.kernels.pairs"}),
+    frozenset({"sae_sweeps.kernels.choose", "sae_sweeps.kernels.pairs", "sae_sweeps.kernels.sparse"}),
+}
+"""Modules that name each other, for type checkers only."""
+
+
+def product_files(root: Path) -> list[Path]:
+    folders = ("sae_sweeps", "analysis", "hydra_plugins")
+    return sorted([root / "launch.py", *(path for name in folders for path in (root / name).rglob("*.py"))])
+
+
+def module_name(path: Path, root: Path) -> str:
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(path: Path, known: set[str]) -> list[tuple[str, bool]]:
+    """The project's modules that a file imports, anywhere in it, and whether only for type checkers."""
+    tree = ast.parse(path.read_text())
+    for_types = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
+        for node in ast.walk(block)
+    }
+    found: list[tuple[str, bool]] = []
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import at line {node.lineno}"
+            module = node.module or ""
+            within = [f"{module}.{alias.name}" for alias in node.names]
+            names = [name for name in within if name in known] or [module]
+        found += [(name, id(node) in for_types) for name in names if name in known]
+    return found
+
+
+def graph(root: Path) -> dict[str, list[tuple[str, bool]]]:
+    files = {module_name(path, root): path for path in product_files(root)}
+    return {name: imports_of(path, set(files)) for name, path in files.items()}
+
+
+def layer_of(module: str) -> int:
+    if module in PACKAGES:
+        return -1
+    owners = [n for n, layer in enumerate(LAYERS) if module == layer or module.startswith(layer + ".")]
+    assert owners, f"{module} belongs to no layer"
+    return max(owners, key=lambda n: len(LAYERS[n]))
+
+
+def upward_imports(root: Path) -> list[str]:
+    return [
+        f"{module} imports {target}"
+        for module, targets in graph(root).items()
+        for target, _ in targets
+        if layer_of(target) > layer_of(module)
+    ]
+
+
+def circles(edges: dict[str, set[str]]) -> list[frozenset[str]]:
+    """Sets of more than one module that reach each other (strongly connected components, by Tarjan's algorithm)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[frozenset[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for target in edges[node]:
+            if target not in index:
+                visit(target)
+                low[node] = min(low[node], low[target])
+            elif target in stack:
+                low[node] = min(low[node], index[target])
+        if low[node] == index[node]:
+            component = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            if len(component) > 1:
+                found.append(frozenset(component))
+
+    for node in edges:
+        if node not in index:
+            visit(node)
+    return found
+
+
+def test_no_import_runs_upwards():
+    assert upward_imports(ROOT) == []
+
+
+def test_no_circle_but_of_types():
+    modules = graph(ROOT)
+    assert circles({m: {t for t, for_types in targets if not for_types} for m, targets in modules.items()}) == []
+    with_types = circles({m: {t for t, _ in targets} for m, targets in modules.items()})
+    assert set(with_types) <= TYPE_CIRCLES
+
+
+def test_modules_are_imported_by_name_in_listed_files_only():
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for path in product_files(ROOT)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).endswith(("import_module", "__import__")))
+    }
+    assert users == DYNAMIC
+
+
+def test_an_upward_import_is_found(tmp_path):
+    for path in product_files(ROOT):
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(path.read_text())
+    planted = tmp_path / "sae_sweeps" / "storage" / "files.py"
+    planted.write_text(planted.read_text() + "\n\ndef later():\n    from sae_sweeps.runs import session\n")
+    assert upward_imports(tmp_path) == ["sae_sweeps.storage.files imports sae_sweeps.runs.session"]
+
+
+@pytest.mark.parametrize("package", ["storage", "config", "sweeps", "analysis"])
+def test_what_reads_files_and_configs_loads_no_torch(package):
+    name = package if package == "analysis" else f"sae_sweeps.{package}"
+    modules = [m for m in graph(ROOT) if m.startswith(name + ".") and not m.endswith("__main__")]
+    code = f"import sys, importlib\nfor m in {modules!r}: importlib.import_module(m)\nsys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr or "torch was loaded"
