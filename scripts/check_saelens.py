@@ -2,8 +2,9 @@
 
 Run with the Python of an environment that has SAELens 6: `python scripts/check_saelens.py RUN/sae ...`. Each folder is
 loaded with `SAE.load_from_disk`; its encode and decode are compared with the formulas written out below and, where
-this project can be imported, with `sae_sweeps.architectures.saelens.load`. Inputs are seeded random activations around the
-decoder bias and those of `--activations FILE` (safetensors, a tensor `x` [tokens, d_in]). Ends with 1 above the tolerance.
+this project can be imported, with `sae_sweeps.architectures.saelens.load`. Inputs are seeded random activations around
+the decoder bias and those of `--activations FILE` (safetensors, a tensor `x` [tokens, d_in]). Ends with 1 above the
+tolerance.
 """
 
 import argparse

@@ -26,7 +26,7 @@ from sae_sweeps.runs.batches import Batches, stream_of
 from sae_sweeps.runs.console import Console
 from sae_sweeps.runs.execute import Work, train_together
 from sae_sweeps.runs.inline import run_all
-from sae_sweeps.runs.session import Bench
+from sae_sweeps.runs.session import RunSession
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
 from sae_sweeps.sweeps.plan import Plan, make_plan
@@ -54,7 +54,7 @@ def launched(plan: Plan, outputs: Path) -> None:
     assert set(states.ended.values()) == {"completed"}, states
 
 
-def trained_together(plan: Plan, outputs: Path, bench: Bench) -> None:
+def trained_together(plan: Plan, outputs: Path, session: RunSession) -> None:
     works = []
     for planned in plan.runs:
         folder = RunFolder(outputs / "runs" / planned.run_id)
@@ -63,7 +63,7 @@ def trained_together(plan: Plan, outputs: Path, bench: Bench) -> None:
         works.append(
             Work(planned.run, planned.run_id, planned.title, folder, lease, lambda row: None, print, ended_well)
         )
-    train_together(works, bench, outputs / "activations")
+    train_together(works, session, outputs / "activations")
     for work in works:
         assert work.trained
         work.lease.release()
@@ -74,10 +74,10 @@ def ended_well(error: Exception | None) -> None:
         raise error
 
 
-def one_pass(plan: Plan, cache: Path, bench: Bench) -> list[Any]:
+def one_pass(plan: Plan, cache: Path, session: RunSession) -> list[Any]:
     """Every batch of one run, and what a run starts from."""
     run = plan.runs[0].run
-    batches = Batches(run, bench, cache)
+    batches = Batches(run, session, cache)
     batches.prepare(run, fresh=True)
     sampler = Sampler(batches.store, run.batch_size, run.data_seed)
     return [batches.first[stream_of(run)], *(sampler.batch(step) for step in range(run.total_steps))]
@@ -129,14 +129,14 @@ def main() -> None:
                 alone = [Plan([planned], [], []) for planned in plan.runs]
                 outputs = Path(plan.runs[0].run.outputs)
                 note("separate", *timed(lambda: [launched(one, outputs) for one in alone])[:2])  # noqa: B023
-            bench = Bench(CPU)
+            session = RunSession(CPU)
             plan = plan_of(words, folder, place / f"parts{number}")
             cache = place / f"parts{number}" / "activations"
-            one_pass(plan, cache, bench)  # the language model is loaded, held-out activations are there
-            cpu, wall, (x, *batches) = timed(lambda: one_pass(plan, cache, bench))  # noqa: B023
+            one_pass(plan, cache, session)  # the language model is loaded, held-out activations are there
+            cpu, wall, (x, *batches) = timed(lambda: one_pass(plan, cache, session))  # noqa: B023
             note("one pass", cpu, wall)
             note("bare steps", *timed(lambda: bare_steps(plan, x, batches))[:2])  # noqa: B023
-            training = timed(lambda: trained_together(plan, place / f"parts{number}", bench))[:2]  # noqa: B023
+            training = timed(lambda: trained_together(plan, place / f"parts{number}", session))[:2]  # noqa: B023
             note("training of the group", *training)
     for ratio, over, under in (
         ("separate / grouped", ["separate"], ["grouped"]),

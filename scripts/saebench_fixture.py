@@ -174,12 +174,12 @@ def hand_over(folder: Path) -> None:
     from sae_sweeps.cli.compose import compose_points
     from sae_sweeps.config.run import run_config
     from sae_sweeps.evaluation.unlearning import corpus_tokens, right_questions
-    from sae_sweeps.runs.session import Bench
+    from sae_sweeps.runs.session import RunSession
 
     shutil.rmtree(folder / "handed", ignore_errors=True)  # made anew, or the prompts would not be seen
     where = [f"eval.data={folder / 'data'}", f"model={folder / 'model'}", "layer=2", f"outputs={folder / 'handed'}"]
     run = run_config(compose_points([*where, *WORDS])[0].cfg)
-    shared = Bench(torch.device("cpu")).shared(run, folder / "handed")
+    shared = RunSession(torch.device("cpu")).shared(run, folder / "handed")
     tokens = held_out_contexts(run.model, run.data, shared.lm, 16 * 24)
     save_file({"tokens": tokens.contiguous()}, folder / "tokens.safetensors")
 

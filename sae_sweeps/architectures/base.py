@@ -34,7 +34,7 @@ class ArchitectureConfig:
 
         check_sae(self.d_sae or 0)
 
-    def inert(self) -> dict[str, str]:
+    def unused_keys(self) -> dict[str, str]:
         """Keys that change nothing as the others stand, each with the reason."""
         return {}
 

@@ -117,7 +117,7 @@ class GroupLayerConfig:
                 f"group_layer.max_size={self.max_size}: must be above group_size={self.group_size} for groups to grow."
             )
 
-    def inert(self) -> dict[str, str]:
+    def unused_keys(self) -> dict[str, str]:
         """Keys that change nothing as the others stand, each with the reason."""
         if self.name == "none":
             return {f.name: "group_layer=none has no groups" for f in fields(self) if f.name != "name"}

@@ -53,7 +53,7 @@ class JumpReLUConfig(ArchitectureConfig):
         check_length("architecture.l0_warmup", self.l0_warmup)
         check_target(self.target_l0, self.d_sae)
 
-    def inert(self) -> dict[str, str]:
+    def unused_keys(self) -> dict[str, str]:
         out = {"l0_warmup": "architecture.l0_weight=0 has nothing to warm up"} if self.l0_weight == 0 else {}
         if self.target_l0 is not None:
             out["initial_threshold"] = "with target_l0 the thresholds start where they give it"

@@ -47,10 +47,10 @@ class PAnnealConfig(StandardConfig):
         if self.p_steps < 1:
             raise ConfigError(f"architecture.p_steps={self.p_steps}: must be at least 1.")
 
-    def inert(self) -> dict[str, str]:
+    def unused_keys(self) -> dict[str, str]:
         keys = ("anneal_start", "anneal_end", "p_steps")
         stays = dict.fromkeys(keys, "with architecture.p_final=1 p stays 1") if self.p_final == 1 else {}
-        return super().inert() | stays
+        return super().unused_keys() | stays
 
 
 class PAnneal(Standard):

@@ -38,7 +38,7 @@ class StandardConfig(ArchitectureConfig):
                 f"l1_penalty=0: with target_l0={self.target_l0:g} it is where the weight starts; give 0.04, say."
             )
 
-    def inert(self) -> dict[str, str]:
+    def unused_keys(self) -> dict[str, str]:
         return {"l1_warmup": "l1_penalty=0 has nothing to warm up"} if self.l1_penalty == 0 else {}
 
 

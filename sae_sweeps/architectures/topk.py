@@ -44,7 +44,7 @@ class TopKConfig(ArchitectureConfig):
         if self.aux_weight < 0:
             raise ConfigError(f"architecture.aux_weight={self.aux_weight}: must be 0 or more.")
 
-    def inert(self) -> dict[str, str]:
+    def unused_keys(self) -> dict[str, str]:
         return {"k_aux": "architecture.aux_weight=0 turns the auxiliary loss off"} if self.aux_weight == 0 else {}
 
 

@@ -13,7 +13,7 @@ from sae_sweeps.cluster.observe import Observer
 from sae_sweeps.cluster.schedulers import scheduler_named
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.storage.lease import process_alive
-from sae_sweeps.storage.printing import say
+from sae_sweeps.storage.printing import print_line
 from sae_sweeps.storage.sweep_folder import outputs_of, read_manifest
 
 CANCEL_S = 120.0
@@ -51,7 +51,7 @@ def cancel(sweep: Path) -> int:
                     marked += 1
         if left:
             time.sleep(0.5)
-    say(f"{marked} of {len(views)} runs cancelled, {len(views) - len(live)} were at their end before")
+    print_line(f"{marked} of {len(views)} runs cancelled, {len(views) - len(live)} were at their end before")
     for run_id in sorted(left):
-        say(f"{run_id}: still worked on; another sweep may want it too")
+        print_line(f"{run_id}: still worked on; another sweep may want it too")
     return 0

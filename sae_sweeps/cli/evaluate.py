@@ -24,7 +24,7 @@ from sae_sweeps.runs.console import Console
 from sae_sweeps.runs.evaluate import Failure, Subject, collected, evaluate_group, is_done, wanted
 from sae_sweeps.runs.execute import TRAINED, write_results
 from sae_sweeps.runs.export import trained_sae
-from sae_sweeps.runs.session import Bench, device_for
+from sae_sweeps.runs.session import RunSession, device_for
 from sae_sweeps.storage.digests import short_hash
 from sae_sweeps.storage.files import read_json, write_json
 from sae_sweeps.storage.lease import Lease
@@ -61,13 +61,13 @@ def evaluate(paths: list[Path], words: list[str]) -> int:
     cfg = points[0].cfg
     targets = list(find_targets(paths, cfg, words))
     stop, console = Stop(), Console()
-    bench = Bench(device_for(cfg.device), stop, console.progress)
+    session = RunSession(device_for(cfg.device), stop, console.progress)
     failed = interrupted = False
     with caught_signals(stop):
         for number, group in enumerate(grouped(targets), 1):
-            console.say(f"[{number}] {one_line_of(group)}")
+            console.print(f"[{number}] {one_line_of(group)}")
             try:
-                failed |= evaluate_targets(group, bench, console)
+                failed |= evaluate_targets(group, session, console)
             except Interrupted:
                 interrupted = True
                 break
@@ -102,19 +102,19 @@ def grouped(targets: list[Target]) -> list[list[Target]]:
     return list(groups.values())
 
 
-def evaluate_targets(group: list[Target], bench: Bench, console: Console) -> bool:
+def evaluate_targets(group: list[Target], session: RunSession, console: Console) -> bool:
     """Evaluate a group; whether anything failed. Runs that another process holds are left to it, and named."""
     subjects, held, leases = [], {}, []
     try:
         for target in group:
             todo = [name for name in wanted(target.run) if not is_done(target.run.eval, target.folder, name)]
             if not todo:
-                console.say(f"  {target.name}: done before")
+                console.print(f"  {target.name}: done before")
                 continue
             if target.is_run:
                 lease = Lease.acquire(target.folder)
                 if lease is None:
-                    console.say(f"  {target.name}: {Lease.holder(target.folder)} is working on it; skipped")
+                    console.print(f"  {target.name}: {Lease.holder(target.folder)} is working on it; skipped")
                     continue
                 leases.append(lease)
             subjects.append(Subject(target.name, target.run, target.folder, sae_of(target)))
@@ -123,7 +123,7 @@ def evaluate_targets(group: list[Target], bench: Bench, console: Console) -> boo
             return False
         failures: list[Failure] = []
         try:
-            failures = evaluate_group(subjects, bench, group[0].cache, lambda line: console.say(f"  {line}"))
+            failures = evaluate_group(subjects, session, group[0].cache, lambda line: console.print(f"  {line}"))
         finally:  # what was done before an interruption counts
             for name, target in held.items():
                 record(target, [failure for failure in failures if failure.subject == name])

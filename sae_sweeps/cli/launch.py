@@ -12,7 +12,7 @@ from sae_sweeps.cli import outcome
 from sae_sweeps.errors import ConfigError, UserError
 from sae_sweeps.runs.inline import States, run_all
 from sae_sweeps.storage.files import read_json, write_text
-from sae_sweeps.storage.printing import say
+from sae_sweeps.storage.printing import print_line
 from sae_sweeps.storage.sweep_folder import run_path
 from sae_sweeps.sweeps.plan import Plan, Point, describe, make_plan
 from sae_sweeps.sweeps.sweep import create_sweep
@@ -34,13 +34,15 @@ def launch(points: list[Point]) -> list[float | None]:
     if cfg.dry_run:
         from sae_sweeps.cluster.dispatch import describe_jobs
 
-        say(describe(plan, describe_jobs(plan, cluster)))
+        print_line(describe(plan, describe_jobs(plan, cluster)))
         return unknown
     for warning in plan.warnings:
-        say(f"warning: {warning}")
+        print_line(f"warning: {warning}")
     for planned in plan.runs:
         if planned.equals:
-            say(f"equal runs: {len(planned.equals) + 1} points are the same run, `{planned.title}`; it is trained once")
+            print_line(
+                f"equal runs: {len(planned.equals) + 1} points are the same run, `{planned.title}`; it is trained once"
+            )
     outputs = Path(cfg.outputs)
     if cluster.name == "inline":
         from sae_sweeps.runs.session import device_for
@@ -97,20 +99,20 @@ def finish(plan: Plan, states: States, outputs: Path, sweep: Path, report: bool 
     publish_table(plan, sweep)
 
     frame = table([sweep])
-    say()
+    print_line()
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    say(render(frame, "text", width=width))
+    print_line(render(frame, "text", width=width))
     try_to(write_text, sweep / "table.csv", render(frame, "csv"))
     try_to(write_text, sweep / "table.md", render(frame, "markdown"))
-    say(f"runs    {outputs / 'runs'}")
-    say(f"sweep   {sweep}   (table.csv, table.md)")
+    print_line(f"runs    {outputs / 'runs'}")
+    print_line(f"sweep   {sweep}   (table.csv, table.md)")
     if report and (page := report_of(sweep)) is not None:
-        say(f"report  {page}")
+        print_line(f"report  {page}")
     if (left := failures(sweep)) is not None:
-        say()
-        say(left)
+        print_line()
+        print_line(left)
     if states.interrupted:
-        say("interrupted: the same command goes on from the checkpoints")
+        print_line("interrupted: the same command goes on from the checkpoints")
         outcome.status = 130
     elif any(state != "completed" for state in states.ended.values()):
         outcome.status = 1
@@ -123,7 +125,7 @@ def report_of(sweep: Path) -> Path | None:
     try:
         return write_report([sweep], sweep / "report.html")
     except (UserError, OSError) as error:
-        say(f"warning: no report: {error}")
+        print_line(f"warning: no report: {error}")
         return None
 
 
@@ -134,4 +136,4 @@ def publish_table(plan: Plan, sweep: Path) -> None:
         return
     from analysis.publish import publish_notes
 
-    publish_notes(sweep, loggers[0], say)
+    publish_notes(sweep, loggers[0], print_line)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_sweeps.cluster.observe import Observer, RunView
-from sae_sweeps.storage.printing import say
+from sae_sweeps.storage.printing import print_line
 from sae_sweeps.storage.sweep_folder import outputs_of, run_path
 
 WATCH_S = 2.0
@@ -21,10 +21,10 @@ def status(sweep: Path, watch: bool, as_json: bool) -> int:
     while True:
         views = observer.look() if watch else observer.settled()
         if as_json:
-            say(json.dumps([record(view, sweep) for view in views], indent=None if watch else 2))
+            print_line(json.dumps([record(view, sweep) for view in views], indent=None if watch else 2))
         else:
             clear = "\x1b[H\x1b[2J" if watch and sys.stdout.isatty() else ""
-            say(clear + status_table(views, sweep, observer))
+            print_line(clear + status_table(views, sweep, observer))
         if not watch or all(view.ended for view in views):
             return 0
         try:

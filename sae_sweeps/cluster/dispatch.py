@@ -20,7 +20,7 @@ from sae_sweeps.runs.inline import States
 from sae_sweeps.runs.signals import Stop, caught_signals
 from sae_sweeps.runs.supervise import in_brief
 from sae_sweeps.storage.lease import Lease
-from sae_sweeps.storage.printing import say
+from sae_sweeps.storage.printing import print_line
 from sae_sweeps.storage.run_folder import RunFolder
 from sae_sweeps.storage.sweep_folder import run_path
 from sae_sweeps.sweeps.groups import Limits, describe_groups, limits_of, plan_groups
@@ -46,9 +46,11 @@ def dispatch(plan: Plan, outputs: Path, sweep: Path, cluster: Any, leave: Collec
     scheduler = scheduler_for(cluster)
     todo = [planned for planned in plan.runs if not done_before(planned, outputs)]
     if len(todo) < len(plan.runs):
-        say(f"{len(plan.runs) - len(todo)} of {len(plan.runs)} runs are at their end already, and not started again")
+        print_line(
+            f"{len(plan.runs) - len(todo)} of {len(plan.runs)} runs are at their end already, and not started again"
+        )
     if leave:
-        say(f"{len(leave)} of {len(plan.runs)} runs are in the queue or running already")
+        print_line(f"{len(leave)} of {len(plan.runs)} runs are in the queue or running already")
         todo = [planned for planned in todo if planned.run_id not in leave]
     if todo:
         try:
@@ -57,9 +59,11 @@ def dispatch(plan: Plan, outputs: Path, sweep: Path, cluster: Any, leave: Collec
             if not jobs_at(sweep):
                 shutil.rmtree(sweep)
             raise
-        say(f"{described(jobs)}: {len(todo)} run{'s' * (len(todo) != 1)}, logs in {sweep / jobs[0].logs[0]}"[:400])
+        print_line(
+            f"{described(jobs)}: {len(todo)} run{'s' * (len(todo) != 1)}, logs in {sweep / jobs[0].logs[0]}"[:400]
+        )
     if cluster.detach:
-        say(come_back(sweep))
+        print_line(come_back(sweep))
         return Left(0)
     return watch(plan, outputs, sweep, cluster, scheduler)
 
@@ -135,13 +139,15 @@ def watch(plan: Plan, outputs: Path, sweep: Path, cluster: Any, scheduler: Sched
                 break
             show(views, console, total)
             if observer.silent_since is not None and time.monotonic() - observer.silent_since > SILENCE_S:
-                console.say(f"the scheduler has not answered for {SILENCE_S / 60:.0f} minutes; its jobs are left alone")
+                console.print(
+                    f"the scheduler has not answered for {SILENCE_S / 60:.0f} minutes; its jobs are left alone"
+                )
                 break
             if wait(cluster.poll_s, stop):
                 break
     console.close()
     if len(states.ended) < len(planned):
-        say(come_back(sweep))
+        print_line(come_back(sweep))
         return Left(130 if stop() else 1)
     return states
 
@@ -152,7 +158,7 @@ def retry(
 ) -> None:  # fmt: skip
     """Submit runs once more that ended for a reason not their own; alone where memory was the reason."""
     for view in views:
-        console.say(f"{view.run_id}  {view.title}: {view.state}: {view.status['error']}; started again")
+        console.print(f"{view.run_id}  {view.title}: {view.state}: {view.status['error']}; started again")
     short = {view.run_id for view in views if view.state == "failed"}
     for runs, limits in (
         ([planned[v.run_id] for v in views if v.run_id in short], {"group_size": 1}),
@@ -166,13 +172,13 @@ def retry(
 def tell(view: RunView, plan: Plan, console: Console, outputs: Path) -> None:
     """The lines that a launch prints at a run's end."""
     number = next(n for n, run in enumerate(plan.runs, 1) if run.run_id == view.run_id)
-    console.say(f"[{number}/{len(plan.runs)}] {view.run_id}  {view.title}")
+    console.print(f"[{number}/{len(plan.runs)}] {view.run_id}  {view.title}")
     if view.state == "completed":
-        console.say(f"  completed: {in_brief(RunFolder(run_path(outputs, view.run_id)))}")
+        console.print(f"  completed: {in_brief(RunFolder(run_path(outputs, view.run_id)))}")
         if view.status["error"]:
-            console.say(f"  {view.status['error']}")
+            console.print(f"  {view.status['error']}")
     else:
-        console.say(f"  {view.state}: {view.status['error']}")
+        console.print(f"  {view.state}: {view.status['error']}")
 
 
 def show(views: list[RunView], console: Console, total: int) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sae_sweeps.errors import UserError
 from sae_sweeps.runs.inline import run_all
 from sae_sweeps.runs.signals import Stop
-from sae_sweeps.storage.printing import say
+from sae_sweeps.storage.printing import print_line
 from sae_sweeps.storage.sweep_folder import outputs_of, read_manifest, run_path
 from sae_sweeps.sweeps.groups import limits_of
 
@@ -137,7 +137,7 @@ class JobSignals:
         if not self._flush.is_set():
             return False
         self._flush.clear()
-        say("Slurm asks to end: checkpoints are written, and the work goes on until it is killed")
+        print_line("Slurm asks to end: checkpoints are written, and the work goes on until it is killed")
         self.on_flush()
         return True
 
@@ -171,7 +171,7 @@ def fail(run_ids: list[str], sweep: Path, reason: str) -> None:
     """Mark what is not at its end as failed, unless somebody else works on it."""
     from sae_sweeps.cluster.ends import declare
 
-    say(reason)
+    print_line(reason)
     for run_id in run_ids:
         declare(outputs_of(sweep), run_id, "failed", reason)
 

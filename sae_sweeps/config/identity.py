@@ -64,7 +64,7 @@ def canonical(run: RunConfig, cache: Path | None = None) -> dict[str, Any]:
     """What decides a run's numbers: the groups less what is left out or inert, with digests of model and data."""
     config = run.to_dict()
     config["num_tokens"] = run.total_steps * run.batch_size
-    for key in (*LEFT_OUT, *run.inert()):
+    for key in (*LEFT_OUT, *run.unused_keys()):
         _drop(config, key)
     config["model"]["digest"] = model_digest(run.model, cache)
     if "data" in config:

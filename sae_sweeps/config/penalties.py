@@ -52,8 +52,8 @@ class Combination:
         for term in self.terms:
             term.config.check_run(run)
 
-    def inert(self) -> dict[str, str]:
-        return {f"{term.name}.{key}": why for term in self.terms for key, why in term.config.inert().items()}
+    def unused_keys(self) -> dict[str, str]:
+        return {f"{term.name}.{key}": why for term in self.terms for key, why in term.config.unused_keys().items()}
 
     def sampling(self) -> str:
         wanted = {term.config.sampling() for term in self.terms} - {"tokens"}

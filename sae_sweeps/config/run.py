@@ -119,7 +119,7 @@ class RunConfig:
             del out["schedule"]
         return out
 
-    def inert(self) -> dict[str, str]:
+    def unused_keys(self) -> dict[str, str]:
         """Keys and groups that cannot change this run, each with the reason."""
         out: dict[str, str] = {}
         if self.synthetic:
@@ -150,7 +150,7 @@ class RunConfig:
         if isinstance(self.penalty, Combination):
             out["schedule"] = "each penalty of a combination has its own, as in penalty.ortho.schedule=cosine"
         for group in ("architecture", "group_layer", "penalty"):
-            out |= {f"{group}.{key}": why for key, why in getattr(self, group).inert().items()}
+            out |= {f"{group}.{key}": why for key, why in getattr(self, group).unused_keys().items()}
         if self.train.sampling != "contiguous_windows":
             out["train.window"] = "only train.sampling=contiguous_windows uses it"
         return out

@@ -18,7 +18,7 @@ _waiting: list[Tensor] = []
 
 
 @cache
-def keep_what_is_freed() -> None:
+def retain_freed_memory() -> None:
     """Let glibc's malloc keep up to 2 GB for the next step, not hand it back to the system; elsewhere nothing is done.
 
     Tensors of more than 32 MB, which is the most that may be asked for, come from the system as before.

@@ -77,7 +77,7 @@ class PenaltyConfig:
     def check(self) -> None:
         """Raise ConfigError for a value that cannot be meant."""
 
-    def inert(self) -> dict[str, str]:
+    def unused_keys(self) -> dict[str, str]:
         """Keys that change nothing as the others stand, each with the reason."""
         return {}
 

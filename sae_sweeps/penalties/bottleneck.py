@@ -52,7 +52,7 @@ class BottleneckConfig(PenaltyConfig):
         if not self.temperature > 0:
             raise ConfigError(f"penalty.temperature={self.temperature}: must be above 0.")
 
-    def inert(self) -> dict[str, str]:
+    def unused_keys(self) -> dict[str, str]:
         return {} if self.contrastive_weight else {"temperature": "penalty.contrastive_weight=0 leaves InfoNCE out"}
 
     def peak_weight(self) -> float:

@@ -67,7 +67,7 @@ class OrthoConfig(PenaltyConfig):
         if not self.tau > 0:
             raise ConfigError(f"penalty.tau={self.tau}: must be above 0.")
 
-    def inert(self) -> dict[str, str]:
+    def unused_keys(self) -> dict[str, str]:
         return {} if self.competition == "sigmoid" else {"tau": "only penalty.competition=sigmoid uses it"}
 
     def peak_weight(self) -> float:

@@ -68,7 +68,7 @@ class SelectiveOrthoConfig(PenaltyConfig):
         if self.regroup_every < 1:
             raise ConfigError(f"penalty.regroup_every={self.regroup_every}: must be at least 1.")
 
-    def inert(self) -> dict[str, str]:
+    def unused_keys(self) -> dict[str, str]:
         out: dict[str, str] = {}
         if self.grouping != "relative_threshold":
             out = dict.fromkeys(("alpha", "statistic"), "only penalty.grouping=relative_threshold uses it")

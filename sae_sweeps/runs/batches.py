@@ -11,7 +11,7 @@ from sae_sweeps.activations.sampler import Sampler
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.runs.evaluate import held_out_activations
-from sae_sweeps.runs.session import Bench, open_split
+from sae_sweeps.runs.session import RunSession, open_split
 from sae_sweeps.training.loop import Member
 from sae_sweeps.training.start import first_tokens
 
@@ -26,9 +26,9 @@ def stream_of(run: RunConfig) -> Stream:
 class Batches:
     """The batches of runs that share a store; `run` is any of them. Raises what opening the store does."""
 
-    def __init__(self, run: RunConfig, bench: Bench, cache: Path):
-        self.bench, self.cache = bench, cache
-        self.store = open_split(run, bench, cache, "train", run.total_steps * run.batch_size)
+    def __init__(self, run: RunConfig, session: RunSession, cache: Path):
+        self.session, self.cache = session, cache
+        self.store = open_split(run, session, cache, "train", run.total_steps * run.batch_size)
         self.first: dict[Stream, torch.Tensor] = {}
         """Activations [n, d_in] that scale and decoder bias are taken from, of the streams that a run starts on."""
         self.held_out: dict[int, torch.Tensor | None] = {}
@@ -39,10 +39,12 @@ class Batches:
         """Make what the run shares with others that draw as it does; `fresh` where it starts at step 0."""
         stream, n_tokens = stream_of(run), run.train.held_out_tokens
         if n_tokens not in self.held_out:
-            self.held_out[n_tokens] = held_out_activations(run, self.bench, self.cache)
+            self.held_out[n_tokens] = held_out_activations(run, self.session, self.cache)
         if stream not in self._samplers:
             size, seed, kind, window = stream
-            self._samplers[stream] = Sampler(self.store, size, seed, kind=kind, window=window, device=self.bench.device)
+            self._samplers[stream] = Sampler(
+                self.store, size, seed, kind=kind, window=window, device=self.session.device
+            )
         if fresh and stream not in self.first:
             self.first[stream] = first_tokens(self._samplers[stream], run.batch_size, run.total_steps)
 

@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from sae_sweeps.runs.session import Progress
-from sae_sweeps.storage.printing import say
+from sae_sweeps.storage.printing import print_line
 
 
 class Console:
@@ -19,10 +19,10 @@ class Console:
         self.bar: Any = None
         self.progress = Progress(stage=self.stage, tick=self.tick)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         self.close()
         if not self.quiet:
-            say(text)
+            print_line(text)
 
     def note(self, text: str) -> None:
         """Say something while the stage goes on."""
@@ -30,7 +30,7 @@ class Console:
             return
         if self.bar is not None:
             self.bar.clear()
-        say(text)
+        print_line(text)
         if self.bar is not None:
             self.bar.refresh()
 

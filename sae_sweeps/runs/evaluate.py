@@ -27,7 +27,7 @@ from sae_sweeps.evaluation.geometry import decoder_geometry
 from sae_sweeps.evaluation.labels import label_separation
 from sae_sweeps.evaluation.recovery import recovery
 from sae_sweeps.evaluation.result import Result
-from sae_sweeps.runs.session import Bench, evenly, held_out_pool
+from sae_sweeps.runs.session import RunSession, evenly, held_out_pool
 from sae_sweeps.storage.files import one_line, read_json, write_json, write_text
 from sae_sweeps.storage.run_folder import RunFolder
 
@@ -106,36 +106,38 @@ def is_evaluated(run: RunConfig, folder: RunFolder) -> bool:
 
 
 def evaluate_group(
-    subjects: list[Subject], bench: Bench, cache: Path, tell: Callable[[str], None] = lambda line: None
+    subjects: list[Subject], session: RunSession, cache: Path, tell: Callable[[str], None] = lambda line: None
 ) -> list[Failure]:
     """Evaluate SAEs of one model, layer and text side by side; `tell` hears a line about each evaluation."""
     failures = []
     for subject in subjects:
-        subject.sae = subject.sae.to(bench.device)
+        subject.sae = subject.sae.to(session.device)
     for name in wanted(subjects[0].run):
         left = [subject for subject in subjects if not is_done(subject.run.eval, subject.folder, name)]
         began = time.monotonic()
         found = (
-            [Failure(who, name, why) for who, why in _attempt(name, left, bench, cache).items() if why] if left else []
+            [Failure(who, name, why) for who, why in _attempt(name, left, session, cache).items() if why]
+            if left
+            else []
         )
         failures += found
         before = f", {len(subjects) - len(left)} done before" if len(left) < len(subjects) else ""
         tell(f"{name}: {len(left) - len(found)} done in {time.monotonic() - began:.1f} s{before}")
         for failure in found:
             tell(f"{failure.subject}: {failure}")
-    bench.forget_features()
+    session.forget_features()
     return failures
 
 
-def _attempt(name: str, left: list[Subject], bench: Bench, cache: Path) -> dict[str, str | None]:
+def _attempt(name: str, left: list[Subject], session: RunSession, cache: Path) -> dict[str, str | None]:
     """One evaluation of several SAEs, and of each alone where that fails; what went wrong with each, or None."""
     try:
-        EVALUATE.get(name, _labelled)(name, left, bench, cache)
+        EVALUATE.get(name, _labelled)(name, left, session, cache)
     except Interrupted:
         raise
     except Exception as error:
         if len(left) > 1 and not isinstance(error, UserError):
-            return {key: why for one in left for key, why in _attempt(name, [one], bench, cache).items()}
+            return {key: why for one in left for key, why in _attempt(name, [one], session, cache).items()}
         if not isinstance(error, UserError):
             log = left[0].folder / "evals" / f"{name}.error.log"
             write_text(log, traceback.format_exc())
@@ -150,35 +152,35 @@ def summarise(subject: Subject, name: str, metrics: Mapping[str, Any], warnings:
     (subject.folder / "evals" / f"{name}.error.log").unlink(missing_ok=True)
 
 
-def _core(name: str, subjects: list[Subject], bench: Bench, cache: Path) -> None:
+def _core(name: str, subjects: list[Subject], session: RunSession, cache: Path) -> None:
     """SAEBench's core evaluation: `evals/core.json`."""
     from sae_sweeps.evaluation.core import evaluate_activations, evaluate_core, write_core
 
     run = subjects[0].run
     saes = {subject.name: subject.sae for subject in subjects}
     if isinstance(run.model, SyntheticConfig):
-        bench.progress.stage("core", 1, "evaluation")
+        session.progress.stage("core", 1, "evaluation")
         n_tokens = run.eval.sparsity_batches * run.eval.batch_size * DataConfig().context
         world = SyntheticSource(SyntheticWorld(run.model), DataConfig().context, "held_out", torch.float32)
         results = evaluate_activations(saes, (batch.x for batch in world.stream(0, n_tokens)))
     else:
-        lm, tokens_NL = bench.held_out(run)
-        bench.progress.stage("core", len(tokens_NL), "context")
-        results = evaluate_core(saes, run.eval, lm, run.layer, tokens_NL, bench.check)
+        lm, tokens_NL = session.held_out(run)
+        session.progress.stage("core", len(tokens_NL), "context")
+        results = evaluate_core(saes, run.eval, lm, run.layer, tokens_NL, session.check)
     for subject in subjects:
         result = results[subject.name]
         write_core(result, subject.folder)
         summarise(subject, name, result.metrics, result.warnings)
 
 
-def _separation(name: str, subjects: list[Subject], bench: Bench, cache: Path) -> None:
-    bench.progress.stage("separation", len(subjects), "SAE")
+def _separation(name: str, subjects: list[Subject], session: RunSession, cache: Path) -> None:
+    session.progress.stage("separation", len(subjects), "SAE")
     for number, subject in enumerate(subjects, 1):
-        summarise(subject, name, separation(subject.run, bench, cache, subject.sae), [])
-        bench.check(number)
+        summarise(subject, name, separation(subject.run, session, cache, subject.sae), [])
+        session.check(number)
 
 
-def _labelled(name: str, subjects: list[Subject], bench: Bench, cache: Path) -> None:
+def _labelled(name: str, subjects: list[Subject], session: RunSession, cache: Path) -> None:
     """The evaluations on labelled text, words and questions: `evals/NAME.json` in SAEBench's form."""
     from sae_sweeps.evaluation.absorption import evaluate_absorption
     from sae_sweeps.evaluation.hierarchy import evaluate_hierarchy
@@ -187,7 +189,7 @@ def _labelled(name: str, subjects: list[Subject], bench: Bench, cache: Path) -> 
     from sae_sweeps.evaluation.tpp import evaluate_tpp
     from sae_sweeps.evaluation.unlearning import evaluate_unlearning
 
-    shared = bench.shared(subjects[0].run, cache)
+    shared = session.shared(subjects[0].run, cache)
     whole = {}
     for subject in subjects:
         broken = [key for key, w in subject.sae.weights.items() if not torch.isfinite(w).all()]
@@ -213,20 +215,20 @@ def _labelled(name: str, subjects: list[Subject], bench: Bench, cache: Path) -> 
         _write(whole[key], result)
 
 
-def _autointerp(name: str, subjects: list[Subject], bench: Bench, cache: Path) -> None:
+def _autointerp(name: str, subjects: list[Subject], session: RunSession, cache: Path) -> None:
     from sae_sweeps.activations.contexts import held_out_contexts
     from sae_sweeps.evaluation.answers import Answers
     from sae_sweeps.evaluation.autointerp import evaluate_autointerp
-    from sae_sweeps.storage.printing import say
+    from sae_sweeps.storage.printing import print_line
 
     run = subjects[0].run
-    shared = bench.shared(run, cache)
+    shared = session.shared(run, cache)
     n_contexts = run.eval.autointerp.total_tokens // run.data.context
     tokens_NL = held_out_contexts(run.model, run.data, shared.lm, n_contexts)
     saes = {subject.name: subject.sae for subject in subjects}
     model = run.eval.autointerp.model
     answers = {subject.name: Answers(subject.folder / "evals" / ANSWERS, model) for subject in subjects}
-    results = evaluate_autointerp(saes, shared, tokens_NL, answers, say)
+    results = evaluate_autointerp(saes, shared, tokens_NL, answers, print_line)
     for subject in subjects:
         results[subject.name].eval_config["dataset_name"] = run.data.path or run.data.name
         _write(subject, results[subject.name])
@@ -237,7 +239,7 @@ def _write(subject: Subject, result: Result) -> None:
     summarise(subject, result.evaluation, result.flat(), result.warnings)
 
 
-EVALUATE: dict[str, Callable[[str, list[Subject], Bench, Path], None]] = {
+EVALUATE: dict[str, Callable[[str, list[Subject], RunSession, Path], None]] = {
     "core": _core,
     "separation": _separation,
     "autointerp": _autointerp,
@@ -257,24 +259,24 @@ def collected(folder: Path) -> tuple[dict[str, Any], list[str]]:
     return metrics, warnings
 
 
-def separation(run: RunConfig, bench: Bench, cache: Path, sae: ExportedSAE) -> dict[str, float]:
+def separation(run: RunConfig, session: RunSession, cache: Path, sae: ExportedSAE) -> dict[str, float]:
     """How separate the features are: geometry of the decoder, recovery of true features, labels, composition."""
-    W_dec = sae.weights["W_dec"].to(bench.device)
+    W_dec = sae.weights["W_dec"].to(session.device)
     metrics = decoder_geometry(W_dec)
     if isinstance(run.model, SyntheticConfig):
         world = SyntheticWorld(run.model)
         metrics |= recovery(W_dec, world.features_FD, world.kind, world.parent_F)
     elif run.data.has_roles():
-        metrics |= labels_of(run, bench, cache, sae)
+        metrics |= labels_of(run, session, cache, sae)
     if run.eval.composition:
         metrics |= composition(W_dec)
     return metrics
 
 
 @torch.no_grad()
-def labels_of(run: RunConfig, bench: Bench, cache: Path, sae: ExportedSAE) -> dict[str, float]:
+def labels_of(run: RunConfig, session: RunSession, cache: Path, sae: ExportedSAE) -> dict[str, float]:
     """nmi and silhouette on about `eval.label_tokens` held-out tokens, as many of each role where there are so many."""
-    pool = held_out_pool(run, bench, cache, run.eval.label_tokens * LABEL_SPREAD)
+    pool = held_out_pool(run, session, cache, run.eval.label_tokens * LABEL_SPREAD)
     roles = pool.role.unique().tolist()
     share = run.eval.label_tokens // len(roles)
     rows = [(pool.role == role).nonzero()[:, 0] for role in roles]
@@ -284,13 +286,13 @@ def labels_of(run: RunConfig, bench: Bench, cache: Path, sae: ExportedSAE) -> di
     return label_separation(f_BF, batch.role, max_tokens=run.eval.label_tokens)
 
 
-def held_out_activations(run: RunConfig, bench: Bench, cache: Path) -> torch.Tensor | None:
+def held_out_activations(run: RunConfig, session: RunSession, cache: Path) -> torch.Tensor | None:
     """`train.held_out_tokens` held-out activations [n, d_in] that are the same for every run, or None where 0."""
     n_tokens = run.train.held_out_tokens
     if n_tokens == 0:
         return None
-    pool = held_out_pool(run, bench, cache, n_tokens * HELD_OUT_SPREAD)
-    return pool.x[evenly(n_tokens, len(pool))].float().to(bench.device)
+    pool = held_out_pool(run, session, cache, n_tokens * HELD_OUT_SPREAD)
+    return pool.x[evenly(n_tokens, len(pool))].float().to(session.device)
 
 
 @torch.no_grad()

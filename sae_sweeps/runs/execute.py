@@ -29,12 +29,12 @@ from sae_sweeps.runs.evaluate import (
 )
 from sae_sweeps.runs.export import export, live_sae, trained_sae
 from sae_sweeps.runs.provenance import provenance
-from sae_sweeps.runs.session import Bench
+from sae_sweeps.runs.session import RunSession
 from sae_sweeps.storage.files import read_json, write_bytes, write_json, write_text
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
 from sae_sweeps.training.checkpoint import has_checkpoint, load_checkpoint
-from sae_sweeps.training.loop import Member, Watch, train
+from sae_sweeps.training.loop import Member, TrainingCallbacks, train
 from sae_sweeps.training.start import activation_scale, decoder_bias
 from sae_sweeps.training.step import Training
 
@@ -56,7 +56,7 @@ class LeaseLost(Exception):
     """Another process took the run over; this one must not write to it any more."""
 
 
-class Work(Watch):
+class Work(TrainingCallbacks):
     """One run that this process has the lease of, and the files in which its training is recorded.
 
     Args:
@@ -98,15 +98,15 @@ class Work(Watch):
         except Exception as error:
             self.left(error)
 
-    def start(self, batches: Batches, bench: Bench) -> Member:
+    def start(self, batches: Batches, session: RunSession) -> Member:
         """Put the run where its checkpoint says, or at its start."""
         run, folder, d_in = self.run, self.folder, batches.store.d_in
         if has_checkpoint(folder.checkpoint):
-            training = Training(run, 1.0, torch.zeros(d_in, device=bench.device), bench.device)
+            training = Training(run, 1.0, torch.zeros(d_in, device=session.device), session.device)
             start = load_checkpoint(training, folder.checkpoint)
         else:
             x = batches.first[stream_of(run)]
-            training = Training(run, activation_scale(x, run.train), decoder_bias(x, run.train), bench.device)
+            training = Training(run, activation_scale(x, run.train), decoder_bias(x, run.train), session.device)
             start = 0
         folder.truncate(start - 1)
         folder.set_status(step=start)
@@ -188,7 +188,7 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def execute(works: list[Work], bench: Bench) -> None:
+def execute(works: list[Work], session: RunSession) -> None:
     """Bring the runs of a group to their results, side by side, doing only what is not done yet.
 
     The runs share model, layer, text, budget, `eval` and `outputs`. How each ended is told to its `end`.
@@ -196,26 +196,26 @@ def execute(works: list[Work], bench: Bench) -> None:
     if not works:
         return
     cache = Path(works[0].run.outputs) / "activations"
-    train_together([work for work in works if not work.trained], bench, cache)
+    train_together([work for work in works if not work.trained], session, cache)
     for work in works:
         if work.ran_out and not work.ended:
             gc.collect()
-            if bench.device.type == "cuda":
+            if session.device.type == "cuda":
                 torch.cuda.empty_cache()
-            train_together([work], bench, cache)
-    evaluate_together([work for work in works if not work.ended], bench, cache)
+            train_together([work], session, cache)
+    evaluate_together([work for work in works if not work.ended], session, cache)
 
 
-def train_together(works: list[Work], bench: Bench, cache: Path) -> None:
+def train_together(works: list[Work], session: RunSession, cache: Path) -> None:
     """Train each to the end, from its checkpoint where there is one, on batches that are drawn once."""
     if not works:
         return
     for work in works:
         work.group_size = 1
     began = time.monotonic()
-    compiling = [prepare_kernels(asked, bench.device) for asked in {work.run.train.kernels for work in works}]
+    compiling = [prepare_kernels(asked, session.device) for asked in {work.run.train.kernels for work in works}]
     try:
-        batches = Batches(works[0].run, bench, cache)
+        batches = Batches(works[0].run, session, cache)
     except Exception as error:
         for work in works:
             work.left(error)
@@ -233,7 +233,7 @@ def train_together(works: list[Work], bench: Bench, cache: Path) -> None:
     for work in prepared:
         began = time.monotonic()
         with work.apart():
-            members.append(work.start(batches, bench))
+            members.append(work.start(batches, session))
             members[-1].shared(share)
             members[-1].seconds += time.monotonic() - began
     batches.first.clear()
@@ -243,17 +243,17 @@ def train_together(works: list[Work], bench: Bench, cache: Path) -> None:
     def done(step: int) -> int:
         return sum(min(max(step, start), total) * size for start, total, size in ends)
 
-    bench.progress.stage("train", tokens, "tok", done(0))
+    session.progress.stage("train", tokens, "tok", done(0))
     train(
         members,
         lambda step: batches.draw(tuple(members), step),
-        bench.stop,
-        bench.flush,
-        lambda step: bench.progress.tick(done(step)),
+        session.stop,
+        session.flush,
+        lambda step: session.progress.tick(done(step)),
     )
 
 
-def evaluate_together(works: list[Work], bench: Bench, cache: Path) -> None:
+def evaluate_together(works: list[Work], session: RunSession, cache: Path) -> None:
     """Evaluate trained runs on shared passes and write their results; what was done before an interruption counts."""
     subjects: list[Subject] = []
     failures: list[Failure] = []
@@ -264,7 +264,7 @@ def evaluate_together(works: list[Work], bench: Bench, cache: Path) -> None:
                 subjects.append(Subject(work.run_id, work.run, work.folder.path, trained_sae(work.run, work.folder)))
     if subjects:
         try:
-            failures = evaluate_group(subjects, bench, cache)
+            failures = evaluate_group(subjects, session, cache)
         except Exception as error:
             stopped = error
     for work in works:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from sae_sweeps.runs.console import Console
-from sae_sweeps.runs.session import Bench
+from sae_sweeps.runs.session import RunSession
 from sae_sweeps.runs.signals import Stop, caught_signals
 from sae_sweeps.runs.supervise import Launch, Numbered, try_to, work_on
 from sae_sweeps.storage.lease import Lease
@@ -56,7 +56,9 @@ def run_all(
     from sae_sweeps.storage.run_folder import RunFolder
 
     ours, stop, console = stop is None, stop or Stop(), console or Console()
-    carried = Launch(Bench(device, stop, console.progress, flush), console, outputs, sweep.name, lambda: stop.state)
+    carried = Launch(
+        RunSession(device, stop, console.progress, flush), console, outputs, sweep.name, lambda: stop.state
+    )
     place = {planned.run_id: number for number, planned in enumerate(plan.runs, 1)}
     announced: set[str] = set()
     with caught_signals(stop) if ours else nullcontext():
@@ -93,4 +95,4 @@ def announce(waiting: list[PlannedRun], outputs: Path, announced: set[str], cons
         holder = Lease.holder(run_path(outputs, planned.run_id))
         if holder and planned.run_id not in announced:
             announced.add(planned.run_id)
-            console.say(f"{planned.run_id}  {planned.title}: {holder} is working on it; waiting")
+            console.print(f"{planned.run_id}  {planned.title}: {holder} is working on it; waiting")

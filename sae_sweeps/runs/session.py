@@ -31,7 +31,7 @@ class Progress:
 
 
 @dataclass
-class Bench:
+class RunSession:
     """What runs in one process share: the device and the language model."""
 
     device: torch.device
@@ -119,22 +119,22 @@ def activation_key(run: RunConfig, identity: dict[str, Any], split: str, num_tok
     return key | {"split": split, "num_tokens": num_tokens, "dtype": run.activations.dtype}
 
 
-def open_split(run: RunConfig, bench: Bench, cache: Path, split: str, num_tokens: int) -> ActivationStore:
+def open_split(run: RunConfig, session: RunSession, cache: Path, split: str, num_tokens: int) -> ActivationStore:
     """Activations of the training or the held-out text, harvested if nobody did before; held-out ones in memory."""
     identity = canonical(run, cache / "digests")
-    bench.progress.stage("harvest", num_tokens, "tok")
+    session.progress.stage("harvest", num_tokens, "tok")
     data = DataConfig() if run.synthetic else run.data  # synthetic text has no say
     kept = run.activations if split == "train" else replace(run.activations, mode="memory")
     return open_activations(
-        run.model, run.layer, data, kept, num_tokens, cache, bench.device,
+        run.model, run.layer, data, kept, num_tokens, cache, session.device,
         split=split, key=activation_key(run, identity, split, num_tokens),
-        lm=bench.language_model(run, identity["model"]["digest"]), progress=bench.check,
+        lm=session.language_model(run, identity["model"]["digest"]), progress=session.check,
     )  # fmt: skip
 
 
-def held_out_pool(run: RunConfig, bench: Bench, cache: Path, n_tokens: int) -> Batch:
+def held_out_pool(run: RunConfig, session: RunSession, cache: Path, n_tokens: int) -> Batch:
     """The first `n_tokens` held-out tokens with their activations, on the CPU; fewer if the text ends before."""
-    store = open_split(run, bench, cache, "held_out", n_tokens)
+    store = open_split(run, session, cache, "held_out", n_tokens)
     return store.rows(0, store.n_tokens).take(torch.arange(store.n_tokens).numpy())
 
 

@@ -20,7 +20,7 @@ from sae_sweeps.runs.execute import (
     out_of_memory,
     write_config,
 )
-from sae_sweeps.runs.session import Bench
+from sae_sweeps.runs.session import RunSession
 from sae_sweeps.storage.files import one_line, read_json, write_text
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
@@ -41,7 +41,7 @@ class Numbered:
 class Launch:
     """What the groups of a launch are worked on with, and what came of their runs."""
 
-    bench: Bench
+    session: RunSession
     console: Console
     outputs: Path
     sweep: str
@@ -67,17 +67,17 @@ def work_on(group: list[Numbered], title: str, launch: Launch) -> list[Numbered]
                 if not ended_before(one, folder, launch):
                     supervised.append(Supervised(one, folder, lease, launch, held))
             except (UserError, OSError) as problem:  # a lease or a status that does not read back, a folder not ours
-                launch.console.say(f"{one.head}\n  failed: {problem}")
+                launch.console.print(f"{one.head}\n  failed: {problem}")
                 launch.ended[one.planned.run_id] = "failed"
         if not supervised:
             return held
-        launch.console.say(title if len(supervised) > 1 else supervised[0].one.head)
+        launch.console.print(title if len(supervised) > 1 else supervised[0].one.head)
         for each in supervised:
             leases.callback(each.close)
             each.head = [each.one.head] if len(supervised) > 1 else []
             each.begin()
         try:
-            execute([each.work for each in supervised if not each.work.ended], launch.bench)
+            execute([each.work for each in supervised if not each.work.ended], launch.session)
         except KeyboardInterrupt:
             for each in supervised:
                 if not each.work.ended:
@@ -95,9 +95,9 @@ def ended_before(one: Numbered, folder: RunFolder, launch: Launch) -> bool:
     """Whether there is nothing to do; says why."""
     status = folder.status()
     if status and status["state"] == "diverged":
-        launch.console.say(f"{one.head}: diverged before ({status['error']}); not tried again")
+        launch.console.print(f"{one.head}: diverged before ({status['error']}); not tried again")
     elif status and status["state"] == "completed" and is_complete(one.planned.run, folder):
-        launch.console.say(f"{one.head}: complete, skipped")
+        launch.console.print(f"{one.head}: complete, skipped")
     else:
         return False
     launch.ended[one.planned.run_id] = status["state"]

@@ -4,7 +4,7 @@ import os
 import sys
 
 
-def say(text: str = "") -> None:
+def print_line(text: str = "") -> None:
     """Print a line. Once nobody reads (`| head`, a closed terminal) the rest goes nowhere, and the runs go on."""
     try:
         print(text, flush=True)

@@ -117,7 +117,7 @@ def unused_because(override: str, run: RunConfig, read: set[str]) -> str | None:
         chosen = ", ".join(f"{g}={getattr(run, g).name}" for g in ("architecture", "penalty", "schedule"))
         return f"{chosen} has no such key{_who_reads(key)}"
     key = "layer" if key == "layer.index" else key
-    return next((why for name, why in run.inert().items() if key == name or key.startswith(f"{name}.")), None)
+    return next((why for name, why in run.unused_keys().items() if key == name or key.startswith(f"{name}.")), None)
 
 
 def refuse_unused(points: list[Point], configs: list[RunConfig]) -> None:
@@ -171,7 +171,7 @@ def budget_warnings(runs: list[PlannedRun], varied: list[str]) -> list[str]:
 def _budget(run: RunConfig, key: str) -> Any:
     """The run's value of a key of BUDGET, or None where it has no such key."""
     node: Any = run
-    if key in run.inert():
+    if key in run.unused_keys():
         return None
     for part in BUDGET[key].split("."):
         node = getattr(node, part, None)
@@ -248,7 +248,7 @@ def describe(plan: Plan, groups: Sequence[str] = ()) -> str:
         for term in run.penalty_terms():
             weights = ", ".join(f"{term.weight(s, T):.4g}" for s in (0, T // 2, T - 1))
             lines.append(f"  penalty {term.config.name}, weight at 0, 50, 100 %: {weights} ({term.schedule.name})")
-        inert, nodes = run.inert(), run.to_dict()
+        inert, nodes = run.unused_keys(), run.to_dict()
         for group in ("architecture", "group_layer", "penalty", "schedule", "train"):
             if group not in inert and group in nodes and (group != "group_layer" or nodes[group]["name"] != "none"):
                 name = nodes[group].pop("name", "")

@@ -2,8 +2,8 @@
 
 `python -m sae_sweeps.tracking.wandb_client` reads one JSON object per line from stdin: the arguments of `wandb.init`,
 then rows and `{"table": {"name": ..., "columns": [...], "data": [[...]]}}`, then `{"finish": {"exit_code": ...,
-"summary": ..., "notes": ...}}`. It answers `{"problem": null or a sentence}` in one line, and leaves at once. Where stdin ends
-without a finish, the run was killed: it is marked as failed.
+"summary": ..., "notes": ...}}`. It answers `{"problem": null or a sentence}` in one line and exits at once. Where stdin
+ends without a finish, the run was killed: it is marked as failed.
 """
 
 import json

@@ -23,7 +23,7 @@ FILE = "state.safetensors"
 
 def save_checkpoint(training: Training, step: int, folder: Path) -> None:
     """Write the state before `step` (steps 0 .. step-1 are done). Raises Diverged if one of them was not finite."""
-    training.verdicts.check(wait=True)
+    training.nonfinite_guard.check(wait=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(training).items()}
     tensors["step"] = torch.tensor(step)
     tensors["scale"] = torch.tensor(training.scale, dtype=torch.float64)

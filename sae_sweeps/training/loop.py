@@ -22,7 +22,7 @@ from sae_sweeps.training.stopwatch import Stopwatch
 QUARTERS = (25, 50, 75, 100)
 
 
-class Watch:
+class TrainingCallbacks:
     """Who is told what while a run trains. Whatever a method raises ends this run's part, and no other's."""
 
     def log(self, row: dict[str, Any]) -> None:
@@ -62,9 +62,11 @@ class Member:
         stopwatch: time that its steps take, without the first: that one compiles, and is no measure of the others.
     """
 
-    def __init__(self, training: Training, start: int, checkpoint_folder: Path, watch: Watch, stream: Any = None):
-        self.training, self.start, self.folder, self.watch, self.stream = (
-            training, start, checkpoint_folder, watch, stream,
+    def __init__(
+        self, training: Training, start: int, checkpoint_folder: Path, callbacks: TrainingCallbacks, stream: Any = None
+    ):
+        self.training, self.start, self.folder, self.callbacks, self.stream = (
+            training, start, checkpoint_folder, callbacks, stream,
         )  # fmt: skip
         self.total = training.total_steps
         self.quarters = {max(1, round(percent / 100 * self.total)): percent for percent in QUARTERS}
@@ -82,8 +84,8 @@ class Member:
 
     def take(self, batch: Batch, step: int) -> None:
         """One step, and what is due before and after it. Diverged leaves the last checkpoint as it is."""
-        run, watch = self.training.run, self.watch
-        watch.check()
+        run, callbacks = self.training.run, self.callbacks
+        callbacks.check()
         if step % run.train.checkpoint_every == 0 and step > self.start:
             self.save(step)
         last = step == self.total - 1
@@ -92,15 +94,15 @@ class Member:
         with self.stopwatch.running() if step > self.start else nullcontext():
             report = self.training.step(batch, step, logged, monitored)
         for record in report.monitors:
-            watch.note({"step": step, **record})
+            callbacks.note({"step": step, **record})
         if logged:
             (since, before), seconds = self._last_row, self.stopwatch.seconds()
             self._last_row = step + 1, seconds
             row: dict[str, Any] = {"step": step, "tokens": (step + 1) * run.batch_size, **report.numbers}
             row["tokens_per_s"] = self.speed(step + 1 - since, seconds - before)
-            watch.log(row | (watch.look(self.training) if monitored else {}))
+            callbacks.log(row | (callbacks.look(self.training) if monitored else {}))
         if step + 1 in self.quarters:
-            watch.quarter(self.training, self.quarters[step + 1])
+            callbacks.quarter(self.training, self.quarters[step + 1])
 
     def speed(self, steps: int, seconds: float) -> int | None:
         """Tokens per second of some timed steps; None of none."""
@@ -108,9 +110,9 @@ class Member:
 
     def save(self, step: int) -> None:
         """Write the state before `step`."""
-        self.watch.check()
+        self.callbacks.check()
         save_checkpoint(self.training, step, self.folder)
-        self.watch.saved(step)
+        self.callbacks.saved(step)
 
 
 def train(
@@ -137,7 +139,7 @@ def train(
             yield
         except Exception as error:
             members.remove(member)
-            member.watch.left(error)
+            member.callbacks.left(error)
         member.seconds += time.monotonic() - began
 
     def go_on(step: int) -> bool:
@@ -155,7 +157,7 @@ def train(
     def finish(member: Member) -> None:
         with apart(member):
             member.save(member.total)
-            member.watch.done(member)
+            member.callbacks.done(member)
             members.remove(member)
 
     for member in tuple(members):

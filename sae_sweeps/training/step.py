@@ -21,10 +21,10 @@ from sae_sweeps.config.plugins import component
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.errors import Diverged
 from sae_sweeps.kernels.choose import choose
-from sae_sweeps.kernels.memory import keep_what_is_freed
+from sae_sweeps.kernels.memory import retain_freed_memory
 from sae_sweeps.penalties.base import Penalty, PenaltyValue
+from sae_sweeps.training.nonfinite_guard import NonFiniteGuard
 from sae_sweeps.training.optimizer import optimizer
-from sae_sweeps.training.verdicts import Verdicts
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.group_layer import GroupLayer
@@ -65,7 +65,7 @@ class Training:
 
     def __init__(self, run: RunConfig, scale: float, b_dec: Tensor, device: torch.device):
         if device.type == "cpu":
-            keep_what_is_freed()
+            retain_freed_memory()
         self.run, self.scale, self.device = run, scale, device
         self.total_steps = run.total_steps
         d_in, d_sae = len(b_dec), run.architecture.d_sae
@@ -91,7 +91,7 @@ class Training:
         }
         betas = (run.train.beta1, run.train.beta2)
         self.optimizer = optimizer(self.sae, [p for _, p in self.named_parameters()], betas)
-        self.verdicts = Verdicts(device, self._explain)
+        self.nonfinite_guard = NonFiniteGuard(device, self._explain)
 
     def placed(self, module: Any) -> Any:
         """On the run's device and in its precision."""
@@ -142,9 +142,9 @@ class Training:
         Raises Diverged, with nothing updated, when a term or the gradient is not finite; on a GPU a later step may
         raise it, naming this one, and nothing is updated in between.
         """
-        self.verdicts.check()
+        self.nonfinite_guard.check()
         terms = self.forward(batch, step)
-        if self.verdicts.at_once and not math.isfinite(terms.loss.item()):
+        if self.nonfinite_guard.at_once and not math.isfinite(terms.loss.item()):
             raise Diverged(step, _first_not_finite(terms))
         report = StepReport(monitors=self.monitors(terms.ctx) if monitored else [])
         gradients = self.gradients_by_term(terms) if monitored else {}
@@ -152,8 +152,8 @@ class Training:
         terms.loss.backward()
         component_norms = self.norms_by_term(gradients) if monitored else {}
         norm, bad = self.optimizer.norm(), None
-        if not self.verdicts.at_once:
-            bad = self.verdicts.add(step, batch, terms.loss.detach().isfinite() & norm.isfinite())
+        if not self.nonfinite_guard.at_once:
+            bad = self.nonfinite_guard.add(step, batch, terms.loss.detach().isfinite() & norm.isfinite())
         elif not math.isfinite(norm.item()):
             raise Diverged(step, self._first_gradient_not_finite())
         clip = self.run.train.clip

@@ -403,7 +403,7 @@ def test_yaml_files_have_every_field():
     for name in ("none", "groups"):
         node = OmegaConf.load(config_dir() / "group_layer" / f"{name}.yaml")
         assert set(node) == {f.name for f in fields(GroupLayerConfig)} and node.name == name
-    assert set(config(name="none").inert()) == set(node) - {"name"}
+    assert set(config(name="none").unused_keys()) == set(node) - {"name"}
     config(name="none", group_size=-1).check(5)
 
 
@@ -433,7 +433,7 @@ def test_bad_values_are_named(change, named):
 
 
 def test_inert_keys():
-    assert {"temperature", "mask_train_only", "adapt_every", "max_size"} <= set(config().inert())
+    assert {"temperature", "mask_train_only", "adapt_every", "max_size"} <= set(config().unused_keys())
     every = config(competition=True, mask=2, dropout=0.1, residual=0.1, reversal=0.1, adapt="mi")
-    assert every.inert() == {}
+    assert every.unused_keys() == {}
     assert every.active_at_inference() == ["competition", "mask", "residual"]

@@ -3,10 +3,10 @@ import json
 import pandas as pd
 import pytest
 
-from sae_sweeps.evaluation import builtin_tasks as builtin
 from sae_sweeps.config.evaluations import EvalConfig
 from sae_sweeps.config.schema import ModelConfig
 from sae_sweeps.errors import ConfigError, DataError
+from sae_sweeps.evaluation import builtin_tasks as builtin
 from sae_sweeps.evaluation.saebench_data import AMAZON, BIAS, CLASSES, EUROPARL, NEWS, SAEBenchSource, balanced
 from sae_sweeps.evaluation.sources import open_source
 from sae_sweeps.evaluation.tasks import Pair, chosen

@@ -203,7 +203,7 @@ def test_float32_under_autocast_is_finite_and_the_same(size, top_k):
 def test_weights_stand_inside():
     assert config(**ALL).peak_weight() == 1 and config(l2_weight=0.01).peak_weight() == 1
     assert config().peak_weight() == 0
-    assert "temperature" in config().inert() and config(**ALL).inert() == {}
+    assert "temperature" in config().unused_keys() and config(**ALL).unused_keys() == {}
 
 
 def test_yaml_has_every_field_and_asks_for_groups():

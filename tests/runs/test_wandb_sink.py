@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sae_sweeps.config.schema import LoggerConfig
-from sae_sweeps.tracking import wandb_sink as module
 from sae_sweeps.tracking import wandb_client
+from sae_sweeps.tracking import wandb_sink as module
 from sae_sweeps.tracking.wandb_sink import WandbSink
 from tests.wandb_stub import API_KEY, WandbStub
 

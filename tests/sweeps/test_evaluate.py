@@ -8,8 +8,8 @@ import torch
 from commands import read, run, run_folders
 from safetensors.torch import load_file, save_file
 
-from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.cli import evaluate as command
+from sae_sweeps.cli.compose import compose_points
 from tests.judge_stub import judge_stub
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ from composed import D_IN, STEPS, batch_at, configured
 from sae_sweeps.activations.sampler import prepared
 from sae_sweeps.errors import Diverged, Interrupted
 from sae_sweeps.training.checkpoint import load_checkpoint
-from sae_sweeps.training.loop import Member, Watch, train
+from sae_sweeps.training.loop import Member, TrainingCallbacks, train
 from sae_sweeps.training.step import Training
 
 WORDS = {
@@ -22,7 +22,7 @@ WORDS = {
 }
 
 
-class Record(Watch):
+class Record(TrainingCallbacks):
     """Keeps what a run is told; `breaks` maps a step to what its row raises."""
 
     def __init__(self, breaks=None):
@@ -59,7 +59,7 @@ def member(name, folder, breaks=None, resumed=False, stream=None):
 
 def go(members, draw=lambda step: {None: batch_at(step)}, **more):
     """Train a group; what each member was told."""
-    records = [one.watch for one in members]
+    records = [one.callbacks for one in members]
     train(members, draw, **more)
     assert not members
     return records
@@ -156,7 +156,7 @@ def test_a_run_that_must_not_go_on_writes_nothing_more(alone, tmp_path):
         if len(behind) >= 10:
             raise Lost
 
-    members[1].watch.check = check
+    members[1].callbacks.check = check
     topk, gated = go(members, tick=behind.append, stop=lambda: len(behind) == 15)
     assert isinstance(gated.end, Lost) and gated.saves == [] and not (tmp_path / "gated").exists()
     assert topk.saves == [10, 15]
@@ -191,7 +191,7 @@ def test_a_stop_is_heard_while_a_batch_is_waited_for(tmp_path):
         return {None: batch_at(step)}
 
     one = member("topk", tmp_path)
-    one.watch = record = Told()
+    one.callbacks = record = Told()
     train([one], draw, stop=asked.is_set)
     assert str(record.end) in ("stopped at step 4 of 30", "stopped at step 5 of 30")
     assert record.saves == [int(str(record.end).split()[3])]

@@ -12,7 +12,7 @@ from sae_sweeps.errors import DamagedFile, Interrupted
 from sae_sweeps.penalties.ortho import OrthoConfig
 from sae_sweeps.schedules import PowerConfig
 from sae_sweeps.training.checkpoint import FILE, load_checkpoint, save_checkpoint
-from sae_sweeps.training.loop import Member, Watch, train
+from sae_sweeps.training.loop import Member, TrainingCallbacks, train
 from sae_sweeps.training.step import Training
 
 register_toy()
@@ -30,7 +30,7 @@ RUNS = {
 }  # fmt: skip
 
 
-class Record(Watch):
+class Record(TrainingCallbacks):
     """Keeps what a run logs; an error is raised."""
 
     def __init__(self):

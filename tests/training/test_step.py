@@ -161,7 +161,7 @@ def test_clipping_bounds_the_gradient_that_adam_sees(clip):
 def test_on_a_gpu_a_later_step_names_the_first_that_was_not_finite():
     """The way that does not wait for the device, on the CPU: nothing is updated from the bad step on."""
     training = Training(run_config(TOPK), 1.0, torch.zeros(16), torch.device("cpu"))
-    training.verdicts.at_once = False
+    training.nonfinite_guard.at_once = False
     for step in range(3):
         training.step(batch_at(step), step)
     before = {name: parameter.clone() for name, parameter in training.named_parameters()}

@@ -16,7 +16,7 @@ from torch import Tensor
 from sae_sweeps.architectures.batch import Batch
 
 
-class Verdicts:
+class NonFiniteGuard:
     """Args:
     explain: makes the error of a step that was not finite.
     at_once: the device has no backlog, so a step can be judged before it updates anything.
