@@ -179,7 +179,7 @@ def test_on_a_gpu_a_later_step_names_the_first_that_was_not_finite():
 
 def test_judged_later_a_run_has_the_same_numbers():
     one, other = (Training(run_config(TOPK, ORTHO), 1.0, torch.zeros(16), torch.device("cpu")) for _ in range(2))
-    other.verdicts.at_once = False
+    other.nonfinite_guard.at_once = False
     for step in range(5):
         one.step(batch_at(step), step)
         other.step(batch_at(step), step)
