@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from operator import attrgetter
 from typing import Any
@@ -17,8 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sae_sweeps.config.evaluations import EVALUATIONS, WITHOUT_MODEL, EvalConfig, readers
 from sae_sweeps.config.facts import ModelFacts, model_facts
+from sae_sweeps.config.keys import TOP_KEYS
 from sae_sweeps.config.penalties import Combination, PenaltyTerm
-from sae_sweeps.config.plugins import component
+from sae_sweeps.config.plugins import KEYS, Code, Component, code_of, component
 from sae_sweeps.config.schema import (
     ActivationsConfig,
     DataConfig,
@@ -29,12 +30,8 @@ from sae_sweeps.config.schema import (
     TrainConfig,
 )
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.schedules import LR_SCHEDULES, SCHEDULES, peak
+from sae_sweeps.schedules import peak
 
-# Keys at the top level that feed whichever group is chosen; null there means the group's own value.
-TOP_KEYS = (
-    "k", "k_start", "d_sae", "lr", "l1_penalty", "lambda2_max", "base_threshold", "decay_power", "target_l0",
-)  # fmt: skip
 GROUPS = (
     "model", "layer", "data", "architecture", "group_layer", "penalty", "schedule", "lr_schedule", "eval", "logger",
     "cluster",
@@ -79,6 +76,8 @@ class RunConfig:
     device: str
     title: str | None
     tags: list[str] = field(default_factory=list)
+    code: dict[str, Code] = field(default_factory=dict)
+    """Code from outside, by its place in the config: `penalty`, `penalty.NAME`, `schedule`, ..."""
 
     @property
     def total_steps(self) -> int:
@@ -112,11 +111,21 @@ class RunConfig:
             f"{'does' if len(options) == 1 else 'do'} at inference; give {keys} to have it."
         )
 
+    def component(self, group: str, config: Any, place: str | None = None) -> Component:
+        """The component of one of the run's groups; `place` is its place in the config where that is not the group."""
+        return component(group, config.name, self.code.get(place or group))
+
     def to_dict(self) -> dict[str, Any]:
         out = asdict(self)
+        del out["code"]
         if isinstance(self.penalty, Combination):
             out["penalty"] = self.penalty.to_dict()
             del out["schedule"]
+        for place, code in self.code.items():
+            node = out
+            for key in place.split("."):
+                node = node[key]
+            node |= code.to_dict()
         return out
 
     def unused_keys(self) -> dict[str, str]:
@@ -190,7 +199,7 @@ def typed(cls: type, node: DictConfig, where: str, less: tuple[str, ...] = ()) -
         if key not in known:
             raise ConfigError(f"{where}.{key}: {where}={values.get('name', cls.__name__)} has no such key.")
     for f in fields(cls):
-        if f.name not in values:
+        if f.name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise ConfigError(f"{where}.{f.name} is missing from the config file of {where}={values.get('name')}.")
     _finite(values, where)
     try:
@@ -259,6 +268,7 @@ def run_config(cfg: DictConfig) -> RunConfig:
     """The composed Hydra config as a checked `RunConfig`. Raises ConfigError with one sentence."""
     model_class = SyntheticConfig if cfg.model.source == "synthetic" else ModelConfig
     model = typed(model_class, cfg.model, "model")
+    code: dict[str, Code] = {}
     for number, tag in enumerate(cfg.tags):
         if not isinstance(tag, str):
             raise ConfigError(f"tags[{number}]={tag}: must be a word.")
@@ -267,15 +277,16 @@ def run_config(cfg: DictConfig) -> RunConfig:
         layer=typed(LayerConfig, cfg.layer, "layer"),
         data=typed(DataConfig, cfg.data, "data"),
         activations=typed(ActivationsConfig, cfg.activations, "activations"),
-        architecture=typed(component("architecture", cfg.architecture.name).CONFIG, cfg.architecture, "architecture"),
-        group_layer=typed(component("group_layer", cfg.group_layer.name).CONFIG, cfg.group_layer, "group_layer"),
-        penalty=_penalty(cfg.penalty),
-        schedule=typed(SCHEDULES[cfg.schedule.name], cfg.schedule, "schedule"),
-        lr_schedule=typed(LR_SCHEDULES[cfg.lr_schedule.name], cfg.lr_schedule, "lr_schedule"),
+        architecture=_component("architecture", cfg.architecture, code),
+        group_layer=_component("group_layer", cfg.group_layer, code),
+        penalty=_penalty(cfg.penalty, code),
+        schedule=_component("schedule", cfg.schedule, code),
+        lr_schedule=_component("lr_schedule", cfg.lr_schedule, code),
         train=typed(TrainConfig, cfg.train, "train"),
         eval=typed(EvalConfig, cfg.eval, "eval"),
         logger=typed(LoggerConfig, cfg.logger, "logger"),
         tags=list(cfg.tags),
+        code=code,
         **{key: cfg[key] for key in ("num_tokens", "batch_size", "seed", "data_seed", "outputs", "device", "title")},
     )
     facts = model_facts(run.model)
@@ -284,16 +295,26 @@ def run_config(cfg: DictConfig) -> RunConfig:
     return run
 
 
-def _penalty(node: DictConfig) -> Any:
+def _component(group: str, node: DictConfig, code: dict[str, Code], place: str | None = None) -> Any:
+    """The config of a group's choice; code from outside that it names is added to `code` under its place."""
+    place = place or group
+    found = code_of(group, node)
+    if found is not None:
+        code[place] = found
+    return typed(
+        component(group, node.name, found).config, node, place, less=KEYS if place == group else ("schedule", *KEYS)
+    )
+
+
+def _penalty(node: DictConfig, code: dict[str, Code]) -> Any:
     """The config of a penalty, or of several with their schedules."""
     if "+" not in node.name:
-        return typed(component("penalty", node.name).CONFIG, node, "penalty")
+        return _component("penalty", node, code)
     terms = []
     for name in node.name.split("+"):
-        schedule = node[name].schedule
-        config = typed(component("penalty", name).CONFIG, node[name], f"penalty.{name}", less=("schedule",))
-        where = f"penalty.{name}.schedule"
-        terms.append(PenaltyTerm(name, config, typed(SCHEDULES[schedule.name], schedule, where)))
+        place = f"penalty.{name}"
+        config = _component("penalty", node[name], code, place)
+        terms.append(PenaltyTerm(name, config, _component("schedule", node[name].schedule, code, f"{place}.schedule")))
     return Combination(node.name, terms)
 
 
