@@ -10,6 +10,7 @@ from copy import deepcopy
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -269,6 +270,7 @@ def run_config(cfg: DictConfig) -> RunConfig:
     model_class = SyntheticConfig if cfg.model.source == "synthetic" else ModelConfig
     model = typed(model_class, cfg.model, "model")
     code: dict[str, Code] = {}
+    outputs = Path(cfg.outputs).resolve()
     for number, tag in enumerate(cfg.tags):
         if not isinstance(tag, str):
             raise ConfigError(f"tags[{number}]={tag}: must be a word.")
@@ -277,11 +279,11 @@ def run_config(cfg: DictConfig) -> RunConfig:
         layer=typed(LayerConfig, cfg.layer, "layer"),
         data=typed(DataConfig, cfg.data, "data"),
         activations=typed(ActivationsConfig, cfg.activations, "activations"),
-        architecture=_component("architecture", cfg.architecture, code),
-        group_layer=_component("group_layer", cfg.group_layer, code),
-        penalty=_penalty(cfg.penalty, code),
-        schedule=_component("schedule", cfg.schedule, code),
-        lr_schedule=_component("lr_schedule", cfg.lr_schedule, code),
+        architecture=_component("architecture", cfg.architecture, code, outputs),
+        group_layer=_component("group_layer", cfg.group_layer, code, outputs),
+        penalty=_penalty(cfg.penalty, code, outputs),
+        schedule=_component("schedule", cfg.schedule, code, outputs),
+        lr_schedule=_component("lr_schedule", cfg.lr_schedule, code, outputs),
         train=typed(TrainConfig, cfg.train, "train"),
         eval=typed(EvalConfig, cfg.eval, "eval"),
         logger=typed(LoggerConfig, cfg.logger, "logger"),
@@ -295,26 +297,29 @@ def run_config(cfg: DictConfig) -> RunConfig:
     return run
 
 
-def _component(group: str, node: DictConfig, code: dict[str, Code], place: str | None = None) -> Any:
+def _component(group: str, node: DictConfig, code: dict[str, Code], outputs: Path, place: str | None = None) -> Any:
     """The config of a group's choice; code from outside that it names is added to `code` under its place."""
     place = place or group
     found = code_of(group, node)
     if found is not None:
+        if found.file and any(Path(found.file).is_relative_to(outputs / part) for part in ("runs", "sweeps")):
+            raise ConfigError(f"{group}={node.name}: {found.file} lies among runs; code is not run from there.")
         code[place] = found
     return typed(
         component(group, node.name, found).config, node, place, less=KEYS if place == group else ("schedule", *KEYS)
     )
 
 
-def _penalty(node: DictConfig, code: dict[str, Code]) -> Any:
+def _penalty(node: DictConfig, code: dict[str, Code], outputs: Path) -> Any:
     """The config of a penalty, or of several with their schedules."""
     if "+" not in node.name:
-        return _component("penalty", node, code)
+        return _component("penalty", node, code, outputs)
     terms = []
     for name in node.name.split("+"):
         place = f"penalty.{name}"
-        config = _component("penalty", node[name], code, place)
-        terms.append(PenaltyTerm(name, config, _component("schedule", node[name].schedule, code, f"{place}.schedule")))
+        config = _component("penalty", node[name], code, outputs, place)
+        schedule = _component("schedule", node[name].schedule, code, outputs, f"{place}.schedule")
+        terms.append(PenaltyTerm(name, config, schedule))
     return Combination(node.name, terms)
 
 
