@@ -151,8 +151,9 @@ def _who_reads(key: str) -> str:
 def refuse_inactive(run: RunConfig) -> None:
     """A penalty whose weight is 0 at every step, or which can never act, is not what was meant."""
     for term in run.penalty_terms():
-        T = run.total_steps  # most weights show in some hundred steps; only those that do not are followed to the end
-        if not any(term.weight(step, T) for steps in (range(0, T, T // 100 + 1), range(T)) for step in steps):
+        T = run.total_steps
+        coarse = [term.weight(step, T) for step in range(0, T, T // 100 + 1)]
+        if not any(coarse) and not any(term.weight(step, T) for step in range(T)):
             raise ConfigError(
                 f"penalty={term.config.name}: its weight is 0 at every step "
                 f"(peak {term.config.peak_weight():g}, schedule={term.schedule.name}); for a run without it give "
