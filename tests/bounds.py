@@ -169,6 +169,7 @@ class _Operation:
     def __init__(self, function, args, kwargs, out, value, dtype, u):
         self.function, self.args, self.kwargs, self.out, self.value = function, args, kwargs, out, value
         self.dtype, self.u = dtype, u
+        self.name = function.overloadpacket.__name__.rstrip("_")
         self.tiny = torch.finfo(dtype).tiny
 
     def own(self, n: int, magnitude) -> Tensor:
@@ -193,8 +194,8 @@ def _same(op: _Operation) -> Tensor:
             args.append(a.error.reshape(a.raw.shape))
         else:
             args.append(a.raw)
-    if op.function.overloadpacket.__name__ in ("scatter", "masked_fill", "scatter_", "masked_fill_", "fill", "fill_"):
-        args = [0.0 if isinstance(a, int | float) and i == len(args) - 1 else a for i, a in enumerate(args)]
+    if isinstance(args[-1], int | float) and op.name in ("fill", "index_fill", "masked_fill", "scatter"):
+        args[-1] = 0.0
     packet = op.function.overloadpacket
     result = packet(*args, **{k: v for k, v in op.kwargs.items() if k != "dtype"})
     return result[0] if isinstance(result, tuple | list) else result
@@ -295,6 +296,22 @@ def _scatter_sum(op: _Operation) -> Tensor:
     error = packet(*op.raw(lambda a: a.error.reshape(a.raw.shape)), **op.kwargs)
     ones = packet(*op.raw(lambda a: torch.ones(a.raw.shape, dtype=torch.float64)), **op.kwargs)
     return error + op.own(max(int(ones.max()), 1), top)
+
+
+def _prod(op: _Operation) -> Tensor:
+    a, dim = op.args[0], op.args[1].raw
+    return op.rounded(a.top.prod(dim) - a.size.prod(dim), a.value.shape[dim])
+
+
+def _embedding_bag(op: _Operation) -> Tensor:
+    """Rows, or gradients of rows, times a weight each, added up: linear in either."""
+
+    def of(part) -> Tensor:
+        found = op.function.overloadpacket(*op.raw(part), **op.kwargs)
+        return found[0] if isinstance(found, tuple) else found
+
+    top = of(lambda a: a.top)
+    return top - of(lambda a: a.size) + op.own(op.args[1].raw.numel() + op.args[0].value.shape[-1], top)
 
 
 def _index_put(op: _Operation) -> Tensor:
@@ -477,7 +494,7 @@ _PLACES = (
     "gather index index_select cat stack clone expand reshape _unsafe_view scatter select_backward slice_backward "
     "where masked_fill tril triu flip roll repeat masked_select index_fill diagonal_backward constant_pad_nd unfold "
     "take_along_dim contiguous diag_embed select_scatter slice_scatter unfold_backward value_selecting_reduction "
-    "alias detach lift_fresh view masked_scatter as_strided_scatter new_empty_strided"
+    "diagonal_copy alias detach lift_fresh view masked_scatter as_strided_scatter new_empty_strided"
 ).split()
 _CONSTANTS = (
     "zeros ones empty full zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full fill zero "
@@ -503,6 +520,9 @@ RULES = {
     "relu": _masked(lambda op: op.args[0].value > 0), "threshold_backward": _masked(lambda op: op.args[1].value > 0),
     "clamp": _clamp, "clamp_min": _clamp, "clamp_max": _clamp, "amax": _amax, "amin": _amax,
     "maximum": _larger, "minimum": _larger, "topk": _chosen, "sort": _chosen, "max": _chosen, "min": _chosen,
+    "prod": _prod, "_embedding_bag": _embedding_bag, "_embedding_bag_dense_backward": _embedding_bag,
+    "_embedding_bag_backward": _embedding_bag,
+    "_embedding_bag_per_sample_weights_backward": _embedding_bag,
     "_softmax": _softmax, "_log_softmax": _log_softmax, "logsumexp": _logsumexp,
     "_softmax_backward_data": _softmax_backward, "_log_softmax_backward_data": _log_softmax_backward,
     "sigmoid_backward": _sigmoid_backward, "tanh_backward": _tanh_backward,
