@@ -419,7 +419,7 @@ def _chosen(op: _Operation) -> Tensor:
     if isinstance(op.out, Tensor):  # the largest of all
         return a.error.max()
     indices = op.out[1]
-    if op.function.overloadpacket is aten.topk:
+    if op.name in ("topk", "kthvalue"):
         dim = op.args[2].raw if len(op.args) > 2 else -1
     elif op.function._overloadname == "stable":
         dim = op.kwargs.get("dim", -1)
@@ -519,7 +519,7 @@ RULES = {
     "cos": _elementwise(lambda op: 1.0), "sin": _elementwise(lambda op: 1.0),
     "relu": _masked(lambda op: op.args[0].value > 0), "threshold_backward": _masked(lambda op: op.args[1].value > 0),
     "clamp": _clamp, "clamp_min": _clamp, "clamp_max": _clamp, "amax": _amax, "amin": _amax,
-    "maximum": _larger, "minimum": _larger, "topk": _chosen, "sort": _chosen, "max": _chosen, "min": _chosen,
+    "maximum": _larger, "minimum": _larger, "topk": _chosen, "kthvalue": _chosen, "sort": _chosen, "max": _chosen, "min": _chosen,
     "prod": _prod, "_embedding_bag": _embedding_bag, "_embedding_bag_dense_backward": _embedding_bag,
     "_embedding_bag_backward": _embedding_bag,
     "_embedding_bag_per_sample_weights_backward": _embedding_bag,
