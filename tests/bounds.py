@@ -56,11 +56,11 @@ def assert_within(found, expected, bound, name: str = "", terms: float = 0.0) ->
         )
 
 
-def close(found, expected, n: int, dtype: torch.dtype = torch.float64, magnitude=None, name: str = "") -> None:
+def close(found, expected, n: int, dtype: torch.dtype = torch.float64, magnitude=None, name="", terms=0.0) -> None:
     """Equal but for n roundings of terms whose absolute values add up to `magnitude` (|expected| if none cancel)."""
     expected = in_float64(expected)
     magnitude = expected.abs() if magnitude is None else in_float64(magnitude)
-    assert_within(found, expected, gamma(n, dtype) * magnitude, name)
+    assert_within(found, expected, gamma(n, dtype) * magnitude, name, terms)
 
 
 def product_bound(a: Tensor, b: Tensor, dtype: torch.dtype, more: int = 0) -> Tensor:
@@ -121,7 +121,9 @@ class Rounding(TorchDispatchMode):
             return out
         addresses = {a.untyped_storage()._cdata for a in args if isinstance(a, Tensor) and a.layout == torch.strided}
         view = name in ("squeeze_", "unsqueeze_", "t_", "transpose_", "detach_")
-        if view or (not in_place and results[0].layout == torch.strided and results[0].untyped_storage()._cdata in addresses):
+        if view or (
+            not in_place and results[0].layout == torch.strided and results[0].untyped_storage()._cdata in addresses
+        ):
             return out
         rule = RULES.get(name.rstrip("_") if in_place else name)
         if rule is None:
@@ -376,9 +378,11 @@ def _pow(op: _Operation) -> Tensor:
         return op.rounded(op.value * base.value.log().abs() * power.error, 8)
     if power.raw == 0:
         return _exact(op)
-    slope = abs(power.raw) * base.top ** (power.raw - 1) if power.raw >= 1 else abs(power.raw) * (
-        base.size - base.error
-    ) ** (power.raw - 1)
+    slope = (
+        abs(power.raw) * base.top ** (power.raw - 1)
+        if power.raw >= 1
+        else abs(power.raw) * (base.size - base.error) ** (power.raw - 1)
+    )
     slope = torch.where(base.error > 0, slope, 0.0)
     return op.rounded(slope * base.error, 2 if power.raw == 2 else 8)
 
@@ -510,7 +514,8 @@ RULES = {
     "sum": _sum, "mean": _mean, "cumsum": _cumsum, "index_add": _scatter_sum, "scatter_add": _scatter_sum,
     "index_put": _index_put, "_index_put_impl": _index_put, "_unsafe_index_put": _index_put,
     "sparse_sampled_addmm": _addmm, "_sparse_csr_tensor_unsafe": _sparse, "_sparse_compressed_tensor_unsafe": _sparse,
-    "sparse_csr_tensor": _sparse, "sparse_compressed_tensor": _sparse, "std": _std, "sqrt": _sqrt, "rsqrt": _rsqrt, "exp": _exp, "log": _log, "pow": _pow, "linalg_vector_norm": _norm, "abs": _own, "neg": _own,
+    "sparse_csr_tensor": _sparse, "sparse_compressed_tensor": _sparse, "std": _std, "sqrt": _sqrt,
+    "rsqrt": _rsqrt, "exp": _exp, "log": _log, "pow": _pow, "linalg_vector_norm": _norm, "abs": _own, "neg": _own,
     "square": _elementwise(lambda op: 2 * op.args[0].top, 1),
     "reciprocal": _elementwise(lambda op: op.value.abs() / (op.args[0].size - op.args[0].error), 2),
     "sigmoid": _elementwise(lambda op: op.value * (1 - op.value) + op.args[0].error),
@@ -519,7 +524,8 @@ RULES = {
     "cos": _elementwise(lambda op: 1.0), "sin": _elementwise(lambda op: 1.0),
     "relu": _masked(lambda op: op.args[0].value > 0), "threshold_backward": _masked(lambda op: op.args[1].value > 0),
     "clamp": _clamp, "clamp_min": _clamp, "clamp_max": _clamp, "amax": _amax, "amin": _amax,
-    "maximum": _larger, "minimum": _larger, "topk": _chosen, "kthvalue": _chosen, "sort": _chosen, "max": _chosen, "min": _chosen,
+    "maximum": _larger, "minimum": _larger, "topk": _chosen, "kthvalue": _chosen,
+    "sort": _chosen, "max": _chosen, "min": _chosen,
     "prod": _prod, "_embedding_bag": _embedding_bag, "_embedding_bag_dense_backward": _embedding_bag,
     "_embedding_bag_backward": _embedding_bag,
     "_embedding_bag_per_sample_weights_backward": _embedding_bag,
