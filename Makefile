@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-quick lint type format clean saelens-check saebench-check campaign-cluster \
+.PHONY: help install demo test test-processors test-matrix test-quick lint type format clean saelens-check saebench-check campaign-cluster \
 	campaign-configs peers bench bench-gpu scaling
 
 help: ## list the targets
@@ -27,9 +27,28 @@ install: $(VENV)/.installed ## create .venv and install, torch first and by its 
 demo: install ## three SAEs with the progressive orthogonality penalty on the built-in model, and their table
 	$(PY) launch.py -m penalty=ortho lambda2_max=0.1,0.5,1.0
 
-test: install ## the whole test suite, quick tests first
-	$(PY) -m pytest -m "not slow" -n 2
-	$(PY) -m pytest -m slow -n 3 --dist loadgroup
+test: install ## the whole test suite, quick tests first; both halves run and the last lines say what each came to
+	@$(PY) -m pytest -m "not slow" -n 2; quick=$$?; \
+	$(PY) -m pytest -m slow -n 3 --dist loadgroup; slow=$$?; \
+	verdict() { test $$1 -eq 0 && echo passed || echo "FAILED (pytest ended with $$1)"; }; \
+	echo "quick tests: $$(verdict $$quick)"; echo "slow tests: $$(verdict $$slow)"; \
+	test $$quick -eq 0 -a $$slow -eq 0
+
+test-matrix: install ## every architecture with every penalty, schedule, group layer and precision, and every option
+	TEST_MATRIX=full $(PY) -m pytest tests/training/test_every_combination.py -m slow -n 2
+
+NUMERICAL := $(addprefix tests/,kernels penalties architectures training evaluation activations builtin config/test_combination.py \
+	test_bounds.py test_schedules.py test_saelens.py)
+# What other processors would take: older instructions in torch, MKL, oneDNN and numba; one thread and two.
+PROCESSORS := ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=default \
+	MKL_ENABLE_INSTRUCTIONS=AVX2,ONEDNN_MAX_CPU_ISA=AVX2,NUMBA_ENABLE_AVX=0 \
+	ATEN_CPU_CAPABILITY=default,NUMBA_CPU_NAME=generic,NUMBA_CPU_FEATURES= \
+	TEST_THREADS=1,OMP_NUM_THREADS=1,NUMBA_NUM_THREADS=1 TEST_THREADS=2,OMP_NUM_THREADS=2,NUMBA_NUM_THREADS=2
+COMMA := ,
+
+test-processors: install ## the numerical tests as other processors would compute, one setting after the other
+	@failed=0; $(foreach setting,$(PROCESSORS),echo "--- $(subst $(COMMA), ,$(setting))"; \
+	env $(subst $(COMMA), ,$(setting)) $(PY) -m pytest $(NUMERICAL) -n 2 || failed=1;) exit $$failed
 
 campaign-cluster: install ## sweeps on a Slurm of its own, struck at random for ROUNDS=5 rounds
 	$(PY) -m scripts.campaign_cluster --rounds $(or $(ROUNDS),5)

@@ -138,7 +138,7 @@ class SelectiveOrtho(Penalty):
         return PenaltyValue(value, {"group_1": n_first, "group_2": len(W) - n_first})
 
     def monitor(self, ctx: Context) -> dict[str, Any]:
-        quantiles = torch.linspace(0, 1, 11, device=self.first.device)
+        quantiles = torch.linspace(0, 1, 11, dtype=self.statistics.value.dtype, device=self.first.device)
         spread = {
             name: statistic.quantile(quantiles).tolist()
             for name, statistic in zip(STATISTICS, self.statistics.value, strict=True)
