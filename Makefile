@@ -14,8 +14,8 @@ $(error VENV='$(VENV)' must be one path without blanks)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install other-build resolve-check demo test test-quick lint type format clean saelens-check saebench-check campaign-cluster \
-	campaign-configs peers bench bench-gpu scaling
+.PHONY: help install other-build resolve-check demo test test-quick lint type format clean saelens-check \
+	saebench-check campaign-cluster campaign-configs peers bench bench-gpu scaling
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,7 +30,8 @@ changed = $(filter-out $(call before,$(1)),$(TORCH_INDEX))
 # torch alone comes from its index, without the extra indexes and folders of pip's configuration, which may offer
 # another build. What it needs comes from the ordinary index: torch's own have few versions of other packages.
 define environment
-@$(1)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(1)
+@$(1)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(1) || \
+	{ echo "no virtual environment could be made in $(1): if it is there and damaged, remove it and run make again"; exit 1; } >&2
 @$(if $(call index,$(1)),PIP_EXTRA_INDEX_URL='$(call index,$(1))' PIP_FIND_LINKS=$(1)) $(1)/bin/python -m pip install --no-deps \
 	$(if $(call index,$(1)),--index-url '$(call index,$(1))') $(if $(call changed,$(1)),--force-reinstall) $(TORCH)
 @(umask 077; echo '$(call index,$(1))' > $(1)/.torch-index)
@@ -45,8 +46,9 @@ same-torch = $(1)/bin/python -c 'import sys, torch; first = open("$(1)/.torch").
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(if $(call changed,$(VENV)),other-build)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sae-sweeps needs Python 3.11 or newer; this is " + sys.version.split()[0] + ": give another with PYTHON=...")'
-	@echo "installing into $(VENV) (once): $(TORCH) first, then about 120 packages, minutes without output ..."
+	@echo "installing into $(VENV) (once), $(TORCH) first; a CUDA build and its libraries take 5 GB on disk ..."
 	$(call environment,$(VENV),-c constraints.txt)
+	@echo "installing the project and about 110 more packages into $(VENV): a minute or two without output ..."
 	@$(PY) -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@$(call same-torch,$(VENV))
 	@touch $@

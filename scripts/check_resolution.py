@@ -12,6 +12,7 @@ do its work, for lack of a network for instance.
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -66,7 +67,7 @@ def uv_settings(torch: tuple[str, list[str]] | None) -> str:
 
 
 def resolve(
-    platform: str, python: str, constraints: Path = ROOT / "constraints.txt", torch: tuple[str, list[str]] | None = None
+    target: str, python: str, constraints: Path = ROOT / "constraints.txt", torch: tuple[str, list[str]] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """uv's resolution of pyproject.toml with the dev extra and the pinned torch: `name==version` lines on stdout."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("UV_", "PIP_"))}
@@ -77,7 +78,7 @@ def resolve(
         requested.write_text("".join(f"{pin}\n" for pin in pins(constraints) if pin.name == "torch"))
         command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--config-file", str(settings)]
         command += ["--no-python-downloads", "--python", sys.executable, "--no-header", "--no-annotate"]
-        command += ["--python-platform", platform, "--python-version", python, "--only-binary", ":all:"]
+        command += ["--python-platform", target, "--python-version", python, "--only-binary", ":all:"]
         command += [word for name in WITHOUT_WHEELS for word in ("--no-binary", name)]
         command += ["--extra", "dev", "--constraints", str(constraints), "pyproject.toml", str(requested)]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -106,10 +107,11 @@ def main() -> int:
     build, outcome = torch_build(), 0
     targets = [(name, python, None) for name in PLATFORMS for python in PYTHONS]
     if build is not None:
-        targets += [("Linux x86-64" if sys.platform == "linux" else "macOS arm64", python, build) for python in PYTHONS]
-    for platform, python, torch in targets:
-        label = f"{platform}, Python {python}" + (f", torch {torch[0]}" if torch else "")
-        done = resolve(PLATFORMS[platform], python, torch=torch)
+        here = "macOS arm64" if sys.platform == "darwin" else f"Linux {platform.machine().replace('_', '-')}"
+        targets += [(here, python, build) for python in PYTHONS if here in PLATFORMS]
+    for name, python, torch in targets:
+        label = f"{name}, Python {python}" + (f", torch {torch[0]}" if torch else "")
+        done = resolve(PLATFORMS[name], python, torch=torch)
         if done.returncode == 0:
             missing = unpinned(done.stdout)
             count = len(done.stdout.split())
