@@ -183,7 +183,7 @@ def test_selective_statistics_move(context):
 
 def test_statistics_of_the_k_largest_are_those_of_the_dense_features(context):
     W, f = random_case(d_sae=30, n_tokens=20, density=0.5)
-    topk = context(W, f.detach(), top_k=20).f  # some of them 0
+    topk = context(W, f.detach(), top_k=20).feature_acts  # some of them 0
     dense = DenseFeatures(topk.dense())
     torch.testing.assert_close(batch_statistics(topk, 20), batch_statistics(dense, 20))
     tokens = torch.arange(20) % 3 == 0
@@ -254,20 +254,20 @@ def test_decorrelation_of_the_k_largest(reduction, active_fraction, d_sae, n_tok
         f[:, 0], f[:, 1] = 0, 2 - 1e-3 * f[:, 1]  # one never fires, one always and below the floor
     cfg = decorrelated(reduction=reduction, active_fraction=active_fraction)
     ctx = context(W.float(), f, top_k=k)
-    ctx.f.values = ctx.f.values.detach().requires_grad_()
+    ctx.feature_acts.values = ctx.feature_acts.values.detach().requires_grad_()
     found = []
     for cost in (0, 1e9):
         monkeypatch.setattr(correlations, "COST", cost)
         value = Decorrelation(cfg, 3, d_sae, 10, torch.Generator())(ctx)
-        found.append((value.loss.detach(), gradient(value.loss, ctx.f.values), int(value.terms["features"])))
+        found.append((value.loss.detach(), gradient(value.loss, ctx.feature_acts.values), int(value.terms["features"])))
     (loss, grad, n), (matrix_loss, matrix_grad, matrix_n) = found
     assert n == matrix_n and float(loss) == pytest.approx(float(matrix_loss), rel=1e-5, abs=1e-6)
     torch.testing.assert_close(grad, matrix_grad, rtol=1e-4, atol=1e-5)
     if d_sae < 50:
-        kept = torch.zeros_like(f).scatter(1, ctx.f.indices, ctx.f.values).detach()
+        kept = torch.zeros_like(f).scatter(1, ctx.feature_acts.indices, ctx.feature_acts.values).detach()
         expected, slope, _ = decorrelation(kept.tolist(), reduction=reduction, active_fraction=active_fraction)
         assert float(loss) == pytest.approx(expected, rel=1e-9, abs=1e-12)
-        slope = torch.tensor(slope, dtype=torch.float64).gather(1, ctx.f.indices)
+        slope = torch.tensor(slope, dtype=torch.float64).gather(1, ctx.feature_acts.indices)
         torch.testing.assert_close(grad, slope, rtol=1e-8, atol=1e-12)
 
 

@@ -73,7 +73,7 @@ def test_bfloat16_selects_and_float32_computes(architecture):
     training = Training(run, 1.0, torch.zeros(D_IN), torch.device("cpu"))
     sae, batch = training.sae, batch_at(0)
     terms = training.forward(batch, 0)
-    f = terms.ctx.f.dense()
+    f = terms.ctx.feature_acts.dense()
     z = sae.pre_activations(batch.x)
     torch.testing.assert_close(f, torch.where(f > 0, z, 0.0), rtol=1e-5, atol=1e-5)
     coarse = (batch.x.bfloat16() @ sae.W_enc.bfloat16() + sae.b_enc.bfloat16()).float()
