@@ -70,7 +70,7 @@ def forward(sae, x, step=0):
     z = sae.pre_activations(x)
     f = sae.activate(z, step)
     if isinstance(f, DenseFeatures):  # features are float32 in training
-        f = DenseFeatures(f.f.to(x.dtype))
+        f = DenseFeatures(f.values.to(x.dtype))
     x_hat = sae.decode(f)
     number = torch.arange(len(x), dtype=torch.int32)
     batch = Batch(x, number, number * 0, number, number.to(torch.int8) * 0)
@@ -190,18 +190,18 @@ def test_jumprelu_s_straight_through_gradient(target):
 def test_jumprelu_starts_at_the_target():
     sae = made("jumprelu", target_l0=3.0)
     x = tokens(400)
-    assert float(forward(sae, x).f.l0()) == pytest.approx(3.0, rel=0.1)
+    assert float(forward(sae, x).feature_acts.l0()) == pytest.approx(3.0, rel=0.1)
 
 
 def test_batch_topk_keeps_as_many_as_topk_in_the_mean_and_learns_its_threshold():
     sae, x = made("batch_topk"), tokens(50)
     ctx = forward(sae, x)
-    assert int((ctx.f.f > 0).sum()) <= 150 and float(ctx.f.l0()) == pytest.approx(3, rel=0.1)
-    smallest = ctx.f.f[ctx.f.f > 0].min().item()
+    assert int((ctx.feature_acts.values > 0).sum()) <= 150 and float(ctx.feature_acts.l0()) == pytest.approx(3, rel=0.1)
+    smallest = ctx.feature_acts.values[ctx.feature_acts.values > 0].min().item()
     sae.observe(ctx)
     assert float(sae.threshold) == smallest
     sae.observe(forward(sae, tokens(50, seed=9)))
-    other = forward(sae, tokens(50, seed=9)).f.f
+    other = forward(sae, tokens(50, seed=9)).feature_acts.values
     close(sae.threshold, (smallest + other[other > 0].min().item()) / 2, n=4)
 
 
@@ -267,7 +267,7 @@ def test_what_is_exported_does_what_the_sae_does(name, tmp_path):
         if name in ("batch_topk", "matryoshka"):
             expected = z.relu() * (z > sae.threshold)
         else:
-            expected = forward(sae, 4 * x, TOTAL - 1).f.dense()
+            expected = forward(sae, 4 * x, TOTAL - 1).feature_acts.dense()
         x_hat = expected @ sae.W_dec + sae.b_dec
     # no feature is so close to where it would jump that rounding decides
     edge = {
@@ -303,7 +303,7 @@ def test_values_that_cannot_be_meant_are_refused(name, changes):
 def test_a_dictionary_no_larger_than_k_keeps_everything():
     sae = made("batch_topk", k=D_SAE)
     ctx = forward(sae, tokens())
-    assert torch.equal(ctx.f.f, ctx.z.relu())
+    assert torch.equal(ctx.feature_acts.values, ctx.pre_acts.relu())
 
 
 EXAMPLES = json.loads((Path(__file__).parent / "worked_examples.json").read_text())

@@ -47,7 +47,7 @@ def top_k(f, k=6):
 
 def context(f, groups, step=0, W_dec=None):
     f = DenseFeatures(f) if isinstance(f, torch.Tensor) else f
-    return SimpleNamespace(f=f, groups=groups, step=step, sae=SimpleNamespace(W_dec=W_dec))
+    return SimpleNamespace(feature_acts=f, groups=groups, step=step, sae=SimpleNamespace(W_dec=W_dec))
 
 
 def draw(seed=0):

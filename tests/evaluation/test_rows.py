@@ -118,9 +118,9 @@ def test_sums_over_active_features_are_the_dense_ones_to_the_last_bit():
     sae, x, length = ExportedSAE("topk", weights, 5), torch.randn(30, 6), torch.tensor([7, 0, 20, 3])
     f = sae.features(x)
     written_out = DenseFeatures(f.dense())
-    assert isinstance(f, TopKFeatures) and torch.equal(written_out.f, sae.encode(x))
+    assert isinstance(f, TopKFeatures) and torch.equal(written_out.values, sae.encode(x))
     assert torch.equal(sum_features(f, length), sum_features(written_out, length))
     assert torch.equal(count_firing(f, length), count_firing(written_out, length))
     with Rounding() as rounding:
-        expected = sae.decode(written_out.f)
+        expected = sae.decode(written_out.values)
     rounding.assert_close(sae.decode(f), expected, factor=2)

@@ -197,7 +197,7 @@ def test_selective_statistics_move(context):
 
 def test_statistics_of_the_k_largest_are_those_of_the_dense_features(context):
     W, f = random_case(d_sae=30, n_tokens=20, density=0.5)
-    topk = context(W, f.detach(), top_k=20).f  # some of them 0
+    topk = context(W, f.detach(), top_k=20).feature_acts  # some of them 0
     dense = DenseFeatures(topk.dense())
     tokens = torch.arange(20) % 3 == 0
     with Rounding() as rounding:
@@ -272,20 +272,22 @@ def test_decorrelation_of_the_k_largest(reduction, active_fraction, d_sae, n_tok
         f[:, 0], f[:, 1] = 0, 2 - 1e-3 * f[:, 1]  # one never fires, one always and below the floor
     cfg = decorrelated(reduction=reduction, active_fraction=active_fraction)
     ctx = context(W.float(), f, top_k=k)
-    ctx.f.values = ctx.f.values.detach().requires_grad_()
+    ctx.feature_acts.values = ctx.feature_acts.values.detach().requires_grad_()
     found = []
     for cost in (0, 1e9):
         monkeypatch.setattr(correlations, "COST", cost)
         with Rounding() as rounding:  # of the matrices; compiled loops are not followed
             value = Decorrelation(cfg, 3, d_sae, 10, torch.Generator())(ctx)
-            grad = gradient(value.loss, ctx.f.values)
+            grad = gradient(value.loss, ctx.feature_acts.values)
         found.append((value.loss.detach(), grad, int(value.terms["features"])))
     (loss, grad, n), (matrix_loss, matrix_grad, matrix_n) = found
     assert n == matrix_n
-    kept = torch.zeros_like(f).scatter(1, ctx.f.indices, ctx.f.values).detach()
+    kept = torch.zeros_like(f).scatter(1, ctx.feature_acts.indices, ctx.feature_acts.values).detach()
     with Rounding() as lists:
         total, slope = over_entries(kept, cfg)
-        total, slope = (divided(t, reduction, d_sae, n * (n - 1) / 2) for t in (total, slope.gather(1, ctx.f.indices)))
+        total, slope = (
+            divided(t, reduction, d_sae, n * (n - 1) / 2) for t in (total, slope.gather(1, ctx.feature_acts.indices))
+        )
     close(lists, total, loss, terms=1.0)  # |K|^2 and n, and the parts of the slope, may cancel
     close(lists, slope, grad, terms=1.0)
     for one, other in ((matrix_loss, total), (matrix_grad, slope)):
@@ -293,7 +295,7 @@ def test_decorrelation_of_the_k_largest(reduction, active_fraction, d_sae, n_tok
     if d_sae < 50:
         expected, slope, _ = decorrelation(kept.tolist(), reduction=reduction, active_fraction=active_fraction)
         close(rounding, matrix_loss, expected)
-        close(rounding, matrix_grad, torch.tensor(slope, dtype=torch.float64).gather(1, ctx.f.indices))
+        close(rounding, matrix_grad, torch.tensor(slope, dtype=torch.float64).gather(1, ctx.feature_acts.indices))
 
 
 def over_entries(f, cfg):

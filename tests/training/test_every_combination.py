@@ -14,7 +14,6 @@ import torch
 from composed import D_IN, STEPS, batch_at, choices, configured
 from pairwise import Row, cover, full
 
-from sae_sweeps.architectures.context import squared_error
 from sae_sweeps.config.plugins import component
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.training.step import Training

@@ -97,7 +97,7 @@ def test_bfloat16_selects_and_float32_computes(architecture):
     training = Training(run, 1.0, torch.zeros(D_IN), torch.device("cpu"))
     sae, batch = training.sae, batch_at(0)
     terms = training.forward(batch, 0)
-    f = terms.ctx.f.dense()
+    f = terms.ctx.feature_acts.dense()
     grads = torch.autograd.grad(terms.loss, list(sae.parameters()))
     x, exact = batch.x.double(), {n: p.detach().double().requires_grad_() for n, p in sae.named_parameters()}
     rounding = Rounding(torch.float32)
