@@ -15,3 +15,8 @@ SINGLE = {"group_layer": "sae_sweeps.architectures.group_layer"}
 def component(group: str, name: str) -> ModuleType:
     """The module of a choice, with `CONFIG` (its dataclass) and `COMPONENT` (its class)."""
     return import_module(SINGLE.get(group) or f"{PACKAGES[group]}.{name}")
+
+
+def evaluation_module(name: str) -> ModuleType:
+    """The module of one of this project's evaluations, with `EVALUATION`."""
+    return import_module(f"sae_sweeps.evaluation.{name}")

@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_sweeps.config.evaluations import EVALUATIONS, WITHOUT_MODEL, EvalConfig, readers
+from sae_sweeps.config.evaluations import EvalConfig, evaluation_names, find_evaluation, readers
 from sae_sweeps.config.facts import ModelFacts, model_facts
 from sae_sweeps.config.penalties import Combination, PenaltyTerm
 from sae_sweeps.config.plugins import component
@@ -117,6 +117,7 @@ class RunConfig:
         if isinstance(self.penalty, Combination):
             out["penalty"] = self.penalty.to_dict()
             del out["schedule"]
+        out["eval"] |= out["eval"].pop("own")
         return out
 
     def unused_keys(self) -> dict[str, str]:
@@ -127,7 +128,7 @@ class RunConfig:
             why = "model=synthetic has no forward pass to judge"
             out["activations.harvest_batch"] = why
             out |= {"eval.recon_batches": why, "eval.exclude_special_tokens": why}
-            of_model = (key for key, asking in readers().items() if not set(WITHOUT_MODEL) & set(asking))
+            of_model = (key for key, names in readers().items() if all(find_evaluation(n).needs_model for n in names))
             out |= dict.fromkeys((f"eval.{key}" for key in of_model), "model=synthetic has no language model to ask")
         if self.model.source not in ("local", "hub"):
             out["model.path"] = f"model.source={self.model.source} has none"
@@ -190,7 +191,7 @@ def typed(cls: type, node: DictConfig, where: str, less: tuple[str, ...] = ()) -
         if key not in known:
             raise ConfigError(f"{where}.{key}: {where}={values.get('name', cls.__name__)} has no such key.")
     for f in fields(cls):
-        if f.name not in values:
+        if f.name not in values and f.name != "own":
             raise ConfigError(f"{where}.{f.name} is missing from the config file of {where}={values.get('name')}.")
     _finite(values, where)
     try:
@@ -273,7 +274,7 @@ def run_config(cfg: DictConfig) -> RunConfig:
         schedule=typed(SCHEDULES[cfg.schedule.name], cfg.schedule, "schedule"),
         lr_schedule=typed(LR_SCHEDULES[cfg.lr_schedule.name], cfg.lr_schedule, "lr_schedule"),
         train=typed(TrainConfig, cfg.train, "train"),
-        eval=typed(EvalConfig, cfg.eval, "eval"),
+        eval=_eval(cfg.eval),
         logger=typed(LoggerConfig, cfg.logger, "logger"),
         tags=list(cfg.tags),
         **{key: cfg[key] for key in ("num_tokens", "batch_size", "seed", "data_seed", "outputs", "device", "title")},
@@ -295,6 +296,18 @@ def _penalty(node: DictConfig) -> Any:
         where = f"penalty.{name}.schedule"
         terms.append(PenaltyTerm(name, config, typed(SCHEDULES[schedule.name], schedule, where)))
     return Combination(node.name, terms)
+
+
+def _eval(node: DictConfig) -> EvalConfig:
+    """The eval group; the part of an evaluation with a dataclass of its own is typed by that."""
+    classes = {name: cls for name in evaluation_names() if (cls := find_evaluation(name).config) is not None}
+    given = {name: typed(cls, node[name], f"eval.{name}") for name, cls in classes.items() if name in node}
+    cfg = typed(EvalConfig, node, "eval", less=tuple(given))
+    for name in cfg.evaluations:
+        find_evaluation(name)  # refuses one that does not exist
+        if name in classes:
+            cfg.own[name] = given.get(name) or classes[name]()
+    return cfg
 
 
 def _fill(run: RunConfig, facts: ModelFacts) -> None:
@@ -401,8 +414,6 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
 
 
 def _check_evaluations(cfg: EvalConfig) -> None:
-    for name in cfg.evaluations:
-        _one_of("eval.evaluations", name, EVALUATIONS)
     if cfg.seed < 0:
         raise ConfigError(f"eval.seed={cfg.seed}: must be 0 or more.")
     at_least = {
