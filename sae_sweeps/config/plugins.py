@@ -84,6 +84,11 @@ def component(group: str, name: str, code: Code | None = None) -> Component:
     return Component(module.CONFIG, module.COMPONENT)
 
 
+def evaluation_module(name: str) -> ModuleType:
+    """The module of one of this project's evaluations, with `EVALUATION`."""
+    return importlib.import_module(f"sae_sweeps.evaluation.{name}")
+
+
 def code_of(group: str, node: Any) -> Code | None:
     """The outside code that a group's config names, or None. Raises ConfigError where it cannot be found."""
     if TARGET not in node:

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_sweeps.config.evaluations import EVALUATIONS, WITHOUT_MODEL, EvalConfig, readers
+from sae_sweeps.config.evaluations import EvalConfig, evaluation_names, find_evaluation, readers
 from sae_sweeps.config.facts import ModelFacts, model_facts
 from sae_sweeps.config.keys import TOP_KEYS
 from sae_sweeps.config.penalties import Combination, PenaltyTerm
@@ -122,6 +122,7 @@ class RunConfig:
         if isinstance(self.penalty, Combination):
             out["penalty"] = self.penalty.to_dict()
             del out["schedule"]
+        out["eval"] |= out["eval"].pop("own")
         for place, code in self.code.items():
             node = out
             for key in place.split("."):
@@ -137,7 +138,7 @@ class RunConfig:
             why = "model=synthetic has no forward pass to judge"
             out["activations.harvest_batch"] = why
             out |= {"eval.recon_batches": why, "eval.exclude_special_tokens": why}
-            of_model = (key for key, asking in readers().items() if not set(WITHOUT_MODEL) & set(asking))
+            of_model = (key for key, names in readers().items() if all(find_evaluation(n).needs_model for n in names))
             out |= dict.fromkeys((f"eval.{key}" for key in of_model), "model=synthetic has no language model to ask")
         if self.model.source not in ("local", "hub"):
             out["model.path"] = f"model.source={self.model.source} has none"
@@ -285,7 +286,7 @@ def run_config(cfg: DictConfig) -> RunConfig:
         schedule=_component("schedule", cfg.schedule, code, outputs),
         lr_schedule=_component("lr_schedule", cfg.lr_schedule, code, outputs),
         train=typed(TrainConfig, cfg.train, "train"),
-        eval=typed(EvalConfig, cfg.eval, "eval"),
+        eval=_eval(cfg.eval),
         logger=typed(LoggerConfig, cfg.logger, "logger"),
         tags=list(cfg.tags),
         code=code,
@@ -321,6 +322,18 @@ def _penalty(node: DictConfig, code: dict[str, Code], outputs: Path) -> Any:
         schedule = _component("schedule", node[name].schedule, code, outputs, f"{place}.schedule")
         terms.append(PenaltyTerm(name, config, schedule))
     return Combination(node.name, terms)
+
+
+def _eval(node: DictConfig) -> EvalConfig:
+    """The eval group; the part of an evaluation with a dataclass of its own is typed by that."""
+    classes = {name: cls for name in evaluation_names() if (cls := find_evaluation(name).config) is not None}
+    given = {name: typed(cls, node[name], f"eval.{name}") for name, cls in classes.items() if name in node}
+    cfg = typed(EvalConfig, node, "eval", less=tuple(given))
+    for name in cfg.evaluations:
+        find_evaluation(name)  # refuses one that does not exist
+        if name in classes:
+            cfg.own[name] = given.get(name) or classes[name]()
+    return cfg
 
 
 def _fill(run: RunConfig, facts: ModelFacts) -> None:
@@ -427,8 +440,6 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
 
 
 def _check_evaluations(cfg: EvalConfig) -> None:
-    for name in cfg.evaluations:
-        _one_of("eval.evaluations", name, EVALUATIONS)
     if cfg.seed < 0:
         raise ConfigError(f"eval.seed={cfg.seed}: must be 0 or more.")
     at_least = {

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from sae_sweeps.config.evaluations import WITHOUT_MODEL
+from sae_sweeps.config.evaluations import find_evaluation
 from sae_sweeps.config.identity import run_id
 from sae_sweeps.config.keys import TOP_KEYS
 from sae_sweeps.config.paths import config_dir
@@ -196,7 +196,7 @@ def warnings_of(run: RunConfig) -> list[str]:
     if why := run.why_not_saelens():
         out.append(why)
     if run.synthetic and run.eval.name != "none":
-        left_out = [name for name in run.eval.evaluations if name not in WITHOUT_MODEL]
+        left_out = [name for name in run.eval.evaluations if find_evaluation(name).needs_model]
         if left_out:
             out.append(f"model=synthetic has no language model, so these are left out: {', '.join(left_out)}")
     peak = run.peak_learning_rate()

@@ -7,7 +7,7 @@ from bounds import Rounding
 from toy_lm import D_IN, toy_sae
 
 from sae_sweeps.config.evaluations import AbsorptionConfig
-from sae_sweeps.evaluation.absorption import METRICS, LetterAbsorption, absorbed, split_features, summary
+from sae_sweeps.evaluation.absorption import NAMES, LetterAbsorption, absorbed, split_features, summary
 from sae_sweeps.evaluation.draws import stream, stream_seed
 from sae_sweeps.evaluation.first_letters import (
     TEMPLATE,
@@ -82,7 +82,7 @@ def test_summary_and_its_undefined_cases():
     assert all(math.isnan(value) for value in summary([]).values())
     one, two = LetterAbsorption(0, [1], 0.5, 1, 4), LetterAbsorption(3, [1, 2], 0.1, 2, 4)
     found = summary([one, two])
-    assert list(found) == list(METRICS) and found["mean_full_absorption_score"] == pytest.approx(0.375)
+    assert list(found) == list(NAMES) and found["mean_full_absorption_score"] == pytest.approx(0.375)
     assert found["std_dev_num_split_features"] == pytest.approx(math.sqrt(0.5))
     assert math.isnan(summary([one])["std_dev_full_absorption_score"])
     assert two.detail()["first_letter"] == "d" and two.detail()["full_absorption_rate"] == 0.5
