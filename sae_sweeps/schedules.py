@@ -228,6 +228,9 @@ class _LearningRate:
         warmup = steps_of(self.warmup, total_steps)
         return min(1.0, (step + 1) / warmup) if warmup else 1.0
 
+    def check(self) -> None:
+        """Raise ConfigError for values that cannot be meant together; each alone has its field's rule."""
+
 
 @dataclass
 class ConstantLRConfig(_LearningRate):

@@ -5,6 +5,7 @@ from typing import Any
 
 from sae_sweeps.config.data import source
 from sae_sweeps.config.facts import model_folder
+from sae_sweeps.config.plugins import FILE
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import DataConfig, ModelConfig
 from sae_sweeps.errors import ConfigError, DataError
@@ -64,7 +65,7 @@ def canonical(run: RunConfig, cache: Path | None = None) -> dict[str, Any]:
     """What decides a run's numbers: the groups less what is left out or inert, with digests of model and data."""
     config = run.to_dict()
     config["num_tokens"] = run.total_steps * run.batch_size
-    for key in (*LEFT_OUT, *run.unused_keys()):
+    for key in (*LEFT_OUT, *run.unused_keys(), *(f"{place}.{FILE}" for place in run.code)):
         _drop(config, key)
     config["model"]["digest"] = model_digest(run.model, cache)
     if "data" in config:

@@ -7,11 +7,9 @@ own (`penalty.ortho.schedule`); keys at the top level feed neither, since they c
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from omegaconf import OmegaConf
 
 from sae_sweeps.errors import ConfigError
 
@@ -30,6 +28,11 @@ class PenaltyTerm:
     """What its loss is called: `penalty` where it is the only one, else its own name."""
     config: Any
     schedule: Any
+
+    @property
+    def place(self) -> str:
+        """Its place in the config."""
+        return self.name if self.name == "penalty" else f"penalty.{self.name}"
 
     def weight(self, step: int, total_steps: int) -> float:
         """lambda2(p): peak weight times schedule."""
@@ -82,13 +85,12 @@ class Combination:
         return {"name": self.name, **parts}
 
 
-def combined_node(choice: str, conf: Path) -> dict[str, Any]:
-    """What Hydra needs to know of `a+b`: defaults and contents, at the package `_global_`.
+def combined_node(choice: str, known: list[str], read: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """What Hydra needs to know of `a+b`: defaults and contents, at the package `_global_`; `read` gives a part's YAML.
 
     Raises ConfigError for a part that is not a penalty, stands twice, or is `none`.
     """
     names = [name.strip() for name in choice.split("+")]
-    known = sorted(path.stem for path in (conf / "penalty").glob("*.yaml") if path.stem != "none")
     for name in names:
         if name not in known:
             raise ConfigError(
@@ -101,7 +103,7 @@ def combined_node(choice: str, conf: Path) -> dict[str, Any]:
     overrides: list[Any] = []
     parts: dict[str, Any] = {"name": "+".join(names)}
     for name in names:
-        node: Any = OmegaConf.to_container(OmegaConf.load(conf / "penalty" / f"{name}.yaml"), resolve=False)
+        node = read(name)
         schedule = "constant"
         for entry in node.get("defaults", []):
             for key, value in entry.items() if isinstance(entry, dict) else ():

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from sae_sweeps.config.evaluations import EVALUATIONS, WITHOUT_MODEL, EvalConfig, readers
 from sae_sweeps.config.facts import ModelFacts, model_facts
 from sae_sweeps.config.penalties import Combination, PenaltyTerm
-from sae_sweeps.config.plugins import component
+from sae_sweeps.config.plugins import KEYS, Code, Component, code_of, component
 from sae_sweeps.config.schema import (
     ActivationsConfig,
     DataConfig,
@@ -26,7 +26,7 @@ from sae_sweeps.config.schema import (
 from sae_sweeps.config.typed import check_values, typed
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.fields import NotNegative, Positive, Rule
-from sae_sweeps.schedules import LR_SCHEDULES, SCHEDULES, peak
+from sae_sweeps.schedules import peak
 
 GROUPS = (
     "model", "layer", "data", "architecture", "group_layer", "penalty", "schedule", "lr_schedule", "eval", "logger",
@@ -73,6 +73,8 @@ class RunConfig:
     device: Annotated[str, Rule(DEVICE.fullmatch, "must be one of auto, cpu, cuda, cuda:N.")]
     title: str | None
     tags: list[str] = field(default_factory=list)
+    code: dict[str, Code] = field(default_factory=dict)
+    """Code from outside, by its place in the config: `penalty`, `penalty.NAME`, `schedule`, ..."""
 
     @property
     def total_steps(self) -> int:
@@ -106,11 +108,21 @@ class RunConfig:
             f"{'does' if len(options) == 1 else 'do'} at inference; give {keys} to have it."
         )
 
+    def component(self, group: str, config: Any, place: str | None = None) -> Component:
+        """The component of one of the run's groups; `place` is its place in the config where that is not the group."""
+        return component(group, config.name, self.code.get(place or group))
+
     def to_dict(self) -> dict[str, Any]:
         out = asdict(self)
+        del out["code"]
         if isinstance(self.penalty, Combination):
             out["penalty"] = self.penalty.to_dict()
             del out["schedule"]
+        for place, code in self.code.items():
+            node = out
+            for key in place.split("."):
+                node = node[key]
+            node |= code.to_dict()
         return out
 
     def unused_keys(self) -> dict[str, str]:
@@ -179,6 +191,7 @@ def run_config(cfg: DictConfig) -> RunConfig:
     """The composed Hydra config as a checked `RunConfig`. Raises ConfigError with one sentence."""
     model_class = SyntheticConfig if cfg.model.source == "synthetic" else ModelConfig
     model = typed(model_class, cfg.model, "model")
+    code: dict[str, Code] = {}
     for number, tag in enumerate(cfg.tags):
         if not isinstance(tag, str):
             raise ConfigError(f"tags[{number}]={tag}: must be a word.")
@@ -187,15 +200,16 @@ def run_config(cfg: DictConfig) -> RunConfig:
         layer=typed(LayerConfig, cfg.layer, "layer"),
         data=typed(DataConfig, cfg.data, "data"),
         activations=typed(ActivationsConfig, cfg.activations, "activations"),
-        architecture=typed(component("architecture", cfg.architecture.name).CONFIG, cfg.architecture, "architecture"),
-        group_layer=typed(component("group_layer", cfg.group_layer.name).CONFIG, cfg.group_layer, "group_layer"),
-        penalty=_penalty(cfg.penalty),
-        schedule=typed(SCHEDULES[cfg.schedule.name], cfg.schedule, "schedule"),
-        lr_schedule=typed(LR_SCHEDULES[cfg.lr_schedule.name], cfg.lr_schedule, "lr_schedule"),
+        architecture=_component("architecture", cfg.architecture, code),
+        group_layer=_component("group_layer", cfg.group_layer, code),
+        penalty=_penalty(cfg.penalty, code),
+        schedule=_component("schedule", cfg.schedule, code),
+        lr_schedule=_component("lr_schedule", cfg.lr_schedule, code),
         train=typed(TrainConfig, cfg.train, "train"),
         eval=typed(EvalConfig, cfg.eval, "eval"),
         logger=typed(LoggerConfig, cfg.logger, "logger"),
         tags=list(cfg.tags),
+        code=code,
         **{key: cfg[key] for key in ("num_tokens", "batch_size", "seed", "data_seed", "outputs", "device", "title")},
     )
     facts = model_facts(run.model)
@@ -204,16 +218,26 @@ def run_config(cfg: DictConfig) -> RunConfig:
     return run
 
 
-def _penalty(node: DictConfig) -> Any:
+def _component(group: str, node: DictConfig, code: dict[str, Code], place: str | None = None) -> Any:
+    """The config of a group's choice; code from outside that it names is added to `code` under its place."""
+    place = place or group
+    found = code_of(group, node)
+    if found is not None:
+        code[place] = found
+    return typed(
+        component(group, node.name, found).config, node, place, less=KEYS if place == group else ("schedule", *KEYS)
+    )
+
+
+def _penalty(node: DictConfig, code: dict[str, Code]) -> Any:
     """The config of a penalty, or of several with their schedules."""
     if "+" not in node.name:
-        return typed(component("penalty", node.name).CONFIG, node, "penalty")
+        return _component("penalty", node, code)
     terms = []
     for name in node.name.split("+"):
-        schedule = node[name].schedule
-        config = typed(component("penalty", name).CONFIG, node[name], f"penalty.{name}", less=("schedule",))
-        where = f"penalty.{name}.schedule"
-        terms.append(PenaltyTerm(name, config, typed(SCHEDULES[schedule.name], schedule, where)))
+        place = f"penalty.{name}"
+        config = _component("penalty", node[name], code, place)
+        terms.append(PenaltyTerm(name, config, _component("schedule", node[name].schedule, code, f"{place}.schedule")))
     return Combination(node.name, terms)
 
 
@@ -285,6 +309,7 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
             )
         if run.train.kernels == "reference":
             raise ConfigError("train.selection=bfloat16: the reference kernels are exact; give train.kernels=auto.")
+    run.lr_schedule.check()
     run.schedule.check()
     run.architecture.check(facts.d_in)
     run.group_layer.check(run.architecture.d_sae)

@@ -6,14 +6,14 @@ import json
 import math
 import re
 from copy import deepcopy
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_sweeps.config.schema import TOP_KEYS
+from sae_sweeps.config.keys import TOP_KEYS
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.fields import Rule
 
@@ -27,7 +27,7 @@ def typed(cls: type, node: DictConfig, where: str, less: tuple[str, ...] = ()) -
         if key not in known:
             raise ConfigError(f"{where}.{key}: {where}={values.get('name', cls.__name__)} has no such key.")
     for f in fields(cls):
-        if f.name not in values:
+        if f.name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise ConfigError(f"{where}.{f.name} is missing from the config file of {where}={values.get('name')}.")
     _check_finite(values, where)
     try:

@@ -12,10 +12,10 @@ from omegaconf import DictConfig
 
 from sae_sweeps.config.evaluations import WITHOUT_MODEL
 from sae_sweeps.config.identity import run_id
+from sae_sweeps.config.keys import TOP_KEYS
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.penalties import Combination
 from sae_sweeps.config.run import RunConfig, activations_gb, run_config, used_top_keys
-from sae_sweeps.config.schema import TOP_KEYS
 from sae_sweeps.errors import ConfigError, who_has
 from sae_sweeps.storage.budget import BUDGET, unequal
 

@@ -99,10 +99,10 @@ def test_no_option_is_left_out():
     for penalty in choices("penalty"):
         keys = {word.partition("=")[0] for words in OPTIONS[penalty] for word in words.split()}
         named = {key.removeprefix("penalty.") for key in keys if key.startswith("penalty.") or key in top}
-        assert named | {"name"} == {f.name for f in fields(component("penalty", penalty).CONFIG)}
+        assert named | {"name"} == {f.name for f in fields(component("penalty", penalty).config)}
     keys = {word.partition("=")[0] for words in OPTIONS["bottleneck"] for word in words.split()}
     named = {key.removeprefix("group_layer.") for key in keys if key.startswith("group_layer.")}
-    assert named | {"name"} == {f.name for f in fields(component("group_layer", "groups").CONFIG)}
+    assert named | {"name"} == {f.name for f in fields(component("group_layer", "groups").config)}
 
 
 @pytest.mark.parametrize(
