@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     "sae_sweeps.errors",
+    "sae_sweeps.fields",
     "sae_sweeps.schedules",
     "sae_sweeps.storage",
     "sae_sweeps.builtin.text",

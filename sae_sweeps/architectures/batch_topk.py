@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_sweeps.architectures.base import SAE
 from sae_sweeps.architectures.topk import TopK, TopKConfig
-from sae_sweeps.errors import ConfigError
+from sae_sweeps.fields import BelowOne
 from sae_sweeps.kernels.features import DenseFeatures, Features, PairFeatures
 from sae_sweeps.kernels.pairs import Pairs
 
@@ -29,13 +29,8 @@ GUESS = 0.8
 class BatchTopKConfig(TopKConfig):
     """As TopK's; k is the mean number of active features per token."""
 
-    threshold_decay: float
+    threshold_decay: BelowOne
     """Of the moving average that becomes the threshold at inference."""
-
-    def check(self, d_in: int) -> None:
-        super().check(d_in)
-        if not 0 <= self.threshold_decay < 1:
-            raise ConfigError(f"architecture.threshold_decay={self.threshold_decay}: must lie in [0, 1).")
 
 
 class BatchTopK(TopK):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sae_sweeps.architectures.standard import Standard, StandardConfig
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.fields import AtLeastOne, PositiveShare
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
@@ -26,26 +27,22 @@ FLOOR = 1e-3
 
 @dataclass
 class PAnnealConfig(StandardConfig):
-    p_final: float
+    p_final: PositiveShare
     """p at the end."""
     anneal_start: float
     """Share of the run after which p begins to fall."""
     anneal_end: float
     """Share of the run after which p has come to p_final."""
-    p_steps: int
+    p_steps: AtLeastOne[int]
     """In how many equal steps p falls."""
 
     def check(self, d_in: int) -> None:
         super().check(d_in)
-        if not 0 < self.p_final <= 1:
-            raise ConfigError(f"architecture.p_final={self.p_final}: must be above 0 and at most 1.")
         if not 0 <= self.anneal_start < self.anneal_end <= 1:
             raise ConfigError(
                 f"architecture.anneal_start={self.anneal_start}: must be below "
                 f"architecture.anneal_end={self.anneal_end}, both between 0 and 1."
             )
-        if self.p_steps < 1:
-            raise ConfigError(f"architecture.p_steps={self.p_steps}: must be at least 1.")
 
     def unused_keys(self) -> dict[str, str]:
         keys = ("anneal_start", "anneal_end", "p_steps")

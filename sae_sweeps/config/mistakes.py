@@ -42,7 +42,7 @@ def sentence(error: Exception) -> str:
     if "Error merging override arms=" in text:
         return ARMS
     if found := re.search(r"Error merging override (\w+)=(.*?)\n(?:Value|field|Cannot)", text, re.DOTALL):
-        from sae_sweeps.config.run import expected
+        from sae_sweeps.config.typed import expected
 
         return f"{found[1]}={' '.join(found[2].split())}: {expected(RootConfig, found[1])}"
     if isinstance(error, OverrideParseException):

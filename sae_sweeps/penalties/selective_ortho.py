@@ -9,25 +9,16 @@ Groups come from moving averages of per-feature statistics: a relative threshold
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
 
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.fields import AtLeastOne, BelowOne, PenaltyWeight, Rule, one_of
 from sae_sweeps.kernels.features import DenseFeatures, Features
 from sae_sweeps.kernels.gram import squared_products_between
-from sae_sweeps.penalties.base import (
-    REDUCTIONS,
-    MovingAverage,
-    Penalty,
-    PenaltyConfig,
-    PenaltyValue,
-    check_choice,
-    check_decay,
-    check_weight,
-    reduced,
-)
+from sae_sweeps.penalties.base import MovingAverage, Penalty, PenaltyConfig, PenaltyValue, Reduction, reduced
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
@@ -41,32 +32,21 @@ RETAIN, FORGET = 1, 2
 
 @dataclass
 class SelectiveOrthoConfig(PenaltyConfig):
-    lambda2_max: float
+    lambda2_max: PenaltyWeight
     """Weight of the penalty at schedule value 1."""
-    reduction: str
+    reduction: Reduction
     """sum over pairs between the groups; per_feature: sum / d_sae; mean over those pairs (a no-op at study weights)."""
-    grouping: str
+    grouping: Annotated[str, one_of("relative_threshold", "kmeans", "corpus")]
     """relative_threshold: group 1 = features whose statistic exceeds alpha times the largest; kmeans: the cluster of
     the larger mean; corpus: features that fire more often on text to forget than on text to retain."""
-    statistic: str
+    statistic: Annotated[str, one_of(*STATISTICS)]
     """mean, max, std or frequency, for relative_threshold."""
-    alpha: float
+    alpha: Annotated[float, Rule(lambda value: 0 <= value < 1, "must lie in [0, 1), or no feature exceeds it.")]
     """Share of the largest statistic above which a feature is in group 1, for relative_threshold."""
-    decay: float
+    decay: BelowOne
     """Of the moving averages of the statistics."""
-    regroup_every: int
+    regroup_every: AtLeastOne[int]
     """Steps between clusterings, for kmeans; the other groupings are renewed at every step."""
-
-    def check(self) -> None:
-        check_weight("lambda2_max", self.lambda2_max)
-        check_choice("penalty.reduction", self.reduction, REDUCTIONS)
-        check_choice("penalty.grouping", self.grouping, ("relative_threshold", "kmeans", "corpus"))
-        check_choice("penalty.statistic", self.statistic, STATISTICS)
-        check_decay("penalty.decay", self.decay)
-        if not 0 <= self.alpha < 1:
-            raise ConfigError(f"penalty.alpha={self.alpha}: must lie in [0, 1), or no feature exceeds it.")
-        if self.regroup_every < 1:
-            raise ConfigError(f"penalty.regroup_every={self.regroup_every}: must be at least 1.")
 
     def unused_keys(self) -> dict[str, str]:
         out: dict[str, str] = {}

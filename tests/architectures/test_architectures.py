@@ -20,6 +20,7 @@ from sae_sweeps.architectures.p_anneal import FLOOR, PAnneal, PAnnealConfig, pow
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.architectures.standard import Standard, StandardConfig
 from sae_sweeps.architectures.topk import TopK, TopKConfig
+from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels.features import DenseFeatures
 
@@ -297,7 +298,9 @@ def test_what_is_exported_does_what_the_sae_does(name, tmp_path):
 def test_values_that_cannot_be_meant_are_refused(name, changes):
     _, cfg = CASES[name]
     with pytest.raises(ConfigError, match=r"^[^\n]+[.]$"):
-        type(cfg)(**{**vars(cfg), **changes}).check(D_IN)
+        changed = type(cfg)(**{**vars(cfg), **changes})
+        check_values(changed, "architecture")
+        changed.check(D_IN)
 
 
 def test_a_dictionary_no_larger_than_k_keeps_everything():

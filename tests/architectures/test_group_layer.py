@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from sae_sweeps.architectures.group_layer import GroupLayer, GroupLayerConfig
 from sae_sweeps.config.paths import config_dir
+from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels.features import DenseFeatures, TopKFeatures
 from sae_sweeps.kernels.grouping import balanced_assignment, resized
@@ -448,6 +449,7 @@ def test_yaml_files_have_every_field():
 def test_bad_values_are_named(change, named):
     config().check(2048)
     with pytest.raises(ConfigError, match=named):
+        check_values(config(**change), "group_layer")
         config(**change).check(2048)
 
 

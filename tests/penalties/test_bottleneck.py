@@ -14,6 +14,7 @@ from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.architectures.context import Context
 from sae_sweeps.architectures.group_layer import GroupLayer, GroupLayerConfig
 from sae_sweeps.config.paths import config_dir
+from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels.features import DenseFeatures, TopKFeatures
 from sae_sweeps.penalties.bottleneck import Bottleneck, BottleneckConfig
@@ -219,9 +220,9 @@ def test_yaml_has_every_field_and_asks_for_groups():
 
 @pytest.mark.parametrize("key", [*ALL, "temperature"])
 def test_bad_values_are_named(key):
-    config(**ALL).check()
+    check_values(config(**ALL), "penalty")
     with pytest.raises(ConfigError, match=key):
-        config(**{key: -0.1}).check()
+        check_values(config(**{key: -0.1}), "penalty")
 
 
 def test_what_it_needs_of_the_run():

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.architectures.context import Context
 from sae_sweeps.config.paths import config_dir
+from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels.features import DenseFeatures, TopKFeatures
 from sae_sweeps.kernels.info_nce import neighbours
@@ -256,9 +257,9 @@ def test_yaml_has_every_field_and_passes_its_check():
     ],
 )
 def test_bad_values_are_named(change, named):
-    config().check()
+    check_values(config(), "penalty")
     with pytest.raises(ConfigError, match=named):
-        config(**change).check()
+        check_values(config(**change), "penalty")
 
 
 def run(sampling, synthetic=False):

@@ -8,6 +8,7 @@ import torch
 from bounds import Rounding, assert_within
 from slow_reference import ortho as slow_ortho
 
+from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels import coactivation, coactivation_cpu, sparse_numba
 from sae_sweeps.kernels.active_lists import active_lists
@@ -304,7 +305,7 @@ def test_threshold_zero_is_floored(context):
 )
 def test_bad_values_are_named(change, named):
     with pytest.raises(ConfigError, match=named):
-        config(**change).check()
+        check_values(config(**change), "penalty")
 
 
 def test_a_threshold_that_no_overlap_exceeds_is_told():

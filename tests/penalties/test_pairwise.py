@@ -9,6 +9,7 @@ import torch
 from bounds import Rounding, assert_within
 from slow_reference import all_pairs, decorrelation, divided, ortsae, squared_cosines
 
+from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels import correlations
 from sae_sweeps.kernels.features import DenseFeatures
@@ -407,6 +408,7 @@ def gradient_of(loss, tensor):
 )  # fmt: skip
 def test_values_that_cannot_be_meant_are_refused(config):
     with pytest.raises(ConfigError, match=r"^[^\n]+[.]$"):
+        check_values(config, "penalty")
         config.check()
 
 
