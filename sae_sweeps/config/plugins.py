@@ -89,14 +89,18 @@ def evaluation_module(name: str) -> ModuleType:
     return importlib.import_module(f"sae_sweeps.evaluation.{name}")
 
 
-def code_of(group: str, node: Any) -> Code | None:
-    """The outside code that a group's config names, or None. Raises ConfigError where it cannot be found."""
+def code_of(group: str, node: Any, choice: str | None = None) -> Code | None:
+    """The outside code that a group's config names, or None. Raises ConfigError where it cannot be found.
+
+    `choice` is the group's choice where `node` is a part of it, and so has no name.
+    """
     if TARGET not in node:
         return None
     if node.get(DIGEST):
         return Code(str(node[TARGET]), node.get(FILE), str(node[DIGEST]))
-    path = outside_choices(group).get(str(node.get("name")))
-    return find_code(f"{group}={node.get('name')}", str(node[TARGET]), path.parent if path else None)
+    choice = choice or str(node.get("name"))
+    path = outside_choices(group).get(choice)
+    return find_code(f"{group}={choice}", str(node[TARGET]), path.parent if path else None)
 
 
 # Folders --------------------------------------------------------------------------------------------------------------

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sae_sweeps.config.evaluations import EvalConfig, evaluation_names, find_evaluation, readers
+from sae_sweeps.config.evaluations import EvalConfig, evaluation_names, find_evaluation, readers, register
 from sae_sweeps.config.facts import ModelFacts, model_facts
 from sae_sweeps.config.penalties import Combination, PenaltyTerm
-from sae_sweeps.config.plugins import KEYS, Code, Component, code_of, component
+from sae_sweeps.config.plugins import KEYS, TARGET, Code, Component, code_of, component
 from sae_sweeps.config.schema import (
     ActivationsConfig,
     DataConfig,
@@ -123,7 +123,7 @@ class RunConfig:
         for place, code in self.code.items():
             node = out
             for key in place.split("."):
-                node = node[key]
+                node = node.setdefault(key, {})
             node |= code.to_dict()
         return out
 
@@ -209,7 +209,7 @@ def run_config(cfg: DictConfig) -> RunConfig:
         schedule=_component("schedule", cfg.schedule, code, outputs),
         lr_schedule=_component("lr_schedule", cfg.lr_schedule, code, outputs),
         train=typed(TrainConfig, cfg.train, "train"),
-        eval=_eval(cfg.eval),
+        eval=_eval(cfg.eval, code, outputs),
         logger=typed(LoggerConfig, cfg.logger, "logger"),
         tags=list(cfg.tags),
         code=code,
@@ -226,12 +226,17 @@ def _component(group: str, node: DictConfig, code: dict[str, Code], outputs: Pat
     place = place or group
     found = code_of(group, node)
     if found is not None:
-        if found.file and any(Path(found.file).is_relative_to(outputs / part) for part in ("runs", "sweeps")):
-            raise ConfigError(f"{group}={node.name}: {found.file} lies among runs; code is not run from there.")
+        _refuse_code_among_runs(f"{group}={node.name}", found, outputs)
         code[place] = found
     return typed(
         component(group, node.name, found).config, node, place, less=KEYS if place == group else ("schedule", *KEYS)
     )
+
+
+def _refuse_code_among_runs(choice: str, code: Code, outputs: Path) -> None:
+    """Raise ConfigError for code that lies where runs are kept, and so may have come with a run from elsewhere."""
+    if code.file and any(Path(code.file).is_relative_to(outputs / part) for part in ("runs", "sweeps")):
+        raise ConfigError(f"{choice}: {code.file} lies among runs; code is not run from there.")
 
 
 def _penalty(node: DictConfig, code: dict[str, Code], outputs: Path) -> Any:
@@ -247,11 +252,21 @@ def _penalty(node: DictConfig, code: dict[str, Code], outputs: Path) -> Any:
     return Combination(node.name, terms)
 
 
-def _eval(node: DictConfig) -> EvalConfig:
-    """The eval group; the part of an evaluation with a dataclass of its own is typed by that."""
+def _eval(node: DictConfig, code: dict[str, Code], outputs: Path) -> EvalConfig:
+    """The eval group; the part of an evaluation with a dataclass of its own is typed by that.
+
+    A part with a `_target_` is an evaluation from outside, which is registered.
+    """
+    outside = [str(name) for name in node if isinstance(node[name], DictConfig) and TARGET in node[name]]
+    for name in outside:
+        found = code_of("eval", node[name], choice=str(node.name))
+        assert found is not None
+        _refuse_code_among_runs(f"eval.{name}", found, outputs)
+        code[f"eval.{name}"] = found
+        register(replace(component("eval", name, found).component, name=name, digest=found.digest))
     classes = {name: cls for name in evaluation_names() if (cls := find_evaluation(name).config) is not None}
-    given = {name: typed(cls, node[name], f"eval.{name}") for name, cls in classes.items() if name in node}
-    cfg = typed(EvalConfig, node, "eval", less=tuple(given))
+    given = {name: typed(cls, node[name], f"eval.{name}", less=KEYS) for name, cls in classes.items() if name in node}
+    cfg = typed(EvalConfig, node, "eval", less=(*given, *outside))
     for name in cfg.evaluations:
         find_evaluation(name)  # refuses one that does not exist
         if name in classes:
