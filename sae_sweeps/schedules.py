@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.fields import Length, NotNegative, Positive, Share, at_least
@@ -28,6 +28,16 @@ def warm_up(length: float, step: int, total_steps: int) -> float:
     """A linear rise from 0 at the first step to 1 after `length`."""
     steps = steps_of(length, total_steps)
     return min(1.0, step / steps) if steps else 1.0
+
+
+def linear_k(k_start: int, k: int, step: int, total_steps: int) -> int:
+    """The whole number nearest to the line from k_start at the first step to k at the last."""
+    return round(k_start + (k - k_start) * min(1.0, step / (total_steps - 1))) if total_steps > 1 else k
+
+
+def smoothed(average: Any, value: Any, momentum: float) -> Any:
+    """Exponential moving average of numbers or tensors: momentum * average + (1 - momentum) * value."""
+    return momentum * average + (1 - momentum) * value
 
 
 def peak(value: Callable[[int], float], total_steps: int) -> float:
