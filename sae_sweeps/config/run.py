@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from operator import attrgetter
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sae_sweeps.config.data import find_source, unused_data_keys
 from sae_sweeps.config.evaluations import EvalConfig, evaluation_names, find_evaluation, readers
 from sae_sweeps.config.facts import ModelFacts, model_facts
 from sae_sweeps.config.penalties import Combination, PenaltyTerm
@@ -118,6 +119,7 @@ class RunConfig:
             out["penalty"] = self.penalty.to_dict()
             del out["schedule"]
         out["eval"] |= out["eval"].pop("own")
+        out["data"] |= out["data"].pop("own") or {}
         return out
 
     def unused_keys(self) -> dict[str, str]:
@@ -134,7 +136,7 @@ class RunConfig:
             out["model.path"] = f"model.source={self.model.source} has none"
         if self.model.source != "hub":
             out["model.revision"] = "only models of the hub have one"
-        out |= {f"data.{key}": f"data.kind={self.data.kind} has none" for key in _unused_data_keys(self.data.kind)}
+        out |= {f"data.{key}": f"data.kind={self.data.kind} has none" for key in unused_data_keys(self.data.kind)}
         if self.data.label_field is None:
             out.setdefault("data.labels", "without data.label_field there are no labels")
         if self.activations.mode != "stream":
@@ -166,22 +168,6 @@ def _unused_eval_keys(cfg: EvalConfig) -> dict[str, str]:
     }
 
 
-def _unused_data_keys(kind: str) -> tuple[str, ...]:
-    """Keys of the data group that a kind of data does not read."""
-    hub = ("subset", "split", "revision")
-    two = ("forget", "retain", "forget_share")
-    labelled = ("label_field", "labels", "pair_field")
-    builtin = ("path", "text_field", "held_out", *hub, *two, *labelled)
-    return {
-        **dict.fromkeys(("builtin", "builtin_roles", "builtin_labelled"), builtin),
-        "text": ("text_field", *hub, *two, *labelled),
-        "jsonl": (*hub, *two),
-        "parquet": (*hub, *two),
-        "hub": two,
-        "forget_retain": ("path", "subset", "revision", *labelled),
-    }.get(kind, ())
-
-
 def typed(cls: type, node: DictConfig, where: str, less: tuple[str, ...] = ()) -> Any:
     """`node`, less some keys, as an instance of the dataclass `cls`; a wrong type or an unknown key is named."""
     whole: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
@@ -191,7 +177,7 @@ def typed(cls: type, node: DictConfig, where: str, less: tuple[str, ...] = ()) -
         if key not in known:
             raise ConfigError(f"{where}.{key}: {where}={values.get('name', cls.__name__)} has no such key.")
     for f in fields(cls):
-        if f.name not in values and f.name != "own":
+        if f.name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise ConfigError(f"{where}.{f.name} is missing from the config file of {where}={values.get('name')}.")
     _finite(values, where)
     try:
@@ -266,7 +252,7 @@ def run_config(cfg: DictConfig) -> RunConfig:
     run = RunConfig(
         model=model,
         layer=typed(LayerConfig, cfg.layer, "layer"),
-        data=typed(DataConfig, cfg.data, "data"),
+        data=_data(cfg.data),
         activations=typed(ActivationsConfig, cfg.activations, "activations"),
         architecture=typed(component("architecture", cfg.architecture.name).CONFIG, cfg.architecture, "architecture"),
         group_layer=typed(component("group_layer", cfg.group_layer.name).CONFIG, cfg.group_layer, "group_layer"),
@@ -296,6 +282,17 @@ def _penalty(node: DictConfig) -> Any:
         where = f"penalty.{name}.schedule"
         terms.append(PenaltyTerm(name, config, typed(SCHEDULES[schedule.name], schedule, where)))
     return Combination(node.name, terms)
+
+
+def _data(node: DictConfig) -> DataConfig:
+    """The data group; keys of a kind from outside that has a dataclass of its own are typed by that."""
+    cls = find_source(node.kind).config
+    if cls is None:
+        return typed(DataConfig, node, "data")
+    own, common = ({f.name for f in fields(c)} for c in (cls, DataConfig))
+    cfg = typed(DataConfig, node, "data", less=tuple(own - common))
+    cfg.own = typed(cls, node, "data", less=tuple(common - own))
+    return cfg
 
 
 def _eval(node: DictConfig) -> EvalConfig:
