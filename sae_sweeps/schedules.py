@@ -9,9 +9,12 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.fields import Length, NotNegative, Positive, Share, at_least
 
+Stretch = Annotated[float, at_least(1, "must be at least 1, or the cycles shrink to nothing.")]
 MANY = 4096
 """Steps above which a curve's peak is looked for, not taken over all."""
 
@@ -19,11 +22,6 @@ MANY = 4096
 def steps_of(length: float, total_steps: int) -> int:
     """Steps in a length: `0.05` of 1000 steps is 50, `200` is 200."""
     return round(length * total_steps) if length < 1 else round(length)
-
-
-def check_length(key: str, length: float) -> None:
-    if length < 0:
-        raise ConfigError(f"{key}={length}: a length cannot be negative; give a fraction below 1 or a number of steps.")
 
 
 def warm_up(length: float, step: int, total_steps: int) -> float:
@@ -52,7 +50,7 @@ class Schedule:
         raise NotImplementedError
 
     def check(self) -> None:
-        """Raise ConfigError for a value that cannot be meant."""
+        """Raise ConfigError for values that cannot be meant together; each alone has its field's rule."""
 
     def plan_warnings(self, total_steps: int) -> list[str]:
         """What a user should hear before training."""
@@ -74,15 +72,11 @@ class PowerConfig(Schedule):
     """s(p) = (1 - p)^decay_power: full weight at first, none at the end (progressive orthogonality)."""
 
     name: str
-    decay_power: float
+    decay_power: NotNegative[float]
     """a: 2 (first form), 0.5 (slower), 0 (constant)."""
 
     def value(self, step: int, total_steps: int) -> float:
         return (1.0 - step / total_steps) ** self.decay_power
-
-    def check(self) -> None:
-        if self.decay_power < 0:
-            raise ConfigError(f"decay_power={self.decay_power}: must be 0 or more.")
 
 
 @dataclass
@@ -90,20 +84,11 @@ class _Ramp(Schedule):
     """What rises to 1 over a number of warm-ups, as the selective study counts."""
 
     name: str
-    warmup: float
+    warmup: Positive[float]
     """The unit of length: a fraction of the run below 1, else steps."""
 
     def unit(self, total_steps: int) -> int:
         return max(1, steps_of(self.warmup, total_steps))
-
-    def check(self) -> None:
-        if not self.warmup > 0:
-            raise ConfigError(f"schedule.warmup={self.warmup}: must be above 0.")
-        for key in ("ramp_warmups", "wait_warmups"):
-            if getattr(self, key, 1) < 0:
-                raise ConfigError(f"schedule.{key}={getattr(self, key)}: must be 0 or more.")
-        if not 0 <= getattr(self, "initial", 0) <= 1:
-            raise ConfigError(f"schedule.initial={getattr(self, 'initial', 0)}: must lie between 0 and 1.")
 
     def plan_warnings(self, total_steps: int) -> list[str]:
         last = self.value(total_steps - 1, total_steps)
@@ -114,7 +99,7 @@ class _Ramp(Schedule):
 class LinearConfig(_Ramp):
     """s = min(1, step / (ramp_warmups * warmup)): METHODS, section 3; 10 warm-ups may be longer than the run."""
 
-    ramp_warmups: float
+    ramp_warmups: NotNegative[float]
     """Warm-ups until full weight."""
 
     def value(self, step: int, total_steps: int) -> float:
@@ -126,7 +111,7 @@ class LinearConfig(_Ramp):
 class ExponentialConfig(_Ramp):
     """s = max(initial, 1 - exp(-step / warmup)): METHODS, section 3."""
 
-    initial: float
+    initial: Share
     """s at the first step."""
 
     def value(self, step: int, total_steps: int) -> float:
@@ -137,11 +122,11 @@ class ExponentialConfig(_Ramp):
 class TwoPhaseConfig(_Ramp):
     """s = 0 for wait_warmups, then from `initial` linearly to 1 over ramp_warmups: METHODS, section 3."""
 
-    wait_warmups: float
+    wait_warmups: NotNegative[float]
     """Warm-ups without the penalty."""
-    ramp_warmups: float
+    ramp_warmups: NotNegative[float]
     """Warm-ups from then until full weight."""
-    initial: float
+    initial: Share
     """s when it sets in."""
 
     def value(self, step: int, total_steps: int) -> float:
@@ -174,18 +159,13 @@ class CosineConfig(Schedule):
     """s(p) = end + (start - end) (1 + cos(pi p)) / 2: half a cosine from `start` to `end`."""
 
     name: str
-    start: float
+    start: Share
     """s at the first step."""
-    end: float
+    end: Share
     """s after the last."""
 
     def value(self, step: int, total_steps: int) -> float:
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * step / total_steps)) / 2
-
-    def check(self) -> None:
-        for key in ("start", "end"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ConfigError(f"schedule.{key}={getattr(self, key)}: must lie between 0 and 1.")
 
 
 @dataclass
@@ -193,18 +173,15 @@ class WarmRestartsConfig(Schedule):
     """Half a cosine from 1 to `floor`, again and again, each `stretch` times as long (arXiv 1608.03983)."""
 
     name: str
-    period: float
+    period: Positive[float]
     """Length of the first cycle: a fraction of the run below 1, else steps."""
-    stretch: float
+    stretch: Stretch
     """Length of a cycle relative to the one before."""
-    floor: float
+    floor: Share
     """s at the end of a cycle."""
 
     def value(self, step: int, total_steps: int) -> float:
         return warm_restarts(step, max(1, steps_of(self.period, total_steps)), self.stretch, self.floor)
-
-    def check(self) -> None:
-        check_restarts("schedule", self.period, self.stretch, self.floor)
 
 
 def piecewise(p: float, breakpoints: list[float], values: list[float]) -> float:
@@ -238,21 +215,12 @@ def warm_restarts(step: int, period: int, stretch: float, floor: float) -> float
     return floor + (1 - floor) * (1 + math.cos(math.pi * (step - start) / length)) / 2
 
 
-def check_restarts(group: str, period: float, stretch: float, floor: float) -> None:
-    if not period > 0:
-        raise ConfigError(f"{group}.period={period}: must be above 0.")
-    if not stretch >= 1:
-        raise ConfigError(f"{group}.stretch={stretch}: must be at least 1, or the cycles shrink to nothing.")
-    if not 0 <= floor <= 1:
-        raise ConfigError(f"{group}.floor={floor}: must lie between 0 and 1.")
-
-
 @dataclass
 class _LearningRate:
     name: str
-    lr: float
+    lr: Positive[float]
     """Peak learning rate."""
-    warmup: float
+    warmup: Length
     """Length of the linear rise to the peak: a fraction of the run below 1, else steps."""
 
     def warm(self, step: int, total_steps: int) -> float:
@@ -261,9 +229,7 @@ class _LearningRate:
         return min(1.0, (step + 1) / warmup) if warmup else 1.0
 
     def check(self) -> None:
-        if not self.lr > 0:
-            raise ConfigError(f"lr={self.lr}: must be above 0.")
-        check_length("lr_schedule.warmup", self.warmup)
+        """Raise ConfigError for values that cannot be meant together; each alone has its field's rule."""
 
 
 @dataclass
@@ -278,9 +244,9 @@ class ConstantLRConfig(_LearningRate):
 class LinearLRConfig(_LearningRate):
     """Linear warm-up to lr, constant, then linear decay to lr * final over the last `decay` of the run."""
 
-    decay: float
+    decay: Length
     """Length of the decay at the end: a fraction of the run below 1, else steps."""
-    final: float
+    final: Share
     """Share of the peak at the end."""
 
     def value(self, step: int, total_steps: int) -> float:
@@ -288,18 +254,12 @@ class LinearLRConfig(_LearningRate):
         left = (total_steps - step) / decay if decay else 1.0
         return self.lr * min(self.warm(step, total_steps), self.final + (1 - self.final) * min(1.0, left))
 
-    def check(self) -> None:
-        super().check()
-        check_length("lr_schedule.decay", self.decay)
-        if not 0 <= self.final <= 1:
-            raise ConfigError(f"lr_schedule.final={self.final}: must lie between 0 and 1.")
-
 
 @dataclass
 class CosineLRConfig(_LearningRate):
     """Linear warm-up to lr, then half a cosine to lr * final at the end of the run."""
 
-    final: float
+    final: Share
     """Share of the peak at the end."""
 
     def value(self, step: int, total_steps: int) -> float:
@@ -308,21 +268,16 @@ class CosineLRConfig(_LearningRate):
         cosine = self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2
         return self.lr * min(self.warm(step, total_steps), cosine)
 
-    def check(self) -> None:
-        super().check()
-        if not 0 <= self.final <= 1:
-            raise ConfigError(f"lr_schedule.final={self.final}: must lie between 0 and 1.")
-
 
 @dataclass
 class WarmRestartsLRConfig(_LearningRate):
     """Linear warm-up to lr, then half a cosine to lr * floor, again and again (arXiv 1608.03983)."""
 
-    period: float
+    period: Positive[float]
     """Length of the first cycle: a fraction of the run below 1, else steps."""
-    stretch: float
+    stretch: Stretch
     """Length of a cycle relative to the one before."""
-    floor: float
+    floor: Share
     """Share of the peak at the end of a cycle."""
 
     def value(self, step: int, total_steps: int) -> float:
@@ -331,10 +286,6 @@ class WarmRestartsLRConfig(_LearningRate):
             return self.lr * self.warm(step, total_steps)
         period = max(1, steps_of(self.period, total_steps))
         return self.lr * warm_restarts(step - warmup, period, self.stretch, self.floor)
-
-    def check(self) -> None:
-        super().check()
-        check_restarts("lr_schedule", self.period, self.stretch, self.floor)
 
 
 SCHEDULES: dict[str, type] = {

@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.schedules import (
     LR_SCHEDULES,
@@ -68,13 +69,20 @@ def test_constant_learning_rate_warms_up_only():
         WarmRestartsConfig("warm_restarts", 0, 1, 0),
         WarmRestartsConfig("warm_restarts", 0.2, 0.5, 0),
         WarmRestartsConfig("warm_restarts", 0.2, 1, 2),
-        CosineLRConfig("cosine", 1e-3, 0.1, -1),
-        WarmRestartsLRConfig("warm_restarts", 1e-3, 0.1, -1, 1, 0),
     ],
 )
 def test_values_that_cannot_be_meant_are_refused(config):
     with pytest.raises(ConfigError):
+        check_values(config, "schedule")
         config.check()
+
+
+@pytest.mark.parametrize(
+    "config", [CosineLRConfig("cosine", 1e-3, 0.1, -1), WarmRestartsLRConfig("warm_restarts", 1e-3, 0.1, -1, 1, 0)]
+)
+def test_learning_rates_that_cannot_be_meant_are_refused(config):
+    with pytest.raises(ConfigError):
+        check_values(config, "lr_schedule")
 
 
 def test_the_selective_study_s_curricula():

@@ -4,7 +4,7 @@ import re
 from functools import cache
 from typing import Any
 
-from analysis.records import flat_config, read_yaml
+from analysis.reading.configs import flat_config, read_yaml
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.errors import DamagedFile
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from sae_sweeps.fields import Positive
 from sae_sweeps.kernels import sparse, sparse_reference
 from sae_sweeps.kernels.features import Features
 from sae_sweeps.kernels.pairs import Pairs
@@ -25,14 +26,11 @@ class ArchitectureConfig:
     """What every architecture's config answers. Fields `name` and `d_sae` are in each of them."""
 
     name: str
-    d_sae: int | None
+    d_sae: Positive[int | None]
     """Dictionary size; null means 8 * d_in."""
 
     def check(self, d_in: int) -> None:
-        """Raise ConfigError for a value that cannot be meant."""
-        from sae_sweeps.config.run import check_sae
-
-        check_sae(self.d_sae or 0)
+        """Raise ConfigError for values that cannot be meant together; each alone has its field's rule."""
 
     def unused_keys(self) -> dict[str, str]:
         """Keys that change nothing as the others stand, each with the reason."""
@@ -131,7 +129,7 @@ class SAE(nn.Module):
     def residual(self, f: Features, x: Tensor) -> tuple[Tensor, Tensor]:
         """Error x - x_hat [B, d_in] of x [B, d_in], and the sums of its squares [B]."""
         if f.pairs is not None and type(self).decode is SAE.decode:
-            return sparse.residual(f.pairs, f.entries.reshape(-1).to(x.dtype), self.W_dec, self.b_dec, x)
+            return sparse.residual(f.pairs, f.values.reshape(-1).to(x.dtype), self.W_dec, self.b_dec, x)
         error = x - self.decode(f).to(x.dtype)
         return error, error.square().sum(1)
 
@@ -147,7 +145,7 @@ class SAE(nn.Module):
     def observe(self, ctx: Context) -> None:
         """Update state after the optimizer's step."""
         self.tokens_since_fired += len(ctx.x)
-        self.tokens_since_fired.masked_fill_(ctx.f.fired(), 0)
+        self.tokens_since_fired.masked_fill_(ctx.feature_acts.fired(), 0)
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_sweeps.architectures.base import SAE
 from sae_sweeps.architectures.topk import TopK, TopKConfig
-from sae_sweeps.errors import ConfigError
+from sae_sweeps.fields import BelowOne
 from sae_sweeps.kernels.features import DenseFeatures, Features, PairFeatures
 from sae_sweeps.kernels.pairs import Pairs
 
@@ -29,13 +29,8 @@ GUESS = 0.8
 class BatchTopKConfig(TopKConfig):
     """As TopK's; k is the mean number of active features per token."""
 
-    threshold_decay: float
+    threshold_decay: BelowOne
     """Of the moving average that becomes the threshold at inference."""
-
-    def check(self, d_in: int) -> None:
-        super().check(d_in)
-        if not 0 <= self.threshold_decay < 1:
-            raise ConfigError(f"architecture.threshold_decay={self.threshold_decay}: must lie in [0, 1).")
 
 
 class BatchTopK(TopK):
@@ -82,7 +77,7 @@ class BatchTopK(TopK):
     @torch.no_grad()
     def observe(self, ctx: Context) -> None:
         super().observe(ctx)
-        f = ctx.f.entries if ctx.groups is None else self.activate(ctx.z, ctx.step).f
+        f = ctx.feature_acts.values if ctx.groups is None else self.activate(ctx.pre_acts, ctx.step).values
         positive = torch.where(f > 0, f, torch.inf).min()
         self.thresholds_seen += 1
         rate = (1.0 / self.thresholds_seen).clamp(min=1 - self.cfg.threshold_decay)

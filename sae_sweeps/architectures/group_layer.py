@@ -16,12 +16,13 @@ information bottleneck).
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.fields import AtLeastOne, BelowOne, InnerShare, NotNegative, Positive, at_least, one_of
 from sae_sweeps.kernels.features import DenseFeatures, Features, TopKFeatures
 from sae_sweeps.kernels.group_energy import group_norms, scaled_groups
 from sae_sweeps.kernels.grouping import balanced_assignment, centres, resized
@@ -44,40 +45,40 @@ class GroupLayerConfig:
     """none, or groups."""
     group_size: int
     """Features per group at the start, consecutive ones; the last group may be smaller."""
-    window: int
+    window: Annotated[int, at_least(2, "a correlation needs at least 2 tokens; give 32, say.")]
     """W, the last tokens over which the energies' correlation is taken."""
-    variance_floor: float
+    variance_floor: NotNegative[float]
     """Groups whose energy varies less share no information: variance over the mean square of all energies."""
     competition: bool
     """Groups compete for each token: f_g <- f_g * G * softmax(E / temperature)_g."""
-    temperature: float
+    temperature: Positive[float]
     """T of that softmax, in the units of the activations that the SAE is trained on."""
     competition_train_only: bool
     """true: not at inference."""
-    mask: float
+    mask: NotNegative[float]
     """Groups kept per token, those of largest energy: a share of the groups below 1, else a number; 0 keeps all."""
     mask_train_only: bool
     """true: not at inference."""
-    dropout: float
+    dropout: BelowOne
     """Probability that a group is left out of a token's features; 0.1 or 0.2, say."""
     dropout_train_only: bool
     """true: what is kept is divided by 1 - dropout in training, and inference is without; false: it is not divided,
     and f is multiplied by 1 - dropout at inference."""
-    residual: float
+    residual: NotNegative[float]
     """r in f_g <- f_g + r * mean of the other groups; 0 turns it off."""
     residual_train_only: bool
     """true: not at inference."""
-    reversal: float
+    reversal: NotNegative[float]
     """Weight of gradient reversal between groups: a linear head learns to predict each group's energy from the
     others', and the encoder to prevent it; 0 turns it off."""
-    adapt: str
+    adapt: Annotated[str, one_of("none", "similarity", "mi")]
     """none; similarity: groups keep their sizes and take the features whose decoder rows are most similar to theirs;
     mi: of groups that share much information, the smaller gives features to the larger."""
-    adapt_every: int
+    adapt_every: AtLeastOne[int]
     """Steps from one adaptation of the groups to the next."""
-    adapt_pairs: int
+    adapt_pairs: AtLeastOne[int]
     """Pairs of groups resized at once."""
-    adapt_share: float
+    adapt_share: InnerShare
     """Share of the smaller group's features that it gives."""
     max_size: int
     """Features in a group at most, when resized."""
@@ -91,27 +92,11 @@ class GroupLayerConfig:
                 f"group_layer.group_size={self.group_size}: must be at least 1 and below d_sae={d_sae}, "
                 "so that there are two groups."
             )
-        if self.window < 2:
-            raise ConfigError(f"group_layer.window={self.window}: a correlation needs at least 2 tokens; give 32, say.")
-        for key in ("variance_floor", "residual", "reversal", "mask"):
-            if getattr(self, key) < 0:
-                raise ConfigError(f"group_layer.{key}={getattr(self, key)}: must be 0 or more.")
-        if not self.temperature > 0:
-            raise ConfigError(f"group_layer.temperature={self.temperature}: must be above 0.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"group_layer.dropout={self.dropout}: must lie in [0, 1).")
         n_groups = self.n_groups(d_sae)
         if self.mask >= 1 and (self.mask != int(self.mask) or self.mask > n_groups):
             raise ConfigError(
                 f"group_layer.mask={self.mask:g}: must be a share below 1 or a whole number of the {n_groups} groups."
             )
-        if self.adapt not in ("none", "similarity", "mi"):
-            raise ConfigError(f"group_layer.adapt={self.adapt}: must be one of none, similarity, mi.")
-        for key in ("adapt_every", "adapt_pairs"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"group_layer.{key}={getattr(self, key)}: must be at least 1.")
-        if not 0 < self.adapt_share < 1:
-            raise ConfigError(f"group_layer.adapt_share={self.adapt_share}: must lie between 0 and 1.")
         if self.adapt == "mi" and self.max_size <= self.group_size:
             raise ConfigError(
                 f"group_layer.max_size={self.max_size}: must be above group_size={self.group_size} for groups to grow."
@@ -252,7 +237,7 @@ class GroupLayer(nn.Module):
         """
         if not self.cfg.reversal:
             return {}
-        E_BG: Tensor = _Reversed.apply(self.energies(ctx.f))
+        E_BG: Tensor = _Reversed.apply(self.energies(ctx.feature_acts))
         with torch.autocast(E_BG.device.type, enabled=False):
             standard = standardized(E_BG, self.cfg.variance_floor) * len(E_BG) ** 0.5
             weights = self.head - self.head.diag().diag()
@@ -262,7 +247,7 @@ class GroupLayer(nn.Module):
     @torch.no_grad()
     def observe(self, ctx: Context) -> None:
         """Put the batch's energies into the window. Called after the optimizer's step."""
-        new = self.energies(_last_rows(ctx.f, self.cfg.window))
+        new = self.energies(_last_rows(ctx.feature_acts, self.cfg.window))
         kept = self.cfg.window - len(new)
         if kept:
             self.window_WG[:kept] = self.window_WG[-kept:].clone()
@@ -310,7 +295,7 @@ class GroupLayer(nn.Module):
     @torch.no_grad()
     def monitor(self, ctx: Context) -> dict[str, Any]:
         """`groups`: sizes, energies, and MI in nats over the last W tokens (all pairs up to 64 groups)."""
-        E_BG = self.energies(ctx.f)
+        E_BG = self.energies(ctx.feature_acts)
         recent = self.recent(E_BG)
         mi_GG = self.mutual_information(recent)
         g, h = torch.triu_indices(self.n_groups, self.n_groups, 1, device=mi_GG.device)

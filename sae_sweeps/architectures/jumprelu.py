@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from sae_sweeps.architectures.base import SAE, ArchitectureConfig
 from sae_sweeps.architectures.l0_control import check_target
-from sae_sweeps.errors import ConfigError
+from sae_sweeps.fields import Length, NotNegative, Positive
 from sae_sweeps.kernels.features import DenseFeatures, Features, PairFeatures
-from sae_sweeps.schedules import check_length, warm_up
+from sae_sweeps.schedules import warm_up
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
@@ -30,27 +30,21 @@ if TYPE_CHECKING:
 
 @dataclass
 class JumpReLUConfig(ArchitectureConfig):
-    l0_weight: float
+    l0_weight: NotNegative[float]
     """Weight of the sparsity term: of L0 / d_sae without a target, of (L0 / target - 1)^2 with one."""
-    l0_warmup: float
+    l0_warmup: Length
     """Length of the linear rise of that weight: a fraction of the run below 1, else steps."""
     target_l0: float | None
     """L0 to aim at; null minimises L0."""
-    bandwidth: float
+    bandwidth: Positive[float]
     """eps of the straight-through estimators, in root mean squares of z in the first batch."""
-    initial_threshold: float
+    initial_threshold: Positive[float]
     """theta at the start, in the same unit; with a target it follows from the target."""
-    threshold_speed: float
+    threshold_speed: Positive[float]
     """Learning rate of log(theta) relative to the other parameters'; short runs need more than 1."""
 
     def check(self, d_in: int) -> None:
         super().check(d_in)
-        if self.l0_weight < 0:
-            raise ConfigError(f"architecture.l0_weight={self.l0_weight}: must be 0 or more.")
-        for key in ("bandwidth", "initial_threshold", "threshold_speed"):
-            if not getattr(self, key) > 0:
-                raise ConfigError(f"architecture.{key}={getattr(self, key)}: must be above 0.")
-        check_length("architecture.l0_warmup", self.l0_warmup)
         check_target(self.target_l0, self.d_sae)
 
     def unused_keys(self) -> dict[str, str]:
@@ -118,10 +112,12 @@ class JumpReLU(SAE):
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
         if float(self.baseline) == 0:
             self.baseline.copy_(ctx.reconstruction(ctx.x - ctx.x.mean(0)).detach())
-        if isinstance(ctx.f, JumpFeatures):
-            above = ctx.f.above
+        if isinstance(ctx.feature_acts, JumpFeatures):
+            above = ctx.feature_acts.above
         else:
-            above = _Heaviside.apply(ctx.z, self.threshold().expand_as(ctx.z), self.cfg.bandwidth * self.unit)
+            above = _Heaviside.apply(
+                ctx.pre_acts, self.threshold().expand_as(ctx.pre_acts), self.cfg.bandwidth * self.unit
+            )
         l0 = above.sum() / len(ctx.x)
         target = self.cfg.target_l0
         share = l0 / self.d_sae if target is None else (l0 / target - 1).square()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sae_sweeps.architectures.standard import Standard, StandardConfig
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.fields import AtLeastOne, PositiveShare
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
@@ -26,26 +27,22 @@ FLOOR = 1e-3
 
 @dataclass
 class PAnnealConfig(StandardConfig):
-    p_final: float
+    p_final: PositiveShare
     """p at the end."""
     anneal_start: float
     """Share of the run after which p begins to fall."""
     anneal_end: float
     """Share of the run after which p has come to p_final."""
-    p_steps: int
+    p_steps: AtLeastOne[int]
     """In how many equal steps p falls."""
 
     def check(self, d_in: int) -> None:
         super().check(d_in)
-        if not 0 < self.p_final <= 1:
-            raise ConfigError(f"architecture.p_final={self.p_final}: must be above 0 and at most 1.")
         if not 0 <= self.anneal_start < self.anneal_end <= 1:
             raise ConfigError(
                 f"architecture.anneal_start={self.anneal_start}: must be below "
                 f"architecture.anneal_end={self.anneal_end}, both between 0 and 1."
             )
-        if self.p_steps < 1:
-            raise ConfigError(f"architecture.p_steps={self.p_steps}: must be at least 1.")
 
     def unused_keys(self) -> dict[str, str]:
         keys = ("anneal_start", "anneal_end", "p_steps")
@@ -70,7 +67,7 @@ class PAnneal(Standard):
         return 1 + (self.cfg.p_final - 1) * taken / self.cfg.p_steps
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
-        value = powers(ctx.f.entries, self.p_at(ctx.step)).sum() / len(ctx.x)
+        value = powers(ctx.feature_acts.values, self.p_at(ctx.step)).sum() / len(ctx.x)
         return {"sparsity": (value, self.l1_weight(ctx.step) * float(self.rescale))}
 
     @torch.no_grad()
@@ -79,7 +76,7 @@ class PAnneal(Standard):
         super().observe(ctx)
         now, then = self.p_at(ctx.step), self.p_at(ctx.step + 1)
         if then != now:
-            f = ctx.f.entries
+            f = ctx.feature_acts.values
             before, after = powers(f, now).sum().double(), powers(f, then).sum().double()
             self.rescale.mul_(torch.where(after > 0, before / after.clamp(min=1e-30), 1.0))
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from sae_sweeps.architectures.base import SAE, ArchitectureConfig
 from sae_sweeps.architectures.l0_control import L0Control, check_target
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.fields import Length, NotNegative
 from sae_sweeps.kernels.features import DenseFeatures, Features, PairFeatures
-from sae_sweeps.schedules import check_length, warm_up
+from sae_sweeps.schedules import warm_up
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
@@ -20,18 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class StandardConfig(ArchitectureConfig):
-    l1_penalty: float
+    l1_penalty: NotNegative[float]
     """Weight of L1 = sum over features, mean over tokens; with target_l0 where it starts."""
-    l1_warmup: float
+    l1_warmup: Length
     """Length of the linear rise of that weight: a fraction of the run below 1, else steps."""
     target_l0: float | None
     """L0 to aim at, by steering the weight of L1; null keeps the weight."""
 
     def check(self, d_in: int) -> None:
         super().check(d_in)
-        if self.l1_penalty < 0:
-            raise ConfigError(f"l1_penalty={self.l1_penalty}: must be 0 or more.")
-        check_length("architecture.l1_warmup", self.l1_warmup)
         check_target(self.target_l0, self.d_sae)
         if self.target_l0 is not None and self.l1_penalty == 0:
             raise ConfigError(
@@ -64,12 +62,12 @@ class Standard(SAE):
         return PairFeatures(self.chosen(z_P, pairs, centred), pairs)
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
-        return {"sparsity": (ctx.f.entries.sum() / len(ctx.x), self.l1_weight(ctx.step))}
+        return {"sparsity": (ctx.feature_acts.values.sum() / len(ctx.x), self.l1_weight(ctx.step))}
 
     @torch.no_grad()
     def observe(self, ctx: Context) -> None:
         super().observe(ctx)
-        self.l0_control.observe(ctx.f.l0())
+        self.l0_control.observe(ctx.feature_acts.l0())
 
 
 CONFIG = StandardConfig

@@ -10,6 +10,7 @@ from torch import Tensor
 from sae_sweeps.architectures.auxiliary import auxiliary_loss
 from sae_sweeps.architectures.base import SAE, ArchitectureConfig
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.fields import AtLeastOne, NotNegative
 from sae_sweeps.kernels import sparse
 from sae_sweeps.kernels.features import Features, TopKFeatures
 from sae_sweeps.kernels.pairs import per_token
@@ -20,29 +21,23 @@ if TYPE_CHECKING:
 
 @dataclass
 class TopKConfig(ArchitectureConfig):
-    k: int
+    k: AtLeastOne[int]
     """Active features per token, at most."""
-    k_start: int | None
+    k_start: AtLeastOne[int | None]
     """k at the first step, going linearly to k over the run; null keeps k constant."""
-    k_aux: int | None
+    k_aux: AtLeastOne[int | None]
     """Dead features that model the error in the auxiliary loss; null means d_in / 2."""
-    aux_weight: float
+    aux_weight: NotNegative[float]
     """Weight of the auxiliary loss; 0 turns it off."""
 
     def check(self, d_in: int) -> None:
         super().check(d_in)
-        assert self.d_sae is not None
         for key in ("k", "k_start", "k_aux"):
-            value = getattr(self, key)
-            if value is None:
-                continue
-            name = f"architecture.{key}" if key == "k_aux" else key
-            if value < 1:
-                raise ConfigError(f"{name}={value}: must be at least 1.")
-            if value > self.d_sae:
-                raise ConfigError(f"{name}={value}: is larger than d_sae={self.d_sae}; give at most {self.d_sae}.")
-        if self.aux_weight < 0:
-            raise ConfigError(f"architecture.aux_weight={self.aux_weight}: must be 0 or more.")
+            if (getattr(self, key) or 0) > (self.d_sae or 0):
+                name = f"architecture.{key}" if key == "k_aux" else key
+                raise ConfigError(
+                    f"{name}={getattr(self, key)}: is larger than d_sae={self.d_sae}; give at most {self.d_sae}."
+                )
 
     def unused_keys(self) -> dict[str, str]:
         return {"k_aux": "architecture.aux_weight=0 turns the auxiliary loss off"} if self.aux_weight == 0 else {}

@@ -1,4 +1,4 @@
-"""The command line around Hydra: words that Hydra cannot read are rewritten before, its errors translated after.
+"""`launch.py` and `sae-sweeps launch`: words in, runs out, mistakes in one sentence.
 
 `layer=12` sets a number, `model=PATH` and `data=PATH` become choices, `--dry-run` and `--debug` are flags. Every
 mistake ends in one sentence on stderr and status 2; `--debug` or HYDRA_FULL_ERROR=1 shows the traceback.
@@ -6,87 +6,105 @@ mistake ends in one sentence on stderr and status 2; `--debug` or HYDRA_FULL_ERR
 
 from __future__ import annotations
 
-import atexit
 import os
-import shutil
 import sys
-import tempfile
-from typing import NoReturn
+from collections.abc import Callable
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from sae_sweeps.cli.compose import MULTIRUN, AnotherSweeper, compose_points, register
 from sae_sweeps.config.mistakes import sentence
 from sae_sweeps.config.paths import config_dir
-from sae_sweeps.config.schema import RootConfig
+from sae_sweeps.config.plugins import blamed, search_path_words, set_search_path
 from sae_sweeps.config.words import rewrite
 from sae_sweeps.errors import UserError
 
 
-def main() -> NoReturn:
-    """Run the command in sys.argv; exits with 0, 1 (a run failed or diverged) or 2 (a mistake)."""
-    debug = "--debug" in sys.argv or os.environ.get("HYDRA_FULL_ERROR") == "1"
+def main(words: list[str] | None = None) -> int:
+    """Run the command of the words, by default those of sys.argv.
+
+    Returns its exit status: 0, 1 (a run failed or diverged), 2 (a mistake) or 130 (interrupted).
+    """
+    words = sys.argv[1:] if words is None else words
     let_threads_sleep()
+    return guarded(lambda: run_command([word for word in words if word != "--debug"]), "--debug" in words)
+
+
+def guarded(command: Callable[[], int], debug: bool) -> int:
+    """A command's exit status; a mistake is printed in one sentence, with `debug` or HYDRA_FULL_ERROR=1 raised."""
+    debug = debug or os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
-        status = run_command(sys.argv[1:])
+        return command()
     except KeyboardInterrupt:
-        status = 130
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+        return 130
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
         if debug:
             raise
-        status = complain(sentence(error))
-    sys.exit(status)
+        if isinstance(error, UserError | HydraException | OmegaConfBaseException):
+            message = sentence(error)
+        elif (outside := blamed(error)) is not None:
+            message = f"{outside}; --debug shows the traceback."
+        else:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 2
 
 
 def let_threads_sleep() -> None:
-    """Before torch is loaded, for training: OpenMP's threads would spin while they wait, on the cores that the kernels'
-    own threads are to run on next. A step takes a quarter longer then, and 2 to 15 times as long on a busy machine.
+    """Set, before torch is loaded, that OpenMP's threads sleep while they wait: spinning, they would keep the kernels'
+    own threads from the cores. A step takes a quarter longer then, and 2 to 15 times as long on a busy machine.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def complain(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
-
-
 def run_command(words: list[str]) -> int:
-    """Compose with Hydra and hand over to the launcher. Returns the exit status."""
-    from sae_sweeps.cli import outcome
+    """Compose the points of the command and launch them. Returns the exit status."""
+    flags = [word for word in words if word.startswith("-") and word not in (*MULTIRUN, "--dry-run")]
+    if not flags:
+        try:
+            points = compose_points(words, single=True)
+        except AnotherSweeper:
+            pass
+        else:
+            from sae_sweeps.cli.launch import launch
+
+            return launch(points).status
+    return run_hydra(words)
+
+
+def run_hydra(words: list[str]) -> int:
+    """Hand the command to Hydra itself: flags such as --help and --cfg, and sweepers that need the results of points.
+
+    The launcher of hydra_plugins/ launches the points and keeps the exit status.
+    """
+    from sae_sweeps.cli.hydra_sweeper import statuses
 
     register()
-    sys.argv[1:] = rewrite([word for word in words if word != "--debug"])
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through; they are told in one sentence here
-    outcome.status, outcome.error = 0, None
-    hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(task)()
-    if outcome.error is not None:
-        raise outcome.error
-    return outcome.status
+    before, os.environ["HYDRA_FULL_ERROR"] = os.environ.get("HYDRA_FULL_ERROR"), "1"  # errors are ours to print
+    # Hydra's parser wants its flags before the first key
+    set_search_path(words)
+    given = sorted([*rewrite(words), *search_path_words()], key=lambda word: not word.startswith("-"))
+    argv, sys.argv = sys.argv, [sys.argv[0], *given]
+    try:
+        hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(_single)()
+        return max(statuses, default=0)
+    finally:
+        sys.argv = argv
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
 
 
-def task(cfg: DictConfig) -> None:
-    """A single run is a sweep of one."""
-    from sae_sweeps.cli import outcome
+def _single(cfg: DictConfig) -> None:
+    """A single run that Hydra itself started, as with `--config-name`."""
+    from sae_sweeps.cli.hydra_sweeper import statuses
     from sae_sweeps.cli.launch import launch
     from sae_sweeps.sweeps.plan import Point
 
-    try:
-        launch([Point(cfg, list(HydraConfig.get().overrides.task))])
-    except UserError as error:  # past Hydra, which would print a line of its own
-        outcome.error = error
-
-
-def register() -> None:
-    """Tell Hydra of the typed root and of the scratch folder into which its sweeper drops a file."""
-    ConfigStore.instance().store(name="schema", node=RootConfig)
-    OmegaConf.register_new_resolver("scratch", _scratch, replace=True, use_cache=True)
-
-
-def _scratch() -> str:
-    folder = tempfile.mkdtemp(prefix="sae_sweeps-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    statuses.append(launch([Point(cfg, list(HydraConfig.get().overrides.task))]).status)

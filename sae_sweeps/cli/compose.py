@@ -1,37 +1,77 @@
-"""The points of a command composed without launching it."""
+"""Composes the points of a command: every config that it describes, checked by Hydra but not yet by us."""
 
 from __future__ import annotations
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
-from sae_sweeps.cli.command import register
 from sae_sweeps.config.paths import config_dir
+from sae_sweeps.config.plugins import made_folder, search_path_words, set_search_path
+from sae_sweeps.config.schema import RootConfig
 from sae_sweeps.config.words import rewrite
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.sweeps.plan import Point
 from sae_sweeps.sweeps.variants import points_of
 
+MULTIRUN = ("-m", "--multirun")
 
-def compose_points(words: list[str]) -> list[Point]:
-    """Every point that `python launch.py WORDS` would run. Raises what launch.py would."""
+
+class AnotherSweeper(Exception):
+    """The command's points are drawn by a sweeper, such as Optuna, that needs their results."""
+
+
+def register() -> None:
+    """Give Hydra the typed root and the scratch folder that its sweepers write to."""
+    ConfigStore.instance().store(name="schema", node=RootConfig)
+    OmegaConf.register_new_resolver("scratch", lambda: str(made_folder() / "sweeper"), replace=True)
+
+
+def compose_points(words: list[str], single: bool = False) -> list[Point]:
+    """Every point of the product that the words of a command describe.
+
+    Args:
+        single: several values are a mistake unless the words, or the config that they choose, make a sweep.
+
+    Raises ConfigError and Hydra's errors for a mistake, AnotherSweeper where the points come from elsewhere.
+    """
     register()
-    overrides = [word for word in rewrite(words) if word not in ("-m", "--multirun")]
+    set_search_path(words)
+    given = rewrite(words)
+    overrides = [word for word in given if word not in MULTIRUN]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        parsed = _parsed(overrides)
+        first = next(iter(_product(parsed)))
+        hydra = compose("config", overrides=[*first, *search_path_words()], return_hydra_config=True).hydra
+        if hydra.sweeper._target_ != f"{BasicSweeper.__module__}.{BasicSweeper.__name__}":
+            raise AnotherSweeper
+        if single and set(MULTIRUN).isdisjoint(given) and hydra.mode != RunMode.MULTIRUN:
+            refuse_several(parsed)
+        named = [override.key_or_group for override in parsed]
+        grid = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items() if key not in named]
+        return [point for chosen in _product(_parsed([*grid, *overrides])) for point in points_of(chosen, _composed)]
 
-        def composed(words: list[str]) -> DictConfig:
-            return compose("config", overrides=words)
 
-        swept = [override.key_or_group for override in OverridesParser.create().parse_overrides(overrides)]
-        params = compose("config", overrides=_first(overrides), return_hydra_config=True).hydra.sweeper.params or {}
-        grid = [f"{key}={value}" for key, value in params.items() if key not in swept]
-        parsed = OverridesParser.create().parse_overrides([*grid, *overrides])
-        (lists,) = BasicSweeper.split_arguments(parsed, None)
-        return [point for chosen in lists for point in points_of(list(chosen), composed)]
+def _composed(overrides: list[str]) -> DictConfig:
+    return compose("config", overrides=[*overrides, *search_path_words()])
 
 
-def _first(overrides: list[str]) -> list[str]:
-    """The overrides of the first point of their product."""
-    (lists,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), None)
-    return list(lists[0])
+def _parsed(overrides: list[str]) -> list[Override]:
+    return OverridesParser.create(config_loader=GlobalHydra.instance().config_loader()).parse_overrides(overrides)
+
+
+def _product(parsed: list[Override]) -> list[list[str]]:
+    """The overrides of each point."""
+    (points,) = BasicSweeper.split_arguments(parsed, None)
+    return [list(point) for point in points]
+
+
+def refuse_several(parsed: list[Override]) -> None:
+    for override in parsed:
+        if override.is_sweep_override():
+            raise ConfigError(f"{override.input_line}: several values make a sweep; add -m.")

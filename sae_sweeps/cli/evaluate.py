@@ -15,10 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from sae_sweeps.architectures import saelens
 from sae_sweeps.cli.compose import compose_points
+from sae_sweeps.config import plugins
 from sae_sweeps.config.identity import canonical
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.run import RunConfig, run_config
-from sae_sweeps.config.words import choices
 from sae_sweeps.errors import ConfigError, DataError, Interrupted
 from sae_sweeps.runs.console import Console
 from sae_sweeps.runs.evaluate import Failure, Subject, collected, evaluate_group, is_done, wanted
@@ -149,7 +149,7 @@ def sae_of(target: Target) -> ExportedSAE:
 
 def find_targets(paths: list[Path], cfg: DictConfig, words: list[str]) -> Iterator[Target]:
     """What the paths stand for, each once. Raises DataError for one that holds no SAE."""
-    from analysis.records import runs_at
+    from analysis.reading.run_folders import runs_at
 
     seen: set[Path] = set()
     for path in paths:
@@ -218,11 +218,11 @@ def model_words(name: str | None, folder: Path) -> list[str]:
         raise ConfigError(
             f"{folder / saelens.CFG_FILE} names no model; give it, as model=PATH or model=hub model.path=NAME."
         )
-    if name in choices("model"):
+    if name in plugins.choices("model"):
         return [f"model={name}"]
     if Path(name).expanduser().exists():
         return [f"model={name}"]
-    known = {yaml_of("model", choice).get("path"): choice for choice in choices("model")}
+    known = {yaml_of("model", choice).get("path"): choice for choice in plugins.choices("model")}
     short = {str(path).rpartition("/")[2]: c for path, c in known.items() if path}
     if name in known or name in short:
         return [f"model={known.get(name) or short[name]}"]
@@ -243,7 +243,7 @@ def layer_words(hook: str | None, folder: Path) -> list[str]:
 
 def data_words(dataset: str | None) -> list[str]:
     """The text that the SAE was trained on where that is at hand, else what SAEBench reads."""
-    if dataset and (dataset in choices("data") or Path(dataset).expanduser().exists()):
+    if dataset and (dataset in plugins.choices("data") or Path(dataset).expanduser().exists()):
         return [f"data={dataset}"]
     return ["data=openwebtext"]
 
@@ -265,7 +265,8 @@ def write_foreign(target: Target, failures: list[str]) -> None:
 
 def show(folders: list[Path]) -> None:
     from analysis.metrics import HEADLINES
-    from analysis.table import render, table
+    from analysis.output.formats import render
+    from analysis.tables.table import table
 
     if not folders:
         return

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_sweeps.cli import outcome
 from sae_sweeps.errors import ConfigError, UserError
 from sae_sweeps.runs.inline import States, run_all
 from sae_sweeps.storage.files import read_json, write_text
@@ -21,21 +21,28 @@ if TYPE_CHECKING:
     pass
 
 
-def launch(points: list[Point]) -> list[float | None]:
-    """Plan, run, print the table and leave the exit status in `outcome`.
+@dataclass
+class Outcome:
+    """What a launch came to."""
 
-    Returns each point's `objective`, the metric of results.json that a sweeper asks for; None where there is none.
-    """
+    status: int
+    """Exit status: 0 everything completed, 1 a run failed or diverged, 130 interrupted."""
+    values: list[float | None]
+    """Each point's `objective`, the metric of results.json that a sweeper asks for; None where there is none."""
+
+
+def launch(points: list[Point]) -> Outcome:
+    """Plan and run the points and print their table. Raises UserError for a mistake."""
     unknown: list[float | None] = [None] * len(points)
     if not points:
-        return unknown
+        return Outcome(0, unknown)
     plan = make_plan(points)
     cfg, cluster = points[0].cfg, the_cluster(points)
     if cfg.dry_run:
         from sae_sweeps.cluster.dispatch import describe_jobs
 
         print_line(describe(plan, describe_jobs(plan, cluster)))
-        return unknown
+        return Outcome(0, unknown)
     for warning in plan.warnings:
         print_line(f"warning: {warning}")
     for planned in plan.runs:
@@ -56,13 +63,12 @@ def launch(points: list[Point]) -> list[float | None]:
         sweep = create_sweep(outputs, plan, cluster)
         came = dispatch(plan, outputs, sweep, cluster)
         if isinstance(came, Left):
-            outcome.status = came.status
-            return unknown
+            return Outcome(came.status, unknown)
         states = came
-    finish(plan, states, outputs, sweep, cfg.report)
+    status = finish(plan, states, outputs, sweep, cfg.report)
     if cfg.objective is None:
-        return unknown
-    return [objective_of(run_path(outputs, run_id), cfg.objective) for run_id in plan.points]
+        return Outcome(status, unknown)
+    return Outcome(status, [objective_of(run_path(outputs, run_id), cfg.objective) for run_id in plan.points])
 
 
 def objective_of(folder: Path, name: str) -> float | None:
@@ -90,9 +96,10 @@ def the_cluster(points: list[Point]) -> Any:
     return clusters[0]
 
 
-def finish(plan: Plan, states: States, outputs: Path, sweep: Path, report: bool = True) -> None:
-    """Print the table and what went wrong, write the report, and set the exit status."""
-    from analysis.table import render, table
+def finish(plan: Plan, states: States, outputs: Path, sweep: Path, report: bool = True) -> int:
+    """Print the table and what went wrong, and write the report. Returns the exit status."""
+    from analysis.output.formats import render
+    from analysis.tables.table import table
     from sae_sweeps.cli.failures import failures
     from sae_sweeps.runs.supervise import try_to
 
@@ -113,9 +120,8 @@ def finish(plan: Plan, states: States, outputs: Path, sweep: Path, report: bool 
         print_line(left)
     if states.interrupted:
         print_line("interrupted: the same command goes on from the checkpoints")
-        outcome.status = 130
-    elif any(state != "completed" for state in states.ended.values()):
-        outcome.status = 1
+        return 130
+    return int(any(state != "completed" for state in states.ended.values()))
 
 
 def report_of(sweep: Path) -> Path | None:
@@ -134,6 +140,6 @@ def publish_table(plan: Plan, sweep: Path) -> None:
     loggers = [planned.run.logger for planned in plan.runs if planned.run.logger.name == "wandb"]
     if not loggers:
         return
-    from analysis.publish import publish_notes
+    from analysis.wandb.publish import publish_notes
 
     publish_notes(sweep, loggers[0], print_line)

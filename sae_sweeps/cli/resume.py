@@ -18,7 +18,6 @@ def resume(sweep: Path, words: list[str], diverged: bool) -> int:
     from sae_sweeps.cli.command import let_threads_sleep
 
     let_threads_sleep()
-    from sae_sweeps.cli import outcome
     from sae_sweeps.cli.launch import finish
     from sae_sweeps.cluster.dispatch import Left, dispatch
     from sae_sweeps.runs.inline import run_all
@@ -38,7 +37,6 @@ def resume(sweep: Path, words: list[str], diverged: bool) -> int:
             if view.state == "diverged":
                 RunFolder(run_path(outputs, view.run_id)).set_status(state="queued", error=None)
     change_manifest(sweep, lambda manifest: manifest.update(cluster=vars(cluster)))
-    outcome.status = 0
     if cluster.name == "inline":
         states = run_all(plan, outputs, sweep, device_for(plan.runs[0].run.device), cluster=cluster)
     else:
@@ -47,8 +45,7 @@ def resume(sweep: Path, words: list[str], diverged: bool) -> int:
         if isinstance(came, Left):
             return came.status
         states = came
-    finish(plan, states, outputs, sweep)
-    return outcome.status
+    return finish(plan, states, outputs, sweep)
 
 
 def cluster_of(manifest: dict[str, Any], words: list[str]) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 
 from sae_sweeps.config.data import data_digest
 from sae_sweeps.config.facts import model_folder
+from sae_sweeps.config.plugins import FILE
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import ModelConfig
 from sae_sweeps.storage.digests import digest_of_files, short_hash
@@ -39,7 +40,7 @@ def canonical(run: RunConfig, cache: Path | None = None) -> dict[str, Any]:
     """What decides a run's numbers: the groups less what is left out or inert, with digests of model and data."""
     config = run.to_dict()
     config["num_tokens"] = run.total_steps * run.batch_size
-    for key in (*LEFT_OUT, *run.unused_keys()):
+    for key in (*LEFT_OUT, *run.unused_keys(), *(f"{place}.{FILE}" for place in run.code)):
         _drop(config, key)
     config["model"]["digest"] = model_digest(run.model, cache)
     if "data" in config:

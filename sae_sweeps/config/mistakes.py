@@ -12,8 +12,9 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 
 from sae_sweeps.config.paths import config_dir
+from sae_sweeps.config.plugins import choice_file, choices, folders
 from sae_sweeps.config.schema import RootConfig
-from sae_sweeps.config.words import ARMS, choices
+from sae_sweeps.config.words import ARMS
 from sae_sweeps.errors import UserError, who_has
 
 
@@ -41,7 +42,7 @@ def sentence(error: Exception) -> str:
     if "Error merging override arms=" in text:
         return ARMS
     if found := re.search(r"Error merging override (\w+)=(.*?)\n(?:Value|field|Cannot)", text, re.DOTALL):
-        from sae_sweeps.config.run import expected
+        from sae_sweeps.config.typed import expected
 
         return f"{found[1]}={' '.join(found[2].split())}: {expected(RootConfig, found[1])}"
     if isinstance(error, OverrideParseException):
@@ -57,9 +58,8 @@ def unknown_key(key: str, text: str) -> str:
         return ARMS
     if key in keys:  # another choice of the group has it
         group, _, leaf = key.partition(".")
-        readers = [
-            f"{group}={name}" for name in choices(group) if leaf in _keys_of(config_dir() / group / f"{name}.yaml")
-        ]
+        files = {name: choice_file(group, name) for name in choices(group)}
+        readers = [f"{group}={name}" for name, path in files.items() if path and leaf in _keys_of(path)]
         return f"{key}: the chosen {group} has no such key{who_has(readers)}."
     return f"{key}: no such key; {_suggest(key, keys, '')}"
 
@@ -79,7 +79,8 @@ def _dotted(node: dict[str, Any]) -> list[str]:
 def all_keys() -> list[str]:
     """Every key that some choice of some group has, dotted, and the keys at the top level."""
     keys = {f.name for f in fields(RootConfig)}
-    groups = [path for path in config_dir().glob("*/*.yaml") if path.parent.name != "experiment"]
+    places = [path for folder in (config_dir(), *folders()) for path in folder.glob("*/*.yaml")]
+    groups = [path for path in places if path.parent.name != "experiment"]
     return sorted(keys | {f"{path.parent.name}.{key}" for path in groups for key in _keys_of(path)})
 
 

@@ -6,12 +6,11 @@ own (`penalty.ortho.schedule`); keys at the top level feed neither, since they c
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from omegaconf import OmegaConf
 
 from sae_sweeps.errors import ConfigError
 
@@ -31,9 +30,19 @@ class PenaltyTerm:
     config: Any
     schedule: Any
 
+    @property
+    def place(self) -> str:
+        """Its place in the config."""
+        return self.name if self.name == "penalty" else f"penalty.{self.name}"
+
     def weight(self, step: int, total_steps: int) -> float:
-        """lambda2(p): peak weight times schedule."""
-        return self.config.peak_weight() * self.schedule.value(step, total_steps)
+        """lambda2(p): peak weight times schedule. Raises ConfigError for a schedule whose value is no number."""
+        share = self.schedule.value(step, total_steps)
+        if not isinstance(share, int | float) or not math.isfinite(share):
+            raise ConfigError(
+                f"schedule={self.schedule.name}: its value at step {step} is {share!r}; it must be a finite number."
+            )
+        return self.config.peak_weight() * share
 
 
 @dataclass
@@ -82,13 +91,12 @@ class Combination:
         return {"name": self.name, **parts}
 
 
-def combined_node(choice: str, conf: Path) -> dict[str, Any]:
-    """What Hydra needs to know of `a+b`: defaults and contents, at the package `_global_`.
+def combined_node(choice: str, known: list[str], read: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """What Hydra needs to know of `a+b`: defaults and contents, at the package `_global_`; `read` gives a part's YAML.
 
     Raises ConfigError for a part that is not a penalty, stands twice, or is `none`.
     """
     names = [name.strip() for name in choice.split("+")]
-    known = sorted(path.stem for path in (conf / "penalty").glob("*.yaml") if path.stem != "none")
     for name in names:
         if name not in known:
             raise ConfigError(
@@ -101,7 +109,7 @@ def combined_node(choice: str, conf: Path) -> dict[str, Any]:
     overrides: list[Any] = []
     parts: dict[str, Any] = {"name": "+".join(names)}
     for name in names:
-        node: Any = OmegaConf.to_container(OmegaConf.load(conf / "penalty" / f"{name}.yaml"), resolve=False)
+        node = read(name)
         schedule = "constant"
         for entry in node.get("defaults", []):
             for key, value in entry.items() if isinstance(entry, dict) else ():

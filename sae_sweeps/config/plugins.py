@@ -1,22 +1,375 @@
-"""Where the choices of a group live: the file `penalties/ortho.py` is `penalty=ortho`.
+"""Finds components: those of this project by their file's name, and those from outside by a `_target_`.
 
-A component's file holds its config dataclass and its class side by side, as `CONFIG` and `COMPONENT`; nothing else
-has to name it. Imported when a config is resolved, never before: the files import torch.
+A component is a Python file and a YAML file. Here the file `penalties/ortho.py` is `penalty=ortho`. Outside, a folder
+holds `penalty/NAME.yaml` with `_target_: FILE.CLASS` and beside it `FILE.py`; or `_target_` names a class of an
+installed package. The file holds the dataclass of its keys as CONFIG and the class itself as COMPONENT.
+
+Folders are searched in this order: `hydra.searchpath`, the working folder's `conf/`, those that installed packages name
+under the entry point group `sae_sweeps`. The content of outside code is part of the run id, and code whose content has
+changed since the launch is not run.
 """
 
-from importlib import import_module
+from __future__ import annotations
+
+import atexit
+import hashlib
+import importlib
+import importlib.util
+import re
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
 from types import ModuleType
+from typing import Any, NamedTuple
+
+import yaml
+
+from sae_sweeps.config.keys import TOP_KEYS
+from sae_sweeps.config.paths import config_dir
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.schedules import LR_SCHEDULES, SCHEDULES, Schedule
 
 PACKAGES = {"architecture": "sae_sweeps.architectures", "penalty": "sae_sweeps.penalties"}
 SINGLE = {"group_layer": "sae_sweeps.architectures.group_layer"}
 """Groups whose choices differ in values alone."""
+BASES = {
+    "architecture": ("sae_sweeps.architectures.base.ArchitectureConfig", "sae_sweeps.architectures.base.SAE"),
+    "penalty": ("sae_sweeps.penalties.base.PenaltyConfig", "sae_sweeps.penalties.base.Penalty"),
+}
+"""What the config and the class of an outside component extend."""
+CURVES: dict[str, dict[str, type]] = {"schedule": SCHEDULES, "lr_schedule": LR_SCHEDULES}
+
+GROUPS = ("architecture", "penalty", "schedule", "lr_schedule", "data", "eval")
+"""Groups whose choices may come from outside with code of their own."""
+TARGET, FILE, DIGEST = "_target_", "_file_", "_digest_"
+KEYS = (TARGET, FILE, DIGEST)
+"""Keys of a group's config that name outside code: the class, its file, and the file's content."""
+ENTRY_POINTS = "sae_sweeps"
 
 
-def component(group: str, name: str) -> ModuleType:
-    """The module of a choice, with `CONFIG` (its dataclass) and `COMPONENT` (its class)."""
-    return import_module(SINGLE.get(group) or f"{PACKAGES[group]}.{name}")
+class Component(NamedTuple):
+    config: Any
+    """Its config dataclass; None for a function."""
+    component: Any
+    """Its class, or the function that it is."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """Code from outside: what `_target_`, `_file_` and `_digest_` of a config name."""
+
+    target: str
+    """NAME.CLASS, of a file, or PACKAGE.MODULE.CLASS of an installed package."""
+    file: str | None
+    """None for an installed package."""
+    digest: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {TARGET: self.target, FILE: self.file, DIGEST: self.digest}
+
+
+def component(group: str, name: str, code: Code | None = None) -> Component:
+    """The config dataclass and the class of a choice. Raises ConfigError for outside code that cannot be used."""
+    if code is not None:
+        return _outside(group, name, code)
+    if group in CURVES:
+        return Component(CURVES[group][name], None)
+    module = importlib.import_module(SINGLE.get(group) or f"{PACKAGES[group]}.{name}")
+    return Component(module.CONFIG, module.COMPONENT)
 
 
 def evaluation_module(name: str) -> ModuleType:
     """The module of one of this project's evaluations, with `EVALUATION`."""
-    return import_module(f"sae_sweeps.evaluation.{name}")
+    return importlib.import_module(f"sae_sweeps.evaluation.{name}")
+
+
+def code_of(group: str, node: Any) -> Code | None:
+    """The outside code that a group's config names, or None. Raises ConfigError where it cannot be found."""
+    if TARGET not in node:
+        return None
+    if node.get(DIGEST):
+        return Code(str(node[TARGET]), node.get(FILE), str(node[DIGEST]))
+    path = outside_choices(group).get(str(node.get("name")))
+    return find_code(f"{group}={node.get('name')}", str(node[TARGET]), path.parent if path else None)
+
+
+# Folders --------------------------------------------------------------------------------------------------------------
+
+_given: list[Path] = []
+_given_packages: list[str] = []
+"""Entries of hydra.searchpath that begin with pkg://, which Hydra reads itself."""
+made: set[tuple[str, str]] = set()
+"""Choices, by group and name, that were made for the words of this command."""
+
+
+def set_search_path(words: Iterable[str]) -> None:
+    """Take the folders that `hydra.searchpath=[...]` names in a command.
+
+    Raises ConfigError for a folder that does not exist, and for a choice there that hides one of ours.
+    """
+    _given.clear()
+    _given_packages.clear()
+    for group, name in made:
+        (made_folder() / group / f"{name}.yaml").unlink(missing_ok=True)
+    made.clear()
+    for word in words:
+        if word.startswith("hydra.searchpath="):
+            for entry in word.partition("=")[2].strip("[] ").split(","):
+                given = entry.strip().strip("'\"")
+                if given.startswith("pkg://"):
+                    _given_packages.append(given)
+                if given.startswith("pkg://") or not given:
+                    continue
+                folder = Path(given.removeprefix("file://")).expanduser()
+                if not folder.is_dir():
+                    raise ConfigError(f"hydra.searchpath={given}: no such folder; give one that holds config groups.")
+                _given.append(folder.resolve())
+    for folder in _given:
+        for path in sorted(folder.glob("*/*.yaml")):
+            refuse_hiding(path)
+
+
+def folders() -> list[Path]:
+    """Folders of outside config groups, the first to be searched first."""
+    here = Path("conf").resolve()
+    local = [here] if here.is_dir() and here != config_dir().resolve() else []
+    return list(dict.fromkeys([*_given, *local, *_of_packages()]))
+
+
+@cache
+def _of_packages() -> tuple[Path, ...]:
+    """Folders that installed packages name, as in `[project.entry-points.sae_sweeps] mine = "my_package.conf"`."""
+    found = []
+    for entry in entry_points(group=ENTRY_POINTS):
+        package, *below = entry.value.split(".")
+        spec = importlib.util.find_spec(package)  # looks, and imports nothing
+        for place in (spec and spec.submodule_search_locations) or ():
+            folder = Path(place, *below)
+            if folder.is_dir():
+                found.append(folder)
+    return tuple(found)
+
+
+@cache
+def made_folder() -> Path:
+    """A folder of this process for the YAML of choices that are made for its commands; removed at its end."""
+    folder = Path(tempfile.mkdtemp(prefix="sae_sweeps-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def search_path_words() -> list[str]:
+    """The override by which Hydra searches the same folders, for choices made of outside code and for plain YAML."""
+    places = folders()
+    if made_folder.cache_info().currsize:
+        places = [made_folder(), *places]
+    urls = ",".join([*(f"'file://{folder}'" for folder in places), *_given_packages])
+    return [f"hydra.searchpath=[{urls}]"] if urls else []
+
+
+def choices(group: str) -> list[str]:
+    """Names of the choices of a group: ours, and those of the folders that are searched."""
+    return sorted({path.stem for path in (config_dir() / group).glob("*.yaml")} | set(outside_choices(group)))
+
+
+def outside_choices(group: str) -> dict[str, Path]:
+    """The YAML files of a group in the folders that are searched, by name."""
+    found: dict[str, Path] = {}
+    for folder in folders():
+        for path in sorted((folder / group).glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def choice_file(group: str, name: str) -> Path | None:
+    """The YAML file of a choice. Raises ConfigError for an outside file that hides one of ours."""
+    outside, ours = outside_choices(group).get(name), config_dir() / group / f"{name}.yaml"
+    if outside is not None:
+        refuse_hiding(outside)
+        return outside
+    return ours if ours.is_file() else None
+
+
+def refuse_hiding(path: Path, group: str | None = None) -> None:
+    """Raise ConfigError for an outside YAML file with the name of one of ours."""
+    group = group or path.parent.name
+    ours = config_dir() / group / path.name
+    if ours.is_file() and ours.resolve() != path.resolve():
+        raise ConfigError(
+            f"{group}={path.stem}: {path} has the name of {ours}; rename yours, so that every run says "
+            "which one it used."
+        )
+
+
+# Code -----------------------------------------------------------------------------------------------------------------
+
+
+def outside_node(group: str, path: Path) -> dict[str, Any] | None:
+    """The config of an outside choice with code: its YAML over its dataclass's defaults; None for YAML without code.
+
+    Raises ConfigError for a file that does not read back or code that cannot be loaded.
+    """
+    try:
+        node: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:200]}); mend it.") from None
+    if not isinstance(node, dict) or TARGET not in node:
+        return None
+    return _whole_node(group, path.stem, node, find_code(f"{group}={path.stem}", str(node[TARGET]), path.parent))
+
+
+def target_node(group: str, name: str, target: str) -> dict[str, Any]:
+    """The config of a choice whose `_target_` the command gives, over the YAML of that name where there is one."""
+    path = outside_choices(group).get(name)
+    node: Any = {} if path is None else yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    file = f"{target.rpartition('.')[0]}.py"
+    beside = [path.parent] if path else [*(folder / group for folder in folders()), Path.cwd()]
+    place = next((folder for folder in beside if (folder / file).is_file()), None)
+    return _whole_node(group, name, node, find_code(f"{group}={name}", target, place))
+
+
+def _whole_node(group: str, name: str, node: dict[str, Any], code: Code) -> dict[str, Any]:
+    head = {"defaults": node.pop("defaults")} if "defaults" in node else {}
+    return head | _defaults(component(group, name, code).config) | node | {"name": name} | code.to_dict()
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    """The defaults of a dataclass's fields; those that a key at the top level may set ask it first."""
+    out: dict[str, Any] = {}
+    for field in fields(config) if is_dataclass(config) else ():
+        if field.default is not MISSING:
+            value: Any = field.default
+        elif field.default_factory is not MISSING:
+            value = field.default_factory()
+        else:
+            continue
+        if field.name in TOP_KEYS:
+            value = f"${{top:{field.name},{'null' if value is None else value}}}"
+        out[field.name] = value
+    return out
+
+
+def find_code(choice: str, target: str, folder: Path | None) -> Code:
+    """The code that a `_target_` names: a file beside the YAML, else a module of an installed package."""
+    module, _, name = target.rpartition(".")
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", target):
+        raise ConfigError(f"{choice}: _target_={target}: must be FILE.CLASS, or PACKAGE.MODULE.CLASS.")
+    if folder is not None and (file := folder / f"{module}.py").is_file():
+        return Code(target, str(file.resolve()), _digest_of_file(file))
+    try:
+        found = importlib.util.find_spec(module.partition(".")[0])
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        beside = f"no {module}.py beside its YAML in {folder}" if folder else "no file of its own"
+        raise ConfigError(f"{choice}: _target_={target}: there is {beside} and no installed package of that name.")
+    return Code(target, None, _digest_of_package(found))
+
+
+def _digest_of_file(file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror}); put it back, or launch again.") from None
+
+
+def _digest_of_package(spec: Any) -> str:
+    """Content of every Python file of an installed package."""
+    roots = [Path(place) for place in spec.submodule_search_locations or ()]
+    files = sorted(file for root in roots for file in root.rglob("*.py")) or [Path(spec.origin)]
+    total = hashlib.sha256()
+    for file in files:
+        total.update(file.name.encode() + b"\0" + file.read_bytes())
+    return total.hexdigest()[:16]
+
+
+_loaded: dict[Code, ModuleType] = {}
+
+
+def _outside(group: str, name: str, code: Code) -> Component:
+    """Load outside code, where its content is what the config says. Raises ConfigError where it is not."""
+    choice = f"{group}={name}"
+    module = _loaded.get(code)
+    if module is None:
+        module = _loaded[code] = _load(choice, code)
+    attribute = code.target.rpartition(".")[2]
+    found = getattr(module, attribute, None)
+    if found is None:
+        raise ConfigError(f"{choice}: {code.file or module.__name__} has no {attribute}; mend its _target_.")
+    where = code.file or module.__name__
+    if group in CURVES:
+        if not is_dataclass(found) or not isinstance(found, type) or not issubclass(found, Schedule):
+            raise ConfigError(f"{choice}: {attribute} in {where} must be a dataclass that extends schedules.Schedule.")
+        return Component(found, None)
+    config = getattr(found, "CONFIG", None) or getattr(module, "CONFIG", None)
+    if group in PACKAGES:
+        if not is_dataclass(config):
+            raise ConfigError(f"{choice}: {where} has no CONFIG, the dataclass of its keys; add it.")
+        for given, base in zip((config, found), BASES[group], strict=True):
+            if base not in {f"{cls.__module__}.{cls.__name__}" for cls in getattr(given, "__mro__", ())}:
+                name = getattr(given, "__name__", str(given))
+                raise ConfigError(f"{choice}: {name} in {where} must be a class that extends {base}.")
+    return Component(config, found)
+
+
+def _load(choice: str, code: Code) -> ModuleType:
+    if code.file is None:
+        package = code.target.partition(".")[0]
+        spec = importlib.util.find_spec(package)
+        if spec is None:
+            raise ConfigError(f"{choice}: the package {package} is not installed here; install it.")
+        _same(choice, f"the package {package}", _digest_of_package(spec), code)
+        return _imported(choice, lambda: importlib.import_module(code.target.rpartition(".")[0]))
+    file = Path(code.file)
+    if not file.is_file():
+        raise ConfigError(f"{choice}: its file {file} is missing; put it back, or launch again from where it is now.")
+    _same(choice, str(file), _digest_of_file(file), code)
+    name = f"sae_sweeps_outside_{code.digest}_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    loader = spec.loader
+    _imported(choice, lambda: loader.exec_module(module), file)
+    return module
+
+
+def _same(choice: str, what: str, digest: str, code: Code) -> None:
+    if digest != code.digest:
+        raise ConfigError(
+            f"{choice}: {what} has changed since the run was launched, so it is not run; restore it, or launch again "
+            "for a new run."
+        )
+
+
+def _imported(choice: str, load: Any, file: Path | None = None) -> Any:
+    try:
+        return load()
+    except Exception as error:
+        place = _place(error, file)
+        raise ConfigError(
+            f"{choice}: cannot be imported ({type(error).__name__}: {' '.join(str(error).split())}{place}); a "
+            "component is one file, or a package that is installed."
+        ) from error
+
+
+def _place(error: BaseException, file: Path | None = None) -> str:
+    """ ", FILE line N", of the innermost line of outside code that an error passed through."""
+    files = {getattr(module, "__file__", None) for module in _loaded.values()} | {str(file)}
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    return f", {lines[-1].filename} line {lines[-1].lineno}" if lines else ""
+
+
+def blamed(error: BaseException) -> str | None:
+    """An error that outside code raised, in one sentence; None for an error of our own."""
+    place = _place(error)
+    if not place:
+        return None
+    text = " ".join(str(error).split())
+    return f"the component in{place[1:]} raised {type(error).__name__}{': ' if text else ''}{text}"

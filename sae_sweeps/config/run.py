@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Iterator
-from copy import deepcopy
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from functools import cache
+from dataclasses import asdict, dataclass, field, fields
 from operator import attrgetter
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from sae_sweeps.config.data import find_source, unused_data_keys
 from sae_sweeps.config.evaluations import EvalConfig, evaluation_names, find_evaluation, readers
 from sae_sweeps.config.facts import ModelFacts, model_facts
 from sae_sweeps.config.penalties import Combination, PenaltyTerm
-from sae_sweeps.config.plugins import component
+from sae_sweeps.config.plugins import KEYS, Code, Component, code_of, component
 from sae_sweeps.config.schema import (
     ActivationsConfig,
     DataConfig,
@@ -29,13 +25,11 @@ from sae_sweeps.config.schema import (
     SyntheticConfig,
     TrainConfig,
 )
+from sae_sweeps.config.typed import check_values, typed
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.schedules import LR_SCHEDULES, SCHEDULES, peak
+from sae_sweeps.fields import NotNegative, Positive, Rule
+from sae_sweeps.schedules import peak
 
-# Keys at the top level that feed whichever group is chosen; null there means the group's own value.
-TOP_KEYS = (
-    "k", "k_start", "d_sae", "lr", "l1_penalty", "lambda2_max", "base_threshold", "decay_power", "target_l0",
-)  # fmt: skip
 GROUPS = (
     "model", "layer", "data", "architecture", "group_layer", "penalty", "schedule", "lr_schedule", "eval", "logger",
     "cluster",
@@ -53,6 +47,7 @@ def in_combination(key: str) -> bool:
     return key.startswith("penalty.")
 
 
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 OmegaConf.register_new_resolver("top", _top, replace=True)
 
 
@@ -72,14 +67,16 @@ class RunConfig:
     train: TrainConfig
     eval: EvalConfig
     logger: LoggerConfig
-    num_tokens: int
-    batch_size: int
-    seed: int
-    data_seed: int
+    num_tokens: Positive[int]
+    batch_size: Positive[int]
+    seed: NotNegative[int]
+    data_seed: NotNegative[int]
     outputs: str
-    device: str
+    device: Annotated[str, Rule(DEVICE.fullmatch, "must be one of auto, cpu, cuda, cuda:N.")]
     title: str | None
     tags: list[str] = field(default_factory=list)
+    code: dict[str, Code] = field(default_factory=dict)
+    """Code from outside, by its place in the config: `penalty`, `penalty.NAME`, `schedule`, ..."""
 
     @property
     def total_steps(self) -> int:
@@ -113,13 +110,23 @@ class RunConfig:
             f"{'does' if len(options) == 1 else 'do'} at inference; give {keys} to have it."
         )
 
+    def component(self, group: str, config: Any, place: str | None = None) -> Component:
+        """The component of one of the run's groups; `place` is its place in the config where that is not the group."""
+        return component(group, config.name, self.code.get(place or group))
+
     def to_dict(self) -> dict[str, Any]:
         out = asdict(self)
+        del out["code"]
         if isinstance(self.penalty, Combination):
             out["penalty"] = self.penalty.to_dict()
             del out["schedule"]
         out["eval"] |= out["eval"].pop("own")
         out["data"] |= out["data"].pop("own") or {}
+        for place, code in self.code.items():
+            node = out
+            for key in place.split("."):
+                node = node[key]
+            node |= code.to_dict()
         return out
 
     def unused_keys(self) -> dict[str, str]:
@@ -168,84 +175,12 @@ def _unused_eval_keys(cfg: EvalConfig) -> dict[str, str]:
     }
 
 
-def typed(cls: type, node: DictConfig, where: str, less: tuple[str, ...] = ()) -> Any:
-    """`node`, less some keys, as an instance of the dataclass `cls`; a wrong type or an unknown key is named."""
-    whole: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    values = {key: value for key, value in whole.items() if key not in less}
-    known = {f.name for f in fields(cls)}
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"{where}.{key}: {where}={values.get('name', cls.__name__)} has no such key.")
-    for f in fields(cls):
-        if f.name not in values and f.default is MISSING and f.default_factory is MISSING:
-            raise ConfigError(f"{where}.{f.name} is missing from the config file of {where}={values.get('name')}.")
-    _finite(values, where)
-    try:
-        return deepcopy(_object(cls, json.dumps(values, sort_keys=True)))
-    except OmegaConfBaseException as error:
-        key = str(error.full_key or _culprit(cls, values))
-        given = OmegaConf.select(OmegaConf.create(values), key) if key else values
-        raise ConfigError(f"{_as_given(where, key)}={given}: {expected(cls, key)}") from None
-
-
-def _as_given(where: str, key: str) -> str:
-    """The name by which a command gives the key of a group."""
-    return key if key in TOP_KEYS else f"{where}.{key}"
-
-
-def _finite(values: dict[str, Any], where: str) -> None:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            _finite(value, f"{where}.{key}")
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, float) and not math.isfinite(number):
-                raise ConfigError(f"{_as_given(where, key)}={number}: must be a finite number.")
-
-
-def _culprit(cls: type, values: dict[str, Any]) -> str:
-    """The key that `cls` cannot take, where OmegaConf does not say."""
-    types = {f.name: f.type for f in fields(cls)}
-    for key, value in values.items():
-        try:
-            OmegaConf.merge(OmegaConf.structured(cls), {key: value})
-        except OmegaConfBaseException:
-            kind = types[key]
-            within = _culprit(kind, value) if is_dataclass(kind) and isinstance(value, dict) else ""  # type: ignore[arg-type]
-            return f"{key}.{within}" if within else key
-    return ""
-
-
-WORDS_OF_TYPES = (
-    ("int", "a whole number", "whole numbers, as in [1,2]"),
-    ("float", "a number", "numbers, as in [0.1,0.2]"),
-    ("bool", "true or false", "true or false"),
-    ("str", "a word", "words, as in [a,b]"),
-)
-
-
-@cache
-def _object(cls: type, values: str) -> Any:
-    """An instance of `cls` from JSON. OmegaConf takes a while, and the runs of a sweep share most of their groups."""
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), json.loads(values)))
-
-
-def expected(cls: type, key: str) -> str:
-    """What a key of the dataclass `cls` takes, in words."""
-    first, _, rest = key.partition(".")
-    found = {f.name: f.type for f in fields(cls)}.get(first.partition("[")[0], "")
-    if rest and is_dataclass(found):
-        return expected(found, rest)  # type: ignore[arg-type]
-    kind = str(found)
-    for name, one, several in WORDS_OF_TYPES:
-        if re.search(rf"\b{name}\b", kind):
-            return f"must be a list of {several}." if "list[" in kind and "[" not in key else f"must be {one}."
-    return "has the wrong type."
-
-
 def run_config(cfg: DictConfig) -> RunConfig:
     """The composed Hydra config as a checked `RunConfig`. Raises ConfigError with one sentence."""
     model_class = SyntheticConfig if cfg.model.source == "synthetic" else ModelConfig
     model = typed(model_class, cfg.model, "model")
+    code: dict[str, Code] = {}
+    outputs = Path(cfg.outputs).resolve()
     for number, tag in enumerate(cfg.tags):
         if not isinstance(tag, str):
             raise ConfigError(f"tags[{number}]={tag}: must be a word.")
@@ -254,15 +189,16 @@ def run_config(cfg: DictConfig) -> RunConfig:
         layer=typed(LayerConfig, cfg.layer, "layer"),
         data=_data(cfg.data),
         activations=typed(ActivationsConfig, cfg.activations, "activations"),
-        architecture=typed(component("architecture", cfg.architecture.name).CONFIG, cfg.architecture, "architecture"),
-        group_layer=typed(component("group_layer", cfg.group_layer.name).CONFIG, cfg.group_layer, "group_layer"),
-        penalty=_penalty(cfg.penalty),
-        schedule=typed(SCHEDULES[cfg.schedule.name], cfg.schedule, "schedule"),
-        lr_schedule=typed(LR_SCHEDULES[cfg.lr_schedule.name], cfg.lr_schedule, "lr_schedule"),
+        architecture=_component("architecture", cfg.architecture, code, outputs),
+        group_layer=_component("group_layer", cfg.group_layer, code, outputs),
+        penalty=_penalty(cfg.penalty, code, outputs),
+        schedule=_component("schedule", cfg.schedule, code, outputs),
+        lr_schedule=_component("lr_schedule", cfg.lr_schedule, code, outputs),
         train=typed(TrainConfig, cfg.train, "train"),
         eval=_eval(cfg.eval),
         logger=typed(LoggerConfig, cfg.logger, "logger"),
         tags=list(cfg.tags),
+        code=code,
         **{key: cfg[key] for key in ("num_tokens", "batch_size", "seed", "data_seed", "outputs", "device", "title")},
     )
     facts = model_facts(run.model)
@@ -271,16 +207,29 @@ def run_config(cfg: DictConfig) -> RunConfig:
     return run
 
 
-def _penalty(node: DictConfig) -> Any:
+def _component(group: str, node: DictConfig, code: dict[str, Code], outputs: Path, place: str | None = None) -> Any:
+    """The config of a group's choice; code from outside that it names is added to `code` under its place."""
+    place = place or group
+    found = code_of(group, node)
+    if found is not None:
+        if found.file and any(Path(found.file).is_relative_to(outputs / part) for part in ("runs", "sweeps")):
+            raise ConfigError(f"{group}={node.name}: {found.file} lies among runs; code is not run from there.")
+        code[place] = found
+    return typed(
+        component(group, node.name, found).config, node, place, less=KEYS if place == group else ("schedule", *KEYS)
+    )
+
+
+def _penalty(node: DictConfig, code: dict[str, Code], outputs: Path) -> Any:
     """The config of a penalty, or of several with their schedules."""
     if "+" not in node.name:
-        return typed(component("penalty", node.name).CONFIG, node, "penalty")
+        return _component("penalty", node, code, outputs)
     terms = []
     for name in node.name.split("+"):
-        schedule = node[name].schedule
-        config = typed(component("penalty", name).CONFIG, node[name], f"penalty.{name}", less=("schedule",))
-        where = f"penalty.{name}.schedule"
-        terms.append(PenaltyTerm(name, config, typed(SCHEDULES[schedule.name], schedule, where)))
+        place = f"penalty.{name}"
+        config = _component("penalty", node[name], code, outputs, place)
+        schedule = _component("schedule", node[name].schedule, code, outputs, f"{place}.schedule")
+        terms.append(PenaltyTerm(name, config, schedule))
     return Combination(node.name, terms)
 
 
@@ -350,45 +299,23 @@ def _positive(key: str, value: float) -> None:
 
 
 def _check(run: RunConfig, facts: ModelFacts) -> None:
-    _positive("num_tokens", run.num_tokens)
-    _positive("batch_size", run.batch_size)
+    """Raise ConfigError for values that cannot be meant, alone or together."""
+    check_values(run)
     if run.num_tokens < run.batch_size:
         raise ConfigError(
             f"num_tokens={run.num_tokens}: less than one batch; give at least batch_size={run.batch_size}."
         )
-    for key in ("seed", "data_seed"):
-        if getattr(run, key) < 0:
-            raise ConfigError(f"{key}={getattr(run, key)}: must be 0 or more.")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", run.device):
-        raise ConfigError(f"device={run.device}: must be one of auto, cpu, cuda, cuda:N.")
-    for key in ("model.dtype", "activations.dtype"):
-        group, name = key.split(".")
-        _one_of(key, getattr(getattr(run, group), name), ("float32", "bfloat16", "float16"))
-    _one_of("layer.hook", run.layer.hook, ("resid_post", "mlp_out", "attn_out"))
     if not run.synthetic and not 0 <= (run.layer.index or 0) < facts.n_layers:
         raise ConfigError(
             f"layer={run.layer.index}: {run.model.name} has {facts.n_layers} layers, "
             f"numbered 0 to {facts.n_layers - 1}."
         )
-    if run.data.context < 2:
-        raise ConfigError(
-            f"data.context={run.data.context}: a context holds at least BOS and one token; give 2 or more."
-        )
-    _one_of("data.train_on", run.data.train_on, ("non_special", "all"))
     _check_pairs(run)
-    if not 0 < run.data.held_out < 1:
-        raise ConfigError(f"data.held_out={run.data.held_out}: must lie between 0 and 1.")
     activations = run.activations
-    _one_of("activations.mode", activations.mode, ("auto", "memory", "disk", "stream"))
-    for name in ("memory_gb", "disk_gb"):
-        if getattr(activations, name) < 0:
-            raise ConfigError(f"activations.{name}={getattr(activations, name)}: must be 0 or more.")
-    _positive("activations.harvest_batch", activations.harvest_batch)
     if activations.mode == "stream" and activations.buffer_tokens < run.batch_size:
         raise ConfigError(
             f"activations.buffer_tokens={activations.buffer_tokens}: must hold at least one batch of {run.batch_size}."
         )
-    _check_train(run.train)
     if run.train.selection == "bfloat16":
         if not hasattr(run.architecture, "k"):
             raise ConfigError(
@@ -443,30 +370,6 @@ def _check_pairs(run: RunConfig) -> None:
             f"train.sampling={run.train.sampling}: data={run.data.name} has no roles or pairs; give "
             "data=builtin_roles, data.label_field=COLUMN or data.pair_field=COLUMN."
         )
-
-
-def _check_train(train: TrainConfig) -> None:
-    _one_of("train.recon", train.recon, ("squared", "norm"))
-    _one_of("train.precision", train.precision, ("float32", "bfloat16", "float64"))
-    _one_of("train.kernels", train.kernels, ("auto", "reference"))
-    _one_of("train.selection", train.selection, ("exact", "bfloat16"))
-    _one_of("train.b_dec_init", train.b_dec_init, ("mean", "geometric_median", "zero"))
-    kinds = ("auto", "tokens", "adjacent_pairs", "contiguous_windows", "role_pairs", "text_pairs")
-    _one_of("train.sampling", train.sampling, kinds)
-    if train.held_out_tokens < 0:
-        raise ConfigError(f"train.held_out_tokens={train.held_out_tokens}: must be 0 (none) or more.")
-    for name in ("log_every", "checkpoint_every", "monitor_every", "dead_after_tokens", "window"):
-        _positive(f"train.{name}", getattr(train, name))
-    if train.clip < 0:
-        raise ConfigError(f"train.clip={train.clip}: must be 0 (no clipping) or more.")
-    for name in ("beta1", "beta2"):
-        if not 0 <= getattr(train, name) < 1:
-            raise ConfigError(f"train.{name}={getattr(train, name)}: must lie in [0, 1).")
-
-
-def check_sae(d_sae: int) -> None:
-    """Shared by every architecture's own check."""
-    _positive("d_sae", d_sae)
 
 
 def used_top_keys(cfg: DictConfig) -> set[str]:

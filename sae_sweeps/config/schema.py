@@ -3,8 +3,20 @@
 A length in time (`warmup`, `decay`, ...) is a fraction of the run when below 1 and a number of steps otherwise.
 """
 
+import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from sae_sweeps.fields import (
+    BelowOne,
+    DType,
+    InnerShare,
+    NotNegative,
+    Positive,
+    Rule,
+    at_least,
+    one_of,
+)
 
 
 @dataclass
@@ -17,7 +29,7 @@ class ModelConfig:
     """Folder for `local`, hub name for `hub`."""
     revision: str | None = None
     """Commit or tag on the hub; null means the newest."""
-    dtype: str = "float32"
+    dtype: DType = "float32"
     """Weights and forward pass: float32, bfloat16 or float16."""
     default_layer: int | None = None
     """Layer used when `layer` is not given; null means the middle one."""
@@ -58,7 +70,7 @@ class SyntheticConfig(ModelConfig):
 
 @dataclass
 class LayerConfig:
-    hook: str = "resid_post"
+    hook: Annotated[str, one_of("resid_post", "mlp_out", "attn_out")] = "resid_post"
     """resid_post (residual stream after the layer), mlp_out or attn_out."""
     index: int | None = None
     """Layer number from 0; `layer=12` sets it."""
@@ -83,11 +95,11 @@ class DataConfig:
     revision: str | None = None
     text_field: str = "text"
     """Column of JSONL, Parquet and hub rows that holds the text."""
-    context: int = 128
+    context: Annotated[int, at_least(2, "a context holds at least BOS and one token; give 2 or more.")] = 128
     """Tokens per context, BOS included."""
     prepend_bos: bool = True
     """Each context starts with BOS; between documents BOS stands in any case, as in SAELens."""
-    train_on: str = "non_special"
+    train_on: Annotated[str, one_of("non_special", "all")] = "non_special"
     """Which tokens train the SAE: non_special (not BOS, EOS or padding) or all."""
     forget: str | None = None
     """Text to forget: a file, a folder, or a hub name as ORG/NAME or ORG/NAME:SUBSET."""
@@ -101,7 +113,7 @@ class DataConfig:
     """The labels in the order of their roles; null means all that a local source holds, sorted."""
     pair_field: str | None = None
     """Column that holds a second text which belongs to the first: a precomputed positive pair."""
-    held_out: float = 0.1
+    held_out: InnerShare = 0.1
     """Share of the documents kept for evaluation, chosen by a hash of each text (built-in data: by module)."""
     own: Any = None
     """Keys of a kind from outside that has a dataclass of its own; in files and commands they are `data.KEY`."""
@@ -117,54 +129,56 @@ class DataConfig:
 
 @dataclass
 class ActivationsConfig:
-    mode: str = "auto"
+    mode: Annotated[str, one_of("auto", "memory", "disk", "stream")] = "auto"
     """memory, disk (safetensors shards), stream (a rolling buffer), or auto: the first of these with room."""
-    dtype: str = "auto"
+    dtype: Annotated[str, one_of("auto", "float32", "bfloat16", "float16")] = "auto"
     """How activations are stored: float32, bfloat16, float16, or auto, the model's own."""
     buffer_tokens: int = 262144
     """Tokens in a stream's buffer; batches are shuffled within it."""
-    memory_gb: float = 2.0
+    memory_gb: NotNegative[float] = 2.0
     """`auto` keeps activations in memory up to this size."""
-    disk_gb: float = 50.0
+    disk_gb: NotNegative[float] = 50.0
     """`auto` writes activations to disk up to this size, and streams beyond it."""
-    harvest_batch: int = 32
+    harvest_batch: Positive[int] = 32
     """Contexts per forward pass of the language model."""
 
 
 @dataclass
 class TrainConfig:
-    recon: str = "squared"
+    recon: Annotated[str, one_of("squared", "norm")] = "squared"
     """squared (error summed over d_in, mean over the batch) or norm (mean Euclidean norm of the error)."""
-    precision: str = "float32"
+    precision: Annotated[str, one_of("float32", "bfloat16", "float64")] = "float32"
     """float32; bfloat16: the forward pass under autocast, weights and statistics stay float32; float64: everything, to
     tell rounding from method."""
     normalize_activations: bool = False
     """Scale activations so that their mean norm is sqrt(d_in); the scale is recorded and folded back on export."""
-    b_dec_init: str = "mean"
+    b_dec_init: Annotated[str, one_of("mean", "geometric_median", "zero")] = "mean"
     """Decoder bias at the start: mean or geometric_median of the first batches, or zero."""
-    clip: float = 1.0
+    clip: Annotated[float, at_least(0, "must be 0 (no clipping) or more.")] = 1.0
     """Largest gradient norm; 0 leaves gradients alone."""
-    beta1: float = 0.9
-    beta2: float = 0.999
-    dead_after_tokens: int = 100_000
+    beta1: BelowOne = 0.9
+    beta2: BelowOne = 0.999
+    dead_after_tokens: Positive[int] = 100_000
     """A feature counts as dead once it has not fired for this many tokens."""
-    sampling: str = "auto"
+    sampling: Annotated[
+        str, one_of("auto", "tokens", "adjacent_pairs", "contiguous_windows", "role_pairs", "text_pairs")
+    ] = "auto"
     """How batches are drawn: tokens (shuffled), adjacent_pairs, contiguous_windows, role_pairs (two tokens of one
     role), text_pairs (precomputed pairs); auto: as the penalty needs."""
-    window: int = 32
+    window: Positive[int] = 32
     """Tokens per window under contiguous_windows."""
-    log_every: int = 10
+    log_every: Positive[int] = 10
     """Steps between rows of metrics.jsonl."""
-    checkpoint_every: int = 250
+    checkpoint_every: Positive[int] = 250
     """Steps between checkpoints: at most this many are repeated after a kill."""
-    monitor_every: int = 50
+    monitor_every: Positive[int] = 50
     """Steps between looks that cost more than a row: gradient norms by loss term, held-out fvu, the penalty's own."""
-    selection: str = "exact"
+    selection: Annotated[str, one_of("exact", "bfloat16")] = "exact"
     """exact; or bfloat16 (topk, batch_topk, matryoshka): a product in bfloat16 picks the active features and their
     values are recomputed in float32. Other features may win; faster where the processor multiplies bfloat16."""
-    kernels: str = "auto"
+    kernels: Annotated[str, one_of("auto", "reference")] = "auto"
     """auto: the fastest that are exact on the device; reference: plain dense formulas. Recorded in the results."""
-    held_out_tokens: int = 2048
+    held_out_tokens: Annotated[int, at_least(0, "must be 0 (none) or more.")] = 2048
     """Held-out tokens on which fvu is followed during training; 0 leaves it out."""
 
     def bytes(self) -> int:
@@ -189,9 +203,9 @@ class ClusterConfig:
 
     name: str = "inline"
     """inline: every run in this process."""
-    group_size: int | None = None
+    group_size: Positive[int | None] = None
     """Most runs in a group, which share the language model's passes; null: as many as memory_gb holds."""
-    memory_gb: float | None = None
+    memory_gb: Positive[float | None] = None
     """Memory of one group's device; null: what the device has, where that can be seen."""
 
 
@@ -200,13 +214,13 @@ class LocalConfig(ClusterConfig):
     """Processes on this machine, one for each group at a time."""
 
     name: str = "local"
-    processes: int | None = None
+    processes: Positive[int | None] = None
     """Groups trained side by side; null: one for each GPU, or 2 without any. Each process gets a GPU of its own."""
     detach: bool = False
     """Return once the processes are started; `python -m sae_sweeps status SWEEP_DIR` looks after them."""
-    retries: int = 1
+    retries: NotNegative[int] = 1
     """How often a run is started again that was lost or ran out of memory; never after a divergence or an error."""
-    poll_s: float = 1.0
+    poll_s: Positive[float] = 1.0
     """Seconds between two looks at the runs."""
 
 
@@ -220,21 +234,23 @@ class SlurmConfig(ClusterConfig):
     qos: str | None = None
     constraint: str | None = None
     """Features that a node must have, as sbatch's --constraint."""
-    gpus: int = 1
+    gpus: NotNegative[int] = 1
     """GPUs of a job; 0 for none."""
     gpu_type: str | None = None
     """Kind of GPU, as in --gres=gpu:KIND:N."""
-    tasks: int = 1
+    tasks: Positive[int] = 1
     """Groups side by side in one job; the job's GPUs are dealt out evenly."""
-    cpus: int = 4
+    cpus: Positive[int] = 4
     """CPUs of each group; also its number of threads where OMP_NUM_THREADS is not set."""
-    mem: str | None = "16G"
+    mem: Annotated[
+        str | None, Rule(re.compile(r"\d+[KMGT]?B?", re.IGNORECASE).fullmatch, "give a size such as 32G.")
+    ] = "16G"
     """Memory of a job, as sbatch's --mem; null: the partition's default."""
     time: str = "4:00:00"
     """Time limit of a job: minutes, H:MM:SS or D-HH:MM:SS. A job that reaches it goes on in the queue again."""
     exclusive: bool = False
     """Whole nodes, shared with no other job."""
-    array_parallelism: int = 256
+    array_parallelism: Positive[int] = 256
     """Most jobs of an array that run at the same time."""
     exclude: str | None = None
     """Nodes to leave out, as sbatch's --exclude."""
@@ -247,15 +263,15 @@ class SlurmConfig(ClusterConfig):
     """Python on the nodes; null: the one that launches."""
     extra: list[str] = field(default_factory=list)
     """Further options of sbatch by their long names, such as ["reservation=mine",reboot]."""
-    signal_s: int = 90
+    signal_s: Positive[int] = 90
     """Seconds before the time limit at which a job writes its checkpoints and queues again."""
-    max_restarts: int = 20
+    max_restarts: NotNegative[int] = 20
     """How often Slurm may start a job again (preemption, time limit, node failure) before it counts as failed."""
     detach: bool = False
     """Return after submission; `python -m sae_sweeps status SWEEP_DIR` looks after the jobs."""
-    retries: int = 1
+    retries: NotNegative[int] = 1
     """How often a run is submitted again that was lost or ran out of memory; never after a divergence or an error."""
-    poll_s: float = 10.0
+    poll_s: Positive[float] = 10.0
     """Seconds between two looks at the runs and at squeue, which is asked once for all jobs."""
 
 

@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
+from sae_sweeps.config import plugins
 from sae_sweeps.config.data import ENDINGS
-from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.penalties import combined_node
 from sae_sweeps.errors import ConfigError
 
@@ -21,7 +23,7 @@ ARMS = "arms: they belong in a file of conf/experiment, as those of the studies 
 def rewrite(words: list[str]) -> list[str]:
     """The command's words as Hydra reads them. Raises ConfigError for words that would be ignored or misread."""
     out = []
-    for word in words:
+    for word in with_targets(words):
         key, equals, value = word.partition("=")
         if word == "--dry-run":
             out.append("dry_run=true")
@@ -29,16 +31,17 @@ def rewrite(words: list[str]) -> list[str]:
             raise ConfigError(f"{word}: keys cannot be added or removed; give key=value for a key that exists.")
         elif equals and not value and not key.startswith("-"):
             raise ConfigError(f"{key}=: the value is empty; give one, or leave the word out.")
-        elif re.match(r"\[|\{|null$", value) and (choices(key) or key.startswith("hydra/")):
-            raise ConfigError(f"{word}: {key} takes one choice{', of ' * bool(choices(key))}{', '.join(choices(key))}.")
+        elif re.match(r"\[|\{|null$", value) and (plugins.choices(key) or key.startswith("hydra/")):
+            known = plugins.choices(key)
+            raise ConfigError(f"{word}: {key} takes one choice{', of ' * bool(known)}{', '.join(known)}.")
         elif key == "layer" and re.fullmatch(r"[\d,\s-]+|range\(.*\)", value):
             out.append(f"layer.index={value}")
-        elif key in ("model", "data") and equals:
+        elif key in (*plugins.GROUPS, "model") and equals:
             out.append(f"{key}={','.join(_choice(key, part.strip()) for part in value.split(','))}")
-        elif key == "penalty" and "+" in value:
-            out.append(f"{key}={','.join(_combination(part.strip()) for part in value.split(','))}")
-        elif re.fullmatch(r"penalty\.\w+\.schedule", key):
-            out.append(f"schedule@{word}")
+        elif key == "hydra.searchpath":
+            continue  # plugins.search_path_words gives it to Hydra, with the other folders that are searched
+        elif re.fullmatch(r"(schedule)@[\w.]+|penalty\.\w+\.(schedule)", key):
+            out.append(f"schedule@{key.removeprefix('schedule@')}={_choice('schedule', value)}")
         else:
             out.append(word)
     out = wait_for_the_choice(out)
@@ -50,8 +53,8 @@ def rewrite(words: list[str]) -> list[str]:
 def refuse_keys_of_arms(words: list[str]) -> None:
     """Raise ConfigError for a key of the penalty or its schedule beside an experiment whose arms choose them."""
     given = dict(word.partition("=")[::2] for word in words)
-    path = config_dir() / "experiment" / f"{given.get('experiment')}.yaml"
-    if not path.exists() or "\narms:" not in path.read_text():
+    path = plugins.choice_file("experiment", given.get("experiment", ""))
+    if path is None or "\narms:" not in path.read_text():
         return
     for key, value in given.items():
         if key.startswith(("penalty.", "schedule.")):
@@ -76,20 +79,48 @@ def wait_for_the_choice(words: list[str]) -> list[str]:
     return out
 
 
-def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+def with_targets(words: list[str]) -> list[str]:
+    """`GROUP=NAME GROUP._target_=FILE.CLASS` as a choice made for it; without GROUP=NAME it is named after FILE."""
+    suffix = f".{plugins.TARGET}"
+    targets = {key.removesuffix(suffix): value for key, _, value in map(_split, words) if key.endswith(suffix)}
+    out = [word for word in words if not _split(word)[0].endswith(suffix)]
+    for group, target in targets.items():
+        if group not in plugins.GROUPS:
+            raise ConfigError(f"{group}{suffix}={target}: takes a group, one of {', '.join(plugins.GROUPS)}.")
+        given = [value for key, _, value in map(_split, out) if key == group]
+        name = given[-1] if given else target.rpartition(".")[0].rpartition(".")[2] or target
+        if not re.fullmatch(r"[\w-]+", name) or (plugins.config_dir() / group / f"{name}.yaml").is_file():
+            raise ConfigError(f"{group}{suffix}={target}: goes with one name of your own, as in {group}=NAME.")
+        _store(group, name, plugins.target_node(group, name, target))
+        out = [word for word in out if _split(word)[0] != group] + [f"{group}={name}"]
+    return out
+
+
+def _split(word: str) -> tuple[str, str, str]:
+    return word.partition("=")
 
 
 def _choice(group: str, value: str) -> str:
-    """A choice of the group as it is; a path as a choice made for it, named after the file or folder."""
+    """A choice of the group as it is; one from outside, a path or a sum of penalties as a choice made for it."""
+    if group == "penalty" and "+" in value:
+        return _combination(value)
     path = Path(value).expanduser()
-    if value in choices(group) or not (
-        path.exists() or "/" in value or value.startswith((".", "~")) or path.suffix in ENDINGS
-    ):
+    if (group, value) in plugins.made:
+        return value
+    if group in plugins.GROUPS:
+        if path.suffix == ".yaml" and path.is_file():
+            plugins.refuse_hiding(path.resolve(), group)
+            return _outside(group, path.resolve())
+        if (outside := plugins.outside_choices(group).get(value)) is not None:
+            plugins.refuse_hiding(outside)
+            return _outside(group, outside)
+    if group not in ("model", "data") or value in plugins.choices(group):
+        return value
+    if not (path.exists() or "/" in value or value.startswith((".", "~")) or path.suffix in ENDINGS):
         return value
     base = _base_of(group, path, value)
     name = re.sub(r"[^\w-]+", "_", path.resolve().name) or base
-    while name in choices(group) or _taken.setdefault((group, name), path.resolve()) != path.resolve():
+    while name in plugins.choices(group) or _taken.setdefault((group, name), path.resolve()) != path.resolve():
         name += "_"  # another folder of the same name, or one named like a choice
     node: dict[str, Any] = {"defaults": [base, "_self_"], "name": name, "path": str(path.absolute())}
     ConfigStore.instance().store(group=group, name=name, node=node)
@@ -99,13 +130,43 @@ def _choice(group: str, value: str) -> str:
 _taken: dict[tuple[str, str], Path] = {}
 
 
-def _combination(value: str) -> str:
-    """`a+b` as a choice of the group penalty, made for it; anything else as it is."""
-    if "+" in value:
-        ConfigStore.instance().store(
-            group="penalty", name=value, node=combined_node(value, config_dir()), package="_global_"
+def _outside(group: str, path: Path) -> str:
+    """An outside choice with code, in Hydra's store with all keys of its dataclass; YAML without code is Hydra's."""
+    node = plugins.outside_node(group, path)
+    if node is not None:
+        _store(group, path.stem, node)
+    elif path.parent not in (folder / group for folder in plugins.folders()):
+        raise ConfigError(
+            f"{group}={path}: has no _target_ and lies in no folder that is searched; give its folder, as "
+            f"hydra.searchpath=[file://{path.parent.parent}] {group}={path.stem}."
         )
+    return path.stem
+
+
+def _store(group: str, name: str, node: dict[str, Any]) -> None:
+    """Put a choice where Hydra finds it before the file that it was made of."""
+    plugins.made.add((group, name))
+    file = plugins.made_folder() / group / f"{name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    package = "# @package _global_\n" if group in node else ""
+    file.write_text(package + yaml.safe_dump(node, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _combination(value: str) -> str:
+    """`a+b` as a choice of the group penalty, made for it."""
+    known = [name for name in plugins.choices("penalty") if name != "none"]
+    ConfigStore.instance().store(
+        group="penalty", name=value, node=combined_node(value, known, _penalty_node), package="_global_"
+    )
     return value
+
+
+def _penalty_node(name: str) -> dict[str, Any]:
+    """The YAML of a penalty, unresolved; an outside one with the defaults of its dataclass."""
+    path = plugins.choice_file("penalty", name)
+    assert path is not None
+    ours: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    return plugins.outside_node("penalty", path) or ours
 
 
 def _base_of(group: str, path: Path, value: str) -> str:
@@ -113,7 +174,8 @@ def _base_of(group: str, path: Path, value: str) -> str:
         named = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", value)
         hub = f", or {group}=hub {group}.path={value} for a name on the Hugging Face hub" if named else ""
         raise ConfigError(
-            f"{group}={value}: no such file or folder; give one that exists, one of {', '.join(choices(group))}{hub}."
+            f"{group}={value}: no such file or folder; give one that exists, one of "
+            f"{', '.join(plugins.choices(group))}{hub}."
         )
     if group == "model":
         return "local"

@@ -15,19 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sae_sweeps.errors import ConfigError
+from sae_sweeps.fields import BelowOne, PenaltyWeight, Positive
 from sae_sweeps.kernels.gram import squared_products
-from sae_sweeps.penalties.base import (
-    REDUCTIONS,
-    MovingAverage,
-    Penalty,
-    PenaltyConfig,
-    PenaltyValue,
-    check_choice,
-    check_decay,
-    check_weight,
-    reduced,
-)
+from sae_sweeps.penalties.base import MovingAverage, Penalty, PenaltyConfig, PenaltyValue, Reduction, reduced
 from sae_sweeps.penalties.strict_ortho import n_pairs
 from sae_sweeps.schedules import check_piecewise, piecewise
 
@@ -37,26 +27,21 @@ if TYPE_CHECKING:
 
 @dataclass
 class AdaptiveSharingConfig(PenaltyConfig):
-    lambda2_max: float
+    lambda2_max: PenaltyWeight
     """Weight of the penalty at schedule value 1."""
-    reduction: str
+    reduction: Reduction
     """sum over pairs i < j; per_feature: sum / d_sae; mean over all pairs."""
     breakpoints: list[float]
     """Progress p at which alpha is given, rising."""
     alphas: list[float]
     """alpha at each of them: 0 keeps the constraint whole, 1 lifts it."""
-    tau: float
+    tau: Positive[float]
     """Fraction of variance unexplained up to which the constraint holds in full."""
-    decay: float
+    decay: BelowOne
     """Of the moving average e."""
 
     def check(self) -> None:
-        check_weight("lambda2_max", self.lambda2_max)
-        check_choice("penalty.reduction", self.reduction, REDUCTIONS)
         check_piecewise("penalty.breakpoints", self.breakpoints, "penalty.alphas", self.alphas)
-        if not self.tau > 0:
-            raise ConfigError(f"penalty.tau={self.tau}: must be above 0.")
-        check_decay("penalty.decay", self.decay)
 
     def peak_weight(self) -> float:
         return self.lambda2_max

@@ -7,19 +7,19 @@ optimised with the SAE; its buffers are state. Both are checkpointed.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from sae_sweeps.errors import ConfigError
+from sae_sweeps.fields import one_of
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
     from sae_sweeps.config.run import RunConfig
 
 
-REDUCTIONS = ("sum", "per_feature", "mean")
+Reduction = Annotated[str, one_of("sum", "per_feature", "mean")]
 
 
 def reduced(total: Tensor, reduction: str, d_sae: int, n_pairs: Tensor | float) -> Tensor:
@@ -29,24 +29,6 @@ def reduced(total: Tensor, reduction: str, d_sae: int, n_pairs: Tensor | float) 
     if reduction == "per_feature":
         return total / d_sae
     return total / (n_pairs.clamp(min=1) if isinstance(n_pairs, Tensor) else max(n_pairs, 1))
-
-
-def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ConfigError unless the value is one of the choices."""
-    if value not in choices:
-        raise ConfigError(f"{key}={value}: must be one of {', '.join(choices)}.")
-
-
-def check_weight(key: str, value: float) -> None:
-    """Raise ConfigError for a negative weight."""
-    if value < 0:
-        raise ConfigError(f"{key}={value}: must be above 0; for a run without it give penalty=none.")
-
-
-def check_decay(key: str, value: float) -> None:
-    """Raise ConfigError unless the value is the decay of a moving average."""
-    if not 0 <= value < 1:
-        raise ConfigError(f"{key}={value}: must lie in [0, 1).")
 
 
 class MovingAverage(nn.Module):
@@ -75,7 +57,7 @@ class PenaltyConfig:
     name: str
 
     def check(self) -> None:
-        """Raise ConfigError for a value that cannot be meant."""
+        """Raise ConfigError for values that cannot be meant together; each alone has its field's rule."""
 
     def unused_keys(self) -> dict[str, str]:
         """Keys that change nothing as the others stand, each with the reason."""

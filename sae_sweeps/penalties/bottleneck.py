@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.fields import NotNegative, Positive
 from sae_sweeps.kernels.info_nce import info_nce, neighbours, unit_rows
 from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue
 
@@ -33,24 +34,16 @@ WEIGHTS = ("lambda2_max", "group_lasso_weight", "l2_weight", "contrastive_weight
 
 @dataclass
 class BottleneckConfig(PenaltyConfig):
-    lambda2_max: float
+    lambda2_max: NotNegative[float]
     """Weight of the mutual information between groups: a mean over pairs, some 0.01 nats, so weights are large."""
-    group_lasso_weight: float
+    group_lasso_weight: NotNegative[float]
     """Weight of the group lasso."""
-    l2_weight: float
+    l2_weight: NotNegative[float]
     """Weight of the squared norm of the weights."""
-    contrastive_weight: float
+    contrastive_weight: NotNegative[float]
     """Weight of the InfoNCE between energy profiles of adjacent tokens."""
-    temperature: float
+    temperature: Positive[float]
     """tau of that InfoNCE."""
-
-    def check(self) -> None:
-        for key in WEIGHTS:
-            if getattr(self, key) < 0:
-                name = key if key == "lambda2_max" else f"penalty.{key}"
-                raise ConfigError(f"{name}={getattr(self, key)}: must be 0 or more.")
-        if not self.temperature > 0:
-            raise ConfigError(f"penalty.temperature={self.temperature}: must be above 0.")
 
     def unused_keys(self) -> dict[str, str]:
         return {} if self.contrastive_weight else {"temperature": "penalty.contrastive_weight=0 leaves InfoNCE out"}
@@ -79,7 +72,7 @@ class Bottleneck(Penalty):
         cfg, groups = self.cfg, ctx.groups
         assert groups is not None
         with torch.autocast(ctx.x.device.type, enabled=False):
-            E_BG = groups.energies(ctx.f)
+            E_BG = groups.energies(ctx.feature_acts)
             terms: dict[str, tuple[Tensor, float]] = {}
             if cfg.lambda2_max:
                 n_pairs = groups.n_groups * (groups.n_groups - 1)

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.fields import AtLeastOne, NotNegative, PenaltyWeight, Positive, one_of
 from sae_sweeps.kernels.features import Features, TopKFeatures
 from sae_sweeps.kernels.info_nce import Pairs, info_nce, neighbours, similarities, unit_rows
 from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue
@@ -37,30 +38,16 @@ N_SIMILAR = 5
 
 @dataclass
 class ContrastiveConfig(PenaltyConfig):
-    lambda2_max: float
+    lambda2_max: PenaltyWeight
     """Weight of the penalty at schedule value 1."""
-    positives: str
+    positives: Annotated[str, one_of("adjacent", "top5_similar", "pairs")]
     """adjacent: neighbouring tokens; top5_similar: the 5 nearest activations; pairs: precomputed, of one role."""
-    head_dim: int
+    head_dim: AtLeastOne[int]
     """Dimensions of the head."""
-    temperature: float
+    temperature: Positive[float]
     """tau of the InfoNCE."""
-    diversity_weight: float
+    diversity_weight: NotNegative[float]
     """Weight of the feature-diversity term, relative to the InfoNCE; 0 turns it off."""
-
-    def check(self) -> None:
-        if self.lambda2_max < 0:
-            raise ConfigError(
-                f"lambda2_max={self.lambda2_max}: must be above 0; for a run without it give penalty=none."
-            )
-        if self.positives not in ("adjacent", "top5_similar", "pairs"):
-            raise ConfigError(f"penalty.positives={self.positives}: must be one of adjacent, top5_similar, pairs.")
-        if self.head_dim < 1:
-            raise ConfigError(f"penalty.head_dim={self.head_dim}: must be at least 1.")
-        if not self.temperature > 0:
-            raise ConfigError(f"penalty.temperature={self.temperature}: must be above 0.")
-        if self.diversity_weight < 0:
-            raise ConfigError(f"penalty.diversity_weight={self.diversity_weight}: must be 0 or more.")
 
     def peak_weight(self) -> float:
         return self.lambda2_max
@@ -119,13 +106,13 @@ class Contrastive(Penalty):
 
     def forward(self, ctx: Context) -> PenaltyValue:
         pairs, candidate_BB = self.pairs(ctx)
-        loss = info_nce(self.project(ctx.f), pairs, self.cfg.temperature, candidate_BB)
+        loss = info_nce(self.project(ctx.feature_acts), pairs, self.cfg.temperature, candidate_BB)
         n_positive = torch.bincount(pairs[0], minlength=len(ctx.x))
         n_candidates = len(ctx.x) - 1 if candidate_BB is None else candidate_BB.sum(1)
         anchors = (n_positive > 0) & (n_candidates > n_positive)
         terms: dict[str, float | Tensor] = {"info_nce": loss.detach(), "anchors": anchors.float().mean()}
         if self.cfg.diversity_weight:
-            diversity = concentration(ctx.f)
+            diversity = concentration(ctx.feature_acts)
             loss = loss + self.cfg.diversity_weight * diversity
             terms["diversity"] = diversity.detach()
         return PenaltyValue(loss, terms)
@@ -134,7 +121,7 @@ class Contrastive(Penalty):
     def monitor(self, ctx: Context) -> dict[str, Any]:
         """Alignment (mean cosine of positives), uniformity (log mean exp(-2 |u_i - u_j|^2), Wang and Isola 2020,
         arXiv 2005.10242) and retrieval (share of anchors whose most similar candidate is a positive)."""
-        u = self.project(ctx.f)
+        u = self.project(ctx.feature_acts)
         (anchor, positive), candidate_BB = self.pairs(ctx)
         record: dict[str, float | None] = {"alignment": None, "uniformity": None, "retrieval": None, "chance": None}
         if len(anchor):

@@ -14,19 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sae_sweeps.errors import ConfigError
+from sae_sweeps.fields import NotNegative, PenaltyWeight, PositiveShare
 from sae_sweeps.kernels.choose import loops
 from sae_sweeps.kernels.features import DenseFeatures, Features
 from sae_sweeps.kernels.gram import squared_products
-from sae_sweeps.penalties.base import (
-    REDUCTIONS,
-    Penalty,
-    PenaltyConfig,
-    PenaltyValue,
-    check_choice,
-    check_weight,
-    reduced,
-)
+from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue, Reduction, reduced
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
@@ -34,22 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class DecorrelationConfig(PenaltyConfig):
-    lambda2_max: float
+    lambda2_max: PenaltyWeight
     """Weight of the penalty at schedule value 1."""
-    reduction: str
+    reduction: Reduction
     """sum over pairs i < j; per_feature: sum / d_sae; mean over the pairs above the floor."""
-    active_fraction: float
+    active_fraction: PositiveShare
     """Share of the features taken into account, those that fire on most tokens of the batch; 1 takes all."""
-    variance_floor: float
+    variance_floor: NotNegative[float]
     """A feature whose variance over the batch is not above this counts for nothing and gets no gradient."""
-
-    def check(self) -> None:
-        check_weight("lambda2_max", self.lambda2_max)
-        check_choice("penalty.reduction", self.reduction, REDUCTIONS)
-        if not 0 < self.active_fraction <= 1:
-            raise ConfigError(f"penalty.active_fraction={self.active_fraction}: must be above 0 and at most 1.")
-        if self.variance_floor < 0:
-            raise ConfigError(f"penalty.variance_floor={self.variance_floor}: must be 0 or more.")
 
     def peak_weight(self) -> float:
         return self.lambda2_max
@@ -63,13 +47,13 @@ class Decorrelation(Penalty):
     cfg: DecorrelationConfig
 
     def forward(self, ctx: Context) -> PenaltyValue:
-        total, n = self.over_entries(ctx) or self.over_matrix(ctx.f)
+        total, n = self.over_entries(ctx) or self.over_matrix(ctx.feature_acts)
         value = reduced(total, self.cfg.reduction, ctx.sae.d_sae, n * (n - 1) / 2)
         return PenaltyValue(value, {"features": n})
 
     def over_entries(self, ctx: Context) -> tuple[Tensor, int] | None:
         """From the entries of a sparse f, on a CPU where that costs less than matrix products."""
-        f = ctx.f
+        f = ctx.feature_acts
         if isinstance(f, DenseFeatures) or not loops(ctx.sae.kernels, ctx.x):
             return None
         from sae_sweeps.kernels.correlations import Sparse, squared_correlations

@@ -9,25 +9,16 @@ they never meet. No gradient flows through it. METHODS, section 1 (progressive s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
 
-from sae_sweeps.errors import ConfigError
+from sae_sweeps.fields import BelowOne, PenaltyWeight, Positive, Rule, one_of
 from sae_sweeps.kernels.choose import loops
 from sae_sweeps.kernels.coactivation import competing_cosines, overlapping_pairs
 from sae_sweeps.kernels.competition import Competition
-from sae_sweeps.penalties.base import (
-    REDUCTIONS,
-    Penalty,
-    PenaltyConfig,
-    PenaltyValue,
-    check_choice,
-    check_decay,
-    check_weight,
-    reduced,
-)
+from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue, Reduction, reduced
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
@@ -38,34 +29,22 @@ WATCHED = 16
 
 @dataclass
 class OrthoConfig(PenaltyConfig):
-    lambda2_max: float
+    lambda2_max: PenaltyWeight
     """Weight of the penalty at schedule value 1."""
-    threshold: str
+    threshold: Annotated[str, one_of("decreasing", "constant", "increasing")]
     """decreasing: t = base (1 - p); constant: t = base; increasing: t = base (1 + p)."""
-    base_threshold: float
+    base_threshold: Annotated[float, Rule(lambda value: 0 <= value <= 1, "an overlap lies between 0 and 1.")]
     """Overlap from which two features compete."""
-    momentum: float
+    momentum: BelowOne
     """m in t <- m t + (1 - m) t(p), starting at t(0); 0 follows t(p) exactly."""
-    competition: str
+    competition: Annotated[str, one_of("linear", "sigmoid")]
     """linear: clip((n - t) / t, 0, 1); sigmoid: 1 / (1 + exp(-(n - t) / (tau t)))."""
-    tau: float
+    tau: Positive[float]
     """Softness of the sigmoid, relative to the threshold."""
-    overlap: str
+    overlap: Annotated[str, one_of("jaccard", "min", "cosine", "batch")]
     """jaccard: |A n B| / |A u B|; min: / min(|A|, |B|); cosine: / sqrt(|A| |B|); batch: / B."""
-    reduction: str
+    reduction: Reduction
     """sum over pairs i < j; per_feature: sum / d_sae; mean over the pairs that compete."""
-
-    def check(self) -> None:
-        check_weight("lambda2_max", self.lambda2_max)
-        check_choice("penalty.threshold", self.threshold, ("decreasing", "constant", "increasing"))
-        check_choice("penalty.competition", self.competition, ("linear", "sigmoid"))
-        check_choice("penalty.overlap", self.overlap, ("jaccard", "min", "cosine", "batch"))
-        check_choice("penalty.reduction", self.reduction, REDUCTIONS)
-        if not 0 <= self.base_threshold <= 1:
-            raise ConfigError(f"base_threshold={self.base_threshold}: an overlap lies between 0 and 1.")
-        check_decay("penalty.momentum", self.momentum)
-        if not self.tau > 0:
-            raise ConfigError(f"penalty.tau={self.tau}: must be above 0.")
 
     def unused_keys(self) -> dict[str, str]:
         return {} if self.competition == "sigmoid" else {"tau": "only penalty.competition=sigmoid uses it"}
@@ -119,7 +98,7 @@ class Ortho(Penalty):
 
     def forward(self, ctx: Context) -> PenaltyValue:
         W = ctx.sae.W_dec
-        total, pairs = competing_cosines(W, ctx.f, len(ctx.x), self.competition(), loops(ctx.sae.kernels, W))
+        total, pairs = competing_cosines(W, ctx.feature_acts, len(ctx.x), self.competition(), loops(ctx.sae.kernels, W))
         terms: dict[str, float | Tensor] = {"competing_pairs": pairs, "threshold": float(self.threshold)}
         return PenaltyValue(reduced(total, self.cfg.reduction, ctx.sae.d_sae, pairs), terms)
 
@@ -127,11 +106,11 @@ class Ortho(Penalty):
         """competition: overlap, c, |cosine| and correlation of the activations of the watched pairs."""
         competition = self.competition()
         if ctx.progress >= 0.25 and int(self.watched[0, 0]) < 0:
-            self.watch(*overlapping_pairs(ctx.f, len(ctx.x), competition))
+            self.watch(*overlapping_pairs(ctx.feature_acts, len(ctx.x), competition))
         i, j = self.watched[:, self.watched[0] >= 0]
         if not len(i):
             return {}
-        f = ctx.f.columns(torch.cat([i, j])).double()
+        f = ctx.feature_acts.columns(torch.cat([i, j])).double()
         f_i, f_j = f[:, : len(i)], f[:, len(i) :]
         both, n_i, n_j = ((f_i > 0) & (f_j > 0)).sum(0), (f_i > 0).sum(0), (f_j > 0).sum(0)
         overlap = torch.where(both > 0, competition.overlaps(both, n_i, n_j, len(f)), 0.0)

@@ -9,13 +9,13 @@ chunk size and weight were not at hand when this was written: the defaults are t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 
-from sae_sweeps.errors import ConfigError
+from sae_sweeps.fields import PenaltyWeight, at_least
 from sae_sweeps.kernels.nearest import nearest_squares
-from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue, check_weight
+from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
@@ -23,17 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class OrtSAEConfig(PenaltyConfig):
-    lambda2_max: float
+    lambda2_max: PenaltyWeight
     """Weight of the penalty at schedule value 1."""
-    chunk_size: int
+    chunk_size: Annotated[int, at_least(2, "a feature needs another to be compared with; give 2 or more.")]
     """Features per chunk; the last one may hold fewer. At least d_sae compares all with all."""
-
-    def check(self) -> None:
-        check_weight("lambda2_max", self.lambda2_max)
-        if self.chunk_size < 2:
-            raise ConfigError(
-                f"penalty.chunk_size={self.chunk_size}: a feature needs another to be compared with; give 2 or more."
-            )
 
     def peak_weight(self) -> float:
         return self.lambda2_max

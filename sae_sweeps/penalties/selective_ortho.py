@@ -9,25 +9,16 @@ Groups come from moving averages of per-feature statistics: a relative threshold
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
 
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.fields import AtLeastOne, BelowOne, PenaltyWeight, Rule, one_of
 from sae_sweeps.kernels.features import DenseFeatures, Features
 from sae_sweeps.kernels.gram import squared_products_between
-from sae_sweeps.penalties.base import (
-    REDUCTIONS,
-    MovingAverage,
-    Penalty,
-    PenaltyConfig,
-    PenaltyValue,
-    check_choice,
-    check_decay,
-    check_weight,
-    reduced,
-)
+from sae_sweeps.penalties.base import MovingAverage, Penalty, PenaltyConfig, PenaltyValue, Reduction, reduced
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
@@ -41,32 +32,21 @@ RETAIN, FORGET = 1, 2
 
 @dataclass
 class SelectiveOrthoConfig(PenaltyConfig):
-    lambda2_max: float
+    lambda2_max: PenaltyWeight
     """Weight of the penalty at schedule value 1."""
-    reduction: str
+    reduction: Reduction
     """sum over pairs between the groups; per_feature: sum / d_sae; mean over those pairs (a no-op at study weights)."""
-    grouping: str
+    grouping: Annotated[str, one_of("relative_threshold", "kmeans", "corpus")]
     """relative_threshold: group 1 = features whose statistic exceeds alpha times the largest; kmeans: the cluster of
     the larger mean; corpus: features that fire more often on text to forget than on text to retain."""
-    statistic: str
+    statistic: Annotated[str, one_of(*STATISTICS)]
     """mean, max, std or frequency, for relative_threshold."""
-    alpha: float
+    alpha: Annotated[float, Rule(lambda value: 0 <= value < 1, "must lie in [0, 1), or no feature exceeds it.")]
     """Share of the largest statistic above which a feature is in group 1, for relative_threshold."""
-    decay: float
+    decay: BelowOne
     """Of the moving averages of the statistics."""
-    regroup_every: int
+    regroup_every: AtLeastOne[int]
     """Steps between clusterings, for kmeans; the other groupings are renewed at every step."""
-
-    def check(self) -> None:
-        check_weight("lambda2_max", self.lambda2_max)
-        check_choice("penalty.reduction", self.reduction, REDUCTIONS)
-        check_choice("penalty.grouping", self.grouping, ("relative_threshold", "kmeans", "corpus"))
-        check_choice("penalty.statistic", self.statistic, STATISTICS)
-        check_decay("penalty.decay", self.decay)
-        if not 0 <= self.alpha < 1:
-            raise ConfigError(f"penalty.alpha={self.alpha}: must lie in [0, 1), or no feature exceeds it.")
-        if self.regroup_every < 1:
-            raise ConfigError(f"penalty.regroup_every={self.regroup_every}: must be at least 1.")
 
     def unused_keys(self) -> dict[str, str]:
         out: dict[str, str] = {}
@@ -116,7 +96,7 @@ class SelectiveOrtho(Penalty):
 
     @torch.no_grad()
     def observe(self, ctx: Context) -> None:
-        self.statistics.update(batch_statistics(ctx.f, len(ctx.x)))
+        self.statistics.update(batch_statistics(ctx.feature_acts, len(ctx.x)))
         if self.cfg.grouping == "relative_threshold":
             statistic = self.statistics.value[STATISTICS.index(self.cfg.statistic)]
             self.first.copy_(statistic > self.cfg.alpha * statistic.max())
@@ -127,7 +107,7 @@ class SelectiveOrtho(Penalty):
             for rate, role in ((self.retain, RETAIN), (self.forget, FORGET)):
                 tokens = ctx.batch.role == role
                 if bool(tokens.any()):
-                    rate.update(firing_rates(ctx.f, tokens))
+                    rate.update(firing_rates(ctx.feature_acts, tokens))
             self.first.copy_(self.forget.value > self.retain.value)
 
     def forward(self, ctx: Context) -> PenaltyValue:
@@ -138,7 +118,7 @@ class SelectiveOrtho(Penalty):
         return PenaltyValue(value, {"group_1": n_first, "group_2": len(W) - n_first})
 
     def monitor(self, ctx: Context) -> dict[str, Any]:
-        quantiles = torch.linspace(0, 1, 11, device=self.first.device)
+        quantiles = torch.linspace(0, 1, 11, dtype=self.statistics.value.dtype, device=self.first.device)
         spread = {
             name: statistic.quantile(quantiles).tolist()
             for name, statistic in zip(STATISTICS, self.statistics.value, strict=True)
@@ -151,7 +131,7 @@ class SelectiveOrtho(Penalty):
 def batch_statistics(f: Features, n_tokens: int) -> Tensor:
     """Mean, max, standard deviation and firing frequency of each feature over the batch [4, d_sae]."""
     if isinstance(f, DenseFeatures):
-        f_BF = f.f.float()
+        f_BF = f.values.float()
         return torch.stack([f_BF.mean(0), f_BF.amax(0), f_BF.std(0, correction=0), (f_BF > 0).float().mean(0)])
     _, feature, value = f.listed()
     value, zeros = value.float(), value.new_zeros(f.d_sae, dtype=torch.float32)
@@ -167,7 +147,7 @@ def batch_statistics(f: Features, n_tokens: int) -> Tensor:
 def firing_rates(f: Features, tokens: Tensor) -> Tensor:
     """Share of the tokens that are true in `tokens` [B] on which each feature is active [d_sae]."""
     if isinstance(f, DenseFeatures):
-        return (f.f[tokens] > 0).float().mean(0)
+        return (f.values[tokens] > 0).float().mean(0)
     token, feature, value = f.listed()
     return torch.bincount(feature[(value > 0) & tokens[token]], minlength=f.d_sae).float() / tokens.sum()
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from sae_sweeps.architectures.base import SAE
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.architectures.context import RECONSTRUCTIONS, Context, generator_at
-from sae_sweeps.config.plugins import component
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.errors import Diverged
 from sae_sweeps.kernels.choose import choose
@@ -71,21 +70,23 @@ class Training:
         d_in, d_sae = len(b_dec), run.architecture.d_sae
         # drawn on the CPU, so that the same seed gives the same start on any device
         generator = torch.Generator().manual_seed(run.seed)
-        architecture = component("architecture", run.architecture.name)
+        architecture = run.component("architecture", run.architecture).component
         self.sae: SAE = self.placed(
-            architecture.COMPONENT(run.architecture, d_in, self.total_steps, run.train.dead_after_tokens, generator)
+            architecture(run.architecture, d_in, self.total_steps, run.train.dead_after_tokens, generator)
         )
         self.sae.kernels, self.sae.selection = choose(run.train.kernels, device), run.train.selection
         with torch.no_grad():
             self.sae.b_dec.copy_(b_dec * scale)
         self.groups: GroupLayer | None = None
         if run.group_layer.name != "none":
-            layer = component("group_layer", run.group_layer.name).COMPONENT
+            layer = run.component("group_layer", run.group_layer).component
             self.groups = self.placed(layer(run.group_layer, d_in, d_sae, self.total_steps, generator))
         self.terms = run.penalty_terms()
         self.penalties: dict[str, Penalty] = {
             term.name: self.placed(
-                component("penalty", term.config.name).COMPONENT(term.config, d_in, d_sae, self.total_steps, generator)
+                run.component("penalty", term.config, term.place).component(
+                    term.config, d_in, d_sae, self.total_steps, generator
+                )
             )
             for term in self.terms
         }
@@ -227,7 +228,7 @@ class Training:
             row["penalty_loss"] = sum(total, start=ctx.x.new_zeros(())) / unit
             row["penalty_weight"] = float(bool(self.penalties))
         row |= {
-            "l0": ctx.f.l0(),
+            "l0": ctx.feature_acts.l0(),
             "fvu": ctx.error.square().sum() / variance,
             "dead_features": self.sae.dead().float().mean(),
             "lr": self.optimizer.lr,
@@ -255,7 +256,7 @@ class Training:
 def _first_not_finite(terms: Terms) -> str:
     """Which quantity went first, in the order in which the step computes them."""
     ctx = terms.ctx
-    for name, tensor in (("the activations x", ctx.x), ("the pre-activations z", ctx.z), ("x_hat", ctx.x_hat)):
+    for name, tensor in (("the activations x", ctx.x), ("the pre-activations z", ctx.pre_acts), ("x_hat", ctx.x_hat)):
         if not bool(tensor.isfinite().all()):
             return name
     for name, (value, _) in terms.parts.items():

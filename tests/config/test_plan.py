@@ -66,7 +66,7 @@ def test_every_choice_composes_and_names_itself(path):
 )  # fmt: skip
 def test_yaml_and_dataclass_have_the_same_keys(yaml, cls):
     if isinstance(cls, tuple):
-        cls = component(*cls).CONFIG
+        cls = component(*cls).config
     node = OmegaConf.to_container(OmegaConf.load(yaml), resolve=False)
     node = node.get(yaml.parent.name, node)
     assert set(node) - {"defaults"} == set(cls.__dataclass_fields__) - {"own"}

@@ -1,0 +1,41 @@
+"""Types of config fields that carry the rule of their values, as in `tau: Positive[float] = 0.1`.
+
+To OmegaConf and type checkers `Positive[float]` is a float; `check_values` of config/typed.py reads the rule. A rule of
+one field alone is written in place: `Annotated[int, at_least(2, "a correlation needs 2 tokens; give 32, say.")]`. None
+keeps every rule. Values that exclude each other are found by the `check` of their config.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Rule:
+    holds: Callable[[Any], bool]
+    mend: str
+    """Ends the sentence about a value for which it does not hold, after `key=value: `."""
+
+
+def one_of(*choices: str) -> Rule:
+    return Rule(lambda value: value in choices, f"must be one of {', '.join(choices)}.")
+
+
+def at_least(least: float, mend: str = "") -> Rule:
+    return Rule(lambda value: value >= least, mend or f"must be at least {least}.")
+
+
+Positive = Annotated[T, Rule(lambda value: value > 0, "must be above 0.")]
+NotNegative = Annotated[T, at_least(0, "must be 0 or more.")]
+AtLeastOne = Annotated[T, at_least(1)]
+Share = Annotated[float, Rule(lambda value: 0 <= value <= 1, "must lie between 0 and 1.")]
+InnerShare = Annotated[float, Rule(lambda value: 0 < value < 1, "must lie between 0 and 1.")]
+PositiveShare = Annotated[float, Rule(lambda value: 0 < value <= 1, "must be above 0 and at most 1.")]
+BelowOne = Annotated[float, Rule(lambda value: 0 <= value < 1, "must lie in [0, 1).")]
+"""Decays of moving averages, probabilities of leaving out."""
+Length = Annotated[float, at_least(0, "a length cannot be negative; give a fraction below 1 or a number of steps.")]
+"""Of a part of the run: a fraction of it below 1, else a number of steps."""
+PenaltyWeight = Annotated[float, at_least(0, "must be above 0; for a run without it give penalty=none.")]
+DType = Annotated[str, one_of("float32", "bfloat16", "float16")]
