@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import TYPE_CHECKING
 
-from sae_sweeps.config.evaluations import BUILTIN
+from sae_sweeps.config.evaluations import BUILTIN, known_metrics
 
 if TYPE_CHECKING:
     pass
@@ -30,49 +30,8 @@ FIRST = (
     "nearest_neighbour_cosine", "recovery_share", "feature_mi", "tokens_to_fvu", "seconds_to_fvu", "penalty_loss",
 )  # fmt: skip
 """The metrics of a default text table, in its order; all others follow in the other formats."""
-DIRECTIONS = {
-    "fvu": "lower",
-    "explained_variance": "higher",
-    "explained_variance_correct": "higher",
-    "explained_variance_legacy": "higher",
-    "mse": "lower",
-    "mse_per_token": "lower",
-    "cossim": "higher",
-    "l2_ratio": "one",
-    "relative_reconstruction_bias": "one",
-    "ce_loss_score": "higher",
-    "ce_loss_with_sae": "lower",
-    "kl_div_score": "higher",
-    "kl_div_with_sae": "lower",
-    "recon_loss": "lower",
-    "dead_features": "lower",
-    "frac_alive": "higher",
-    "nearest_neighbour_cosine*": "lower",
-    "mean_abs_cosine": "lower",
-    "recovery_mmcs*": "higher",
-    "recovery_matched*": "higher",
-    "recovery_share*": "higher",
-    "recovery_split*": "lower",
-    "recovery_merged*": "lower",
-    "nmi": "higher",
-    "silhouette": "higher",
-    "feature_mi*": "higher",
-    "composition_rate": "lower",  # composition_rate_random is what chance gives, and no one's merit
-    "distinct_features": "higher",
-    "tokens_to_fvu": "lower",
-    "seconds_to_fvu": "lower",
-    "mean_absorption*": "lower",
-    "hierarchy_coarse_*_accuracy": "higher",
-    "hierarchy_fine_*_accuracy": "higher",
-    "mean_full_absorption*": "lower",
-    "sae_test_accuracy": "higher",
-    "sae_top_*_test_accuracy": "higher",
-    "scr_metric_threshold_*": "higher",
-    "tpp_threshold_*_total_metric": "higher",
-    "unlearning_score": "higher",
-    "autointerp_score": "higher",
-}
-"""What is better, by metric name or pattern: lower, higher, or one (nearest to 1).
+DIRECTIONS = {"recon_loss": "lower", "tokens_to_fvu": "lower", "seconds_to_fvu": "lower"}
+"""What is better of the metrics of training: lower, higher, or one (nearest to 1). Each evaluation describes its own.
 
 Others are not ranked: `final_loss` and `penalty_loss` contain the penalty weight that sweeps vary, `l0` is a choice.
 """
@@ -105,29 +64,6 @@ GROUPS = {
     "penalty": ("penalty*",),
 }
 """Headers above metrics, each with names or patterns; the first that fits wins, `penalty_loss` apart."""
-SHORT = {
-    r"ce_loss_score": "ce_score",
-    r"kl_div_score": "kl_score",
-    r"explained_variance(\w*)": r"expl_var\1",
-    r"relative_reconstruction_bias": "recon_bias",
-    r"dead_features": "dead",
-    r"(sae|llm)_test_accuracy": r"\1_all",
-    r"sae_top_(\d+)_test_accuracy": r"top\1",
-    r"llm_top_(\d+)_test_accuracy": r"llm_top\1",
-    r"scr_metric_threshold_(\d+)": r"scr\1",
-    r"scr_(dir\d)_threshold_(\d+)": r"scr\2_\1",
-    r"tpp_threshold_(\d+)_total_metric": r"tpp\1",
-    r"tpp_threshold_(\d+)_(un)?intended_diff_only": r"tpp\1_\2intended",
-    r"mean_absorption_score": "absorption",
-    r"mean_full_absorption_score": "full_absorption",
-    r"mean_absorption_fraction_score": "absorption_fraction",
-    r"mean_num_split_features": "splits",
-    r"(unlearning|autointerp)_score": r"\1",
-    r"nearest_neighbour_cosine(\w*)": r"nn_cos\1",
-    r"mean_abs_cosine": "abs_cos",
-    r"average_max_(en|de)coder_cosine_sim": r"max_\1c_cos",
-}
-"""Names for headers that people read, by pattern of the whole name."""
 
 
 @cache
@@ -142,23 +78,23 @@ def group(metric: str) -> str:
 
 
 @cache
+def described(metric: str) -> tuple[str | None, str | None]:
+    """What is better, and the short name, as the evaluation that measures the metric describes it."""
+    for pattern, (better, short) in known_metrics().items():
+        if match := re.fullmatch(pattern, metric):
+            return better, short and match.expand(short)
+    return DIRECTIONS.get(metric), None
+
+
 def short_name(metric: str) -> str:
-    """The metric's name for a header: itself where nothing shorter says the same."""
-    prefix = BUILTIN if metric.startswith(BUILTIN) else ""
-    rest = metric.removeprefix(BUILTIN)
-    for pattern, name in SHORT.items():
-        if match := re.fullmatch(pattern, rest):
-            return prefix + match.expand(name)
-    return metric
+    """The metric's name for a header: itself where it has no shorter one."""
+    short = described(metric.removeprefix(BUILTIN))[1]
+    return metric if short is None else (BUILTIN if metric.startswith(BUILTIN) else "") + short
 
 
-@cache
 def direction(metric: str) -> str | None:
     """lower, higher, one, or None for a metric that is not ranked."""
-    metric = metric.removeprefix(BUILTIN)
-    if metric in DIRECTIONS:
-        return DIRECTIONS[metric]
-    return next((better for pattern, better in DIRECTIONS.items() if fnmatchcase(metric, pattern)), None)
+    return described(metric.removeprefix(BUILTIN))[0]
 
 
 def badness(metric: str, value: float) -> float:

@@ -7,20 +7,16 @@ from typing import Any, Literal, cast
 
 from sae_sweeps.activations.document import Document
 from sae_sweeps.activations.roles import FIRST_LABEL, FORGET, NAMED, PLAIN, RETAIN, interleaved, label_names
-from sae_sweeps.config.data import source
+from sae_sweeps.config.data import check_data, files_of, find_source, source
 from sae_sweeps.config.schema import DataConfig
-from sae_sweeps.errors import ConfigError, DataError, NoNetwork, UserError
+from sae_sweeps.errors import DataError, NoNetwork, UserError
 from sae_sweeps.storage.files import one_line
 from sae_sweeps.storage.hub import hub_is_reachable
 
-BUILTIN = ("builtin", "builtin_roles", "builtin_labelled")
-KINDS = (*BUILTIN, "text", "jsonl", "parquet", "hub", "forget_retain")
 SPLITS = ("train", "held_out")
 Split = Literal["train", "held_out"]
 PIECE = 4000
 """Characters after which a text file is cut at the next blank line; at twice that it is cut anyway."""
-
-_SUFFIXES = {"text": ("*.txt",), "jsonl": ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst"), "parquet": ("*.parquet",)}
 
 
 def documents(cfg: DataConfig, split: str) -> Iterator[Document]:
@@ -37,19 +33,11 @@ def documents(cfg: DataConfig, split: str) -> Iterator[Document]:
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, not one of {SPLITS}")
     check_data(cfg)
-    if cfg.kind in BUILTIN:
-        from sae_sweeps.builtin.text import corpus
-
-        role = _builtin_roles(cfg.kind)
-        yield from (Document(name, text, role(name)) for name, text in corpus.documents(cast(Split, split)))
-        return
-    if cfg.kind == "forget_retain":
-        yield from interleaved(
-            documents(source(cfg, "forget"), split), documents(source(cfg, "retain"), split), cfg.forget_share
-        )
+    if cfg.kind in SPLIT:
+        yield from SPLIT[cfg.kind](cfg, split)
         return
     total = kept = 0
-    for document in _read(cfg):
+    for document in READ.get(cfg.kind, _from_outside)(cfg):
         if not document.text.strip():
             continue
         total += 1
@@ -57,14 +45,26 @@ def documents(cfg: DataConfig, split: str) -> Iterator[Document]:
             kept += 1
             yield document
     if not total:
-        raise DataError(f"data={cfg.path} holds no text; give one that does.")
+        raise DataError(f"data={cfg.path or cfg.name} holds no text; give one that does.")
     if not kept:
         mend = "raise" if split == "held_out" else "lower"
         purpose = "evaluation" if split == "held_out" else "training"
         raise DataError(
-            f"data.held_out={cfg.held_out} leaves none of the {total} documents of {cfg.path} for {purpose}; "
-            f"{mend} it or give more text."
+            f"data.held_out={cfg.held_out} leaves none of the {total} documents of {cfg.path or cfg.name} for "
+            f"{purpose}; {mend} it or give more text."
         )
+
+
+def _builtin(cfg: DataConfig, split: str) -> Iterator[Document]:
+    from sae_sweeps.builtin.text import corpus
+
+    role = _builtin_roles(cfg.kind)
+    return (Document(name, text, role(name)) for name, text in corpus.documents(cast(Split, split)))
+
+
+def _forget_retain(cfg: DataConfig, split: str) -> Iterator[Document]:
+    forget, retain = (documents(source(cfg, key), split) for key in ("forget", "retain"))
+    return interleaved(forget, retain, cfg.forget_share)
 
 
 def _builtin_roles(kind: str) -> Callable[[str], int]:
@@ -109,48 +109,29 @@ def _field(cfg: DataConfig, key: str, row: dict[str, Any]) -> Any:
     return row[column]
 
 
-def check_data(cfg: DataConfig) -> None:
-    """Refuses what is wrong with the config or its files before anything is read; cheap enough for a dry run."""
-    if cfg.kind not in KINDS:
-        raise ConfigError(f"data.kind={cfg.kind} is not known; choose one of {', '.join(KINDS)}.")
-    if cfg.kind in BUILTIN:
-        return
-    if cfg.kind == "forget_retain":
-        if not 0 < cfg.forget_share < 1:
-            raise ConfigError(f"data.forget_share={cfg.forget_share} is not a share; choose one above 0 and below 1.")
-        for key in ("forget", "retain"):
-            check_data(source(cfg, key))
-        return
-    if not cfg.path:
-        raise ConfigError(f"data.path is not set, and data.kind={cfg.kind} needs a file, folder or name there.")
-    if not 0 < cfg.held_out < 1:
-        raise ConfigError(f"data.held_out={cfg.held_out} is not a share; choose one above 0 and below 1.")
-    if cfg.kind != "hub":
-        _files(cfg)
+def _text_files(cfg: DataConfig) -> Iterator[Document]:
+    for file in files_of(cfg):
+        for i, piece in enumerate(_pieces(file)):
+            yield Document(f"{file.name}#{i}", piece)
 
 
-def _files(cfg: DataConfig) -> list[Path]:
-    path = Path(str(cfg.path)).expanduser()
-    if path.is_dir():
-        patterns = _SUFFIXES[cfg.kind]
-        files = sorted({file for pattern in patterns for file in path.rglob(pattern)})
-        if not files:
-            raise DataError(f"data={cfg.path}: the folder holds no {patterns[0]} file; give one that does.")
-    elif path.is_file():
-        files = [path]
-    else:
-        raise DataError(f"data={cfg.path}: there is no such file or folder; check data.path.")
-    if not any(file.stat().st_size for file in files):
-        raise DataError(f"data={cfg.path} is empty; give a file with text in it.")
-    return files
+def _from_outside(cfg: DataConfig) -> Iterator[Document]:
+    """The documents of a kind that was registered. Raises DataError for what is no document."""
+    read = find_source(cfg.kind).documents
+    assert read is not None
+    for item in read(cfg if cfg.own is None else cfg.own):
+        if isinstance(item, Document):
+            yield item
+        elif isinstance(item, tuple) and len(item) == 2 and all(isinstance(part, str) for part in item):
+            yield Document(*item)
+        else:
+            raise DataError(
+                f"data={cfg.name}: its documents give a {type(item).__name__}, which is neither a Document nor a pair "
+                "of name and text; mend the source."
+            )
 
 
-def _read(cfg: DataConfig) -> Iterator[Document]:
-    if cfg.kind == "text":
-        for file in _files(cfg):
-            for i, piece in enumerate(_pieces(file)):
-                yield Document(f"{file.name}#{i}", piece)
-        return
+def _labelled_rows(cfg: DataConfig) -> Iterator[Document]:
     role_of = {name: role for role, name in roles(cfg).items()}
     for i, row in enumerate(_rows(cfg)):
         role, pair = PLAIN, None
@@ -203,7 +184,7 @@ def _rows(cfg: DataConfig) -> Iterator[dict[str, Any]]:
                 str(cfg.path), cfg.subset, split=cfg.split, revision=cfg.revision, streaming=True
             )
         else:
-            files = [str(file) for file in _files(cfg) if file.stat().st_size]
+            files = [str(file) for file in files_of(cfg) if file.stat().st_size]
             builder = "json" if cfg.kind == "jsonl" else "parquet"
             rows = datasets.load_dataset(builder, data_files=files, split="train", streaming=True)
         yield from rows
@@ -229,3 +210,19 @@ def _hash_fraction(text: str) -> float:
     """A number in [0, 1) that depends on the text alone."""
     digest = hashlib.blake2b(text.encode("utf-8", errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
+
+
+SPLIT: dict[str, Callable[[DataConfig, str], Iterator[Document]]] = {
+    "builtin": _builtin,
+    "builtin_roles": _builtin,
+    "builtin_labelled": _builtin,
+    "forget_retain": _forget_retain,
+}
+"""Readers of the kinds that have a split of their own."""
+READ: dict[str, Callable[[DataConfig], Iterator[Document]]] = {
+    "text": _text_files,
+    "jsonl": _labelled_rows,
+    "parquet": _labelled_rows,
+    "hub": _labelled_rows,
+}
+"""Readers of the kinds that are split by a hash of each text."""

@@ -1,20 +1,146 @@
-"""Which format a text file has, and the configs of the two corpora of `data=forget_retain`."""
+"""The kinds of text that `data.kind` names: the keys that each reads, its files, and what identifies its content.
+
+`activations/text.py` reads the documents of each kind of this table. A kind from outside brings its own reader, a
+function of its config that gives (name, text) pairs or Documents in a fixed order, and is added by `register`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
-from sae_sweeps.config.schema import DataConfig
+from sae_sweeps.config.schema import KINDS_WITH_ROLES, DataConfig
 from sae_sweeps.errors import ConfigError, DataError
+from sae_sweeps.storage.digests import digest_of_files, short_hash
 
 ENDINGS = {".txt": "text", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+"""The kind of a file by its ending."""
+
+SPLIT_BY_TEXT = ("path", "held_out")
+COLUMNS = ("text_field", "label_field", "labels", "pair_field")
+HUB = ("subset", "split", "revision")
+TWO = ("forget", "retain", "forget_share")
+OWN_KEYS = (*SPLIT_BY_TEXT, *COLUMNS, *HUB, *TWO)
+"""Keys of `data` that not every kind reads."""
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """One kind of text."""
+
+    reads: tuple[str, ...] = ()
+    """Of OWN_KEYS those that it reads."""
+    patterns: tuple[str, ...] = ()
+    """Names of its files in a folder."""
+    documents: Callable[[Any], Iterable[Any]] | None = None
+    """From outside: gives the documents, in the same order each time."""
+    config: type | None = None
+    """From outside: dataclass of its own keys, an instance of which `documents` is given; None: it is given `data`."""
+    digest: str | None = None
+    """From outside: digest of its code, a part of the run id."""
+
+
+SOURCES = {
+    "builtin": TextSource(),
+    "builtin_roles": TextSource(),
+    "builtin_labelled": TextSource(),
+    "text": TextSource(SPLIT_BY_TEXT, ("*.txt",)),
+    "jsonl": TextSource((*SPLIT_BY_TEXT, *COLUMNS), ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst")),
+    "parquet": TextSource((*SPLIT_BY_TEXT, *COLUMNS), ("*.parquet",)),
+    "hub": TextSource((*SPLIT_BY_TEXT, *COLUMNS, *HUB)),
+    "forget_retain": TextSource(("held_out", "text_field", "split", *TWO)),
+}
+BUILTIN = ("builtin", "builtin_roles", "builtin_labelled")
+_registered: dict[str, TextSource] = {}
+
+
+def register(kind: str, source: TextSource, has_roles: bool = False) -> None:
+    """Add a kind of text from outside to those of this process, in the place of one that has the same name there.
+
+    `has_roles`: whether its Documents have roles (retain, forget or labels). Raises ConfigError for a kind of this
+    project and for a source without `documents`.
+    """
+    if kind in SOURCES:
+        raise ConfigError(f"data.kind={kind}: this name is taken; give your source another.")
+    if source.documents is None:
+        raise ConfigError(f"data.kind={kind}: has no function that gives its documents; name one.")
+    _registered[kind] = source
+    if has_roles:
+        KINDS_WITH_ROLES.add(kind)
+
+
+def find_source(kind: str) -> TextSource:
+    """The kind of text of this name. Raises ConfigError where there is none."""
+    found = SOURCES.get(kind) or _registered.get(kind)
+    if found is None:
+        raise ConfigError(f"data.kind={kind} is not known; choose one of {', '.join((*SOURCES, *_registered))}.")
+    return found
+
+
+def unused_data_keys(kind: str) -> list[str]:
+    """Keys of `data` that a kind of text does not read."""
+    found = find_source(kind)
+    own = {f.name for f in fields(found.config)} if found.config else set()
+    return [key for key in OWN_KEYS if key not in found.reads and key not in own]
+
+
+def check_data(cfg: DataConfig) -> None:
+    """Refuse what is wrong with the config or its files before anything is read. Raises ConfigError, DataError."""
+    found = find_source(cfg.kind)
+    if not 0 < cfg.held_out < 1:
+        raise ConfigError(f"data.held_out={cfg.held_out} is not a share; choose one above 0 and below 1.")
+    if cfg.kind == "forget_retain":
+        if not 0 < cfg.forget_share < 1:
+            raise ConfigError(f"data.forget_share={cfg.forget_share} is not a share; choose one above 0 and below 1.")
+        for key in ("forget", "retain"):
+            check_data(source(cfg, key))
+    if cfg.kind in SOURCES and "path" in found.reads and not cfg.path:
+        raise ConfigError(f"data.path is empty: give the {cfg.kind} file, folder or hub name, as data=PATH.")
+    if found.patterns:
+        files_of(cfg)
+
+
+def files_of(cfg: DataConfig) -> list[Path]:
+    """The files of a local text, sorted. Raises DataError where there are none, or none that holds anything."""
+    path, patterns = Path(str(cfg.path)).expanduser(), find_source(cfg.kind).patterns
+    if not path.exists():
+        raise DataError(f"data={cfg.path}: no such file or folder; give a file or folder of {cfg.kind}.")
+    files = sorted({file for pattern in patterns for file in path.rglob(pattern)}) if path.is_dir() else [path]
+    if not files:
+        raise DataError(f"data={cfg.path}: the folder holds no {patterns[0]} file; give one that does.")
+    if not any(file.stat().st_size for file in files):
+        raise DataError(f"data={cfg.path}: is empty; give text to train on.")
+    return files
+
+
+def data_digest(cfg: DataConfig, cache: Path | None = None) -> str:
+    """Content digest of local text; name, subset, split and revision of a hub data set; code of a source from outside.
+
+    Raises ConfigError and DataError as `check_data` does.
+    """
+    check_data(cfg)
+    if cfg.kind in BUILTIN:
+        from sae_sweeps.builtin.text.corpus import digest
+
+        return digest()
+    if cfg.kind == "forget_retain":
+        return short_hash([data_digest(source(cfg, key), cache) for key in ("forget", "retain")])
+    if cfg.kind == "hub":
+        return f"hub:{cfg.path}/{cfg.subset or ''}/{cfg.split}@{cfg.revision or 'main'}"
+    if cfg.kind in _registered:
+        given = getattr(cfg.own, "path", None) or cfg.path
+        files = [] if given is None else [Path(given).expanduser(), *Path(given).expanduser().rglob("*")]
+        content = digest_of_files(sorted(file for file in files if file.is_file()), cache)
+        return short_hash([_registered[cfg.kind].digest, content])
+    return digest_of_files(files_of(cfg), cache)
 
 
 def source(cfg: DataConfig, key: str) -> DataConfig:
     """The config of one of two corpora, `data.forget` or `data.retain`: a file, a folder, or a hub name.
 
-    Raises ConfigError for a source that is not given or whose format cannot be told, DataError for one that is missing.
+    Raises ConfigError for a source that is not given or has no one format, DataError for one that is missing.
     """
     value = getattr(cfg, key)
     if not value:

@@ -1,9 +1,13 @@
 """What is evaluated and how: SAEBench's published constants are the defaults. The text under a field is its manual."""
 
+import ast
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import cache
 from typing import Any
 
+from sae_sweeps.config.paths import PACKAGE
 from sae_sweeps.config.plugins import evaluation_module
 from sae_sweeps.errors import ConfigError
 
@@ -69,6 +73,17 @@ def find_evaluation(name: str) -> Evaluation:
     if name not in EVALUATIONS:
         raise ConfigError(f"eval.evaluations={name}: must be one of {', '.join(evaluation_names())}.")
     return evaluation_module(name).EVALUATION
+
+
+@cache
+def known_metrics() -> dict[str, tuple[str | None, str | None]]:
+    """METRICS of this project's evaluations, read from their files without importing them: they load torch."""
+    known: dict[str, tuple[str | None, str | None]] = {}
+    for name in EVALUATIONS:
+        text = (PACKAGE / "evaluation" / f"{name}.py").read_text(encoding="utf-8")
+        if literal := re.search(r"^METRICS = (\{.*?\})$", text, re.MULTILINE | re.DOTALL):
+            known |= ast.literal_eval(literal[1])
+    return known
 
 
 def readers() -> dict[str, list[str]]:

@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps.config.data import source
+from sae_sweeps.config.data import data_digest
 from sae_sweeps.config.facts import model_folder
 from sae_sweeps.config.plugins import FILE
 from sae_sweeps.config.run import RunConfig
-from sae_sweeps.config.schema import DataConfig, ModelConfig
-from sae_sweeps.errors import ConfigError, DataError
+from sae_sweeps.config.schema import ModelConfig
 from sae_sweeps.storage.digests import digest_of_files, short_hash
 
 METHOD_VERSION = 4
@@ -34,30 +33,6 @@ def model_digest(cfg: ModelConfig, cache: Path | None = None) -> str:
         return f"hub:{cfg.path}@{cfg.revision or 'main'}"
     patterns = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt")
     files = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.name != "training.json"})
-    return digest_of_files(files, cache)
-
-
-def data_digest(cfg: DataConfig, cache: Path | None = None) -> str:
-    """Content digest of local text; name, subset, split and revision of a hub data set."""
-    if cfg.kind in ("builtin", "builtin_roles", "builtin_labelled"):
-        from sae_sweeps.builtin.text.corpus import digest
-
-        return digest()
-    if cfg.kind == "forget_retain":
-        return short_hash([data_digest(source(cfg, key), cache) for key in ("forget", "retain")])
-    if not cfg.path:
-        raise ConfigError(f"data.path is empty: give the {cfg.kind} file, folder or hub name, as data=PATH.")
-    if cfg.kind == "hub":
-        return f"hub:{cfg.path}/{cfg.subset or ''}/{cfg.split}@{cfg.revision or 'main'}"
-    path = Path(cfg.path).expanduser()
-    if not path.exists():
-        raise DataError(f"data={cfg.path}: no such file or folder; give a file or folder of {cfg.kind}.")
-    ending = {"text": "*.txt"}.get(cfg.kind, f"*.{cfg.kind}")
-    files = sorted(path.rglob(ending)) if path.is_dir() else [path]
-    if not files:
-        raise DataError(f"data={cfg.path}: the folder holds no {ending} file.")
-    if not any(file.stat().st_size for file in files):
-        raise DataError(f"data={cfg.path}: is empty; give text to train on.")
     return digest_of_files(files, cache)
 
 

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sae_sweeps.config import data as texts
+from sae_sweeps.config.data import find_source, unused_data_keys
 from sae_sweeps.config.evaluations import EvalConfig, evaluation_names, find_evaluation, readers, register
 from sae_sweeps.config.facts import ModelFacts, model_facts
 from sae_sweeps.config.penalties import Combination, PenaltyTerm
@@ -120,6 +122,7 @@ class RunConfig:
             out["penalty"] = self.penalty.to_dict()
             del out["schedule"]
         out["eval"] |= out["eval"].pop("own")
+        out["data"] |= out["data"].pop("own") or {}
         for place, code in self.code.items():
             node = out
             for key in place.split("."):
@@ -141,7 +144,7 @@ class RunConfig:
             out["model.path"] = f"model.source={self.model.source} has none"
         if self.model.source != "hub":
             out["model.revision"] = "only models of the hub have one"
-        out |= {f"data.{key}": f"data.kind={self.data.kind} has none" for key in _unused_data_keys(self.data.kind)}
+        out |= {f"data.{key}": f"data.kind={self.data.kind} has none" for key in unused_data_keys(self.data.kind)}
         if self.data.label_field is None:
             out.setdefault("data.labels", "without data.label_field there are no labels")
         if self.activations.mode != "stream":
@@ -173,22 +176,6 @@ def _unused_eval_keys(cfg: EvalConfig) -> dict[str, str]:
     }
 
 
-def _unused_data_keys(kind: str) -> tuple[str, ...]:
-    """Keys of the data group that a kind of data does not read."""
-    hub = ("subset", "split", "revision")
-    two = ("forget", "retain", "forget_share")
-    labelled = ("label_field", "labels", "pair_field")
-    builtin = ("path", "text_field", "held_out", *hub, *two, *labelled)
-    return {
-        **dict.fromkeys(("builtin", "builtin_roles", "builtin_labelled"), builtin),
-        "text": ("text_field", *hub, *two, *labelled),
-        "jsonl": (*hub, *two),
-        "parquet": (*hub, *two),
-        "hub": two,
-        "forget_retain": ("path", "subset", "revision", *labelled),
-    }.get(kind, ())
-
-
 def run_config(cfg: DictConfig) -> RunConfig:
     """The composed Hydra config as a checked `RunConfig`. Raises ConfigError with one sentence."""
     model_class = SyntheticConfig if cfg.model.source == "synthetic" else ModelConfig
@@ -201,7 +188,7 @@ def run_config(cfg: DictConfig) -> RunConfig:
     run = RunConfig(
         model=model,
         layer=typed(LayerConfig, cfg.layer, "layer"),
-        data=typed(DataConfig, cfg.data, "data"),
+        data=_data(cfg.data, code, outputs),
         activations=typed(ActivationsConfig, cfg.activations, "activations"),
         architecture=_component("architecture", cfg.architecture, code, outputs),
         group_layer=_component("group_layer", cfg.group_layer, code, outputs),
@@ -250,6 +237,29 @@ def _penalty(node: DictConfig, code: dict[str, Code], outputs: Path) -> Any:
         schedule = _component("schedule", node[name].schedule, code, outputs, f"{place}.schedule")
         terms.append(PenaltyTerm(name, config, schedule))
     return Combination(node.name, terms)
+
+
+def _data(node: DictConfig, code: dict[str, Code], outputs: Path) -> DataConfig:
+    """The data group; text with a `_target_` is read by code from outside, which is registered.
+
+    Keys of a kind from outside that has a dataclass of its own are typed by that.
+    """
+    found = code_of("data", node)
+    if found is not None:
+        _refuse_code_among_runs(f"data={node.name}", found, outputs)
+        code["data"] = found
+        reader = component("data", node.name, found).component
+        made = (
+            reader if isinstance(reader, texts.TextSource) else texts.TextSource(("path", "held_out"), documents=reader)
+        )
+        texts.register(node.kind, replace(made, digest=found.digest))
+    cls = find_source(node.kind).config
+    if cls is None:
+        return typed(DataConfig, node, "data", less=KEYS)
+    own, common = ({f.name for f in fields(c)} for c in (cls, DataConfig))
+    cfg = typed(DataConfig, node, "data", less=(*(own - common), *KEYS))
+    cfg.own = typed(cls, node, "data", less=(*(common - own), *KEYS))
+    return cfg
 
 
 def _eval(node: DictConfig, code: dict[str, Code], outputs: Path) -> EvalConfig:

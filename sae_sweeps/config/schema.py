@@ -76,6 +76,10 @@ class LayerConfig:
     """Layer number from 0; `layer=12` sets it."""
 
 
+KINDS_WITH_ROLES = {"builtin_roles", "builtin_labelled", "forget_retain"}
+"""Kinds of text whose documents have roles; a kind from outside may be added."""
+
+
 @dataclass
 class DataConfig:
     name: str = "builtin"
@@ -111,10 +115,12 @@ class DataConfig:
     """Column that holds a second text which belongs to the first: a precomputed positive pair."""
     held_out: InnerShare = 0.1
     """Share of the documents kept for evaluation, chosen by a hash of each text (built-in data: by module)."""
+    own: Any = None
+    """Keys of a kind from outside that has a dataclass of its own; in files and commands they are `data.KEY`."""
 
     def has_roles(self) -> bool:
         """Whether the text tells what is to be forgotten from what is to be retained, or has labels."""
-        return self.kind in ("builtin_roles", "builtin_labelled", "forget_retain") or self.label_field is not None
+        return self.kind in KINDS_WITH_ROLES or self.label_field is not None
 
     def has_pairs(self) -> bool:
         """Whether the text comes in precomputed pairs."""

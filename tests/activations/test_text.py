@@ -3,7 +3,8 @@
 import pytest
 
 from sae_sweeps.activations import text as module
-from sae_sweeps.activations.text import check_data, documents
+from sae_sweeps.activations.text import documents
+from sae_sweeps.config.data import check_data
 from sae_sweeps.config.schema import DataConfig
 from sae_sweeps.errors import ConfigError, DataError, NoNetwork
 
@@ -46,7 +47,7 @@ def test_long_text_files_are_cut_and_nothing_is_lost(tmp_path):
     (tmp_path / "a.txt").write_text(paragraph * 100)
     (tmp_path / "sub" / "b.txt").write_text("x" * 30000)
     (tmp_path / "c.md").write_text("not a text file")
-    docs = list(module._read(DataConfig(kind="text", path=str(tmp_path))))
+    docs = list(module._text_files(DataConfig(kind="text", path=str(tmp_path))))
     assert "".join(doc.text for doc in docs) == paragraph * 100 + "x" * 30000
     assert max(len(doc.text) for doc in docs) < 3 * module.PIECE
     assert all(doc.text.endswith("\n\n") for doc in docs if doc.name.startswith("a.txt") and doc.text)

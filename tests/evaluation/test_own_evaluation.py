@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.config import evaluations
-from sae_sweeps.config.evaluations import EVALUATIONS, Evaluation, find_evaluation, register
+from sae_sweeps.config.evaluations import EVALUATIONS, Evaluation, find_evaluation, known_metrics, register
 from sae_sweeps.config.run import RunConfig, run_config
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.evaluation.result import Numbers
@@ -79,5 +79,7 @@ def test_a_name_that_is_taken_or_unknown_is_refused() -> None:
         run_with()
 
 
-def test_every_evaluation_of_the_list_is_in_the_file_of_its_name() -> None:
-    assert [find_evaluation(name).name for name in EVALUATIONS] == list(EVALUATIONS)
+def test_every_evaluation_of_the_list_and_its_metrics_are_in_the_file_of_its_name() -> None:
+    found = [find_evaluation(name) for name in EVALUATIONS]
+    assert [evaluation.name for evaluation in found] == list(EVALUATIONS)
+    assert known_metrics() == {key: value for evaluation in found for key, value in evaluation.metrics.items()}
