@@ -266,14 +266,14 @@ def write_foreign(target: Target, failures: list[str]) -> None:
 def show(folders: list[Path]) -> None:
     from analysis.metrics import HEADLINES
     from analysis.output.formats import render
-    from analysis.tables.table import table
+    from analysis.tables.compare import table
 
     if not folders:
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    whole = table(folders)
-    varied = [name for kind, name in whole.columns if kind == "config"]
-    there = [name for name in HEADLINES if ("metrics", name) in whole.columns]
+    columns = table(folders).frame.columns
+    varied = [name for kind, name in columns if kind == "config"]
+    there = [name for name in HEADLINES if ("metrics", name) in columns]
     print()
     print(render(table(folders, columns=[*varied, *there]), "text", width=width))
     for folder in folders[:8]:

@@ -99,18 +99,18 @@ def the_cluster(points: list[Point]) -> Any:
 def finish(plan: Plan, states: States, outputs: Path, sweep: Path, report: bool = True) -> int:
     """Print the table and what went wrong, and write the report. Returns the exit status."""
     from analysis.output.formats import render
-    from analysis.tables.table import table
+    from analysis.tables.compare import table
     from sae_sweeps.cli.failures import failures
     from sae_sweeps.runs.supervise import try_to
 
     publish_table(plan, sweep)
 
-    frame = table([sweep])
+    comparison = table([sweep])
     print_line()
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print_line(render(frame, "text", width=width))
-    try_to(write_text, sweep / "table.csv", render(frame, "csv"))
-    try_to(write_text, sweep / "table.md", render(frame, "markdown"))
+    print_line(render(comparison, "text", width=width))
+    try_to(write_text, sweep / "table.csv", render(comparison, "csv"))
+    try_to(write_text, sweep / "table.md", render(comparison, "markdown"))
     print_line(f"runs    {outputs / 'runs'}")
     print_line(f"sweep   {sweep}   (table.csv, table.md)")
     if report and (page := report_of(sweep)) is not None:
