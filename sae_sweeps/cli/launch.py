@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,6 @@ def finish(plan: Plan, states: States, outputs: Path, sweep: Path, report: bool 
     """Print the table and what went wrong, write the report, and set the exit status."""
     from analysis.table import render, table
     from sae_sweeps.cli.failures import failures
-    from sae_sweeps.runs.supervise import try_to
 
     publish_table(plan, sweep)
 
@@ -102,8 +102,9 @@ def finish(plan: Plan, states: States, outputs: Path, sweep: Path, report: bool 
     print_line()
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print_line(render(frame, "text", width=width))
-    try_to(write_text, sweep / "table.csv", render(frame, "csv"))
-    try_to(write_text, sweep / "table.md", render(frame, "markdown"))
+    with suppress(UserError, OSError):  # a full disk: the table is on the screen
+        write_text(sweep / "table.csv", render(frame, "csv"))
+        write_text(sweep / "table.md", render(frame, "markdown"))
     print_line(f"runs    {outputs / 'runs'}")
     print_line(f"sweep   {sweep}   (table.csv, table.md)")
     if report and (page := report_of(sweep)) is not None:

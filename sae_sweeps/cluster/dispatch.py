@@ -16,10 +16,9 @@ from sae_sweeps.cluster.schedulers import scheduler_for
 from sae_sweeps.config.schema import LocalConfig, SlurmConfig
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.runs.console import Console
-from sae_sweeps.runs.inline import States
+from sae_sweeps.runs.inline import States, enqueue
+from sae_sweeps.runs.results import final_status, in_brief
 from sae_sweeps.runs.signals import Stop, caught_signals
-from sae_sweeps.runs.supervise import in_brief
-from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.printing import print_line
 from sae_sweeps.storage.run_folder import RunFolder
 from sae_sweeps.storage.sweep_folder import run_path
@@ -44,7 +43,7 @@ def dispatch(plan: Plan, outputs: Path, sweep: Path, cluster: Any, leave: Collec
     Raises ConfigError when the scheduler refuses; nothing of the sweep is left then.
     """
     scheduler = scheduler_for(cluster)
-    todo = [planned for planned in plan.runs if not done_before(planned, outputs)]
+    todo = [p for p in plan.runs if final_status(p.run, RunFolder(run_path(outputs, p.run_id))) is None]
     if len(todo) < len(plan.runs):
         print_line(
             f"{len(plan.runs) - len(todo)} of {len(plan.runs)} runs are at their end already, and not started again"
@@ -74,17 +73,6 @@ def jobs_at(sweep: Path) -> list[Job]:
     return jobs_of(read_manifest(sweep))
 
 
-def done_before(planned: PlannedRun, outputs: Path) -> bool:
-    """Whether nothing is left to do for a run: it is complete, or diverged, which is final."""
-    from sae_sweeps.runs.execute import is_complete
-
-    folder = RunFolder(run_path(outputs, planned.run_id))
-    status = folder.status()
-    if status is None:
-        return False
-    return status["state"] == "diverged" or (status["state"] == "completed" and is_complete(planned.run, folder))
-
-
 def group_limits(cluster: Any, n_runs: int) -> Limits:
     """How large a group may be. On this machine the runs are dealt out to the processes, unless a size is given."""
     limits = limits_of(vars(cluster))
@@ -100,20 +88,12 @@ def group_limits(cluster: Any, n_runs: int) -> Limits:
 def submit(plan: Plan, outputs: Path, sweep: Path, cluster: Any, scheduler: Scheduler) -> list[Job]:
     """Group the plan's runs, mark them queued and hand the groups over, all in one submission."""
     groups = [[p.run_id for p in g.runs] for g in plan_groups(plan, group_limits(cluster, len(plan.runs)))]
+    before = [RunFolder(run_path(outputs, planned.run_id)).status() for planned in plan.runs]
     jobs = scheduler.submit(sweep, add_groups(sweep, groups))
-    for planned in plan.runs:
-        enqueue(RunFolder(run_path(outputs, planned.run_id)), planned)
+    for planned, status in zip(plan.runs, before, strict=True):
+        enqueue(planned, outputs, status)
     add_jobs(sweep, jobs)
     return jobs
-
-
-def enqueue(folder: RunFolder, planned: PlannedRun) -> None:
-    """Mark a run queued, unless somebody works on it or it has begun already."""
-    lease = Lease.acquire(folder)
-    if lease is None:
-        return
-    with lease:
-        folder.set_status(state="queued", total_steps=planned.run.total_steps, error=None)
 
 
 def watch(plan: Plan, outputs: Path, sweep: Path, cluster: Any, scheduler: Scheduler) -> States | Left:

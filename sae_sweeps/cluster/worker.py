@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,7 +150,6 @@ class JobSignals:
 
 def note_preemption(plan: Plan, sweep: Path) -> None:
     """Say in the running runs' status what they will be once killed; whoever lives on says otherwise at its end."""
-    from sae_sweeps.runs.supervise import try_to
     from sae_sweeps.storage.run_folder import RunFolder, slurm_job_id
 
     for planned in plan.runs:
@@ -157,7 +157,8 @@ def note_preemption(plan: Plan, sweep: Path) -> None:
         status = folder.status()
         if status and status["state"] == "running" and status["pid"] == os.getpid():
             why = f"Slurm job {slurm_job_id()} was asked to end (requeue, preemption or scancel)"
-            try_to(folder.set_status, state="preempted", error=why)
+            with suppress(UserError, OSError):
+                folder.set_status(state="preempted", error=why)
 
 
 def give_up(plan: Plan, sweep: Path, restarts: int) -> int:
