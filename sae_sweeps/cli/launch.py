@@ -33,9 +33,9 @@ def launch(points: list[Point]) -> list[float | None]:
     plan = make_plan(points)
     cfg, cluster = points[0].cfg, the_cluster(points)
     if cfg.dry_run:
-        from sae_sweeps.cluster.dispatch import describe_jobs
+        from sae_sweeps.cluster.dispatch import describe_submission
 
-        print_line(describe(plan, describe_jobs(plan, cluster)))
+        print_line(describe(plan, describe_submission(plan, cluster)))
         return unknown
     for warning in plan.warnings:
         print_line(f"warning: {warning}")
@@ -52,11 +52,11 @@ def launch(points: list[Point]) -> list[float | None]:
         sweep = create_sweep(outputs, plan, cluster)
         states = run_all(plan, outputs, sweep, device, cluster=cluster)
     else:
-        from sae_sweeps.cluster.dispatch import Left, dispatch
+        from sae_sweeps.cluster.dispatch import Detached, dispatch
 
         sweep = create_sweep(outputs, plan, cluster)
         came = dispatch(plan, outputs, sweep, cluster)
-        if isinstance(came, Left):
+        if isinstance(came, Detached):
             outcome.status = came.status
             return unknown
         states = came
