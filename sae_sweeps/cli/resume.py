@@ -24,7 +24,7 @@ def resume(sweep: Path, words: list[str], diverged: bool) -> int:
     from sae_sweeps.runs.inline import run_all
     from sae_sweeps.runs.session import device_for
     from sae_sweeps.storage.run_folder import RunFolder
-    from sae_sweeps.sweeps.stored import stored_plan
+    from sae_sweeps.sweeps.sweep import stored_plan
 
     manifest = read_manifest(sweep)
     cluster = cluster_of(manifest, words)

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sae_sweeps.cluster.jobs import Job, Scheduler, add_groups, add_jobs
+from sae_sweeps.cluster.local import processes_of
 from sae_sweeps.cluster.schedulers import scheduler_for
+from sae_sweeps.cluster.slurm import sbatch_lines
 from sae_sweeps.cluster.watch import RunView, SweepWatcher
-from sae_sweeps.config.schema import LocalConfig, SlurmConfig
+from sae_sweeps.config.schema import ClusterConfig, LocalConfig, SlurmConfig
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.runs.console import Console
 from sae_sweeps.runs.inline import States, enqueue
@@ -22,7 +24,7 @@ from sae_sweeps.runs.signals import Stop, caught_signals
 from sae_sweeps.storage.printing import print_line
 from sae_sweeps.storage.run_folder import RunFolder
 from sae_sweeps.storage.sweep_folder import read_manifest, run_path
-from sae_sweeps.sweeps.groups import Limits, describe_groups, limits_of, plan_groups
+from sae_sweeps.sweeps.groups import describe_groups, plan_groups
 from sae_sweeps.sweeps.plan import Plan, PlannedRun
 
 SILENCE_S = 600.0
@@ -69,12 +71,10 @@ def dispatch(
     return watch(plan, outputs, sweep, cluster, scheduler)
 
 
-def group_limits(cluster: Any, n_runs: int) -> Limits:
+def group_limits(cluster: Any, n_runs: int) -> ClusterConfig:
     """How large a group may be. On this machine the processes share the runs evenly, unless a size is given."""
-    limits = limits_of(vars(cluster))
+    limits = ClusterConfig(group_size=cluster.group_size, memory_gb=cluster.memory_gb)
     if isinstance(cluster, LocalConfig) and limits.group_size is None:
-        from sae_sweeps.cluster.local import processes_of
-
         limits.group_size = max(1, math.ceil(n_runs / processes_of(cluster)))
     if isinstance(cluster, SlurmConfig) and limits.memory_gb is None:
         limits.memory_gb = math.inf  # not this machine's memory counts but the node's, which the job finds
@@ -188,12 +188,8 @@ def describe_submission(plan: Plan, cluster: Any) -> list[str]:
     groups = plan_groups(plan, group_limits(cluster, len(plan.runs)))
     lines = describe_groups(groups, plan)
     if isinstance(cluster, LocalConfig):
-        from sae_sweeps.cluster.local import processes_of
-
         lines.append(f"cluster=local: {len(groups)} groups, {processes_of(cluster)} processes side by side")
     elif isinstance(cluster, SlurmConfig):
-        from sae_sweeps.cluster.slurm import sbatch_lines
-
         n_jobs = math.ceil(len(groups) / cluster.tasks)
         each = f" of {cluster.tasks} groups each" if cluster.tasks > 1 else ""
         lines.append(f"cluster={cluster.name}: {n_jobs} job{'s' * (n_jobs != 1)}{each}, submitted by sbatch with")

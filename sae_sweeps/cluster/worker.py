@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_sweeps.cluster.ends import mark_ended
+from sae_sweeps.config.schema import ClusterConfig
 from sae_sweeps.errors import UserError
 from sae_sweeps.runs.inline import run_all
 from sae_sweeps.runs.signals import Stop
 from sae_sweeps.storage.printing import print_line
 from sae_sweeps.storage.run_folder import RunFolder, slurm_job_id
 from sae_sweeps.storage.sweep_folder import outputs_of, read_manifest, run_path
-from sae_sweeps.sweeps.groups import limits_of
 
 if TYPE_CHECKING:
     from sae_sweeps.sweeps.plan import Plan
@@ -65,7 +65,7 @@ def take_gpus(rank: int, tasks: int) -> None:
 def train_group(sweep: Path, group: int, signals: JobSignals | LocalSignals) -> int:
     """Bring every run of a group to its end; 0 when all completed, 1 when one did not, 130 when stopped."""
     from sae_sweeps.runs.session import device_for
-    from sae_sweeps.sweeps.stored import stored_plan
+    from sae_sweeps.sweeps.sweep import stored_plan
 
     sweep = sweep.resolve()
     manifest = read_manifest(sweep)
@@ -81,7 +81,7 @@ def train_group(sweep: Path, group: int, signals: JobSignals | LocalSignals) -> 
             )
         device = device_for(plan.runs[0].run.device)
         signals.on_flush = lambda: note_preemption(plan, sweep)
-        limits = limits_of(manifest["cluster"])
+        limits = ClusterConfig(**{key: manifest["cluster"][key] for key in ("group_size", "memory_gb")})
         states = run_all(plan, outputs_of(sweep), sweep, device, cluster=limits, stop=signals.stop, flush=signals.flush)
     except UserError as mistake:
         print_line(str(mistake))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sae_sweeps.config.schema import ClusterConfig
 from sae_sweeps.errors import UserError
 from sae_sweeps.runs.console import Console
 from sae_sweeps.runs.execute import execute
@@ -21,7 +22,7 @@ from sae_sweeps.runs.task import TAKEN_OVER, Launch, RunTask
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
 from sae_sweeps.storage.sweep_folder import run_path
-from sae_sweeps.sweeps.groups import Limits, plan_groups, ranges
+from sae_sweeps.sweeps.groups import plan_groups, ranges
 from sae_sweeps.sweeps.plan import Plan, PlannedRun
 
 POLL_S = 1.0
@@ -41,7 +42,7 @@ def run_all(
     sweep: Path,
     device: torch.device,
     *,
-    cluster: Limits | None = None,
+    cluster: ClusterConfig | None = None,
     stop: Stop | None = None,
     flush: Callable[[], bool] = lambda: False,
     console: Console | None = None,

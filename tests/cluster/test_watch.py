@@ -15,8 +15,7 @@ from sae_sweeps.runs.inline import enqueue
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
 from sae_sweeps.storage.sweep_folder import read_manifest, run_path
-from sae_sweeps.sweeps.stored import stored_plan
-from sae_sweeps.sweeps.sweep import create_sweep
+from sae_sweeps.sweeps.sweep import create_sweep, stored_plan
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import torch
 from sae_sweeps.activations.harvest import SyntheticSource
 from sae_sweeps.activations.language_model import LanguageModel
 from sae_sweeps.cli.compose import compose_points
+from sae_sweeps.config.schema import ClusterConfig
 from sae_sweeps.errors import Diverged
 from sae_sweeps.runs import evaluate
 from sae_sweeps.runs import task as task_module
@@ -19,7 +20,6 @@ from sae_sweeps.runs.signals import Stop
 from sae_sweeps.runs.task import RunTask
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
-from sae_sweeps.sweeps.groups import NoLimits
 from sae_sweeps.sweeps.plan import make_plan
 from sae_sweeps.training.step import Training
 
@@ -47,7 +47,7 @@ def carried_out(plan, outputs, size=None, **more):
     for one in plan.runs:
         one.run.outputs = str(outputs)
     more.setdefault("stop", Stop())
-    return run_all(plan, outputs, outputs / "sweep", CPU, cluster=NoLimits(size), **more)
+    return run_all(plan, outputs, outputs / "sweep", CPU, cluster=ClusterConfig(group_size=size), **more)
 
 
 def folders(plan, outputs):
