@@ -22,8 +22,8 @@ from sae_sweeps.config.run import RunConfig, run_config
 from sae_sweeps.errors import ConfigError, DataError, Interrupted
 from sae_sweeps.runs.console import Console
 from sae_sweeps.runs.evaluate import Failure, Subject, collected, evaluate_group, is_done, wanted
-from sae_sweeps.runs.execute import TRAINED, write_results
 from sae_sweeps.runs.export import trained_sae
+from sae_sweeps.runs.results import TRAINED, write_results
 from sae_sweeps.runs.session import RunSession, device_for
 from sae_sweeps.storage.digests import short_hash
 from sae_sweeps.storage.files import read_json, write_json

@@ -240,7 +240,8 @@ def target_node(group: str, name: str, target: str) -> dict[str, Any]:
 
 def _whole_node(group: str, name: str, node: dict[str, Any], code: Code) -> dict[str, Any]:
     head = {"defaults": node.pop("defaults")} if "defaults" in node else {}
-    return head | _defaults(component(group, name, code).config) | node | {"name": name} | code.to_dict()
+    named = {"name": name} | ({"kind": name} if group == "data" else {})
+    return head | _defaults(component(group, name, code).config) | node | named | code.to_dict()
 
 
 def _defaults(config: Any) -> dict[str, Any]:
@@ -311,6 +312,8 @@ def _outside(group: str, name: str, code: Code) -> Component:
         if not is_dataclass(found) or not isinstance(found, type) or not issubclass(found, Schedule):
             raise ConfigError(f"{choice}: {attribute} in {where} must be a dataclass that extends schedules.Schedule.")
         return Component(found, None)
+    if group in ("data", "eval"):  # a TextSource, a function that gives documents, or an Evaluation
+        return Component(getattr(found, "config", None), found)
     config = getattr(found, "CONFIG", None) or getattr(module, "CONFIG", None)
     if group in PACKAGES:
         if not is_dataclass(config):

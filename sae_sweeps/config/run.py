@@ -249,10 +249,9 @@ def _data(node: DictConfig, code: dict[str, Code], outputs: Path) -> DataConfig:
         _refuse_code_among_runs(f"data={node.name}", found, outputs)
         code["data"] = found
         reader = component("data", node.name, found).component
-        made = (
-            reader if isinstance(reader, texts.TextSource) else texts.TextSource(("path", "held_out"), documents=reader)
-        )
-        texts.register(node.kind, replace(made, digest=found.digest))
+        if not isinstance(reader, texts.TextSource):
+            reader = texts.TextSource(("path", "held_out"), documents=reader)
+        texts.register(node.kind, replace(reader, digest=found.digest))
     cls = find_source(node.kind).config
     if cls is None:
         return typed(DataConfig, node, "data", less=KEYS)
