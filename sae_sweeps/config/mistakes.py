@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
 
+from sae_sweeps.config.content import content
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.plugins import choice_file, choices, folders
 from sae_sweeps.config.schema import RootConfig
@@ -65,9 +65,8 @@ def unknown_key(key: str, text: str) -> str:
 
 
 def _keys_of(path: Path) -> list[str]:
-    """Keys of one choice of a group; a file with a global package holds them under the group's name."""
-    node: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False) or {}
-    return [key for key in _dotted(node.get(path.parent.name, node)) if key != "defaults"]
+    """Keys of one choice of a group, dotted."""
+    return _dotted(content(path))
 
 
 def _dotted(node: dict[str, Any]) -> list[str]:

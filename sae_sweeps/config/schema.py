@@ -4,9 +4,10 @@ A length in time (`warmup`, `decay`, ...) is a fraction of the run when below 1 
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
+from sae_sweeps.config.evaluations import EvalConfig
 from sae_sweeps.fields import (
     BelowOne,
     DType,
@@ -47,6 +48,7 @@ class SyntheticConfig(ModelConfig):
 
     name: str = "synthetic"
     source: str = "synthetic"
+    default_d_sae: int | None = 512
     d_in: int | None = 64
     n_features: int = 256
     l0: float = 8.0
@@ -269,26 +271,31 @@ class SlurmConfig(ClusterConfig):
     """Seconds between two looks at the runs and at squeue, which is asked once for all jobs."""
 
 
+def values_of(config: type) -> Any:
+    """A field with the values of a dataclass as a plain dict: a choice may have further keys."""
+    return field(default_factory=lambda: asdict(config()))
+
+
 @dataclass
 class RootConfig:
-    """The keys that sweeps vary, typed, so that a wrong type is refused at once."""
+    """The whole config: the keys that sweeps vary, typed, and the groups, whose files in conf/ hold what differs."""
 
-    model: Any = None
-    layer: Any = None
-    data: Any = None
+    model: Any = values_of(ModelConfig)
+    layer: Any = values_of(LayerConfig)
+    data: Any = values_of(DataConfig)
     architecture: Any = None
     group_layer: Any = None
     penalty: Any = None
     schedule: Any = None
     lr_schedule: Any = None
-    train: Any = None
-    activations: Any = None
-    eval: Any = None
-    logger: Any = None
-    cluster: Any = None
-    num_tokens: int = 0
+    train: Any = values_of(TrainConfig)
+    activations: Any = values_of(ActivationsConfig)
+    eval: Any = values_of(EvalConfig)
+    logger: Any = values_of(LoggerConfig)
+    cluster: Any = values_of(ClusterConfig)
+    num_tokens: int = 409600
     """Tokens to train on; steps are num_tokens // batch_size."""
-    batch_size: int = 0
+    batch_size: int = 1024
     """Tokens per step."""
     seed: int = 0
     """Initialises the SAE."""
