@@ -2,34 +2,87 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# Another build of torch, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cu130
+# Another CPU or CUDA build of torch, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cu130
 TORCH_INDEX ?=
-TORCH := torch==2.13.0
+TORCH := $(shell grep '^torch==' constraints.txt)
+# With pip's `user = true` nothing can be installed into a virtual environment
+export PIP_USER := 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+ifneq ($(words $(VENV)),1)
+$(error VENV='$(VENV)' must be one path without blanks)
+endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-quick lint type format clean saelens-check saebench-check campaign-cluster \
-	campaign-configs peers bench bench-gpu scaling
+.PHONY: help install other-build resolve-check demo test test-processors test-matrix test-quick lint type format clean \
+	saelens-check saebench-check campaign-cluster campaign-configs peers bench bench-gpu scaling
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# In each environment .torch-index holds the index that its torch came from and .torch torch's version.
+# $(call index,FOLDER): TORCH_INDEX, or the one of before; $(call changed,FOLDER): not empty if it is another one
+before = $(shell cat $(1)/.torch-index 2>/dev/null)
+index = $(or $(TORCH_INDEX),$(call before,$(1)))
+changed = $(filter-out $(call before,$(1)),$(TORCH_INDEX))
+
+# $(call environment,FOLDER,CONSTRAINTS): a virtual environment, with pip even if its making was interrupted, and torch.
+# torch alone comes from its index, without the extra indexes and folders of pip's configuration, which may offer
+# another build. What it needs comes from the ordinary index: torch's own have few versions of other packages.
+define environment
+@$(1)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(1) || \
+	{ echo "no virtual environment could be made in $(1): if it is there and damaged, remove it and run make again"; exit 1; } >&2
+@$(if $(call index,$(1)),PIP_EXTRA_INDEX_URL='$(call index,$(1))' PIP_FIND_LINKS=$(1)) $(1)/bin/python -m pip install --no-deps \
+	$(if $(call index,$(1)),--index-url '$(call index,$(1))') $(if $(call changed,$(1)),--force-reinstall) $(TORCH)
+@(umask 077; echo '$(call index,$(1))' > $(1)/.torch-index)
+@$(1)/bin/python -c 'from importlib.metadata import version; print(version("torch"))' > $(1)/.torch
+@$(1)/bin/python -m pip install $(2) $(TORCH)
+endef
+
+# $(call same-torch,FOLDER): ends with an error unless torch can be imported and is the build that was installed first
+same-torch = $(1)/bin/python -c 'import sys, torch; first = open("$(1)/.torch").read().strip(); \
+	sys.exit(torch.__version__ != first and f"torch {first} was installed first, but now it is {torch.__version__}: \
+	remove $(1) and run make again")'
+
+$(VENV)/.installed: pyproject.toml constraints.txt $(if $(call changed,$(VENV)),other-build)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sae-sweeps needs Python 3.11 or newer; this is " + sys.version.split()[0] + ": give another with PYTHON=...")'
-	@echo "installing into $(VENV) (once) ..."
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	@$(PIP) -e '.[dev]'
+	@echo "installing into $(VENV) (once), $(TORCH) first; a CUDA build and its libraries take 5 GB on disk ..."
+	$(call environment,$(VENV),-c constraints.txt)
+	@echo "installing the project and about 110 more packages into $(VENV): a minute or two without output ..."
+	@$(PY) -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@$(call same-torch,$(VENV))
 	@touch $@
 
 install: $(VENV)/.installed ## create .venv and install, torch first and by its pin (TORCH_INDEX=... for another build)
 
+resolve-check: install ## resolve the pins for each supported platform and Python, from metadata on pypi.org (a minute)
+	$(PY) -m scripts.check_resolution
+
 demo: install ## three SAEs with the progressive orthogonality penalty on the built-in model, and their table
 	$(PY) launch.py -m penalty=ortho lambda2_max=0.1,0.5,1.0
 
-test: install ## the whole test suite, quick tests first
-	$(PY) -m pytest -m "not slow" -n 2
-	$(PY) -m pytest -m slow -n 3 --dist loadgroup
+test: install ## the whole test suite, quick tests first; both halves run and the last lines say what each came to
+	@$(PY) -m pytest -m "not slow" -n 2; quick=$$?; \
+	$(PY) -m pytest -m slow -n 3 --dist loadgroup; slow=$$?; \
+	verdict() { test $$1 -eq 0 && echo passed || echo "FAILED (pytest ended with $$1)"; }; \
+	echo "quick tests: $$(verdict $$quick)"; echo "slow tests: $$(verdict $$slow)"; \
+	test $$quick -eq 0 -a $$slow -eq 0
+
+test-matrix: install ## every architecture with every penalty, schedule, group layer and precision, and every option
+	TEST_MATRIX=full $(PY) -m pytest tests/training/test_every_combination.py -m slow -n 2
+
+NUMERICAL := $(addprefix tests/,kernels penalties architectures training evaluation activations builtin config/test_combination.py \
+	test_bounds.py test_schedules.py test_saelens.py)
+# What other processors would take: older instructions in torch, MKL, oneDNN and numba; one thread and two.
+PROCESSORS := ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=default \
+	MKL_ENABLE_INSTRUCTIONS=AVX2,ONEDNN_MAX_CPU_ISA=AVX2,NUMBA_ENABLE_AVX=0 \
+	ATEN_CPU_CAPABILITY=default,NUMBA_CPU_NAME=generic,NUMBA_CPU_FEATURES= \
+	TEST_THREADS=1,OMP_NUM_THREADS=1,NUMBA_NUM_THREADS=1 TEST_THREADS=2,OMP_NUM_THREADS=2,NUMBA_NUM_THREADS=2
+COMMA := ,
+
+test-processors: install ## the numerical tests as other processors would compute, one setting after the other
+	@failed=0; $(foreach setting,$(PROCESSORS),echo "--- $(subst $(COMMA), ,$(setting))"; \
+	env $(subst $(COMMA), ,$(setting)) $(PY) -m pytest $(NUMERICAL) -n 2 || failed=1;) exit $$failed
 
 campaign-cluster: install ## sweeps on a Slurm of its own, struck at random for ROUNDS=5 rounds
 	$(PY) -m scripts.campaign_cluster --rounds $(or $(ROUNDS),5)
@@ -55,11 +108,12 @@ clean: ## remove the virtual environments and caches; outputs/ stays
 	rm -rf $(VENV) .venv-saelens .venv-peers build dist .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.venv-saelens/.installed:
+.venv-saelens/.installed: $(if $(call changed,.venv-saelens),other-build)
 	@echo "installing SAELens and SAEBench into .venv-saelens (once; they need an older TransformerLens) ..."
-	@test -x .venv-saelens/bin/python || $(PYTHON) -m venv .venv-saelens
-	@.venv-saelens/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) torchvision==0.28.0 sae-bench sae-lens
+	$(call environment,.venv-saelens)
+	@.venv-saelens/bin/python -m pip install --quiet $(TORCH) torchvision==0.28.0 sae-bench sae-lens
 	@.venv-saelens/bin/python -m pip uninstall --quiet -y torchvision
+	@$(call same-torch,.venv-saelens)
 	@touch $@
 
 saelens-check: .venv-saelens/.installed ## load every exported sae/ of outputs/runs with SAELens itself and compare
@@ -71,12 +125,12 @@ saebench-check: install .venv-saelens/.installed ## SAEBench's own loop over eig
 	.venv-saelens/bin/python scripts/check_saebench.py build/saebench --only core_float64 --saes jumprelu_4 topk_0
 	.venv-saelens/bin/python scripts/check_saebench.py build/saebench --only scr --same-activations --saes jumprelu_4 topk_0
 
-.venv-peers/.installed:
+.venv-peers/.installed: $(if $(call changed,.venv-peers),other-build)
 	@echo "installing sparsify, SAELens and dictionary_learning into .venv-peers (once) ..."
-	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) torchvision==0.28.0 eai-sparsify sae-lens dictionary-learning
+	$(call environment,.venv-peers)
+	@.venv-peers/bin/python -m pip install --quiet $(TORCH) torchvision==0.28.0 eai-sparsify sae-lens dictionary-learning
 	@.venv-peers/bin/python -m pip uninstall --quiet -y torchvision
+	@$(call same-torch,.venv-peers)
 	@touch $@
 
 peers: .venv-peers/.installed ## the libraries that `make bench` measures beside ours, in an environment of their own

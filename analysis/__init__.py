@@ -1,1 +1,1 @@
-"""What people read of runs: tables now; notes, figures, a report and an audit beside them. Reads run folders only."""
+"""Runs read from their folders: tables, notes, an audit, figures, a report, W&B. Loads no torch."""

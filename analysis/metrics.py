@@ -8,35 +8,28 @@ from typing import TYPE_CHECKING
 from sae_sweeps.config.evaluations import BUILTIN
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 Column = tuple[str, str]
 """A column of a frame: run, config, metrics, one of STATISTICS or DIFFERENCES; then its name."""
-
 STATISTICS = ("std", "n", "ci_low", "ci_high")
 """Beside a metric's mean where runs are folded: spread (n - 1), runs, a 95 % confidence interval of the mean."""
-
 DIFFERENCES = ("difference", "difference_low", "difference_high")
 """A metric's difference to the baseline's, and its 95 % confidence interval where runs are folded."""
-
 BUDGETS = {"tokens": "num_tokens", "steps": "total_steps"}
 """Metrics that have to agree among compared runs, each with the config key or run field for records without it."""
-
 JUDGED = (
     "sae_top_1_test_accuracy", "tpp_threshold_10_total_metric", "scr_metric_threshold_10", "mean_absorption_score",
     "unlearning_score", "autointerp_score",
 )  # fmt: skip
 """One metric of each evaluation of SAEBench beside core."""
-
 HEADLINES = ("fvu", "ce_loss_score", "l0", *JUDGED, *(BUILTIN + name for name in JUDGED))
 """The metrics that `python -m sae_sweeps evaluate` prints."""
-
 FIRST = (
     "fvu", "ce_loss_score", "l0", "dead_features", *JUDGED, *(BUILTIN + name for name in JUDGED),
     "nearest_neighbour_cosine", "recovery_share", "feature_mi", "tokens_to_fvu", "seconds_to_fvu", "penalty_loss",
 )  # fmt: skip
 """The metrics of a default text table, in its order; all others follow in the other formats."""
-
 DIRECTIONS = {
     "fvu": "lower",
     "explained_variance": "higher",
@@ -83,15 +76,12 @@ DIRECTIONS = {
 
 Others are not ranked: `final_loss` and `penalty_loss` contain the penalty weight that sweeps vary, `l0` is a choice.
 """
-
-
 TARGETS = {
     "mean_absorption_score": ("lower", 0.01),
     "unlearning_score": ("higher", 0.1),
     "sae_top_1_test_accuracy": ("higher", 0.74),
 }
 """What the field aims at on SAEBench's data: below, or above. A `builtin_` score is another measure and has none."""
-
 GROUPS = {
     "convergence": ("tokens_to_fvu", "seconds_to_fvu"),
     "budget": ("tokens", "steps"),
@@ -115,7 +105,6 @@ GROUPS = {
     "penalty": ("penalty*",),
 }
 """Headers above metrics, each with names or patterns; the first that fits wins, `penalty_loss` apart."""
-
 SHORT = {
     r"ce_loss_score": "ce_score",
     r"kl_div_score": "kl_score",
@@ -175,45 +164,6 @@ def direction(metric: str) -> str | None:
 def badness(metric: str, value: float) -> float:
     """The value turned so that smaller is better; as it is for a metric that is not ranked."""
     return {"higher": -value, "one": abs(value - 1)}.get(direction(metric) or "", value)
-
-
-def best_rows(frame: "pd.DataFrame", column: Column) -> set[int]:
-    """Row numbers that hold the best value of a ranked metric among fit SAEs; none when all values are equal.
-
-    In a pivot, where every column is of one metric, the best of all cells.
-    """
-    kind, name = column
-    metric = frame.attrs.get("pivot", name)
-    if kind != "metrics" or direction(metric) is None:
-        return set()
-    columns = [c for c in frame.columns if c[0] == "metrics"] if "pivot" in frame.attrs else [column]
-    scores: dict[tuple[int, Column], float] = {}
-    for c in columns:
-        unfit = unfit_rows(frame, c)
-        values = ((row, value) for row, value in enumerate(frame[c]) if value == value and row not in unfit)
-        scores |= {(row, c): badness(metric, value) for row, value in values}
-    best = min(scores.values(), default=None)
-    cells = {cell for cell, score in scores.items() if score == best}
-    return {row for row, c in cells if c == column} if len(cells) < len(scores) else set()
-
-
-def reached_rows(frame: "pd.DataFrame", column: Column) -> set[int]:
-    """Row numbers whose value is beyond the metric's target, of fit SAEs only."""
-    kind, name = column
-    metric = frame.attrs.get("pivot", name)
-    if kind != "metrics" or metric not in TARGETS:
-        return set()
-    better, target = TARGETS[metric]
-    beyond = (value < target if better == "lower" else value > target for value in frame[column])
-    return {row for row, yes in enumerate(beyond) if yes} - unfit_rows(frame, column)
-
-
-def unfit_rows(frame: "pd.DataFrame", column: Column) -> set[int]:
-    """Row numbers of SAEs that must not be praised: `frame.attrs["unfit"]` has reasons by run id (pivot: by cell)."""
-    reasons = frame.attrs.get("unfit", {})
-    if "pivot" in frame.attrs:
-        return {row for row, name in reasons if name == column[1]}
-    return {row for row, run_id in enumerate(frame["run", "run_id"]) if run_id in reasons} if reasons else set()
 
 
 def unfitness(l0: float | None, d_sae: float | None, d_in: float | None) -> str | None:

@@ -21,8 +21,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def run(words: argparse.Namespace) -> int:
-    from analysis.audit import audit, tell, varied_by
-    from analysis.records import records
+    from analysis.auditing.audit import audit, varied_by
+    from analysis.auditing.printing import tell
+    from analysis.reading.records import records
 
     full = records(words.paths)
     findings = audit(full, varied_by(words.paths))

@@ -17,7 +17,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def run(words: argparse.Namespace) -> None:
-    from analysis.dashboard import KEYS, dump, save, split_project, varied_keys
+    from analysis.wandb.dashboard import KEYS, dump, save, split_project, varied_keys
 
     entity, project = split_project(words.project)
     keys = varied_keys(words.paths) if words.paths else list(KEYS)

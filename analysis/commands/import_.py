@@ -20,7 +20,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def run(words: argparse.Namespace) -> None:
-    from analysis.importing import read_sources, write_import
+    from analysis.reading.import_files import write_import
+    from analysis.reading.sources import read_sources
     from sae_sweeps.errors import ConfigError
 
     found = read_sources(words.files)

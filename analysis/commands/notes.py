@@ -16,9 +16,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def run(words: argparse.Namespace) -> None:
-    from analysis.audit import varied_by
-    from analysis.notes import notes
-    from analysis.records import records
+    from analysis.auditing.audit import varied_by
+    from analysis.output.notes import notes
+    from analysis.reading.records import records
     from sae_sweeps.storage.files import write_text
 
     full = records(words.paths)

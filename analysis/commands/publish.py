@@ -17,7 +17,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def run(words: argparse.Namespace) -> int:
-    from analysis.publish import publish
+    from analysis.wandb.publish import publish
     from sae_sweeps.config.schema import LoggerConfig
 
     logger = LoggerConfig(name="wandb", mode=words.mode, project=words.project, entity=words.entity)

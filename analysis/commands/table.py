@@ -51,7 +51,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def run(words: argparse.Namespace) -> None:
-    from analysis.formats import format_of, render
+    from analysis.output.formats import format_of, render
     from sae_sweeps.storage.files import write_text
 
     if words.fold is not None and not listed(words.fold):
@@ -76,7 +76,7 @@ def run(words: argparse.Namespace) -> None:
 
 
 def table_of(words: argparse.Namespace) -> "pd.DataFrame":
-    from analysis.table import table
+    from analysis.tables.table import table
 
     return table(
         words.paths,
@@ -95,7 +95,7 @@ def listed(text: str | None) -> list[str] | None:
 
 
 def show(frame: "pd.DataFrame", format: str) -> None:
-    from analysis.formats import render
+    from analysis.output.formats import render
 
     terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else None
@@ -104,8 +104,8 @@ def show(frame: "pd.DataFrame", format: str) -> None:
 
 def watch(words: argparse.Namespace) -> None:
     """Draw the table until no run that it is asked for is queued or running, or Ctrl-C; over itself on a terminal."""
-    from analysis.records import records
-    from analysis.table import table
+    from analysis.reading.records import records
+    from analysis.tables.table import table
 
     try:
         while True:

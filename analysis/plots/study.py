@@ -14,9 +14,9 @@ import numpy as np
 
 from analysis.columns import differing
 from analysis.metrics import badness
-from analysis.records import records
+from analysis.output.view import labels
+from analysis.reading.records import records
 from analysis.text import cell, clean
-from analysis.view import labels
 from sae_sweeps.errors import DamagedFile
 from sae_sweeps.storage.rows import RowFile
 from sae_sweeps.storage.run_folder import RunFolder

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from analysis.records import flat_config, read_yaml
+from analysis.reading.configs import flat_config, read_yaml
 from sae_sweeps.config.content import content
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.schema import RootConfig

@@ -8,11 +8,11 @@ import numpy as np
 
 from analysis.columns import differing
 from analysis.metrics import FIRST
+from analysis.output.view import labels
 from analysis.plots.outcomes import FRONTS
 from analysis.plots.study import Study
 from analysis.plots.style import COLOURS
 from analysis.text import clean
-from analysis.view import labels
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.storage.files import without_nonfinite
 

@@ -5,16 +5,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.audit import audit
+from analysis.auditing.audit import audit
 from analysis.columns import differing
-from analysis.html import TABLE_CSS, TABLE_JS, html_table
 from analysis.metrics import FIRST
+from analysis.output.html import TABLE_CSS, TABLE_JS, html_table
 from analysis.plots.draw import known
 from analysis.plots.study import Study
 from analysis.report.figures import DEFAULT, FEW, MANY, pictures
 from analysis.report.runs import Section, common_provenance, section, values_of
 from analysis.report.summary import sentences
-from analysis.table import baseline_row, compared, load, unfit_runs
+from analysis.tables.baseline import baseline_row
+from analysis.tables.table import compared, load, unfit_runs
 from analysis.text import clean
 from sae_sweeps.storage.files import write_text
 
@@ -50,7 +51,7 @@ def write_report(
     """Write the report about the runs of the paths (see `records`) and return its path.
 
     Args:
-        where, sort: which runs, in which order, as in `analysis.table.table`.
+        where, sort: which runs, in which order, as in `analysis.tables.table.table`.
         baseline: the run that configs are compared with: an id or a filter; by default the first without a penalty.
         figures: their names; by default those of DEFAULT that have data and fit, FEW of them for many runs.
         runs: how many runs get a section of their own.

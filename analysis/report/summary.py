@@ -4,10 +4,11 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from analysis.columns import differing, of_kind
-from analysis.metrics import FIRST, TARGETS, best_rows, direction
+from analysis.metrics import FIRST, TARGETS, direction
+from analysis.output.view import labels
 from analysis.plots.study import Study
+from analysis.tables.marks import best_rows
 from analysis.text import cell, clean
-from analysis.view import labels
 from sae_sweeps.config.evaluations import BUILTIN
 
 if TYPE_CHECKING:

@@ -23,15 +23,15 @@ def auxiliary_loss(sae: SAE, ctx: Context, k_aux: int | None) -> Tensor:
     dead = sae.dead()
     n_dead = int(dead.sum())
     if n_dead == 0:
-        return ctx.z.new_zeros((), dtype=torch.float32)
+        return ctx.pre_acts.new_zeros((), dtype=torch.float32)
     wanted = k_aux or max(1, len(sae.b_dec) // 2)
     n_chosen = min(wanted, n_dead)
     if sae.kernels is None:
-        values, indices = ctx.z.masked_fill(~dead, -torch.inf).topk(n_chosen, dim=1, sorted=False)
+        values, indices = ctx.pre_acts.masked_fill(~dead, -torch.inf).topk(n_chosen, dim=1, sorted=False)
         f = TopKFeatures(values.relu(), indices, sae.d_sae)
     else:
         where = dead.nonzero().squeeze(1)
-        values, nth = sae.kernels.largest(ctx.z.detach()[:, where], n_chosen)
+        values, nth = sae.kernels.largest(ctx.pre_acts.detach()[:, where], n_chosen)
         pairs = per_token(where[nth], sae.d_sae, sae.kernels)
         values = sae.chosen(values.reshape(-1), pairs, ctx.x - sae.b_dec.detach()).view_as(nth)
         f = TopKFeatures(values.relu(), where[nth], sae.d_sae, pairs)

@@ -129,7 +129,7 @@ class SAE(nn.Module):
     def residual(self, f: Features, x: Tensor) -> tuple[Tensor, Tensor]:
         """Error x - x_hat [B, d_in] of x [B, d_in], and the sums of its squares [B]."""
         if f.pairs is not None and type(self).decode is SAE.decode:
-            return sparse.residual(f.pairs, f.entries.reshape(-1).to(x.dtype), self.W_dec, self.b_dec, x)
+            return sparse.residual(f.pairs, f.values.reshape(-1).to(x.dtype), self.W_dec, self.b_dec, x)
         error = x - self.decode(f).to(x.dtype)
         return error, error.square().sum(1)
 
@@ -145,7 +145,7 @@ class SAE(nn.Module):
     def observe(self, ctx: Context) -> None:
         """Update state after the optimizer's step."""
         self.tokens_since_fired += len(ctx.x)
-        self.tokens_since_fired.masked_fill_(ctx.f.fired(), 0)
+        self.tokens_since_fired.masked_fill_(ctx.feature_acts.fired(), 0)
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:

@@ -77,7 +77,7 @@ class BatchTopK(TopK):
     @torch.no_grad()
     def observe(self, ctx: Context) -> None:
         super().observe(ctx)
-        f = ctx.f.entries if ctx.groups is None else self.activate(ctx.z, ctx.step).f
+        f = ctx.feature_acts.values if ctx.groups is None else self.activate(ctx.pre_acts, ctx.step).values
         positive = torch.where(f > 0, f, torch.inf).min()
         self.thresholds_seen += 1
         rate = (1.0 / self.thresholds_seen).clamp(min=1 - self.cfg.threshold_decay)

@@ -1,4 +1,4 @@
-"""What a loss term may look at: the whole step, not just the decoder."""
+"""What a penalty or another loss term can read: the whole step, not only the decoder."""
 
 from __future__ import annotations
 
@@ -32,19 +32,24 @@ RECONSTRUCTIONS = {"squared": squared_error, "norm": error_norm}
 
 @dataclass
 class Context:
+    """One training step as a loss term sees it: B tokens, d_in dimensions, d_sae features."""
+
     sae: SAE
+    """The SAE with its weights: W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_in] of unit-norm rows, b_dec."""
     batch: Batch
     """Token ids, sequence, position and role of every row."""
     x: Tensor
     """Activations as the SAE sees them (normalised where the run normalises) [B, d_in]."""
-    z: Tensor
-    """Pre-activations [B, d_sae]."""
-    f: Features
-    """Feature activations [B, d_sae], dense or as the k largest."""
+    pre_acts: Tensor
+    """Pre-activations z [B, d_sae]; memory that the next step overwrites."""
+    feature_acts: Features
+    """Feature activations f; `feature_acts.dense()` is the matrix [B, d_sae], its other methods avoid that matrix."""
     error: Tensor
-    """x - x_hat [B, d_in]; x_hat is the reconstruction."""
+    """x - x_hat [B, d_in]."""
     step: int
+    """i = 0 .. T-1."""
     total_steps: int
+    """T."""
     seed: int
     """The run's seed; with the step it decides every random draw of a loss term."""
     groups: GroupLayer | None = None
@@ -63,14 +68,14 @@ class Context:
 
     @property
     def progress(self) -> float:
-        """p = i / T."""
+        """p = i / T, in [0, 1)."""
         return self.step / self.total_steps
 
     def generator(self, stream: int = 0) -> torch.Generator:
-        """Random numbers of this step, the same after a resume; `stream` tells several users apart."""
+        """Random generator of this step, the same after a resume; each `stream` (0 .. 31) draws other numbers."""
         return generator_at(self.x.device, self.seed, self.step, stream)
 
 
 def generator_at(device: torch.device, seed: int, step: int, stream: int) -> torch.Generator:
-    """Random numbers of a step of a run."""
+    """Random generator of one step of a run."""
     return torch.Generator(device).manual_seed((seed * 1_000_003 + step) * 64 + stream)

@@ -59,11 +59,11 @@ class Gated(Standard):
         return GatedFeatures(magnitude.relu(), pairs, gate)
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
-        if isinstance(ctx.f, GatedFeatures):
-            gate = ctx.f.gate
-            x_hat = sparse.decode(ctx.f.pairs, gate, self.W_dec.detach())
+        if isinstance(ctx.feature_acts, GatedFeatures):
+            gate = ctx.feature_acts.gate
+            x_hat = sparse.decode(ctx.feature_acts.pairs, gate, self.W_dec.detach())
         else:
-            gate = ctx.z.relu()
+            gate = ctx.pre_acts.relu()
             x_hat = (gate @ self.W_dec.detach()).to(gate.dtype)
         x_hat = x_hat + self.b_dec.detach()
         return {

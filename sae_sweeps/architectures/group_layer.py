@@ -237,7 +237,7 @@ class GroupLayer(nn.Module):
         """
         if not self.cfg.reversal:
             return {}
-        E_BG: Tensor = _Reversed.apply(self.energies(ctx.f))
+        E_BG: Tensor = _Reversed.apply(self.energies(ctx.feature_acts))
         with torch.autocast(E_BG.device.type, enabled=False):
             standard = standardized(E_BG, self.cfg.variance_floor) * len(E_BG) ** 0.5
             weights = self.head - self.head.diag().diag()
@@ -247,7 +247,7 @@ class GroupLayer(nn.Module):
     @torch.no_grad()
     def observe(self, ctx: Context) -> None:
         """Put the batch's energies into the window. Called after the optimizer's step."""
-        new = self.energies(_last_rows(ctx.f, self.cfg.window))
+        new = self.energies(_last_rows(ctx.feature_acts, self.cfg.window))
         kept = self.cfg.window - len(new)
         if kept:
             self.window_WG[:kept] = self.window_WG[-kept:].clone()
@@ -295,7 +295,7 @@ class GroupLayer(nn.Module):
     @torch.no_grad()
     def monitor(self, ctx: Context) -> dict[str, Any]:
         """`groups`: sizes, energies, and MI in nats over the last W tokens (all pairs up to 64 groups)."""
-        E_BG = self.energies(ctx.f)
+        E_BG = self.energies(ctx.feature_acts)
         recent = self.recent(E_BG)
         mi_GG = self.mutual_information(recent)
         g, h = torch.triu_indices(self.n_groups, self.n_groups, 1, device=mi_GG.device)

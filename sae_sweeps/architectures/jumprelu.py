@@ -112,10 +112,12 @@ class JumpReLU(SAE):
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
         if float(self.baseline) == 0:
             self.baseline.copy_(ctx.reconstruction(ctx.x - ctx.x.mean(0)).detach())
-        if isinstance(ctx.f, JumpFeatures):
-            above = ctx.f.above
+        if isinstance(ctx.feature_acts, JumpFeatures):
+            above = ctx.feature_acts.above
         else:
-            above = _Heaviside.apply(ctx.z, self.threshold().expand_as(ctx.z), self.cfg.bandwidth * self.unit)
+            above = _Heaviside.apply(
+                ctx.pre_acts, self.threshold().expand_as(ctx.pre_acts), self.cfg.bandwidth * self.unit
+            )
         l0 = above.sum() / len(ctx.x)
         target = self.cfg.target_l0
         share = l0 / self.d_sae if target is None else (l0 / target - 1).square()

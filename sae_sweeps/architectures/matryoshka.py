@@ -44,11 +44,11 @@ class Matryoshka(BatchTopK):
     cfg: MatryoshkaConfig
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
-        assert not isinstance(ctx.f, TopKFeatures)
+        assert not isinstance(ctx.feature_acts, TopKFeatures)
         x_hat, total = self.b_dec.expand_as(ctx.x), ctx.x.new_zeros(())
         start = 0
         for end in self.cfg.prefixes():
-            x_hat = x_hat + ctx.f.decode_part(self.W_dec, start, end).to(ctx.x.dtype)
+            x_hat = x_hat + ctx.feature_acts.decode_part(self.W_dec, start, end).to(ctx.x.dtype)
             total = total + ctx.reconstruction(ctx.x - x_hat)
             start = end
         return {"prefixes": (total, 1.0), **super().extra_losses(ctx)}

@@ -67,7 +67,7 @@ class PAnneal(Standard):
         return 1 + (self.cfg.p_final - 1) * taken / self.cfg.p_steps
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
-        value = powers(ctx.f.entries, self.p_at(ctx.step)).sum() / len(ctx.x)
+        value = powers(ctx.feature_acts.values, self.p_at(ctx.step)).sum() / len(ctx.x)
         return {"sparsity": (value, self.l1_weight(ctx.step) * float(self.rescale))}
 
     @torch.no_grad()
@@ -76,7 +76,7 @@ class PAnneal(Standard):
         super().observe(ctx)
         now, then = self.p_at(ctx.step), self.p_at(ctx.step + 1)
         if then != now:
-            f = ctx.f.entries
+            f = ctx.feature_acts.values
             before, after = powers(f, now).sum().double(), powers(f, then).sum().double()
             self.rescale.mul_(torch.where(after > 0, before / after.clamp(min=1e-30), 1.0))
 

@@ -62,12 +62,12 @@ class Standard(SAE):
         return PairFeatures(self.chosen(z_P, pairs, centred), pairs)
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
-        return {"sparsity": (ctx.f.entries.sum() / len(ctx.x), self.l1_weight(ctx.step))}
+        return {"sparsity": (ctx.feature_acts.values.sum() / len(ctx.x), self.l1_weight(ctx.step))}
 
     @torch.no_grad()
     def observe(self, ctx: Context) -> None:
         super().observe(ctx)
-        self.l0_control.observe(ctx.f.l0())
+        self.l0_control.observe(ctx.feature_acts.l0())
 
 
 CONFIG = StandardConfig

@@ -16,10 +16,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_sweeps.cli.compose import MULTIRUN, AnotherSweeper, compose_points, hydra_words, register
+from sae_sweeps.cli.compose import MULTIRUN, AnotherSweeper, compose_points, register
 from sae_sweeps.config.mistakes import sentence
 from sae_sweeps.config.paths import config_dir
-from sae_sweeps.config.plugins import blamed
+from sae_sweeps.config.plugins import blamed, search_path_words, set_search_path
+from sae_sweeps.config.words import rewrite
 from sae_sweeps.errors import UserError
 
 
@@ -88,7 +89,8 @@ def run_hydra(words: list[str]) -> int:
     register()
     before, os.environ["HYDRA_FULL_ERROR"] = os.environ.get("HYDRA_FULL_ERROR"), "1"  # errors are ours to print
     # Hydra's parser wants its flags before the first key
-    given = sorted(hydra_words(words), key=lambda word: not word.startswith("-"))
+    set_search_path(words)
+    given = sorted([*rewrite(words), *search_path_words()], key=lambda word: not word.startswith("-"))
     argv, sys.argv = sys.argv, [sys.argv[0], *given]
     try:
         hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(_single)()

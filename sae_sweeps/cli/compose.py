@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import shutil
-import tempfile
-
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
@@ -16,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sae_sweeps.config.content import register_schemas
 from sae_sweeps.config.paths import config_dir
-from sae_sweeps.config.plugins import search_path_words, set_search_path
+from sae_sweeps.config.plugins import made_folder, search_path_words, set_search_path
 from sae_sweeps.config.words import rewrite
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.sweeps.plan import Point
@@ -32,19 +28,7 @@ class AnotherSweeper(Exception):
 def register() -> None:
     """Give Hydra the typed root and the scratch folder that its sweepers write to."""
     register_schemas()
-    OmegaConf.register_new_resolver("scratch", _scratch, replace=True, use_cache=True)
-
-
-def _scratch() -> str:
-    folder = tempfile.mkdtemp(prefix="sae_sweeps-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-def hydra_words(words: list[str]) -> list[str]:
-    """The words of a command as Hydra takes them, with the folders to search. Raises ConfigError for a mistake."""
-    set_search_path(words)
-    return [*rewrite(words), *search_path_words()]
+    OmegaConf.register_new_resolver("scratch", lambda: str(made_folder() / "sweeper"), replace=True)
 
 
 def compose_points(words: list[str], single: bool = False) -> list[Point]:
@@ -56,12 +40,13 @@ def compose_points(words: list[str], single: bool = False) -> list[Point]:
     Raises ConfigError and Hydra's errors for a mistake, AnotherSweeper where the points come from elsewhere.
     """
     register()
-    given = hydra_words(words)
+    set_search_path(words)
+    given = rewrite(words)
     overrides = [word for word in given if word not in MULTIRUN]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         parsed = _parsed(overrides)
         first = next(iter(_product(parsed)))
-        hydra = compose("config", overrides=first, return_hydra_config=True).hydra
+        hydra = compose("config", overrides=[*first, *search_path_words()], return_hydra_config=True).hydra
         if hydra.sweeper._target_ != f"{BasicSweeper.__module__}.{BasicSweeper.__name__}":
             raise AnotherSweeper
         if single and set(MULTIRUN).isdisjoint(given) and hydra.mode != RunMode.MULTIRUN:
@@ -72,7 +57,7 @@ def compose_points(words: list[str], single: bool = False) -> list[Point]:
 
 
 def _composed(overrides: list[str]) -> DictConfig:
-    return compose("config", overrides=overrides)
+    return compose("config", overrides=[*overrides, *search_path_words()])
 
 
 def _parsed(overrides: list[str]) -> list[Override]:

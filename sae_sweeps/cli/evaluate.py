@@ -149,7 +149,7 @@ def sae_of(target: Target) -> ExportedSAE:
 
 def find_targets(paths: list[Path], cfg: DictConfig, words: list[str]) -> Iterator[Target]:
     """What the paths stand for, each once. Raises DataError for one that holds no SAE."""
-    from analysis.records import runs_at
+    from analysis.reading.run_folders import runs_at
 
     seen: set[Path] = set()
     for path in paths:
@@ -265,7 +265,8 @@ def write_foreign(target: Target, failures: list[str]) -> None:
 
 def show(folders: list[Path]) -> None:
     from analysis.metrics import HEADLINES
-    from analysis.table import render, table
+    from analysis.output.formats import render
+    from analysis.tables.table import table
 
     if not folders:
         return

@@ -98,7 +98,8 @@ def the_cluster(points: list[Point]) -> Any:
 
 def finish(plan: Plan, states: States, outputs: Path, sweep: Path, report: bool = True) -> int:
     """Print the table and what went wrong, and write the report. Returns the exit status."""
-    from analysis.table import render, table
+    from analysis.output.formats import render
+    from analysis.tables.table import table
     from sae_sweeps.cli.failures import failures
     from sae_sweeps.runs.supervise import try_to
 
@@ -139,6 +140,6 @@ def publish_table(plan: Plan, sweep: Path) -> None:
     loggers = [planned.run.logger for planned in plan.runs if planned.run.logger.name == "wandb"]
     if not loggers:
         return
-    from analysis.publish import publish_notes
+    from analysis.wandb.publish import publish_notes
 
     publish_notes(sweep, loggers[0], print_line)

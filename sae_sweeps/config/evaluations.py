@@ -1,6 +1,11 @@
 """What is evaluated and how: SAEBench's published constants are the defaults. The text under a field is its manual."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any
+
+from sae_sweeps.config.plugins import evaluation_module
+from sae_sweeps.errors import ConfigError
 
 BUILTIN = "builtin_"
 """Begins the name of a metric that was measured on built-in data, to keep it apart from SAEBench's."""
@@ -8,31 +13,92 @@ BUILTIN = "builtin_"
 EVALUATIONS = (
     "core", "separation", "sparse_probing", "hierarchy", "tpp", "scr", "absorption", "unlearning", "autointerp",
 )  # fmt: skip
-"""In the order in which they are done: those that share activations stand together."""
-SETTINGS = {
-    "core": ("batch_size", "recon_batches", "sparsity_batches", "exclude_special_tokens"),
-    "separation": ("composition", "label_tokens"),
-    "sparse_probing": ("data", "seed", "probing"),
-    "hierarchy": ("data", "seed", "probing", "hierarchy"),
-    "tpp": ("data", "seed", "probing", "ablation"),
-    "scr": ("data", "seed", "probing", "ablation"),
-    "absorption": ("data", "seed", "absorption"),
-    "unlearning": ("data", "seed", "unlearning"),
-    "autointerp": ("seed", "autointerp"),
-}
-"""Which keys of `eval` decide the numbers of each evaluation."""
-WITHOUT_MODEL = ("core", "separation")
-"""What can be asked of activations that no language model makes."""
+"""Files of sae_sweeps/evaluation that hold an evaluation, in the order in which they run: neighbours share
+activations."""
+
+Metrics = Mapping[str, tuple[str | None, str | None]]
+"""By a regular expression for the whole name of a metric: which values are better (higher, lower, one for nearest to 1,
+or None) and its short name in tables, in which `\\1` is the first group of the expression (None: the name itself)."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation: what planning, running and tables need of it."""
+
+    name: str
+    """As in `eval.evaluations`; its results are `evals/NAME.json`."""
+    evaluate: Callable[..., Any]
+    """evaluate(saes, shared, config), as `sae_sweeps/evaluation/__init__.py` describes it."""
+    metrics: Metrics = field(default_factory=dict)
+    reads: tuple[str, ...] = ("data", "seed")
+    """Keys of `eval` that decide its numbers: where one differs, it is evaluated again."""
+    config: type | None = None
+    """Dataclass of its own keys, `eval.NAME.KEY`, where EvalConfig does not hold them."""
+    needs_model: bool = True
+    """Whether it needs a language model, which synthetic activations do not have."""
+    finite_only: bool = True
+    """Whether an SAE with a weight that is not finite is left out, with a warning."""
+    no_effect: tuple[str, ...] = ()
+    """Keys within `reads` that change no number, such as `autointerp.price_in`."""
+    digest: str | None = None
+    """Digest of the code of an evaluation from outside: evaluated again where it differs."""
+
+
+_registered: dict[str, Evaluation] = {}
+
+
+def register(evaluation: Evaluation) -> None:
+    """Add an evaluation from outside to those of this process, in the place of one that has the same name there.
+
+    Raises ConfigError for the name of an evaluation or a key of this project.
+    """
+    if evaluation.name in EVALUATIONS or evaluation.name in EvalConfig.__dataclass_fields__:
+        raise ConfigError(f"eval.evaluations={evaluation.name}: this name is taken; give your evaluation another.")
+    _registered[evaluation.name] = evaluation
+
+
+def evaluation_names() -> tuple[str, ...]:
+    """Every evaluation that can be chosen, in the order in which they run."""
+    return (*EVALUATIONS, *_registered)
+
+
+def find_evaluation(name: str) -> Evaluation:
+    """The evaluation of this name. Raises ConfigError where there is none."""
+    if name in _registered:
+        return _registered[name]
+    if name not in EVALUATIONS:
+        raise ConfigError(f"eval.evaluations={name}: must be one of {', '.join(evaluation_names())}.")
+    return evaluation_module(name).EVALUATION
 
 
 def readers() -> dict[str, list[str]]:
     """Which evaluations read a key of `eval`."""
     out: dict[str, list[str]] = {}
-    for evaluation, keys in SETTINGS.items():
-        speed = () if evaluation in WITHOUT_MODEL else ("llm_batch",)
-        for key in (*keys, *speed):
-            out.setdefault(key, []).append(evaluation)
+    for name in evaluation_names():
+        evaluation = find_evaluation(name)
+        own = (name,) if evaluation.config else ()
+        for key in (*evaluation.reads, *own, *(("llm_batch",) if evaluation.needs_model else ())):
+            out.setdefault(key, []).append(name)
     return out
+
+
+def config_of(cfg: "EvalConfig", name: str) -> Any:
+    """What an evaluation is given as its config: the part of `eval` that has its name, or all of `eval`."""
+    return cfg.own[name] if name in cfg.own else getattr(cfg, name, cfg)
+
+
+def settings_of(cfg: "EvalConfig", name: str) -> dict[str, Any]:
+    """What decides an evaluation's numbers: recorded beside them, and compared before it is done again."""
+    evaluation = find_evaluation(name)
+    found: dict[str, Any] = {key: getattr(cfg, key) for key in evaluation.reads}
+    if evaluation.config is not None:
+        found[name] = cfg.own[name]
+    if evaluation.digest is not None:
+        found["code"] = evaluation.digest
+    for key, value in found.items():
+        if is_dataclass(value) and not isinstance(value, type):
+            found[key] = {k: v for k, v in asdict(value).items() if f"{key}.{k}" not in evaluation.no_effect}
+    return found
 
 
 @dataclass
@@ -151,7 +217,7 @@ class EvalConfig:
     name: str = "core"
     """core, quick, full, or none."""
     evaluations: list[str] = field(default_factory=lambda: ["core", "separation"])
-    """Any of core, separation, sparse_probing, hierarchy, tpp, scr, absorption, unlearning, autointerp."""
+    """Any of core, separation, sparse_probing, hierarchy, tpp, scr, absorption, unlearning, autointerp, or your own."""
     data: str = "auto"
     """Labelled text and questions: builtin (made from the standard library), saebench (by name from the hub), a folder
     that holds SAEBench's data sets under their names, or auto: builtin for the built-in model, else saebench."""
@@ -177,3 +243,5 @@ class EvalConfig:
     absorption: AbsorptionConfig = field(default_factory=AbsorptionConfig)
     unlearning: UnlearningConfig = field(default_factory=UnlearningConfig)
     autointerp: AutointerpConfig = field(default_factory=AutointerpConfig)
+    own: dict[str, Any] = field(default_factory=dict)
+    """Config of each evaluation that has a dataclass of its own, by name; in files and commands it is `eval.NAME`."""

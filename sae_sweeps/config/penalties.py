@@ -6,6 +6,7 @@ own (`penalty.ortho.schedule`); keys at the top level feed neither, since they c
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -35,8 +36,13 @@ class PenaltyTerm:
         return self.name if self.name == "penalty" else f"penalty.{self.name}"
 
     def weight(self, step: int, total_steps: int) -> float:
-        """lambda2(p): peak weight times schedule."""
-        return self.config.peak_weight() * self.schedule.value(step, total_steps)
+        """lambda2(p): peak weight times schedule. Raises ConfigError for a schedule whose value is no number."""
+        share = self.schedule.value(step, total_steps)
+        if not isinstance(share, int | float) or not math.isfinite(share):
+            raise ConfigError(
+                f"schedule={self.schedule.name}: its value at step {step} is {share!r}; it must be a finite number."
+            )
+        return self.config.peak_weight() * share
 
 
 @dataclass

@@ -11,11 +11,14 @@ changed since the launch is not run.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import importlib
 import importlib.util
 import re
+import shutil
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -30,11 +33,16 @@ import yaml
 from sae_sweeps.config.keys import TOP_KEYS
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.schedules import LR_SCHEDULES, SCHEDULES
+from sae_sweeps.schedules import LR_SCHEDULES, SCHEDULES, Schedule
 
 PACKAGES = {"architecture": "sae_sweeps.architectures", "penalty": "sae_sweeps.penalties"}
 SINGLE = {"group_layer": "sae_sweeps.architectures.group_layer"}
 """Groups whose choices differ in values alone."""
+BASES = {
+    "architecture": ("sae_sweeps.architectures.base.ArchitectureConfig", "sae_sweeps.architectures.base.SAE"),
+    "penalty": ("sae_sweeps.penalties.base.PenaltyConfig", "sae_sweeps.penalties.base.Penalty"),
+}
+"""What the config and the class of an outside component extend."""
 CURVES: dict[str, dict[str, type]] = {"schedule": SCHEDULES, "lr_schedule": LR_SCHEDULES}
 
 GROUPS = ("architecture", "penalty", "schedule", "lr_schedule", "data", "eval")
@@ -76,6 +84,11 @@ def component(group: str, name: str, code: Code | None = None) -> Component:
     return Component(module.CONFIG, module.COMPONENT)
 
 
+def evaluation_module(name: str) -> ModuleType:
+    """The module of one of this project's evaluations, with `EVALUATION`."""
+    return importlib.import_module(f"sae_sweeps.evaluation.{name}")
+
+
 def code_of(group: str, node: Any) -> Code | None:
     """The outside code that a group's config names, or None. Raises ConfigError where it cannot be found."""
     if TARGET not in node:
@@ -89,6 +102,10 @@ def code_of(group: str, node: Any) -> Code | None:
 # Folders --------------------------------------------------------------------------------------------------------------
 
 _given: list[Path] = []
+_given_packages: list[str] = []
+"""Entries of hydra.searchpath that begin with pkg://, which Hydra reads itself."""
+made: set[tuple[str, str]] = set()
+"""Choices, by group and name, that were made for the words of this command."""
 
 
 def set_search_path(words: Iterable[str]) -> None:
@@ -96,11 +113,17 @@ def set_search_path(words: Iterable[str]) -> None:
 
     Raises ConfigError for a folder that does not exist, and for a choice there that hides one of ours.
     """
-    del _given[:]
+    _given.clear()
+    _given_packages.clear()
+    for group, name in made:
+        (made_folder() / group / f"{name}.yaml").unlink(missing_ok=True)
+    made.clear()
     for word in words:
         if word.startswith("hydra.searchpath="):
             for entry in word.partition("=")[2].strip("[] ").split(","):
                 given = entry.strip().strip("'\"")
+                if given.startswith("pkg://"):
+                    _given_packages.append(given)
                 if given.startswith("pkg://") or not given:
                     continue
                 folder = Path(given.removeprefix("file://")).expanduser()
@@ -133,9 +156,20 @@ def _of_packages() -> tuple[Path, ...]:
     return tuple(found)
 
 
+@cache
+def made_folder() -> Path:
+    """A folder of this process for the YAML of choices that are made for its commands; removed at its end."""
+    folder = Path(tempfile.mkdtemp(prefix="sae_sweeps-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def search_path_words() -> list[str]:
-    """The override by which Hydra searches the same folders for YAML without code."""
-    urls = ",".join(f"'file://{folder}'" for folder in folders())
+    """The override by which Hydra searches the same folders, for choices made of outside code and for plain YAML."""
+    places = folders()
+    if made_folder.cache_info().currsize:
+        places = [made_folder(), *places]
+    urls = ",".join([*(f"'file://{folder}'" for folder in places), *_given_packages])
     return [f"hydra.searchpath=[{urls}]"] if urls else []
 
 
@@ -268,11 +302,19 @@ def _outside(group: str, name: str, code: Code) -> Component:
     found = getattr(module, attribute, None)
     if found is None:
         raise ConfigError(f"{choice}: {code.file or module.__name__} has no {attribute}; mend its _target_.")
+    where = code.file or module.__name__
     if group in CURVES:
+        if not is_dataclass(found) or not isinstance(found, type) or not issubclass(found, Schedule):
+            raise ConfigError(f"{choice}: {attribute} in {where} must be a dataclass that extends schedules.Schedule.")
         return Component(found, None)
     config = getattr(found, "CONFIG", None) or getattr(module, "CONFIG", None)
-    if group in PACKAGES and not is_dataclass(config):
-        raise ConfigError(f"{choice}: {code.file or module.__name__} has no CONFIG, the dataclass of its keys; add it.")
+    if group in PACKAGES:
+        if not is_dataclass(config):
+            raise ConfigError(f"{choice}: {where} has no CONFIG, the dataclass of its keys; add it.")
+        for given, base in zip((config, found), BASES[group], strict=True):
+            if base not in {f"{cls.__module__}.{cls.__name__}" for cls in getattr(given, "__mro__", ())}:
+                name = getattr(given, "__name__", str(given))
+                raise ConfigError(f"{choice}: {name} in {where} must be a class that extends {base}.")
     return Component(config, found)
 
 

@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from operator import attrgetter
+from pathlib import Path
 from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sae_sweeps.config.evaluations import EVALUATIONS, WITHOUT_MODEL, EvalConfig, readers
+from sae_sweeps.config.evaluations import EvalConfig, evaluation_names, find_evaluation, readers
 from sae_sweeps.config.facts import ModelFacts, model_facts
 from sae_sweeps.config.penalties import Combination, PenaltyTerm
 from sae_sweeps.config.plugins import KEYS, Code, Component, code_of, component
@@ -118,6 +119,7 @@ class RunConfig:
         if isinstance(self.penalty, Combination):
             out["penalty"] = self.penalty.to_dict()
             del out["schedule"]
+        out["eval"] |= out["eval"].pop("own")
         for place, code in self.code.items():
             node = out
             for key in place.split("."):
@@ -133,7 +135,7 @@ class RunConfig:
             why = "model=synthetic has no forward pass to judge"
             out["activations.harvest_batch"] = why
             out |= {"eval.recon_batches": why, "eval.exclude_special_tokens": why}
-            of_model = (key for key, asking in readers().items() if not set(WITHOUT_MODEL) & set(asking))
+            of_model = (key for key, names in readers().items() if all(find_evaluation(n).needs_model for n in names))
             out |= dict.fromkeys((f"eval.{key}" for key in of_model), "model=synthetic has no language model to ask")
         if self.model.source not in ("local", "hub"):
             out["model.path"] = f"model.source={self.model.source} has none"
@@ -192,6 +194,7 @@ def run_config(cfg: DictConfig) -> RunConfig:
     model_class = SyntheticConfig if cfg.model.source == "synthetic" else ModelConfig
     model = typed(model_class, cfg.model, "model")
     code: dict[str, Code] = {}
+    outputs = Path(cfg.outputs).resolve()
     for number, tag in enumerate(cfg.tags):
         if not isinstance(tag, str):
             raise ConfigError(f"tags[{number}]={tag}: must be a word.")
@@ -200,13 +203,13 @@ def run_config(cfg: DictConfig) -> RunConfig:
         layer=typed(LayerConfig, cfg.layer, "layer"),
         data=typed(DataConfig, cfg.data, "data"),
         activations=typed(ActivationsConfig, cfg.activations, "activations"),
-        architecture=_component("architecture", cfg.architecture, code),
-        group_layer=_component("group_layer", cfg.group_layer, code),
-        penalty=_penalty(cfg.penalty, code),
-        schedule=_component("schedule", cfg.schedule, code),
-        lr_schedule=_component("lr_schedule", cfg.lr_schedule, code),
+        architecture=_component("architecture", cfg.architecture, code, outputs),
+        group_layer=_component("group_layer", cfg.group_layer, code, outputs),
+        penalty=_penalty(cfg.penalty, code, outputs),
+        schedule=_component("schedule", cfg.schedule, code, outputs),
+        lr_schedule=_component("lr_schedule", cfg.lr_schedule, code, outputs),
         train=typed(TrainConfig, cfg.train, "train"),
-        eval=typed(EvalConfig, cfg.eval, "eval"),
+        eval=_eval(cfg.eval),
         logger=typed(LoggerConfig, cfg.logger, "logger"),
         tags=list(cfg.tags),
         code=code,
@@ -218,27 +221,42 @@ def run_config(cfg: DictConfig) -> RunConfig:
     return run
 
 
-def _component(group: str, node: DictConfig, code: dict[str, Code], place: str | None = None) -> Any:
+def _component(group: str, node: DictConfig, code: dict[str, Code], outputs: Path, place: str | None = None) -> Any:
     """The config of a group's choice; code from outside that it names is added to `code` under its place."""
     place = place or group
     found = code_of(group, node)
     if found is not None:
+        if found.file and any(Path(found.file).is_relative_to(outputs / part) for part in ("runs", "sweeps")):
+            raise ConfigError(f"{group}={node.name}: {found.file} lies among runs; code is not run from there.")
         code[place] = found
     return typed(
         component(group, node.name, found).config, node, place, less=KEYS if place == group else ("schedule", *KEYS)
     )
 
 
-def _penalty(node: DictConfig, code: dict[str, Code]) -> Any:
+def _penalty(node: DictConfig, code: dict[str, Code], outputs: Path) -> Any:
     """The config of a penalty, or of several with their schedules."""
     if "+" not in node.name:
-        return _component("penalty", node, code)
+        return _component("penalty", node, code, outputs)
     terms = []
     for name in node.name.split("+"):
         place = f"penalty.{name}"
-        config = _component("penalty", node[name], code, place)
-        terms.append(PenaltyTerm(name, config, _component("schedule", node[name].schedule, code, f"{place}.schedule")))
+        config = _component("penalty", node[name], code, outputs, place)
+        schedule = _component("schedule", node[name].schedule, code, outputs, f"{place}.schedule")
+        terms.append(PenaltyTerm(name, config, schedule))
     return Combination(node.name, terms)
+
+
+def _eval(node: DictConfig) -> EvalConfig:
+    """The eval group; the part of an evaluation with a dataclass of its own is typed by that."""
+    classes = {name: cls for name in evaluation_names() if (cls := find_evaluation(name).config) is not None}
+    given = {name: typed(cls, node[name], f"eval.{name}") for name, cls in classes.items() if name in node}
+    cfg = typed(EvalConfig, node, "eval", less=tuple(given))
+    for name in cfg.evaluations:
+        find_evaluation(name)  # refuses one that does not exist
+        if name in classes:
+            cfg.own[name] = given.get(name) or classes[name]()
+    return cfg
 
 
 def _fill(run: RunConfig, facts: ModelFacts) -> None:
@@ -323,8 +341,6 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
 
 
 def _check_evaluations(cfg: EvalConfig) -> None:
-    for name in cfg.evaluations:
-        _one_of("eval.evaluations", name, EVALUATIONS)
     if cfg.seed < 0:
         raise ConfigError(f"eval.seed={cfg.seed}: must be 0 or more.")
     at_least = {

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
@@ -88,8 +89,8 @@ def with_targets(words: list[str]) -> list[str]:
             raise ConfigError(f"{group}{suffix}={target}: takes a group, one of {', '.join(plugins.GROUPS)}.")
         given = [value for key, _, value in map(_split, out) if key == group]
         name = given[-1] if given else target.rpartition(".")[0].rpartition(".")[2] or target
-        if not re.fullmatch(r"[\w-]+", name):
-            raise ConfigError(f"{group}{suffix}={target}: goes with one choice, as in {group}=NAME.")
+        if not re.fullmatch(r"[\w-]+", name) or (plugins.config_dir() / group / f"{name}.yaml").is_file():
+            raise ConfigError(f"{group}{suffix}={target}: goes with one name of your own, as in {group}=NAME.")
         _store(group, name, plugins.target_node(group, name, target))
         out = [word for word in out if _split(word)[0] != group] + [f"{group}={name}"]
     return out
@@ -104,7 +105,7 @@ def _choice(group: str, value: str) -> str:
     if group == "penalty" and "+" in value:
         return _combination(value)
     path = Path(value).expanduser()
-    if (group, value) in _made:
+    if (group, value) in plugins.made:
         return value
     if group in plugins.GROUPS:
         if path.suffix == ".yaml" and path.is_file():
@@ -127,8 +128,6 @@ def _choice(group: str, value: str) -> str:
 
 
 _taken: dict[tuple[str, str], Path] = {}
-_made: set[tuple[str, str]] = set()
-"""Choices of this command whose code its words named."""
 
 
 def _outside(group: str, path: Path) -> str:
@@ -145,8 +144,12 @@ def _outside(group: str, path: Path) -> str:
 
 
 def _store(group: str, name: str, node: dict[str, Any]) -> None:
-    _made.add((group, name))
-    ConfigStore.instance().store(group=group, name=name, node=node, package="_global_" if group in node else None)
+    """Put a choice where Hydra finds it before the file that it was made of."""
+    plugins.made.add((group, name))
+    file = plugins.made_folder() / group / f"{name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    package = "# @package _global_\n" if group in node else ""
+    file.write_text(package + yaml.safe_dump(node, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _combination(value: str) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from sae_sweeps.architectures.saelens import ExportedSAE
-from sae_sweeps.config.evaluations import AbsorptionConfig
+from sae_sweeps.config.evaluations import AbsorptionConfig, Evaluation
 from sae_sweeps.evaluation.draws import stream
 from sae_sweeps.evaluation.first_letters import LETTERS, TEMPLATE, FirstLetters, f1_score, first_letters, letter_probe
 from sae_sweeps.evaluation.logistic import fitted
@@ -36,7 +36,13 @@ SHARE = 0.4
 """Of the word's projection that absorbers must carry."""
 MOST_ABSORBERS = 3
 
-METRICS = (
+METRICS = {
+    "mean_absorption_score": ("lower", "absorption"),
+    "mean_full_absorption_score": ("lower", "full_absorption"),
+    "mean_absorption_fraction_score": ("lower", "absorption_fraction"),
+    "mean_num_split_features": (None, "splits"),
+}
+NAMES = (
     "mean_absorption_fraction_score",
     "mean_full_absorption_score",
     "mean_num_split_features",
@@ -68,9 +74,8 @@ class LetterAbsorption:
         }
 
 
-def evaluate_absorption(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict[str, Result]:
+def evaluate_absorption(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: AbsorptionConfig) -> dict[str, Result]:
     """Absorption of SAEs of one hook."""
-    cfg = shared.cfg.absorption
     letters = first_letters(shared)
     known = [letter for letter, f1 in enumerate(letters.f1()) if f1 > cfg.min_probe_f1]
     out = {}
@@ -188,7 +193,7 @@ def summary(found: list[LetterAbsorption]) -> dict[str, float]:
     ]
     means = [mean(column) if column else float("nan") for column in columns]
     spreads = [stdev(column) if len(column) > 1 else float("nan") for column in columns]
-    return dict(zip(METRICS, means + spreads, strict=True))
+    return dict(zip(NAMES, means + spreads, strict=True))
 
 
 def eval_config(shared: Shared, cfg: AbsorptionConfig) -> dict[str, Any]:
@@ -210,3 +215,6 @@ def eval_config(shared: Shared, cfg: AbsorptionConfig) -> dict[str, Any]:
         "eval_k_sparse_probe_batch_size": 24,
         "precalc_k_sparse_probe_sae_acts": True,
     }
+
+
+EVALUATION = Evaluation("absorption", evaluate_absorption, METRICS, reads=("data", "seed", "absorption"))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sae_sweeps.architectures.saelens import ExportedSAE
-from sae_sweeps.config.evaluations import AutointerpConfig
+from sae_sweeps.config.evaluations import AutointerpConfig, Evaluation
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.evaluation.answers import Answers
 from sae_sweeps.evaluation.batches import is_plain
@@ -28,6 +28,12 @@ from sae_sweeps.evaluation.judge import Judge, Messages
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.shared import Shared, labelled
 from sae_sweeps.evaluation.sums import count_firing
+from sae_sweeps.storage.printing import print_line
+
+METRICS = {"autointerp_score": ("higher", "autointerp")}
+
+ANSWERS = "autointerp.answers.jsonl"
+"""Beside `autointerp.json`: the judge's answers as they came."""
 
 TOP_SHOWN, SAMPLED_SHOWN = 10, 5
 """Examples for the explanation: the strongest, and some drawn by the square of their activation."""
@@ -115,6 +121,16 @@ class Question:
 
 def _messages(system: str, user: str) -> Messages:
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+
+
+def evaluate(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: AutointerpConfig) -> dict[str, Result]:
+    """Autointerp of SAEs of one hook on held-out text."""
+    tokens_NL = shared.contexts(cfg.total_tokens // shared.data.context)
+    answers = {name: Answers(shared.folders[name] / ANSWERS, cfg.model) for name in saes}
+    results = evaluate_autointerp(saes, shared, tokens_NL, answers, print_line)
+    for result in results.values():
+        result.eval_config["dataset_name"] = shared.data.path or shared.data.name
+    return results
 
 
 def evaluate_autointerp(
@@ -372,3 +388,12 @@ def eval_config(shared: Shared, context: int) -> dict[str, Any]:
         "n_random_ex_for_scoring": RANDOM_ASKED,
         "n_iw_sampled_ex_for_scoring": SAMPLED_ASKED,
     }
+
+
+EVALUATION = Evaluation(
+    "autointerp",
+    evaluate,
+    METRICS,
+    reads=("seed", "autointerp"),
+    no_effect=tuple(f"autointerp.{key}" for key in ("confirm", "price_in", "price_out", "concurrency", "api_key_env")),
+)

@@ -8,21 +8,37 @@ the language model's dtype: the numbers agree to float32 precision with a float3
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sae_sweeps.activations.harvest import SyntheticSource
 from sae_sweeps.architectures.saelens import ExportedSAE
-from sae_sweeps.config.evaluations import EvalConfig
-from sae_sweeps.config.schema import LayerConfig
+from sae_sweeps.config.evaluations import EvalConfig, Evaluation
+from sae_sweeps.config.schema import DataConfig, LayerConfig
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.evaluation.batches import LanguageModel, is_plain, split_batches
 from sae_sweeps.evaluation.preservation import preservation
 from sae_sweeps.evaluation.reconstruction import FeatureStats, ReconstructionStats, density_metrics, weight_stats
 from sae_sweeps.evaluation.result import envelope
-from sae_sweeps.storage.files import write_json
+from sae_sweeps.evaluation.shared import Shared
+
+METRICS = {
+    "fvu": ("lower", None),
+    "explained_variance": ("higher", "expl_var"),
+    r"explained_variance_(correct|legacy)": ("higher", r"expl_var_\1"),
+    "mse(_per_token)?": ("lower", None),
+    "cossim": ("higher", None),
+    "l2_ratio": ("one", None),
+    "relative_reconstruction_bias": ("one", "recon_bias"),
+    "ce_loss_score": ("higher", "ce_score"),
+    "kl_div_score": ("higher", "kl_score"),
+    "(ce_loss|kl_div)_with_sae": ("lower", None),
+    "dead_features": ("lower", "dead"),
+    "frac_alive": ("higher", None),
+    r"average_max_(en|de)coder_cosine_sim": (None, r"max_\1c_cos"),
+}
 
 GROUPS = {
     "model_behavior_preservation": ["kl_div_score", "kl_div_with_ablation", "kl_div_with_sae"],
@@ -80,6 +96,9 @@ class CoreResult:
     sae_cfg: dict[str, Any]
     """The SAE's `cfg.json`."""
 
+    def flat(self) -> dict[str, float]:
+        return self.metrics
+
     def to_json(self) -> dict[str, Any]:
         """SAEBench's JSON for this evaluation: -1 stands for nan, null for what was not measured."""
         unmeasured = [None] * self.sae_cfg["d_sae"]
@@ -91,6 +110,18 @@ class CoreResult:
         metrics = {group: {metric: self.metrics.get(metric) for metric in names} for group, names in GROUPS.items()}
         ours = {metric: self.metrics[metric] for metric in OURS} | {"warnings": self.warnings}
         return envelope("core", self.eval_config, metrics, details, ours, self.name, self.sae_cfg)
+
+
+def evaluate(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: EvalConfig) -> dict[str, CoreResult]:
+    """The core evaluation on held-out text, or on synthetic activations, where no model's loss can be measured."""
+    if shared.world is not None:
+        shared.begin("core", 1, "evaluation")
+        n_tokens = cfg.sparsity_batches * cfg.batch_size * DataConfig().context
+        source = SyntheticSource(shared.world, DataConfig().context, "held_out", torch.float32)
+        return evaluate_activations(saes, (batch.x for batch in source.stream(0, n_tokens)))
+    tokens_NL = shared.contexts(cfg.batch_size * (cfg.recon_batches + cfg.sparsity_batches))
+    shared.begin("core", len(tokens_NL), "context")
+    return evaluate_core(saes, cfg, shared.lm, shared.layer, tokens_NL, shared.tick)
 
 
 def evaluate_core(
@@ -247,8 +278,11 @@ def rounded(value: float | None) -> float | None:
     return value if value is None else round(value, 10)
 
 
-def write_core(result: CoreResult, run_folder: str | Path) -> Path:
-    """Write `evals/core.json` in the run's folder, whole or not at all, and return its path. Raises DiskFull."""
-    path = Path(run_folder) / "evals" / "core.json"
-    write_json(path, result.to_json())
-    return path
+EVALUATION = Evaluation(
+    "core",
+    evaluate,
+    METRICS,
+    reads=("batch_size", "recon_batches", "sparsity_batches", "exclude_special_tokens"),
+    needs_model=False,
+    finite_only=False,
+)

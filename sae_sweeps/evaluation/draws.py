@@ -24,6 +24,12 @@ def stream_seed(seed: int, *purpose: str) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
 
 
+def evenly(n: int, of: int) -> Tensor:
+    """`n` numbers spread evenly over 0 .. of-1, all of them where there are no more [min(n, of)]."""
+    n = min(n, of)
+    return torch.arange(n) * of // max(n, 1)
+
+
 def offsets(n_by_class: dict[str, int]) -> dict[str, int]:
     """Where each class begins when the rows of all classes stand one after another."""
     starts, total = {}, 0

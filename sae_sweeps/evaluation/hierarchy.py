@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from sae_sweeps.architectures.saelens import ExportedSAE
-from sae_sweeps.config.evaluations import HierarchyConfig
+from sae_sweeps.config.evaluations import Evaluation, HierarchyConfig
 from sae_sweeps.evaluation.draws import against_the_rest, stream
 from sae_sweeps.evaluation.probes import BinaryTask, most_different, sparse_probe_accuracy
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.rows import mean_activations, mean_features
 from sae_sweeps.evaluation.shared import Shared, labelled
+
+METRICS = {"hierarchy_(coarse|fine)_.*_accuracy": ("higher", None)}
 
 SEPARATOR = "\t"
 """Between the coarse and the fine class in a row's label."""
@@ -29,21 +31,20 @@ Scores = dict[str, list[float]]
 """A metric's value in each fold."""
 
 
-def evaluate_hierarchy(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict[str, Result]:
+def evaluate_hierarchy(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: HierarchyConfig) -> dict[str, Result]:
     """Coarse and fine sparse probing of SAEs of one hook, on every hierarchy of the source."""
     found: dict[str, dict[str, Scores]] = {name: {} for name in saes}
     of_model: dict[str, Scores] = {}
     for data in shared.source.hierarchies:
         rows = shared.hierarchy_rows(data)
-        folds = list(tasks(rows.n_by_class, shared.cfg.hierarchy.folds, shared.cfg.seed))
-        of_model[data] = cross_validated(mean_activations(rows, shared.device), folds, shared.cfg.hierarchy)
+        folds = list(tasks(rows.n_by_class, cfg.folds, shared.cfg.seed))
+        of_model[data] = cross_validated(mean_activations(rows, shared.device), folds, cfg)
         for name, sae in shared.each("hierarchy", saes):
-            found[name][data] = cross_validated(mean_features(rows, sae), folds, shared.cfg.hierarchy)
+            found[name][data] = cross_validated(mean_features(rows, sae), folds, cfg)
     out = {}
     for name, sae in saes.items():
         metrics = flat("hierarchy", found[name]) | flat("hierarchy_llm", of_model)
         details = [{"dataset_name": data, **flat("hierarchy", {data: scores})} for data, scores in found[name].items()]
-        cfg = shared.cfg.hierarchy
         how = {"random_seed": shared.cfg.seed, "n_folds": cfg.folds, "rows": cfg.rows, "k_values": cfg.k_values}
         how |= {"dataset_names": list(shared.source.hierarchies), "model_name": shared.model_name}
         per_fold = {data: scores for data, scores in found[name].items()}
@@ -114,3 +115,6 @@ def _task(groups: dict[str, list[str]], name: str, parts: dict[str, list[Tensor]
         return laid_out[index], labels
 
     return BinaryTask(*side(False), *side(True))
+
+
+EVALUATION = Evaluation("hierarchy", evaluate_hierarchy, METRICS, reads=("data", "seed", "probing", "hierarchy"))

@@ -53,8 +53,8 @@ class ReconstructionStats:
             "l2_norm_in": norm_in_n,
             "l2_norm_out": norm_out_n,
             "l2_ratio": norm_out_n / torch.where(norm_in_n < 1e-4, 1, norm_in_n),
-            "l0": (f.entries != 0).sum(-1),
-            "l1": f.entries.sum(-1, dtype=torch.float64),
+            "l0": (f.values != 0).sum(-1),
+            "l1": f.values.sum(-1, dtype=torch.float64),
             "mse": error_n / len(error_n),
             "cossim": dot_n / (norm_in_n * norm_out_n),
             "explained_variance_legacy": 1 - error_n / variance_n,
@@ -92,7 +92,7 @@ class FeatureStats:
 
     def add(self, f: Features, length_S: Tensor | None) -> None:
         """length_S: how many of the tokens each context has, one after another; None where there are no contexts."""
-        n, fires_SF = len(f.entries), count_firing(f, length_S)
+        n, fires_SF = len(f.values), count_firing(f, length_S)
         self.n_tokens += n
         self.tokens_F += fires_SF.sum(0)
         if length_S is not None and n:

@@ -6,14 +6,45 @@ import math
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from sae_sweeps.config.evaluations import BUILTIN
 
 
+class Measured(Protocol):
+    """What an evaluation returns for one SAE."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes the numbers doubtful, in words."""
+        ...
+
+    def flat(self) -> dict[str, Any]:
+        """Metrics by name, as results.json holds them."""
+        ...
+
+    def to_json(self) -> dict[str, Any] | None:
+        """Content of `evals/NAME.json`; None where there is no such file."""
+        ...
+
+
+@dataclass
+class Numbers:
+    """Metrics by name, and nothing more."""
+
+    metrics: dict[str, float]
+    warnings: list[str] = field(default_factory=list)
+
+    def flat(self) -> dict[str, float]:
+        return self.metrics
+
+    def to_json(self) -> None:
+        return None
+
+
 @dataclass
 class Result:
-    """What one evaluation says of one SAE."""
+    """One evaluation of one SAE, in SAEBench's form."""
 
     evaluation: str
     """As in `eval.evaluations`."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 
 from sae_sweeps.architectures.saelens import ExportedSAE
+from sae_sweeps.config.evaluations import EvalConfig, Evaluation
 from sae_sweeps.evaluation.ablation import logits_after, logits_of, mean_difference
 from sae_sweeps.evaluation.draws import against, stream
 from sae_sweeps.evaluation.probes import BinaryTask, Probes, accuracy
@@ -21,8 +22,13 @@ from sae_sweeps.evaluation.shared import Shared, labelled
 from sae_sweeps.evaluation.tasks import BIASED, BY_ATTRIBUTE, BY_CLASS, PAIRED, Pair
 from sae_sweeps.evaluation.tpp import Accuracies, average, before_ablation, eval_config, probes_of_model, too_small
 
+METRICS = {
+    r"scr_metric_threshold_(\d+)": ("higher", r"scr\1"),
+    r"scr_(dir\d)_threshold_(\d+)": (None, r"scr\2_\1"),
+}
 
-def evaluate_scr(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict[str, Result]:
+
+def evaluate_scr(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: EvalConfig) -> dict[str, Result]:
     """SCR of SAEs of one hook."""
     found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in saes}
     after: dict[str, dict[str, Accuracies]] = {name: {} for name in saes}
@@ -38,11 +44,11 @@ def evaluate_scr(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict[str, R
             name,
             sae,
             shared,
-            eval_config(shared.cfg, shared, perform_scr=True),
+            eval_config(cfg, shared, perform_scr=True),
             {"scr_metrics": average(list(found[name].values()))},
             [{"dataset_name": f"{pair}_results", **metrics} for pair, metrics in found[name].items()],
             {},
-            too_small(sae, shared.cfg) + untied(found[name]),
+            too_small(sae, cfg) + untied(found[name]),
             more={"accuracies": after[name]},
         )
         for name, sae in saes.items()
@@ -116,3 +122,6 @@ def scr_metrics(found: Accuracies, clean: dict[str, float]) -> dict[str, float]:
             if metric_dirs == [direction]:
                 out[f"scr_metric_threshold_{n}"] = score
     return out
+
+
+EVALUATION = Evaluation("scr", evaluate_scr, METRICS, reads=("data", "seed", "probing", "ablation"))

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_sweeps.activations.synthetic import SyntheticWorld
+from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import EvalConfig
-from sae_sweeps.config.schema import LayerConfig
+from sae_sweeps.config.schema import DataConfig, LayerConfig
 from sae_sweeps.errors import DamagedFile
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.rows import Rows, at_special_tokens, harvest_rows, mean_activations, mean_features
@@ -77,6 +79,16 @@ class Shared:
     """Told of work that takes a while: its name, how much, and of what."""
     tick: Callable[[int], None] = lambda done: None
     memory: Memory = field(default_factory=Memory)
+    data: DataConfig = field(default_factory=DataConfig)
+    """The text that the SAEs were trained on, of which a part is held out."""
+    contexts: Callable[[int], Tensor] = lambda n: torch.empty(0, 0, dtype=torch.long)
+    """The first n held-out contexts [<= n, context], int64."""
+    tokens: Callable[[int], Batch] = lambda n: Batch(*(torch.empty(0) for _ in range(5)))
+    """The first n held-out tokens with their activations and roles; fewer where the text ends."""
+    world: SyntheticWorld | None = None
+    """Where the activations are synthetic; `lm` is None then."""
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """The `evals/` of each SAE, for what an evaluation keeps beside its result."""
     _done: int = 0
 
     @property

@@ -15,13 +15,20 @@ import torch
 from torch import Tensor
 
 from sae_sweeps.architectures.saelens import ExportedSAE
-from sae_sweeps.config.evaluations import EvalConfig
+from sae_sweeps.config.evaluations import EvalConfig, Evaluation
 from sae_sweeps.evaluation.draws import stream
 from sae_sweeps.evaluation.probes import BinaryTask, most_different, sparse_probe_accuracy, train_probes
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.shared import Shared, labelled
 from sae_sweeps.evaluation.tasks import chosen
 from sae_sweeps.evaluation.tpp import average, rest_draws
+
+METRICS = {
+    "sae_test_accuracy": ("higher", "sae_all"),
+    "llm_test_accuracy": (None, "llm_all"),
+    r"sae_top_(\d+)_test_accuracy": ("higher", r"top\1"),
+    r"llm_top_(\d+)_test_accuracy": (None, r"llm_top\1"),
+}
 
 NAMED_K = (1, 2, 5, 10, 20, 50, 100)
 """The numbers of features that SAEBench's file has places for."""
@@ -30,9 +37,9 @@ PerClass = dict[str, dict[str, float]]
 """Accuracy by metric and class."""
 
 
-def evaluate_sparse_probing(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict[str, Result]:
+def evaluate_sparse_probing(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: EvalConfig) -> dict[str, Result]:
     """Sparse probing of SAEs of one hook."""
-    datasets = chosen(shared.source, shared.cfg.probing.datasets)
+    datasets = chosen(shared.source, cfg.probing.datasets)
     found: dict[str, dict[str, PerClass]] = {name: {} for name in saes}
     for dataset in datasets:
         draws = rest_draws(shared, dataset)
@@ -144,3 +151,6 @@ def eval_config(cfg: EvalConfig, shared: Shared, datasets: list[str]) -> dict[st
         "k_values": cfg.probing.k_values,
         "lower_vram_usage": not cfg.probing.all_features,
     }
+
+
+EVALUATION = Evaluation("sparse_probing", evaluate_sparse_probing, METRICS, reads=("data", "seed", "probing"))

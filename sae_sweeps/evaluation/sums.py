@@ -19,7 +19,7 @@ def sum_features(f: Features, length_T: Tensor) -> Tensor:
 def count_firing(f: Features, length_T: Tensor | None = None) -> Tensor:
     """On how many of consecutive tokens each feature fires [T, d_sae], float32; without lengths of all [1, d_sae]."""
     if length_T is None:
-        length_T = torch.tensor([len(f.entries)], device=f.entries.device)
+        length_T = torch.tensor([len(f.values)], device=f.values.device)
     if isinstance(f, TopKFeatures):
         return _sum_entries(f, (f.values > 0).float(), length_T)
     return sum_by_text((f.dense() > 0).float(), length_T)

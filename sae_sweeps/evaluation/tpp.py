@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from sae_sweeps.architectures.saelens import ExportedSAE
-from sae_sweeps.config.evaluations import EvalConfig
+from sae_sweeps.config.evaluations import EvalConfig, Evaluation
 from sae_sweeps.evaluation.ablation import logits_after, logits_of, mean_difference
 from sae_sweeps.evaluation.draws import against_the_rest, stream
 from sae_sweeps.evaluation.probes import BinaryTask, Probes, accuracy, train_probes
@@ -22,13 +22,18 @@ from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.shared import Shared, labelled
 from sae_sweeps.evaluation.tasks import Pair
 
+METRICS = {
+    r"tpp_threshold_(\d+)_total_metric": ("higher", r"tpp\1"),
+    r"tpp_threshold_(\d+)_intended_diff_only": (None, r"tpp\1_intended"),
+    r"tpp_threshold_(\d+)_unintended_diff_only": (None, r"tpp\1_unintended"),
+}
+
 Accuracies = dict[str, dict[int, dict[str, float]]]
 """Of the probe of a class (last key) when n features of a class (first key) are ablated."""
 
 
-def evaluate_tpp(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict[str, Result]:
+def evaluate_tpp(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: EvalConfig) -> dict[str, Result]:
     """TPP of SAEs of one hook."""
-    cfg = shared.cfg
     datasets = shared.source.tpp
     found: dict[str, dict[str, Any]] = {name: {} for name in saes}
     after: dict[str, dict[str, Accuracies]] = {name: {} for name in saes}
@@ -191,3 +196,6 @@ def eval_config(cfg: EvalConfig, shared: Shared, perform_scr: bool) -> dict[str,
         "n_values": cfg.ablation.n_values,
         "column1_vals_lookup": lookup,
     }
+
+
+EVALUATION = Evaluation("tpp", evaluate_tpp, METRICS, reads=("data", "seed", "probing", "ablation"))

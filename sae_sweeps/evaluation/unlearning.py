@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sae_sweeps.architectures.saelens import ExportedSAE
-from sae_sweeps.config.evaluations import UnlearningConfig
+from sae_sweeps.config.evaluations import Evaluation, UnlearningConfig
 from sae_sweeps.errors import DataError
 from sae_sweeps.evaluation.batches import is_plain
 from sae_sweeps.evaluation.draws import stream, stream_seed
@@ -26,6 +26,8 @@ from sae_sweeps.evaluation.questions import Candidates, QuestionSet, answers_of,
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.shared import Shared, labelled
 from sae_sweeps.evaluation.sums import count_firing
+
+METRICS = {"unlearning_score": ("higher", "unlearning")}
 
 CHUNKS = 20
 """Parts in which SAEBench tokenises a corpus."""
@@ -51,9 +53,8 @@ class Setting:
         return f"multiplier{self.multiplier}_nfeatures{self.n_features}_retainthres{self.retain_threshold}"
 
 
-def evaluate_unlearning(saes: Mapping[str, ExportedSAE], shared: Shared) -> dict[str, Result]:
+def evaluate_unlearning(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: UnlearningConfig) -> dict[str, Result]:
     """Unlearning with SAEs of one hook."""
-    cfg = shared.cfg.unlearning
     firing = {split: firing_shares(saes, corpus_tokens(shared, split), shared) for split in ("forget", "retain")}
     questions = answered(shared)
     batches = list(question_batches(questions, shared))
@@ -271,3 +272,6 @@ def eval_config(shared: Shared, cfg: UnlearningConfig, names: list[str]) -> dict
         "llm_batch_size": shared.cfg.llm_batch,
         "llm_dtype": shared.llm_dtype,
     }
+
+
+EVALUATION = Evaluation("unlearning", evaluate_unlearning, METRICS, reads=("data", "seed", "unlearning"))

@@ -25,7 +25,7 @@ class Lists(NamedTuple):
 
 
 def active_lists(f: Features, n_tokens: int) -> Lists:
-    if f.pairs is not None and bool((f.entries > 0).all()):
+    if f.pairs is not None and bool((f.values > 0).all()):
         by_feature, _, token_ = f.pairs.transposed  # which the backward pass needs too
         feature = f.pairs.feature.numpy().astype(np.int32)
         return Lists(by_feature.numpy(), token_.numpy().astype(np.int32), f.pairs.start.numpy(), feature)

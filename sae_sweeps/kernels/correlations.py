@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sae_sweeps.kernels.active_lists import ROWS
 from sae_sweeps.kernels.counting_sort import Array, starts, transposed
-from sae_sweeps.kernels.features import PairFeatures, TopKFeatures
+from sae_sweeps.kernels.features import Features
 from sae_sweeps.kernels.threads import compiled, over_blocks
 
 COST = 60
@@ -28,7 +28,7 @@ COST = 60
 class Sparse:
     """The entries of f, by token and by feature, in float64."""
 
-    def __init__(self, f: TopKFeatures | PairFeatures, n_tokens: int):
+    def __init__(self, f: Features, n_tokens: int):
         token, feature, self.values = f.listed()
         self.n_tokens, self.row, self.feature = n_tokens, token.numpy(), feature.numpy()
         self.value = self.values.detach().numpy().astype(np.float64)

@@ -72,7 +72,7 @@ class Bottleneck(Penalty):
         cfg, groups = self.cfg, ctx.groups
         assert groups is not None
         with torch.autocast(ctx.x.device.type, enabled=False):
-            E_BG = groups.energies(ctx.f)
+            E_BG = groups.energies(ctx.feature_acts)
             terms: dict[str, tuple[Tensor, float]] = {}
             if cfg.lambda2_max:
                 n_pairs = groups.n_groups * (groups.n_groups - 1)

@@ -106,13 +106,13 @@ class Contrastive(Penalty):
 
     def forward(self, ctx: Context) -> PenaltyValue:
         pairs, candidate_BB = self.pairs(ctx)
-        loss = info_nce(self.project(ctx.f), pairs, self.cfg.temperature, candidate_BB)
+        loss = info_nce(self.project(ctx.feature_acts), pairs, self.cfg.temperature, candidate_BB)
         n_positive = torch.bincount(pairs[0], minlength=len(ctx.x))
         n_candidates = len(ctx.x) - 1 if candidate_BB is None else candidate_BB.sum(1)
         anchors = (n_positive > 0) & (n_candidates > n_positive)
         terms: dict[str, float | Tensor] = {"info_nce": loss.detach(), "anchors": anchors.float().mean()}
         if self.cfg.diversity_weight:
-            diversity = concentration(ctx.f)
+            diversity = concentration(ctx.feature_acts)
             loss = loss + self.cfg.diversity_weight * diversity
             terms["diversity"] = diversity.detach()
         return PenaltyValue(loss, terms)
@@ -121,7 +121,7 @@ class Contrastive(Penalty):
     def monitor(self, ctx: Context) -> dict[str, Any]:
         """Alignment (mean cosine of positives), uniformity (log mean exp(-2 |u_i - u_j|^2), Wang and Isola 2020,
         arXiv 2005.10242) and retrieval (share of anchors whose most similar candidate is a positive)."""
-        u = self.project(ctx.f)
+        u = self.project(ctx.feature_acts)
         (anchor, positive), candidate_BB = self.pairs(ctx)
         record: dict[str, float | None] = {"alignment": None, "uniformity": None, "retrieval": None, "chance": None}
         if len(anchor):

@@ -47,13 +47,13 @@ class Decorrelation(Penalty):
     cfg: DecorrelationConfig
 
     def forward(self, ctx: Context) -> PenaltyValue:
-        total, n = self.over_entries(ctx) or self.over_matrix(ctx.f)
+        total, n = self.over_entries(ctx) or self.over_matrix(ctx.feature_acts)
         value = reduced(total, self.cfg.reduction, ctx.sae.d_sae, n * (n - 1) / 2)
         return PenaltyValue(value, {"features": n})
 
     def over_entries(self, ctx: Context) -> tuple[Tensor, int] | None:
         """From the entries of a sparse f, on a CPU where that costs less than matrix products."""
-        f = ctx.f
+        f = ctx.feature_acts
         if isinstance(f, DenseFeatures) or not loops(ctx.sae.kernels, ctx.x):
             return None
         from sae_sweeps.kernels.correlations import Sparse, squared_correlations

@@ -98,7 +98,7 @@ class Ortho(Penalty):
 
     def forward(self, ctx: Context) -> PenaltyValue:
         W = ctx.sae.W_dec
-        total, pairs = competing_cosines(W, ctx.f, len(ctx.x), self.competition(), loops(ctx.sae.kernels, W))
+        total, pairs = competing_cosines(W, ctx.feature_acts, len(ctx.x), self.competition(), loops(ctx.sae.kernels, W))
         terms: dict[str, float | Tensor] = {"competing_pairs": pairs, "threshold": float(self.threshold)}
         return PenaltyValue(reduced(total, self.cfg.reduction, ctx.sae.d_sae, pairs), terms)
 
@@ -106,11 +106,11 @@ class Ortho(Penalty):
         """competition: overlap, c, |cosine| and correlation of the activations of the watched pairs."""
         competition = self.competition()
         if ctx.progress >= 0.25 and int(self.watched[0, 0]) < 0:
-            self.watch(*overlapping_pairs(ctx.f, len(ctx.x), competition))
+            self.watch(*overlapping_pairs(ctx.feature_acts, len(ctx.x), competition))
         i, j = self.watched[:, self.watched[0] >= 0]
         if not len(i):
             return {}
-        f = ctx.f.columns(torch.cat([i, j])).double()
+        f = ctx.feature_acts.columns(torch.cat([i, j])).double()
         f_i, f_j = f[:, : len(i)], f[:, len(i) :]
         both, n_i, n_j = ((f_i > 0) & (f_j > 0)).sum(0), (f_i > 0).sum(0), (f_j > 0).sum(0)
         overlap = torch.where(both > 0, competition.overlaps(both, n_i, n_j, len(f)), 0.0)

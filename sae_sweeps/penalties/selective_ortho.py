@@ -96,7 +96,7 @@ class SelectiveOrtho(Penalty):
 
     @torch.no_grad()
     def observe(self, ctx: Context) -> None:
-        self.statistics.update(batch_statistics(ctx.f, len(ctx.x)))
+        self.statistics.update(batch_statistics(ctx.feature_acts, len(ctx.x)))
         if self.cfg.grouping == "relative_threshold":
             statistic = self.statistics.value[STATISTICS.index(self.cfg.statistic)]
             self.first.copy_(statistic > self.cfg.alpha * statistic.max())
@@ -107,7 +107,7 @@ class SelectiveOrtho(Penalty):
             for rate, role in ((self.retain, RETAIN), (self.forget, FORGET)):
                 tokens = ctx.batch.role == role
                 if bool(tokens.any()):
-                    rate.update(firing_rates(ctx.f, tokens))
+                    rate.update(firing_rates(ctx.feature_acts, tokens))
             self.first.copy_(self.forget.value > self.retain.value)
 
     def forward(self, ctx: Context) -> PenaltyValue:
@@ -118,7 +118,7 @@ class SelectiveOrtho(Penalty):
         return PenaltyValue(value, {"group_1": n_first, "group_2": len(W) - n_first})
 
     def monitor(self, ctx: Context) -> dict[str, Any]:
-        quantiles = torch.linspace(0, 1, 11, device=self.first.device)
+        quantiles = torch.linspace(0, 1, 11, dtype=self.statistics.value.dtype, device=self.first.device)
         spread = {
             name: statistic.quantile(quantiles).tolist()
             for name, statistic in zip(STATISTICS, self.statistics.value, strict=True)
@@ -131,7 +131,7 @@ class SelectiveOrtho(Penalty):
 def batch_statistics(f: Features, n_tokens: int) -> Tensor:
     """Mean, max, standard deviation and firing frequency of each feature over the batch [4, d_sae]."""
     if isinstance(f, DenseFeatures):
-        f_BF = f.f.float()
+        f_BF = f.values.float()
         return torch.stack([f_BF.mean(0), f_BF.amax(0), f_BF.std(0, correction=0), (f_BF > 0).float().mean(0)])
     _, feature, value = f.listed()
     value, zeros = value.float(), value.new_zeros(f.d_sae, dtype=torch.float32)
@@ -147,7 +147,7 @@ def batch_statistics(f: Features, n_tokens: int) -> Tensor:
 def firing_rates(f: Features, tokens: Tensor) -> Tensor:
     """Share of the tokens that are true in `tokens` [B] on which each feature is active [d_sae]."""
     if isinstance(f, DenseFeatures):
-        return (f.f[tokens] > 0).float().mean(0)
+        return (f.values[tokens] > 0).float().mean(0)
     token, feature, value = f.listed()
     return torch.bincount(feature[(value > 0) & tokens[token]], minlength=f.d_sae).float() / tokens.sum()
 

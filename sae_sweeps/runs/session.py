@@ -55,18 +55,17 @@ class RunSession:
             self._models[digest] = load_language_model(run.model, self.device)
         return self._models[digest]
 
-    def held_out(self, run: RunConfig) -> tuple[LanguageModel, torch.Tensor]:
-        """The language model and the held-out contexts [N, context] that `eval` asks for, tokenised once."""
+    def held_out(self, run: RunConfig, n_contexts: int) -> torch.Tensor:
+        """The first held-out contexts [<= n_contexts, context], tokenised once."""
         from sae_sweeps.activations.contexts import held_out_contexts
 
         identity = canonical(run)
         lm = self.language_model(run, identity["model"]["digest"])
         assert lm is not None
-        n_contexts = run.eval.batch_size * (run.eval.recon_batches + run.eval.sparsity_batches)
         key = short_hash([identity["model"], identity["data"], n_contexts])
         if key not in self._held_out:
             self._held_out = {key: held_out_contexts(run.model, run.data, lm, n_contexts)}
-        return lm, self._held_out[key]
+        return self._held_out[key]
 
     def shared(self, run: RunConfig, cache: Path) -> Shared:
         """What evaluations share for this model, layer and `eval`."""
@@ -136,9 +135,3 @@ def held_out_pool(run: RunConfig, session: RunSession, cache: Path, n_tokens: in
     """The first `n_tokens` held-out tokens with their activations, on the CPU; fewer if the text ends before."""
     store = open_split(run, session, cache, "held_out", n_tokens)
     return store.rows(0, store.n_tokens).take(torch.arange(store.n_tokens).numpy())
-
-
-def evenly(n: int, of: int) -> torch.Tensor:
-    """`n` numbers spread evenly over 0 .. of-1, all of them where there are no more [min(n, of)]."""
-    n = min(n, of)
-    return torch.arange(n) * of // max(n, 1)

@@ -173,8 +173,8 @@ class Supervised:
 
 def notes_of(folder: RunFolder) -> str | None:
     """What W&B shows as the run's notes; None where the files do not tell."""
-    from analysis import publish
-    from analysis.records import read_run
+    from analysis.reading.run_folders import read_run
+    from analysis.wandb import publish
 
     try:
         return publish.notes_of(read_run(folder.path))

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from sae_sweeps.config.evaluations import WITHOUT_MODEL
+from sae_sweeps.config.evaluations import find_evaluation
 from sae_sweeps.config.identity import run_id
 from sae_sweeps.config.keys import TOP_KEYS
 from sae_sweeps.config.paths import config_dir
@@ -151,8 +151,9 @@ def _who_reads(key: str) -> str:
 def refuse_inactive(run: RunConfig) -> None:
     """A penalty whose weight is 0 at every step, or which can never act, is not what was meant."""
     for term in run.penalty_terms():
-        T = run.total_steps  # most weights show in some hundred steps; only those that do not are followed to the end
-        if not any(term.weight(step, T) for steps in (range(0, T, T // 100 + 1), range(T)) for step in steps):
+        T = run.total_steps
+        coarse = [term.weight(step, T) for step in range(0, T, T // 100 + 1)]
+        if not any(coarse) and not any(term.weight(step, T) for step in range(T)):
             raise ConfigError(
                 f"penalty={term.config.name}: its weight is 0 at every step "
                 f"(peak {term.config.peak_weight():g}, schedule={term.schedule.name}); for a run without it give "
@@ -195,7 +196,7 @@ def warnings_of(run: RunConfig) -> list[str]:
     if why := run.why_not_saelens():
         out.append(why)
     if run.synthetic and run.eval.name != "none":
-        left_out = [name for name in run.eval.evaluations if name not in WITHOUT_MODEL]
+        left_out = [name for name in run.eval.evaluations if find_evaluation(name).needs_model]
         if left_out:
             out.append(f"model=synthetic has no language model, so these are left out: {', '.join(left_out)}")
     peak = run.peak_learning_rate()

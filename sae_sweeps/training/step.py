@@ -228,7 +228,7 @@ class Training:
             row["penalty_loss"] = sum(total, start=ctx.x.new_zeros(())) / unit
             row["penalty_weight"] = float(bool(self.penalties))
         row |= {
-            "l0": ctx.f.l0(),
+            "l0": ctx.feature_acts.l0(),
             "fvu": ctx.error.square().sum() / variance,
             "dead_features": self.sae.dead().float().mean(),
             "lr": self.optimizer.lr,
@@ -256,7 +256,7 @@ class Training:
 def _first_not_finite(terms: Terms) -> str:
     """Which quantity went first, in the order in which the step computes them."""
     ctx = terms.ctx
-    for name, tensor in (("the activations x", ctx.x), ("the pre-activations z", ctx.z), ("x_hat", ctx.x_hat)):
+    for name, tensor in (("the activations x", ctx.x), ("the pre-activations z", ctx.pre_acts), ("x_hat", ctx.x_hat)):
         if not bool(tensor.isfinite().all()):
             return name
     for name, (value, _) in terms.parts.items():

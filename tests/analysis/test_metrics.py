@@ -1,7 +1,9 @@
 import pytest
 
-from analysis.metrics import DIRECTIONS, FIRST, TARGETS, direction, group, reached_rows, short_name, unfitness
-from analysis.table import render, table
+from analysis.metrics import DIRECTIONS, FIRST, TARGETS, direction, group, short_name, unfitness
+from analysis.output.formats import render
+from analysis.tables.marks import reached_rows
+from analysis.tables.table import table
 from tests.analysis.outputs import METRICS, add_run
 
 SAEBENCH = [f"{who}_top_{k}_test_accuracy" for who in ("sae", "llm") for k in (1, 2, 5, 10, 20, 50, 100)]

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from bounds import close
 from composing import one, plan
 
 from sae_sweeps.architectures.batch import Batch
@@ -77,9 +78,10 @@ def test_the_terms_add_up_and_are_logged_apart():
     zeros = torch.zeros(16, dtype=torch.int32)
     row = training.step(Batch(x, zeros, zeros, zeros, zeros.to(torch.int8)), 0, True, True).numbers
     penalty = sum(row[f"{name}_loss"] * row[f"{name}_weight"] for name in ("ortho", "strict_ortho"))
-    assert row["penalty_loss"] == pytest.approx(penalty, rel=1e-5) and row["penalty_weight"] == 1
+    close(row["penalty_loss"], penalty, n=6, dtype=torch.float32)  # sums of a few numbers, none negative
+    assert row["penalty_weight"] == 1
     rest = row["recon_loss"] + row["aux_weight"] * row["aux_loss"]
-    assert row["loss"] == pytest.approx(rest + penalty, rel=1e-5)
+    close(row["loss"], rest + penalty, n=10, dtype=torch.float32)
     assert {"grad_norm/ortho", "grad_norm/strict_ortho_enc", "penalty/ortho/threshold"} <= row.keys()
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from bounds import Rounding, assert_within
 from safetensors.torch import load_file
 
 from sae_sweeps.architectures.saelens import ExportedSAE
@@ -77,7 +78,7 @@ def test_sparse_probing_per_class(shared, name):
     found = probing_accuracies("sae", *means, draws, shared, "toy")
     assert found.keys() == GOLDEN[name]["sparse_probing"].keys()
     for metric, by_class in GOLDEN[name]["sparse_probing"].items():
-        assert found[metric] == pytest.approx(by_class, abs=1e-6), metric
+        assert found[metric] == pytest.approx(by_class, abs=1e-6), metric  # counts over a few dozen rows
 
 
 def test_every_tpp_accuracy_and_metric(shared, name):
@@ -106,8 +107,10 @@ def test_absorption_of_every_word(name):
         weight = TENSORS[f"{name}.letter_weight"][letter]
         split = split_features(letter, weight, (f, letters), (f, letters), AbsorptionConfig(max_k=5))
         assert split == golden["split"]
-        fraction, full = absorbed(sae, x[golden["words"]], TENSORS["letters.weight"][letter], split)
-        assert fraction.tolist() == pytest.approx(golden["fraction"], abs=1e-5) and full.tolist() == golden["full"]
+        with Rounding() as rounding:
+            fraction, full = absorbed(sae, x[golden["words"]], TENSORS["letters.weight"][letter], split)
+        rounding.assert_close(golden["fraction"], fraction, factor=2)
+        assert full.tolist() == golden["full"]
     assert any(any(golden["full"]) for golden in GOLDEN[name]["absorption"].values()) or name == "topk"
 
 
@@ -118,8 +121,13 @@ def test_the_clamped_stream_and_its_features(name):
         ranked = candidates_for(forget, retain, float(threshold))
         assert ranked.tolist() == golden
         chosen = torch.from_numpy(ranked[:5].copy())
-        f = sae.encode(x)[..., chosen]
-        f[:, 0] = 0
-        changed = x + torch.where(f > 0, -25 - f, 0) @ sae.weights["W_dec"][chosen]
-        torch.testing.assert_close(changed, TENSORS[f"{name}.clamped.{threshold}"], rtol=1e-4, atol=1e-4)
+        with Rounding() as rounding:
+            f = sae.encode(x)[..., chosen]
+            f[:, 0] = 0
+            changed = x + torch.where(f > 0, -25 - f, 0) @ sae.weights["W_dec"][chosen]
+            # SAEBench decodes all features before and after the clamp and adds the error
+            f = sae.encode(x)
+            error = x - sae.decode(f)
+        bound = 2 * rounding.bound(changed) + 2 * rounding.bound(error)
+        assert_within(TENSORS[f"{name}.clamped.{threshold}"], changed, bound)
     assert np.isfinite(forget).all()

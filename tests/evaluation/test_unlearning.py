@@ -77,7 +77,7 @@ def shared(tmp_path):
 def test_every_setting_is_what_a_whole_forward_pass_gives(shared):
     """SAEBench: the hook clamps on every row; here only rows on which a chosen feature fires are run again."""
     sae = toy_sae(architecture="standard", d_sae=16)
-    result = evaluate_unlearning({"it": sae}, shared)["it"]
+    result = evaluate_unlearning({"it": sae}, shared, shared.cfg.unlearning)["it"]
     from sae_sweeps.evaluation.unlearning import corpus_tokens
 
     firing = {s: firing_shares({"it": sae}, corpus_tokens(shared, s), shared)["it"] for s in ("forget", "retain")}
@@ -143,7 +143,7 @@ def test_a_model_that_answers_nothing_right_is_told_of(shared):
         Candidates(QuestionSet(name, forget, [], []), QuestionSet(name, forget, [], []), 1)
         for name, forget in (("bio", True), ("other", False))
     ]
-    result = evaluate_unlearning({"it": toy_sae(architecture="standard")}, shared)["it"]
+    result = evaluate_unlearning({"it": toy_sae(architecture="standard")}, shared, shared.cfg.unlearning)["it"]
     assert len(result.warnings) == 2 and "answers none of the questions" in result.warnings[0]
     assert result.to_json()["eval_result_metrics"]["unlearning"]["unlearning_score"] == -1
 

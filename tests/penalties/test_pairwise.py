@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from slow_reference import all_pairs, decorrelation, ortsae, squared_cosines
+from bounds import Rounding, assert_within
+from slow_reference import all_pairs, decorrelation, divided, ortsae, squared_cosines
 
 from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError
@@ -69,8 +70,9 @@ def random_case(d_sae=12, d_in=5, n_tokens=9, density=0.4, seed=0):
     return W.requires_grad_(), f.requires_grad_()
 
 
-def close(actual, expected):
-    torch.testing.assert_close(actual.detach(), torch.as_tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+def close(rounding, actual, expected, terms=0.0):
+    """`actual`, followed by `rounding`, equals what the loops find, which round as much."""
+    rounding.assert_close(expected, actual, factor=2, terms=terms)
 
 
 def gradient(loss, tensor):
@@ -82,25 +84,31 @@ def gradient(loss, tensor):
 def test_gram_sums_equal_the_loops_on_either_side(d_in):
     W, _ = random_case(d_in=d_in)
     expected, grad = squared_cosines(W.tolist(), all_pairs(12))
-    total = squared_products(W)
-    close(total, expected)
-    close(gradient(total, W), grad)
+    with Rounding() as rounding:
+        total = squared_products(W)
+        found = gradient(total, W)
+    close(rounding, total, expected)
+    close(rounding, found, grad)
     first = torch.arange(12) % 3 == 0
     pairs = [(i, j) for i in range(12) for j in range(12) if first[i] and not first[j]]
     expected, grad = squared_cosines(W.tolist(), pairs)
-    total = squared_products_between(W, first, ~first)
-    close(total, expected)
-    close(gradient(total, W), grad)
+    with Rounding() as rounding:
+        total = squared_products_between(W, first, ~first)
+        found = gradient(total, W)
+    close(rounding, total, expected)
+    close(rounding, found, grad)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("d_sae", [1, 2, 12])
 def test_strict(reduction, d_sae, context):
     W, f = random_case(d_sae=d_sae)
-    value = made(StrictOrtho, strict(reduction=reduction), d_sae)(context(W, f)).loss
+    with Rounding() as rounding:
+        value = made(StrictOrtho, strict(reduction=reduction), d_sae)(context(W, f)).loss
+        found = gradient(value, W)
     expected, grad = squared_cosines(W.tolist(), all_pairs(d_sae), reduction=reduction)
-    close(value, expected)
-    close(gradient(value, W), grad)
+    close(rounding, value, expected)
+    close(rounding, found, grad)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -112,18 +120,21 @@ def test_adaptive(reduction, fvu, context):
     ctx = context(W, f, step=4)
     x = torch.randn(9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     ctx.x = x
-    ctx.error = (x - x.mean(0)) * fvu**0.5
-    penalty.observe(ctx)
+    with Rounding() as rounding:
+        ctx.error = (x - x.mean(0)) * fvu**0.5
+        penalty.observe(ctx)
+        value = penalty(ctx)
+        found = gradient_of(value.loss, W)
     g = min(1.0, max(0.0, (0.6 - fvu) / 0.3))
     expected, grad = squared_cosines(W.tolist(), all_pairs(12), reduction=reduction, factor=(1 - 0.3) * g)
-    value = penalty(ctx)
-    close(value.loss, expected)
-    close(gradient_of(value.loss, W), grad)
+    close(rounding, value.loss, expected)
+    close(rounding, found, grad)
     assert value.loss.requires_grad == (g > 0)  # a lifted constraint costs nothing
-    assert float(value.terms["constraint"]) == pytest.approx(g)
-    ctx.error = ctx.error * 0  # decay 0.5: the second update is half of the average
-    penalty.observe(ctx)
-    assert float(penalty.error.value) == pytest.approx(fvu / 2)
+    close(rounding, value.terms["constraint"], g)
+    with rounding:
+        ctx.error = ctx.error * 0  # decay 0.5: the second update is half of the average
+        penalty.observe(ctx)
+    close(rounding, penalty.error.value, fvu / 2)
 
 
 def test_adaptive_learns_nothing_from_a_batch_without_variance(context):
@@ -149,7 +160,10 @@ def test_selective_by_threshold(reduction, statistic, alpha, context):
         f[:, 0], f[:, 1] = 0, 1  # never fires, always fires
     penalty = made(SelectiveOrtho, selective(reduction=reduction, statistic=statistic, alpha=alpha), 12)
     ctx = context(W, f)
-    penalty.observe(ctx)
+    with Rounding() as rounding:
+        penalty.observe(ctx)
+        value = penalty(ctx)
+        found = gradient(value.loss, W)
     columns = list(zip(*f.tolist(), strict=True))
     mean = [sum(c) / 9 for c in columns]
     values = {
@@ -161,34 +175,36 @@ def test_selective_by_threshold(reduction, statistic, alpha, context):
     first = {i for i in range(12) if values[i] > alpha * max(values)}
     pairs = [(i, j) for i in first for j in range(12) if j not in first]
     expected, grad = squared_cosines(W.tolist(), pairs, reduction=reduction)
-    value = penalty(ctx)
-    close(value.loss, expected)
-    close(gradient(value.loss, W), grad)
+    close(rounding, value.loss, expected)
+    close(rounding, found, grad)
     assert int(value.terms["group_1"]) == len(first) and int(value.terms["group_2"]) == 12 - len(first)
 
 
 def test_selective_statistics_move(context):
     W, f = random_case()
     penalty = made(SelectiveOrtho, selective(decay=0.75), 12)
-    means = []
+    means, rounding = [], Rounding()
     for step in range(6):
         _, f = random_case(seed=step)
         means.append(f.mean(0).detach())
-        penalty.observe(context(W, f, step=step))
+        with rounding:
+            penalty.observe(context(W, f, step=step))
     expected = means[0]
     for number, mean in enumerate(means[1:], 2):  # a plain mean of the first four, then a decaying one
         rate = max(1 / number, 0.25)
         expected = expected + rate * (mean - expected)
-    torch.testing.assert_close(penalty.statistics.value[0], expected, rtol=1e-6, atol=1e-7)
+    close(rounding, penalty.statistics.value[0], expected)
 
 
 def test_statistics_of_the_k_largest_are_those_of_the_dense_features(context):
     W, f = random_case(d_sae=30, n_tokens=20, density=0.5)
-    topk = context(W, f.detach(), top_k=20).f  # some of them 0
+    topk = context(W, f.detach(), top_k=20).feature_acts  # some of them 0
     dense = DenseFeatures(topk.dense())
-    torch.testing.assert_close(batch_statistics(topk, 20), batch_statistics(dense, 20))
     tokens = torch.arange(20) % 3 == 0
-    torch.testing.assert_close(firing_rates(topk, tokens), firing_rates(dense, tokens))
+    with Rounding() as rounding:
+        expected, rates = batch_statistics(dense, 20), firing_rates(dense, tokens)
+    close(rounding, expected, batch_statistics(topk, 20))
+    close(rounding, rates, firing_rates(topk, tokens))
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -238,10 +254,12 @@ def test_decorrelation(reduction, active_fraction, d_sae, n_tokens, context):
     with torch.no_grad():
         f[:, 0], f[:, 1] = 0, 1  # neither varies
     cfg = decorrelated(reduction=reduction, active_fraction=active_fraction)
-    value = Decorrelation(cfg, 3, d_sae, 10, torch.Generator())(context(W.float(), f.double()))
+    with Rounding() as rounding:
+        value = Decorrelation(cfg, 3, d_sae, 10, torch.Generator())(context(W.float(), f.double()))
+        found = gradient(value.loss, f)
     expected, grad, n = decorrelation(f.tolist(), reduction=reduction, active_fraction=active_fraction)
-    assert float(value.loss.detach()) == pytest.approx(expected, rel=1e-5, abs=1e-7)  # statistics are in float32
-    torch.testing.assert_close(gradient(value.loss, f), torch.tensor(grad).double(), rtol=1e-4, atol=1e-6)
+    close(rounding, value.loss, expected)
+    close(rounding, found, grad)
     assert int(value.terms["features"]) == n
 
 
@@ -255,21 +273,45 @@ def test_decorrelation_of_the_k_largest(reduction, active_fraction, d_sae, n_tok
         f[:, 0], f[:, 1] = 0, 2 - 1e-3 * f[:, 1]  # one never fires, one always and below the floor
     cfg = decorrelated(reduction=reduction, active_fraction=active_fraction)
     ctx = context(W.float(), f, top_k=k)
-    ctx.f.values = ctx.f.values.detach().requires_grad_()
+    ctx.feature_acts.values = ctx.feature_acts.values.detach().requires_grad_()
     found = []
     for cost in (0, 1e9):
         monkeypatch.setattr(correlations, "COST", cost)
-        value = Decorrelation(cfg, 3, d_sae, 10, torch.Generator())(ctx)
-        found.append((value.loss.detach(), gradient(value.loss, ctx.f.values), int(value.terms["features"])))
+        with Rounding() as rounding:  # of the matrices; compiled loops are not followed
+            value = Decorrelation(cfg, 3, d_sae, 10, torch.Generator())(ctx)
+            grad = gradient(value.loss, ctx.feature_acts.values)
+        found.append((value.loss.detach(), grad, int(value.terms["features"])))
     (loss, grad, n), (matrix_loss, matrix_grad, matrix_n) = found
-    assert n == matrix_n and float(loss) == pytest.approx(float(matrix_loss), rel=1e-5, abs=1e-6)
-    torch.testing.assert_close(grad, matrix_grad, rtol=1e-4, atol=1e-5)
+    assert n == matrix_n
+    kept = torch.zeros_like(f).scatter(1, ctx.feature_acts.indices, ctx.feature_acts.values).detach()
+    with Rounding() as lists:
+        total, slope = over_entries(kept, cfg)
+        total, slope = (
+            divided(t, reduction, d_sae, n * (n - 1) / 2) for t in (total, slope.gather(1, ctx.feature_acts.indices))
+        )
+    close(lists, total, loss, terms=1.0)  # |K|^2 and n, and the parts of the slope, may cancel
+    close(lists, slope, grad, terms=1.0)
+    for one, other in ((matrix_loss, total), (matrix_grad, slope)):
+        assert_within(one, other, rounding.bound(one) + lists.bound(other), terms=1.0)
     if d_sae < 50:
-        kept = torch.zeros_like(f).scatter(1, ctx.f.indices, ctx.f.values).detach()
         expected, slope, _ = decorrelation(kept.tolist(), reduction=reduction, active_fraction=active_fraction)
-        assert float(loss) == pytest.approx(expected, rel=1e-9, abs=1e-12)
-        slope = torch.tensor(slope, dtype=torch.float64).gather(1, ctx.f.indices)
-        torch.testing.assert_close(grad, slope, rtol=1e-8, atol=1e-12)
+        close(rounding, matrix_loss, expected)
+        close(rounding, matrix_grad, torch.tensor(slope, dtype=torch.float64).gather(1, ctx.feature_acts.indices))
+
+
+def over_entries(f, cfg):
+    """Sum of squared correlations and its gradient by the formulas of kernels/correlations.py, in dense matrices."""
+    mean = f.mean(0)
+    square = (f - mean).square().sum(0)
+    chosen = torch.zeros(f.shape[1], dtype=torch.bool)
+    chosen[most_active((f > 0).sum(0), cfg.active_fraction)] = True
+    varies = chosen & (square > cfg.variance_floor * len(f))
+    weight = torch.where(varies, 1 / torch.where(varies, square, 1), 0)
+    shift = (f * (mean * weight)).sum(1) - (mean.square() * weight).sum() / 2
+    K = (f * weight) @ f.T - shift[:, None] - shift
+    Kf = K @ f
+    s = (f * Kf).sum(0) * weight
+    return (K.square().sum() - varies.sum()) / 2, 2 * weight * (Kf - s * (f - mean))
 
 
 def test_a_feature_below_the_variance_floor_gets_no_gradient(context):
@@ -293,10 +335,12 @@ def test_ortsae(chunk_size, context):
         W *= 1 + torch.arange(12)[:, None] / 10  # of cosines, so the norm has no say
     ctx = context(W, f, step=3)
     order = torch.randperm(12, generator=ctx.generator())
-    value = made(OrtSAE, orthogonal(chunk_size=chunk_size), 12)(ctx).loss
+    with Rounding() as rounding:
+        value = made(OrtSAE, orthogonal(chunk_size=chunk_size), 12)(ctx).loss
+        found = gradient(value, W)
     expected, grad = ortsae(W.tolist(), [chunk.tolist() for chunk in order.split(chunk_size)])
-    close(value, expected)
-    close(gradient(value, W), grad)
+    close(rounding, value, expected)
+    close(rounding, found, grad)
 
 
 def test_ortsae_draws_other_chunks_at_each_step_and_for_each_seed(context):
@@ -328,24 +372,22 @@ def test_frozen_worked_examples(example, context):
     }
     cls, config = kinds[example["penalty"]]
     W = torch.tensor(example["W_dec"], dtype=torch.float64, requires_grad=True)
-    penalty = made(cls, config(**example["config"]), 5)
+    penalty, rounding = made(cls, config(**example["config"]), 5), Rounding()
     for step, now in enumerate(example["steps"]):
         f = torch.tensor(now["f"], dtype=torch.float64, requires_grad=True)
         ctx = context(W, f, step=step, total_steps=4)
         ctx.x = torch.tensor(now["x"], dtype=torch.float64)
         ctx.error = torch.tensor(now["error"], dtype=torch.float64)
         ctx.batch.role[:] = torch.tensor(now["role"])
-        penalty.observe(ctx)
-        value = penalty(ctx)
-        exact = example["penalty"] != "decorrelation"
-        tolerance = dict(rtol=1e-9, atol=1e-12) if exact else dict(rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(value.loss.double(), torch.tensor(now["value"], dtype=torch.float64), **tolerance)
-        for name, tensor in (("W_dec", W), ("f", f)):
-            expected = torch.tensor(now[f"grad_{name}"], dtype=torch.float64)
-            torch.testing.assert_close(gradient_of(value.loss, tensor), expected, **tolerance)
+        with rounding:
+            penalty.observe(ctx)
+            value = penalty(ctx)
+            found = {name: gradient_of(value.loss, tensor) for name, tensor in (("W_dec", W), ("f", f))}
+        close(rounding, value.loss, now["value"])
+        for name, grad in found.items():
+            close(rounding, grad, now[f"grad_{name}"])
         for name, expected in now["state"].items():
-            state = dict(penalty.named_buffers())[name].double()
-            torch.testing.assert_close(state, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-7)
+            close(rounding, dict(penalty.named_buffers())[name], expected)
 
 
 def gradient_of(loss, tensor):
@@ -386,7 +428,7 @@ def test_under_autocast_the_sums_keep_their_precision(cls, cfg, top_k, context):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             penalty.observe(ctx)
             values.append(float(penalty(ctx).loss))
-    assert values[0] == pytest.approx(values[1], rel=1e-6) and values[0] > 0
+    assert values[0] == values[1] > 0
 
 
 def test_warnings_say_what_a_user_should_hear():

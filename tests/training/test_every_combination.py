@@ -1,56 +1,24 @@
-"""Every architecture trains with every penalty, and every option of every penalty at least once."""
+"""Every two choices train together: architecture, penalty, precision, group layer, schedule and kernels.
 
+A small set of combinations in which each two of them meet, and every option of every penalty and of the group layer in
+one of them. `make test-matrix` takes all combinations.
+"""
+
+import math
+import os
 from dataclasses import fields
+from itertools import cycle
 
 import pytest
 import torch
 from composed import D_IN, STEPS, batch_at, choices, configured
+from pairwise import Row, cover, full
 
-from sae_sweeps.architectures.context import squared_error
 from sae_sweeps.config.plugins import component
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.training.step import Training
 
 pytestmark = pytest.mark.slow
-
-
-def train(*words: str) -> tuple[float, float, dict[str, float]]:
-    """Reconstruction loss of one batch before and after 30 steps on others, and the last step's numbers."""
-    run = configured(*words)
-    training = Training(run, 1.0, torch.zeros(D_IN), torch.device("cpu"))
-    fixed = batch_at(999)
-
-    def loss() -> float:
-        with torch.no_grad():
-            z = training.sae.pre_activations(fixed.x)
-            error = fixed.x - training.sae.decode(training.sae.activate(z, 0))
-            return float(squared_error(error.square().sum(1)))
-
-    before = loss()
-    for step in range(STEPS):
-        report = training.step(batch_at(step), step, logged=True, monitored=step % 10 == 0)
-        assert all(torch.tensor(value).isfinite() for value in report.numbers.values()), report.numbers
-    assert all(parameter.isfinite().all() for _, parameter in training.named_parameters())
-    return before, loss(), report.numbers
-
-
-CONSTANT = {"schedule": "schedule=constant", "lr": "lr_schedule.decay=0"}
-# grouping=corpus needs text with roles, which these batches have and model=synthetic has not
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("penalty", choices("penalty"))
-@pytest.mark.parametrize("architecture", choices("architecture"))
-def test_every_architecture_with_every_penalty(architecture, penalty, precision):
-    words = [f"architecture={architecture}", f"penalty={penalty}", f"train.precision={precision}", *CONSTANT.values()]
-    if architecture in ("topk", "batch_topk", "matryoshka"):
-        words.append("k=8")
-    if architecture == "jumprelu":
-        words.append("target_l0=8")
-    before, after, numbers = train(*words)
-    assert after < before, (before, after)
-    assert numbers["penalty_weight"] > 0
-
 
 # Every key of every penalty and of the group layer, with values other than its own.
 OPTIONS = {
@@ -93,6 +61,84 @@ OPTIONS = {
 }  # fmt: skip
 
 
+GROUPS = "group_layer=groups group_layer.group_size=8"
+FACTORS = {
+    "architecture": choices("architecture"),
+    "penalty": choices("penalty"),
+    "train.precision": ["float32", "bfloat16", "float64"],
+    "group_layer": ["group_layer=none", GROUPS, f"{GROUPS} group_layer.residual=0.1"],
+    "schedule": choices("schedule"),
+    "train.kernels": ["auto", "reference"],
+}
+# grouping=corpus needs text with roles, which these batches have and model=synthetic has not
+
+
+def allowed(row: Row) -> bool:
+    return not (row["penalty"] == "bottleneck" and row["group_layer"] == "group_layer=none")
+
+
+def with_options(rows: list[Row]) -> list[tuple[Row, str]]:
+    """Each row with an option of its penalty, as often as needed for every option to be in one."""
+    pairs = []
+    for penalty in FACTORS["penalty"]:
+        own, options = [row for row in rows if row["penalty"] == penalty], OPTIONS[penalty]
+        n = max(len(own), len(options))
+        pairs += [pair for pair, _ in zip(zip(cycle(own), cycle(options)), range(n), strict=False)]
+    return pairs
+
+
+def words_of(row: Row) -> list[str]:
+    words = [f"{key}={value}" for key, value in row.items() if key != "group_layer"]
+    words += [*row["group_layer"].split(), "lr_schedule.decay=0"]
+    k = {"jumprelu": ["target_l0=8"], "topk": ["k=8"], "batch_topk": ["k=8"], "matryoshka": ["k=8"]}
+    return words + k.get(row["architecture"], [])
+
+
+CASES = with_options(
+    list(full(FACTORS, allowed)) if os.environ.get("TEST_MATRIX") == "full" else cover(FACTORS, allowed)
+)
+
+
+def test_every_two_choices_meet():
+    rows = [row for row, _ in CASES]
+    met = {(a, row[a], b, row[b]) for row in rows for a in row for b in row if a < b}
+    for a in FACTORS:
+        for b in FACTORS:
+            for x in FACTORS[a]:
+                for y in FACTORS[b]:
+                    row = {"penalty": "", "group_layer": "", a: x, b: y}
+                    assert a >= b or not allowed(row) or (a, x, b, y) in met, (a, x, b, y)
+    assert {(row["penalty"], option) for row, option in CASES} == {(p, o) for p, all_ in OPTIONS.items() for o in all_}
+
+
+@pytest.mark.parametrize(("row", "option"), CASES, ids=["-".join([*row.values(), o]) for row, o in CASES])
+def test_trains(row, option):
+    """The reconstruction improves, all numbers are finite, the penalty weighs what its schedule has and pulls on the
+    weights, and the precision and the kernels are those chosen."""
+    lifted = row["penalty"] == "adaptive_sharing" and "tau" not in option  # while reconstruction is still poor
+    run = configured(*words_of(row), *option.split(), *(["penalty.tau=10"] if lifted else []))
+    training = Training(run, 1.0, torch.zeros(D_IN), torch.device("cpu"))
+    fixed, (term,) = batch_at(999), run.penalty_terms()
+
+    def reconstruction(step: int) -> float:
+        with torch.no_grad():
+            return float(training.forward(fixed, step).parts["recon"][0])
+
+    before, pulls = reconstruction(0), []
+    for step in range(STEPS):
+        numbers = training.step(batch_at(step), step, logged=True, monitored=step % 10 == 0).numbers
+        assert all(math.isfinite(value) for value in numbers.values()), numbers
+        assert numbers["penalty_weight"] == term.weight(step, STEPS)
+        if step % 10 == 0 and numbers["penalty_weight"] > 0:
+            pulls.append(numbers["grad_norm/penalty"] + numbers["grad_norm/penalty_enc"])
+    assert all(parameter.isfinite().all() for _, parameter in training.named_parameters())
+    assert reconstruction(STEPS - 1) < before
+    assert max(pulls) > 0
+    assert (training.sae.kernels is not None) == (row["train.kernels"] == "auto")
+    assert (training.sae.W_dec.dtype == torch.float64) == (row["train.precision"] == "float64")
+    assert (training.groups is None) == (row["group_layer"] == "group_layer=none")
+
+
 def test_no_option_is_left_out():
     """The list above names every key; a new key has to be added to it."""
     top = {"lambda2_max", "base_threshold"}
@@ -103,16 +149,6 @@ def test_no_option_is_left_out():
     keys = {word.partition("=")[0] for words in OPTIONS["bottleneck"] for word in words.split()}
     named = {key.removeprefix("group_layer.") for key in keys if key.startswith("group_layer.")}
     assert named | {"name"} == {f.name for f in fields(component("group_layer", "groups").config)}
-
-
-@pytest.mark.parametrize(
-    ("penalty", "words"), [(penalty, words) for penalty, options in OPTIONS.items() for words in options]
-)
-@pytest.mark.parametrize("architecture", ["topk", "standard"])
-def test_every_option(architecture, penalty, words):
-    k = ["k=8"] if architecture == "topk" else []
-    before, after, _ = train(f"architecture={architecture}", f"penalty={penalty}", *words.split(), *k)
-    assert after < before
 
 
 @pytest.mark.parametrize("words", ["penalty.grouping=corpus", "penalty.positives=pairs"])
@@ -129,12 +165,3 @@ def test_options_that_need_roles(words):
     assert (
         numbers[-1]["penalty_loss"] > 0 and numbers[-1]["grad_norm/penalty"] + numbers[-1]["grad_norm/penalty_enc"] > 0
     )
-
-
-@pytest.mark.parametrize("schedule", choices("schedule"))
-def test_every_schedule_weighs_the_penalty(schedule):
-    run = configured("penalty=ortho", f"schedule={schedule}", "k=8")
-    training = Training(run, 1.0, torch.zeros(D_IN), torch.device("cpu"))
-    for step in (0, 15, STEPS - 1):
-        numbers = training.step(batch_at(step), step, True).numbers
-        assert numbers["penalty_weight"] == run.penalty_terms()[0].weight(step, STEPS)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from bounds import Rounding, close
 from torch import nn
 
 from sae_sweeps.architectures.base import SAE
@@ -52,7 +53,14 @@ def test_steps_equal_the_formulas(d_in, d_sae, dtype, kind, clip, threads):
     W = next(theirs for p, theirs in zip(parameters, expected, strict=True) if p is sae.W_dec)
     others = [p for p in expected if p is not W]
     adam, moments, n = kind(sae, parameters, BETAS), {}, {}
-    tolerance = {"rtol": 1e-10, "atol": 1e-11} if dtype == torch.float64 else {"rtol": 2e-4, "atol": 2e-5}
+    rounding = Rounding(dtype)
+
+    def compare(found, wanted):
+        if d_in == 1 and found.shape == sae.W_dec.shape:  # a row of one number is 1 or -1: nothing of it rounds
+            assert torch.equal(found.double(), wanted)
+        else:
+            rounding.assert_close(found, wanted, factor=2)
+
     torch.set_num_threads(threads)
     try:
         for step in range(5):
@@ -62,18 +70,19 @@ def test_steps_equal_the_formulas(d_in, d_sae, dtype, kind, clip, threads):
                 p.grad = None if has_none else torch.randn_like(p)
                 theirs.grad = None if has_none else p.grad.double().clone()
             norm = adam.norm()
-            expected_norm, divisor = slow_step(W, others, moments, n, 0.01, clip)
-            torch.testing.assert_close(norm.double(), expected_norm, rtol=1e-6, atol=0)
+            with rounding:
+                expected_norm, divisor = slow_step(W, others, moments, n, 0.01, clip)
+            rounding.assert_close(norm, expected_norm, factor=2)
             adam.step(0.01, divisor, None)
             for p, theirs in zip(parameters, expected, strict=True):
-                torch.testing.assert_close(p.double(), theirs, **tolerance)
+                compare(p, theirs)
     finally:
         torch.set_num_threads(1)
     for p, theirs in zip(parameters, expected, strict=True):
         state = adam.state[p]
         assert set(state) == {"step", "exp_avg", "exp_avg_sq"} and state["step"] == n[theirs]
-        torch.testing.assert_close(state["exp_avg"].double(), moments[theirs][0], **tolerance)
-        torch.testing.assert_close(state["exp_avg_sq"].double(), moments[theirs][1], **tolerance)
+        compare(state["exp_avg"], moments[theirs][0])
+        compare(state["exp_avg_sq"], moments[theirs][1])
 
 
 def test_threads_do_not_change_a_bit():
@@ -103,7 +112,10 @@ def test_what_is_to_be_skipped_changes_nothing(kind):
     assert adam.norm().isnan()
     adam.step(0.01, torch.ones(()), torch.ones((), dtype=torch.bool))
     for p, old in zip(parameters, before, strict=True):
-        torch.testing.assert_close(p.detach(), old)
+        if p is sae.W_dec and kind is TorchAdam:  # whose rows are brought to unit norm again
+            close(p, old, n=2 * (5 + 4), dtype=torch.float32)
+        else:
+            assert torch.equal(p, old)
         assert adam.state[p]["step"] == 0 and not adam.state[p]["exp_avg"].any()
 
 
@@ -121,15 +133,17 @@ def test_an_architecture_may_have_its_own_way_with_the_rows():
     outcomes = []
     for kind in (FusedAdam, TorchAdam):
         sae, parameters = made(5, 9, torch.float64, FreeRows)
+        before = [p.detach().clone() for p in parameters]
         adam = kind(sae, parameters, BETAS)
         for p in parameters:
             p.grad = torch.ones_like(p)
         norm = adam.norm()
-        assert norm.item() == pytest.approx(sum(p.numel() for p in parameters) ** 0.5)
+        n = sum(p.numel() for p in parameters)
+        close(norm, n**0.5, n)
         adam.step(0.01, torch.ones(()), None)
         outcomes.append([p.detach() for p in parameters])
-    for one, other in zip(*outcomes, strict=True):
-        torch.testing.assert_close(one, other)
+    for one, other, old in zip(*outcomes, before, strict=True):  # w - lr m / (sqrt(v) + eps), times 1.5 for W_dec
+        close(one, other, n=24, magnitude=1.5 * (old.abs() + 0.01))
 
 
 def test_gradients_have_the_memory_of_those_before():

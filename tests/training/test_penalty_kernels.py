@@ -16,7 +16,8 @@ PENALTIES = {
 
 
 def trained(words):
-    training = Training(configured(*words), 1.0, torch.zeros(D_IN), torch.device("cpu"))
+    run = configured(*words, "train.precision=float64")
+    training = Training(run, 1.0, torch.zeros(D_IN), torch.device("cpu"))
     rows = [training.step(batch_at(step), step, logged=True).numbers for step in range(STEPS)]
     return rows, training
 
@@ -24,10 +25,11 @@ def trained(words):
 @pytest.mark.parametrize("architecture", ["topk", "batch_topk", "standard"])
 @pytest.mark.parametrize("case", PENALTIES)
 def test_runs_end_at_the_same_numbers(case, architecture):
+    """In float64, where what rounding makes of thirty steps stays far below what a wrong term would show."""
     words = [f"penalty={case.partition(',')[0]}", f"architecture={architecture}", *PENALTIES[case]]
     fast, training = trained(words)
     reference, _ = trained([*words, "train.kernels=reference"])
     assert training.sae.kernels is not None
     assert any(row["penalty_loss"] > 0 for row in fast)
     for name in ("loss", "penalty_loss", "fvu"):
-        assert fast[-1][name] == pytest.approx(reference[-1][name], rel=1e-4)
+        assert fast[-1][name] == pytest.approx(reference[-1][name], rel=1e-9)

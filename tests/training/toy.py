@@ -49,10 +49,10 @@ class Toy(Penalty):
 
     def observe(self, ctx):
         with torch.no_grad():
-            self.average.lerp_(ctx.f.dense().mean(0), 0.1)
+            self.average.lerp_(ctx.feature_acts.dense().mean(0), 0.1)
 
     def forward(self, ctx):
-        f = ctx.f.dense()
+        f = ctx.feature_acts.dense()
         noise = torch.rand(f.shape, generator=ctx.generator())
         gap = (f * noise * self.head).mean(0) - self.average
         return PenaltyValue(gap.square().sum(), {"average": self.average.mean(), "tokens": len(ctx.batch.role)})

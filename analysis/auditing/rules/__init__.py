@@ -1,0 +1,12 @@
+"""The rules of the audit, one small function each: what the records of earlier studies teach.
+
+A rule reads the whole comparison and yields a sentence and the runs that it is about. Adding one is a function in the
+file of its subject, with its code, its level and what it guards against, and a test with a case that triggers it and
+one that does not.
+"""
+
+from analysis.auditing.rules import budgets, differences, evaluations, recorded, results
+from analysis.auditing.rules.rule import Rule
+
+RULES: list[Rule] = [*budgets.RULES, *recorded.RULES, *results.RULES, *evaluations.RULES, *differences.RULES]
+"""All rules, in the order in which findings of one level are listed."""

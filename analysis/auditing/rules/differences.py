@@ -1,0 +1,117 @@
+"""Rules on differences between runs, or their absence."""
+
+import math
+from functools import lru_cache
+from typing import Any
+
+from analysis.auditing.comparison import Comparison
+from analysis.auditing.rules.rule import Found, Rules
+from analysis.auditing.run import Run
+from analysis.metrics import HEADLINES, direction
+from sae_sweeps.config.evaluations import BUILTIN
+
+RULES = Rules()
+
+
+CONFIDENCE = 0.05
+FLOORS = {"unlearning_score": 0.0, "sae_*accuracy": 0.5, "tpp_*": 0.0, "scr_metric_*": 0.0, "autointerp_score": 0.0}
+"""What a metric shows where there is nothing to show."""
+RESULTS = (
+    "final_loss", "recon_loss", "fvu", "mse", "mse_per_token", "cossim", "ce_loss_with_sae",
+    "explained_variance_legacy",
+)  # fmt: skip
+"""Measurements that two different SAEs do not share to the last digit."""
+
+
+@RULES.add(
+    "identical", "warning", "Different configurations have identical results: the key between them does nothing."
+)
+def identical(comparison: Comparison) -> Found:
+    found: dict[tuple[Any, ...], list[Run]] = {}
+    for run in comparison.measured:
+        values = tuple(run.metrics.get(name) for name in RESULTS)
+        if any(value is not None for value in values) and run.steps != 0:
+            found.setdefault(values, []).append(run)
+    for runs in found.values():
+        keys = [key for key in (*comparison.method_keys, "seed") if len({run.config.get(key) for run in runs}) > 1]
+        if keys and len({run.run_id for run in runs}) > 1:
+            shown = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
+            yield f"identical results although {shown} differ{'s' * (len(keys) == 1)}.", runs
+
+
+@RULES.add("floor", "warning", "A metric is at its floor in every run, so it tells nothing apart.")
+def at_floor(comparison: Comparison) -> Found:
+    studies: dict[Any, list[Run]] = {}
+    for run in comparison.measured:
+        studies.setdefault(run.config.get("study"), []).append(run)
+    for runs in studies.values():
+        for metric in dict.fromkeys(name for run in runs for name in run.metrics):
+            floor = floor_of(metric.removeprefix(BUILTIN))
+            having = [run for run in runs if metric in run.metrics] if floor is not None else []
+            if len(having) > 1 and all(run.metrics[metric] == floor for run in having):
+                yield f"{metric} is {floor:g} in every run: at its floor, it tells nothing apart.", having
+
+
+@lru_cache(maxsize=4096)
+def floor_of(metric: str) -> float | None:
+    from fnmatch import fnmatchcase
+
+    return next((floor for pattern, floor in FLOORS.items() if fnmatchcase(metric, pattern)), None)
+
+
+@RULES.add("single-seed", "warning", "Configurations with one seed: a difference between them may be chance.")
+def single_seed(comparison: Comparison) -> Found:
+    groups = comparison.configurations
+    single = [run for group in groups if len(group) == 1 for run in group]
+    if len(groups) > 1 and single:
+        many = "every configuration has" if len(single) == len(groups) else f"{len(single)} of {len(groups)} have"
+        yield f"{many} a single seed, so their differences may be chance.", single
+
+
+@RULES.add(
+    "within-seeds", "note", "The best configuration differs from others by no more than their seeds do (Welch's t)."
+)
+def within_seeds(comparison: Comparison) -> Found:
+    groups = [group for group in comparison.configurations if len(group) > 1]
+    if len(groups) < 2:
+        return
+    for metric in HEADLINES:
+        better = direction(metric)
+        samples = [(group, [run.metrics[metric] for run in group if metric in run.metrics]) for group in groups]
+        samples = [(group, values) for group, values in samples if len(values) > 1]
+        if better is None or len(samples) < 2:
+            continue
+        sign = -1 if better == "higher" else 1
+        means = [sign * math.fsum(values) / len(values) for _, values in samples]
+        first = means.index(min(means))
+        p_values = welch(samples[first][1], [values for _, values in samples])
+        close = [n for n, p in enumerate(p_values) if n != first and p > CONFIDENCE]
+        if close:
+            gap = max(abs(means[n] - means[first]) for n in close)
+            runs = [run for n in (first, *close) for run in samples[n][0]]
+            who = f"{len(close)} of {len(samples) - 1} other configurations" if len(samples) > 2 else "the other one"
+            yield (
+                f"{metric}: the best configuration is not told from {who} by its seeds (differences up to {gap:.2g}, "
+                f"Welch's t, p > {CONFIDENCE}).",
+                runs,
+            )
+
+
+def welch(sample: list[float], others: list[list[float]]) -> list[float]:
+    """Two-sided p of Welch's t test (unequal variances) of a sample against each of the others; nan where all are
+    equal."""
+    import numpy as np
+
+    from analysis.auditing.student import two_sided
+
+    def moments(values: list[float]) -> tuple[float, float, int]:
+        mean = math.fsum(values) / len(values)
+        return mean, math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values), len(values)
+
+    mean, square, n = moments(sample)
+    other = np.array([moments(values) for values in others])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        total = square + other[:, 1]
+        t = np.abs(mean - other[:, 0]) / np.sqrt(total)
+        df = total**2 / (square**2 / (n - 1) + other[:, 1] ** 2 / (other[:, 2] - 1))
+        return [float(p) for p in np.where(total > 0, two_sided(t, df), np.where(mean == other[:, 0], np.nan, 0.0))]

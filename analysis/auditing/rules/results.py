@@ -1,0 +1,154 @@
+"""Rules on runs whose numbers are not results."""
+
+import re
+from functools import lru_cache
+
+from analysis.auditing.comparison import Comparison
+from analysis.auditing.rules.rule import Found, Rules, by_sentence
+from analysis.auditing.run import Run, number
+
+RULES = Rules()
+
+
+ENDED_EARLY = ("failed", "interrupted", "preempted", "cancelled", "lost")
+PENDING = ("queued", "running")
+SPARSE_SHARE = 0.1
+"""L0 above this share of d_sae is not sparse."""
+PERFECT = 0.999
+"""A CE score that only an SAE which is not sparse reaches."""
+
+
+@RULES.add("never-trained", "error", "A run of 0 steps stands among trained ones.")
+def never_trained(comparison: Comparison) -> Found:
+    runs = [run for run in comparison.runs if run.steps == 0 and (run.measured or run.source)]
+    if runs:
+        yield "0 steps: never trained, so its numbers are those of its initial weights.", runs
+
+
+@RULES.add("one-step", "error", "A run of a single step stands among trained ones.")
+def one_step(comparison: Comparison) -> Found:
+    runs = [run for run in comparison.measured if run.steps == 1]
+    if runs:
+        yield "trained for 1 step.", runs
+
+
+@RULES.add("dead", "error", "The SAE is dead: L0 is 0, every probe is at exactly 0.5, or its output has no direction.")
+def dead(comparison: Comparison) -> Found:
+    found: dict[str, list[Run]] = {}
+    for run in comparison.measured:
+        probes = [value for name, value in run.metrics.items() if is_probe(name)]
+        signs = ["L0 = 0"] * (run.metrics.get("l0") == 0)
+        signs += ["every probe accuracy exactly 0.5"] * (len(probes) > 1 and set(probes) == {0.5})
+        signs += ["cosine similarity not a number"] * ("cossim" in run.nulls and "mse" in run.metrics)
+        if signs:
+            found.setdefault(f"the SAE is dead: {', '.join(signs)}.", []).append(run)
+    yield from found.items()
+
+
+@lru_cache(maxsize=4096)
+def is_probe(metric: str) -> bool:
+    return re.fullmatch(r"(builtin_)?sae_(top_\d+_)?test_accuracy", metric) is not None
+
+
+def density(run: Run) -> str | None:
+    """Why a run is not sparse, or None."""
+    l0, d_sae, d_in = (
+        run.metrics.get("l0"),
+        number(run.config.get("architecture.d_sae")),
+        number(run.config.get("model.d_in")),
+    )
+    if l0 is None:
+        return None
+    if d_in is not None and l0 > d_in:
+        return f"L0 = {l0:,.0f} is above d_in = {d_in:,.0f}"
+    if d_sae is not None and l0 > SPARSE_SHARE * d_sae:
+        return f"L0 = {l0:,.0f} of {d_sae:,.0f} features"
+    return None
+
+
+@RULES.add("not-sparse", "warning", "More than a tenth of the features, or more than d_in of them, fire on a token.")
+def not_sparse(comparison: Comparison) -> Found:
+    for run in comparison.measured:
+        if why := density(run):
+            yield f"not sparse: {why}.", [run]
+
+
+@RULES.add("perfect-score", "error", "A perfect CE score comes from an SAE that is not sparse.")
+def perfect_score(comparison: Comparison) -> Found:
+    for run in comparison.measured:
+        score = run.metrics.get("ce_loss_score", 0)
+        if score >= PERFECT and (why := density(run)):
+            yield f"a CE score of {score:.4g} from an SAE that is not sparse ({why}) says nothing.", [run]
+
+
+@RULES.add("diverged", "error", "The loss of a run stopped being a number; whatever else it shows is not a result.")
+def diverged(comparison: Comparison) -> Found:
+    found: dict[str, list[Run]] = {}
+    for run in comparison.runs:
+        if not run.diverged:
+            continue
+        others = [name for name in run.metrics if name not in ("tokens", "steps")]
+        if run.source is None:
+            sentence = f"diverged ({run.error or 'no error recorded'}), so there is no result."
+        else:
+            shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+            sentence = f"its loss is not a number{f', so {shown} is not a result' if others else ''}."
+        found.setdefault(sentence, []).append(run)
+    yield from found.items()
+
+
+@RULES.add("unfinished", "warning", "A run failed or was interrupted, cancelled or lost, and has no result.")
+def unfinished(comparison: Comparison) -> Found:
+    found: dict[str, list[Run]] = {}
+    for run in comparison.runs:
+        if run.state in ENDED_EARLY:
+            at = f" at step {run.step:,} of {run.total_steps:,}" if run.step and run.total_steps else ""
+            sentence = f"{run.state}{at}, so there is no result{f' ({run.error})' if run.error else ''}."
+            found.setdefault(sentence, []).append(run)
+    yield from found.items()
+
+
+@RULES.add("pending", "note", "A run is queued or still running.")
+def pending(comparison: Comparison) -> Found:
+    for state in PENDING:
+        runs = [run for run in comparison.runs if run.state == state]
+        if runs:
+            yield f"{len(runs)} of {len(comparison.runs)} runs are {state}.", runs
+
+
+@RULES.add("penalty-silent", "error", "A penalty never acted: its weight, value or gradient was 0 in every row.")
+def silent_penalty(comparison: Comparison) -> Found:
+    found: dict[str, list[Run]] = {}
+    for run in comparison.measured:
+        name = run.config.get("penalty")
+        if name in (None, "none"):
+            continue
+        for term in str(name).split("+"):
+            if why := never_acted(run, term if "+" in str(name) else "penalty"):
+                found.setdefault(f"penalty={term} never acted: {why}.", []).append(run)
+    yield from found.items()
+
+
+def never_acted(run: Run, term: str) -> str | None:
+    """Why a loss term changed nothing, or None."""
+    peak = run.config.get("penalty.lambda2_max" if term == "penalty" else f"penalty.{term}.lambda2_max")
+    if peak == 0:
+        return "its weight is 0"
+    for what, key in (("weight", f"{term}_weight"), ("value", f"{term}_loss"), ("gradient", f"grad_norm/{term}")):
+        # a penalty may act on one of the two matrices only
+        acted = [run.evidence.ever(name) for name in ((key, f"{key}_enc") if what == "gradient" else (key,))]
+        if any(answer is not None for answer in acted) and not any(acted):
+            return f"its {what} is 0 in every row of metrics.jsonl"
+    return None
+
+
+@RULES.add("run-warning", "warning", "What a run itself warns of.")
+def own_warnings(comparison: Comparison) -> Found:
+    restated = ("L0 = ", "the SAE is dead")  # by the rules above
+    yield from by_sentence(
+        (run, said)
+        for run in comparison.runs
+        if run.source is None
+        for said in run.warnings
+        if not said.startswith(restated)
+    )

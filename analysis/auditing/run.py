@@ -1,0 +1,92 @@
+"""A run as the rules of the audit read it."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.auditing.evidence import Evidence
+from analysis.columns import of_kind
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass
+class Run:
+    """One row of the frame, as rules see it: absent cells are absent keys."""
+
+    run_id: str
+    state: str
+    step: int | None
+    total_steps: int | None
+    title: str = ""
+    error: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    source: str | None = None
+    """Whose word an imported record is; None for a run of this project."""
+    description: str = ""
+    nulls: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    evidence: Evidence = field(default_factory=lambda: Evidence(None))
+
+    @property
+    def measured(self) -> bool:
+        """Whether it stands in the comparison with numbers of its own."""
+        return bool(self.metrics)
+
+    @cached_property
+    def steps(self) -> float | None:
+        """Optimizer steps taken."""
+        return self.metrics.get("steps", self.step)
+
+    @cached_property
+    def tokens(self) -> float | None:
+        """Tokens trained on, as recorded, or steps times the batch, or as configured."""
+        batch = number(self.config.get("batch_size"))
+        product = None if batch is None or self.steps is None else batch * self.steps
+        return next(
+            (n for n in (self.metrics.get("tokens"), product, number(self.config.get("num_tokens"))) if n is not None),
+            None,
+        )
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its loss stopped being a number."""
+        return self.state == "diverged" or ("final_loss" in self.nulls and self.steps != 0)
+
+
+def number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and value == value else None
+
+
+def runs_of(full: "pd.DataFrame") -> list[Run]:
+    """The rows of a frame as rules see them."""
+    parts = []
+    for kind in ("run", "config", "metrics"):
+        columns = of_kind(full, kind)
+        names = [name for _, name in columns]
+        rows = full[columns].to_numpy().tolist() if columns else [[]] * len(full)
+        parts.append([{name: value for name, value in zip(names, row, strict=True) if value == value} for row in rows])
+    return [run_of(*row) for row in zip(*parts, strict=True)]
+
+
+def run_of(fields: dict[str, Any], config: dict[str, Any], metrics: dict[str, float]) -> Run:
+    source = None if fields.get("source") == "run" else fields.get("source")
+    folder = None if source or fields.get("folder") is None else Path(fields["folder"])
+    return Run(
+        run_id=fields["run_id"],
+        state=fields["state"],
+        step=fields.get("step"),
+        total_steps=fields.get("total_steps"),
+        title=fields.get("title") or "",
+        error=fields.get("error"),
+        warnings=list(fields.get("warnings") or []),
+        source=source,
+        description=fields.get("description") or "",
+        nulls=list(fields.get("nulls") or []),
+        config=config,
+        metrics=metrics,
+        evidence=Evidence(folder),
+    )

@@ -1,0 +1,1 @@
+"""Tables and run notes as text, HTML, JSON and others."""

@@ -1,0 +1,176 @@
+"""Run notes, one block per run: written for people, and read back.
+
+    ## Run 3: penalty=ortho lambda2_max=0.5
+    Varied: {'penalty.lambda2_max': 0.5}
+    Results: {'fvu': 0.1984, 'l0': 32.0}
+    Description: 400 steps of 1,024 tokens ...
+
+Written, the dicts are Python literals, text from runs stands in single lines or indented, so that it never passes for a
+heading. Read, notes may be of any hand: see `parse_notes`.
+"""
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from analysis.text import cell, clean
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.storage.budget import BUDGET
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.auditing.run import Run
+
+WIDTH = 100
+COMPARED = 8
+"""Metrics that the comparison with the baseline speaks of."""
+
+
+def notes(full: "pd.DataFrame", baseline: str | None = None, varied: tuple[str, ...] = ()) -> str:
+    """Notes of the runs of a frame of `records`, in its order. The same runs give the same text.
+
+    Args:
+        baseline: a run id (or its beginning) or a title; by default the first run without a penalty, else the first
+            with results.
+        varied: keys that the sweep varies, for the audit's warnings.
+
+    Raises ConfigError for a baseline that is no run, or several.
+    """
+    from analysis.auditing.audit import audit
+    from analysis.auditing.run import runs_of
+
+    runs, findings = runs_of(full), audit(full, varied)
+    for run in runs:
+        if run.steps is not None and "steps" not in run.metrics:
+            run.config["steps"] = int(run.steps)
+    base, why = chosen_baseline(runs, baseline)
+    own = [key for key in all_keys(runs) if key.partition(".")[0] not in UNTOLD]
+    differing = [key for key in own if len({str(run.config.get(key)) for run in runs}) > 1]
+    budget = [place.removesuffix(".name") for place in BUDGET.values()]
+    common = {key: runs[0].config[key] for key in (*COMMON, *budget, "steps") if key in own and key not in differing}
+    whole = [f for f in findings if len(f.runs) == len(runs) > 1 or not f.runs]
+    lines = ["# Run notes", "", f"{len(runs)} run{'s' * (len(runs) != 1)}."]
+    if base is not None and len(runs) > 1:
+        lines += wrap(f"Baseline: {named(base)}, {why}.")
+    lines += literal("In common", common) if common else []
+    lines += ["", *warned([f"{f.level}, {f.code}: {f.sentence}" for f in whole])] if whole else []
+    for number, run in enumerate(runs):
+        lines += ["", "", f"## Run {number}: {clean(run.title or run.run_id, 200)}", "", f"Run id: {clean(run.run_id)}"]
+        if run.state != "completed":
+            at = f" at step {run.step:,} of {run.total_steps:,}" if run.step and run.total_steps else ""
+            lines += wrap(clean(f"State: {run.state}{at}{f': {run.error}' if run.error else ''}", 2_000))
+        own_values = {key: run.config[key] for key in differing if key in run.config}
+        lines += literal("Varied", own_values) if own_values else []
+        lines += literal("Results", run.metrics | dict.fromkeys(run.nulls))
+        lines += ["", *wrap(f"Description: {described(run)}")]
+        if base is not None and base is not run and base.measured and run.measured:
+            lines += ["", *wrap(f"Against the baseline: {compared(run, base)}")]
+        concerned = [f for f in findings if f not in whole and run.run_id in f.runs]
+        if concerned:
+            lines += ["", *warned([f"{f.level}, {f.code}: {f.sentence}" for f in concerned])]
+    return "\n".join(lines) + "\n"
+
+
+UNTOLD = ("outputs", "device", "title", "dry_run", "logger", "cluster", "activations", "eval", "tags")
+"""Config groups that say where and how a run was made."""
+COMMON = (
+    "model", "model.path", "model.d_in", "architecture", "architecture.l1_penalty", "penalty", "schedule",
+    "lr_schedule", "lr_schedule.lr", "lr_schedule.warmup", "seed",
+)  # fmt: skip
+"""Config keys that notes give once, beside the budget, where all runs agree."""
+PENALTY_WORDS = {"penalty.lambda2_max": "weight", "schedule": "schedule"}
+
+
+def all_keys(runs: list["Run"]) -> list[str]:
+    return list(dict.fromkeys(key for run in runs for key in run.config))
+
+
+def chosen_baseline(runs: list["Run"], word: str | None) -> tuple["Run | None", str]:
+    """The run that others are compared with, and why it is."""
+    if word is not None:
+        found = [run for run in runs if word in (run.run_id, run.title)]
+        found = found or [run for run in runs if run.run_id.startswith(word)]
+        if len(found) != 1:
+            what = "no run" if not found else f"{len(found)} runs"
+            raise ConfigError(f"--baseline {clean(word)}: {what} of these paths; give a run id or a whole title.")
+        return found[0], "as asked for"
+    measured = [run for run in runs if run.measured]
+    plain = [run for run in measured if run.config.get("penalty", "none") == "none"]
+    if plain:
+        return plain[0], "the first run without a penalty"
+    return (measured[0], "the first run with results") if measured else (None, "")
+
+
+def named(run: "Run") -> str:
+    return f"{clean(run.title, 200)} ({clean(run.run_id)})" if run.title else clean(run.run_id)
+
+
+def described(run: "Run") -> str:
+    """What a record says of itself, or what its config means in words."""
+    if run.description:
+        return clean(run.description, 20_000)
+    get = run.config.get
+    words = [f"{get('architecture') or 'an'} SAE"]
+    words[0] += f" of {get('architecture.d_sae'):,} features" if get("architecture.d_sae") else ""
+    words[0] += f" (k = {get('architecture.k')})" if get("architecture.k") is not None else ""
+    words[0] += f" on {get('model')}" if get("model") else ""
+    words[0] += f" layer {get('layer.index')}" if get("layer.index") is not None and get("model") != "synthetic" else ""
+    words.append("without a penalty" if get("penalty", "none") == "none" else f"with penalty {get('penalty')}")
+    more = [f"{name} {get(key)}" for key, name in PENALTY_WORDS.items() if get(key) is not None]
+    words[-1] += f" ({', '.join(more)})" if more and get("penalty", "none") != "none" else ""
+    if run.steps is not None:
+        batch = get("batch_size")
+        words.append(f"trained for {run.steps:,.0f} steps" + (f" of {batch:,} tokens" if batch else ""))
+    return clean(", ".join(words) + (f"; {run.source}" if run.source else "") + ".", 2_000)
+
+
+def compared(run: "Run", base: "Run") -> str:
+    """How the ranked metrics of two runs differ, those that tables show first."""
+    from analysis.metrics import FIRST, badness, direction
+
+    names = [name for name in FIRST if direction(name)] + [name for name in run.metrics if name not in FIRST]
+    said = []
+    for name in dict.fromkeys(names):
+        if direction(name) and name in run.metrics and name in base.metrics:
+            here, there = run.metrics[name], base.metrics[name]
+            better = badness(name, there) - badness(name, here)
+            how = "equal" if here == there else f"{abs(here - there):.3g} {'higher' if here > there else 'lower'}"
+            verdict = "" if better == 0 else f", {'better' if better > 0 else 'worse'}"
+            said.append(f"{name} {cell(here)} ({how}{verdict})")
+    more = f"; and {len(said) - COMPARED} more" if len(said) > COMPARED else ""
+    return ("; ".join(said[:COMPARED]) + more or "no metric in common") + "."
+
+
+def literal(label: str, content: dict[str, Any]) -> list[str]:
+    """`label: {...}` as lines, a Python literal."""
+    if not content:
+        return [f"{label}: {{}}"]
+    items = [f"{key!r}: {plain(value)!r}" for key, value in content.items()]
+    lines, line = [], f"{label}: {{"
+    for place, item in enumerate(items):
+        last = place == len(items) - 1
+        piece = item + ("}" if last else ",")
+        if len(line) + len(piece) + 1 > WIDTH and not line.endswith("{"):
+            lines.append(line)
+            line = "    " + piece
+        else:
+            line += piece if line.endswith("{") else " " + piece
+    return [*lines, line]
+
+
+def plain(value: Any) -> Any:
+    """A value of Python's own, so that its repr is a literal."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and value.is_integer() and abs(value) >= 1000:
+        value = int(value)
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+
+
+def warned(sentences: list[str]) -> list[str]:
+    return ["Warnings:", *(line for sentence in sentences for line in wrap(f"- {clean(sentence, 400)}"))]
+
+
+def wrap(words: str) -> list[str]:
+    """Prose in lines; what follows the first is indented, so that no line of it passes for a heading or a label."""
+    return textwrap.wrap(words, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False) or [""]

@@ -1,0 +1,219 @@
+"""What people are shown of a table's frame in any format: which columns, short headers in groups, cells, notes."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from analysis.metrics import FIRST, STATISTICS, TARGETS, Column, direction, group, short_name
+from analysis.tables.marks import best_rows, reached_rows
+from analysis.text import cell, clean, interval, signed, with_spread
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHORT_KEYS = {"layer.index": "layer"}
+"""Keys whose last component says little."""
+
+BESIDE = (*STATISTICS, "difference_low", "difference_high")
+"""Columns that are shown within another's cells."""
+
+BEST, REACHED, MARKS = "*", "✓", {"error": "!", "warning": "?"}
+MANY = 4
+"""Runs that a note names before it counts."""
+
+
+@dataclass
+class Shown:
+    """One column as people see it."""
+
+    column: Column
+    name: str
+    """Short and in one printable line, as all words here are."""
+    group: str
+    """The header above it; empty for what names the run."""
+    words: list[str]
+    best: set[int]
+    reached: set[int]
+    values: list[Any]
+    """What to sort by."""
+
+    @cached_property
+    def is_number(self) -> bool:
+        return self.column[0] in ("metrics", "difference") or all(
+            isinstance(value, int | float | None) for value in self.values
+        )
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.column[0] == "metrics" and direction(self.column[1]) == "higher"
+
+    def marks(self, row: int, best: str = BEST, reached: str = REACHED) -> str:
+        return (best if row in self.best else "") + (reached if row in self.reached else "")
+
+
+@dataclass
+class View:
+    columns: list[Shown]
+    marks: list[str]
+    """Of each row: !, ? or nothing."""
+    notes: list[str]
+    """How to read the numbers."""
+    warnings: list[str]
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """Headers above the columns, each with the number of columns that it spans."""
+        return [(name, len(list(own))) for name, own in groupby(column.group for column in self.columns)]
+
+    @property
+    def legend(self) -> list[str]:
+        """What the marks in the cells and before the rows mean."""
+        found = []
+        if any(column.best for column in self.columns):
+            found.append(f"{BEST} best in its column")
+        if names := [name_of(column) for column in self.columns if column.reached]:
+            signs = {"lower": "<", "higher": ">"}
+            told = ", ".join(f"{name} {signs[TARGETS[name][0]]} {TARGETS[name][1]}" for name in dict.fromkeys(names))
+            found.append(f"{REACHED} target reached: {told}")
+        if any(self.marks):
+            found.append(", ".join(f"{sign} {level}" for level, sign in MARKS.items() if sign in self.marks))
+        return found
+
+
+def name_of(column: Shown) -> str:
+    """The metric of a column, which in a pivot is that of all."""
+    return column.group if column.column[1] not in TARGETS else column.column[1]
+
+
+def view(frame: "pd.DataFrame", columns: Sequence[Column] | None = None) -> View:
+    """The frame of `table` as people are shown it: `columns`, by default `shown_columns`."""
+    columns = shown_columns(frame) if columns is None else list(columns)
+    pivot = "pivot" in frame.attrs
+    names = labels([*columns, *(column for column in frame.columns if column[0] == "metrics")], short=True)
+    shown = [
+        Shown(
+            column=column,
+            name=clean(names[column]),
+            group=clean(group_of(frame, column)),
+            words=cells(frame, column),
+            best=best_rows(frame, column),
+            reached=reached_rows(frame, column),
+            values=list(frame[column]),
+        )
+        for column in columns
+    ]
+    levels = [] if pivot else [frame.attrs.get("marks", {}).get(run_id) for run_id in frame["run", "run_id"]]
+    marks = [MARKS.get(level or "", "") for level in levels]
+    if pivot or set(marks) == {MARKS["warning"]}:  # of every run alike: the sentences say it
+        marks = [""] * len(frame)
+    notes = [told] if (told := told_target(frame, columns)) else []
+    notes += [*frame.attrs.get("notes", []), *told_unfit(frame, shown)]
+    return View(shown, marks, notes, list(frame.attrs.get("warnings", [])))
+
+
+def shown_columns(frame: "pd.DataFrame") -> list[Column]:
+    """The run, what differs, FIRST, tokens or steps that differ, each with its difference; or what was chosen."""
+    there = [column for column in frame.columns if column[0] not in BESIDE and column != ("run", "runs")]
+    if frame.attrs.get("chosen") or "pivot" in frame.attrs:
+        return there
+    has_keys = any(kind == "config" for kind, _ in there)
+
+    def shown(column: Column) -> bool:
+        kind, name = column
+        if kind == "run":
+            titled = name == "title" and not has_keys and any(isinstance(title, str) for title in frame[column])
+            return name in ("run_id", "source") or titled or (name == "state" and set(frame[column]) != {"completed"})
+        if kind == "difference":
+            return name in FIRST and direction(name) is not None
+        differs = name in ("tokens", "steps") and frame[column].nunique() > 1
+        return kind == "config" or name in FIRST or differs
+
+    return [column for column in there if shown(column)]
+
+
+def group_of(frame: "pd.DataFrame", column: Column) -> str:
+    kind, name = column
+    if "pivot" in frame.attrs:
+        return frame.attrs["pivot"] if kind == "metrics" else ""
+    return {"run": "", "config": "config"}.get(kind) or ("" if kind == "run" else group(name))
+
+
+def labels(columns: Iterable[Column], short: bool = False) -> dict[Column, str]:
+    """Headers, no two alike: a dotted key's last component, or as many as tell it from every other column.
+
+    Args:
+        short: short names of metrics, for people; without it their own names, for programs.
+    """
+    columns = list(dict.fromkeys(columns))
+    result = {column: column[1] for column in columns}
+    runs = {name for kind, name in columns if kind == "run"}
+    folded = any(kind == "std" for kind, _ in columns)
+    shorts = [short_name(name) for kind, name in columns if kind == "metrics"]
+    for kind, name in columns:
+        if kind == "metrics":
+            brief = short_name(name)
+            result[kind, name] = brief if short and shorts.count(brief) == 1 and brief not in runs else name
+            if folded and not short:
+                result[kind, name] = f"{name}_mean"
+            elif name in runs:
+                result[kind, name] = f"metrics.{name}"
+        elif kind in STATISTICS or kind.startswith("difference"):
+            result[kind, name] = f"Δ{short_name(name)}" if short else f"{name}_{kind}"
+    taken = {result[column] for column in columns if column[0] != "config"}
+    keys = {column: SHORT_KEYS.get(column[1], column[1]).split(".") for column in columns if column[0] == "config"}
+    for column, parts in keys.items():
+        ends = (parts[-n:] for n in range(1, len(parts) + 1))
+        names = (".".join(end) for end in ends if sum(other[-len(end) :] == end for other in keys.values()) == 1)
+        result[column] = next((name for name in names if name not in taken), f"config.{column[1]}")
+    return result
+
+
+def cells(frame: "pd.DataFrame", column: Column) -> list[str]:
+    """A column's values in a few characters each; with spread, number and interval where runs are folded."""
+    kind, name = column
+    values = list(frame[column])
+    if column == ("run", "state"):
+        steps = frame.attrs.get("steps", {})
+        return [
+            progress(state, *steps.get(run, (None, None)))
+            for run, state in zip(frame["run", "run_id"], values, strict=True)
+        ]
+    if column == ("run", "run_id") and ("run", "runs") in frame.columns:
+        more = [len(runs) - 1 for runs in frame["run", "runs"]]
+        return [clean(value) + (f" +{n}" if n else "") for value, n in zip(values, more, strict=True)]
+    if kind == "difference":
+        bounds = [("difference_low", name), ("difference_high", name)]
+        if bounds[0] not in frame.columns:
+            return [signed(value) for value in values]
+        return [interval(*row) for row in zip(values, *(frame[bound] for bound in bounds), strict=True)]
+    if kind != "metrics":
+        return [cell(value, "config") for value in values]
+    if ("std", name) in frame.columns and name not in ("tokens", "steps") and any(frame["n", name] > 1):
+        return [with_spread(*row) for row in zip(values, frame["std", name], frame["n", name], strict=True)]
+    whole = all(value != value or value == int(value) for value in values)
+    return [cell(value, "whole" if whole else "number") for value in values]
+
+
+def told_target(frame: "pd.DataFrame", columns: Iterable[Column]) -> str | None:
+    """What the convergence columns speak of, where any is shown."""
+    names = [name for kind, name in columns if kind == "metrics" and name.endswith("_to_fvu")]
+    return f"{', '.join(names)}: to a held-out fvu of {frame.attrs['target_fvu']:.4g}" if names else None
+
+
+def told_unfit(frame: "pd.DataFrame", shown: Iterable[Shown]) -> list[str]:
+    """Which rows are never marked best or as reaching a target, and why; nothing where no column could mark any."""
+    unfit: dict[Any, str] = frame.attrs.get("unfit", {})
+    if not unfit or not any(column.column[0] == "metrics" for column in shown):
+        return []
+    told = [
+        f"{clean(cell[1]) if isinstance(cell, tuple) else clean(cell)} ({reason})" for cell, reason in unfit.items()
+    ]
+    more = f" and {len(told) - MANY} more" if len(told) > MANY else ""
+    return [f"never marked best: {', '.join(told[:MANY])}{more}"]
+
+
+def progress(state: str, step: float | None, total_steps: float | None) -> str:
+    """The state, and how far an unfinished run came."""
+    return f"{state} at {100 * step / total_steps:.0f}%" if state != "completed" and step and total_steps else state

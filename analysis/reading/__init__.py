@@ -1,0 +1,1 @@
+"""Run folders, notes, result files and imports, read as records."""

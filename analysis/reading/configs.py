@@ -1,0 +1,62 @@
+"""Configs and metrics of nested files as flat dicts."""
+
+import json
+import math
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_sweeps.errors import DamagedFile
+
+if TYPE_CHECKING:
+    pass
+
+NESTED = {dict, list}
+
+
+def flat_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys; a group stands for its `name` (`penalty` = ortho beside `penalty.tau`), a list becomes JSON."""
+    flat: dict[str, Any] = {}
+
+    def add(config: dict[str, Any], prefix: str) -> None:
+        names, values = dotted(prefix, tuple(config)), config.values()
+        if NESTED.isdisjoint(map(type, values)):
+            flat.update(zip(names, values, strict=True))
+            return
+        for name, value in zip(names, values, strict=True):
+            if isinstance(value, dict):
+                add(value, name)
+            else:
+                flat[name] = json.dumps(value) if isinstance(value, list) else value
+
+    add(config, prefix)
+    return flat
+
+
+@lru_cache(maxsize=4096)  # runs of a sweep have the same groups
+def dotted(prefix: str, keys: tuple[Any, ...]) -> list[str]:
+    """The names of a group's keys."""
+    return [prefix if prefix and key == "name" else f"{prefix}.{key}" if prefix else str(key) for key in keys]
+
+
+def flat_metrics(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Finite numbers only, nested ones under dotted names."""
+    flat: dict[str, float] = {}
+    for key, value in metrics.items():
+        if isinstance(value, dict):
+            flat |= flat_metrics(value, f"{prefix}{key}.")
+        elif type(value) in (float, int) and math.isfinite(value):
+            flat[prefix + key] = value
+    return flat
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        content = None
+    if not isinstance(content, dict):
+        raise DamagedFile(f"{path} is damaged (it is not a YAML mapping); restore it, or run the run again.")
+    return content

@@ -1,0 +1,67 @@
+"""Earlier work as records that are shown beside runs: one file for each source, `outputs/imported/NAME.json`."""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.reading.names import present_names
+
+FORM = "sae_sweeps import 1"
+"""Marks a file that an import wrote, in its first line but one."""
+
+
+@dataclass
+class Import:
+    """What one source tells, as its file holds it."""
+
+    name: str
+    """Of the file, and before the run ids of notes."""
+    source: str
+    """The name of what was read."""
+    kind: str
+    """notes, figures or saebench."""
+    runs: list[dict[str, Any]]
+    """run_id, title, state, steps, config (dotted keys), metrics (flat; None where there is no number), description and
+    warnings of each run."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"form": FORM, "source": self.source, "kind": self.kind, "runs": self.runs}
+
+    def n_numbers(self) -> int:
+        return sum(value is not None for run in self.runs for value in run["metrics"].values())
+
+
+def imported_run(
+    run_id: str,
+    title: str,
+    config: dict[str, Any],
+    metrics: dict[str, Any],
+    steps: Any = None,
+    state: str = "completed",
+    description: str = "",
+    warnings: Iterable[str] = (),
+) -> dict[str, Any]:
+    """One run of an import; metrics under their present names, numbers that are not finite as None."""
+    return {
+        "run_id": run_id,
+        "title": title,
+        "state": state,
+        "steps": steps,
+        "config": {
+            key: json.dumps(value) if isinstance(value, list | dict) else value for key, value in config.items()
+        },
+        "metrics": {name: finite(value) for name, value in present_names(metrics).items()},
+        "description": description,
+        "warnings": list(warnings),
+    }
+
+
+def finite(value: Any) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def safe_stem(name: str) -> str:
+    return re.sub(r"[^\w.=+-]+", "_", name)[:80].strip("._") or "import"

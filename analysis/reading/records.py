@@ -1,0 +1,67 @@
+"""Run folders as one data frame.
+
+Columns have two levels, so that a config key never meets a metric of the same name:
+`run` (RUN_FIELDS), `config` (dotted keys) and `metrics` (flat). Imported records of earlier work stand beside runs;
+their `source` says whose word they are.
+"""
+
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.reading.record import ABSENT, RUN_FIELDS, Record
+from analysis.reading.run_folders import read_run, runs_at
+from sae_sweeps.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def records(paths: Iterable[str | Path]) -> "pd.DataFrame":
+    """One row per run of the paths, in their order, each run once.
+
+    A path is a run folder, a results.json, a sweep folder (or its manifest.json), or an outputs tree; or imported
+    records: a file that `analysis import` wrote, a folder with such files, `reference`. Runs without results appear
+    with their state. Raises DataError for a path that is missing or holds no run, DamagedFile for a file that does not
+    read back.
+    """
+    from analysis.reading.import_files import imported_records
+
+    found: dict[Path, Record] = {}
+    real = cache(Path.resolve)  # of the few folders that hold the runs
+    for path in paths:
+        imported = imported_records(path)
+        listed = [] if imported and not Path(path).is_dir() else list(runs_at(Path(path)))
+        if not listed and not imported:
+            raise DataError(f"{path} holds no runs; give a run's folder, a sweep's folder or the outputs folder.")
+        for folder, title in listed:
+            plain = folder.name not in ("", "..") and not folder.is_symlink()
+            place = real(folder.parent) / folder.name if plain else folder.resolve()
+            if place not in found:
+                found[place] = read_run(folder, title, place.name)
+        for record in imported:
+            found.setdefault(record.folder.absolute(), record)
+    return frame_of(list(found.values()))
+
+
+def frame_of(runs: list[Record]) -> "pd.DataFrame":
+    """The records as a frame; config keys and metrics in the order of their first appearance."""
+    import numpy as np
+    import pandas as pd
+
+    parts = {name: pd.Series([getattr(run, name) for run in runs], dtype="object") for name in RUN_FIELDS}
+    frames = [pd.DataFrame(parts)]
+    columns = [("run", name) for name in RUN_FIELDS]
+    for kind, dtype in (("config", "object"), ("metrics", "float64")):
+        contents: list[dict[str, Any]] = [getattr(run, kind) for run in runs]
+        absent = dict.fromkeys((key for keys in dict.fromkeys(map(tuple, contents)) for key in keys), ABSENT)
+        keys = list(absent)
+        cells = np.empty((len(runs), len(keys)), dtype=dtype)
+        for row, content in enumerate(contents):
+            cells[row] = list((absent | content).values())
+        frames.append(pd.DataFrame(cells))
+        columns += [(kind, key) for key in keys]
+    frame = pd.concat(frames, axis=1)
+    frame.columns = pd.MultiIndex.from_tuples(columns)
+    return frame

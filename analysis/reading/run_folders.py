@@ -1,0 +1,99 @@
+"""The run folders that a path stands for, each read as a Record."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.reading.configs import flat_config, flat_metrics, read_yaml
+from analysis.reading.record import LOST, Record
+from sae_sweeps.errors import DamagedFile, DataError
+from sae_sweeps.storage.files import MissingFile, read_json
+from sae_sweeps.storage.lease import Lease
+from sae_sweeps.storage.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    pass
+
+
+def runs_at(path: Path) -> Iterator[tuple[Path, str | None]]:
+    """The run folders that a path stands for, each with the title that a sweep gives it."""
+    if not path.exists():
+        raise DataError(f"{path} does not exist; give a run's folder, a sweep's folder or the outputs folder.")
+    if path.is_file():
+        if path.name == "manifest.json":
+            yield from runs_of_sweep(path)
+        elif path.name == "results.json":
+            yield path.parent, None
+        else:
+            raise DataError(f"{path} is neither a results.json nor a manifest.json; give one of these or a folder.")
+    elif (path / "manifest.json").exists():
+        yield from runs_of_sweep(path / "manifest.json")
+    elif is_run(path):
+        yield path, None
+    else:
+        inside = path / "runs" if (path / "runs").is_dir() else path
+        for name in sorted(os.listdir(inside)):
+            folder = inside / name
+            if is_run(folder):
+                yield folder, None
+            elif (folder / "manifest.json").exists():
+                yield from runs_of_sweep(folder / "manifest.json")
+
+
+def is_run(folder: Path) -> bool:
+    return any(os.path.exists(f"{folder}/{name}") for name in ("status.json", "results.json", "config.yaml"))
+
+
+def runs_of_sweep(manifest: Path) -> Iterator[tuple[Path, str | None]]:
+    """outputs/sweeps/NAME/manifest.json lists runs that live in outputs/runs."""
+    listed = [(str(run["run_id"]), run.get("title")) for run in read_manifest(manifest)["runs"]]
+    home = manifest.resolve().parents[2] / "runs"
+    for run_id, title in listed:
+        yield home / run_id, title
+
+
+def read_manifest(manifest: Path) -> dict[str, Any]:
+    """A sweep's manifest. Raises DamagedFile where it does not list runs."""
+    content = read_json(manifest)
+    listed = content.get("runs") if isinstance(content, dict) else None
+    if not isinstance(listed, list) or not all(isinstance(run, dict) and "run_id" in run for run in listed):
+        raise DamagedFile(f"{manifest} is damaged (it lists no runs); restore it, or give the runs' folders.")
+    return content
+
+
+def read_run(folder: Path, title: str | None = None, run_id: str | None = None) -> Record:
+    """What a run's folder holds; a folder that is not there yet is a queued run. `run_id` where no file names it."""
+    run = RunFolder(folder)
+    record = Record(run_id=run_id or folder.resolve().name, folder=folder, title=title)
+    try:
+        results = read_json(run.results_path)
+    except MissingFile:
+        results = None
+    if results is not None and not (isinstance(results, dict) and isinstance(results.get("metrics"), dict)):
+        raise DamagedFile(f"{run.results_path} is damaged (it has no metrics); restore it, or run the run again.")
+    status = run.status()
+    lost = False
+    if status and status["state"] == "running" and Lease.holder(folder) is None:
+        status = run.status() or status  # it may have ended between the two looks
+        lost = status["state"] == "running"
+    if status:
+        record.state, record.step, record.total_steps = status["state"], status["step"], status["total_steps"]
+        record.error = status["error"]
+        if lost:
+            record.state = LOST
+    elif results:
+        record.state = "completed"
+    if results:
+        record.run_id = str(results.get("run_id") or record.run_id)
+        record.title = title or results.get("title")
+        record.warnings = [str(warning) for warning in results.get("warnings") or []]
+        record.config = flat_config(results.get("config") or {})
+        record.provenance = results.get("provenance") or {}
+        if record.state == "completed":
+            record.metrics = flat_metrics(results["metrics"])
+            record.nulls = [name for name, value in results["metrics"].items() if value is None]
+    elif run.config_path.exists():
+        record.config = flat_config(read_yaml(run.config_path))
+        record.title = title or record.config.get("title")
+    return record

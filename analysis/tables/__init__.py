@@ -1,0 +1,1 @@
+"""Runs compared: a row each, or aggregated."""

@@ -1,0 +1,113 @@
+"""Runs that differ in a few keys alone as one row: mean, spread and number."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from analysis.columns import UNSHOWN, identity, of_kind, varies
+from analysis.metrics import BUDGETS, Column
+from analysis.text import clean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CONFIDENCE = 0.95
+
+
+def fold(full: "pd.DataFrame", keys: Sequence[Column]) -> tuple["pd.DataFrame", list[list[int]]]:
+    """Runs that differ in `keys` alone become one row: `metrics` holds their mean, STATISTICS what stands beside it.
+
+    Runs that differ in anything else that makes a run what it is, in tokens or in steps stay apart; so do unfinished
+    runs and runs without the keys. Returns the frame, its rows in the order of their first run, and each row's runs as
+    row numbers of `full`.
+    """
+    import pandas as pd
+
+    signatures = signatures_of(full, keys)
+    present = [all(identity(value) != ("absent",) for value in row) for row in full[list(keys)].to_numpy()]
+    together: dict[Any, list[int]] = {}
+    for row, (state, signature) in enumerate(zip(full["run", "state"], signatures, strict=True)):
+        mergeable = state == "completed" and present[row]
+        together.setdefault(signature if mergeable else ("alone", row), []).append(row)
+    members = list(together.values())
+
+    first = full.iloc[[rows[0] for rows in members]].reset_index(drop=True)
+    kept = [column for column in first.columns if column[0] != "metrics" and column not in keys]
+    head = first[kept].copy()
+    ids, titles, warnings = (list(full["run", name]) for name in ("run_id", "title", "warnings"))
+    common = [{titles[row] for row in rows} for rows in members]
+    head["run", "title"] = objects([found.pop() if len(found) == 1 else None for found in common])
+    head["run", "runs"] = objects([[ids[row] for row in rows] for rows in members])
+    head["run", "warnings"] = objects(
+        [list(dict.fromkeys(w for row in rows for w in warnings[row])) for rows in members]
+    )
+    labels = labels_of(members, len(full))
+    return pd.concat([head, statistics(full[of_kind(full, "metrics")], labels)], axis=1), members
+
+
+def signatures_of(full: "pd.DataFrame", keys: Sequence[Column]) -> list[tuple]:
+    """For each run what it is apart from `keys`: config, tokens, steps and source, as far as runs differ in them."""
+    told = [
+        column
+        for column in of_kind(full, "config")
+        if column not in keys and column[1].partition(".")[0] not in UNSHOWN
+    ]
+    found = full[told].to_numpy().T if told else []
+    columns: list[list[Any]] = [[identity(value) for value in values] for values in found if varies(values)]
+    columns += [budget_of(full, metric) for metric in BUDGETS]
+    columns.append([identity(value) for value in full["run", "source"]])
+    varied = [column for column in columns if len(set(column)) > 1]
+    return list(zip(*varied, strict=True)) if varied else [()] * len(full)
+
+
+def budget_of(full: "pd.DataFrame", metric: str) -> list[Any]:
+    """Each run's tokens or steps, as trained where that is recorded, as configured otherwise; None where unknown."""
+    stand_in = BUDGETS[metric]
+    places = [c for c in (("metrics", metric), ("config", stand_in), ("run", stand_in)) if c in full.columns]
+    rows = zip(*(full[column] for column in places), strict=True)
+    return [next((v for v in row if isinstance(v, int | float) and v == v), None) for row in rows]
+
+
+def labels_of(members: Iterable[Sequence[int]], count: int) -> list[int]:
+    """For each of `count` runs the number of its group."""
+    labels = [0] * count
+    for number, rows in enumerate(members):
+        for row in rows:
+            labels[row] = number
+    return labels
+
+
+def statistics(metrics: "pd.DataFrame", labels: list[int]) -> "pd.DataFrame":
+    """Mean, standard deviation (n - 1), n and Student's 95 % confidence interval of the mean, by label and metric."""
+    import numpy as np
+    import pandas as pd
+    from scipy.special import stdtrit
+
+    names = [name for _, name in metrics.columns]
+    groups = metrics.set_axis(range(len(names)), axis=1).groupby(np.array(labels))
+    mean, std, n = groups.mean(), groups.std(ddof=1), groups.count()
+    reach = stdtrit((n - 1).where(n > 1), (1 + CONFIDENCE) / 2) * std / n**0.5
+    parts = {"metrics": mean, "std": std, "n": n, "ci_low": mean - reach, "ci_high": mean + reach}
+    places = [(kind, number) for number in range(len(names)) for kind in parts]
+    result = pd.concat(parts, axis=1)[places] if places else pd.DataFrame(index=range(len(groups)))
+    columns = [(kind, names[number]) for kind, number in places]
+    result.columns = pd.MultiIndex.from_tuples(columns) if columns else pd.MultiIndex.from_arrays([[], []])
+    return result.reset_index(drop=True)
+
+
+def repeated(full: "pd.DataFrame", keys: Sequence[Column], members: Sequence[Sequence[int]]) -> list[str]:
+    """What makes a fold count more than there is: equal values of the folded keys within a row; a sentence each."""
+    found = []
+    values = [tuple(map(identity, row)) for row in full[list(keys)].to_numpy()]
+    ids, names = list(full["run", "run_id"]), ", ".join(clean(key) for _, key in keys)
+    for rows in members:
+        if len({values[row] for row in rows}) < len(rows):
+            who = ", ".join(ids[row] for row in rows[:3]) + (" ..." if len(rows) > 3 else "")
+            found.append(f"{who}: folded runs of equal {names}, so their spread and interval are too small.")
+    return found
+
+
+def objects(values: list[Any]) -> "pd.Series":
+    """A column that keeps None and lists as they are."""
+    import pandas as pd
+
+    return pd.Series(values, dtype="object")

@@ -1,0 +1,72 @@
+"""The row that others are compared with, and their differences to it."""
+
+from typing import TYPE_CHECKING
+
+from analysis.columns import differing, of_kind
+from analysis.metrics import BUDGETS, DIFFERENCES
+from analysis.tables.aggregate import CONFIDENCE
+from analysis.text import clean
+from sae_sweeps.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+from analysis.tables.where import Where
+
+
+def with_differences(frame: "pd.DataFrame", row: int) -> "pd.DataFrame":
+    """The frame with each metric's difference to that of `row`, the baseline, which has none itself.
+
+    Where runs are folded, `difference_low` and `difference_high` bound it with 95 % confidence by Welch's t of two
+    means with unequal variances (degrees of freedom by Welch and Satterthwaite); nan where either is of a single run.
+    """
+    import numpy as np
+    import pandas as pd
+    from scipy.special import stdtrit
+
+    metrics = [column for column in of_kind(frame, "metrics") if column[1] not in BUDGETS]
+    if not metrics:
+        return frame
+    names = [name for _, name in metrics]
+    mean = frame[metrics].to_numpy(dtype="float64")
+    difference = mean - mean[row]
+    difference[row] = np.nan
+    parts = {"difference": difference}
+    if ("std", names[0]) in frame.columns:
+        std, n = (frame[[(kind, name) for name in names]].to_numpy(dtype="float64") for kind in ("std", "n"))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            error = std**2 / n  # nan for a single run
+            both = error + error[row]
+            freedom = both**2 / (error**2 / (n - 1) + error[row] ** 2 / (n[row] - 1))
+            reach = np.where(both == 0, 0.0, stdtrit(freedom, (1 + CONFIDENCE) / 2) * np.sqrt(both))
+        parts |= {"difference_low": difference - reach, "difference_high": difference + reach}
+    columns = [(kind, name) for name in names for kind in DIFFERENCES if kind in parts]
+    table = np.stack([parts[kind][:, names.index(name)] for kind, name in columns], axis=1)
+    added = pd.DataFrame(table, index=frame.index, columns=pd.MultiIndex.from_tuples(columns))
+    return pd.concat([frame, added], axis=1)
+
+
+def baseline_row(full: "pd.DataFrame", members: list[list[int]], text: str) -> int:
+    """The row that a run id, or its beginning, or a filter names. Raises ConfigError unless it is exactly one."""
+    run_ids = list(full["run", "run_id"])
+    meant = {row for row, run_id in enumerate(run_ids) if run_id == text} or {
+        row for row, run_id in enumerate(run_ids) if len(text) >= 4 and run_id.startswith(text)
+    }
+    if not meant:
+        if not set("=<>~ ") & set(text):
+            raise ConfigError(f"--baseline {clean(text)}: no run here has that id; name one, or write as in 'k = 32'.")
+        try:
+            meant = {row for row, yes in enumerate(Where(text, full).rows()) if yes}
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("--where", "--baseline", 1)) from None
+    rows = [number for number, runs in enumerate(members) if meant & set(runs)]
+    if len(rows) != 1:
+        what = f"{len(rows)} rows match" if rows else "no run matches"
+        raise ConfigError(f"--baseline {clean(text)!r}: {what}; name one row, or fold what it differs in.")
+    return rows[0]
+
+
+def described(frame: "pd.DataFrame", row: int) -> str:
+    """A row by its run id and the keys that tell it from others."""
+    keys = ((name.rpartition(".")[2], frame[kind, name].iloc[row]) for kind, name in differing(frame))
+    told = ", ".join(f"{key} {clean(value)}" for key, value in keys if value is not None and value == value)
+    return clean(frame["run", "run_id"].iloc[row]) + (f" ({clean(told, 100)})" if told else "")

@@ -1,0 +1,82 @@
+"""One metric by the values of two keys."""
+
+from typing import TYPE_CHECKING, Any
+
+from analysis.columns import differing, find_column, identity, sort_key
+from analysis.metrics import BUDGETS, STATISTICS, Column
+from analysis.tables.aggregate import budget_of, labels_of, objects, statistics
+from analysis.text import cell, clean
+from sae_sweeps.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def pivot(full: "pd.DataFrame", rows: str, columns: str, value: str) -> "pd.DataFrame":
+    """`value`, a metric, by two keys: a row for each value of one, a column for each of the other, runs averaged.
+
+    The row key stands under `config`, the cells as metrics named `key=value` with STATISTICS beside them; `attrs` has
+    the metric (`pivot`), the runs in each cell (`members`, by row and name) and the keys that a cell averages over
+    (`averaged`). Raises ConfigError where runs of unequal tokens or steps would share a cell, or none has the metric.
+    """
+    import pandas as pd
+
+    down, across, metric = find_column(full, rows), find_column(full, columns), find_column(full, value)
+    if metric[0] != "metrics":
+        raise ConfigError(f"--pivot ... {clean(value)}: that is no metric; name one, such as fvu.")
+    if down == across:
+        raise ConfigError(f"--pivot {clean(rows)} {clean(columns)}: rows and columns are the same key; name two.")
+    measured = full[full[metric].notna()].reset_index(drop=True)
+    if not len(measured):
+        raise ConfigError(f"--pivot ... {clean(value)}: no run has it; name a metric that was measured.")
+    lines, names = places(list(measured[down])), places(list(measured[across]))
+    name_of = dict(zip(names, unique_names(across[1], list(names.values())), strict=True))
+    cells: dict[tuple[int, str], list[int]] = {}
+    for run, (line, name) in enumerate(zip(measured[down], measured[across], strict=True)):
+        cells.setdefault((list(lines).index(identity(line)), name_of[identity(name)]), []).append(run)
+    averaged = dict.fromkeys(
+        column[1]
+        for runs in cells.values()
+        if len(runs) > 1
+        for column in differing(measured.iloc[runs])
+        if column not in (down, across)
+    )
+    for budget in BUDGETS:
+        amounts = budget_of(measured, budget)
+        for (_, name), runs in cells.items():
+            if len({amounts[run] for run in runs}) > 1:
+                raise ConfigError(
+                    f"--pivot: runs under {clean(name)} differ in {budget}; take some of them out with --where, or "
+                    f"use {BUDGETS[budget]} as a key."
+                )
+    keys = list(cells)
+    told = statistics(measured[[metric]], labels_of(cells.values(), len(measured)))
+    frame = pd.DataFrame({down_column(down): objects(list(lines.values()))})
+    for name in name_of.values():
+        for kind in ("metrics", *STATISTICS):
+            found = {line: told[kind, metric[1]].iloc[n] for n, (line, own) in enumerate(keys) if own == name}
+            empty = 0 if kind == "n" else float("nan")
+            frame[kind, name] = [found.get(line, empty) for line in range(len(lines))]
+    frame.columns = pd.MultiIndex.from_tuples(list(frame.columns))
+    frame.attrs = {"pivot": metric[1], "across": across[1], "members": cells, "averaged": list(averaged)}
+    frame.attrs["measured"] = list(measured["run", "run_id"])
+    return frame
+
+
+def down_column(column: Column) -> Column:
+    return ("config", column[1]) if column[0] == "metrics" else column
+
+
+def places(values: list[Any]) -> dict[Any, Any]:
+    """The distinct values, sorted, by identity."""
+    distinct = {identity(value): value for value in values}
+    listed = list(distinct.items())
+    by_size = sort_key([value for _, value in listed])
+    return dict(listed[number] for number in sorted(range(len(listed)), key=by_size))
+
+
+def unique_names(key: str, values: list[Any]) -> list[str]:
+    """`k=32` for each value of a key; in full where two would read the same."""
+    head = key.rpartition(".")[2]
+    names = [f"{head}={cell(value, 'config')}" for value in values]
+    return [f"{head}={value!r}" if names.count(name) > 1 else name for name, value in zip(names, values, strict=True)]

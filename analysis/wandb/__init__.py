@@ -1,0 +1,1 @@
+"""Runs, dashboards and reports at W&B."""

@@ -1,0 +1,152 @@
+"""Replay runs that have ended into W&B: the rows of metrics.jsonl, the results, the notes, and a table per sweep.
+
+The id at W&B is the run's, so a run that is published again, or that was logged while it trained, stays one run: W&B
+drops steps that it has, the summary and the notes are written anew.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis.reading.record import Record
+from analysis.reading.run_folders import read_run, runs_at
+from analysis.text import cell
+from sae_sweeps.config.schema import LoggerConfig
+from sae_sweeps.errors import DataError
+from sae_sweeps.storage.files import MissingFile, read_json
+from sae_sweeps.storage.run_folder import ENDED, RunFolder
+from sae_sweeps.tracking.wandb_sink import WandbSink
+
+TABLE_COLUMNS = ("run", "title", "state", "varied", "results", "description", "warnings")
+
+
+@dataclass
+class Listed:
+    """A run of the paths, and the sweep through which it was found."""
+
+    record: Record
+    sweep: str | None
+
+
+def publish(paths: Iterable[str | Path], logger: LoggerConfig, say: Callable[[str], None]) -> int:
+    """Publish every ended run of the paths, then a table for each sweep; 0, or 1 where a copy stayed incomplete.
+
+    Raises DataError and DamagedFile as `analysis.reading.records.records` does.
+    """
+    found: dict[Path, Listed] = {}
+    sweeps: dict[Path, list[Path]] = {}
+    for path in map(Path, paths):
+        listed = [(folder, title) for folder, title in runs_at(path)]
+        if not listed:
+            raise DataError(f"{path} holds no runs; give a run's folder, a sweep's folder or the outputs folder.")
+        sweep = path if (path / "manifest.json").exists() else None
+        for folder, title in listed:
+            name = sweep.resolve().name if sweep else None
+            found.setdefault(folder.resolve(), Listed(read_run(folder, title), name))
+        if sweep is not None:
+            sweeps[sweep] = [folder.resolve() for folder, _ in listed]
+    keys = varied_keys([listed.record for listed in found.values()])
+    problems = [publish_run(listed, logger, keys, say) for listed in found.values()]
+    problems += [
+        publish_sweep(sweep, [found[place].record for place in places], logger, keys, say)
+        for sweep, places in sweeps.items()
+    ]
+    return int(any(problems))
+
+
+def publish_notes(sweep: Path, logger: LoggerConfig, say: Callable[[str], None]) -> None:
+    """The table of a sweep whose runs were logged as they trained; only a copy that stayed incomplete is told of."""
+    records = [read_run(folder, title) for folder, title in runs_at(sweep)]
+    told: list[str] = []
+    if publish_sweep(sweep, records, logger, varied_keys(records), told.append):
+        say(told[-1])
+
+
+def publish_run(listed: Listed, logger: LoggerConfig, keys: list[str], say: Callable[[str], None]) -> bool:
+    """One run; whether its copy stayed incomplete."""
+    record = listed.record
+    if record.state not in ENDED:
+        say(f"{record.run_id}: {record.state}; published once it has ended")
+        return False
+    folder = RunFolder(record.folder)
+    config, tags = configured(folder)
+    rows = folder.metrics.rows()
+    sink = WandbSink(
+        logger,
+        run_id=record.run_id,
+        group=listed.sweep,
+        tags=[*logger.tags, *tags],
+        config=config,
+        folder=record.folder,
+        title=record.title,
+    )
+    sink.replay(rows)
+    warning = sink.finish(0 if record.state == "completed" else 1, record.metrics, notes=notes_of(record, keys))
+    say(f"{record.run_id}: " + (f"warning: {warning}" if warning else f"{len(rows)} rows, {record.state}"))
+    return warning is not None
+
+
+def publish_sweep(
+    sweep: Path, runs: list[Record], logger: LoggerConfig, keys: list[str], say: Callable[[str], None]
+) -> bool:
+    """The run notes of a sweep as a table, in a W&B run of its own; whether that copy stayed incomplete."""
+    manifest = read_json(sweep / "manifest.json")
+    name = sweep.resolve().name
+    sink = WandbSink(
+        logger,
+        run_id=f"sweep-{re.sub(r'[^A-Za-z0-9_-]', '-', name)}",
+        group=name,
+        tags=[*logger.tags, "sweep"],
+        config={"command": manifest.get("command"), "varied": manifest.get("varied"), "runs": len(runs)},
+        folder=sweep,
+        title=f"sweep {name}",
+        job_type="sweep",
+    )
+    sink.table("run_notes", list(TABLE_COLUMNS), [table_row(record, keys) for record in runs])
+    states = {record.state for record in runs}
+    notes = " ".join(map(str, manifest.get("command") or []))
+    warning = sink.finish(0 if states == {"completed"} else 1, {}, notes=notes)
+    say(f"{name}: " + (f"warning: {warning}" if warning else f"table of {len(runs)} runs"))
+    return warning is not None
+
+
+def table_row(record: Record, keys: list[str]) -> list[str]:
+    """TABLE_COLUMNS of one run, as text."""
+    results = ", ".join(f"{name} {cell(value)}" for name, value in record.metrics.items())
+    varied = ", ".join(f"{key}={cell(record.config[key], 'config')}" for key in keys if key in record.config)
+    notes = notes_of(record, keys)
+    return [record.run_id, record.title or "", record.state, varied, results, notes, "; ".join(record.warnings)]
+
+
+def notes_of(record: Record, keys: Iterable[str] = ()) -> str:
+    """What W&B shows as a run's notes: what was varied, the description of its run notes, error and warnings."""
+    from analysis.auditing.run import run_of
+    from analysis.output.notes import described
+
+    varied = ", ".join(f"{key}={cell(record.config[key], 'config')}" for key in keys if key in record.config)
+    lines = [f"Varied: {varied}" if varied else "", described(run_of(vars(record), record.config, record.metrics))]
+    lines += [f"{record.state}: {record.error}" if record.error else ""]
+    return "\n".join([*filter(None, lines), *(f"Warning: {warning}" for warning in record.warnings)])
+
+
+def varied_keys(records: list[Record]) -> list[str]:
+    """The config keys that take more than one value among the runs that are published together."""
+    from analysis.columns import differing
+    from analysis.reading.records import frame_of
+
+    return [name for _, name in differing(frame_of(records))]
+
+
+def configured(folder: RunFolder) -> tuple[dict[str, Any], list[str]]:
+    """The run's config, nested as in results.json, and its tags."""
+    from analysis.reading.configs import read_yaml
+
+    try:
+        config = read_json(folder.results_path)["config"]
+    except MissingFile:
+        config = read_yaml(folder.config_path) if folder.config_path.exists() else {}
+    return config, list(config.get("tags") or [])

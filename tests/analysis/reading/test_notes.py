@@ -1,0 +1,270 @@
+"""Notes as they are written, and any notes as they are read."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from analysis.__main__ import main
+from analysis.output.notes import notes
+from analysis.reading.import_files import imported_records, write_import
+from analysis.reading.imports import Import
+from analysis.reading.literals import Literal, braces, leaves, read_literal
+from analysis.reading.notes import parse_notes
+from analysis.reading.records import records
+from analysis.reading.sources import read_sources
+from sae_sweeps.errors import ConfigError, DamagedFile, DataError
+from tests.analysis.outputs import METRICS, add_run, add_sweep
+
+HOSTILE = "=1+1 [red]x[/red]\n## Run 9: x\nResults: {'fvu': 9} `*| <b>&\x1b[31m\u202e ''' {"
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def sweep(outputs):
+    add_run(outputs, "aaaa", {"penalty.lambda2_max": 0.5}, {"fvu": 0.04, "kl_div_score": None}, title="ortho 0.5")
+    add_run(outputs, "bbbb", {"penalty.name": "none"}, title="no penalty")
+    add_run(outputs, "cccc", {"seed": 1}, state="diverged", step=40, error="penalty_loss is not finite at step 40")
+    return add_sweep(outputs, "s", ["aaaa", "bbbb", "cccc"])
+
+
+def read(text):
+    return parse_notes(text, "n", Path("n.txt"))
+
+
+# Writing
+
+
+def test_the_form_of_the_studies(sweep):
+    text = notes(records([sweep]))
+    assert text == notes(records([sweep]))
+    assert "Baseline: as bbbb (bbbb), the first run without a penalty." in text
+    blocks = text.split("\n## Run ")
+    assert [block.splitlines()[0] for block in blocks[1:]] == ["0: as aaaa", "1: as bbbb", "2: as cccc"]
+    assert "Varied: {'penalty': 'ortho', 'penalty.lambda2_max': 0.5, 'seed': 0}" in blocks[1]
+    assert "Results: {'final_loss': 30.5," in blocks[1] and "'kl_div_score': None" in blocks[1]
+    assert (
+        "Description: topk SAE of 1,024 features (k = 32) on builtin layer 2, with penalty ortho (weight" in blocks[1]
+    )
+    against = " ".join(blocks[1].partition("Against the baseline: ")[2].split())
+    assert against.startswith("fvu 0.04000 (0.01 lower, better); ce_loss_score 0.9000 (equal);")
+    assert "Against the baseline" not in blocks[2] + blocks[3]
+    assert "State: diverged at step 40 of 100: penalty_loss is not finite at step 40" in blocks[3]
+    assert "- error, diverged: diverged (penalty_loss is not finite at step 40), so there is no result." in " ".join(
+        blocks[3].split()
+    )
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_baseline_is_named_or_chosen(sweep, outputs):
+    assert "Baseline: as aaaa (aaaa), as asked for." in notes(records([sweep]), baseline="aa")
+    assert "Baseline: as aaaa (aaaa), as asked for." in notes(records([sweep]), baseline="as aaaa")
+    only = notes(records([outputs / "runs" / "aaaa", outputs / "runs" / "cccc"]))
+    assert "Baseline: ortho 0.5 (aaaa), the first run with results." in only
+    for word, what in (("zz", "no run"), ("", "3 runs")):
+        with pytest.raises(ConfigError, match=f"{what} of these paths"):
+            notes(records([sweep]), baseline=word)
+
+
+def test_written_notes_read_back_as_the_same_numbers(sweep, tmp_path):
+    (tmp_path / "back.txt").write_text(notes(records([sweep])))
+    path, _ = write_import(read_sources([tmp_path / "back.txt"])[0], tmp_path)
+    before, after = records([sweep]), records([path])
+    assert list(after["run", "run_id"]) == ["back/0", "back/1", "back/2"]
+    for name in ("title", "state"):
+        assert list(after["run", name]) == list(before["run", name])
+    for _, metric in [column for column in before.columns if column[0] == "metrics"]:
+        for a, b in zip(before["metrics", metric], after["metrics", metric], strict=True):
+            assert a == b or (math.isnan(a) and math.isnan(b))
+    assert list(after["run", "nulls"]) == [["kl_div_score"], [], []]
+    assert list(after["config", "penalty.lambda2_max"]) == [0.5, 0.1, 0.1]
+    assert list(after["config", "architecture.k"]) == [32, 32, 32]
+
+
+def test_hostile_text_never_passes_for_a_run(outputs, tmp_path):
+    add_run(outputs, "a", {"penalty.name": HOSTILE, "seed": 1}, title=HOSTILE, warnings=(HOSTILE,))
+    add_run(outputs, "b", {"seed": 2}, state="failed", error=HOSTILE)
+    text = notes(records([outputs]))
+    assert not {c for c in text if not c.isprintable()} - {"\n"}
+    (tmp_path / "h.txt").write_text(text)
+    (found,) = read_sources([tmp_path / "h.txt"])
+    assert [run["run_id"] for run in found.runs] == ["h/0", "h/1"]
+    assert found.runs[0]["metrics"]["fvu"] == METRICS["fvu"] and found.runs[0]["config"]["penalty"] == HOSTILE
+    path, _ = write_import(found, tmp_path)
+    again = notes(records([path]))
+    assert again.count("\n## Run ") == 2
+
+
+def test_the_command_writes_whole_files(sweep, tmp_path, capsys):
+    assert main(["notes", str(sweep), "-o", str(tmp_path / "n" / "notes.txt")]) == 0
+    assert capsys.readouterr().out == f"3 runs -> {tmp_path / 'n' / 'notes.txt'}\n"
+    assert main(["notes", str(sweep)]) == 0
+    assert capsys.readouterr().out == (tmp_path / "n" / "notes.txt").read_text()
+    assert main(["notes", str(sweep), "--baseline", "nobody"]) == 2
+    assert (
+        capsys.readouterr().err == "error: --baseline nobody: no run of these paths; give a run id or a whole title.\n"
+    )
+
+
+# Reading
+
+
+def test_dicts_in_every_form():
+    text = """
+## Run 1: one line
+Results: {'a': 1, "b": [1, 2], 'c': {'d': -2.5e-3, 'text': "it's {fine}"}, 'e': nan, 'f': -inf, 'g': True}
+## Run 2: many lines, in a fence
+**Results**:
+```python
+{
+    'a': np.float64(0.25),   # a comment
+    'b': tensor(3.0, ),
+    'c': None,
+}
+```
+# Run 3
+{"a": 1.5, "b": NaN, "c": Infinity, "d": null, "k": 40}
+"""
+    one, two, three = read(text)
+    assert one["metrics"] == {"a": 1, "d": -0.0025, "e": None, "f": None}
+    assert one["config"] == {"b": "[1, 2]", "text": "it's {fine}", "g": True}
+    assert two["metrics"] == {"a": 0.25, "b": 3.0, "c": None} and two["title"] == "many lines, in a fence"
+    assert three["metrics"] == {"a": 1.5, "b": None, "c": None, "d": None} and three["config"] == {"architecture.k": 40}
+    assert [run["run_id"] for run in (one, two, three)] == ["n/1", "n/2", "n/3"]
+
+
+def test_headings_in_every_form_and_none_in_prose():
+    text = """intro: Run 7 went well
+Run 4: plain
+Run 4 was better than others, Running: no
+  **Run 5** - bold
+#### Run #6
+# Run 7 (no colon)
+## Results
+Results: {'y': 2}
+# Run the next one
+## Run: no number
+## Running costs
+Results: {'x': 1}
+"""
+    runs = read(text)
+    assert [(run["run_id"], run["title"]) for run in runs] == [
+        ("n/4", "plain"), ("n/5", "bold"), ("n/6", ""), ("n/7", "(no colon)"), ("n/0", "no number"),
+    ]  # fmt: skip
+    assert [run["metrics"] for run in runs] == [{}, {}, {}, {"y": 2}, {}]
+
+
+def test_what_contradicts_itself_keeps_both_words():
+    (run,) = read(
+        "## Run 1: x\nResults: {'fvu': 0.1, 'lr': 3e-4, 'test': {'fvu': 0.2}}\nConfig: {'learning_rate': 2e-4}\n"
+    )
+    assert run["metrics"] == {"fvu": 0.1, "test.fvu": 0.2} and run["config"] == {"lr_schedule.lr": 3e-4}
+    assert run["warnings"] == [
+        "fvu is 0.1 in one place and 0.2 in another",
+        "lr_schedule.lr is 0.0003 in one place and 0.0002 in another",
+    ]
+
+
+@pytest.mark.parametrize(
+    "results",
+    ["{'a': __import__('os').getcwd()}", "{'a': 1 + 1}", "{'a': x}", "{'a': [1}", "{'a': 1", "{**a}", "{'a': f'{b}'}"],
+)
+def test_what_is_no_literal_is_refused_by_file_and_line(results):
+    with pytest.raises(DataError, match=r"n\.txt, line 3: Results does not read as a dict"):
+        read(f"## Run 1: x\n\nResults: {results}\n")
+
+
+def test_notes_without_runs_are_refused():
+    with pytest.raises(DataError, match="holds no run notes"):
+        read("# Title\nResults: {'a': 1}\n")
+
+
+@pytest.mark.parametrize("text", ["[" * 500, "-" * 100_000 + "1", "{'a':" * 60 + "1" + "}" * 60, "lambda: 0", "''.x"])
+def test_literals_that_are_none(text):
+    with pytest.raises(ValueError):
+        read_literal(text)
+
+
+def test_literals():
+    value = read_literal("{'a': 1, 'a': 2, 'b': {'c': (1, -2)}, 3: float('nan')}")
+    assert isinstance(value, Literal) and value["a"] == 1 and value.doubled == ("a",) and value["b"]["c"] == [1, -2]
+    assert [path for path, _ in leaves(value)] == [("a",), ("b", "c"), ("3",)]
+    text = 'x {\'}\': \'\\\'}\', """b}""": 1} y'
+    assert text[braces(text, 2) :] == " y"
+
+
+# Imports
+
+
+def test_imports_stand_beside_runs(sweep, outputs, tmp_path, capsys):
+    source = tmp_path / "old notes.txt"
+    source.write_text("## Run 1: earlier\nResults: {'fvu': 0.02, 'k': 16}\nDescription: as it was\n")
+    target = outputs / "imported"
+    assert main(["import", str(source), "-o", str(target)]) == 0
+    said = capsys.readouterr().out
+    assert said == f"old notes.txt: 1 run, 1 number -> {target / 'old_notes.json'} (new)\n"
+    frame = records([outputs])
+    assert list(frame["run", "run_id"]) == ["aaaa", "bbbb", "cccc", "old_notes/1"]
+    assert list(frame["run", "source"])[2:] == ["run", "as reported in old notes.txt"]
+    assert frame["metrics", "fvu"].tolist()[3] == 0.02 and frame["run", "description"][3] == "as it was"
+    for path in (target, target / "old_notes.json"):
+        assert list(records([path])["run", "run_id"]) == ["old_notes/1"]
+    assert len(records([target, outputs, target / "old_notes.json"])) == 4  # each once
+    assert main(["table", str(outputs)]) == 0
+    assert "as reported in old notes.txt" in capsys.readouterr().out
+
+
+def test_importing_again_changes_nothing_and_other_content_is_in_the_way(tmp_path, capsys):
+    source, target = tmp_path / "a.txt", str(tmp_path / "to.json")
+    source.write_text("## Run 1: x\nResults: {'fvu': 0.02}\n")
+    assert main(["import", str(source), "-o", target]) == 0
+    before = Path(target).read_bytes()
+    assert main(["import", str(source), "-o", target]) == 0 and Path(target).read_bytes() == before
+    assert "(as before)" in capsys.readouterr().out
+    source.write_text("## Run 1: x\nResults: {'fvu': 0.03}\n")
+    assert main(["import", str(source), "-o", target]) == 2 and Path(target).read_bytes() == before
+    assert "is there with other content; give --replace" in capsys.readouterr().err
+    assert main(["import", str(source), "-o", target, "--replace"]) == 0 and Path(target).read_bytes() != before
+    assert "(replaced)" in capsys.readouterr().out
+
+
+def test_mistaken_sources_are_named(tmp_path, capsys):
+    (tmp_path / "x.json").write_text("{")
+    (tmp_path / "y.json").write_text('{"runs": []}')
+    (tmp_path / "z.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "none").mkdir()
+    for name, sentence in (
+        ("nowhere", "does not exist"),
+        ("x.json", "does not read as JSON"),
+        ("y.json", "belongs to this project's runs"),
+        ("z.txt", "not text in UTF-8"),
+        ("none", "holds no JSON file"),
+    ):
+        assert main(["import", str(tmp_path / name)]) == 2
+        assert sentence in capsys.readouterr().err
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("## Run 1: x\n")
+    words = ["import", str(tmp_path / "a.txt"), str(tmp_path / "b.txt"), "-o", str(tmp_path / "one.json")]
+    assert main(words) == 2 and "2 imports and one file" in capsys.readouterr().err
+
+
+def test_a_damaged_import_is_named(tmp_path):
+    path, _ = write_import(Import("x", "x.txt", "notes", []), tmp_path)
+    assert imported_records(path) == []
+    path.write_text(path.read_text().replace("[]", "[{}]"))
+    with pytest.raises(DamagedFile, match="does not list imported runs"):
+        records([path])
+    path.write_text(path.read_text()[:-5])
+    with pytest.raises(DamagedFile, match="x.json"):
+        records([path])
+
+
+def test_braces_that_open_nothing_are_looked_at_so_often_and_no_more():
+    (run,) = read("## Run 1: x\nsee {this and\n{that\nResults: {'a': 1}\n")
+    assert run["metrics"] == {"a": 1}
+    with pytest.raises(DataError, match="too many braces that hold no literal"):
+        read("## Run 1: x\n" + "{\n" * 200)
