@@ -326,8 +326,10 @@ class RootConfig:
     """A line for tables and notes; by default made of what was varied."""
     tags: list[str] = field(default_factory=list)
     """Words that mark the run in its results and at W&B, as_recorded for one."""
+    variants: dict[str, str] = field(default_factory=dict)
+    """The variants of an experiment: a name and the words of a command for each; every one is a sweep of its own."""
     arms: dict[str, str] = field(default_factory=dict)
-    """The arms of an experiment: a name and the words of a command for each; every arm is a sweep of its own."""
+    """The same, in older files."""
     objective: str | None = None
     """Metric of results.json that a sweeper such as optuna is told of each point."""
     report: bool = True

@@ -1,6 +1,6 @@
-"""An experiment's arms: baselines, ablations and grids side by side, each the words of a command.
+"""An experiment's variants: baselines, ablations and grids side by side, each the words of a command.
 
-    arms:
+    variants:
       TopK, no penalty: penalty=none
       progressive: penalty=ortho lambda2_max=0.1,0.5,1.0
 
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
+from sae_sweeps.config.aliases import variants_of
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.sweeps.plan import Point, split_override
 
@@ -23,10 +24,11 @@ from sae_sweeps.sweeps.plan import Point, split_override
 def points_of(overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> list[Point]:
     """The points that one point of the command's product stands for: itself, or one or more for each arm."""
     cfg = compose(overrides)
-    if not cfg.arms:
+    variants = variants_of(cfg)
+    if not variants:
         return [Point(cfg, overrides)]
     points = []
-    for arm, words in cfg.arms.items():
+    for arm, words in variants.items():
         given = {split_override(override)[0] for override in overrides}
         lists = [choices for choices in arm_choices(arm, words) if split_override(choices[0])[0] not in given]
         fixed = [split_override(choices[0])[0] for choices in lists if len(choices) == 1]
@@ -43,7 +45,7 @@ def arm_choices(arm: str, words: str) -> list[list[str]]:
     out = []
     for word in rewrite(shlex.split(words)):
         if "=" not in word:
-            raise ConfigError(f"arms.{arm}: `{word}` is not a word of the form key=value.")
+            raise ConfigError(f"variants.{arm}: `{word}` is not a word of the form key=value.")
         override = OverridesParser.create().parse_override(word)
         values = (
             override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_element_as_str()]
