@@ -30,6 +30,7 @@ def at_least(least: float, mend: str = "") -> Rule:
 Positive = Annotated[T, Rule(lambda value: value > 0, "must be above 0.")]
 NotNegative = Annotated[T, at_least(0, "must be 0 or more.")]
 AtLeastOne = Annotated[T, at_least(1)]
+SomePositive = Annotated[list[T], Rule(lambda values: bool(values) and min(values) > 0, "give numbers above 0.")]
 Share = Annotated[float, Rule(lambda value: 0 <= value <= 1, "must lie between 0 and 1.")]
 InnerShare = Annotated[float, Rule(lambda value: 0 < value < 1, "must lie between 0 and 1.")]
 PositiveShare = Annotated[float, Rule(lambda value: 0 < value <= 1, "must be above 0 and at most 1.")]

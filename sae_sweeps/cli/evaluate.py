@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from sae_sweeps.architectures import saelens
 from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.config import plugins
+from sae_sweeps.config.aliases import canonical_words
 from sae_sweeps.config.identity import canonical
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.run import RunConfig, run_config
@@ -54,6 +55,7 @@ def evaluate(paths: list[Path], words: list[str]) -> int:
     """Evaluate what the paths hold and print the table; 0, 1 where an evaluation failed, 130 where interrupted."""
     from sae_sweeps.runs.signals import Stop, caught_signals
 
+    words = canonical_words(words)
     points = compose_points(words)
     if len(points) != 1:
         raise ConfigError("evaluate takes one value of each key; give it the runs of a sweep instead.")
@@ -181,7 +183,7 @@ def of_run(folder: Path, cfg: DictConfig) -> Target:
     for key in saved:
         if key not in ("eval", "device", "logger"):
             node[key] = saved[key]
-    node.dry_run, node.arms = False, {}
+    node.dry_run, node.variants, node.arms = False, {}, {}
     run = run_config(node)
     results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
     outputs = folder.resolve().parents[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
-from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -315,16 +314,6 @@ def _mode_for(size_gb: float, cfg: ActivationsConfig) -> str:
     return "disk" if size_gb <= cfg.disk_gb else "stream"
 
 
-def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{key}={value}: must be one of {', '.join(choices)}.")
-
-
-def _positive(key: str, value: float) -> None:
-    if not value > 0:
-        raise ConfigError(f"{key}={value}: must be above 0.")
-
-
 def _check(run: RunConfig, facts: ModelFacts) -> None:
     """Raise ConfigError for values that cannot be meant, alone or together."""
     check_values(run)
@@ -357,34 +346,9 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
     run.group_layer.check(run.architecture.d_sae)
     run.penalty.check()
     run.penalty.check_run(run)
-    _positive("eval.batch_size", run.eval.batch_size)
-    _positive("eval.recon_batches", run.eval.recon_batches)
-    _positive("eval.sparsity_batches", run.eval.sparsity_batches)
-    _positive("eval.label_tokens", run.eval.label_tokens)
-    _check_evaluations(run.eval)
-
-
-def _check_evaluations(cfg: EvalConfig) -> None:
-    if cfg.seed < 0:
-        raise ConfigError(f"eval.seed={cfg.seed}: must be 0 or more.")
-    at_least = {
-        "llm_batch": 1, "probing.train_rows": 4, "probing.test_rows": 4, "probing.context": 2, "ablation.train_rows": 4,
-        "ablation.test_rows": 4, "ablation.probe_epochs": 1, "ablation.probe_batch": 1, "hierarchy.folds": 2,
-        "hierarchy.rows": 4, "absorption.max_k": 1, "absorption.min_letters": 1, "absorption.epochs": 1,
-        "unlearning.contexts": 1, "unlearning.context": 2, "autointerp.n_latents": 1, "autointerp.buffer": 1,
-        "autointerp.concurrency": 1, "autointerp.total_tokens": 1,
-    }  # fmt: skip
-    for key, least in at_least.items():
-        value = attrgetter(key)(cfg)
-        if value < least:
-            raise ConfigError(f"eval.{key}={value}: must be at least {least}.")
-    for key in ("probing.k_values", "hierarchy.k_values", "ablation.n_values", "unlearning.n_features",
-                "unlearning.multipliers", "unlearning.retain_thresholds"):  # fmt: skip
-        values = attrgetter(key)(cfg)
-        if not values or min(values) <= 0:
-            raise ConfigError(f"eval.{key}={values}: give numbers above 0.")
-    if cfg.hierarchy.folds > cfg.hierarchy.rows // 2:
-        raise ConfigError(f"eval.hierarchy.folds={cfg.hierarchy.folds}: leaves fewer than two rows in a fold.")
+    folds, rows = run.eval.hierarchy.folds, run.eval.hierarchy.rows
+    if folds > rows // 2:
+        raise ConfigError(f"eval.hierarchy.folds={folds}: leaves fewer than two rows in a fold.")
 
 
 def _check_pairs(run: RunConfig) -> None:

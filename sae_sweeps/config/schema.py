@@ -4,7 +4,7 @@ A length in time (`warmup`, `decay`, ...) is a fraction of the run when below 1 
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 from sae_sweeps.fields import (
@@ -47,6 +47,7 @@ class SyntheticConfig(ModelConfig):
 
     name: str = "synthetic"
     source: str = "synthetic"
+    default_d_sae: int | None = 512
     d_in: int | None = 64
     n_features: int = 256
     l0: float = 8.0
@@ -275,26 +276,31 @@ class SlurmConfig(ClusterConfig):
     """Seconds between two looks at the runs and at squeue, which is asked once for all jobs."""
 
 
+def values_of(config: type) -> Any:
+    """A field with the values of a dataclass as a plain dict: a choice may have further keys."""
+    return field(default_factory=lambda: asdict(config()))
+
+
 @dataclass
 class RootConfig:
-    """The keys that sweeps vary, typed, so that a wrong type is refused at once."""
+    """The whole config: the keys that sweeps vary, typed, and the groups, whose files in conf/ hold what differs."""
 
-    model: Any = None
-    layer: Any = None
-    data: Any = None
+    model: Any = values_of(ModelConfig)
+    layer: Any = values_of(LayerConfig)
+    data: Any = values_of(DataConfig)
     architecture: Any = None
     group_layer: Any = None
     penalty: Any = None
     schedule: Any = None
     lr_schedule: Any = None
-    train: Any = None
-    activations: Any = None
+    train: Any = values_of(TrainConfig)
+    activations: Any = values_of(ActivationsConfig)
     eval: Any = None
-    logger: Any = None
-    cluster: Any = None
-    num_tokens: int = 0
+    logger: Any = values_of(LoggerConfig)
+    cluster: Any = values_of(ClusterConfig)
+    num_tokens: int = 409600
     """Tokens to train on; steps are num_tokens // batch_size."""
-    batch_size: int = 0
+    batch_size: int = 1024
     """Tokens per step."""
     seed: int = 0
     """Initialises the SAE."""
@@ -326,8 +332,10 @@ class RootConfig:
     """A line for tables and notes; by default made of what was varied."""
     tags: list[str] = field(default_factory=list)
     """Words that mark the run in its results and at W&B, as_recorded for one."""
+    variants: dict[str, str] = field(default_factory=dict)
+    """The variants of an experiment: a name and the words of a command for each; every one is a sweep of its own."""
     arms: dict[str, str] = field(default_factory=dict)
-    """The arms of an experiment: a name and the words of a command for each; every arm is a sweep of its own."""
+    """The same, in older files."""
     objective: str | None = None
     """Metric of results.json that a sweeper such as optuna is told of each point."""
     report: bool = True

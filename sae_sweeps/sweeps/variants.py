@@ -17,6 +17,7 @@ from collections.abc import Callable
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
+from sae_sweeps.config.aliases import variants_of
 from sae_sweeps.config.words import rewrite
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.sweeps.plan import Point, split_override
@@ -25,23 +26,18 @@ from sae_sweeps.sweeps.plan import Point, split_override
 def points_of(overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> list[Point]:
     """One point of the command's product as it is without variants, else as one or more points for each variant."""
     cfg = compose(overrides)
+    variants = variants_of(cfg)
+    if not variants:
+        return [Point(cfg, overrides)]
     given = {split_override(override)[0] for override in overrides}
     points = []
-    for variant, words in variants_of(cfg).items():
+    for variant, words in variants.items():
         lists = [choices for choices in choices_of(variant, words) if split_override(choices[0])[0] not in given]
         fixed = [split_override(choices[0])[0] for choices in lists if len(choices) == 1]
         for chosen in itertools.product(*lists):
             both = [*overrides, *chosen]
             points.append(Point(compose(both), both, variant, fixed))
-    return points or [Point(cfg, overrides)]
-
-
-def variants_of(cfg: DictConfig) -> dict[str, str]:
-    """The words of each variant by its name."""
-    keys = [key for key in ("variants", "arms") if key in cfg and cfg[key]]
-    if len(keys) > 1:
-        raise ConfigError("arms: an older name of `variants`, which is given too; keep one of them.")
-    return dict(cfg[keys[0]]) if keys else {}
+    return points
 
 
 def choices_of(variant: str, words: str) -> list[list[str]]:

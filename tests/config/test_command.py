@@ -91,8 +91,8 @@ def test_a_key_of_a_swept_group_waits_for_its_choice(words, expected):
     assert rewrite(words) == expected
 
 
-def test_a_key_that_arms_choose_is_refused():
-    with pytest.raises(ConfigError, match="penalty.reduction=mean: the arms of experiment=decorrelation choose"):
+def test_a_key_that_variants_choose_is_refused():
+    with pytest.raises(ConfigError, match="penalty.reduction=mean: the variants of experiment=decorrelation choose"):
         rewrite(["experiment=decorrelation", "penalty.reduction=mean"])
     assert rewrite(["experiment=demo", "penalty.tau=0.2"]) == ["experiment=demo", "penalty.tau=0.2"]
 
@@ -109,6 +109,7 @@ def test_a_key_that_arms_choose_is_refused():
         ("num_tokens='a\nb'", "num_tokens='a b': must be a whole number."),
         ("arms=3", "arms: they belong in a file of conf/experiment, as those of the studies do."),
         ("arms={a: 3}", "arms: they belong in a file of conf/experiment, as those of the studies do."),
+        ("variants=3", "variants: they belong in a file of conf/experiment, as those of the studies do."),
         ("hydra/launcher=abc", "hydra/launcher=abc: no such choice; --info searchpath tells where."),
     ],
 )
