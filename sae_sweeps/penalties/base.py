@@ -57,7 +57,7 @@ class PenaltyConfig:
     name: str
 
     def check(self) -> None:
-        """Raise ConfigError for values that cannot be meant together; each alone has its field's rule."""
+        """Raise ConfigError for values that exclude each other; a value alone is checked by its field's rule."""
 
     def unused_keys(self) -> dict[str, str]:
         """Keys that change nothing as the others stand, each with the reason."""
