@@ -1,7 +1,7 @@
 """Types of config fields that carry the rule of their values, as in `tau: Positive[float] = 0.1`.
 
 To OmegaConf and type checkers `Positive[float]` is a float; `check_values` of config/typed.py reads the rule. A rule of
-one field alone is written in place: `Annotated[int, at_least(2, "a correlation needs 2 tokens; give 32, say.")]`. None
+one field alone is written in place: `Annotated[int, at_least(2, "a correlation needs 2 tokens; give more.")]`. None
 keeps every rule. Values that exclude each other are found by the `check` of their config.
 """
 

@@ -60,10 +60,10 @@ class Schedule:
         raise NotImplementedError
 
     def check(self) -> None:
-        """Raise ConfigError for values that cannot be meant together; each alone has its field's rule."""
+        """Raise ConfigError for values that exclude each other; a value alone is checked by its field's rule."""
 
     def plan_warnings(self, total_steps: int) -> list[str]:
-        """What a user should hear before training."""
+        """Warnings for the user before training."""
         return []
 
 
@@ -239,7 +239,7 @@ class _LearningRate:
         return min(1.0, (step + 1) / warmup) if warmup else 1.0
 
     def check(self) -> None:
-        """Raise ConfigError for values that cannot be meant together; each alone has its field's rule."""
+        """Raise ConfigError for values that exclude each other; a value alone is checked by its field's rule."""
 
 
 @dataclass

@@ -35,7 +35,7 @@ class ArchitectureConfig:
     """Dictionary size; null means 8 * d_in."""
 
     def check(self, d_in: int) -> None:
-        """Raise ConfigError for values that cannot be meant together; each alone has its field's rule."""
+        """Raise ConfigError for values that exclude each other; a value alone is checked by its field's rule."""
 
     def unused_keys(self) -> dict[str, str]:
         """Keys without effect given the values of the others, each with the reason."""

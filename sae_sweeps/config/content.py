@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from sae_sweeps.config.schema import LocalConfig, RootConfig, SlurmConfig, SyntheticConfig
+from sae_sweeps.config.schema import LocalConfig, RootConfig, SlurmConfig, SyntheticConfig, defaults_of
 
 SCHEMAS = {cls.__name__: cls for cls in (LocalConfig, SlurmConfig, SyntheticConfig)}
 """Those of choices with keys that the others of their group lack; their YAML files name them in `defaults`."""
@@ -34,7 +33,7 @@ def _over(base: dict[str, Any], path: Path) -> dict[str, Any]:
     for entry in node.pop("defaults", []):
         if isinstance(entry, str) and entry != "_self_":
             schema = SCHEMAS.get(entry.removeprefix("/").partition("@")[0])
-            base = base | asdict(schema()) if schema else _over(base, path.with_name(f"{entry}.yaml"))
+            base = base | defaults_of(schema) if schema else _over(base, path.with_name(f"{entry}.yaml"))
     inside = node.get(path.parent.name, node)  # a file with a global package has its keys under the group's name
     merged: Any = OmegaConf.to_container(OmegaConf.merge(base, inside), resolve=False)
     return merged

@@ -43,7 +43,7 @@ def _top(key: str, default: Any = None, *, _root_: DictConfig, _parent_: DictCon
 
 
 def in_combination(key: str) -> bool:
-    """Whether a node, `penalty.ortho` say, belongs to one of several penalties that are added together."""
+    """Whether a node, such as `penalty.ortho`, belongs to one of several penalties that are added together."""
     return key.startswith("penalty.")
 
 
@@ -105,7 +105,7 @@ class RunConfig:
             return None
         keys = " and ".join(f"group_layer.{option}_train_only=true" for option in options)
         return (
-            "there will be no sae/, because SAELens's format cannot say what "
+            "there will be no sae/, because SAELens's format cannot hold what "
             f"{' and '.join(f'group_layer.{option}' for option in options)} "
             f"{'does' if len(options) == 1 else 'do'} at inference; give {keys} to have it."
         )
@@ -138,7 +138,7 @@ class RunConfig:
             out["activations.harvest_batch"] = why
             out |= {"eval.recon_batches": why, "eval.exclude_special_tokens": why}
             of_model = (key for key, names in readers().items() if all(find_evaluation(n).needs_model for n in names))
-            out |= dict.fromkeys((f"eval.{key}" for key in of_model), "model=synthetic has no language model to ask")
+            out |= dict.fromkeys((f"eval.{key}" for key in of_model), "model=synthetic has no language model")
         if self.model.source not in ("local", "hub"):
             out["model.path"] = f"model.source={self.model.source} has none"
         if self.model.source != "hub":
@@ -283,7 +283,7 @@ def _eval(node: DictConfig, code: dict[str, Code], outputs: Path) -> EvalConfig:
 
 
 def _fill(run: RunConfig, facts: ModelFacts) -> None:
-    """Put numbers where null means `the model decides`."""
+    """Replace null and auto by the values that the model and the penalty imply."""
     run.model.d_in, run.model.n_layers = facts.d_in, facts.n_layers
     if run.synthetic:
         run.layer.index = 0
@@ -308,14 +308,14 @@ def activations_gb(run: RunConfig) -> float:
 
 
 def _mode_for(size_gb: float, cfg: ActivationsConfig) -> str:
-    """Decided by the config alone, never by the machine: streaming draws other batches than the rest."""
+    """Where activations are kept: from the config alone, not the machine, since a stream gives other batches."""
     if size_gb <= cfg.memory_gb:
         return "memory"
     return "disk" if size_gb <= cfg.disk_gb else "stream"
 
 
 def _check(run: RunConfig, facts: ModelFacts) -> None:
-    """Raise ConfigError for values that cannot be meant, alone or together."""
+    """Raise ConfigError for invalid values and for values that exclude each other."""
     check_values(run)
     if run.num_tokens < run.batch_size:
         raise ConfigError(
@@ -352,7 +352,7 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
 
 
 def _check_pairs(run: RunConfig) -> None:
-    """Pairs need data that has them."""
+    """Raise ConfigError for pairs of text without data that has them."""
     if run.data.has_pairs() and run.data.train_on == "all":
         raise ConfigError("data.train_on=all: texts in pairs are filled up with special tokens; give non_special.")
     has = {"role_pairs": run.data.has_roles(), "text_pairs": run.data.has_pairs()}

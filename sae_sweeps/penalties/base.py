@@ -61,7 +61,7 @@ class PenaltyConfig:
         raise NotImplementedError
 
     def check(self) -> None:
-        """Raise ConfigError for values that cannot be meant together; each alone has its field's rule."""
+        """Raise ConfigError for values that exclude each other; a value alone is checked by its field's rule."""
 
     def check_run(self, run: RunConfig) -> None:
         """Raise ConfigError where the rest of the run lacks what this penalty needs (groups, roles, ...)."""

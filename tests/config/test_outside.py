@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from composing import plan
-from sae_sweeps.sweeps.stored import restored
 
 from sae_sweeps.config import plugins
 from sae_sweeps.config.identity import canonical
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.errors import ConfigError, UserError
 from sae_sweeps.storage.files import read_json
+from sae_sweeps.sweeps.sweep import restored
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "own_components"
 SMALL = ("model=synthetic", "num_tokens=65536", "d_sae=64")

@@ -253,18 +253,18 @@ def test_missing_and_empty_text_are_named(tmp_path):
         plan("model=pythia-70m", f"data={tmp_path / 'missing.txt'}")
 
 
-def test_unequal_budgets_are_told_and_what_is_varied_is_exempt_but_tokens():
+def test_unequal_budgets_are_warned_of_and_what_is_varied_is_exempt_but_tokens():
     assert plan("model=synthetic", "k=8,16").warnings == []
     assert "num_tokens" in plan("model=synthetic", "num_tokens=10240,20480").warnings[0]
     assert any("total_steps" in w for w in plan("model=synthetic", "batch_size=512,1024").warnings)
 
 
-def test_a_learning_rate_that_never_peaks_is_told():
+def test_a_learning_rate_that_never_peaks_is_warned_of():
     warnings = plan("model=synthetic", "lr_schedule.warmup=1000").warnings
     assert len(warnings) == 1 and "never at lr=0.001" in warnings[0]
 
 
-def test_dry_run_tells_steps_lr_weights_and_keys():
+def test_dry_run_prints_steps_lr_weights_and_keys():
     text = describe(plan("model=synthetic", "penalty=ortho", "lambda2_max=0.1,0.5"))
     for part in ("400 x 1,024", "lr peak 0.001", "0.5, 0.125, 3.125e-06", "base_threshold=0.3", "GB"):
         assert part in text
