@@ -19,7 +19,7 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=RootConfig)
     for name, cls in SCHEMAS.items():
-        store.store(name=name, node=asdict(cls()))
+        store.store(name=name, node=defaults_of(cls))
 
 
 def content(path: Path) -> dict[str, Any]:
