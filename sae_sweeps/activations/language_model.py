@@ -25,7 +25,7 @@ _SUBMODULES = {"attn_out": ("attn", "attention", "self_attn"), "mlp_out": ("mlp"
 
 
 class _LayerReached(Exception):
-    """Ends a forward pass whose result is already known."""
+    """Ends a forward pass once the layer's activations are known."""
 
 
 class LanguageModel:
@@ -34,7 +34,7 @@ class LanguageModel:
     Attributes:
         d_in: width of the residual stream.
         n_layers: number of blocks.
-        max_context: tokens that the model can read at once; None if it does not say.
+        max_context: tokens that the model can read at once; None where its config has no limit.
         bos_id: id of BOS, or of EOS where the tokenizer has no BOS (GPT-2's custom); None if it has neither.
         special_ids: ids of padding, EOS and BOS, as far as the tokenizer has them.
     """
@@ -65,14 +65,14 @@ class LanguageModel:
         return index
 
     def hook_name(self, layer: LayerConfig) -> str:
-        """TransformerLens' name of the place, for example `blocks.3.hook_resid_post`."""
+        """TransformerLens' name of the hook, for example `blocks.3.hook_resid_post`."""
         return f"blocks.{self.layer_index(layer)}.hook_{layer.hook}"
 
     def tokenize_rows(self, texts: list[str], context: int) -> Tensor:
-        """Each text alone, behind BOS where there is one, cut to `context` tokens, filled up on the right [n, longest].
+        """One row per text: BOS if the tokenizer has one, the text cut to `context` tokens, padding [n, longest].
 
-        BOS stands there as TransformerLens puts it, whether or not the tokenizer would by itself. Filling stands behind
-        the text whatever side the tokenizer prefers, so that no text token sees it.
+        BOS is added as TransformerLens does, whether or not the tokenizer would by itself. Padding is on the right
+        whatever the tokenizer's setting, so that no text token attends to it.
         """
         start = [] if self.bos_id is None else [self.bos_id]
         ids = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
@@ -246,7 +246,7 @@ def _locate(cfg: ModelConfig) -> tuple[str, dict[str, Any]]:
 def _load_weights(
     auto_class: Any, name: str, dtype: torch.dtype, options: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """The model and transformers' account of what the checkpoint lacked, which it would otherwise fill with noise."""
+    """The model, and transformers' report of weights that the checkpoint lacks and that are random therefore."""
     return auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
 
 

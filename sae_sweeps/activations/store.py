@@ -1,8 +1,8 @@
 """Harvested activations: in memory, as checked shards on disk, or a window that rolls over the stream.
 
 An artifact lives in `folder/<hash of its key>/`: `activations-00000.safetensors` ... with x [n, d_in], token_ids,
-sequence, position and role, and `meta.json`, written last, with the key and each shard's size and checksum. It appears
-under its name when it is whole, so a folder is either complete or not there.
+sequence, position and role, and `meta.json`, written last, with the key and each shard's size and checksum. It gets
+its name once it is complete, so a folder is either complete or absent.
 """
 
 import hashlib
@@ -73,9 +73,9 @@ class ActivationStore(Protocol):
 
     Attributes:
         mode: memory, disk or stream.
-        n_tokens: tokens that there are; at most what was asked for. In a stream this is what was asked for until the
-            end of the text has been met.
-        buffer_tokens: None, or in a stream the most tokens that `rows` gives at once.
+        n_tokens: tokens available, at most the number requested. In a stream it is the number requested until the end
+            of the text has been reached.
+        buffer_tokens: None, or in a stream the most tokens that `rows` returns at once.
     """
 
     mode: str
@@ -85,7 +85,7 @@ class ActivationStore(Protocol):
     buffer_tokens: int | None
 
     def rows(self, start: int, stop: int) -> Rows:
-        """Tokens `start` to `stop`; memory and disk give all they have, whatever is asked."""
+        """Tokens `start` to `stop` of a stream; from memory and disk always all tokens."""
         ...
 
 
@@ -103,16 +103,16 @@ def open_activations(
     lm: LanguageModel | None = None,
     progress: Progress | None = None,
 ) -> ActivationStore:
-    """The first `num_tokens` tokens that train the SAE, in stream order, harvested unless they are there already.
+    """The first `num_tokens` tokens that train the SAE, in stream order, harvested unless that was done before.
 
     Args:
         folder: where artifacts live, one sub-folder each.
         key: everything that determines the content, JSON-able; `split` and the format's version are added.
-        lm: the language model if the caller has it; loaded only if it is needed and not given.
+        lm: the language model; loaded if it is needed and not given.
 
     Raises:
-        ConfigError, DataError, NoNetwork: the model, the text or the settings cannot be meant or read.
-        DiskFull: nothing half-written is left behind.
+        ConfigError, DataError, NoNetwork: a setting is wrong, or the model or the text cannot be read.
+        DiskFull: the partly written artifact was removed.
         DamagedFile: an artifact on disk is not what was written.
     """
     if num_tokens < 1:
@@ -295,12 +295,12 @@ class DiskStore:
             tensors = load_file(path)
             self._shards[number] = Batch(**tensors)
             if self._shards[number].x.shape != (meta["n_tokens"], self.d_in):
-                raise _damaged(path, "holds another number of tokens than meta.json says")
+                raise _damaged(path, "holds another number of tokens than meta.json records")
         return self._shards[number]
 
 
 class StreamStore:
-    """A window of the stream; asked for a later one, it harvests on from there, and from an earlier one, again."""
+    """A window that moves along the stream; moving it back harvests the text again from the start."""
 
     mode: str = "stream"
 
@@ -316,7 +316,7 @@ class StreamStore:
 
     def rows(self, start: int, stop: int) -> Rows:
         if self._window != (start, stop):
-            # The old window goes first: two are never held.
+            # The old window is freed first: memory holds one at a time.
             self._window, self._rows = (0, 0), ResidentRows(Batch(*(torch.empty(0) for _ in range(5))))
             self._rows = ResidentRows(self._read(start, stop))
             self._window = (start, stop)
@@ -329,7 +329,7 @@ class StreamStore:
         window = _collect(chain(left, self._batches), stop - start, self.d_in, self.dtype, self._left)
         self._next = start + len(window)
         if self._next < stop:
-            # Nothing at all: the text ends somewhere before `start`, and how far it goes is still to be counted.
+            # Without any token the text ends before `start`, and its length has to be counted.
             self.n_tokens, self._next = self._next if len(window) else self._source.count(start), -1
             if not self.n_tokens:
                 raise _no_tokens(self._data)
@@ -367,7 +367,7 @@ def _check(cfg: ActivationsConfig) -> None:
     if cfg.dtype != "auto" and cfg.dtype not in DTYPES:
         raise ConfigError(f"activations.dtype={cfg.dtype} is not known; choose auto or one of {', '.join(DTYPES)}.")
     if cfg.buffer_tokens < 1:
-        raise ConfigError(f"activations.buffer_tokens={cfg.buffer_tokens} is below 1; choose 262144, say.")
+        raise ConfigError(f"activations.buffer_tokens={cfg.buffer_tokens} is below 1; choose 262144, for example.")
 
 
 def _choose_mode(cfg: ActivationsConfig, size: int, folder: Path, on_disk: bool = False) -> str:
@@ -388,7 +388,7 @@ def _choose_mode(cfg: ActivationsConfig, size: int, folder: Path, on_disk: bool 
 
 
 def _size_of(source: Source | MemoryStore, n_tokens: int) -> int:
-    """Bytes that the tokens take; 13 of each say where the token stands."""
+    """Bytes of the tokens with their token id, sequence, position (4 each) and role (1)."""
     return n_tokens * (source.d_in * source.dtype.itemsize + 13)
 
 
@@ -402,7 +402,7 @@ def _counted(batches: Iterator[Batch], progress: Progress | None) -> Iterator[Ba
 
 
 def _collect(batches: Iterable[Batch], n: int, d_in: int, dtype: torch.dtype, left: list[Batch] | None = None) -> Batch:
-    """The first `n` tokens in one block, filled in place; what the last batch has beyond them goes to `left`."""
+    """The first `n` tokens in one block, filled in place; the rest of the last batch is appended to `left`."""
     try:
         x = torch.empty(n, d_in, dtype=dtype)
     except RuntimeError as error:
@@ -455,7 +455,7 @@ def _no_tokens(data: DataConfig) -> DataError:
 
 
 def _write(place: Path, key: dict[str, Any], source: Source, batches: Iterator[Batch], data: DataConfig) -> None:
-    """Harvests into a temporary folder and gives it its name when it is whole; who comes second leaves the first's."""
+    """Harvest into a temporary folder and rename it once complete; where another process was first, keep its folder."""
     per_shard = max(1, SHARD_BYTES // (source.d_in * source.dtype.itemsize))
     temporary = place.parent / f".{place.name}.{os.getpid()}.{secrets.token_hex(4)}"
     try:
@@ -505,7 +505,7 @@ def _write_shard(folder: Path, number: int, batch: Batch) -> dict[str, Any]:
 
 
 def _remove_abandoned(place: Path, age: float = 86400.0) -> None:
-    """Temporary folders of this artifact that a killed process left: nothing was added to them for a day."""
+    """Remove temporary folders of this artifact that were not written to for a day: their process was killed."""
     for folder in place.parent.glob(f".{place.name}.*"):
         try:
             if time.time() - folder.stat().st_mtime > age:
@@ -515,7 +515,7 @@ def _remove_abandoned(place: Path, age: float = 86400.0) -> None:
 
 
 def _open_disk(place: Path, key: dict[str, Any]) -> DiskStore | None:
-    """The artifact of that name, None if there is none."""
+    """The artifact in this folder, or None. Raises DamagedFile."""
     if not place.exists():
         return None
     path = place / "meta.json"

@@ -1,4 +1,4 @@
-"""Activations with known ground-truth features, so that it can be measured whether an SAE finds them."""
+"""Activations with known ground-truth features, on which recovery by an SAE can be measured."""
 
 import hashlib
 from collections.abc import Iterator
@@ -79,7 +79,7 @@ class SyntheticWorld:
         return coefficients_BF @ self.features_FD + cfg.noise * noise_BD, coefficients_BF
 
     def stream(self, start: int, stop: int, context: int, split: str = "train") -> Iterator[Batch]:
-        """Tokens `start` to `stop` of a split; they stand in contexts of `context` tokens and have the id 0."""
+        """Tokens `start` to `stop` of a split, in contexts of `context` tokens; all token ids are 0."""
         for chunk in range(start // CHUNK, -(-stop // CHUNK)):
             first = chunk * CHUNK
             number_B = torch.arange(max(start, first), min(stop, first + CHUNK))

@@ -12,7 +12,7 @@ from sae_sweeps.config.plugins import evaluation_module
 from sae_sweeps.errors import ConfigError
 
 BUILTIN = "builtin_"
-"""Begins the name of a metric that was measured on built-in data, to keep it apart from SAEBench's."""
+"""Begins the name of a metric that was measured on built-in data, to distinguish it from SAEBench's."""
 
 EVALUATIONS = (
     "core", "separation", "sparse_probing", "hierarchy", "tpp", "scr", "absorption", "unlearning", "autointerp",
@@ -118,7 +118,7 @@ def settings_of(cfg: "EvalConfig", name: str) -> dict[str, Any]:
 
 @dataclass
 class ProbingConfig:
-    """Rows of labelled text: sparse probing, and TPP, which asks about two of the same data sets."""
+    """Rows of labelled text: sparse probing, and TPP on two of the same data sets."""
 
     datasets: list[str] | None = None
     """Names of data sets (see `eval.data`); null means all that SAEBench uses, or all built-in ones."""
@@ -166,7 +166,7 @@ class AbsorptionConfig:
     """Feature absorption on first letters (Chanin et al. 2024, arXiv:2409.14507)."""
 
     max_words: int | None = None
-    """At most so many words of the vocabulary, drawn by the seed; null means all."""
+    """At most this many words of the vocabulary, drawn by the seed; null means all."""
     max_k: int = 10
     """Largest sparse probe in the search for split features."""
     f1_jump: float = 0.03
@@ -194,7 +194,7 @@ class UnlearningConfig:
     context: int = 1024
     """Their length in tokens; built-in data have 128."""
     all_orders: bool = True
-    """A question counts if the model answers it right in all 24 orders of its choices; false: as it is asked."""
+    """A question counts if the model answers it right in all 24 orders of its choices; false: in the given order."""
     side_effect: float = 0.99
     """A setting counts only if at least this share of the other questions is still answered right."""
 
@@ -217,7 +217,7 @@ class AutointerpConfig:
     """Dollars per million tokens received."""
     n_latents: int = 1000
     dead_below: float = 15
-    """A feature that fires on at most so many tokens is not asked about."""
+    """Features that fire on at most this many tokens are excluded."""
     total_tokens: int = 2_000_000
     """Held-out tokens searched for examples."""
     buffer: int = 10

@@ -8,8 +8,8 @@ latents on 49,152 rows, 4 active, for 2,000 epochs of batches of 4,096 (Adam, 1e
 none is dead, and 300 steps come within 0.03 of 3,000 (d_sae 2048, d_in 160), in the same order of SAEs.
 
 The rate depends on the shape: with d_sae 2048 and d_in 160 random directions have 0.52 and a trained TopK SAE 0.53.
-So the rate of random directions stands beside it; orthonormal rows have 1 / RATIO. How OrtSAE counts distinct features
-could not be found: the count, and the cosine that tells features apart, are this project's.
+So the rate of random directions is reported beside it; orthonormal rows have 1 / RATIO. How OrtSAE counts distinct
+features could not be found: the count and its threshold on the cosine are this project's.
 """
 
 from __future__ import annotations

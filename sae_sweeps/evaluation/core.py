@@ -1,4 +1,4 @@
-"""The core evaluation: reconstruction, sparsity and what is left of the language model, by SAEBench's definitions.
+"""The core evaluation: reconstruction, sparsity and preservation of the model's loss, as SAEBench defines them.
 
 Nothing here is random: the numbers depend on the SAE, the model and the held-out contexts in their order, and an SAE
 gets the same ones alone and in a group. Sums run in float64 and SAEs in their own dtype, where SAEBench rounds both to
@@ -84,9 +84,9 @@ class CoreResult:
     """The core evaluation of one SAE."""
 
     name: str
-    """What the caller calls the SAE."""
+    """The SAE's name in `saes`."""
     metrics: dict[str, float]
-    """Every metric by its name, SAEBench's groups flattened; what could not be measured is absent."""
+    """Every metric by its name, SAEBench's groups flattened; those that could not be measured are absent."""
     features: dict[str, Tensor]
     """Statistics per feature [d_sae] by SAEBench's names; likewise."""
     warnings: list[str]
@@ -100,7 +100,7 @@ class CoreResult:
         return self.metrics
 
     def to_json(self) -> dict[str, Any]:
-        """SAEBench's JSON for this evaluation: -1 stands for nan, null for what was not measured."""
+        """SAEBench's JSON for this evaluation, with -1 for nan and null for metrics that were not measured."""
         unmeasured = [None] * self.sae_cfg["d_sae"]
         columns = [self.features[c].tolist() if c in self.features else unmeasured for c in FEATURE_COLUMNS]
         details = [
@@ -134,7 +134,7 @@ def evaluate_core(
 ) -> dict[str, CoreResult]:
     """Evaluate SAEs of one hook on N held-out contexts of L tokens, all on the same batches.
 
-    `progress` is told of the contexts done.
+    `progress` is called with the number of contexts done.
 
     The first `recon_batches` batches serve cross-entropy and KL divergence, the `sparsity_batches` after them the rest.
     Raises ConfigError for a number of batches below 1 and DataError when there are not two contexts.

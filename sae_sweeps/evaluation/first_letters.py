@@ -1,5 +1,5 @@
-"""Words of the vocabulary in prompts that ask for their first letter, and the model's own probe for it: what absorption
-asks of every SAE and no SAE decides.
+"""Prompts for the first letter of the vocabulary's words, and the model's own probe for it: the part of absorption that
+is the same for all SAEs.
 
 The words are split: the model's probe must find the letters of words that it was not trained on. The built-in model is
 too small for that; on built-in data the commonest words serve both sides, in other prompts.
@@ -122,8 +122,8 @@ def first_letters(shared: Shared) -> FirstLetters:
         )  # fmt: skip
         right = right_words(made["test_x"] @ made["weight"].T + made["bias"], test)
         rng = random.Random(stream_seed(seed, "prompts", "absorption"))
-        asked = [prompt(test[i], words, rng) for i in right]
-        made["words_x"] = at_words(asked, shared.lm, shared.layer, shared.advance)
+        prompts = [prompt(test[i], words, rng) for i in right]
+        made["words_x"] = at_words(prompts, shared.lm, shared.layer, shared.advance)
         return made
 
     how = {"seed": seed, "words": cfg.max_words, "epochs": cfg.epochs, "builtin": builtin}

@@ -1,9 +1,9 @@
-"""Sparse probing of a hierarchy with k-fold cross-validation, as the adaptive-sharing study asks for.
+"""Sparse probing of a hierarchy with k-fold cross-validation, for the adaptive-sharing study.
 
 `hierarchy_coarse_top_k_accuracy`: each coarse class against the others; `hierarchy_fine_top_k_accuracy`: each fine
 class against the others inside its coarse class. Tasks are balanced, probes are those of sparse probing, and every row
 is in the test part of one of the folds; the mean over classes, then over folds, is the metric, `_std` its sample
-standard deviation over folds. Beside them stand the language model's own (`hierarchy_llm_...`).
+standard deviation over folds. `hierarchy_llm_...` are the language model's own.
 """
 
 from __future__ import annotations

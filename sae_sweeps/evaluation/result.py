@@ -73,7 +73,7 @@ class Result:
         return {prefix + name: value for name, value in named.items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:
-        """SAEBench's file: -1 stands for nan, null for what was not measured."""
+        """SAEBench's file, with -1 for nan and null for metrics that were not measured."""
         note: dict[str, Any] = {"data": self.data, **self.also, **self.more, "warnings": self.warnings}
         return envelope(
             TYPE_IDS.get(self.evaluation, self.evaluation),

@@ -2,7 +2,7 @@
 
 A probe trained where the class goes along with a second attribute judges rows where it does not; ablating the n
 features that matter most to the attribute's probe should bring its accuracy up to that of the class's own probe.
-`scr_dir1` ablates the attribute and asks about the class, `scr_dir2` the other way round; `scr_metric` is the one whose
+`scr_dir1` ablates the attribute and measures the class, `scr_dir2` the reverse; `scr_metric` is the one whose
 biased accuracy was lower (absent on a tie).
 """
 

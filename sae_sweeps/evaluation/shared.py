@@ -1,6 +1,6 @@
-"""What evaluations share: activations of labelled rows, probes and everything else that no SAE decides.
+"""What evaluations share: activations of labelled rows, probes and everything else that is the same for all SAEs.
 
-Made once per (model, layer, data, seed), kept in files and in memory, and the same whether it was found or made.
+Computed once per (model, layer, data, seed) and kept in files and in memory.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Memory:
         return made
 
     def forget(self, prefix: str) -> None:
-        """Drop what no one will ask for again."""
+        """Drop the tensors whose keys begin so."""
         for key in [key for key in self._kept if key.startswith(prefix)]:
             self.size -= _bytes(self._kept.pop(key))
 
@@ -76,7 +76,7 @@ class Shared:
     folder: Path
     """Where kept files live."""
     stage: Callable[[str, int, str], None] = lambda name, total, unit: None
-    """Told of work that takes a while: its name, how much, and of what."""
+    """Called when work that takes a while begins: its name, amount and unit; then `tick` with the amount done."""
     tick: Callable[[int], None] = lambda done: None
     memory: Memory = field(default_factory=Memory)
     data: DataConfig = field(default_factory=DataConfig)
@@ -108,19 +108,19 @@ class Shared:
         self.tick(self._done)
 
     def each(self, what: str, saes: Mapping[str, ExportedSAE]) -> Iterator[tuple[str, ExportedSAE]]:
-        """The SAEs by name, as a stage of their own: one that harvesting began ends with the harvest."""
+        """The SAEs by name, as a stage of progress: one that harvesting began ends with the harvest."""
         self.begin(what, len(saes), "SAE")
         for name, sae in saes.items():
             yield name, sae
             self.advance()
 
     def model_key(self) -> dict[str, Any]:
-        """What determines the model's activations, to the last bit."""
+        """Everything that determines the model's activations to the last bit."""
         how = {"dtype": self.llm_dtype, "device": self.device.type, "batch": self.cfg.llm_batch}
         return {"format": FORMAT, "model": self.model_digest, "layer": asdict(self.layer)} | how
 
     def rows_key(self, data: str | Pair) -> dict[str, Any]:
-        """What determines the rows of a data set, or of a pair of its classes."""
+        """Everything that determines the rows of a data set, or of a pair of its classes."""
         sizes = self.cfg.ablation if isinstance(data, Pair) else self.cfg.probing
         return self.model_key() | {
             "source": self.source.digest,
@@ -219,11 +219,11 @@ class Shared:
         return self.memory.get(key, lambda: {"f": mean_features(self.rows(data, split), sae)})["f"]
 
     def forget_features(self) -> None:
-        """Drop the row means of SAEs; what no SAE decides stays."""
+        """Drop the row means of SAEs and nothing else."""
         self.memory.forget("features ")
 
     def ablated_features(self, name: str, sae: ExportedSAE, data: str | Pair) -> Tensor:
-        """The same on test rows, with what fires on the zeros that stand at special tokens [R, d_sae]."""
+        """`features` of test rows, plus the features that fire on zeros at special tokens [R, d_sae]."""
         return self.features(name, sae, data, "test") + at_special_tokens(self.rows(data, "test"), sae)
 
 
@@ -248,7 +248,7 @@ def labelled(
     also: dict[str, float] | None = None,
     more: dict[str, Any] | None = None,
 ) -> Result:
-    """A result that says which data it was measured on."""
+    """A result with the SAE's cfg and the kind of data that it was measured on."""
     return Result(
         evaluation,
         name,

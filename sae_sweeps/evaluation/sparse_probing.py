@@ -1,8 +1,8 @@
-"""Sparse probing by SAEBench's definition: how well one, two or five features tell a class from the others.
+"""Sparse probing by SAEBench's definition: how well one, two or five features predict a class.
 
 Features are averaged over each row. For each class of each data set a balanced binary task is drawn; a probe sees the k
-features whose means differ most, or all features. The mean over classes, then over data sets, is the metric. Beside
-each number stands that of the language model's own activations.
+features whose means differ most, or all features. The mean over classes, then over data sets, is the metric. The `llm_`
+metrics are those of the language model's own activations.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def accuracies(
 
 
 def model_accuracies(shared: Shared, dataset: str, draws: dict[str, BinaryTask]) -> PerClass:
-    """The language model's own, made once."""
+    """The language model's own accuracies, computed once."""
     names = ["llm_test_accuracy", *(f"llm_top_{k}_test_accuracy" for k in shared.cfg.probing.k_values)]
 
     def make() -> dict[str, Tensor]:
@@ -122,7 +122,7 @@ def result(name: str, sae: ExportedSAE, shared: Shared, found: dict[str, PerClas
 
 
 def doubts(sae: ExportedSAE, shared: Shared, found: dict[str, PerClass]) -> list[str]:
-    """Probes that had nothing to see."""
+    """Warnings about k_values beyond d_sae and about probes at chance."""
     k_values = shared.cfg.probing.k_values
     blind = [
         f"{dataset} {label}"
@@ -132,7 +132,7 @@ def doubts(sae: ExportedSAE, shared: Shared, found: dict[str, PerClass]) -> list
     ]
     out = [f"k_values beyond d_sae = {sae.d_sae} use all features"] if max(k_values) > sae.d_sae else []
     if blind:
-        out.append(f"every sparse probe is at chance (0.5) for {', '.join(blind)}: no feature tells them apart")
+        out.append(f"every sparse probe is at chance (0.5) for {', '.join(blind)}: no feature distinguishes them")
     return out
 
 

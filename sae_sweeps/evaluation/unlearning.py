@@ -38,7 +38,7 @@ DIGITS = 6
 
 @dataclass
 class Setting:
-    """One way to clamp, and what it leaves right."""
+    """One way to clamp, and the shares of answers that stay right."""
 
     retain_threshold: float
     n_features: int
@@ -152,7 +152,7 @@ def answered(shared: Shared) -> list[QuestionSet]:
     how = {"source": shared.source.digest, "seed": seed, "all_orders": all_orders}
     key = shared.model_key() | {"what": "questions"} | how
     kept = shared.kept(key, make)
-    return [q.asked.only(kept[q.name].nonzero()[:, 0].tolist()) for q in every]
+    return [q.questions.only(kept[q.name].nonzero()[:, 0].tolist()) for q in every]
 
 
 @torch.no_grad()
@@ -187,14 +187,14 @@ class QuestionBatch:
 @torch.no_grad()
 def question_batches(questions: list[QuestionSet], shared: Shared) -> Iterator[QuestionBatch]:
     """The questions in batches, run up to the layer once for all SAEs and settings."""
-    for asked in questions:
-        n = asked.per_question
+    for one in questions:
+        n = one.per_question
         step = shared.cfg.llm_batch // n * n or n
-        for first in range(0, len(asked.rows), step):
-            tokens_SL, length_S = padded(asked.rows[first : first + step])
+        for first in range(0, len(one.rows), step):
+            tokens_SL, length_S = padded(one.rows[first : first + step])
             x_SLD = shared.lm.activations(tokens_SL, shared.layer)
-            answers = torch.tensor(asked.answers[first // n : (first + step) // n])
-            yield QuestionBatch(asked, tokens_SL, length_S, x_SLD, answers)
+            answers = torch.tensor(one.answers[first // n : (first + step) // n])
+            yield QuestionBatch(one, tokens_SL, length_S, x_SLD, answers)
 
 
 def candidates_for(forget_F: np.ndarray, retain_F: np.ndarray, threshold: float) -> np.ndarray:
@@ -214,7 +214,7 @@ def all_settings(
     cfg: UnlearningConfig,
     shared: Shared,
 ) -> tuple[list[Setting], list[str]]:
-    """What every setting leaves right, and warnings where features are too few.
+    """Every setting with its shares of right answers, and warnings where features are too few.
 
     A row on which no chosen feature fires is answered as before, right; only the others are run again, from the layer.
     """

@@ -1,7 +1,7 @@
 """Evaluations of trained SAEs: `evals/NAME.json`, and beside it a summary with flat metrics, settings and warnings.
 
-SAEs of one model and layer are evaluated side by side, so that what no SAE decides is done once. An evaluation that
-fails is told of and takes nothing else with it.
+SAEs of one model and layer are evaluated side by side, so that the part that is the same for all is computed once. An
+evaluation that fails is reported, and the others are done.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Failure:
 
 
 def wanted(run: RunConfig) -> list[str]:
-    """The evaluations that the config asks for and the model allows, in their order."""
+    """The evaluations that the config names and the model allows, in their order."""
     if run.eval.name == "none":
         return []
     chosen = [name for name in evaluation_names() if name in run.eval.evaluations]
@@ -91,9 +91,9 @@ def is_evaluated(run: RunConfig, folder: RunFolder) -> bool:
 
 
 def evaluate_group(
-    subjects: list[Subject], session: RunSession, cache: Path, tell: Callable[[str], None] = lambda line: None
+    subjects: list[Subject], session: RunSession, cache: Path, report: Callable[[str], None] = lambda line: None
 ) -> list[Failure]:
-    """Evaluate SAEs of one model, layer and text side by side; `tell` hears a line about each evaluation."""
+    """Evaluate SAEs of one model, layer and text side by side; `report` is called with a line about each evaluation."""
     failures = []
     for subject in subjects:
         subject.sae = subject.sae.to(session.device)
@@ -107,9 +107,9 @@ def evaluate_group(
         )
         failures += found
         before = f", {len(subjects) - len(left)} done before" if len(left) < len(subjects) else ""
-        tell(f"{name}: {len(left) - len(found)} done in {time.monotonic() - began:.1f} s{before}")
+        report(f"{name}: {len(left) - len(found)} done in {time.monotonic() - began:.1f} s{before}")
         for failure in found:
-            tell(f"{failure.subject}: {failure}")
+            report(f"{failure.subject}: {failure}")
     session.forget_features()
     return failures
 
