@@ -25,7 +25,7 @@ class Context:
     tokens_L: np.ndarray
     """Vocabulary ids [context], int32."""
     role_L: np.ndarray
-    """Role of the document that each token comes from [context], int8; a BOS has the role of what follows it."""
+    """Role of the document that each token comes from [context], int8; a BOS has the role of the token after it."""
     length: int
     """Tokens that are text; those after them pad the row."""
 

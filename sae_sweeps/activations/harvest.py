@@ -13,6 +13,7 @@ from sae_sweeps.activations.language_model import LanguageModel
 from sae_sweeps.activations.synthetic import SyntheticWorld
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.schema import DataConfig, LayerConfig
+from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError
 
 
@@ -43,8 +44,7 @@ class TextSource:
     contexts_per_forward: int
 
     def __post_init__(self) -> None:
-        if self.data.train_on not in ("non_special", "all"):
-            raise ConfigError(f"data.train_on={self.data.train_on} is not known; choose non_special or all.")
+        check_values(self.data, "data")
         if self.contexts_per_forward < 1:
             raise ConfigError(
                 f"activations.harvest_batch={self.contexts_per_forward} is below 1; choose 32, for example."

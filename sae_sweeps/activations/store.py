@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,16 +29,16 @@ from sae_sweeps.activations.language_model import DTYPES, LanguageModel, load_la
 from sae_sweeps.activations.synthetic import SyntheticWorld
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.schema import ActivationsConfig, DataConfig, LayerConfig, ModelConfig, SyntheticConfig
+from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError, DamagedFile, DataError
 from sae_sweeps.storage.files import DiskFull, fsync_folder, naming_full_disk, write_bytes, write_json
 
 FORMAT_VERSION = 1
-MODES = ("auto", "memory", "disk", "stream")
 SHARD_BYTES = 128 * 2**20
-"""Size of a shard's activations, and so of what is held in memory while harvesting to disk."""
+"""Size of a shard's activations, and so the memory needed to harvest to disk."""
 
 Progress = Callable[[int], None]
-"""Called with the number of tokens harvested so far; what it raises ends the harvest cleanly."""
+"""Called with the number of tokens harvested so far; an exception that it raises ends the harvest cleanly."""
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Rows(Protocol):
 
 
 class ActivationStore(Protocol):
-    """What `open_activations` returns.
+    """Activations as `open_activations` returns them.
 
     Attributes:
         mode: memory, disk or stream.
@@ -117,7 +118,7 @@ def open_activations(
     """
     if num_tokens < 1:
         raise ConfigError(f"num_tokens={num_tokens} gives nothing to train on; choose at least 1.")
-    _check(activations)
+    check_values(activations, "activations")
     key = {**key, "split": split, "format_version": FORMAT_VERSION}
     place = Path(folder) / _short_hash(key)
     shared = _in_memory.get(place)
@@ -147,14 +148,41 @@ def open_activations(
     return stored
 
 
-class ResidentRows:
+class IndexedRows:
+    """The lists of `Rows` that follow from the tokens' columns, each made once."""
+
+    def _column(self, name: str) -> np.ndarray:
+        """sequence, position or role of every token, in memory [n_tokens]."""
+        raise NotImplementedError
+
+    def roles(self) -> np.ndarray:
+        return self._roles
+
+    def by_role(self) -> dict[int, np.ndarray]:
+        return self._by_role
+
+    def text_pairs(self) -> np.ndarray:
+        return self._text_pairs
+
+    @cached_property
+    def _roles(self) -> np.ndarray:
+        return self._column("role")
+
+    @cached_property
+    def _by_role(self) -> dict[int, np.ndarray]:
+        return {int(role): np.flatnonzero(self._roles == role) for role in np.unique(self._roles)}
+
+    @cached_property
+    def _text_pairs(self) -> np.ndarray:
+        return _find_text_pairs(self._column("sequence"), self._column("position"))
+
+
+class ResidentRows(IndexedRows):
     """Tokens in memory."""
 
     def __init__(self, batch: Batch):
         self.batch = batch
         self._starts: dict[int, np.ndarray] = {}
-        self._by_role: dict[int, np.ndarray] | None = None
-        self._text_pairs: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -167,18 +195,8 @@ class ResidentRows:
             self._starts[span] = _find_starts(self.batch.sequence, self.batch.position, span)
         return self._starts[span]
 
-    def roles(self) -> np.ndarray:
-        return self.batch.role.numpy()
-
-    def by_role(self) -> dict[int, np.ndarray]:
-        if self._by_role is None:
-            self._by_role = _rows_by_role(self.roles())
-        return self._by_role
-
-    def text_pairs(self) -> np.ndarray:
-        if self._text_pairs is None:
-            self._text_pairs = _find_text_pairs(self.batch.sequence.numpy(), self.batch.position.numpy())
-        return self._text_pairs
+    def _column(self, name: str) -> np.ndarray:
+        return getattr(self.batch, name).numpy()
 
 
 class MemoryStore(ResidentRows):
@@ -198,7 +216,7 @@ class MemoryStore(ResidentRows):
         return self
 
 
-class DiskStore:
+class DiskStore(IndexedRows):
     """All tokens in safetensors shards, mapped into memory and read by the page as they are picked.
 
     Each shard's checksum is verified once per process, when the shard is first touched.
@@ -216,9 +234,6 @@ class DiskStore:
         self._per_shard: int = self._shards_meta[0]["n_tokens"]
         self._shards: dict[int, Batch] = {}
         self._starts: dict[int, np.ndarray] = {}
-        self._roles: np.ndarray | None = None
-        self._by_role: dict[int, np.ndarray] | None = None
-        self._text_pairs: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.n_tokens
@@ -257,23 +272,7 @@ class DiskStore:
                 self._starts[span] = np.empty(0, np.int64) if empty else np.memmap(file, np.int64, "r")
         return self._starts[span]
 
-    def roles(self) -> np.ndarray:
-        if self._roles is None:
-            self._roles = self._column("role")
-        return self._roles
-
-    def by_role(self) -> dict[int, np.ndarray]:
-        if self._by_role is None:
-            self._by_role = _rows_by_role(self.roles())
-        return self._by_role
-
-    def text_pairs(self) -> np.ndarray:
-        if self._text_pairs is None:
-            self._text_pairs = _find_text_pairs(self._column("sequence"), self._column("position"))
-        return self._text_pairs
-
     def _column(self, name: str) -> np.ndarray:
-        """One small column of all shards, in memory [n_tokens]."""
         return np.concatenate([getattr(self._shard(n), name).numpy() for n in range(len(self._shards_meta))])
 
     def count(self, stop: int) -> int:
@@ -361,15 +360,6 @@ def _source(
     return TextSource(lm, layer, data, split, dtype, activations.harvest_batch)
 
 
-def _check(cfg: ActivationsConfig) -> None:
-    if cfg.mode not in MODES:
-        raise ConfigError(f"activations.mode={cfg.mode} is not known; choose one of {', '.join(MODES)}.")
-    if cfg.dtype != "auto" and cfg.dtype not in DTYPES:
-        raise ConfigError(f"activations.dtype={cfg.dtype} is not known; choose auto or one of {', '.join(DTYPES)}.")
-    if cfg.buffer_tokens < 1:
-        raise ConfigError(f"activations.buffer_tokens={cfg.buffer_tokens} is below 1; choose 262144, for example.")
-
-
 def _choose_mode(cfg: ActivationsConfig, size: int, folder: Path, on_disk: bool = False) -> str:
     if cfg.mode != "auto":
         return cfg.mode
@@ -432,10 +422,6 @@ def _find_starts(sequence: Tensor, position: Tensor, span: int) -> np.ndarray:
         position[ahead:] - position[: len(position) - ahead] == ahead
     )
     return np.flatnonzero(together.numpy()) if len(sequence) > ahead else np.empty(0, np.int64)
-
-
-def _rows_by_role(roles: np.ndarray) -> dict[int, np.ndarray]:
-    return {int(role): np.flatnonzero(roles == role) for role in np.unique(roles)}
 
 
 def _find_text_pairs(sequence: np.ndarray, position: np.ndarray) -> np.ndarray:

@@ -141,7 +141,7 @@ class AblationConfig:
     n_values: list[int] = field(default_factory=lambda: [2, 5, 10, 20, 50, 100, 500])
     """Numbers of features that are ablated."""
     train_rows: int = 4000
-    """Rows of SCR's tasks; a quarter of them is what each quadrant must give. Built-in data have 400."""
+    """Rows of SCR's tasks; each quadrant gives a quarter of them. Built-in data have 400."""
     test_rows: int = 1000
     """Likewise; built-in data have 200."""
     probe_epochs: int = 20
@@ -185,7 +185,7 @@ class UnlearningConfig:
     """Clamping of features that fire on text to forget and hardly on text to retain, judged by questions."""
 
     retain_thresholds: list[float] = field(default_factory=lambda: [0.001, 0.01])
-    """Features that fire on at least this share of the tokens to retain are left alone."""
+    """Features that fire on at least this share of the tokens to retain are not clamped."""
     n_features: list[int] = field(default_factory=lambda: [10, 20])
     multipliers: list[int] = field(default_factory=lambda: [25, 50, 100, 200])
     """A chosen feature that fires is clamped to minus this."""

@@ -26,8 +26,7 @@ from sae_sweeps.evaluation.batches import is_plain
 from sae_sweeps.evaluation.draws import stream, stream_seed
 from sae_sweeps.evaluation.judge import Judge, Messages
 from sae_sweeps.evaluation.result import Result
-from sae_sweeps.evaluation.shared import Shared, labelled
-from sae_sweeps.evaluation.sums import count_firing
+from sae_sweeps.evaluation.shared import Shared
 from sae_sweeps.storage.printing import print_line
 
 METRICS = {"autointerp_score": ("higher", "autointerp")}
@@ -152,8 +151,8 @@ def evaluate_autointerp(
             f"eval.autointerp.buffer={cfg.buffer}: contexts of {tokens_NL.shape[1]} tokens leave no room; lower it."
         )
     tokens_NL = tokens_NL[: max(1, cfg.total_tokens // tokens_NL.shape[1])]
-    counts = firing_counts(saes, tokens_NL, shared)
-    latents = {name: chosen_latents(count_F, cfg, seed) for name, count_F in counts.items()}
+    counts = shared.firing_counts("autointerp: features", saes, tokens_NL, shared.cfg.llm_batch)
+    latents = {name: chosen_latents(count_F.cpu(), cfg, seed) for name, count_F in counts.items()}
     values = activations_of(saes, latents, tokens_NL, shared)
     questions = {
         name: [
@@ -219,24 +218,10 @@ def result(
         "autointerp_score": mean(scores) if scores else float("nan"),
         "autointerp_std_dev": stdev(scores) if len(scores) > 1 else float("nan"),
     }
-    return labelled(
-        "autointerp", name, sae, shared, eval_config(shared, context), {"autointerp": metrics}, [],
-        {str(one["latent"]): one for one in kept}, warnings, more={"judge": cfg.model},
+    return shared.result(
+        "autointerp", name, sae, eval_config(shared, context), {"autointerp": metrics},
+        unstructured={str(one["latent"]): one for one in kept}, warnings=warnings, more={"judge": cfg.model},
     )  # fmt: skip
-
-
-@torch.no_grad()
-def firing_counts(saes: Mapping[str, ExportedSAE], tokens_NL: Tensor, shared: Shared) -> dict[str, Tensor]:
-    """On how many tokens that are not special each feature fires [d_sae]; one pass of the model for all SAEs."""
-    counts = {name: torch.zeros(sae.d_sae, device=sae.device) for name, sae in saes.items()}
-    shared.begin("autointerp: features", len(tokens_NL), "context")
-    for tokens_SL in tokens_NL.split(shared.cfg.llm_batch):
-        plain_SL = is_plain(tokens_SL, shared.lm.special_ids).to(shared.device)
-        x_nD = shared.lm.activations(tokens_SL, shared.layer)[plain_SL]
-        for name, sae in saes.items():
-            counts[name] += count_firing(sae.features(x_nD))[0]
-        shared.advance(len(tokens_SL))
-    return {name: count.cpu() for name, count in counts.items()}
 
 
 def chosen_latents(count_F: Tensor, cfg: AutointerpConfig, seed: int) -> list[int]:

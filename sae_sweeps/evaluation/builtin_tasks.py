@@ -25,7 +25,7 @@ ROW_CHARS = 240
 BLOCK_CHARS = 8000
 """Rows of one block are all in one split."""
 TEST_BLOCKS = 3
-"""One block in so many is for testing."""
+"""Every third block, by a hash, is for testing."""
 TRAIN_ROWS, TEST_ROWS, FINE_ROWS = 400, 200, 100
 """Most rows of a binary task, and of a fine class."""
 KINDS = ("prose", "code")

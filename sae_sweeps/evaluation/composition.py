@@ -33,7 +33,7 @@ TILE = 1024
 
 def composition(W_dec: Tensor, seed: int = 0) -> dict[str, float]:
     """composition_rate: share of the variance of the unit rows that the meta-SAE explains; composition_rate_random: of
-    as many random directions, so what is had by chance; distinct_features: rows that are not within a cosine of 0.9 of
+    as many random directions, for comparison; distinct_features: rows that are not within a cosine of 0.9 of
     an earlier one.
 
     W_dec [d_sae, d_in]; rows of zeros are left out, and of more than MOST_ROWS rows a seeded sample is taken for the

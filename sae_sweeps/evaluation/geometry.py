@@ -1,4 +1,4 @@
-"""How the decoder's rows lie to each other: cosines over all pairs, in tiles, so that [d_sae, d_sae] is never held."""
+"""Cosines between the decoder's rows, over all pairs in tiles, so that no [d_sae, d_sae] matrix is held."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 TILE = 1024
 BINS = 50
 BLOCK = 256
-"""Features whose cosines with each other are kept whole, the same ones at every look."""
+"""Features whose cosines with each other are all recorded, the same ones at every step."""
 SAMPLED = 1024
 """Rows from which the histogram is made, where there are more."""
 

@@ -1,4 +1,4 @@
-"""Multiple-choice questions that a language model answers right, put as SAEBench does or as continuations of a text."""
+"""Multiple-choice questions, as SAEBench prompts for them or as continuations of a text."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Candidates:
 
 
 def padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Rows filled up on the right with their last token, which nothing before it sees, and their lengths."""
+    """Rows padded on the right with their last token, and their lengths; no earlier token attends to padding."""
     longest = max(map(len, rows))
     return torch.tensor([row + [row[-1]] * (longest - len(row)) for row in rows]), torch.tensor([len(r) for r in rows])
 

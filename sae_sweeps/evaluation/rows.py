@@ -1,6 +1,6 @@
 """Rows of labelled text as activations, and the mean of an SAE's features over each row.
 
-Rows are tokenised alone, cut or padded to `context` tokens; special tokens count for nothing and are not stored. Means
+Rows are tokenised alone, cut or padded to `context` tokens; special tokens are neither counted nor stored. Means
 over tokens are all that probing, TPP and SCR need of an SAE: with an affine decoder, ablating features shifts a row's
 mean activation by the mean of those features times their decoder rows.
 """

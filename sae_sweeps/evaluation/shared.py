@@ -22,8 +22,10 @@ from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import EvalConfig
 from sae_sweeps.config.schema import DataConfig, LayerConfig
 from sae_sweeps.errors import DamagedFile
+from sae_sweeps.evaluation.batches import is_plain
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.rows import Rows, at_special_tokens, harvest_rows, mean_activations, mean_features
+from sae_sweeps.evaluation.sums import count_firing
 from sae_sweeps.evaluation.tasks import Pair, Source, Task
 from sae_sweeps.storage.digests import short_hash
 from sae_sweeps.storage.files import fsync_folder, naming_full_disk, temporary_beside
@@ -88,7 +90,7 @@ class Shared:
     world: SyntheticWorld | None = None
     """Where the activations are synthetic; `lm` is None then."""
     folders: Mapping[str, Path] = field(default_factory=dict)
-    """The `evals/` of each SAE, for what an evaluation keeps beside its result."""
+    """The `evals/` of each SAE, for files that an evaluation keeps beside its result."""
     _done: int = 0
 
     @property
@@ -118,6 +120,21 @@ class Shared:
         """Everything that determines the model's activations to the last bit."""
         how = {"dtype": self.llm_dtype, "device": self.device.type, "batch": self.cfg.llm_batch}
         return {"format": FORMAT, "model": self.model_digest, "layer": asdict(self.layer)} | how
+
+    @torch.no_grad()
+    def firing_counts(
+        self, stage: str, saes: Mapping[str, ExportedSAE], tokens_NL: Tensor, contexts_at_once: int
+    ) -> dict[str, Tensor]:
+        """Non-special tokens on which each feature fires [d_sae], from one pass of the model for all SAEs."""
+        counts = {name: torch.zeros(sae.d_sae, device=sae.device) for name, sae in saes.items()}
+        self.begin(stage, len(tokens_NL), "context")
+        for tokens_SL in tokens_NL.split(contexts_at_once):
+            plain_SL = is_plain(tokens_SL, self.lm.special_ids).to(self.device)
+            x_nD = self.lm.activations(tokens_SL, self.layer)[plain_SL]
+            for name, sae in saes.items():
+                counts[name] += count_firing(sae.features(x_nD))[0]
+            self.advance(len(tokens_SL))
+        return counts
 
     def rows_key(self, data: str | Pair) -> dict[str, Any]:
         """Everything that determines the rows of a data set, or of a pair of its classes."""
@@ -226,6 +243,12 @@ class Shared:
         """`features` of test rows, plus the features that fire on zeros at special tokens [R, d_sae]."""
         return self.features(name, sae, data, "test") + at_special_tokens(self.rows(data, "test"), sae)
 
+    def result(
+        self, evaluation: str, name: str, sae: ExportedSAE, eval_config: dict[str, Any], metrics: Any, **more: Any
+    ) -> Result:
+        """A `Result` of an SAE, with its cfg and the kind of data that it was measured on."""
+        return Result(evaluation, name, sae.cfg(), eval_config, metrics, data=self.source.kind, **more)
+
 
 def _name(data: str | Pair) -> str:
     return data.name if isinstance(data, Pair) else data
@@ -233,32 +256,3 @@ def _name(data: str | Pair) -> str:
 
 def _short(data: str | Pair) -> str:
     return _name(data).rpartition("/")[2]
-
-
-def labelled(
-    evaluation: str,
-    name: str,
-    sae: ExportedSAE,
-    shared: Shared,
-    eval_config: dict[str, Any],
-    metrics: Mapping[str, Mapping[str, float | None]],
-    details: list[dict[str, Any]],
-    unstructured: dict[str, Any],
-    warnings: list[str],
-    also: dict[str, float] | None = None,
-    more: dict[str, Any] | None = None,
-) -> Result:
-    """A result with the SAE's cfg and the kind of data that it was measured on."""
-    return Result(
-        evaluation,
-        name,
-        sae.cfg(),
-        eval_config,
-        {group: dict(of_group) for group, of_group in metrics.items()},
-        details,
-        unstructured,
-        warnings,
-        shared.source.kind,
-        also or {},
-        more or {},
-    )

@@ -19,7 +19,7 @@ from sae_sweeps.config.evaluations import EvalConfig, Evaluation
 from sae_sweeps.evaluation.draws import stream
 from sae_sweeps.evaluation.probes import BinaryTask, most_different, sparse_probe_accuracy, train_probes
 from sae_sweeps.evaluation.result import Result
-from sae_sweeps.evaluation.shared import Shared, labelled
+from sae_sweeps.evaluation.shared import Shared
 from sae_sweeps.evaluation.tasks import chosen
 from sae_sweeps.evaluation.tpp import average, rest_draws
 
@@ -104,20 +104,19 @@ def result(name: str, sae: ExportedSAE, shared: Shared, found: dict[str, PerClas
     others = {metric: value for metric, value in overall.items() if metric not in all_names}
     if not shared.cfg.probing.all_features:  # what SAEBench writes where it leaves the probe out
         per_dataset = {dataset: {"sae_test_accuracy": -1.0, **metrics} for dataset, metrics in per_dataset.items()}
-    return labelled(
+    return shared.result(
         "sparse_probing",
         name,
         sae,
-        shared,
         eval_config(shared.cfg, shared, list(found)),
         {side: {metric: overall.get(metric) for metric in names[side]} for side in names},
-        [
+        details=[
             {"dataset_name": f"{dataset}_results"} | {metric: metrics.get(metric) for metric in all_names}
             for dataset, metrics in per_dataset.items()
         ],
-        {f"{dataset}_results": metrics for dataset, metrics in found.items()},
-        doubts(sae, shared, found),
-        others,
+        unstructured={f"{dataset}_results": metrics for dataset, metrics in found.items()},
+        warnings=doubts(sae, shared, found),
+        also=others,
     )
 
 

@@ -22,7 +22,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two classes whose rows also differ in a second attribute: what SCR needs."""
+    """Two classes whose rows also differ in a second attribute, for SCR."""
 
     dataset: str
     classes: tuple[str, str]
