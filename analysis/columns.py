@@ -12,7 +12,7 @@ from sae_sweeps.errors import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
-UNSHOWN = ("outputs", "device", "title", "dry_run", "logger", "cluster", "activations", "tags", "arms")
+UNSHOWN = ("outputs", "device", "title", "dry_run", "logger", "cluster", "activations", "tags", "variants", "arms")
 """Keys and groups that say where and how a run was made, not what it is."""
 
 IDENTITY = ("model", "data")

@@ -1,7 +1,7 @@
 """Types of config fields that carry the rule of their values, as in `tau: Positive[float] = 0.1`.
 
 To OmegaConf and type checkers `Positive[float]` is a float; `check_values` of config/typed.py reads the rule. A rule of
-one field alone is written in place: `Annotated[int, at_least(2, "a correlation needs 2 tokens; give 32, say.")]`. None
+one field alone is written in place: `Annotated[int, at_least(2, "a correlation needs 2 tokens; give more.")]`. None
 keeps every rule. Values that exclude each other are found by the `check` of their config.
 """
 
@@ -30,6 +30,7 @@ def at_least(least: float, mend: str = "") -> Rule:
 Positive = Annotated[T, Rule(lambda value: value > 0, "must be above 0.")]
 NotNegative = Annotated[T, at_least(0, "must be 0 or more.")]
 AtLeastOne = Annotated[T, at_least(1)]
+SomePositive = Annotated[list[T], Rule(lambda values: bool(values) and min(values) > 0, "give numbers above 0.")]
 Share = Annotated[float, Rule(lambda value: 0 <= value <= 1, "must lie between 0 and 1.")]
 InnerShare = Annotated[float, Rule(lambda value: 0 < value < 1, "must lie between 0 and 1.")]
 PositiveShare = Annotated[float, Rule(lambda value: 0 < value <= 1, "must be above 0 and at most 1.")]

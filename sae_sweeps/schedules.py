@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.fields import Length, NotNegative, Positive, Share, at_least
@@ -28,6 +28,16 @@ def warm_up(length: float, step: int, total_steps: int) -> float:
     """A linear rise from 0 at the first step to 1 after `length`."""
     steps = steps_of(length, total_steps)
     return min(1.0, step / steps) if steps else 1.0
+
+
+def linear_k(k_start: int, k: int, step: int, total_steps: int) -> int:
+    """The whole number nearest to the line from k_start at the first step to k at the last."""
+    return round(k_start + (k - k_start) * min(1.0, step / (total_steps - 1))) if total_steps > 1 else k
+
+
+def smoothed(average: Any, value: Any, momentum: float) -> Any:
+    """Exponential moving average of numbers or tensors: momentum * average + (1 - momentum) * value."""
+    return momentum * average + (1 - momentum) * value
 
 
 def peak(value: Callable[[int], float], total_steps: int) -> float:
@@ -50,10 +60,10 @@ class Schedule:
         raise NotImplementedError
 
     def check(self) -> None:
-        """Raise ConfigError for values that cannot be meant together; each alone has its field's rule."""
+        """Raise ConfigError for values that exclude each other; a value alone is checked by its field's rule."""
 
     def plan_warnings(self, total_steps: int) -> list[str]:
-        """What a user should hear before training."""
+        """Warnings for the user before training."""
         return []
 
 
@@ -229,7 +239,7 @@ class _LearningRate:
         return min(1.0, (step + 1) / warmup) if warmup else 1.0
 
     def check(self) -> None:
-        """Raise ConfigError for values that cannot be meant together; each alone has its field's rule."""
+        """Raise ConfigError for values that exclude each other; a value alone is checked by its field's rule."""
 
 
 @dataclass

@@ -48,21 +48,21 @@ def strike(cluster: SlurmCluster, outputs: Path, draw: random.Random) -> str | N
     job = status(folder)["slurm_job_id"]
     blow = draw.choice(["scancel", "requeue", "warning", "kill", "preempt", "node", "controller"])
     if blow == "scancel":
-        cluster.ask("scancel", job, check=False)
+        cluster.call("scancel", job, check=False)
     elif blow == "requeue":
-        cluster.ask("scontrol", "requeue", job, check=False)
+        cluster.call("scontrol", "requeue", job, check=False)
     elif blow == "warning":
-        cluster.ask("scancel", "-s", "USR2", job, check=False)
+        cluster.call("scancel", "-s", "USR2", job, check=False)
     elif blow == "kill":
         try:
             kill_process_of(folder)
         except ProcessLookupError:
             return None
     elif blow == "preempt":
-        node = cluster.ask("squeue", "-h", "-r", "-o", "%N", "-j", job, check=False).strip()
+        node = cluster.call("squeue", "-h", "-r", "-o", "%N", "-j", job, check=False).strip()
         wanted = ["-w", node] if node else []
         options = ["--gpus-per-node=2", "-o", "/dev/null", "--wrap", "sleep 1"]
-        cluster.ask("sbatch", "-p", "urgent", *wanted, *options, check=False)
+        cluster.call("sbatch", "-p", "urgent", *wanted, *options, check=False)
     elif blow == "node":
         number = draw.randrange(3)
         cluster.stop_process(f"slurmd-n{number}")

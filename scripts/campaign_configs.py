@@ -39,7 +39,7 @@ NONSENSE = (
     "abc", "''", "' '", "[]", "[0]", "[1,2,3]", "[a,null]", "{}", "{a: 1}", "9223372036854775808", "1_000", "0x10",
     "1e3", "é", "../x", "a/b", "'x=y'", "'1,2'", "'${seed}'", "'a\nb'", "range(0,3)", "0.1,0.2", "choice(1,2)",
 )  # fmt: skip
-LEFT_OUT = ("hydra", "outputs", "device", "dry_run", "report", "cluster", "arms", "logger")
+LEFT_OUT = ("hydra", "outputs", "device", "dry_run", "report", "cluster", "variants", "arms", "logger")
 """Keys that say where things happen, and those that start other processes."""
 PATIENCE = 120
 """Seconds after which a command is left: it asked for much."""

@@ -24,9 +24,11 @@ from sae_sweeps.activations.sampler import Sampler
 from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.runs.batches import Batches, stream_of
 from sae_sweeps.runs.console import Console
-from sae_sweeps.runs.execute import Work, train_together
+from sae_sweeps.runs.execute import train_together
 from sae_sweeps.runs.inline import run_all
 from sae_sweeps.runs.session import RunSession
+from sae_sweeps.runs.signals import Stop
+from sae_sweeps.runs.task import Launch, RunTask
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
 from sae_sweeps.sweeps.plan import Plan, make_plan
@@ -55,23 +57,16 @@ def launched(plan: Plan, outputs: Path) -> None:
 
 
 def trained_together(plan: Plan, outputs: Path, session: RunSession) -> None:
-    works = []
+    launch, tasks = Launch(session, Console(), outputs, "sweep", Stop()), []
     for planned in plan.runs:
         folder = RunFolder(outputs / "runs" / planned.run_id)
         lease = Lease.acquire(folder)
         assert lease is not None
-        works.append(
-            Work(planned.run, planned.run_id, planned.title, folder, lease, lambda row: None, print, ended_well)
-        )
-    train_together(works, session, outputs / "activations")
-    for work in works:
-        assert work.trained
-        work.lease.release()
-
-
-def ended_well(error: Exception | None) -> None:
-    if error is not None:
-        raise error
+        tasks.append(RunTask(planned, folder, lease, launch))
+    train_together(tasks, session, outputs / "activations")
+    for task in tasks:
+        assert task.trained
+        task.lease.release()
 
 
 def one_pass(plan: Plan, cache: Path, session: RunSession) -> list[Any]:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(PROJECT / "tests" / "cluster"))
 
 from slurm_cluster import SlurmCluster, missing  # noqa: E402
 
-from sae_sweeps.cluster.observe import Observer  # noqa: E402
+from sae_sweeps.cluster.watch import SweepWatcher  # noqa: E402
 
 TINY = ["model=synthetic", "model.d_in=16", "d_sae=32", "batch_size=64", "num_tokens=640", "k=4", "eval=none"]
 
@@ -42,11 +42,11 @@ def cpu_of_look(sweep: Path, times: int = 5) -> float:
         now = os.times()
         return now.user + now.system + now.children_user + now.children_system
 
-    observer = Observer(sweep)
-    observer.look()
+    watcher = SweepWatcher(sweep)
+    watcher.poll()
     began = used()
     for _ in range(times):
-        observer.look()
+        watcher.poll()
     return (used() - began) / times
 
 

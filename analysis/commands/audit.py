@@ -7,27 +7,27 @@ LEVELS = ("error", "warning", "note")
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    words = commands.add_parser(
+    parser = commands.add_parser(
         "audit",
         help="what makes the comparison unsound",
         description="What makes a comparison unsound, by the rules of docs/analysis.md. The exit status is 1 where "
         "there is an error (with --strict: or a warning), 0 otherwise, 2 for a mistake in the command.",
     )
-    words.add_argument("paths", nargs="+", metavar="PATH", help="runs, sweeps, outputs, imports, reference")
-    words.add_argument("--format", choices=FORMATS, default="text", help="default: text")
-    words.add_argument("--level", choices=LEVELS, default="note", help="show findings of this level and worse")
-    words.add_argument("--strict", action="store_true", help="warnings count for the exit status too")
-    words.set_defaults(run=run)
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="runs, sweeps, outputs, imports, reference")
+    parser.add_argument("--format", choices=FORMATS, default="text", help="default: text")
+    parser.add_argument("--level", choices=LEVELS, default="note", help="show findings of this level and worse")
+    parser.add_argument("--strict", action="store_true", help="warnings count for the exit status too")
+    parser.set_defaults(run=run)
 
 
-def run(words: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     from analysis.auditing.audit import audit, varied_by
     from analysis.auditing.printing import tell
     from analysis.reading.records import records
 
-    full = records(words.paths)
-    findings = audit(full, varied_by(words.paths))
-    shown = [finding for finding in findings if LEVELS.index(finding.level) <= LEVELS.index(words.level)]
-    print(tell(shown, len(full), words.format))
-    counting = ("error", "warning") if words.strict else ("error",)
+    full = records(args.paths)
+    findings = audit(full, varied_by(args.paths))
+    shown = [finding for finding in findings if LEVELS.index(finding.level) <= LEVELS.index(args.level)]
+    print(tell(shown, len(full), args.format))
+    counting = ("error", "warning") if args.strict else ("error",)
     return int(any(finding.level in counting for finding in findings))

@@ -4,31 +4,31 @@ import argparse
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    words = commands.add_parser(
+    parser = commands.add_parser(
         "import",
         help="earlier notes, figures and SAEBench result files as records beside runs",
         description="Read run notes, figures (runs.json) and SAEBench's result files; write a record file for each, "
         "which every command then shows beside runs. The five studies' figures need no import: they are the path "
         "`reference`.",
     )
-    words.add_argument("files", nargs="+", metavar="FILE", help="notes, a runs.json, result files or folders of them")
-    words.add_argument(
+    parser.add_argument("files", nargs="+", metavar="FILE", help="notes, a runs.json, result files or folders of them")
+    parser.add_argument(
         "-o", "--output", metavar="PATH", help="a file ending in .json, or a folder (default: outputs/imported)"
     )
-    words.add_argument("--replace", action="store_true", help="replace a record file with other content")
-    words.set_defaults(run=run)
+    parser.add_argument("--replace", action="store_true", help="replace a record file with other content")
+    parser.set_defaults(run=run)
 
 
-def run(words: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     from analysis.reading.import_files import write_import
     from analysis.reading.sources import read_sources
     from sae_sweeps.errors import ConfigError
 
-    found = read_sources(words.files)
-    if words.output is not None and words.output.endswith(".json") and len(found) > 1:
-        raise ConfigError(f"-o {words.output}: there are {len(found)} imports and one file; give a folder.")
+    found = read_sources(args.files)
+    if args.output is not None and args.output.endswith(".json") and len(found) > 1:
+        raise ConfigError(f"-o {args.output}: there are {len(found)} imports and one file; give a folder.")
     for one in found:
-        path, how = write_import(one, words.output, words.replace)
+        path, how = write_import(one, args.output, args.replace)
         doubts = sum(len(run["warnings"]) for run in one.runs)
         said = f", {doubts} doubt{'s' * (doubts != 1)} (see `analysis audit`)" if doubts else ""
         runs = f"{len(one.runs)} run{'s' * (len(one.runs) != 1)}"

@@ -4,27 +4,29 @@ import argparse
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    words = commands.add_parser(
+    parser = commands.add_parser(
         "notes",
         help="run notes: what was varied, results, description, comparison, warnings",
         description="Run notes, one block per run; `import` reads them back.",
     )
-    words.add_argument("paths", nargs="+", metavar="PATH", help="runs, sweeps, outputs, imports, reference")
-    words.add_argument("-o", "--output", metavar="FILE", help="write there (default: print)")
-    words.add_argument("--baseline", metavar="RUN", help="a run id or title (default: the first run without a penalty)")
-    words.set_defaults(run=run)
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="runs, sweeps, outputs, imports, reference")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write there (default: print)")
+    parser.add_argument(
+        "--baseline", metavar="RUN", help="a run id or title (default: the first run without a penalty)"
+    )
+    parser.set_defaults(run=run)
 
 
-def run(words: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     from analysis.auditing.audit import varied_by
     from analysis.output.notes import notes
     from analysis.reading.records import records
     from sae_sweeps.storage.files import write_text
 
-    full = records(words.paths)
-    text = notes(full, words.baseline, tuple(varied_by(words.paths)))
-    if words.output is None:
+    full = records(args.paths)
+    text = notes(full, args.baseline, tuple(varied_by(args.paths)))
+    if args.output is None:
         print(text, end="")
     else:
-        write_text(words.output, text)
-        print(f"{len(full)} run{'s' * (len(full) != 1)} -> {words.output}")
+        write_text(args.output, text)
+        print(f"{len(full)} run{'s' * (len(full) != 1)} -> {args.output}")

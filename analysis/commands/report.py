@@ -7,42 +7,42 @@ from sae_sweeps.errors import ConfigError
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    words = commands.add_parser(
+    parser = commands.add_parser(
         "report",
         help="one self-contained HTML page: summary, audit, table, figures, every run",
         description="One self-contained HTML page that opens without a network: summary, audit, table, figures, runs.",
     )
-    words.add_argument("paths", nargs="+", metavar="PATH", help="a run or sweep folder, outputs, a results.json")
-    words.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help="report.html")
-    words.add_argument("--title", help="the page's title")
-    words.add_argument("--where", metavar="FILTER", help="runs to show, as in `table`")
-    words.add_argument("--sort", metavar="KEY", help="order of the table, as in `table`")
-    words.add_argument("--baseline", metavar="RUN", help="run that configs are compared with: an id or a filter")
-    words.add_argument("--figures", metavar="NAME,...", help="these figures (`plots --list` names them), or none")
-    words.add_argument("--runs", type=int, metavar="N", help="runs with a section of their own (60)")
-    words.add_argument("--interactive", action="store_true", help="add figures to hover over, by plotly; 5 MB")
-    words.set_defaults(run=run)
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="a run or sweep folder, outputs, a results.json")
+    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help="report.html")
+    parser.add_argument("--title", help="the page's title")
+    parser.add_argument("--where", metavar="FILTER", help="runs to show, as in `table`")
+    parser.add_argument("--sort", metavar="KEY", help="order of the table, as in `table`")
+    parser.add_argument("--baseline", metavar="RUN", help="run that configs are compared with: an id or a filter")
+    parser.add_argument("--figures", metavar="NAME,...", help="these figures (`plots --list` names them), or none")
+    parser.add_argument("--runs", type=int, metavar="N", help="runs with a section of their own (60)")
+    parser.add_argument("--interactive", action="store_true", help="add figures to hover over, by plotly; 5 MB")
+    parser.set_defaults(run=run)
 
 
-def run(words: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     from analysis.report.page import SECTIONS, write_report
 
-    if words.runs is not None and words.runs < 0:
-        raise ConfigError(f"--runs {words.runs}: write how many runs get a section, 0 or more.")
-    if words.output.is_dir():
-        raise ConfigError(f"-o {words.output}: that is a folder; name a file, such as report.html.")
+    if args.runs is not None and args.runs < 0:
+        raise ConfigError(f"--runs {args.runs}: write how many runs get a section, 0 or more.")
+    if args.output.is_dir():
+        raise ConfigError(f"-o {args.output}: that is a folder; name a file, such as report.html.")
     figures = None
-    if words.figures is not None:
-        figures = [name.strip() for name in words.figures.split(",") if name.strip() and name.strip() != "none"]
+    if args.figures is not None:
+        figures = [name.strip() for name in args.figures.split(",") if name.strip() and name.strip() != "none"]
     file = write_report(
-        words.paths,
-        words.output,
-        title=words.title,
-        where=words.where,
-        sort=words.sort,
-        baseline=words.baseline,
+        args.paths,
+        args.output,
+        title=args.title,
+        where=args.where,
+        sort=args.sort,
+        baseline=args.baseline,
         figures=figures,
-        runs=SECTIONS if words.runs is None else words.runs,
-        interactive=words.interactive,
+        runs=SECTIONS if args.runs is None else args.runs,
+        interactive=args.interactive,
     )
     print(f"report  {file}   ({file.stat().st_size / 1000:,.0f} kB)")

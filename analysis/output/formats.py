@@ -1,4 +1,4 @@
-"""A table's frame in every format. A further format is one function here."""
+"""A table in every format. A further format is one function here."""
 
 import io
 import json
@@ -10,12 +10,13 @@ from analysis.metrics import DIFFERENCES, STATISTICS
 from analysis.output.html import html_page
 from analysis.output.view import Shown, View, labels, view
 from analysis.tables.marks import best_rows, reached_rows
+from analysis.tables.table import Table
 from analysis.text import clean, csv_cell, latex_cell, markdown_cell, wrapped
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.storage.files import without_nonfinite
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 ENDINGS = {
     ".txt": "text", ".md": "markdown", ".csv": "csv", ".json": "json", ".svg": "svg", ".tex": "latex", ".html": "html",
@@ -24,8 +25,8 @@ ENDINGS = {
 """The format of a file by its ending."""
 
 
-def render(frame: "pd.DataFrame", format: str = "text", width: int | None = None, color: bool = False) -> str:
-    """A frame of `table` in one of FORMATS, without a final newline.
+def render(table: Table, format: str = "text", width: int | None = None, color: bool = False) -> str:
+    """A table in one of FORMATS, without a final newline.
 
     Text, markdown, latex and html show the metrics of FIRST unless columns were chosen; csv and json have all at full
     precision.
@@ -36,7 +37,7 @@ def render(frame: "pd.DataFrame", format: str = "text", width: int | None = None
     """
     if format not in FORMATS:
         raise ConfigError(f"format={format}: there is no such format; choose one of {', '.join(FORMATS)}.")
-    return FORMATS[format](frame, width, color).rstrip("\n")
+    return FORMATS[format](table, width, color).rstrip("\n")
 
 
 def format_of(path: str | Path) -> str:
@@ -53,10 +54,10 @@ GAP = "  "
 BOLD, DIM, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 
 
-def text(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
-    shown = view(frame)
+def text(table: Table, width: int | None, color: bool) -> str:
+    shown = view(table)
     left_out: list[str] = []
-    if width is not None and not frame.attrs.get("chosen") and "pivot" not in frame.attrs:
+    if width is not None and not table.columns_chosen and not table.pivot:
         while total_width(shown) > width and shown.columns[-1].column[0] in ("metrics", "difference"):
             left_out.insert(0, shown.columns.pop().name)
     lines = draw(shown, color)
@@ -125,14 +126,14 @@ def draw(shown: View, color: bool = False) -> list[str]:
     return lines
 
 
-def svg(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
+def svg(table: Table, width: int | None, color: bool) -> str:
     """The text table as a picture of a terminal; it names no font or address that a viewer would have to fetch."""
     import re
 
     from rich.console import Console
     from rich.text import Text
 
-    lines = Text(text(frame, width, color=False))
+    lines = Text(text(table, width, color=False))
     widest = max((line.cell_len for line in lines.split()), default=80)
     console = Console(file=io.StringIO(), record=True, width=widest, highlight=False)
     console.print(lines)
@@ -140,9 +141,9 @@ def svg(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
     return re.sub(r"@font-face \{[^}]*\}", "", picture).replace("Fira Code", "monospace")
 
 
-def markdown(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
+def markdown(table: Table, width: int | None, color: bool) -> str:
     """One header line: a group's name stands before the first of its columns."""
-    shown = view(frame)
+    shown = view(table)
     content, head, rule = [], [], []
     if any(shown.marks):
         content.append(shown.marks)
@@ -164,9 +165,9 @@ def markdown(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
     return "\n".join([*lines, *([""] if notes else []), *notes])
 
 
-def latex(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
+def latex(table: Table, width: int | None, color: bool) -> str:
     r"""A tabular for booktabs, the best in bold and a dagger where a target is reached; notes in small print below."""
-    shown = view(frame)
+    shown = view(table)
     aligns = "".join("r" if column.is_number else "l" for column in shown.columns)
     has_marks = any(shown.marks)
     lines = ["% \\usepackage{booktabs}", f"\\begin{{tabular}}{{{'l' if has_marks else ''}{aligns}}}", "\\toprule"]
@@ -180,7 +181,7 @@ def latex(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
         lines += [" & ".join(heads) + r" \\", " ".join(rules)]
     names = [latex_cell(column.name) for column in shown.columns]
     lines += [" & ".join([*([""] if has_marks else []), *names]) + r" \\", "\\midrule"]
-    for row in range(len(frame)):
+    for row in range(len(table.frame)):
         parts = [latex_cell(shown.marks[row])] if has_marks else []
         for column in shown.columns:
             word = latex_cell(column.words[row])
@@ -194,9 +195,10 @@ def latex(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
     return "\n".join(lines)
 
 
-def csv(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
+def csv(table: Table, width: int | None, color: bool) -> str:
     import csv
 
+    frame = table.frame
     names = labels(frame.columns)
     file = io.StringIO()
     out = csv.writer(file, lineterminator="\n")
@@ -205,14 +207,14 @@ def csv(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
     return file.getvalue()
 
 
-def to_json(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
+def to_json(table: Table, width: int | None, color: bool) -> str:
     """{"runs": [{run_id, ..., config: {}, metrics: {}}], "best": {metric: [run_id]}, "warnings": []}.
 
-    In a folded table a metric is {mean, std, n, ci_low, ci_high}; `differences` stand beside `metrics`; in a pivot
-    "rows" take the place of "runs". Further: `reached` (targets), `marks`, `unfit`, `notes` and `target_fvu`.
+    Of aggregated runs a metric is {mean, std, n, ci_low, ci_high}; with a baseline each run has `differences`; a pivot
+    has "rows" instead of "runs". Further: `reached` (targets), `marks`, `unfit`, `notes` and `target_fvu`.
     """
+    frame, runs = table.frame, []
     has_spread = any(kind == "std" for kind, _ in frame.columns)
-    runs = []
     for row in frame.itertuples(index=False, name=None):
         run: dict[str, Any] = {"run": {}, "config": {}, "metrics": {}}
         for (kind, name), value in zip(frame.columns, row, strict=True):
@@ -228,27 +230,32 @@ def to_json(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
             else:
                 run[kind][name] = value
         runs.append({**run.pop("run"), **run})
-    attrs = frame.attrs
-    is_pivot = "pivot" in attrs
-    content: dict[str, Any] = {"rows" if is_pivot else "runs": runs}
+    content: dict[str, Any] = {"rows" if table.pivot else "runs": runs}
     for name, rows_of in (("best", best_rows), ("reached", reached_rows)):
-        found = {column[1]: sorted(rows_of(frame, column)) for column in frame.columns if column[0] == "metrics"}
-        named = {metric: [row if is_pivot else runs[row]["run_id"] for row in rows] for metric, rows in found.items()}
+        found = {column[1]: sorted(rows_of(table, column)) for column in frame.columns if column[0] == "metrics"}
+        named = {
+            metric: [row if table.pivot else runs[row]["run_id"] for row in rows] for metric, rows in found.items()
+        }
         content[name] = {metric: rows for metric, rows in named.items() if rows}
-    content["warnings"] = attrs.get("warnings", [])
-    for name in ("notes", "marks", "target_fvu", "pivot", "baseline", "folded"):
-        if attrs.get(name):
-            content[name] = attrs[name]
-    if attrs.get("unfit") and not is_pivot:
-        content["unfit"] = attrs["unfit"]
+    content["warnings"] = table.warnings
+    more = {
+        "notes": table.notes,
+        "marks": table.levels,
+        "target_fvu": table.target_fvu,
+        "pivot": table.pivot and table.pivot.metric,
+        "baseline": table.baseline,
+        "folded": table.aggregated,
+        "unfit": table.unfit,
+    }
+    content |= {name: value for name, value in more.items() if value}
     return json.dumps(without_nonfinite(content), indent=2, allow_nan=False)
 
 
-def html(frame: "pd.DataFrame", width: int | None, color: bool) -> str:
-    return html_page(frame)
+def html(table: Table, width: int | None, color: bool) -> str:
+    return html_page(table)
 
 
-FORMATS: dict[str, Callable[["pd.DataFrame", int | None, bool], str]] = {
+FORMATS: dict[str, Callable[[Table, int | None, bool], str]] = {
     "text": text,
     "markdown": markdown,
     "csv": csv,

@@ -1,4 +1,4 @@
-"""A table's frame as HTML: a fragment for a page, and a page of its own that needs nothing from anywhere.
+"""A table as HTML: a fragment for a page, and a page of its own that needs nothing from anywhere.
 
 Names and texts from runs are data: each is cleaned and escaped, and no attribute but `title` and `data-v` holds any.
 """
@@ -8,10 +8,11 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from analysis.output.view import BEST, REACHED, Shown, view
+from analysis.tables.table import Table
 from analysis.text import clean
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 TABLE_CSS = """
 .runs { overflow-x: auto; margin: 0 0 1rem; }
@@ -68,13 +69,13 @@ document.querySelectorAll(".runs table").forEach(table => {
 """Sorts by a header's button (click, Enter or blank), the best first where more is better; empty cells stay last."""
 
 
-def html_table(frame: "pd.DataFrame", links: Mapping[str, str] | None = None) -> str:
+def html_table(table: Table, links: Mapping[str, str] | None = None) -> str:
     """The table and its notes as a fragment; the page has TABLE_CSS in a style and TABLE_JS in a script at its end.
 
     Args:
         links: an address for run ids (`#run-...` in a report).
     """
-    shown = view(frame)
+    shown = view(table)
     links = links or {}
     has_marks, starts, at = any(shown.marks), set(), 0
     groups = ["<th></th>"] if has_marks else []
@@ -89,7 +90,7 @@ def html_table(frame: "pd.DataFrame", links: Mapping[str, str] | None = None) ->
         head(c.name, c.column[1], kind(c, at in starts), c.higher_is_better) for at, c in enumerate(shown.columns)
     ]
     lines = [f"<tr class=groups>{''.join(groups)}</tr>", f"<tr>{''.join(heads)}</tr>", "</thead>", "<tbody>"]
-    for row in range(len(frame)):
+    for row in range(len(table.frame)):
         parts = [f'<td data-v="{shown.marks[row]}">{shown.marks[row]}</td>'] if has_marks else []
         parts += [body(c, row, kind(c, at in starts), links) for at, c in enumerate(shown.columns)]
         lines.append(f"<tr>{''.join(parts)}</tr>")
@@ -102,7 +103,7 @@ def html_table(frame: "pd.DataFrame", links: Mapping[str, str] | None = None) ->
     )
 
 
-def html_page(frame: "pd.DataFrame", title: str = "Runs") -> str:
+def html_page(table: Table, title: str = "Runs") -> str:
     """A page of its own. Its policy forbids the browser to fetch anything."""
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     style = ":root { color-scheme: light dark; } body { font: 15px/1.4 system-ui, sans-serif; margin: 1rem; }"
@@ -118,7 +119,7 @@ def html_page(frame: "pd.DataFrame", title: str = "Runs") -> str:
             f"<style>{style}{TABLE_CSS}</style>",
             "</head>",
             "<body>",
-            html_table(frame),
+            html_table(table),
             f"<script>{TABLE_JS}</script>",
             "</body>",
             "</html>",

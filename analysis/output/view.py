@@ -1,6 +1,6 @@
 """What people are shown of a table's frame in any format: which columns, short headers in groups, cells, notes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.metrics import FIRST, STATISTICS, TARGETS, Column, direction, group, short_name
 from analysis.tables.marks import best_rows, reached_rows
+from analysis.tables.table import Table
 from analysis.text import cell, clean, interval, signed, with_spread
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 SHORT_KEYS = {"layer.index": "layer"}
 """Keys whose last component says little."""
@@ -87,36 +88,34 @@ def name_of(column: Shown) -> str:
     return column.group if column.column[1] not in TARGETS else column.column[1]
 
 
-def view(frame: "pd.DataFrame", columns: Sequence[Column] | None = None) -> View:
-    """The frame of `table` as people are shown it: `columns`, by default `shown_columns`."""
-    columns = shown_columns(frame) if columns is None else list(columns)
-    pivot = "pivot" in frame.attrs
+def view(table: Table) -> View:
+    """A table as people are shown it."""
+    frame, columns = table.frame, shown_columns(table)
     names = labels([*columns, *(column for column in frame.columns if column[0] == "metrics")], short=True)
     shown = [
         Shown(
             column=column,
             name=clean(names[column]),
-            group=clean(group_of(frame, column)),
-            words=cells(frame, column),
-            best=best_rows(frame, column),
-            reached=reached_rows(frame, column),
+            group=clean(group_of(table, column)),
+            words=cells(table, column),
+            best=best_rows(table, column),
+            reached=reached_rows(table, column),
             values=list(frame[column]),
         )
         for column in columns
     ]
-    levels = [] if pivot else [frame.attrs.get("marks", {}).get(run_id) for run_id in frame["run", "run_id"]]
-    marks = [MARKS.get(level or "", "") for level in levels]
-    if pivot or set(marks) == {MARKS["warning"]}:  # of every run alike: the sentences say it
+    marks = [MARKS.get(table.levels.get(run_id, ""), "") for run_id in ([] if table.pivot else frame["run", "run_id"])]
+    if table.pivot or set(marks) == {MARKS["warning"]}:  # of every run alike: the sentences say it
         marks = [""] * len(frame)
-    notes = [told] if (told := told_target(frame, columns)) else []
-    notes += [*frame.attrs.get("notes", []), *told_unfit(frame, shown)]
-    return View(shown, marks, notes, list(frame.attrs.get("warnings", [])))
+    notes = [*target_note(table, columns), *table.notes, *unfit_note(table, shown)]
+    return View(shown, marks, notes, table.warnings)
 
 
-def shown_columns(frame: "pd.DataFrame") -> list[Column]:
+def shown_columns(table: Table) -> list[Column]:
     """The run, what differs, FIRST, tokens or steps that differ, each with its difference; or what was chosen."""
+    frame = table.frame
     there = [column for column in frame.columns if column[0] not in BESIDE and column != ("run", "runs")]
-    if frame.attrs.get("chosen") or "pivot" in frame.attrs:
+    if table.columns_chosen or table.pivot:
         return there
     has_keys = any(kind == "config" for kind, _ in there)
 
@@ -133,10 +132,10 @@ def shown_columns(frame: "pd.DataFrame") -> list[Column]:
     return [column for column in there if shown(column)]
 
 
-def group_of(frame: "pd.DataFrame", column: Column) -> str:
+def group_of(table: Table, column: Column) -> str:
     kind, name = column
-    if "pivot" in frame.attrs:
-        return frame.attrs["pivot"] if kind == "metrics" else ""
+    if table.pivot:
+        return table.pivot.metric if kind == "metrics" else ""
     return {"run": "", "config": "config"}.get(kind) or ("" if kind == "run" else group(name))
 
 
@@ -170,14 +169,13 @@ def labels(columns: Iterable[Column], short: bool = False) -> dict[Column, str]:
     return result
 
 
-def cells(frame: "pd.DataFrame", column: Column) -> list[str]:
+def cells(table: Table, column: Column) -> list[str]:
     """A column's values in a few characters each; with spread, number and interval where runs are folded."""
-    kind, name = column
+    (kind, name), frame = column, table.frame
     values = list(frame[column])
     if column == ("run", "state"):
-        steps = frame.attrs.get("steps", {})
         return [
-            progress(state, *steps.get(run, (None, None)))
+            progress(state, *table.progress.get(run, (None, None)))
             for run, state in zip(frame["run", "run_id"], values, strict=True)
         ]
     if column == ("run", "run_id") and ("run", "runs") in frame.columns:
@@ -196,22 +194,20 @@ def cells(frame: "pd.DataFrame", column: Column) -> list[str]:
     return [cell(value, "whole" if whole else "number") for value in values]
 
 
-def told_target(frame: "pd.DataFrame", columns: Iterable[Column]) -> str | None:
-    """What the convergence columns speak of, where any is shown."""
+def target_note(table: Table, columns: Iterable[Column]) -> list[str]:
+    """To which held-out fvu the convergence columns are measured, where any is shown."""
     names = [name for kind, name in columns if kind == "metrics" and name.endswith("_to_fvu")]
-    return f"{', '.join(names)}: to a held-out fvu of {frame.attrs['target_fvu']:.4g}" if names else None
+    return [f"{', '.join(names)}: to a held-out fvu of {table.target_fvu:.4g}"] if names else []
 
 
-def told_unfit(frame: "pd.DataFrame", shown: Iterable[Shown]) -> list[str]:
+def unfit_note(table: Table, shown: Iterable[Shown]) -> list[str]:
     """Which rows are never marked best or as reaching a target, and why; nothing where no column could mark any."""
-    unfit: dict[Any, str] = frame.attrs.get("unfit", {})
-    if not unfit or not any(column.column[0] == "metrics" for column in shown):
+    of_cells = table.pivot.unfit if table.pivot else {}
+    reasons = [*table.unfit.items(), *((name, why) for (_, name), why in of_cells.items())]
+    if not reasons or not any(column.column[0] == "metrics" for column in shown):
         return []
-    told = [
-        f"{clean(cell[1]) if isinstance(cell, tuple) else clean(cell)} ({reason})" for cell, reason in unfit.items()
-    ]
-    more = f" and {len(told) - MANY} more" if len(told) > MANY else ""
-    return [f"never marked best: {', '.join(told[:MANY])}{more}"]
+    more = f" and {len(reasons) - MANY} more" if len(reasons) > MANY else ""
+    return [f"never marked best: {', '.join(f'{clean(name)} ({why})' for name, why in reasons[:MANY])}{more}"]
 
 
 def progress(state: str, step: float | None, total_steps: float | None) -> str:

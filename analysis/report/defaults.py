@@ -1,12 +1,15 @@
-"""What each key is where nobody sets it: the groups' own files in conf/."""
+"""What each key is where no command sets it: the groups' files in conf/ over the defaults of the schema."""
 
 import re
 from functools import cache
 from typing import Any
 
+import yaml
+
 from analysis.reading.configs import flat_config, read_yaml
+from sae_sweeps.config.content import content
 from sae_sweeps.config.paths import config_dir
-from sae_sweeps.errors import DamagedFile
+from sae_sweeps.config.schema import RootConfig
 
 ALWAYS = {"train": "default", "activations": "default"}
 """Groups with one choice, which the config does not name."""
@@ -16,31 +19,28 @@ TOP = re.compile(r"\$\{top:\w+,(.*)\}")
 
 @cache
 def file_of(group: str, choice: str) -> dict[str, Any]:
-    """Dotted keys of conf/GROUP/CHOICE.yaml; empty where there is no such file. Names come from runs: no paths."""
+    """Dotted keys of a choice with their values; empty where there is no such file. Names come from runs: no paths."""
     path = config_dir() / group / f"{choice}.yaml"
     if not re.fullmatch(r"[\w-]+", choice) or not re.fullmatch(r"\w+", group) or not path.is_file():
         return {}
     try:
-        content = read_yaml(path)
-    except DamagedFile:
+        found = content(path)
+    except (OSError, ValueError, yaml.YAMLError):
         return {}
-    packaged = content.get(group)
-    inside = packaged if isinstance(packaged, dict) else content
-    inside = {key: plain(value) for key, value in inside.items() if key not in ("defaults", "hydra")}
-    return flat_config(inside, group)
+    return flat_config({key: plain(value) for key, value in found.items()}, group)
 
 
 @cache
 def top_level() -> dict[str, Any]:
-    """Keys of conf/config.yaml, and the group choices of its defaults list."""
+    """Keys at the top level with their values, and the group choices of conf/config.yaml."""
     path = config_dir() / "config.yaml"
     if not path.is_file():
         return {}
-    content = read_yaml(path)
-    choices = [item for item in content.pop("defaults", []) if isinstance(item, dict)]
-    content.pop("hydra", None)
+    found = {key: value for key, value in vars(RootConfig()).items() if not isinstance(value, dict)} | read_yaml(path)
+    choices = [item for item in found.pop("defaults", []) if isinstance(item, dict)]
+    found.pop("hydra", None)
     named = {key: value for item in choices for key, value in item.items() if not key.startswith("override")}
-    return flat_config(content) | {key: value for key, value in named.items() if value is not None}
+    return flat_config(found) | {key: value for key, value in named.items() if value is not None}
 
 
 def defaults_of(config: dict[str, Any]) -> dict[str, Any]:
@@ -64,8 +64,6 @@ def defaults_of(config: dict[str, Any]) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """`${top:k,32}` as 32: what holds where the top level says nothing."""
     if isinstance(value, str) and (match := TOP.fullmatch(value)):
-        import yaml
-
         return yaml.safe_load(match[1])
     return value
 

@@ -1,6 +1,7 @@
 """The report: one HTML file that needs nothing beside it."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from analysis.report.figures import DEFAULT, FEW, MANY, pictures
 from analysis.report.runs import Section, common_provenance, section, values_of
 from analysis.report.summary import sentences
 from analysis.tables.baseline import baseline_row
-from analysis.tables.table import compared, load, unfit_runs
+from analysis.tables.compare import compared, load, unfit_runs
 from analysis.text import clean
 from sae_sweeps.storage.files import write_text
 
@@ -77,9 +78,10 @@ def report(
     """The page as text; arguments as in `write_report`."""
     places = [Path(path) for path in paths]
     names = known(figures) if figures is not None else None
-    full = load(places, where)
+    loaded = load(places, where)
+    full = loaded.frame
     study = Study(full)
-    frame = compared(full, sort=sort, columns=titled_columns(full))
+    table = compared(loaded, sort=sort, columns=titled_columns(full))
     compared_with = base_row(full, baseline)
     chosen = rows_with_sections(study, runs)
     sections = sections_of(study, chosen, compared_with)
@@ -90,10 +92,10 @@ def report(
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "live": sum(state in ("queued", "running") for state in states),
         "summary": sentences(study, unfit_runs(full)),
-        "findings": findings(full),
+        "findings": findings(full, loaded.varied),
         "said": SAID,
         "unfolded": UNFOLDED,
-        "table": html_table(without_warnings(frame), links),
+        "table": html_table(replace(table, warnings=[]), links),  # the audit lists them,
         "table_css": TABLE_CSS,
         "table_js": TABLE_JS,
         "sections": sections,
@@ -133,10 +135,10 @@ def title_of(paths: Sequence[Path]) -> str:
     return f"Report of {', '.join(path.resolve().name for path in paths[:3])}" + (" ..." if len(paths) > 3 else "")
 
 
-def findings(full: "pd.DataFrame") -> list[tuple[str, str, list[str]]]:
+def findings(full: "pd.DataFrame", varied: set[str]) -> list[tuple[str, str, list[str]]]:
     """Level, code and sentences of all that the audit finds; the sentences of one rule stand together."""
     found: dict[tuple[str, str], list[str]] = {}
-    for finding in audit(full, full.attrs.get("varied", ())):
+    for finding in audit(full, varied):
         found.setdefault((finding.level, finding.code), []).append(finding.told(len(full)))
     return [(level, code, sentences) for (level, code), sentences in found.items()]
 
@@ -149,13 +151,6 @@ def titled_columns(full: "pd.DataFrame") -> list[str] | None:
     metrics = [name for name in FIRST if ("metrics", name) in full.columns]
     state = ["state"] if set(full["run", "state"]) != {"completed"} else []
     return ["title", *state, *metrics, *(name for _, name in keys)]
-
-
-def without_warnings(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """The frame for a table that stands beside the audit, which says them."""
-    frame = frame.copy(deep=False)
-    frame.attrs = frame.attrs | {"warnings": []}
-    return frame
 
 
 def base_row(full: "pd.DataFrame", baseline: str | None) -> int | None:

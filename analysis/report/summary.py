@@ -8,6 +8,7 @@ from analysis.metrics import FIRST, TARGETS, direction
 from analysis.output.view import labels
 from analysis.plots.study import Study
 from analysis.tables.marks import best_rows
+from analysis.tables.table import Table
 from analysis.text import cell, clean
 from sae_sweeps.config.evaluations import BUILTIN
 
@@ -28,8 +29,7 @@ def sentences(study: Study, unfit: dict[str, str]) -> list[str]:
     unfit: runs that are never called best, by id, and why.
     """
     full = study.full
-    frame = full.copy(deep=False)
-    frame.attrs = {"unfit": unfit}
+    table = Table(full, unfit=unfit)
     said = [states(full)]
     said += [told] if (told := varied(full)) else []
     said += [told] if (told := shared(full)) else []
@@ -38,7 +38,7 @@ def sentences(study: Study, unfit: dict[str, str]) -> list[str]:
     for name in FIRST:
         if name in ("l0", "penalty_loss", "tokens_to_fvu", "seconds_to_fvu") or ("metrics", name) not in full.columns:
             continue
-        said += [told] if (told := best(study, frame, name)) else []
+        said += [told] if (told := best(study, table, name)) else []
     return said + targets(full)
 
 
@@ -69,9 +69,9 @@ def shared(full: "pd.DataFrame") -> str:
     return f"The same in all: {', '.join(told)}." if told else ""
 
 
-def best(study: Study, frame: "pd.DataFrame", name: str) -> str:
+def best(study: Study, table: Table, name: str) -> str:
     """The best of a metric, and whether arms differ by more than their seeds do."""
-    rows = best_rows(frame, ("metrics", name))
+    rows = best_rows(table, ("metrics", name))
     column = study.column(name)
     if not rows or len(rows) == len(column):
         return ""

@@ -1,11 +1,14 @@
 """Runs that differ in a few keys alone as one row: mean, spread and number."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from analysis.columns import UNSHOWN, identity, of_kind, varies
+from analysis.columns import UNSHOWN, find_column, identity, of_kind, varies
 from analysis.metrics import BUDGETS, Column
+from analysis.tables.table import Table
 from analysis.text import clean
+from sae_sweeps.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -13,22 +16,58 @@ if TYPE_CHECKING:
 CONFIDENCE = 0.95
 
 
-def fold(full: "pd.DataFrame", keys: Sequence[Column]) -> tuple["pd.DataFrame", list[list[int]]]:
-    """Runs that differ in `keys` alone become one row: `metrics` holds their mean, STATISTICS what stands beside it.
+def aggregated(table: Table, words: Sequence[str]) -> tuple[Table, list[list[int]]]:
+    """The table of runs with those as one row that differ in the named keys alone; each row's runs as row numbers.
 
-    Runs that differ in anything else that makes a run what it is, in tokens or in steps stay apart; so do unfinished
-    runs and runs without the keys. Returns the frame, its rows in the order of their first run, and each row's runs as
-    row numbers of `full`.
+    `metrics` holds their mean, with STATISTICS beside it. Runs that differ in any other key of what was trained, in
+    tokens or in steps are rows of their own; so are unfinished runs and runs without the keys. Rows are in the order
+    of their first run, to which levels and reasons of its other runs go. Raises ConfigError for what is no config key.
     """
-    import pandas as pd
+    full = table.frame
+    keys = [find_column(full, word) for word in words]
+    for word, (kind, _) in zip(words, keys, strict=True):
+        if kind != "config":
+            raise ConfigError(f"--aggregate {clean(word)}: that is no config key; name one, such as seed.")
+    members = members_of(full, keys)
+    frame = aggregated_frame(full, keys, members)
+    names = ", ".join(clean(word) for word in words)
+    warnings = [*table.warnings, *repeated(full, keys, members)]
+    if len(members) == len(full) > 1:
+        warnings.append(f"nothing is aggregated: no two completed runs differ in {names} alone.")
+    note = f"mean ± standard deviation (runs) over {names}; 95 % intervals: --format csv, json"
+    return replace(
+        table,
+        frame=frame,
+        notes=[*table.notes, note],
+        warnings=warnings,
+        levels=of_rows(frame, table.levels),
+        unfit=of_rows(frame, table.unfit),
+        aggregated=[name for _, name in keys],
+    ), members
 
+
+def of_rows(frame: "pd.DataFrame", of_runs: dict[str, str]) -> dict[str, str]:
+    """A level or reason for the first run of each row: `error` if any of its runs has it, else that of its first."""
+    found = {}
+    for first, runs in zip(frame["run", "run_id"], frame["run", "runs"], strict=True):
+        if own := [of_runs[run] for run in runs if run in of_runs]:
+            found[first] = "error" if "error" in own else own[0]
+    return found
+
+
+def members_of(full: "pd.DataFrame", keys: Sequence[Column]) -> list[list[int]]:
+    """The row numbers of the runs of each aggregate."""
     signatures = signatures_of(full, keys)
     present = [all(identity(value) != ("absent",) for value in row) for row in full[list(keys)].to_numpy()]
     together: dict[Any, list[int]] = {}
     for row, (state, signature) in enumerate(zip(full["run", "state"], signatures, strict=True)):
         mergeable = state == "completed" and present[row]
-        together.setdefault(signature if mergeable else ("alone", row), []).append(row)
-    members = list(together.values())
+        together.setdefault(signature if mergeable else ("single", row), []).append(row)
+    return list(together.values())
+
+
+def aggregated_frame(full: "pd.DataFrame", keys: Sequence[Column], members: list[list[int]]) -> "pd.DataFrame":
+    import pandas as pd
 
     first = full.iloc[[rows[0] for rows in members]].reset_index(drop=True)
     kept = [column for column in first.columns if column[0] != "metrics" and column not in keys]
@@ -41,17 +80,13 @@ def fold(full: "pd.DataFrame", keys: Sequence[Column]) -> tuple["pd.DataFrame", 
         [list(dict.fromkeys(w for row in rows for w in warnings[row])) for rows in members]
     )
     labels = labels_of(members, len(full))
-    return pd.concat([head, statistics(full[of_kind(full, "metrics")], labels)], axis=1), members
+    return pd.concat([head, statistics(full[of_kind(full, "metrics")], labels)], axis=1)
 
 
 def signatures_of(full: "pd.DataFrame", keys: Sequence[Column]) -> list[tuple]:
-    """For each run what it is apart from `keys`: config, tokens, steps and source, as far as runs differ in them."""
-    told = [
-        column
-        for column in of_kind(full, "config")
-        if column not in keys and column[1].partition(".")[0] not in UNSHOWN
-    ]
-    found = full[told].to_numpy().T if told else []
+    """For each run its config without `keys`, tokens, steps and source, as far as runs differ in them."""
+    own = [c for c in of_kind(full, "config") if c not in keys and c[1].partition(".")[0] not in UNSHOWN]
+    found = full[own].to_numpy().T if own else []
     columns: list[list[Any]] = [[identity(value) for value in values] for values in found if varies(values)]
     columns += [budget_of(full, metric) for metric in BUDGETS]
     columns.append([identity(value) for value in full["run", "source"]])
@@ -95,14 +130,14 @@ def statistics(metrics: "pd.DataFrame", labels: list[int]) -> "pd.DataFrame":
 
 
 def repeated(full: "pd.DataFrame", keys: Sequence[Column], members: Sequence[Sequence[int]]) -> list[str]:
-    """What makes a fold count more than there is: equal values of the folded keys within a row; a sentence each."""
+    """A sentence for each row that has runs of equal keys, which are no repetitions."""
     found = []
     values = [tuple(map(identity, row)) for row in full[list(keys)].to_numpy()]
     ids, names = list(full["run", "run_id"]), ", ".join(clean(key) for _, key in keys)
     for rows in members:
         if len({values[row] for row in rows}) < len(rows):
             who = ", ".join(ids[row] for row in rows[:3]) + (" ..." if len(rows) > 3 else "")
-            found.append(f"{who}: folded runs of equal {names}, so their spread and interval are too small.")
+            found.append(f"{who}: aggregated runs of equal {names}, so their spread and interval are too small.")
     return found
 
 

@@ -1,22 +1,38 @@
 """The row that others are compared with, and their differences to it."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from analysis.columns import differing, of_kind
 from analysis.metrics import BUDGETS, DIFFERENCES
 from analysis.tables.aggregate import CONFIDENCE
+from analysis.tables.table import Table
+from analysis.tables.where import Where
 from analysis.text import clean
 from sae_sweeps.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
-from analysis.tables.where import Where
+
+
+def against_baseline(table: Table, full: "pd.DataFrame", members: list[list[int]], text: str) -> Table:
+    """The table with the differences to a row.
+
+    Args:
+        full: all runs, whose columns a filter may name.
+        members: of each row its runs, as row numbers of `full`.
+        text: a run id, its beginning, or a filter.
+    """
+    row = baseline_row(full, members, text)
+    note = f"differences to {described(table.frame, row)}" + (", with 95 % intervals (Welch)" * bool(table.aggregated))
+    frame = with_differences(table.frame, row)
+    return replace(table, frame=frame, baseline=frame["run", "run_id"].iloc[row], notes=[*table.notes, note])
 
 
 def with_differences(frame: "pd.DataFrame", row: int) -> "pd.DataFrame":
     """The frame with each metric's difference to that of `row`, the baseline, which has none itself.
 
-    Where runs are folded, `difference_low` and `difference_high` bound it with 95 % confidence by Welch's t of two
+    Where runs are aggregated, `difference_low` and `difference_high` bound it with 95 % confidence by Welch's t of two
     means with unequal variances (degrees of freedom by Welch and Satterthwaite); nan where either is of a single run.
     """
     import numpy as np
@@ -61,12 +77,12 @@ def baseline_row(full: "pd.DataFrame", members: list[list[int]], text: str) -> i
     rows = [number for number, runs in enumerate(members) if meant & set(runs)]
     if len(rows) != 1:
         what = f"{len(rows)} rows match" if rows else "no run matches"
-        raise ConfigError(f"--baseline {clean(text)!r}: {what}; name one row, or fold what it differs in.")
+        raise ConfigError(f"--baseline {clean(text)!r}: {what}; name one row, or --aggregate what they differ in.")
     return rows[0]
 
 
 def described(frame: "pd.DataFrame", row: int) -> str:
-    """A row by its run id and the keys that tell it from others."""
+    """A row by its run id and its values of the keys that differ."""
     keys = ((name.rpartition(".")[2], frame[kind, name].iloc[row]) for kind, name in differing(frame))
-    told = ", ".join(f"{key} {clean(value)}" for key, value in keys if value is not None and value == value)
-    return clean(frame["run", "run_id"].iloc[row]) + (f" ({clean(told, 100)})" if told else "")
+    values = ", ".join(f"{key} {clean(value)}" for key, value in keys if value is not None and value == value)
+    return clean(frame["run", "run_id"].iloc[row]) + (f" ({clean(values, 100)})" if values else "")

@@ -1,26 +1,29 @@
 """One metric by the values of two keys."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from analysis.columns import differing, find_column, identity, sort_key
 from analysis.metrics import BUDGETS, STATISTICS, Column
 from analysis.tables.aggregate import budget_of, labels_of, objects, statistics
+from analysis.tables.table import Pivot, Table
 from analysis.text import cell, clean
 from sae_sweeps.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Cells = dict[tuple[int, str], list[int]]
+"""The runs of each cell, as row numbers, by the cell's row and its column's name."""
 
-def pivot(full: "pd.DataFrame", rows: str, columns: str, value: str) -> "pd.DataFrame":
+
+def pivoted(table: Table, rows: str, columns: str, value: str) -> Table:
     """`value`, a metric, by two keys: a row for each value of one, a column for each of the other, runs averaged.
 
-    The row key stands under `config`, the cells as metrics named `key=value` with STATISTICS beside them; `attrs` has
-    the metric (`pivot`), the runs in each cell (`members`, by row and name) and the keys that a cell averages over
-    (`averaged`). Raises ConfigError where runs of unequal tokens or steps would share a cell, or none has the metric.
+    The row key is under `config`, the cells are metrics named `key=value` with STATISTICS beside them. Raises
+    ConfigError where runs of unequal tokens or steps would share a cell, or none has the metric.
     """
-    import pandas as pd
-
+    full = table.frame
     down, across, metric = find_column(full, rows), find_column(full, columns), find_column(full, value)
     if metric[0] != "metrics":
         raise ConfigError(f"--pivot ... {clean(value)}: that is no metric; name one, such as fvu.")
@@ -31,16 +34,44 @@ def pivot(full: "pd.DataFrame", rows: str, columns: str, value: str) -> "pd.Data
         raise ConfigError(f"--pivot ... {clean(value)}: no run has it; name a metric that was measured.")
     lines, names = places(list(measured[down])), places(list(measured[across]))
     name_of = dict(zip(names, unique_names(across[1], list(names.values())), strict=True))
-    cells: dict[tuple[int, str], list[int]] = {}
+    cells: Cells = {}
     for run, (line, name) in enumerate(zip(measured[down], measured[across], strict=True)):
         cells.setdefault((list(lines).index(identity(line)), name_of[identity(name)]), []).append(run)
-    averaged = dict.fromkeys(
-        column[1]
-        for runs in cells.values()
-        if len(runs) > 1
-        for column in differing(measured.iloc[runs])
-        if column not in (down, across)
-    )
+    check_budgets(measured, cells)
+    notes = [f"{clean(value)} by {clean(rows)} and {clean(columns)}"]
+    if any(len(runs) > 1 for runs in cells.values()):
+        differ = ", ".join(clean(key) for key in averaged(measured, cells) if key not in (down[1], across[1]))
+        notes.append("mean ± standard deviation (runs)" + (f" of runs that differ in {differ}" if differ else ""))
+    ids = list(measured["run", "run_id"])
+    unfit = {at: why for at, runs in cells.items() for run in runs if (why := table.unfit.get(ids[run]))}
+
+    by_cell = statistics(measured[[metric]], labels_of(cells.values(), len(measured)))
+    contents = {down_column(down): objects(list(lines.values()))}
+    for name in name_of.values():
+        for kind in ("metrics", *STATISTICS):
+            found = {line: by_cell[kind, metric[1]].iloc[n] for n, (line, own) in enumerate(cells) if own == name}
+            empty = 0 if kind == "n" else float("nan")
+            contents[kind, name] = [found.get(line, empty) for line in range(len(lines))]
+    frame = framed(contents)
+    return replace(table, frame=frame, notes=notes, levels={}, unfit={}, pivot=Pivot(metric[1], across[1], unfit))
+
+
+def framed(contents: dict[Column, Any]) -> "pd.DataFrame":
+    import pandas as pd
+
+    frame = pd.DataFrame(contents)
+    frame.columns = pd.MultiIndex.from_tuples(list(frame.columns))
+    return frame
+
+
+def averaged(measured: "pd.DataFrame", cells: Cells) -> list[str]:
+    """The keys in which runs of one cell differ."""
+    found = (differing(measured.iloc[runs]) for runs in cells.values() if len(runs) > 1)
+    return list(dict.fromkeys(key for columns in found for _, key in columns))
+
+
+def check_budgets(measured: "pd.DataFrame", cells: Cells) -> None:
+    """Raises ConfigError where runs of one cell differ in tokens or steps."""
     for budget in BUDGETS:
         amounts = budget_of(measured, budget)
         for (_, name), runs in cells.items():
@@ -49,18 +80,6 @@ def pivot(full: "pd.DataFrame", rows: str, columns: str, value: str) -> "pd.Data
                     f"--pivot: runs under {clean(name)} differ in {budget}; take some of them out with --where, or "
                     f"use {BUDGETS[budget]} as a key."
                 )
-    keys = list(cells)
-    told = statistics(measured[[metric]], labels_of(cells.values(), len(measured)))
-    frame = pd.DataFrame({down_column(down): objects(list(lines.values()))})
-    for name in name_of.values():
-        for kind in ("metrics", *STATISTICS):
-            found = {line: told[kind, metric[1]].iloc[n] for n, (line, own) in enumerate(keys) if own == name}
-            empty = 0 if kind == "n" else float("nan")
-            frame[kind, name] = [found.get(line, empty) for line in range(len(lines))]
-    frame.columns = pd.MultiIndex.from_tuples(list(frame.columns))
-    frame.attrs = {"pivot": metric[1], "across": across[1], "members": cells, "averaged": list(averaged)}
-    frame.attrs["measured"] = list(measured["run", "run_id"])
-    return frame
 
 
 def down_column(column: Column) -> Column:

@@ -1,6 +1,8 @@
-"""What every architecture shares: weights, encoder, decoder, the unit-norm decoder and the count of dead features.
+"""What all architectures share: weights, encoder, decoder, unit-norm decoder rows, the count of dead features.
 
-z = (x - b_dec) W_enc + b_enc      f = act(z)      x_hat = f W_dec + b_dec
+z = (x - b_dec) W_enc + b_enc      f = activation(z)      x_hat = f W_dec + b_dec
+
+An architecture is one file with a config dataclass and a subclass of `SAE`, named at its end as CONFIG and COMPONENT.
 """
 
 from __future__ import annotations
@@ -13,42 +15,58 @@ from torch import Tensor, nn
 
 from sae_sweeps.fields import Positive
 from sae_sweeps.kernels import sparse, sparse_reference
-from sae_sweeps.kernels.features import Features
+from sae_sweeps.kernels.features import DenseFeatures, Features, PairFeatures
 from sae_sweeps.kernels.pairs import Pairs
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
     from sae_sweeps.kernels.choose import Kernels
 
+ALL = slice(None)
+"""All features, in their order."""
+
 
 @dataclass
 class ArchitectureConfig:
-    """What every architecture's config answers. Fields `name` and `d_sae` are in each of them."""
+    """Base of an architecture's config: each field is a key of its YAML. All methods may be left as they are."""
 
     name: str
     d_sae: Positive[int | None]
     """Dictionary size; null means 8 * d_in."""
 
     def check(self, d_in: int) -> None:
-        """Raise ConfigError for values that cannot be meant together; each alone has its field's rule."""
+        """Raise ConfigError for values that exclude each other; a value alone is checked by its field's rule."""
 
     def unused_keys(self) -> dict[str, str]:
-        """Keys that change nothing as the others stand, each with the reason."""
+        """Keys without effect given the values of the others, each with the reason."""
+        return {}
+
+    def curves(self, total_steps: int) -> dict[str, list[float]]:
+        """The architecture's own schedules, for `sae_sweeps schedule`: name -> value at each step."""
         return {}
 
 
 class SAE(nn.Module):
     """Weights W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_in] with unit-norm rows, b_dec [d_in].
 
-    Decoder rows are random directions; the encoder starts as the decoder transposed.
+    Decoder rows start as random directions, the encoder as the decoder transposed.
+
+    A subclass defines `exports_as` and either `activation`, where f depends on each pre-activation by itself, or
+    `activate`, where features compete. It may define `active_above` (faster training where few features are active),
+    `extra_losses`, `observe`, `numbers` and `export`. Parameters are trained; parameters and buffers are checkpointed.
+
+    Args:
+        cfg: the subclass's config.
+        dead_after_tokens: a feature that has not fired for so many tokens is dead.
+        generator: source of all random initial values.
     """
 
     exports_as: str
-    """SAELens's name of the exported architecture."""
+    """SAELens's name of the exported architecture: standard, topk, jumprelu or gated."""
     kernels: Kernels | None = None
-    """What computes the steps of training; None: the plain dense formulas."""
+    """Kernels of the training step; None: the plain dense formulas."""
     selection: str = "exact"
-    """bfloat16: a product in bfloat16 says which features are active; their values are then taken in float32."""
+    """bfloat16: a product in bfloat16 decides which features are active; their values are then taken in float32."""
 
     def __init__(self, cfg: Any, d_in: int, total_steps: int, dead_after_tokens: int, generator: torch.Generator):
         super().__init__()
@@ -71,90 +89,106 @@ class SAE(nn.Module):
     def pre_activations(self, x: Tensor) -> Tensor:
         """z [B, d_sae] of x [B, d_in].
 
-        b_dec's gradient here is -W_enc (sum over the batch of dL/dz). It is taken through a bias of value 0, which
-        saves the product [B, d_sae] x [d_sae, d_in] that the gradient of x - b_dec would cost.
+        b_dec's gradient is -W_enc (sum over the batch of dL/dz). Through a bias of value 0 it costs a matrix-vector
+        product; through x - b_dec it would cost the product [B, d_sae] x [d_sae, d_in].
         """
         zero = (self.b_dec - self.b_dec.detach()) @ self.W_enc.detach()
         return torch.addmm(self.b_enc - zero, x - self.b_dec.detach(), self.W_enc)
 
-    def activate(self, z: Tensor, step: int) -> Features:
-        """f from z [B, d_sae] at a step of training."""
+    def activation(self, pre_acts: Tensor, feature: Tensor | slice = ALL) -> Tensor:
+        """f of pre_acts, element by element: of [B, d_sae], or of [P] pairs whose features are `feature` [P]."""
         raise NotImplementedError
 
-    def encode(self, x: Tensor, step: int) -> tuple[Tensor, Features]:
-        """z [B, d_sae] and f of x [B, d_in] at a step of training, by the run's kernels where they have a way."""
-        if self.kernels is not None:
-            return self.encode_sparsely(x - self.b_dec.detach(), step)
-        z = self.pre_activations(x).to(x.dtype)
-        return z, self.activate(z, step)
+    def active_above(self) -> float | Tensor | None:
+        """The pre-activation, one or one per feature [d_sae], up to which f and its gradient are 0.
 
-    def encode_sparsely(self, centred: Tensor, step: int) -> tuple[Tensor, Features]:
-        """As `encode`, of x - b_dec [B, d_in]."""
-        z = sparse.pre_activations(centred, self.W_enc, self.b_enc, self.b_dec, self.coarse)
-        f = self.activate_sparsely(z, centred, step)
-        return z, self.activate(z, step) if f is None else f
-
-    @property
-    def coarse(self) -> torch.dtype | None:
-        """In which the product that selects is taken, where that is not the run's own."""
-        return torch.bfloat16 if self.selection == "bfloat16" else None
-
-    def activate_sparsely(self, z: Tensor, centred: Tensor, step: int) -> Features | None:
-        """As `activate`, with gradients by way of the active features alone; None where that does not pay.
-
-        z [B, d_sae] of x - b_dec [B, d_in].
+        Training then computes with the (token, feature) pairs above it alone. None: with the dense f.
         """
         return None
 
-    def few_above(self, z: Tensor, threshold: float | Tensor) -> tuple[Pairs, Tensor] | None:
-        """Where z [B, d_sae] exceeds the threshold (or each feature its own [d_sae]), and z there [P].
+    def activate(self, pre_acts: Tensor, step: int) -> Features:
+        """f from pre_acts [B, d_sae] at a step of training."""
+        return DenseFeatures(self.activation(pre_acts))
 
-        None where that is so often that dense products cost less than sums over the pairs.
+    def encode(self, x: Tensor, step: int) -> tuple[Tensor, Features]:
+        """Pre-activations [B, d_sae] and features of x [B, d_in] at a step of training."""
+        if self.kernels is not None:
+            return self.encode_sparsely(x - self.b_dec.detach(), step)
+        pre_acts = self.pre_activations(x).to(x.dtype)
+        return pre_acts, self.activate(pre_acts, step)
+
+    def encode_sparsely(self, centred: Tensor, step: int) -> tuple[Tensor, Features]:
+        """As `encode` of x, with the run's kernels; centred = x - b_dec [B, d_in]."""
+        pre_acts = sparse.pre_activations(centred, self.W_enc, self.b_enc, self.b_dec, self.coarse)
+        return pre_acts, self.activate_sparsely(pre_acts, centred, step) or self.activate(pre_acts, step)
+
+    @property
+    def coarse(self) -> torch.dtype | None:
+        """Dtype of the product that selects the active features, where it differs from the run's."""
+        return torch.bfloat16 if self.selection == "bfloat16" else None
+
+    def activate_sparsely(self, pre_acts: Tensor, centred: Tensor, step: int) -> Features | None:
+        """As `activate`, with gradients through the active pairs alone; None where the dense f costs less.
+
+        pre_acts [B, d_sae] of centred = x - b_dec [B, d_in].
         """
         assert self.kernels is not None
-        found = self.kernels.above(z, threshold, int(self.kernels.SPARSE_UP_TO * z.numel()))
-        return None if found is None else (Pairs(found[0], found[1], self.d_sae, self.kernels), found[2])
+        threshold = self.active_above()
+        if threshold is None:
+            return None
+        found = self.kernels.above(pre_acts, threshold, int(self.kernels.SPARSE_UP_TO * pre_acts.numel()))
+        if found is None:
+            return None
+        start, feature, pre_acts_P = found
+        pairs = Pairs(start, feature, self.d_sae, self.kernels)
+        return self.pair_features(self.chosen(pre_acts_P, pairs, centred), pairs)
 
-    def chosen(self, z_P: Tensor, pairs: Pairs, centred: Tensor) -> Tensor:
-        """z at the pairs [P], with gradients on the encoder by way of them alone."""
+    def pair_features(self, pre_acts_P: Tensor, pairs: Pairs) -> PairFeatures:
+        """Features of the pairs above `active_above`; pre_acts_P [P] carries their gradient."""
+        return PairFeatures(self.activation(pre_acts_P, pairs.feature), pairs)
+
+    def chosen(self, pre_acts_P: Tensor, pairs: Pairs, centred: Tensor) -> Tensor:
+        """Pre-activations at the pairs [P], with gradients on the encoder through these alone."""
         if self.selection != "exact":
             with torch.no_grad():
-                z_P = pairs.kernels.dots(pairs, self.W_enc.T, centred) + self.b_enc[pairs.feature]
-        return sparse.chosen(z_P, pairs, centred, self.W_enc, self.b_enc, self.b_dec)
+                pre_acts_P = pairs.kernels.dots(pairs, self.W_enc.T, centred) + self.b_enc[pairs.feature]
+        return sparse.chosen(pre_acts_P, pairs, centred, self.W_enc, self.b_enc, self.b_dec)
 
-    def decode(self, f: Features) -> Tensor:
+    def decode(self, feature_acts: Features) -> Tensor:
         """x_hat [B, d_in]."""
-        return f.decode(self.W_dec) + self.b_dec
+        return feature_acts.decode(self.W_dec) + self.b_dec
 
-    def residual(self, f: Features, x: Tensor) -> tuple[Tensor, Tensor]:
+    def residual(self, feature_acts: Features, x: Tensor) -> tuple[Tensor, Tensor]:
         """Error x - x_hat [B, d_in] of x [B, d_in], and the sums of its squares [B]."""
-        if f.pairs is not None and type(self).decode is SAE.decode:
-            return sparse.residual(f.pairs, f.values.reshape(-1).to(x.dtype), self.W_dec, self.b_dec, x)
-        error = x - self.decode(f).to(x.dtype)
+        if feature_acts.pairs is not None and type(self).decode is SAE.decode:
+            values = feature_acts.values.reshape(-1).to(x.dtype)
+            return sparse.residual(feature_acts.pairs, values, self.W_dec, self.b_dec, x)
+        error = x - self.decode(feature_acts).to(x.dtype)
         return error, error.square().sum(1)
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
-        """Terms beside the reconstruction: name -> (value, weight at this step)."""
+        """Loss terms beside the reconstruction: name -> (value, a scalar with gradient; weight at this step)."""
         return {}
 
     def dead(self) -> Tensor:
-        """Features that have not fired for `dead_after_tokens` tokens [d_sae], bool."""
+        """Which features have not fired for `dead_after_tokens` tokens [d_sae], bool."""
         return self.tokens_since_fired >= self.dead_after_tokens
 
     @torch.no_grad()
     def observe(self, ctx: Context) -> None:
-        """Update state after the optimizer's step."""
+        """Update buffers after the optimizer's step. Call `super().observe(ctx)`: it counts dead features."""
         self.tokens_since_fired += len(ctx.x)
         self.tokens_since_fired.masked_fill_(ctx.feature_acts.fired(), 0)
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:
-        """Take from W_dec's gradient the part along each row: it would only change the row's norm."""
+        """Subtract from W_dec's gradient its part along each row, which would only change the row's norm."""
         if self.W_dec.grad is not None:
             (self.kernels or sparse_reference).remove_parallel(self.W_dec.grad, self.W_dec)
 
     @torch.no_grad()
     def normalize_decoder(self) -> None:
+        """Bring W_dec's rows to unit norm."""
         (self.kernels or sparse_reference).normalize(self.W_dec)
 
     def numbers(self, step: int) -> dict[str, float]:

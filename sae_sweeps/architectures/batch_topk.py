@@ -44,8 +44,8 @@ class BatchTopK(TopK):
         self.threshold: Tensor
         self.thresholds_seen: Tensor
 
-    def activate(self, z: Tensor, step: int) -> DenseFeatures:
-        f = z.relu()
+    def activate(self, pre_acts: Tensor, step: int) -> DenseFeatures:
+        f = pre_acts.relu()
         kept = self.k_at(step) * len(f)
         if kept < f.numel():
             with torch.no_grad():
@@ -57,13 +57,17 @@ class BatchTopK(TopK):
 
     encode_sparsely = SAE.encode_sparsely  # TopK's looks at one token at a time
 
-    def activate_sparsely(self, z: Tensor, centred: Tensor, step: int) -> Features | None:
+    def activate_sparsely(self, pre_acts: Tensor, centred: Tensor, step: int) -> Features | None:
         assert self.kernels is not None
-        kept = self.k_at(step) * len(z)
+        kept = self.k_at(step) * len(pre_acts)
         # the last batches' threshold is a guess at this one's: what it finds is exact or found again
-        found = self.kernels.above(z, GUESS * float(self.threshold), z.numel()) if self.thresholds_seen else None
+        found = (
+            self.kernels.above(pre_acts, GUESS * float(self.threshold), pre_acts.numel())
+            if self.thresholds_seen
+            else None
+        )
         if found is None or len(found[1]) < kept:
-            found = self.kernels.above(z, 0.0, z.numel())
+            found = self.kernels.above(pre_acts, 0.0, pre_acts.numel())
         assert found is not None
         start, feature, values = found
         pairs = Pairs(start, feature, self.d_sae, self.kernels)

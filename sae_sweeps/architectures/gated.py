@@ -1,7 +1,7 @@
-"""Gated: one path says which features are active, another how much. Rajamanoharan et al. 2024 (arXiv 2404.16014).
+"""Gated: one path decides which features fire, another how strongly. Rajamanoharan et al. 2024 (arXiv 2404.16014).
 
-    gate       pi = (x - b_dec) W_enc + b_enc                       which: pi > 0
-    magnitude  exp(r_mag) * ((x - b_dec) W_enc) + b_mag             how much: its ReLU
+    gate       pi = (x - b_dec) W_enc + b_enc                       active where pi > 0
+    magnitude  exp(r_mag) * ((x - b_dec) W_enc) + b_mag             how strongly: its ReLU
     L = recon + l1 |ReLU(pi)|_1 + | x - (ReLU(pi) W_dec + b_dec) |^2, the decoder frozen in the last term
 
 Two vectors more than a standard SAE: r_mag and b_mag [d_sae].
@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from sae_sweeps.architectures.base import ALL
 from sae_sweeps.architectures.standard import Standard, StandardConfig
 from sae_sweeps.kernels import sparse
-from sae_sweeps.kernels.features import DenseFeatures, Features, PairFeatures
+from sae_sweeps.kernels.features import PairFeatures
+from sae_sweeps.kernels.pairs import Pairs
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
@@ -36,6 +38,11 @@ class GatedFeatures(PairFeatures):
     """ReLU(pi) of each pair [P]."""
 
 
+def gated_relu(gate: Tensor, magnitude: Tensor) -> Tensor:
+    """ReLU(magnitude) where the gate path is above 0, elementwise; both before their activation."""
+    return magnitude.relu() * (gate > 0)
+
+
 class Gated(Standard):
     exports_as = "gated"
     cfg: GatedConfig
@@ -45,18 +52,12 @@ class Gated(Standard):
         self.r_mag = nn.Parameter(torch.zeros(cfg.d_sae))
         self.b_mag = nn.Parameter(torch.zeros(cfg.d_sae))
 
-    def activate(self, z: Tensor, step: int) -> DenseFeatures:
-        magnitude = (self.r_mag.exp() * (z - self.b_enc) + self.b_mag).relu()
-        return DenseFeatures(magnitude * (z > 0))
+    def activation(self, pre_acts: Tensor, feature: Tensor | slice = ALL) -> Tensor:
+        magnitude = self.r_mag.exp()[feature] * (pre_acts - self.b_enc[feature]) + self.b_mag[feature]
+        return gated_relu(pre_acts, magnitude)
 
-    def activate_sparsely(self, z: Tensor, centred: Tensor, step: int) -> Features | None:
-        found = self.few_above(z, 0.0)
-        if found is None:
-            return None
-        pairs, z_P = found
-        gate, i = self.chosen(z_P, pairs, centred), pairs.feature
-        magnitude = self.r_mag.exp()[i] * (gate - self.b_enc[i]) + self.b_mag[i]
-        return GatedFeatures(magnitude.relu(), pairs, gate)
+    def pair_features(self, pre_acts_P: Tensor, pairs: Pairs) -> GatedFeatures:
+        return GatedFeatures(self.activation(pre_acts_P, pairs.feature), pairs, pre_acts_P)
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
         if isinstance(ctx.feature_acts, GatedFeatures):

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sae_sweeps.architectures.base import SAE, ArchitectureConfig
+from sae_sweeps.architectures.base import ALL, SAE, ArchitectureConfig
 from sae_sweeps.architectures.l0_control import check_target
 from sae_sweeps.fields import Length, NotNegative, Positive
-from sae_sweeps.kernels.features import DenseFeatures, Features, PairFeatures
+from sae_sweeps.kernels.features import Features, PairFeatures
+from sae_sweeps.kernels.pairs import Pairs
 from sae_sweeps.schedules import warm_up
 
 if TYPE_CHECKING:
@@ -84,30 +85,39 @@ class JumpReLU(SAE):
         return self.unit * (self.cfg.threshold_speed * self.log_threshold).exp()
 
     @torch.no_grad()
-    def _measure(self, z: Tensor) -> None:
-        """Set the unit, and with a target the thresholds, from the first batch."""
+    def _measure_first(self, z: Tensor) -> None:
+        """Set the unit, and with a target the thresholds, from the first batch's z [B, d_sae]."""
+        if float(self.unit) != 0:
+            return
         self.unit.copy_(z.square().mean().sqrt().clamp(min=torch.finfo(z.dtype).tiny ** 0.5))
         if self.cfg.target_l0 is not None:
             above = 1 - self.cfg.target_l0 / self.d_sae
             theta = z.kthvalue(min(len(z), max(1, round(above * len(z)))), dim=0).values
             self.log_threshold.copy_((theta / self.unit).clamp(min=1e-3).log() / self.cfg.threshold_speed)
 
-    def activate(self, z: Tensor, step: int) -> DenseFeatures:
-        if float(self.unit) == 0:
-            self._measure(z)
-        return DenseFeatures(_Jump.apply(z, self.threshold().expand_as(z), self.cfg.bandwidth * self.unit))
+    def bandwidth(self) -> Tensor:
+        """eps, scalar."""
+        return self.cfg.bandwidth * self.unit
 
-    def activate_sparsely(self, z: Tensor, centred: Tensor, step: int) -> Features | None:
-        if float(self.unit) == 0:
-            self._measure(z)
-        theta, bandwidth = self.threshold(), self.cfg.bandwidth * self.unit
-        found = self.few_above(z, (theta - bandwidth / 2).detach())
-        if found is None:
-            return None
-        pairs, z_P = found
-        z_P, theta_P = self.chosen(z_P, pairs, centred), theta[pairs.feature]
-        above = _Heaviside.apply(z_P, theta_P, bandwidth)
-        return JumpFeatures(_Jump.apply(z_P, theta_P, bandwidth), pairs, above)
+    def activation(self, pre_acts: Tensor, feature: Tensor | slice = ALL) -> Tensor:
+        f: Tensor = _Jump.apply(pre_acts, self.threshold()[feature], self.bandwidth())
+        return f
+
+    def active_above(self) -> Tensor:
+        return (self.threshold() - self.bandwidth() / 2).detach()
+
+    def activate(self, pre_acts: Tensor, step: int) -> Features:
+        self._measure_first(pre_acts)
+        return super().activate(pre_acts, step)
+
+    def activate_sparsely(self, pre_acts: Tensor, centred: Tensor, step: int) -> Features | None:
+        self._measure_first(pre_acts)
+        return super().activate_sparsely(pre_acts, centred, step)
+
+    def pair_features(self, pre_acts_P: Tensor, pairs: Pairs) -> JumpFeatures:
+        theta_P, bandwidth = self.threshold()[pairs.feature], self.bandwidth()
+        above = _Heaviside.apply(pre_acts_P, theta_P, bandwidth)
+        return JumpFeatures(_Jump.apply(pre_acts_P, theta_P, bandwidth), pairs, above)
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
         if float(self.baseline) == 0:
@@ -115,9 +125,7 @@ class JumpReLU(SAE):
         if isinstance(ctx.feature_acts, JumpFeatures):
             above = ctx.feature_acts.above
         else:
-            above = _Heaviside.apply(
-                ctx.pre_acts, self.threshold().expand_as(ctx.pre_acts), self.cfg.bandwidth * self.unit
-            )
+            above = _Heaviside.apply(ctx.pre_acts, self.threshold(), self.bandwidth())
         l0 = above.sum() / len(ctx.x)
         target = self.cfg.target_l0
         share = l0 / self.d_sae if target is None else (l0 / target - 1).square()
@@ -129,25 +137,35 @@ class JumpReLU(SAE):
         return weights | {"threshold": self.threshold().detach() / scale}, {}
 
 
+def above_threshold(z: Tensor, theta: Tensor) -> Tensor:
+    """H(z - theta), bool; never true for z <= 0, whatever theta."""
+    return z > theta.clamp(min=0)
+
+
+def jump_relu(z: Tensor, theta: Tensor, out: Tensor | None = None) -> Tensor:
+    """f = z H(z - theta), elementwise, without gradient; `out` may be z itself."""
+    return torch.mul(z, above_threshold(z, theta), out=out)
+
+
 def _rectangle(z: Tensor, theta: Tensor, bandwidth: Tensor) -> Tensor:
     """K((z - theta) / eps), elementwise."""
     return ((z - theta).abs() < bandwidth / 2).to(z.dtype)
 
 
 class _Jump(torch.autograd.Function):
-    """z H(z - theta), all of one shape; its gradient on theta is the straight-through estimate."""
+    """z H(z - theta); its gradient on theta, of z's shape or [d_sae], is the straight-through estimate."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, theta: Tensor, bandwidth: Tensor) -> Tensor:
         ctx.save_for_backward(z, theta, bandwidth)
-        return z * ((z > theta) & (z > 0))
+        return jump_relu(z, theta)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         z, theta, bandwidth = ctx.saved_tensors
         on_theta = -(theta / bandwidth) * _rectangle(z, theta, bandwidth) * grad
-        return grad * ((z > theta) & (z > 0)), on_theta, None
+        return grad * above_threshold(z, theta), on_theta.sum_to_size(theta.shape), None
 
 
 class _Heaviside(torch.autograd.Function):
@@ -156,13 +174,14 @@ class _Heaviside(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, theta: Tensor, bandwidth: Tensor) -> Tensor:
         ctx.save_for_backward(z, theta, bandwidth)
-        return ((z > theta) & (z > 0)).to(z.dtype)
+        return above_threshold(z, theta).to(z.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         z, theta, bandwidth = ctx.saved_tensors
-        return None, -_rectangle(z, theta, bandwidth) * grad / bandwidth, None
+        on_theta = -_rectangle(z, theta, bandwidth) * grad / bandwidth
+        return None, on_theta.sum_to_size(theta.shape), None
 
 
 CONFIG = JumpReLUConfig

@@ -1,7 +1,7 @@
 """Trained SAEs as SAELens keeps them on disk: a folder with `cfg.json` and `sae_weights.safetensors`.
 
-`SAE.load_from_disk(folder)` of SAELens 6 reads what `save` writes, and `load` reads what SAELens 6 writes. One entry of
-`ARCHITECTURES` per architecture says which tensors and settings it has and how it encodes.
+`SAE.load_from_disk(folder)` of SAELens 6 reads what `save` writes, and `load` reads what SAELens 6 writes. An entry of
+`ARCHITECTURES` lists an architecture's tensors and settings and passes them to the activation of its own file.
 """
 
 import os
@@ -15,10 +15,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from sae_sweeps.architectures.gated import gated_relu
+from sae_sweeps.architectures.jumprelu import jump_relu
+from sae_sweeps.architectures.topk import top_k
 from sae_sweeps.errors import DamagedFile, DataError
 from sae_sweeps.kernels.choose import choose
-from sae_sweeps.kernels.features import DenseFeatures, Features, TopKFeatures
-from sae_sweeps.kernels.pairs import per_token
+from sae_sweeps.kernels.features import DenseFeatures, Features
 from sae_sweeps.storage.files import (
     fsync_folder,
     naming_full_disk,
@@ -130,46 +132,36 @@ class Architecture(NamedTuple):
     """What else SAELens wants to read in its `cfg.json`."""
 
 
-def preactivations(sae: ExportedSAE, x_BD: Tensor) -> Tensor:
-    """z = x W_enc + b_enc [B, d_sae], its own to change: a second array of that size costs more than the sum."""
+def pre_activations(sae: ExportedSAE, x_BD: Tensor) -> Tensor:
+    """z = x W_enc + b_enc [B, d_sae], free to be overwritten: a second array of that size costs more than the sum."""
     return (x_BD @ sae.weights["W_enc"]).add_(sae.weights["b_enc"])
 
 
-def encode_standard(sae: ExportedSAE, x_BD: Tensor) -> Features:
-    """ReLU(z)."""
-    return DenseFeatures(preactivations(sae, x_BD).relu_())
-
-
 def encode_topk(sae: ExportedSAE, x_BD: Tensor) -> Features:
-    """ReLU(z) at the k largest z of each token, zero elsewhere (Gao et al. 2024, arXiv:2406.04093)."""
     assert sae.k is not None
-    z_BF = preactivations(sae, x_BD)
+    z_BF = pre_activations(sae, x_BD)
     kernels = choose("auto", z_BF.device) if z_BF.device.type == "cpu" and z_BF.dtype == torch.float32 else None
-    if kernels is not None:
-        values_BK, features_BK = kernels.largest(z_BF, sae.k)
-        if not values_BK.isnan().any():  # of a token with NaN the kernel keeps nothing else
-            return TopKFeatures(values_BK.relu_(), features_BK, sae.d_sae, per_token(features_BK, sae.d_sae, kernels))
-    values_BK, features_BK = z_BF.topk(sae.k, dim=-1, sorted=False)
-    return DenseFeatures(z_BF.zero_().scatter_(-1, features_BK, values_BK.relu_()))
+    f = top_k(z_BF, sae.k, kernels)
+    if kernels is not None and not f.values.isnan().any():  # of a token with NaN the kernel keeps nothing else
+        return f
+    return DenseFeatures(top_k(z_BF, sae.k).dense())
 
 
 def encode_jumprelu(sae: ExportedSAE, x_BD: Tensor) -> Features:
-    """ReLU(z) where z exceeds the feature's threshold (Rajamanoharan et al. 2024, arXiv:2407.14435)."""
-    z_BF = preactivations(sae, x_BD)
-    return DenseFeatures(z_BF.mul_(z_BF > sae.weights["threshold"].clamp(min=0)))
+    z_BF = pre_activations(sae, x_BD)
+    return DenseFeatures(jump_relu(z_BF, sae.weights["threshold"], out=z_BF))
 
 
 def encode_gated(sae: ExportedSAE, x_BD: Tensor) -> Features:
-    """The magnitude path's ReLU where the gate path is positive (Rajamanoharan et al. 2024, arXiv:2404.16014)."""
     w = sae.weights
-    magnitude_BF = (x_BD @ (w["W_enc"] * w["r_mag"].exp()) + w["b_mag"]).relu()
-    return DenseFeatures(magnitude_BF * (x_BD @ w["W_enc"] + w["b_gate"] > 0))
+    magnitude_BF = x_BD @ (w["W_enc"] * w["r_mag"].exp()) + w["b_mag"]
+    return DenseFeatures(gated_relu(x_BD @ w["W_enc"] + w["b_gate"], magnitude_BF))
 
 
 PER_FEATURE = ("d_sae",)
 LINEAR = {"W_enc": ("d_in", "d_sae"), "b_enc": ("d_sae",), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
 ARCHITECTURES = {
-    "standard": Architecture(encode_standard, LINEAR),
+    "standard": Architecture(lambda sae, x_BD: DenseFeatures(pre_activations(sae, x_BD).relu_()), LINEAR),
     "jumprelu": Architecture(encode_jumprelu, LINEAR | {"threshold": PER_FEATURE}),
     "gated": Architecture(
         encode_gated,

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sae_sweeps.architectures.base import SAE, ArchitectureConfig
+from sae_sweeps.architectures.base import ALL, SAE, ArchitectureConfig
 from sae_sweeps.architectures.l0_control import L0Control, check_target
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.fields import Length, NotNegative
-from sae_sweeps.kernels.features import DenseFeatures, Features, PairFeatures
 from sae_sweeps.schedules import warm_up
 
 if TYPE_CHECKING:
@@ -51,15 +50,11 @@ class Standard(SAE):
     def l1_weight(self, step: int) -> float:
         return self.cfg.l1_penalty * warm_up(self.cfg.l1_warmup, step, self.total_steps) * self.l0_control.factor()
 
-    def activate(self, z: Tensor, step: int) -> DenseFeatures:
-        return DenseFeatures(z.relu())
+    def activation(self, pre_acts: Tensor, feature: Tensor | slice = ALL) -> Tensor:
+        return pre_acts.relu()
 
-    def activate_sparsely(self, z: Tensor, centred: Tensor, step: int) -> Features | None:
-        found = self.few_above(z, 0.0)
-        if found is None:
-            return None
-        pairs, z_P = found
-        return PairFeatures(self.chosen(z_P, pairs, centred), pairs)
+    def active_above(self) -> float:
+        return 0.0
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
         return {"sparsity": (ctx.feature_acts.values.sum() / len(ctx.x), self.l1_weight(ctx.step))}

@@ -14,9 +14,11 @@ from sae_sweeps.fields import AtLeastOne, NotNegative
 from sae_sweeps.kernels import sparse
 from sae_sweeps.kernels.features import Features, TopKFeatures
 from sae_sweeps.kernels.pairs import per_token
+from sae_sweeps.schedules import linear_k
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
+    from sae_sweeps.kernels.choose import Kernels
 
 
 @dataclass
@@ -42,29 +44,41 @@ class TopKConfig(ArchitectureConfig):
     def unused_keys(self) -> dict[str, str]:
         return {"k_aux": "architecture.aux_weight=0 turns the auxiliary loss off"} if self.aux_weight == 0 else {}
 
+    def k_at(self, step: int, total_steps: int) -> int:
+        """k of a step: on the line from k_start at step 0 to k at the last step."""
+        return self.k if self.k_start is None else linear_k(self.k_start, self.k, step, total_steps)
+
+    def curves(self, total_steps: int) -> dict[str, list[float]]:
+        return {} if self.k_start is None else {"k": [self.k_at(step, total_steps) for step in range(total_steps)]}
+
+
+def top_k(pre_acts: Tensor, k: int, kernels: Kernels | None = None) -> TopKFeatures:
+    """ReLU(z) at the k largest z of each token, 0 elsewhere; pre_acts [B, d_sae]. With kernels it has no gradient."""
+    d_sae = pre_acts.shape[1]
+    if kernels is None:
+        values, indices = pre_acts.topk(k, dim=1, sorted=False)
+        return TopKFeatures(values.relu(), indices, d_sae)
+    values, indices = kernels.largest(pre_acts, k)
+    return TopKFeatures(values.relu(), indices, d_sae, per_token(indices, d_sae, kernels))
+
 
 class TopK(SAE):
     exports_as = "topk"
     cfg: TopKConfig
 
     def k_at(self, step: int) -> int:
-        """k, or the point on the line from k_start to k: `k_start` at step 0, `k` at the last."""
-        k, start = self.cfg.k, self.cfg.k_start
-        if start is None or self.total_steps < 2:
-            return k
-        return round(start + (k - start) * min(1.0, step / (self.total_steps - 1)))
+        return self.cfg.k_at(step, self.total_steps)
 
-    def activate(self, z: Tensor, step: int) -> Features:
-        values, indices = z.topk(self.k_at(step), dim=1, sorted=False)
-        return TopKFeatures(values.relu(), indices, self.d_sae)
+    def activate(self, pre_acts: Tensor, step: int) -> Features:
+        return top_k(pre_acts, self.k_at(step))
 
     def encode_sparsely(self, centred: Tensor, step: int) -> tuple[Tensor, Features]:
         assert self.kernels is not None
         weights = self.W_enc, self.b_enc, self.b_dec
-        z, values, indices = sparse.with_largest(self.kernels, self.k_at(step), centred, *weights, self.coarse)
+        pre_acts, values, indices = sparse.with_largest(self.kernels, self.k_at(step), centred, *weights, self.coarse)
         pairs = per_token(indices, self.d_sae, self.kernels)
         values = self.chosen(values.reshape(-1), pairs, centred).view_as(indices)
-        return z, TopKFeatures(values.relu(), indices, self.d_sae, pairs)
+        return pre_acts, TopKFeatures(values.relu(), indices, self.d_sae, pairs)
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
         if self.cfg.aux_weight == 0:

@@ -7,10 +7,10 @@ import signal
 import time
 from pathlib import Path
 
-from sae_sweeps.cluster.ends import declare
+from sae_sweeps.cluster.ends import mark_ended
 from sae_sweeps.cluster.jobs import jobs_of
-from sae_sweeps.cluster.observe import Observer
 from sae_sweeps.cluster.schedulers import scheduler_named
+from sae_sweeps.cluster.watch import SweepWatcher
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.storage.lease import process_alive
 from sae_sweeps.storage.printing import print_line
@@ -21,11 +21,11 @@ CANCEL_S = 120.0
 
 
 def cancel(sweep: Path) -> int:
-    """End what is queued or running of a sweep, wait until it is, and mark it cancelled."""
+    """End what is queued or running of a sweep, wait for that, and mark it cancelled. Returns the exit status."""
     manifest = read_manifest(sweep)
-    observer = Observer(sweep)
-    views = observer.settled()
-    if observer.silent_since is not None:
+    watcher = SweepWatcher(sweep)
+    views = watcher.poll_decided()
+    if watcher.silent_since is not None:
         raise ConfigError("cancel: the scheduler does not answer, so nothing could be cancelled; try again later.")
     live = [view for view in views if not view.ended]
     wanted = {view.job.id for view in live if view.job}
@@ -36,22 +36,22 @@ def cancel(sweep: Path) -> int:
     if manifest["cluster"]["name"] == "inline" and launcher and live and process_alive(launcher):
         os.kill(launcher["pid"], signal.SIGTERM)
     deadline = time.monotonic() + CANCEL_S
-    left = {view.run_id for view in live}
+    waiting = {view.run_id for view in live}
     marked = 0
-    while left and time.monotonic() < deadline:
-        for view in observer.look():
-            if view.run_id not in left:
+    while waiting and time.monotonic() < deadline:
+        for view in watcher.poll():
+            if view.run_id not in waiting:
                 continue
             if view.ended and view.state in ("completed", "diverged", "failed", "cancelled"):
-                left.discard(view.run_id)
+                waiting.discard(view.run_id)
                 marked += view.state == "cancelled"
             elif view.job_state is None or not view.job_state.alive:
-                if declare(outputs_of(sweep), view.run_id, "cancelled", "cancelled by `sae_sweeps cancel`"):
-                    left.discard(view.run_id)
+                if mark_ended(outputs_of(sweep), view.run_id, "cancelled", "cancelled by `sae_sweeps cancel`"):
+                    waiting.discard(view.run_id)
                     marked += 1
-        if left:
+        if waiting:
             time.sleep(0.5)
-    print_line(f"{marked} of {len(views)} runs cancelled, {len(views) - len(live)} were at their end before")
-    for run_id in sorted(left):
-        print_line(f"{run_id}: still worked on; another sweep may want it too")
+    print_line(f"{marked} of {len(views)} runs cancelled, {len(views) - len(live)} had ended before")
+    for run_id in sorted(waiting):
+        print_line(f"{run_id}: a process still works on it; another sweep may include it too")
     return 0

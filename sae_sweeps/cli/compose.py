@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from sae_sweeps.config.content import register_schemas
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.plugins import made_folder, search_path_words, set_search_path
-from sae_sweeps.config.schema import RootConfig
 from sae_sweeps.config.words import rewrite
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.sweeps.plan import Point
@@ -28,7 +27,7 @@ class AnotherSweeper(Exception):
 
 def register() -> None:
     """Give Hydra the typed root and the scratch folder that its sweepers write to."""
-    ConfigStore.instance().store(name="schema", node=RootConfig)
+    register_schemas()
     OmegaConf.register_new_resolver("scratch", lambda: str(made_folder() / "sweeper"), replace=True)
 
 

@@ -16,14 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 from sae_sweeps.architectures import saelens
 from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.config import plugins
+from sae_sweeps.config.aliases import canonical_words
 from sae_sweeps.config.identity import canonical
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.run import RunConfig, run_config
 from sae_sweeps.errors import ConfigError, DataError, Interrupted
 from sae_sweeps.runs.console import Console
 from sae_sweeps.runs.evaluate import Failure, Subject, collected, evaluate_group, is_done, wanted
-from sae_sweeps.runs.execute import TRAINED, write_results
 from sae_sweeps.runs.export import trained_sae
+from sae_sweeps.runs.results import TRAINED, write_results
 from sae_sweeps.runs.session import RunSession, device_for
 from sae_sweeps.storage.digests import short_hash
 from sae_sweeps.storage.files import read_json, write_json
@@ -54,6 +55,7 @@ def evaluate(paths: list[Path], words: list[str]) -> int:
     """Evaluate what the paths hold and print the table; 0, 1 where an evaluation failed, 130 where interrupted."""
     from sae_sweeps.runs.signals import Stop, caught_signals
 
+    words = canonical_words(words)
     points = compose_points(words)
     if len(points) != 1:
         raise ConfigError("evaluate takes one value of each key; give it the runs of a sweep instead.")
@@ -181,7 +183,7 @@ def of_run(folder: Path, cfg: DictConfig) -> Target:
     for key in saved:
         if key not in ("eval", "device", "logger"):
             node[key] = saved[key]
-    node.dry_run, node.arms = False, {}
+    node.dry_run, node.variants, node.arms = False, {}, {}
     run = run_config(node)
     results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
     outputs = folder.resolve().parents[1]
@@ -266,14 +268,14 @@ def write_foreign(target: Target, failures: list[str]) -> None:
 def show(folders: list[Path]) -> None:
     from analysis.metrics import HEADLINES
     from analysis.output.formats import render
-    from analysis.tables.table import table
+    from analysis.tables.compare import table
 
     if not folders:
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    whole = table(folders)
-    varied = [name for kind, name in whole.columns if kind == "config"]
-    there = [name for name in HEADLINES if ("metrics", name) in whole.columns]
+    columns = table(folders).frame.columns
+    varied = [name for kind, name in columns if kind == "config"]
+    there = [name for name in HEADLINES if ("metrics", name) in columns]
     print()
     print(render(table(folders, columns=[*varied, *there]), "text", width=width))
     for folder in folders[:8]:

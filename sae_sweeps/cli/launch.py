@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,9 +40,9 @@ def launch(points: list[Point]) -> Outcome:
     plan = make_plan(points)
     cfg, cluster = points[0].cfg, the_cluster(points)
     if cfg.dry_run:
-        from sae_sweeps.cluster.dispatch import describe_jobs
+        from sae_sweeps.cluster.dispatch import describe_submission
 
-        print_line(describe(plan, describe_jobs(plan, cluster)))
+        print_line(describe(plan, describe_submission(plan, cluster)))
         return Outcome(0, unknown)
     for warning in plan.warnings:
         print_line(f"warning: {warning}")
@@ -58,11 +59,11 @@ def launch(points: list[Point]) -> Outcome:
         sweep = create_sweep(outputs, plan, cluster)
         states = run_all(plan, outputs, sweep, device, cluster=cluster)
     else:
-        from sae_sweeps.cluster.dispatch import Left, dispatch
+        from sae_sweeps.cluster.dispatch import Detached, dispatch
 
         sweep = create_sweep(outputs, plan, cluster)
         came = dispatch(plan, outputs, sweep, cluster)
-        if isinstance(came, Left):
+        if isinstance(came, Detached):
             return Outcome(came.status, unknown)
         states = came
     status = finish(plan, states, outputs, sweep, cfg.report)
@@ -99,18 +100,18 @@ def the_cluster(points: list[Point]) -> Any:
 def finish(plan: Plan, states: States, outputs: Path, sweep: Path, report: bool = True) -> int:
     """Print the table and what went wrong, and write the report. Returns the exit status."""
     from analysis.output.formats import render
-    from analysis.tables.table import table
+    from analysis.tables.compare import table
     from sae_sweeps.cli.failures import failures
-    from sae_sweeps.runs.supervise import try_to
 
     publish_table(plan, sweep)
 
-    frame = table([sweep])
+    comparison = table([sweep])
     print_line()
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print_line(render(frame, "text", width=width))
-    try_to(write_text, sweep / "table.csv", render(frame, "csv"))
-    try_to(write_text, sweep / "table.md", render(frame, "markdown"))
+    print_line(render(comparison, "text", width=width))
+    with suppress(UserError, OSError):  # a full disk: the table is on the screen
+        write_text(sweep / "table.csv", render(comparison, "csv"))
+        write_text(sweep / "table.md", render(comparison, "markdown"))
     print_line(f"runs    {outputs / 'runs'}")
     print_line(f"sweep   {sweep}   (table.csv, table.md)")
     if report and (page := report_of(sweep)) is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sae_sweeps.cluster.observe import Observer
+from sae_sweeps.cluster.watch import SweepWatcher
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.storage.sweep_folder import change_manifest, outputs_of, read_manifest, run_path
 
@@ -19,15 +19,15 @@ def resume(sweep: Path, words: list[str], diverged: bool) -> int:
 
     let_threads_sleep()
     from sae_sweeps.cli.launch import finish
-    from sae_sweeps.cluster.dispatch import Left, dispatch
+    from sae_sweeps.cluster.dispatch import Detached, dispatch
     from sae_sweeps.runs.inline import run_all
     from sae_sweeps.runs.session import device_for
     from sae_sweeps.storage.run_folder import RunFolder
-    from sae_sweeps.sweeps.stored import stored_plan
+    from sae_sweeps.sweeps.sweep import stored_plan
 
     manifest = read_manifest(sweep)
     cluster = cluster_of(manifest, words)
-    views = Observer(sweep).settled()
+    views = SweepWatcher(sweep).poll_decided()
     if manifest["cwd"] and Path(manifest["cwd"]).is_dir():
         sweep = sweep.resolve()
         os.chdir(manifest["cwd"])
@@ -40,16 +40,16 @@ def resume(sweep: Path, words: list[str], diverged: bool) -> int:
     if cluster.name == "inline":
         states = run_all(plan, outputs, sweep, device_for(plan.runs[0].run.device), cluster=cluster)
     else:
-        busy = {view.run_id for view in views if view.job_state and view.job_state.alive and not view.ended}
-        came = dispatch(plan, outputs, sweep, cluster, leave=busy)
-        if isinstance(came, Left):
+        live = {view.run_id for view in views if view.job_state and view.job_state.alive and not view.ended}
+        came = dispatch(plan, outputs, sweep, cluster, submitted=live)
+        if isinstance(came, Detached):
             return came.status
         states = came
     return finish(plan, states, outputs, sweep)
 
 
 def cluster_of(manifest: dict[str, Any], words: list[str]) -> Any:
-    """The cluster that the words ask for: another by `cluster=NAME`, or the sweep's own with some keys changed."""
+    """The cluster that the words name: another by `cluster=NAME`, or the sweep's own with some keys changed."""
     from sae_sweeps.cli.compose import compose_points
     from sae_sweeps.config.cluster import cluster_config
 

@@ -5,26 +5,30 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps.cluster.observe import Observer, RunView
-from sae_sweeps.storage.printing import print_line
+from sae_sweeps.cluster.watch import RunView, SweepWatcher
+from sae_sweeps.storage.printing import aligned, print_line
 from sae_sweeps.storage.sweep_folder import outputs_of, run_path
 
 WATCH_S = 2.0
+HEAD = ("run_id", "title", "state", "progress", "loss", "job", "restarts", "why")
+ALWAYS = HEAD[:5]
+"""Columns that are shown even where all their cells are empty."""
 
 
 def status(sweep: Path, watch: bool, as_json: bool) -> int:
-    """Print how every run stands; with `watch` again and again until all are at their end."""
-    observer = Observer(sweep)
+    """Print the state of every run; with `watch` again and again until all have ended. Returns the exit status."""
+    watcher = SweepWatcher(sweep)
     while True:
-        views = observer.look() if watch else observer.settled()
+        views = watcher.poll() if watch else watcher.poll_decided()
         if as_json:
             print_line(json.dumps([record(view, sweep) for view in views], indent=None if watch else 2))
         else:
             clear = "\x1b[H\x1b[2J" if watch and sys.stdout.isatty() else ""
-            print_line(clear + status_table(views, sweep, observer))
+            print_line(clear + status_table(views, sweep, watcher.silent_since is not None))
         if not watch or all(view.ended for view in views):
             return 0
         try:
@@ -44,7 +48,7 @@ def record(view: RunView, sweep: Path) -> dict[str, Any]:
         "at_its_end": view.ended,
         "loss": last_loss(sweep, view.run_id),
         "job": view.job and view.job.id,
-        "job_state": job and job.word,
+        "job_state": job and job.name,
         "job_reason": job and job.reason,
         "log": view.log and str(view.log),
     }
@@ -67,39 +71,29 @@ def last_loss(sweep: Path, run_id: str) -> float | None:
     return None
 
 
-def status_table(views: list[RunView], sweep: Path, observer: Observer) -> str:
-    """run, title, state, progress, loss, job, restarts where there are any, and the reason of an end."""
-    head = ["run_id", "title", "state", "progress", "loss", "job", "restarts", "why"]
-    rows = [[*cells(view, sweep)] for view in views]
-    shown = [n for n, name in enumerate(head) if name not in ("job", "restarts", "why") or any(row[n] for row in rows)]
-    widths = [max(len(row[n]) for row in [head, *rows]) for n in shown]
-    lines = [
-        "  ".join(row[n].ljust(width) for n, width in zip(shown, widths, strict=True)).rstrip() for row in [head, *rows]
-    ]
-    counts: dict[str, int] = {}
-    for view in views:
-        counts[view.how] = counts.get(view.how, 0) + 1
-    lines.append(f"{len(views)} runs: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
-    if observer.silent_since is not None:
-        lines.append("the scheduler does not answer: jobs cannot be told from those that are gone")
+def status_table(views: list[RunView], sweep: Path, scheduler_is_silent: bool) -> str:
+    """One line per run under HEAD, without the empty ones of the later columns, and the number of runs by state."""
+    rows = [cells(view, sweep) for view in views]
+    columns = [column for column in zip(HEAD, *rows, strict=True) if column[0] in ALWAYS or any(column[1:])]
+    counts = sorted(Counter(view.reported_state for view in views).items())
+    lines = aligned([*zip(*columns, strict=True)])
+    lines.append(f"{len(views)} runs: " + ", ".join(f"{count} {state}" for state, count in counts))
+    if scheduler_is_silent:
+        lines.append("the scheduler does not answer: whether jobs are alive is unknown")
     return "\n".join(lines)
 
 
 def cells(view: RunView, sweep: Path) -> list[str]:
     step, total = view.status["step"] or 0, view.status["total_steps"]
-    loss = last_loss(sweep, view.run_id)
-    job = view.job_state
-    where = f"{view.job.id} {job.word.lower()}" if view.job and job and not view.ended else ""
-    why = view.status["error"] or (
-        job.reason if job and job.alive and not view.ended and view.state == "queued" else ""
-    )
+    loss, job = last_loss(sweep, view.run_id), view.job_state
+    waiting = job.reason if job and job.alive and not view.ended and view.state == "queued" else ""
     return [
         view.run_id,
         view.title,
-        view.how,
+        view.reported_state,
         f"{step:,}/{total:,} {100 * step // max(total, 1):>3} %" if total else "",
         "" if loss is None else f"{loss:.4g}",
-        where,
+        f"{view.job.id} {job.name.lower()}" if view.job and job and not view.ended else "",
         str(view.status["restarts"] or ""),
-        why or "",
+        view.status["error"] or waiting,
     ]

@@ -1,29 +1,24 @@
-"""Which states of a run are final, and writing an end for a run whose process is gone."""
+"""Which states of a run are final, and the end of a run whose process is gone."""
 
 from pathlib import Path
-from typing import Any
 
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
 from sae_sweeps.storage.sweep_folder import run_path
 
 FINAL = ("completed", "diverged", "failed")
-"""Ends that no job which is still alive will change."""
+"""Ends that no live job will change."""
 
 
-def final(status: dict[str, Any]) -> bool:
-    return status["state"] in FINAL
-
-
-def declare(outputs: Path, run_id: str, state: str, reason: str, wait_for_lease: bool = True) -> bool:
-    """Write a run's end in its stead, under its lease; False when it has one already, or somebody works on it."""
+def mark_ended(outputs: Path, run_id: str, state: str, reason: str, even_if_leased: bool = False) -> bool:
+    """Write the end of a run whose process cannot; False where it has a final one, or a process works on it."""
     folder = RunFolder(run_path(outputs, run_id))
     lease = Lease.acquire(folder)
-    if lease is None and wait_for_lease:
+    if lease is None and not even_if_leased:
         return False
     try:
         status = folder.status()
-        if status is not None and final(status):
+        if status is not None and status["state"] in FINAL:
             return False
         folder.set_status(state=state, error=reason)
         return True

@@ -1,4 +1,4 @@
-"""What a sweep's manifest says of its jobs, and what a scheduler can be asked."""
+"""The jobs in a sweep's manifest, and the interface of a scheduler."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ class Job:
     """One for each group, relative to the sweep's folder."""
     submitted: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     pool: dict[str, Any] | None = None
-    """cluster=local: the process that starts the group's."""
+    """cluster=local: the process that starts the groups' processes."""
 
 
 @dataclass(frozen=True)
 class JobState:
-    """What a scheduler says of a job now."""
+    """A job's state at the scheduler now."""
 
-    word: str
+    name: str
     """PENDING, RUNNING, COMPLETED, ...; GONE where the scheduler no longer knows it."""
     alive: bool
-    """It waits or runs, and may yet bring its runs to their ends."""
+    """It waits or runs, and may still complete its runs."""
     reason: str = ""
     """Why it waits, or how it ended, in words."""
-    leaves: str = "lost"
-    """State of a run that the job left behind."""
-    hopeless: bool = False
-    """It waits, and by the scheduler's own word will never start."""
+    unfinished_run: str = "lost"
+    """State of a run that had not ended when the job did."""
+    never_starts: bool = False
+    """It waits, and by the scheduler's reason will never start."""
 
 
 class Scheduler(Protocol):
@@ -52,7 +52,7 @@ class Scheduler(Protocol):
         ...
 
     def states(self, sweep: Path, jobs: list[Job]) -> dict[str, JobState] | None:
-        """The state of every job by its id, asked in one pass; None when the scheduler does not answer."""
+        """The state of every job by its id, in one query; None when the scheduler does not answer."""
         ...
 
     def cancel(self, sweep: Path, jobs: list[Job]) -> None:
@@ -76,7 +76,7 @@ def add_jobs(sweep: Path, jobs: list[Job]) -> None:
 
 
 def latest_job(jobs: list[Job]) -> dict[str, Job]:
-    """For each run the last job that was to train it."""
+    """For each run the last job submitted to train it."""
     return {run_id: job for job in jobs for run_id in job.runs}
 
 

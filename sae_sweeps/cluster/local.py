@@ -1,7 +1,7 @@
-"""Processes on this machine. A pool, a process in a session of its own, starts one process per group while there is
-room, each on a GPU of its own; the launcher may go, and the pool goes on.
+"""Processes on this machine. A pool, a process in a session of its own, starts one process per group, a limited number
+at a time, each on a GPU of its own; it continues when the launcher ends.
 
-What the pool and the processes do stands in the sweep's folder: `local/N.json` for group N.
+The record of group N's process is `local/N.json` in the sweep's folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FOLDER = "local"
 DEFAULT_PROCESSES = 2
 POLL_S = 0.1
 STOPPED = (130, -signal.SIGTERM, -signal.SIGINT)
-"""Exit statuses of a process that was asked to end."""
+"""Exit statuses of a process that a signal ended."""
 
 
 class Local:
@@ -38,7 +38,7 @@ class Local:
         processes = processes_of(self.cfg)
         command = [sys.executable, "-m", "sae_sweeps.cluster.local", str(sweep), str(processes), *map(str, groups)]
         with open(sweep / FOLDER / "pool.log", "ab") as log:
-            pool = identity(_start(command, environment(processes), log))
+            pool = process_record(_start(command, environment(processes), log))
         known = read_manifest(sweep)["groups"]
         return [
             Job(self.cfg.name, f"local-{n}", [n], runs_in(known, [n]), [f"{FOLDER}/{n}.log"], pool=pool) for n in groups
@@ -50,9 +50,9 @@ class Local:
     def cancel(self, sweep: Path, jobs: list[Job]) -> None:
         """End the pools first, so that nothing more starts, then the processes."""
         for pool in {str(job.pool): job.pool for job in jobs}.values():
-            end(pool)
+            terminate(pool)
         for job in jobs:
-            end((told(sweep, job.groups[0]) or {}).get("process"))
+            terminate((read_record(sweep, job.groups[0]) or {}).get("process"))
 
 
 def processes_of(cfg: LocalConfig) -> int:
@@ -73,7 +73,7 @@ def visible_gpus() -> list[str]:
 
 
 def environment(processes: int) -> dict[str, str]:
-    """What the processes see: this code, and their share of the CPUs where the user says nothing."""
+    """Environment of the processes: this code, and their share of the CPUs where the user sets no OMP_NUM_THREADS."""
     path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
     share = str(max(1, len(os.sched_getaffinity(0)) // processes))
     return {"OMP_NUM_THREADS": share, "OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": path}
@@ -86,22 +86,22 @@ def _start(command: list[str], env: dict[str, str], log: Any) -> subprocess.Pope
     )
 
 
-def identity(process: subprocess.Popen) -> dict[str, Any]:
+def process_record(process: subprocess.Popen) -> dict[str, Any]:
     return this_process() | {"pid": process.pid, "start_time": process_start(process.pid)}
 
 
-def end(process: dict[str, Any] | None) -> None:
-    """Ask a process of this machine to end."""
+def terminate(process: dict[str, Any] | None) -> None:
+    """Send SIGTERM to a process of this machine, if it lives."""
     if process and process_alive(process):
         try:
             os.kill(process["pid"], signal.SIGTERM)
-            os.kill(process["pid"], signal.SIGCONT)  # one that is suspended hears of it only now
+            os.kill(process["pid"], signal.SIGCONT)  # a suspended process receives SIGTERM only now
         except ProcessLookupError:
             pass
 
 
-def told(sweep: Path, group: int) -> dict[str, Any] | None:
-    """What is on record of the process that trains a group."""
+def read_record(sweep: Path, group: int) -> dict[str, Any] | None:
+    """The record of the process that trains a group; None before it starts."""
     try:
         return read_json(sweep / FOLDER / f"{group}.json")
     except MissingFile:
@@ -109,18 +109,18 @@ def told(sweep: Path, group: int) -> dict[str, Any] | None:
 
 
 def _state(sweep: Path, job: Job) -> JobState:
-    record = told(sweep, job.groups[0])
+    record = read_record(sweep, job.groups[0])
     if record is None:
         alive = job.pool is not None and process_alive(job.pool)
         if alive is False:
-            return JobState("GONE", False, "the process that starts the groups ended before this one's turn")
+            return JobState("GONE", False, "the process that starts the groups ended before this group's turn")
         return JobState("PENDING", True, "" if alive else f"on {(job.pool or {}).get('host')}")
     if record["exit"] is not None:
         how = f"on signal {-record['exit']}" if record["exit"] < 0 else f"with status {record['exit']}"
-        leaves = "interrupted" if record["exit"] in STOPPED else "lost"
-        return JobState("ENDED", False, f"its process ended {how} before the run's end", leaves)
+        unfinished_run = "interrupted" if record["exit"] in STOPPED else "lost"
+        return JobState("ENDED", False, f"its process ended {how} before the run's end", unfinished_run)
     if process_alive(record["process"]) is False:
-        return JobState("GONE", False, "its process is gone and left no word")
+        return JobState("GONE", False, "its process is gone and recorded no end")
     return JobState("RUNNING", True, f"process {record['process']['pid']} on {record['process']['host']}")
 
 
@@ -162,7 +162,7 @@ class Pool:
 
     def _record(self, group: int, process: subprocess.Popen, exit: int | None) -> None:
         path = self.sweep / FOLDER / f"{group}.json"
-        before = read_json(path) if exit is not None else {"process": identity(process)}
+        before = read_json(path) if exit is not None else {"process": process_record(process)}
         write_json(path, before | {"exit": exit})
 
 

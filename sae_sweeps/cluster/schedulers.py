@@ -13,5 +13,5 @@ def scheduler_for(cfg: Any) -> Scheduler:
 
 
 def scheduler_named(name: str) -> Scheduler:
-    """One that can be asked about jobs and can cancel them; nothing is submitted through it."""
+    """One to query and cancel jobs; nothing is submitted through it."""
     return scheduler_for(LocalConfig() if name == "local" else SlurmConfig(name=name))

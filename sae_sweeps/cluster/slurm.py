@@ -1,4 +1,4 @@
-"""Slurm: submission through submitit, and one look at squeue (and sacct, where there is accounting) for all jobs."""
+"""Slurm: submission through submitit, and one query of squeue (and sacct, where there is accounting) for all jobs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ FOLDER = "slurm"
 """Below the sweep's folder: submitit's files and the jobs' logs."""
 LARGEST_ARRAY = 1000
 """Slurm's default MaxArraySize is 1001."""
-PATIENCE_S = 60
-"""A command that takes longer counts as no answer."""
+TIMEOUT_S = 60
+"""A command of Slurm that takes longer counts as no answer."""
 
-# Ends of a job, and what they make of a run that was not at its own.
-ENDS = {
+JOB_ENDS = {
     "COMPLETED": "lost", "FAILED": "lost", "NODE_FAIL": "lost", "BOOT_FAIL": "lost", "OUT_OF_MEMORY": "lost",
     "DEADLINE": "lost", "REVOKED": "lost", "TIMEOUT": "preempted", "PREEMPTED": "preempted", "CANCELLED": "cancelled",
 }  # fmt: skip
+"""How a job ended, and the state of a run that had not ended then."""
 NEVER_STARTS = (
     "launch failed requeued held", "launch_failed_requeued_held", "JobHoldMaxRequeue", "BadConstraints",
     "DependencyNeverSatisfied", "PartitionNodeLimit", "PartitionTimeLimit", "InvalidAccount", "InvalidQOS",
@@ -65,11 +65,11 @@ class Slurm:
         executor = SlurmExecutor(sweep / FOLDER, max_num_timeout=self.cfg.max_restarts, python=self.cfg.python)
         executor.update_parameters(**sbatch_parameters(self.cfg, sweep))
         try:
-            with redirect_stderr(StringIO()), executor.batch():  # submitit prints what sbatch says, and raises it too
+            with redirect_stderr(StringIO()), executor.batch():  # submitit prints sbatch's error, and raises it too
                 jobs = [executor.submit(worker) for worker in workers]
         except (FailedJobError, FailedSubmissionError) as error:
-            said = [line for line in str(error).splitlines() if "error:" in line] or str(error).splitlines()
-            why = "; ".join(line.partition("error:")[2].strip() or line.strip() for line in said[-2:])
+            lines = [line for line in str(error).splitlines() if "error:" in line] or str(error).splitlines()
+            why = "; ".join(line.partition("error:")[2].strip() or line.strip() for line in lines[-2:])
             raise ConfigError(f"cluster={self.cfg.name}: sbatch refuses the job ({why}).") from None
         return [job.job_id for job in jobs]
 
@@ -77,32 +77,32 @@ class Slurm:
         if not jobs:
             return {}
         bases = sorted({job.id.partition("_")[0] for job in jobs})
-        told = _ask(["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r", "-j", ",".join(bases)])
-        if told is None:
+        printed = _output(["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r", "-j", ",".join(bases)])
+        if printed is None:
             return None
-        seen = {id: (word, reason) for id, word, reason in (line.split("|", 2) for line in told.splitlines())}
+        seen = {id: (name, reason) for id, name, reason in (line.split("|", 2) for line in printed.splitlines())}
         unknown = [job.id for job in jobs if job.id not in seen]
         if unknown and self._accounting:
-            seen |= self._ask_accounting(unknown)
+            seen |= self._accounted(unknown)
         return {job.id: _state(job.id, *seen.get(job.id, ("GONE", ""))) for job in jobs}
 
-    def _ask_accounting(self, ids: list[str]) -> dict[str, tuple[str, str]]:
+    def _accounted(self, ids: list[str]) -> dict[str, tuple[str, str]]:
         bases = ",".join(sorted({id.partition("_")[0] for id in ids}))
-        told = _ask(["sacct", "-n", "-P", "-X", "-o", "JobID,State", "-j", bases])
-        if told is None:  # none here, or none that answers: never needed
+        printed = _output(["sacct", "-n", "-P", "-X", "-o", "JobID,State", "-j", bases])
+        if printed is None:  # no accounting here, or none that answers: not queried again
             self._accounting = False
             return {}
-        rows = (line.split("|", 1) for line in told.splitlines() if "|" in line)
+        rows = (line.split("|", 1) for line in printed.splitlines() if "|" in line)
         return {id: (state.split()[0], state) for id, state in rows if id in ids}
 
     def cancel(self, sweep: Path, jobs: list[Job]) -> None:
         ids = [job.id for job in jobs]
         for i in range(0, len(ids), 100):
-            _ask(["scancel", *ids[i : i + 100]])
+            _output(["scancel", *ids[i : i + 100]])
 
 
 def sbatch_parameters(cfg: SlurmConfig, sweep: Path) -> dict[str, Any]:
-    """The config in submitit's words."""
+    """The config as submitit's parameters."""
     path = f"export PYTHONPATH={shlex.quote(str(PROJECT))}${{PYTHONPATH:+:$PYTHONPATH}}"
     threads = f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{cfg.cpus}}} OMP_WAIT_POLICY=${{OMP_WAIT_POLICY:-PASSIVE}}"
     gpus = {"gres": f"gpu:{cfg.gpu_type}:{cfg.gpus}"} if cfg.gpu_type else {"gpus_per_node": cfg.gpus}
@@ -138,20 +138,20 @@ def sbatch_lines(cfg: SlurmConfig, sweep: Path, n_jobs: int) -> list[str]:
     return [line for line in wanted if not line.startswith(("#SBATCH --output", "#SBATCH --error"))] + cfg.setup
 
 
-def _state(id: str, word: str, reason: str) -> JobState:
-    if word == "GONE":
-        return JobState(word, False, f"Slurm no longer knows job {id}, and it left no word")
-    if word in ENDS:
-        said = "was cancelled" if word == "CANCELLED" else f"ended as {word}"
-        why = f" ({reason})" if reason not in ("", "None", word) else ""
-        return JobState(word, False, f"Slurm job {id} {said}{why} before the run's end", ENDS[word])
-    return JobState(word, True, "" if reason == "None" else reason, hopeless=reason in NEVER_STARTS)
+def _state(id: str, name: str, reason: str) -> JobState:
+    if name == "GONE":
+        return JobState(name, False, f"Slurm no longer knows job {id}, and it recorded no end")
+    if name in JOB_ENDS:
+        how = "was cancelled" if name == "CANCELLED" else f"ended as {name}"
+        why = f" ({reason})" if reason not in ("", "None", name) else ""
+        return JobState(name, False, f"Slurm job {id} {how}{why} before the run's end", JOB_ENDS[name])
+    return JobState(name, True, "" if reason == "None" else reason, never_starts=reason in NEVER_STARTS)
 
 
-def _ask(command: list[str]) -> str | None:
+def _output(command: list[str]) -> str | None:
     """What a command of Slurm prints; None when it does not answer. A job that Slurm forgot is an answer."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired):
         return None
     if done.returncode and "Invalid job id" not in done.stderr:

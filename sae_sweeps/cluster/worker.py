@@ -1,7 +1,7 @@
 """One group of a sweep, trained in this process: what a Slurm job calls, and `python -m sae_sweeps.cluster.worker`.
 
-A worker knows the sweep's folder and the group's number. Configs come from the folder, checkpoints from the runs', so
-a job that is started again is the same job.
+It needs the sweep's folder and the group's number: configs are in that folder, checkpoints in the runs', so a job that
+is started again is the same job.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_sweeps.cluster.ends import mark_ended
+from sae_sweeps.config.schema import ClusterConfig
 from sae_sweeps.errors import UserError
 from sae_sweeps.runs.inline import run_all
 from sae_sweeps.runs.signals import Stop
 from sae_sweeps.storage.printing import print_line
+from sae_sweeps.storage.run_folder import RunFolder, slurm_job_id
 from sae_sweeps.storage.sweep_folder import outputs_of, read_manifest, run_path
-from sae_sweeps.sweeps.groups import limits_of
 
 if TYPE_CHECKING:
     from sae_sweeps.sweeps.plan import Plan
@@ -28,24 +31,24 @@ if TYPE_CHECKING:
 
 @dataclass
 class Worker:
-    """What submitit pickles: `tasks` groups from `first` on, one for each task of the job."""
+    """What submitit pickles: `tasks` groups from number `first` on, one for each task of the job."""
 
     sweep: str
     first: int
     tasks: int
 
     def __call__(self) -> None:
-        """Train this task's group. The exit status tells Slurm whether all of it completed."""
+        """Train this task's group; exits with status 1 where not all of it completed."""
         rank = int(os.environ.get("SLURM_PROCID", "0"))
         if rank >= self.tasks:
             return
         take_gpus(int(os.environ.get("SLURM_LOCALID", "0")), int(os.environ.get("SLURM_NTASKS", "1")))
-        status = work(Path(self.sweep), self.first + rank, JobSignals())
+        status = train_group(Path(self.sweep), self.first + rank, JobSignals())
         if status:
             sys.exit(status)
 
     def checkpoint(self) -> Any:
-        """What submitit is to queue again after the time limit's warning: the same, which goes on where it stopped."""
+        """What submitit queues again after the time limit's warning: the same, which resumes from the checkpoints."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -59,9 +62,10 @@ def take_gpus(rank: int, tasks: int) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[rank * each : (rank + 1) * each])
 
 
-def work(sweep: Path, group: int, signals: JobSignals | LocalSignals) -> int:
+def train_group(sweep: Path, group: int, signals: JobSignals | LocalSignals) -> int:
     """Bring every run of a group to its end; 0 when all completed, 1 when one did not, 130 when stopped."""
-    from sae_sweeps.sweeps.stored import stored_plan
+    from sae_sweeps.runs.session import device_for
+    from sae_sweeps.sweeps.sweep import stored_plan
 
     sweep = sweep.resolve()
     manifest = read_manifest(sweep)
@@ -72,20 +76,18 @@ def work(sweep: Path, group: int, signals: JobSignals | LocalSignals) -> int:
     try:
         plan = stored_plan(sweep, members)
         if restarts > manifest["cluster"].get("max_restarts", restarts):
-            return give_up(plan, sweep, restarts)
-        return carry_out(plan, sweep, signals)
+            raise UserError(
+                f"the job was started again {restarts} times, more than cluster.max_restarts allows; resume tries again"
+            )
+        device = device_for(plan.runs[0].run.device)
+        signals.on_flush = lambda: note_preemption(plan, sweep)
+        limits = ClusterConfig(**{key: manifest["cluster"][key] for key in ("group_size", "memory_gb")})
+        states = run_all(plan, outputs_of(sweep), sweep, device, cluster=limits, stop=signals.stop, flush=signals.flush)
     except UserError as mistake:
-        fail(members, sweep, str(mistake))
+        print_line(str(mistake))
+        for run_id in members:
+            mark_ended(outputs_of(sweep), run_id, "failed", str(mistake))
         return 1
-
-
-def carry_out(plan: Plan, sweep: Path, signals: JobSignals | LocalSignals) -> int:
-    from sae_sweeps.runs.session import device_for
-
-    device = device_for(plan.runs[0].run.device)
-    signals.on_flush = lambda: note_preemption(plan, sweep)
-    limits = limits_of(read_manifest(sweep)["cluster"])
-    states = run_all(plan, outputs_of(sweep), sweep, device, cluster=limits, stop=signals.stop, flush=signals.flush)
     if states.interrupted:
         signals.stopped()
         return 130
@@ -112,9 +114,12 @@ class LocalSignals:
 
 
 class JobSignals:
-    """A Slurm job. SIGTERM may mean preemption, requeue or scancel: write checkpoints and carry on until killed (who
-    exits within the grace time is not requeued; who requeues itself brings a cancelled job back). The time limit's
-    warning, USR2: stop with checkpoints, then let submitit queue the job again."""
+    """A Slurm job.
+
+    SIGTERM may mean preemption, requeue or scancel: write checkpoints and go on until killed (a job that exits within
+    the grace time is not requeued; one that requeues itself undoes scancel). The time limit's warning, USR2: stop with
+    checkpoints, then let submitit queue the job again.
+    """
 
     def __init__(self) -> None:
         self.stop = Stop(state="preempted")
@@ -137,7 +142,7 @@ class JobSignals:
         if not self._flush.is_set():
             return False
         self._flush.clear()
-        print_line("Slurm asks to end: checkpoints are written, and the work goes on until it is killed")
+        print_line("Slurm requests the end: checkpoints are written, and the work goes on until it is killed")
         self.on_flush()
         return True
 
@@ -148,33 +153,15 @@ class JobSignals:
 
 
 def note_preemption(plan: Plan, sweep: Path) -> None:
-    """Say in the running runs' status what they will be once killed; whoever lives on says otherwise at its end."""
-    from sae_sweeps.runs.supervise import try_to
-    from sae_sweeps.storage.run_folder import RunFolder, slurm_job_id
-
+    """Mark running runs preempted, which they are once killed; a run that survives overwrites it at its end."""
     for planned in plan.runs:
         folder = RunFolder(run_path(outputs_of(sweep), planned.run_id))
         status = folder.status()
         if status and status["state"] == "running" and status["pid"] == os.getpid():
-            why = f"Slurm job {slurm_job_id()} was asked to end (requeue, preemption or scancel)"
-            try_to(folder.set_status, state="preempted", error=why)
-
-
-def give_up(plan: Plan, sweep: Path, restarts: int) -> int:
-    """The job was started once too often."""
-    reason = f"the job was started again {restarts} times, more than cluster.max_restarts allows; resume tries again"
-    fail([planned.run_id for planned in plan.runs], sweep, reason)
-    return 1
-
-
-def fail(run_ids: list[str], sweep: Path, reason: str) -> None:
-    """Mark what is not at its end as failed, unless somebody else works on it."""
-    from sae_sweeps.cluster.ends import declare
-
-    print_line(reason)
-    for run_id in run_ids:
-        declare(outputs_of(sweep), run_id, "failed", reason)
+            why = f"Slurm job {slurm_job_id()} received SIGTERM (requeue, preemption or scancel)"
+            with suppress(UserError, OSError):
+                folder.set_status(state="preempted", error=why)
 
 
 if __name__ == "__main__":
-    sys.exit(work(Path(sys.argv[1]), int(sys.argv[2]), LocalSignals()))
+    sys.exit(train_group(Path(sys.argv[1]), int(sys.argv[2]), LocalSignals()))

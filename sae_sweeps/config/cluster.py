@@ -17,7 +17,7 @@ KINDS: dict[str, type[ClusterConfig]] = {
 
 
 def cluster_config(node: DictConfig) -> Any:
-    """The chosen cluster's config. Raises ConfigError for a value that cannot be meant."""
+    """The chosen cluster's config. Raises ConfigError for an invalid value."""
     cfg = typed(KINDS.get(node.name, SlurmConfig), node, "cluster")
     if isinstance(cfg, SlurmConfig):
         _check_slurm(cfg)

@@ -140,7 +140,7 @@ def data_digest(cfg: DataConfig, cache: Path | None = None) -> str:
 def source(cfg: DataConfig, key: str) -> DataConfig:
     """The config of one of two corpora, `data.forget` or `data.retain`: a file, a folder, or a hub name.
 
-    Raises ConfigError for a source that is not given or has no one format, DataError for one that is missing.
+    Raises ConfigError for a source that is not given or whose format is unclear, DataError for one that is missing.
     """
     value = getattr(cfg, key)
     if not value:

@@ -5,11 +5,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 from sae_sweeps.config.paths import PACKAGE
 from sae_sweeps.config.plugins import evaluation_module
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.fields import AtLeastOne, NotNegative, Positive, SomePositive, at_least
 
 BUILTIN = "builtin_"
 """Begins the name of a metric that was measured on built-in data, to distinguish it from SAEBench's."""
@@ -122,13 +123,13 @@ class ProbingConfig:
 
     datasets: list[str] | None = None
     """Names of data sets (see `eval.data`); null means all that SAEBench uses, or all built-in ones."""
-    train_rows: int = 4000
+    train_rows: Annotated[int, at_least(4)] = 4000
     """Rows of a binary task, half of them of the class; built-in data have 400."""
-    test_rows: int = 1000
+    test_rows: Annotated[int, at_least(4)] = 1000
     """Likewise; built-in data have 200."""
-    context: int = 128
+    context: Annotated[int, at_least(2)] = 128
     """Tokens of a row that are read."""
-    k_values: list[int] = field(default_factory=lambda: [1, 2, 5])
+    k_values: SomePositive[int] = field(default_factory=lambda: [1, 2, 5])
     """Numbers of features that a sparse probe may use."""
     all_features: bool = True
     """Also train a probe on all features (the slowest part); false leaves `sae_test_accuracy` out."""
@@ -138,14 +139,14 @@ class ProbingConfig:
 class AblationConfig:
     """TPP and SCR: how much ablating the features that matter most to a probe moves that probe and the others."""
 
-    n_values: list[int] = field(default_factory=lambda: [2, 5, 10, 20, 50, 100, 500])
+    n_values: SomePositive[int] = field(default_factory=lambda: [2, 5, 10, 20, 50, 100, 500])
     """Numbers of features that are ablated."""
-    train_rows: int = 4000
+    train_rows: Annotated[int, at_least(4)] = 4000
     """Rows of SCR's tasks; each quadrant gives a quarter of them. Built-in data have 400."""
-    test_rows: int = 1000
+    test_rows: Annotated[int, at_least(4)] = 1000
     """Likewise; built-in data have 200."""
-    probe_epochs: int = 20
-    probe_batch: int = 16
+    probe_epochs: AtLeastOne[int] = 20
+    probe_batch: AtLeastOne[int] = 16
     probe_lr: float = 1e-3
     probe_l1: float = 1e-3
 
@@ -154,11 +155,11 @@ class AblationConfig:
 class HierarchyConfig:
     """Sparse probing of coarse classes and of fine classes inside them, with k-fold cross-validation."""
 
-    folds: int = 5
+    folds: Annotated[int, at_least(2)] = 5
     """Every row is in the test part of exactly one fold."""
-    rows: int = 400
+    rows: Annotated[int, at_least(4)] = 400
     """Rows per fine class; built-in data have 100."""
-    k_values: list[int] = field(default_factory=lambda: [1, 2, 5])
+    k_values: SomePositive[int] = field(default_factory=lambda: [1, 2, 5])
 
 
 @dataclass
@@ -167,16 +168,16 @@ class AbsorptionConfig:
 
     max_words: int | None = None
     """At most this many words of the vocabulary, drawn by the seed; null means all."""
-    max_k: int = 10
+    max_k: AtLeastOne[int] = 10
     """Largest sparse probe in the search for split features."""
     f1_jump: float = 0.03
     """A further feature counts as split off when it raises F1 by more than this."""
     min_probe_f1: float = 0.6
     """A letter counts when the model's own probe exceeds this F1."""
-    min_letters: int = 20
+    min_letters: AtLeastOne[int] = 20
     """With fewer such letters nothing is scored."""
     l1_decay: float = 0.01
-    epochs: int = 50
+    epochs: AtLeastOne[int] = 50
     """Of the probe on the model's activations and of the L1 probe on the features."""
 
 
@@ -184,14 +185,14 @@ class AbsorptionConfig:
 class UnlearningConfig:
     """Clamping of features that fire on text to forget and hardly on text to retain, judged by questions."""
 
-    retain_thresholds: list[float] = field(default_factory=lambda: [0.001, 0.01])
+    retain_thresholds: SomePositive[float] = field(default_factory=lambda: [0.001, 0.01])
     """Features that fire on at least this share of the tokens to retain are not clamped."""
-    n_features: list[int] = field(default_factory=lambda: [10, 20])
-    multipliers: list[int] = field(default_factory=lambda: [25, 50, 100, 200])
+    n_features: SomePositive[int] = field(default_factory=lambda: [10, 20])
+    multipliers: SomePositive[int] = field(default_factory=lambda: [25, 50, 100, 200])
     """A chosen feature that fires is clamped to minus this."""
-    contexts: int = 1024
+    contexts: AtLeastOne[int] = 1024
     """Contexts of each corpus on which firing is counted; built-in data have 64."""
-    context: int = 1024
+    context: Annotated[int, at_least(2)] = 1024
     """Their length in tokens; built-in data have 128."""
     all_orders: bool = True
     """A question counts if the model answers it right in all 24 orders of its choices; false: in the given order."""
@@ -215,15 +216,15 @@ class AutointerpConfig:
     """Dollars per million tokens sent."""
     price_out: float = 0.60
     """Dollars per million tokens received."""
-    n_latents: int = 1000
+    n_latents: AtLeastOne[int] = 1000
     dead_below: float = 15
     """Features that fire on at most this many tokens are excluded."""
-    total_tokens: int = 2_000_000
+    total_tokens: AtLeastOne[int] = 2_000_000
     """Held-out tokens searched for examples."""
-    buffer: int = 10
+    buffer: AtLeastOne[int] = 10
     """Tokens shown on each side of an example."""
     max_tokens_in_explanation: int = 30
-    concurrency: int = 10
+    concurrency: AtLeastOne[int] = 10
     """Requests at a time."""
 
 
@@ -236,21 +237,21 @@ class EvalConfig:
     data: str = "auto"
     """Labelled text and questions: builtin (made from the standard library), saebench (by name from the hub), a folder
     that holds SAEBench's data sets under their names, or auto: builtin for the built-in model, else saebench."""
-    seed: int = 42
+    seed: NotNegative[int] = 42
     """Draws rows, prompts and what probes start from; no result depends on what was evaluated before."""
-    llm_batch: int = 32
+    llm_batch: AtLeastOne[int] = 32
     """Rows per forward pass of the language model."""
-    batch_size: int = 16
+    batch_size: Positive[int] = 16
     """Contexts per batch of the core evaluation."""
-    recon_batches: int = 4
+    recon_batches: Positive[int] = 4
     """Batches for the KL and cross-entropy metrics (SAEBench: 200)."""
-    sparsity_batches: int = 16
+    sparsity_batches: Positive[int] = 16
     """Batches for reconstruction, sparsity and density metrics, following the former in the stream (SAEBench: 2000)."""
     exclude_special_tokens: bool = True
     """Leave the activation at BOS, EOS and padding as it is when the SAE's output is put in its place."""
     composition: bool = False
     """Also train a small SAE on the decoder's rows, to see how far they are sums of others (seconds to minutes)."""
-    label_tokens: int = 4096
+    label_tokens: Positive[int] = 4096
     """Held-out tokens on which features are compared with labels, where the text has roles."""
     probing: ProbingConfig = field(default_factory=ProbingConfig)
     ablation: AblationConfig = field(default_factory=AblationConfig)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
 
+from sae_sweeps.config.aliases import ALIASES
+from sae_sweeps.config.content import content
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.plugins import choice_file, choices, folders
 from sae_sweeps.config.schema import RootConfig
-from sae_sweeps.config.words import ARMS
 from sae_sweeps.errors import UserError, who_has
 
 
@@ -39,8 +39,8 @@ def sentence(error: Exception) -> str:
         return f"{key[1] if key else 'a key'}={found[1]}: must be {kind}."
     if found := re.search(r"override (\S+)=(\S+)\s+Invalid value assigned: \w+ is not a ListConfig", text):
         return f"{found[1]}={found[2]}: must be a list, as in {found[1]}=[{found[2]}]."
-    if "Error merging override arms=" in text:
-        return ARMS
+    if found := re.search(r"Error merging override (variants|arms)=", text):
+        return of_experiments(found[1])
     if found := re.search(r"Error merging override (\w+)=(.*?)\n(?:Value|field|Cannot)", text, re.DOTALL):
         from sae_sweeps.config.typed import expected
 
@@ -54,20 +54,23 @@ def sentence(error: Exception) -> str:
 
 def unknown_key(key: str, text: str) -> str:
     keys = all_keys()
-    if key == "arms":
-        return ARMS
+    if key in ("variants", "arms"):
+        return of_experiments(key)
     if key in keys:  # another choice of the group has it
         group, _, leaf = key.partition(".")
         files = {name: choice_file(group, name) for name in choices(group)}
         readers = [f"{group}={name}" for name, path in files.items() if path and leaf in _keys_of(path)]
         return f"{key}: the chosen {group} has no such key{who_has(readers)}."
-    return f"{key}: no such key; {_suggest(key, keys, '')}"
+    return f"{key}: no such key; {_suggest(key, [*keys, *ALIASES], '')}"
+
+
+def of_experiments(key: str) -> str:
+    return f"{key}: they belong in a file of conf/experiment, as those of the studies do."
 
 
 def _keys_of(path: Path) -> list[str]:
-    """Keys of one choice of a group; a file with a global package holds them under the group's name."""
-    node: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False) or {}
-    return [key for key in _dotted(node.get(path.parent.name, node)) if key != "defaults"]
+    """Keys of one choice of a group, dotted."""
+    return _dotted(content(path))
 
 
 def _dotted(node: dict[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sae_sweeps.config.run import RunConfig
 
 SAMPLING_ORDER = ("tokens", "adjacent_pairs", "contiguous_windows")
-"""Each serves the penalties that ask for one before it."""
+"""Each also serves penalties that need one before it."""
 
 
 @dataclass
@@ -47,7 +47,7 @@ class PenaltyTerm:
 
 @dataclass
 class Combination:
-    """Several penalties, asked as one."""
+    """Several penalties with the methods of one."""
 
     name: str
     terms: list[PenaltyTerm]
@@ -94,7 +94,7 @@ class Combination:
 def combined_node(choice: str, known: list[str], read: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
     """What Hydra needs to know of `a+b`: defaults and contents, at the package `_global_`; `read` gives a part's YAML.
 
-    Raises ConfigError for a part that is not a penalty, stands twice, or is `none`.
+    Raises ConfigError for a part that is not a penalty, is given twice, or is `none`.
     """
     names = [name.strip() for name in choice.split("+")]
     for name in names:
@@ -104,7 +104,7 @@ def combined_node(choice: str, known: list[str], read: Callable[[str], dict[str,
             )
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise ConfigError(f"penalty={choice}: {twice[0]} stands there twice; change its weight instead.")
+        raise ConfigError(f"penalty={choice}: {twice[0]} is given twice; change its weight instead.")
     schedules: list[Any] = []
     overrides: list[Any] = []
     parts: dict[str, Any] = {"name": "+".join(names)}

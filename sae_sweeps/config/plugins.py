@@ -89,14 +89,18 @@ def evaluation_module(name: str) -> ModuleType:
     return importlib.import_module(f"sae_sweeps.evaluation.{name}")
 
 
-def code_of(group: str, node: Any) -> Code | None:
-    """The outside code that a group's config names, or None. Raises ConfigError where it cannot be found."""
+def code_of(group: str, node: Any, choice: str | None = None) -> Code | None:
+    """The outside code that a group's config names, or None. Raises ConfigError where it cannot be found.
+
+    `choice` is the group's choice where `node` is a part of it, and so has no name.
+    """
     if TARGET not in node:
         return None
     if node.get(DIGEST):
         return Code(str(node[TARGET]), node.get(FILE), str(node[DIGEST]))
-    path = outside_choices(group).get(str(node.get("name")))
-    return find_code(f"{group}={node.get('name')}", str(node[TARGET]), path.parent if path else None)
+    choice = choice or str(node.get("name"))
+    path = outside_choices(group).get(choice)
+    return find_code(f"{group}={choice}", str(node[TARGET]), path.parent if path else None)
 
 
 # Folders --------------------------------------------------------------------------------------------------------------
@@ -236,7 +240,8 @@ def target_node(group: str, name: str, target: str) -> dict[str, Any]:
 
 def _whole_node(group: str, name: str, node: dict[str, Any], code: Code) -> dict[str, Any]:
     head = {"defaults": node.pop("defaults")} if "defaults" in node else {}
-    return head | _defaults(component(group, name, code).config) | node | {"name": name} | code.to_dict()
+    named = {"name": name} | ({"kind": name} if group == "data" else {})
+    return head | _defaults(component(group, name, code).config) | node | named | code.to_dict()
 
 
 def _defaults(config: Any) -> dict[str, Any]:
@@ -307,6 +312,8 @@ def _outside(group: str, name: str, code: Code) -> Component:
         if not is_dataclass(found) or not isinstance(found, type) or not issubclass(found, Schedule):
             raise ConfigError(f"{choice}: {attribute} in {where} must be a dataclass that extends schedules.Schedule.")
         return Component(found, None)
+    if group in ("data", "eval"):  # a TextSource, a function that gives documents, or an Evaluation
+        return Component(getattr(found, "config", None), found)
     config = getattr(found, "CONFIG", None) or getattr(module, "CONFIG", None)
     if group in PACKAGES:
         if not is_dataclass(config):

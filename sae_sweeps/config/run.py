@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
-from operator import attrgetter
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sae_sweeps.config import data as texts
 from sae_sweeps.config.data import find_source, unused_data_keys
-from sae_sweeps.config.evaluations import EvalConfig, evaluation_names, find_evaluation, readers
+from sae_sweeps.config.evaluations import EvalConfig, evaluation_names, find_evaluation, readers, register
 from sae_sweeps.config.facts import ModelFacts, model_facts
 from sae_sweeps.config.penalties import Combination, PenaltyTerm
-from sae_sweeps.config.plugins import KEYS, Code, Component, code_of, component
+from sae_sweeps.config.plugins import KEYS, TARGET, Code, Component, code_of, component
 from sae_sweeps.config.schema import (
     ActivationsConfig,
     DataConfig,
@@ -43,7 +43,7 @@ def _top(key: str, default: Any = None, *, _root_: DictConfig, _parent_: DictCon
 
 
 def in_combination(key: str) -> bool:
-    """Whether a node, `penalty.ortho` say, belongs to one of several penalties that are added together."""
+    """Whether a node, such as `penalty.ortho`, belongs to one of several penalties that are added together."""
     return key.startswith("penalty.")
 
 
@@ -105,7 +105,7 @@ class RunConfig:
             return None
         keys = " and ".join(f"group_layer.{option}_train_only=true" for option in options)
         return (
-            "there will be no sae/, because SAELens's format cannot say what "
+            "there will be no sae/, because SAELens's format cannot hold what "
             f"{' and '.join(f'group_layer.{option}' for option in options)} "
             f"{'does' if len(options) == 1 else 'do'} at inference; give {keys} to have it."
         )
@@ -125,7 +125,7 @@ class RunConfig:
         for place, code in self.code.items():
             node = out
             for key in place.split("."):
-                node = node[key]
+                node = node.setdefault(key, {})
             node |= code.to_dict()
         return out
 
@@ -138,7 +138,7 @@ class RunConfig:
             out["activations.harvest_batch"] = why
             out |= {"eval.recon_batches": why, "eval.exclude_special_tokens": why}
             of_model = (key for key, names in readers().items() if all(find_evaluation(n).needs_model for n in names))
-            out |= dict.fromkeys((f"eval.{key}" for key in of_model), "model=synthetic has no language model to ask")
+            out |= dict.fromkeys((f"eval.{key}" for key in of_model), "model=synthetic has no language model")
         if self.model.source not in ("local", "hub"):
             out["model.path"] = f"model.source={self.model.source} has none"
         if self.model.source != "hub":
@@ -187,7 +187,7 @@ def run_config(cfg: DictConfig) -> RunConfig:
     run = RunConfig(
         model=model,
         layer=typed(LayerConfig, cfg.layer, "layer"),
-        data=_data(cfg.data),
+        data=_data(cfg.data, code, outputs),
         activations=typed(ActivationsConfig, cfg.activations, "activations"),
         architecture=_component("architecture", cfg.architecture, code, outputs),
         group_layer=_component("group_layer", cfg.group_layer, code, outputs),
@@ -195,7 +195,7 @@ def run_config(cfg: DictConfig) -> RunConfig:
         schedule=_component("schedule", cfg.schedule, code, outputs),
         lr_schedule=_component("lr_schedule", cfg.lr_schedule, code, outputs),
         train=typed(TrainConfig, cfg.train, "train"),
-        eval=_eval(cfg.eval),
+        eval=_eval(cfg.eval, code, outputs),
         logger=typed(LoggerConfig, cfg.logger, "logger"),
         tags=list(cfg.tags),
         code=code,
@@ -212,12 +212,17 @@ def _component(group: str, node: DictConfig, code: dict[str, Code], outputs: Pat
     place = place or group
     found = code_of(group, node)
     if found is not None:
-        if found.file and any(Path(found.file).is_relative_to(outputs / part) for part in ("runs", "sweeps")):
-            raise ConfigError(f"{group}={node.name}: {found.file} lies among runs; code is not run from there.")
+        _refuse_code_among_runs(f"{group}={node.name}", found, outputs)
         code[place] = found
     return typed(
         component(group, node.name, found).config, node, place, less=KEYS if place == group else ("schedule", *KEYS)
     )
+
+
+def _refuse_code_among_runs(choice: str, code: Code, outputs: Path) -> None:
+    """Raise ConfigError for code that lies where runs are kept, and so may have come with a run from elsewhere."""
+    if code.file and any(Path(code.file).is_relative_to(outputs / part) for part in ("runs", "sweeps")):
+        raise ConfigError(f"{choice}: {code.file} lies among runs; code is not run from there.")
 
 
 def _penalty(node: DictConfig, code: dict[str, Code], outputs: Path) -> Any:
@@ -233,22 +238,43 @@ def _penalty(node: DictConfig, code: dict[str, Code], outputs: Path) -> Any:
     return Combination(node.name, terms)
 
 
-def _data(node: DictConfig) -> DataConfig:
-    """The data group; keys of a kind from outside that has a dataclass of its own are typed by that."""
+def _data(node: DictConfig, code: dict[str, Code], outputs: Path) -> DataConfig:
+    """The data group; text with a `_target_` is read by code from outside, which is registered.
+
+    Keys of a kind from outside that has a dataclass of its own are typed by that.
+    """
+    found = code_of("data", node)
+    if found is not None:
+        _refuse_code_among_runs(f"data={node.name}", found, outputs)
+        code["data"] = found
+        reader = component("data", node.name, found).component
+        if not isinstance(reader, texts.TextSource):
+            reader = texts.TextSource(("path", "held_out"), documents=reader)
+        texts.register(node.kind, replace(reader, digest=found.digest))
     cls = find_source(node.kind).config
     if cls is None:
-        return typed(DataConfig, node, "data")
+        return typed(DataConfig, node, "data", less=KEYS)
     own, common = ({f.name for f in fields(c)} for c in (cls, DataConfig))
-    cfg = typed(DataConfig, node, "data", less=tuple(own - common))
-    cfg.own = typed(cls, node, "data", less=tuple(common - own))
+    cfg = typed(DataConfig, node, "data", less=(*(own - common), *KEYS))
+    cfg.own = typed(cls, node, "data", less=(*(common - own), *KEYS))
     return cfg
 
 
-def _eval(node: DictConfig) -> EvalConfig:
-    """The eval group; the part of an evaluation with a dataclass of its own is typed by that."""
+def _eval(node: DictConfig, code: dict[str, Code], outputs: Path) -> EvalConfig:
+    """The eval group; the part of an evaluation with a dataclass of its own is typed by that.
+
+    A part with a `_target_` is an evaluation from outside, which is registered.
+    """
+    outside = [str(name) for name in node if isinstance(node[name], DictConfig) and TARGET in node[name]]
+    for name in outside:
+        found = code_of("eval", node[name], choice=str(node.name))
+        assert found is not None
+        _refuse_code_among_runs(f"eval.{name}", found, outputs)
+        code[f"eval.{name}"] = found
+        register(replace(component("eval", name, found).component, name=name, digest=found.digest))
     classes = {name: cls for name in evaluation_names() if (cls := find_evaluation(name).config) is not None}
-    given = {name: typed(cls, node[name], f"eval.{name}") for name, cls in classes.items() if name in node}
-    cfg = typed(EvalConfig, node, "eval", less=tuple(given))
+    given = {name: typed(cls, node[name], f"eval.{name}", less=KEYS) for name, cls in classes.items() if name in node}
+    cfg = typed(EvalConfig, node, "eval", less=(*given, *outside))
     for name in cfg.evaluations:
         find_evaluation(name)  # refuses one that does not exist
         if name in classes:
@@ -257,7 +283,7 @@ def _eval(node: DictConfig) -> EvalConfig:
 
 
 def _fill(run: RunConfig, facts: ModelFacts) -> None:
-    """Put numbers where null means `the model decides`."""
+    """Replace null and auto by the values that the model and the penalty imply."""
     run.model.d_in, run.model.n_layers = facts.d_in, facts.n_layers
     if run.synthetic:
         run.layer.index = 0
@@ -282,24 +308,14 @@ def activations_gb(run: RunConfig) -> float:
 
 
 def _mode_for(size_gb: float, cfg: ActivationsConfig) -> str:
-    """Decided by the config alone, never by the machine: streaming draws other batches than the rest."""
+    """Where activations are kept: from the config alone, not the machine, since a stream gives other batches."""
     if size_gb <= cfg.memory_gb:
         return "memory"
     return "disk" if size_gb <= cfg.disk_gb else "stream"
 
 
-def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{key}={value}: must be one of {', '.join(choices)}.")
-
-
-def _positive(key: str, value: float) -> None:
-    if not value > 0:
-        raise ConfigError(f"{key}={value}: must be above 0.")
-
-
 def _check(run: RunConfig, facts: ModelFacts) -> None:
-    """Raise ConfigError for values that cannot be meant, alone or together."""
+    """Raise ConfigError for invalid values and for values that exclude each other."""
     check_values(run)
     if run.num_tokens < run.batch_size:
         raise ConfigError(
@@ -330,38 +346,13 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
     run.group_layer.check(run.architecture.d_sae)
     run.penalty.check()
     run.penalty.check_run(run)
-    _positive("eval.batch_size", run.eval.batch_size)
-    _positive("eval.recon_batches", run.eval.recon_batches)
-    _positive("eval.sparsity_batches", run.eval.sparsity_batches)
-    _positive("eval.label_tokens", run.eval.label_tokens)
-    _check_evaluations(run.eval)
-
-
-def _check_evaluations(cfg: EvalConfig) -> None:
-    if cfg.seed < 0:
-        raise ConfigError(f"eval.seed={cfg.seed}: must be 0 or more.")
-    at_least = {
-        "llm_batch": 1, "probing.train_rows": 4, "probing.test_rows": 4, "probing.context": 2, "ablation.train_rows": 4,
-        "ablation.test_rows": 4, "ablation.probe_epochs": 1, "ablation.probe_batch": 1, "hierarchy.folds": 2,
-        "hierarchy.rows": 4, "absorption.max_k": 1, "absorption.min_letters": 1, "absorption.epochs": 1,
-        "unlearning.contexts": 1, "unlearning.context": 2, "autointerp.n_latents": 1, "autointerp.buffer": 1,
-        "autointerp.concurrency": 1, "autointerp.total_tokens": 1,
-    }  # fmt: skip
-    for key, least in at_least.items():
-        value = attrgetter(key)(cfg)
-        if value < least:
-            raise ConfigError(f"eval.{key}={value}: must be at least {least}.")
-    for key in ("probing.k_values", "hierarchy.k_values", "ablation.n_values", "unlearning.n_features",
-                "unlearning.multipliers", "unlearning.retain_thresholds"):  # fmt: skip
-        values = attrgetter(key)(cfg)
-        if not values or min(values) <= 0:
-            raise ConfigError(f"eval.{key}={values}: give numbers above 0.")
-    if cfg.hierarchy.folds > cfg.hierarchy.rows // 2:
-        raise ConfigError(f"eval.hierarchy.folds={cfg.hierarchy.folds}: leaves fewer than two rows in a fold.")
+    folds, rows = run.eval.hierarchy.folds, run.eval.hierarchy.rows
+    if folds > rows // 2:
+        raise ConfigError(f"eval.hierarchy.folds={folds}: leaves fewer than two rows in a fold.")
 
 
 def _check_pairs(run: RunConfig) -> None:
-    """Pairs need data that has them."""
+    """Raise ConfigError for pairs of text without data that has them."""
     if run.data.has_pairs() and run.data.train_on == "all":
         raise ConfigError("data.train_on=all: texts in pairs are filled up with special tokens; give non_special.")
     has = {"role_pairs": run.data.has_roles(), "text_pairs": run.data.has_pairs()}

@@ -4,7 +4,7 @@ A length in time (`warmup`, `decay`, ...) is a fraction of the run when below 1 
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 from sae_sweeps.fields import (
@@ -37,9 +37,9 @@ class ModelConfig:
     default_d_sae: int | None = None
     """Dictionary size when `d_sae` is not given; null means 8 * d_in."""
     d_in: int | None = None
-    """Width of the residual stream; read from the model's config.json where that is at hand."""
+    """Width of the residual stream; read from the model's config.json where there is one."""
     n_layers: int | None = None
-    """Number of layers; read from the model's config.json where that is at hand."""
+    """Number of layers; read from the model's config.json where there is one."""
 
 
 @dataclass
@@ -48,17 +48,18 @@ class SyntheticConfig(ModelConfig):
 
     name: str = "synthetic"
     source: str = "synthetic"
+    default_d_sae: int | None = 512
     d_in: AtLeastOne[int | None] = 64
     n_features: AtLeastOne[int] = 256
     l0: float = 8.0
     """Mean number of true features active per token."""
     n_correlated: NotNegative[int] = 64
-    """Of the features, how many come in groups that tend to fire together (the first ones)."""
+    """Number of features, the first ones, that are in groups which tend to fire together."""
     correlated_group_size: AtLeastOne[int] = 4
     correlation: BelowOne = 0.6
     """Correlation of the Gaussian latents within a group (copula)."""
     n_hierarchical: NotNegative[int] = 64
-    """Of the features, how many stand in parent-child families (the next ones); a child fires only with its parent."""
+    """Number of features, the next ones, that are in parent-child families; a child fires only with its parent."""
     children_per_parent: AtLeastOne[int] = 3
     magnitude_mean: float = 1.0
     magnitude_std: NotNegative[float] = 0.25
@@ -66,7 +67,7 @@ class SyntheticConfig(ModelConfig):
     noise: NotNegative[float] = 0.01
     """Standard deviation of isotropic noise per dimension."""
     world_seed: int = 0
-    """Draws the features and the stream; part of the data, apart from `seed` and `data_seed`."""
+    """Draws the features and the stream; independent of `seed` and `data_seed`."""
 
 
 @dataclass
@@ -99,7 +100,7 @@ class DataConfig:
     context: Annotated[int, at_least(2, "a context holds at least BOS and one token; give 2 or more.")] = 128
     """Tokens per context, BOS included."""
     prepend_bos: bool = True
-    """Each context starts with BOS; between documents BOS stands in any case, as in SAELens."""
+    """Each context starts with BOS; between documents there is a BOS in any case, as in SAELens."""
     train_on: Annotated[str, one_of("non_special", "all")] = "non_special"
     """Which tokens train the SAE: non_special (not BOS, EOS or padding) or all."""
     forget: str | None = None
@@ -120,11 +121,11 @@ class DataConfig:
     """Keys of a kind from outside that has a dataclass of its own; in files and commands they are `data.KEY`."""
 
     def has_roles(self) -> bool:
-        """Whether the text tells what is to be forgotten from what is to be retained, or has labels."""
+        """Whether the text is marked as to forget or to retain, or has labels."""
         return self.kind in KINDS_WITH_ROLES or self.label_field is not None
 
     def has_pairs(self) -> bool:
-        """Whether the text comes in precomputed pairs."""
+        """Whether the text is in precomputed pairs."""
         return self.pair_field is not None
 
 
@@ -150,7 +151,7 @@ class TrainConfig:
     """squared (error summed over d_in, mean over the batch) or norm (mean Euclidean norm of the error)."""
     precision: Annotated[str, one_of("float32", "bfloat16", "float64")] = "float32"
     """float32; bfloat16: the forward pass under autocast, weights and statistics stay float32; float64: everything, to
-    tell rounding from method."""
+    separate rounding from method."""
     normalize_activations: bool = False
     """Scale activations so that their mean norm is sqrt(d_in); the scale is recorded and folded back on export."""
     b_dec_init: Annotated[str, one_of("mean", "geometric_median", "zero")] = "mean"
@@ -173,7 +174,7 @@ class TrainConfig:
     checkpoint_every: Positive[int] = 250
     """Steps between checkpoints: at most this many are repeated after a kill."""
     monitor_every: Positive[int] = 50
-    """Steps between looks that cost more than a row: gradient norms by loss term, held-out fvu, the penalty's own."""
+    """Steps between measurements beyond a row: gradient norms by loss term, held-out fvu and the penalty's."""
     selection: Annotated[str, one_of("exact", "bfloat16")] = "exact"
     """exact; or bfloat16 (topk, batch_topk, matryoshka): a product in bfloat16 picks the active features and their
     values are recomputed in float32. Other features may win; faster where the processor multiplies bfloat16."""
@@ -200,7 +201,7 @@ class LoggerConfig:
 
 @dataclass
 class ClusterConfig:
-    """Where a sweep's runs are trained. Nothing here changes a number, so nothing here is part of a run's identity."""
+    """Where a sweep's runs are trained; changes no number and is no part of a run's identity."""
 
     name: str = "inline"
     """inline: every run in this process."""
@@ -218,11 +219,11 @@ class LocalConfig(ClusterConfig):
     processes: Positive[int | None] = None
     """Groups trained side by side; null: one for each GPU, or 2 without any. Each process gets a GPU of its own."""
     detach: bool = False
-    """Return once the processes are started; `python -m sae_sweeps status SWEEP_DIR` looks after them."""
+    """Return once the processes are started; `python -m sae_sweeps status SWEEP_DIR` shows how they are."""
     retries: NotNegative[int] = 1
     """How often a run is started again that was lost or ran out of memory; never after a divergence or an error."""
     poll_s: Positive[float] = 1.0
-    """Seconds between two looks at the runs."""
+    """Seconds between two readings of the runs' states."""
 
 
 @dataclass
@@ -240,7 +241,7 @@ class SlurmConfig(ClusterConfig):
     gpu_type: str | None = None
     """Kind of GPU, as in --gres=gpu:KIND:N."""
     tasks: Positive[int] = 1
-    """Groups side by side in one job; the job's GPUs are dealt out evenly."""
+    """Groups side by side in one job; the job's GPUs are divided evenly among them."""
     cpus: Positive[int] = 4
     """CPUs of each group; also its number of threads where OMP_NUM_THREADS is not set."""
     mem: Annotated[
@@ -248,7 +249,7 @@ class SlurmConfig(ClusterConfig):
     ] = "16G"
     """Memory of a job, as sbatch's --mem; null: the partition's default."""
     time: str = "4:00:00"
-    """Time limit of a job: minutes, H:MM:SS or D-HH:MM:SS. A job that reaches it goes on in the queue again."""
+    """Time limit of a job: minutes, H:MM:SS or D-HH:MM:SS. A job that reaches it is queued again."""
     exclusive: bool = False
     """Whole nodes, shared with no other job."""
     array_parallelism: Positive[int] = 256
@@ -269,33 +270,43 @@ class SlurmConfig(ClusterConfig):
     max_restarts: NotNegative[int] = 20
     """How often Slurm may start a job again (preemption, time limit, node failure) before it counts as failed."""
     detach: bool = False
-    """Return after submission; `python -m sae_sweeps status SWEEP_DIR` looks after the jobs."""
+    """Return after submission; `python -m sae_sweeps status SWEEP_DIR` shows the jobs."""
     retries: NotNegative[int] = 1
     """How often a run is submitted again that was lost or ran out of memory; never after a divergence or an error."""
     poll_s: Positive[float] = 10.0
-    """Seconds between two looks at the runs and at squeue, which is asked once for all jobs."""
+    """Seconds between two readings of the runs' states and of squeue, one call for all jobs."""
+
+
+def defaults_of(config: Any) -> dict[str, Any]:
+    """The default of every key of a dataclass; `own` is no key, but holds those of code from outside."""
+    return {key: value for key, value in asdict(config()).items() if key != "own"}
+
+
+def values_of(config: type) -> Any:
+    """A field with the values of a dataclass as a plain dict: a choice may have further keys."""
+    return field(default_factory=lambda: defaults_of(config))
 
 
 @dataclass
 class RootConfig:
-    """The keys that sweeps vary, typed, so that a wrong type is refused at once."""
+    """The whole config: the keys that sweeps vary, typed, and the groups, whose files in conf/ hold what differs."""
 
-    model: Any = None
-    layer: Any = None
-    data: Any = None
+    model: Any = values_of(ModelConfig)
+    layer: Any = values_of(LayerConfig)
+    data: Any = values_of(DataConfig)
     architecture: Any = None
     group_layer: Any = None
     penalty: Any = None
     schedule: Any = None
     lr_schedule: Any = None
-    train: Any = None
-    activations: Any = None
+    train: Any = values_of(TrainConfig)
+    activations: Any = values_of(ActivationsConfig)
     eval: Any = None
-    logger: Any = None
-    cluster: Any = None
-    num_tokens: int = 0
+    logger: Any = values_of(LoggerConfig)
+    cluster: Any = values_of(ClusterConfig)
+    num_tokens: int = 409600
     """Tokens to train on; steps are num_tokens // batch_size."""
-    batch_size: int = 0
+    batch_size: int = 1024
     """Tokens per step."""
     seed: int = 0
     """Initialises the SAE."""
@@ -327,10 +338,12 @@ class RootConfig:
     """A line for tables and notes; by default made of what was varied."""
     tags: list[str] = field(default_factory=list)
     """Words that mark the run in its results and at W&B, as_recorded for one."""
+    variants: dict[str, str] = field(default_factory=dict)
+    """The variants of an experiment: a name and the words of a command for each; every one is a sweep of its own."""
     arms: dict[str, str] = field(default_factory=dict)
-    """The arms of an experiment: a name and the words of a command for each; every arm is a sweep of its own."""
+    """The same, in older files."""
     objective: str | None = None
-    """Metric of results.json that a sweeper such as optuna is told of each point."""
+    """Metric of results.json that a sweeper such as Optuna optimises."""
     report: bool = True
     """Whether a launch ends with the sweep's report.html, a few seconds' work."""
     dry_run: bool = False

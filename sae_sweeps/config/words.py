@@ -11,19 +11,19 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from sae_sweeps.config import plugins
+from sae_sweeps.config.aliases import canonical_words
 from sae_sweeps.config.data import ENDINGS
 from sae_sweeps.config.penalties import combined_node
 from sae_sweeps.errors import ConfigError
 
 LATE = ("penalty", "schedule", "architecture", "group_layer", "lr_schedule", "model", "data")
 """Groups whose choices differ in their keys, or bring along a choice of another that does."""
-ARMS = "arms: they belong in a file of conf/experiment, as those of the studies do."
 
 
 def rewrite(words: list[str]) -> list[str]:
     """The command's words as Hydra reads them. Raises ConfigError for words that would be ignored or misread."""
     out = []
-    for word in with_targets(words):
+    for word in with_targets(canonical_words(words)):
         key, equals, value = word.partition("=")
         if word == "--dry-run":
             out.append("dry_run=true")
@@ -45,22 +45,22 @@ def rewrite(words: list[str]) -> list[str]:
         else:
             out.append(word)
     out = wait_for_the_choice(out)
-    refuse_keys_of_arms(out)
+    refuse_keys_of_variants(out)
     # Hydra's parser wants its flags before the first key
     return sorted(out, key=lambda word: word not in ("-m", "--multirun"))
 
 
-def refuse_keys_of_arms(words: list[str]) -> None:
-    """Raise ConfigError for a key of the penalty or its schedule beside an experiment whose arms choose them."""
+def refuse_keys_of_variants(words: list[str]) -> None:
+    """Raise ConfigError for a key of the penalty or its schedule beside an experiment whose variants choose them."""
     given = dict(word.partition("=")[::2] for word in words)
     path = plugins.choice_file("experiment", given.get("experiment", ""))
-    if path is None or "\narms:" not in path.read_text():
+    if path is None or not re.search(r"^(variants|arms):", path.read_text(), re.MULTILINE):
         return
     for key, value in given.items():
         if key.startswith(("penalty.", "schedule.")):
             raise ConfigError(
-                f"{key}={value}: the arms of experiment={given['experiment']} choose their own penalties; change it in "
-                f"conf/experiment/{path.name}, or give an arm's words without the experiment."
+                f"{key}={value}: the variants of experiment={given['experiment']} choose their own penalties; change "
+                f"it in conf/experiment/{path.name}, or give a variant's words without the experiment."
             )
 
 

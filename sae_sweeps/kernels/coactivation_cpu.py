@@ -1,8 +1,11 @@
-"""Competing cosines on the CPU: one pass over features that counts partners, weighs them, and adds value and gradient.
+"""Competing cosines on the CPU: compiled loops over features that count partners, weigh them, add value and gradient.
 
-A feature with few competing partners is done pair by pair. One with many is left for the tiles, where cosines and
-gradient are matrix products over [TILE, d_sae]; its partners are counted again there, which costs little beside them.
+A feature with few competing partners is computed pair by pair. Features with many are computed in tiles, where cosines
+and gradient are matrix products over [TILE, d_sae]; their partners are counted again there, at little cost.
 """
+
+# mypy: disable-error-code="no-untyped-def"
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,86 +21,144 @@ TILE = 512
 DENSE_SHARE = 1 / 16
 """Share of all features from which a feature's partners are cheaper as a row of a tile (measured)."""
 MARGIN = 1e-5
-"""By so much, relative to the threshold, an overlap is below it whatever the rounding."""
+"""Relative distance below the threshold from which an overlap is below it whatever the rounding."""
 DIVISION = {"error_model": "numpy"}
-"""Division by 0 raises nothing: there is none."""
+"""No check for division by 0: none occurs."""
 SUMS = {"fastmath": {"contract", "reassoc", "nsz"}}
-"""Sums may be taken in lanes: NaN and infinity keep their meaning."""
+"""Sums may be reordered into vector lanes; NaN and infinity keep their meaning."""
 OVERLAPS = ("jaccard", "min", "cosine", "batch")
+
+
+class Rule(NamedTuple):
+    """A `Competition` for compiled code; all numbers in the dtype of the weights."""
+
+    overlap: int
+    """Index in OVERLAPS."""
+    linear: bool
+    t: np.floating
+    tau: np.floating
+    low: np.floating
+    """Overlap below which c_ij is certainly 0."""
+    one: np.floating
+    n_tokens: np.floating
+    n_active: Array
+    """Tokens on which each feature is active [d_sae]."""
+
+
+class Partners(NamedTuple):
+    """Work space of one thread for the partners of one feature; four entries more than there are features."""
+
+    count: Array
+    """Common tokens with each feature [d_sae], 0 between two features."""
+    index: Array
+    weight: Array
+    cosine: Array
+
+
+class Result(NamedTuple):
+    value: Array
+    """Sum of c_ij |w_i . w_j| over j [d_sae]."""
+    n_pairs: Array
+    """Competing partners of each feature [d_sae]."""
+    for_tiles: Array
+    """Features with more partners than the limit [d_sae], bool."""
+    grad: Array
+    """[d_sae, d_in]."""
 
 
 @torch.no_grad()
 def by_features(W: Tensor, f: Features, n_tokens: int, competition: Competition) -> Found:
-    lists, weights = active_lists(f, n_tokens), W.detach().contiguous().numpy()
-    n, number, rule = len(W), weights.dtype.type, competition
-    linear = rule.form == "linear"
-    numbers = (number(value) for value in (rule.threshold, rule.tau, (1 - MARGIN) * rule.threshold * linear, 1))
-    n_active = np.diff(lists.feature_start).astype(number)
-    how = (OVERLAPS.index(rule.overlap), linear, *numbers, n_active)
+    """Value, number of competing pairs and gradient, as `coactivation.plain`."""
+    lists, weights, n = active_lists(f, n_tokens), W.detach().contiguous().numpy(), len(W)
+    rule = _rule(competition, n_tokens, np.diff(lists.feature_start).astype(weights.dtype))
     grad = torch.empty(W.shape, dtype=W.dtype)
-    grad_, value, pairs, many = grad.numpy(), np.zeros(n), np.zeros(n, np.int64), np.zeros(n, np.bool_)
+    result = Result(np.zeros(n), np.zeros(n, np.int64), np.zeros(n, np.bool_), grad.numpy())
     limit = int(DENSE_SHARE * n)
 
-    def do_pairs(first: int, beyond: int) -> None:
-        count, met, weight, cosine = np.zeros(n, np.int32), np.empty(n + 4, np.int32), *np.empty((2, n + 4), number)
-        _pairs(*lists, weights, *how, first, beyond, limit, count, met, weight, cosine, value, pairs, many, grad_)
+    def do_pairs(first: int, end: int) -> None:
+        _pairs(lists, rule, weights, first, end, limit, _partners(n, weights.dtype), result)
 
     over_blocks(do_pairs, n, ROWS)
-    rows = many.nonzero()[0]
+    rows = result.for_tiles.nonzero()[0]
     tile = torch.empty(min(TILE, len(rows)), n, dtype=W.dtype)
     for start in range(0, len(rows), TILE):
         chunk = rows[start : start + TILE]
         S = torch.mm(W[chunk], W.T, out=tile[: len(chunk)])
-        S_ = S.numpy()
 
-        def do_tile(first: int, beyond: int, chunk: Array = chunk, S_: Array = S_) -> None:
-            _tile(*lists, *how, chunk, first, beyond, np.zeros(n, np.int32), np.empty(n + 1, np.int32), value, S_)
+        def do_tile(first: int, end: int, chunk: Array = chunk, S: Array = S.numpy()) -> None:
+            _tile(lists, rule, chunk, first, end, _partners(n, weights.dtype), result.value, S)
 
         over_blocks(do_tile, len(chunk), 8)
         grad[chunk] = S @ W
-    return torch.tensor(value.sum() / 2, dtype=W.dtype), int(pairs.sum()) // 2, grad
+    return torch.tensor(result.value.sum() / 2, dtype=W.dtype), int(result.n_pairs.sum()) // 2, grad
+
+
+def _rule(competition: Competition, n_tokens: int, n_active: Array) -> Rule:
+    linear, t, number = competition.form == "linear", competition.threshold, n_active.dtype.type
+    numbers = (number(value) for value in (t, competition.tau, (1 - MARGIN) * t * linear, 1, np.float32(n_tokens)))
+    return Rule(OVERLAPS.index(competition.overlap), linear, *numbers, n_active)
+
+
+def _partners(n: int, dtype: np.dtype) -> Partners:
+    return Partners(np.zeros(n, np.int32), np.empty(n + 4, np.int32), np.empty(n + 4, dtype), np.empty(n + 4, dtype))
 
 
 @compiled(**DIVISION)
-def _count(i, feature_start, token, token_start, feature, count, met):
-    """Add to `count` on how many tokens each feature meets i, list those that do in `met`; how many they are."""
+def _count(i, lists, partners):
+    """Add to `count` the tokens on which each feature meets i, list these features in `index`; their number."""
     n_met = 0
-    for p in range(feature_start[i], feature_start[i + 1]):
-        t = token[p]
-        for q in range(token_start[t], token_start[t + 1]):
-            j = feature[q]
-            met[n_met] = j
-            n_met += count[j] == 0
-            count[j] += 1
+    for p in range(lists.feature_start[i], lists.feature_start[i + 1]):
+        t = lists.token[p]
+        for q in range(lists.token_start[t], lists.token_start[t + 1]):
+            j = lists.feature[q]
+            partners.index[n_met] = j
+            n_met += partners.count[j] == 0
+            partners.count[j] += 1
     return n_met
 
 
 @compiled(**DIVISION)
-def _below(both, i, j, n_tokens, overlap, low):
-    """Whether the overlap is below `low`, without a division: so it is with most pairs, and their c_ij is 0."""
-    if overlap == 0:
-        return both < low * (i + j - both)
-    if overlap == 1:
-        return both < low * min(i, j)
-    if overlap == 2:
-        return both * both < low * low * (i * j)
-    return both < low * n_tokens
+def _below(n_both, n_i, n_j, rule):
+    """Whether the overlap is below `rule.low`, without a division: true of most pairs, whose c_ij is 0."""
+    if rule.overlap == 0:
+        return n_both < rule.low * (n_i + n_j - n_both)
+    if rule.overlap == 1:
+        return n_both < rule.low * min(n_i, n_j)
+    if rule.overlap == 2:
+        return n_both * n_both < rule.low * rule.low * (n_i * n_j)
+    return n_both < rule.low * rule.n_tokens
 
 
 @compiled(**DIVISION)
-def _weigh(both, i, j, n_tokens, overlap, linear, t, tau, one):
-    """c_ij, step by step as `coactivation.Competition` has it; all numbers in the type of the weights."""
-    if overlap == 0:
-        n = both / (i + j - both)
-    elif overlap == 1:
-        n = both / min(i, j)
-    elif overlap == 2:
-        n = both / np.sqrt(i * j)
+def _weigh(n_both, n_i, n_j, rule):
+    """c_ij, step by step as in `Competition`."""
+    if rule.overlap == 0:
+        n = n_both / (n_i + n_j - n_both)
+    elif rule.overlap == 1:
+        n = n_both / min(n_i, n_j)
+    elif rule.overlap == 2:
+        n = n_both / np.sqrt(n_i * n_j)
     else:
-        n = both / n_tokens
-    if linear:
-        return min(max((n - t) / t, one - one), one)
-    return one / (one + np.exp(-((n - t) / (tau * t))))
+        n = n_both / rule.n_tokens
+    if rule.linear:
+        return min(max((n - rule.t) / rule.t, rule.one - rule.one), rule.one)
+    return rule.one / (rule.one + np.exp(-((n - rule.t) / (rule.tau * rule.t))))
+
+
+@compiled(**DIVISION)
+def _competing(i, lists, rule, partners):
+    """List in `partners` the features that compete with i and their c_ij; their number. Clears `count`."""
+    n_pairs = 0
+    for p in range(_count(i, lists, partners)):
+        j = partners.index[p]
+        n_both = rule.one * np.float32(partners.count[j])
+        partners.count[j] = 0
+        if _below(n_both, rule.n_active[i], rule.n_active[j], rule):
+            continue
+        c = _weigh(n_both, rule.n_active[i], rule.n_active[j], rule)
+        partners.index[n_pairs], partners.weight[n_pairs] = j, c
+        n_pairs += (c > 0) & (j != i)
+    return n_pairs
 
 
 @compiled(**SUMS)
@@ -116,6 +177,7 @@ def _four_dots(W, i, j, p, dots):
 
 @compiled(**SUMS)
 def _add_four(grad, i, W, j, p, s):
+    """grad_i += sum of s w_j over four partners j[p : p + 4]."""
     a, b, c, e = j[p], j[p + 1], j[p + 2], j[p + 3]
     s_a, s_b, s_c, s_e = s[p], s[p + 1], s[p + 2], s[p + 3]
     for d in range(W.shape[1]):
@@ -123,58 +185,40 @@ def _add_four(grad, i, W, j, p, s):
 
 
 @compiled(**DIVISION)
-def _pairs(
-    feature_start, token, token_start, feature, W, overlap, linear, t, tau, low, one, n_active, first, beyond, limit,
-    count, met, weight, cosine, value, pairs, many, grad,
-):  # fmt: skip
-    """Features first .. beyond - 1: their pairs, value and gradient; those with more than `limit` are marked only."""
-    n_tokens = one * np.float32(len(token_start) - 1)
-    for i in range(first, beyond):
-        n_met = _count(i, feature_start, token, token_start, feature, count, met)
-        n_pairs = 0
-        for p in range(n_met):
-            j = met[p]
-            n_both = one * np.float32(count[j])
-            count[j] = 0
-            if _below(n_both, n_active[i], n_active[j], n_tokens, overlap, low):
-                continue
-            c = _weigh(n_both, n_active[i], n_active[j], n_tokens, overlap, linear, t, tau, one)
-            met[n_pairs] = j
-            weight[n_pairs] = c
-            n_pairs += (c > 0) & (j != i)
-        pairs[i] = n_pairs
-        many[i] = n_pairs > limit
-        if many[i]:
+def _pairs(lists, rule, W, first, end, limit, partners, result):
+    """Value and gradient of the features first .. end - 1; those with more than `limit` partners are only marked."""
+    index, weight, cosine = partners.index, partners.weight, partners.cosine
+    for i in range(first, end):
+        n_pairs = _competing(i, lists, rule, partners)
+        result.n_pairs[i], result.for_tiles[i] = n_pairs, n_pairs > limit
+        if n_pairs > limit:
             continue
         for d in range(W.shape[1]):
-            grad[i, d] = 0
-        while n_pairs % 4:  # partners of weight 0
-            met[n_pairs], weight[n_pairs] = i, 0
+            result.grad[i, d] = 0
+        while n_pairs % 4:  # filled up with partners of weight 0
+            index[n_pairs], weight[n_pairs] = i, 0
             n_pairs += 1
         for p in range(0, n_pairs, 4):
-            _four_dots(W, i, met, p, cosine)
+            _four_dots(W, i, index, p, cosine)
             for q in range(p, p + 4):
-                value[i] += weight[q] * abs(cosine[q])
+                result.value[i] += weight[q] * abs(cosine[q])
                 weight[q] = weight[q] if cosine[q] > 0 else (-weight[q] if cosine[q] < 0 else 0)
-            _add_four(grad, i, W, met, p, weight)
+            _add_four(result.grad, i, W, index, p, weight)
 
 
 @compiled(**DIVISION)
-def _tile(
-    feature_start, token, token_start, feature, overlap, linear, t, tau, low, one, n_active, rows, first, beyond, count,
-    met, value, S,
-):  # fmt: skip
-    """Rows first .. beyond - 1 of S [rows, d_sae] from cosines to c_ij sign(cosine); their values."""
-    n_tokens = one * np.float32(len(token_start) - 1)
-    for r in range(first, beyond):
+def _tile(lists, rule, rows, first, end, partners, value, S):
+    """Turn the rows first .. end - 1 of S [rows, d_sae] from cosines into c_ij sign(cosine), and add their values."""
+    count = partners.count
+    for r in range(first, end):
         i = rows[r]
-        _count(i, feature_start, token, token_start, feature, count, met)
+        _count(i, lists, partners)
         count[i] = 0
         for j in range(S.shape[1]):
-            n_both, cosine = one * np.float32(count[j]), S[r, j]
+            n_both, cosine = rule.one * np.float32(count[j]), S[r, j]
             count[j] = 0
             S[r, j] = 0
             if n_both > 0 and cosine != 0:
-                c = _weigh(n_both, n_active[i], n_active[j], n_tokens, overlap, linear, t, tau, one)
+                c = _weigh(n_both, rule.n_active[i], rule.n_active[j], rule)
                 value[i] += c * abs(cosine)
                 S[r, j] = c if cosine > 0 else -c

@@ -46,6 +46,12 @@ class AdaptiveSharingConfig(PenaltyConfig):
     def peak_weight(self) -> float:
         return self.lambda2_max
 
+    def alpha_at(self, progress: float) -> float:
+        return piecewise(progress, self.breakpoints, self.alphas)
+
+    def curves(self, total_steps: int) -> dict[str, list[float]]:
+        return {"alpha": [self.alpha_at(step / total_steps) for step in range(total_steps)]}
+
     def never_acts(self) -> str | None:
         return "alpha is 1 throughout" if min(self.alphas) >= 1 else None
 
@@ -70,16 +76,13 @@ class AdaptiveSharing(Penalty):
         # a batch of one token, or of equal ones, has no variance and says nothing
         self.error.update(torch.where(variance > 0, fvu, self.error.value))
 
-    def alpha(self, progress: float) -> float:
-        return piecewise(progress, self.cfg.breakpoints, self.cfg.alphas)
-
     def constraint(self) -> Tensor:
         """g(e), scalar."""
         tau = self.cfg.tau
         return ((2 * tau - self.error.value) / tau).clamp(0, 1)
 
     def forward(self, ctx: Context) -> PenaltyValue:
-        W, alpha, g = ctx.sae.W_dec, self.alpha(ctx.progress), self.constraint()
+        W, alpha, g = ctx.sae.W_dec, self.cfg.alpha_at(ctx.progress), self.constraint()
         terms: dict[str, float | Tensor] = {"alpha": alpha, "constraint": g, "fvu_average": self.error.value}
         if alpha >= 1 or (g.device.type == "cpu" and float(g) == 0):  # a GPU is not waited for to learn g
             return PenaltyValue(W.new_zeros(()), terms)

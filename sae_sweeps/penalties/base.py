@@ -1,7 +1,7 @@
-"""What every penalty is: a module that maps the step's context to an unweighted loss and its named terms.
+"""Base classes of a penalty: a module that maps one step's context to an unweighted loss and named terms.
 
-The training loop multiplies the loss by the penalty's weight, peak weight times schedule. Parameters of a penalty are
-optimised with the SAE; its buffers are state. Both are checkpointed.
+A penalty is one file with a config dataclass and a subclass of `Penalty`, named at its end as CONFIG and COMPONENT.
+Training multiplies its loss by the weight: peak weight times schedule.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Reduction = Annotated[str, one_of("sum", "per_feature", "mean")]
 
 
 def reduced(total: Tensor, reduction: str, d_sae: int, n_pairs: Tensor | float) -> Tensor:
-    """A sum over pairs i < j as it is, divided by d_sae, or as a mean over its pairs (0 if there are none)."""
+    """A sum over pairs: unchanged, divided by d_sae, or as a mean over the n_pairs (0 if there are none)."""
     if reduction == "sum":
         return total
     if reduction == "per_feature":
@@ -32,7 +32,7 @@ def reduced(total: Tensor, reduction: str, d_sae: int, n_pairs: Tensor | float) 
 
 
 class MovingAverage(nn.Module):
-    """a <- decay a + (1 - decay) new, a plain mean until 1 / (1 - decay) updates are in, so that it starts unbiased."""
+    """a <- decay a + (1 - decay) new; the plain mean of the first 1 / (1 - decay) updates, hence unbiased."""
 
     def __init__(self, shape: tuple[int, ...], decay: float):
         super().__init__()
@@ -52,38 +52,42 @@ class MovingAverage(nn.Module):
 
 @dataclass
 class PenaltyConfig:
-    """What every penalty's config answers. The field `name` is in each of them."""
+    """Base of a penalty's config: each field is a key of its YAML. A subclass must define `peak_weight` alone."""
 
     name: str
 
-    def check(self) -> None:
-        """Raise ConfigError for values that cannot be meant together; each alone has its field's rule."""
-
-    def unused_keys(self) -> dict[str, str]:
-        """Keys that change nothing as the others stand, each with the reason."""
-        return {}
-
     def peak_weight(self) -> float:
-        """Weight at schedule value 1."""
+        """Weight of the penalty at schedule value 1, above or equal to 0."""
         raise NotImplementedError
 
-    def sampling(self) -> str:
-        """How the batches must be drawn: tokens, adjacent_pairs or contiguous_windows."""
-        return "tokens"
+    def check(self) -> None:
+        """Raise ConfigError for values that exclude each other; a value alone is checked by its field's rule."""
 
     def check_run(self, run: RunConfig) -> None:
         """Raise ConfigError where the rest of the run lacks what this penalty needs (groups, roles, ...)."""
+
+    def unused_keys(self) -> dict[str, str]:
+        """Keys without effect given the values of the others, each with the reason."""
+        return {}
+
+    def sampling(self) -> str:
+        """How batches are drawn: tokens, adjacent_pairs, contiguous_windows or role_pairs."""
+        return "tokens"
+
+    def curves(self, total_steps: int) -> dict[str, list[float]]:
+        """The penalty's own schedules beside its weight, for `sae_sweeps schedule`: name -> value at each step."""
+        return {}
 
     def never_acts(self) -> str | None:
         """Why the penalty would be 0 at every step, or None."""
         return None
 
     def plan_warnings(self) -> list[str]:
-        """What a user should hear before training."""
+        """Warnings to print before training."""
         return []
 
     def result_warnings(self, rows: list[dict[str, Any]]) -> list[str]:
-        """What a user should hear afterwards, from the rows of metrics.jsonl."""
+        """Warnings about a finished run, from the rows of its metrics.jsonl."""
         return []
 
 
@@ -92,24 +96,38 @@ class PenaltyValue:
     loss: Tensor
     """Unweighted, scalar, with gradient."""
     terms: dict[str, float | Tensor] = field(default_factory=dict)
-    """Logged under `penalty/*`."""
+    """Numbers to log under `penalty/NAME`; tensors are scalars."""
 
 
 class Penalty(nn.Module):
+    """Base of all penalties. A subclass defines `forward`, and may define `observe` and `monitor`.
+
+    Parameters made in `__init__` are optimised with the SAE; parameters and buffers are checkpointed, so that state
+    kept anywhere else is lost at a resume.
+
+    Args:
+        cfg: the subclass's config.
+        total_steps: T, number of steps of the run.
+        generator: source of all random initial values. Random numbers of a step come from `ctx.generator()`.
+    """
+
     def __init__(self, cfg: Any, d_in: int, d_sae: int, total_steps: int, generator: torch.Generator):
         super().__init__()
         self.cfg = cfg
         self.total_steps = total_steps
 
-    def observe(self, ctx: Context) -> None:
-        """Update state. Called once per step, also where the weight is 0."""
-
     def forward(self, ctx: Context) -> PenaltyValue:
-        """The penalty at this step. Not called where the weight is 0."""
+        """The penalty at this step, in the units that the SAE is trained in. Not called where the weight is 0.
+
+        A loss that is not finite ends the run as diverged.
+        """
         raise NotImplementedError
 
+    def observe(self, ctx: Context) -> None:
+        """Update buffers. Called once per step before `forward`, also where the weight is 0."""
+
     def monitor(self, ctx: Context) -> dict[str, Any]:
-        """What is worth drawing later: monitor name -> JSON-able numbers and lists, nothing of size d_sae x d_sae.
+        """Data for later plots: monitor name -> JSON-able numbers and lists, nothing of size d_sae x d_sae.
 
         Called without gradient every `train.monitor_every` steps, before the step's update.
         """

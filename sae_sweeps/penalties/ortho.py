@@ -9,6 +9,8 @@ they never meet. No gradient flows through it. METHODS, section 1 (progressive s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -19,6 +21,7 @@ from sae_sweeps.kernels.choose import loops
 from sae_sweeps.kernels.coactivation import competing_cosines, overlapping_pairs
 from sae_sweeps.kernels.competition import Competition
 from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue, Reduction, reduced
+from sae_sweeps.schedules import smoothed
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
@@ -74,6 +77,11 @@ class OrthoConfig(PenaltyConfig):
         factor = {"decreasing": 1 - progress, "constant": 1.0, "increasing": 1 + progress}
         return self.base_threshold * factor[self.threshold]
 
+    def curves(self, total_steps: int) -> dict[str, list[float]]:
+        targets = (self.threshold_at(step / total_steps) for step in range(total_steps))
+        follow = partial(smoothed, momentum=self.momentum)
+        return {"threshold": list(accumulate(targets, follow, initial=self.threshold_at(0.0)))[1:]}
+
 
 class Ortho(Penalty):
     cfg: OrthoConfig
@@ -89,8 +97,8 @@ class Ortho(Penalty):
         the run, WATCHED each [2, 3 WATCHED]; -1 before that, and where there are not so many."""
 
     def observe(self, ctx: Context) -> None:
-        m = self.cfg.momentum
-        self.threshold.mul_(m).add_((1 - m) * self.cfg.threshold_at(ctx.progress))
+        target = self.cfg.threshold_at(ctx.progress)
+        self.threshold.copy_(smoothed(self.threshold, target, self.cfg.momentum))
 
     def competition(self) -> Competition:
         cfg, t = self.cfg, max(float(self.threshold), THRESHOLD_FLOOR)

@@ -49,7 +49,7 @@ class Batches:
             self.first[stream] = first_tokens(self._samplers[stream], run.batch_size, run.total_steps)
 
     def draw(self, members: Iterable[Member], step: int) -> dict[Stream, Batch | Exception]:
-        """A step's batch for each stream that a member takes, or the error that its members have to be told of."""
+        """A step's batch for each stream that a member takes, or the error that prevented it."""
         drawn: dict[Stream, Batch | Exception] = {}
         for stream, sampler in self._samplers.items():
             if any(member.stream == stream and member.takes(step) for member in members):

@@ -1,12 +1,19 @@
-"""Printing that outlives its reader."""
+"""Lines and columns of text for a terminal; a reader that goes away stops nothing."""
 
 import os
 import sys
+from collections.abc import Sequence
 
 
 def print_line(text: str = "") -> None:
-    """Print a line. Once nobody reads (`| head`, a closed terminal) the rest goes nowhere, and the runs go on."""
+    """Print a line. Once the reader is gone (`| head`, a closed terminal) the rest is dropped, and the runs go on."""
     try:
         print(text, flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """One line per row, its cells in columns two blanks apart, each as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

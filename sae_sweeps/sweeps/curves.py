@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.errors import ConfigError
@@ -33,42 +31,12 @@ class Curve:
 def curves(run: RunConfig) -> list[Curve]:
     """Everything that follows a schedule in this run."""
     T = run.total_steps
-    functions: dict[str, Callable[[int], float]] = {"learning rate": run.learning_rate}
+    found: dict[str, list[float]] = {"learning rate": [run.learning_rate(step) for step in range(T)]}
     for term in run.penalty_terms():
-        functions[f"{term.config.name} weight"] = lambda step, term=term: term.weight(step, T)  # type: ignore[misc]
-        if hasattr(term.config, "threshold_at"):
-            functions[f"{term.config.name} threshold"] = Threshold(term.config, T)
-        if hasattr(term.config, "alphas"):
-            functions[f"{term.config.name} alpha"] = Alpha(term.config, T)
-    if getattr(run.architecture, "k_start", None) is not None:
-        k, start = run.architecture.k, run.architecture.k_start
-        functions["k"] = lambda step: round(start + (k - start) * step / max(T - 1, 1))
-    return [Curve(name, [float(function(step)) for step in range(T)]) for name, function in functions.items()]
-
-
-class Threshold:
-    """ortho's threshold with its momentum: asked for the steps in order."""
-
-    def __init__(self, config: Any, total_steps: int):
-        self.config, self.total_steps = config, total_steps
-        self.value = config.threshold_at(0.0)
-
-    def __call__(self, step: int) -> float:
-        m = self.config.momentum
-        self.value = m * self.value + (1 - m) * self.config.threshold_at(step / self.total_steps)
-        return self.value
-
-
-class Alpha:
-    """adaptive_sharing's alpha."""
-
-    def __init__(self, config: Any, total_steps: int):
-        self.config, self.total_steps = config, total_steps
-
-    def __call__(self, step: int) -> float:
-        from sae_sweeps.schedules import piecewise
-
-        return piecewise(step / self.total_steps, self.config.breakpoints, self.config.alphas)
+        found[f"{term.config.name} weight"] = [term.weight(step, T) for step in range(T)]
+        found |= {f"{term.config.name} {name}": values for name, values in term.config.curves(T).items()}
+    found |= run.architecture.curves(T)
+    return [Curve(name, [float(value) for value in values]) for name, values in found.items()]
 
 
 def draw(runs: list[PlannedRun]) -> str:

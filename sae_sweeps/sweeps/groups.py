@@ -1,4 +1,4 @@
-"""Which runs of a plan go side by side: those that one pass of the language model serves, as many as memory holds."""
+"""Groups of a plan's runs that train side by side: they share one pass of the language model and fit in memory."""
 
 from __future__ import annotations
 
@@ -7,32 +7,18 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from sae_sweeps.config.facts import model_folder
 from sae_sweeps.config.run import RunConfig
+from sae_sweeps.config.schema import ClusterConfig
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.sweeps.plan import Plan, PlannedRun, kept_gb, step_gb, weights_gb
 
-MOST = 32
-"""Runs in a group where nothing else limits it: an interruption stops all of them."""
-SPARE = 0.8
+LARGEST_GROUP = 32
+"""Runs in a group without `cluster.group_size`; an interruption stops all of them."""
+USABLE_MEMORY = 0.8
 """Share of the memory that is planned with; the rest is for what estimates leave out."""
-
-
-class Limits(Protocol):
-    """The part of the config's `cluster` group that is needed here."""
-
-    group_size: int | None
-    """Most runs in a group; null leaves it to memory."""
-    memory_gb: float | None
-    """Memory for a group; null means what the GPU or the machine has."""
-
-
-@dataclass
-class NoLimits:
-    group_size: int | None = None
-    memory_gb: float | None = None
 
 
 class Tokens(NamedTuple):
@@ -42,46 +28,42 @@ class Tokens(NamedTuple):
     """Tokens that the group's SAEs train on, all together."""
 
 
-def limits_of(cluster: dict[str, Any]) -> NoLimits:
-    """The limits among the cluster group's keys, to be changed without changing the group."""
-    return NoLimits(cluster["group_size"], cluster["memory_gb"])
-
-
 @dataclass
 class Group:
     """Runs that go side by side."""
 
     runs: list[PlannedRun]
     key: str
-    """What they share, in words: model, layer, data, tokens."""
+    """Model, layer, data and tokens that they share, in words."""
     memory_gb: float
     """Estimated peak."""
     tokens: Tokens
 
 
-def plan_groups(plan: Plan, cluster: Limits | None = None) -> list[Group]:
-    """The plan's runs in groups, in the order of their first runs. Raises ConfigError for limits that cannot be meant.
+def plan_groups(plan: Plan, limits: ClusterConfig | None = None) -> list[Group]:
+    """The plan's runs in groups, in the order of their first runs, within `group_size` and `memory_gb` of `limits`.
 
     A group shares model, layer, data, token budget, how activations are kept and the evaluations; from a stream also
-    the batch size, which decides the parts that a stream is read in.
+    the batch size, which decides the parts that a stream is read in. Raises ConfigError for limits out of range.
     """
-    limits = cluster or NoLimits()
+    limits = limits or ClusterConfig()
     if limits.group_size is not None and limits.group_size < 1:
         raise ConfigError(f"cluster.group_size={limits.group_size}: must be at least 1, or null to go by memory.")
     if limits.memory_gb is not None and limits.memory_gb <= 0:
         raise ConfigError(f"cluster.memory_gb={limits.memory_gb}: must be above 0, or null for what the machine has.")
     alike: dict[str, list[PlannedRun]] = {}
     for planned in plan.runs:
-        alike.setdefault(_what_is_shared(planned.run), []).append(planned)
+        alike.setdefault(_shared_config(planned.run), []).append(planned)
     if not alike:
         return []
-    on_gpu, room = room_gb(plan.runs[0].run.device)
-    room = limits.memory_gb or room
-    most = limits.group_size or MOST
-    return [_group(runs) for shared in alike.values() for runs in _split(shared, most, room, on_gpu)]
+    on_gpu, available = usable_memory_gb(plan.runs[0].run.device)
+    available = limits.memory_gb or available
+    most = limits.group_size or LARGEST_GROUP
+    return [_group(runs) for shared in alike.values() for runs in _split(shared, most, available, on_gpu)]
 
 
-def _what_is_shared(run: RunConfig) -> str:
+def _shared_config(run: RunConfig) -> str:
+    """The part of a run's config that the runs of a group have in common, as JSON."""
     nodes: dict[str, Any] = {
         name: asdict(getattr(run, name)) for name in ("model", "layer", "data", "activations", "eval")
     }
@@ -91,11 +73,11 @@ def _what_is_shared(run: RunConfig) -> str:
     return json.dumps(nodes, sort_keys=True)
 
 
-def _split(runs: list[PlannedRun], most: int, room: float, on_gpu: bool) -> Iterable[list[PlannedRun]]:
-    """The runs in their order, at most `most` in a piece and at most `room` GB where a piece has several."""
+def _split(runs: list[PlannedRun], most: int, available_gb: float, on_gpu: bool) -> Iterable[list[PlannedRun]]:
+    """The runs in their order, at most `most` in a piece and within `available_gb` where a piece has several."""
     piece: list[PlannedRun] = []
     for planned in runs:
-        if piece and (len(piece) == most or memory_of([*piece, planned], on_gpu) > room):
+        if piece and (len(piece) == most or memory_of([*piece, planned], on_gpu) > available_gb):
             yield piece
             piece = []
         piece.append(planned)
@@ -105,10 +87,12 @@ def _split(runs: list[PlannedRun], most: int, room: float, on_gpu: bool) -> Iter
 def _group(runs: list[PlannedRun]) -> Group:
     run = runs[0].run
     budget = run.total_steps * run.batch_size
-    return Group(runs, words_for(run), memory_of(runs), Tokens(0 if run.synthetic else budget, budget * len(runs)))
+    return Group(
+        runs, describe_shared(run), memory_of(runs), Tokens(0 if run.synthetic else budget, budget * len(runs))
+    )
 
 
-def words_for(run: RunConfig) -> str:
+def describe_shared(run: RunConfig) -> str:
     tokens = f"{run.total_steps * run.batch_size:,} tokens"
     if run.synthetic:
         return f"{run.model.name}, {tokens}"
@@ -116,14 +100,14 @@ def words_for(run: RunConfig) -> str:
 
 
 def memory_of(runs: list[PlannedRun], on_gpu: bool = False) -> float:
-    """Estimated peak of a group in GB; what is kept of activations counts where it does not lie beside a GPU."""
+    """Estimated peak of a group in GB; activations that are kept in main memory do not count on a GPU."""
     configs = [planned.run for planned in runs]
     beside = 0.0 if on_gpu else kept_gb(configs[0])
     return language_model_gb(configs[0]) + beside + sum(map(weights_gb, configs)) + max(map(step_gb, configs))
 
 
 def language_model_gb(run: RunConfig) -> float:
-    """The language model's weights in GB: by its files where they are at hand, else by its shape."""
+    """The language model's weights in GB: by its files where it is on disk, else by its shape."""
     if run.synthetic:
         return 0.0
     folder, width = model_folder(run.model), 4 if run.model.dtype == "float32" else 2
@@ -134,18 +118,18 @@ def language_model_gb(run: RunConfig) -> float:
     return (12 * n_layers * d_in**2 + 2 * 50_000 * d_in) * width / 1e9
 
 
-def room_gb(device: str) -> tuple[bool, float]:
-    """Whether the runs go on a GPU, and the memory that may be planned with there or in this machine, in GB."""
+def usable_memory_gb(device: str) -> tuple[bool, float]:
+    """Whether the runs go on a GPU, and the memory that may be planned with, there or in this machine, in GB."""
     import torch
 
     if device != "cpu" and torch.cuda.is_available():
         number = torch.device(device).index if device.startswith("cuda") else 0
-        return True, SPARE * torch.cuda.get_device_properties(number or 0).total_memory / 1e9
-    return False, SPARE * machine_gb()
+        return True, USABLE_MEMORY * torch.cuda.get_device_properties(number or 0).total_memory / 1e9
+    return False, USABLE_MEMORY * machine_gb()
 
 
 def machine_gb() -> float:
-    """Memory that is free on this machine, or less where its control group (a container, a Slurm job) allows less."""
+    """Free memory of this machine in GB, or less where its control group (a container, a Slurm job) allows less."""
     free = [_meminfo()]
     for limit, used in (
         ("memory.max", "memory.current"),
@@ -161,7 +145,7 @@ def machine_gb() -> float:
 
 
 def _meminfo() -> float:
-
+    """Available bytes; all there are where /proc/meminfo is missing."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
@@ -170,7 +154,7 @@ def _meminfo() -> float:
 
 
 def describe_groups(groups: list[Group], plan: Plan) -> list[str]:
-    """What `--dry-run` says of them."""
+    """The lines of `--dry-run` about groups."""
     number = {planned.run_id: n for n, planned in enumerate(plan.runs, 1)}
     lines = []
     for n, group in enumerate(groups, 1):

@@ -1,4 +1,4 @@
-"""What a command will do: its points as checked runs, equal ones dropped, unused keys refused."""
+"""The plan of a command: its points as checked runs, equal ones dropped, unused keys refused."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Point:
 
     cfg: DictConfig
     overrides: list[str]
-    arm: str | None = None
-    """The experiment's arm that it belongs to."""
+    variant: str | None = None
+    """The experiment's variant that it belongs to."""
     fixed: list[str] = field(default_factory=list)
-    """Keys that the arm sets once, for all of its points."""
+    """Keys that the variant sets once, for all of its points."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Plan:
 
 
 def make_plan(points: list[Point]) -> Plan:
-    """Check every point before anything starts. Raises ConfigError for the first that cannot be meant."""
+    """Check every point before anything starts. Raises ConfigError for the first mistake."""
     outputs = Path(points[0].cfg.outputs)
     varied = varied_keys([point.overrides for point in points])
     configs = [run_config(point.cfg) for point in points]
@@ -92,7 +92,7 @@ def varied_keys(overrides: list[list[str]]) -> list[str]:
 
 
 def title_of(point: Point, varied: list[str], run: RunConfig) -> str:
-    """What sets this run apart: the varied keys that it uses, or in a single run all that were given."""
+    """The overrides that distinguish this run: of the varied keys that it uses, or in a single run all."""
     if run.title:
         return run.title
     hidden = (*point.fixed, *NOT_IN_TITLES)
@@ -101,10 +101,10 @@ def title_of(point: Point, varied: list[str], run: RunConfig) -> str:
         for override in point.overrides
         if split_override(override)[0] not in hidden
         and override.partition("=")[0].partition(".")[0] != "cluster"
-        and (not (varied or point.arm) or split_override(override)[0] in varied)
+        and (not (varied or point.variant) or split_override(override)[0] in varied)
         and unused_because(override, run, used_top_keys(point.cfg)) is None
     ]
-    words = " ".join([*([point.arm] if point.arm else []), *shown])
+    words = " ".join([*([point.variant] if point.variant else []), *shown])
     return words.replace("layer.index=", "layer=").replace("schedule@", "") or "defaults"
 
 
@@ -122,7 +122,7 @@ def unused_because(override: str, run: RunConfig, read: set[str]) -> str | None:
 
 
 def refuse_unused(points: list[Point], configs: list[RunConfig]) -> None:
-    """A key that was given and that no run of the command uses is a mistake."""
+    """Raise ConfigError for a key that was given and that no run of the command uses."""
     unused: dict[str, str] = {}
     used: set[str] = set()
     for point, run in zip(points, configs, strict=True):
@@ -149,7 +149,7 @@ def _who_reads(key: str) -> str:
 
 
 def refuse_inactive(run: RunConfig) -> None:
-    """A penalty whose weight is 0 at every step, or which can never act, is not what was meant."""
+    """Raise ConfigError for a penalty whose weight is 0 at every step, or which can never act."""
     for term in run.penalty_terms():
         T = run.total_steps
         coarse = [term.weight(step, T) for step in range(0, T, T // 100 + 1)]
@@ -166,8 +166,8 @@ def refuse_inactive(run: RunConfig) -> None:
 
 def budget_warnings(runs: list[PlannedRun], varied: list[str]) -> list[str]:
     """Runs compared at unequal budgets. What the command itself varies is exempt, tokens and steps never."""
-    told = (unequal(key, (_budget(planned.run, key) for planned in runs), varied) for key in BUDGET)
-    return [sentence for sentence in told if sentence]
+    found = (unequal(key, (_budget(planned.run, key) for planned in runs), varied) for key in BUDGET)
+    return [sentence for sentence in found if sentence]
 
 
 def _budget(run: RunConfig, key: str) -> Any:
@@ -181,12 +181,12 @@ def _budget(run: RunConfig, key: str) -> Any:
 
 
 def run_warnings(runs: list[PlannedRun]) -> list[str]:
-    """What single runs should be told before they start, said once where it holds for all."""
-    told: dict[str, list[str]] = {}
+    """The warnings of single runs, each once, with the titles of the runs where it does not hold for all."""
+    titles_of: dict[str, list[str]] = {}
     for planned in runs:
         for warning in warnings_of(planned.run):
-            told.setdefault(warning, []).append(planned.title)
-    return [text if len(titles) == len(runs) else f"{', '.join(titles)}: {text}" for text, titles in told.items()]
+            titles_of.setdefault(warning, []).append(planned.title)
+    return [text if len(titles) == len(runs) else f"{', '.join(titles)}: {text}" for text, titles in titles_of.items()]
 
 
 def warnings_of(run: RunConfig) -> list[str]:
@@ -214,17 +214,17 @@ def warnings_of(run: RunConfig) -> list[str]:
 
 
 def weights_gb(run: RunConfig) -> float:
-    """What stays of a run between its steps, in GB: weights, gradients and two moments."""
+    """Memory that a run keeps between its steps, in GB: weights, gradients and two moments."""
     return 2 * (run.model.d_in or 0) * run.architecture.d_sae * 4 * run.train.bytes() / 1e9
 
 
 def step_gb(run: RunConfig) -> float:
-    """What a step takes on top, in GB: three [B, d_sae]."""
+    """Memory of a step on top of that, in GB: three [B, d_sae]."""
     return 3 * run.batch_size * run.architecture.d_sae * run.train.bytes() / 1e9
 
 
 def kept_gb(run: RunConfig) -> float:
-    """What is kept of activations in memory, in GB: all of them, or a stream's window."""
+    """Activations that are kept in memory, in GB: all of them, or a stream's window."""
     share = {"memory": 1.0, "stream": min(1.0, run.activations.buffer_tokens / run.num_tokens)}
     return activations_gb(run) * share.get(run.activations.mode, 0.0)
 
@@ -235,7 +235,7 @@ def memory_gb(run: RunConfig) -> float:
 
 
 def describe(plan: Plan, groups: Sequence[str] = ()) -> str:
-    """What `--dry-run` prints; `groups` says which runs go side by side."""
+    """The text of `--dry-run`; `groups` are its lines about groups and jobs."""
     lines = []
     for number, planned in enumerate(plan.runs, 1):
         run, T = planned.run, planned.run.total_steps
@@ -250,11 +250,11 @@ def describe(plan: Plan, groups: Sequence[str] = ()) -> str:
         for term in run.penalty_terms():
             weights = ", ".join(f"{term.weight(s, T):.4g}" for s in (0, T // 2, T - 1))
             lines.append(f"  penalty {term.config.name}, weight at 0, 50, 100 %: {weights} ({term.schedule.name})")
-        inert, nodes = run.unused_keys(), run.to_dict()
+        unused, nodes = run.unused_keys(), run.to_dict()
         for group in ("architecture", "group_layer", "penalty", "schedule", "train"):
-            if group not in inert and group in nodes and (group != "group_layer" or nodes[group]["name"] != "none"):
+            if group not in unused and group in nodes and (group != "group_layer" or nodes[group]["name"] != "none"):
                 name = nodes[group].pop("name", "")
-                shown = [f"{key}={value}" for key, value in _flat(nodes[group]) if f"{group}.{key}" not in inert]
+                shown = [f"{key}={value}" for key, value in _flat(nodes[group]) if f"{group}.{key}" not in unused]
                 lines.append(f"  {group} {name}".rstrip() + f": {' '.join(shown)}" * bool(shown))
         lines.append(f"  memory about {memory_gb(run):.2f} GB beside the language model")
         lines += [f"  the same run as: {point}" for point in planned.equals]
@@ -273,5 +273,5 @@ def _flat(node: dict[str, Any], head: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def safe_name(title: str, limit: int = 80) -> str:
-    """A file name that a reader recognises."""
+    """The title as a file name, at most `limit` characters."""
     return re.sub(r"[^\w=.,+-]+", "_", title)[:limit].strip("._") or "run"

@@ -1,4 +1,4 @@
-"""A sweep is a list: a folder of its own with a manifest and readable links to runs, which live elsewhere."""
+"""A plan written as a sweep's folder (manifest, configs, readable links to the runs), and read back from it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,26 @@ import os
 import secrets
 import socket
 import sys
+from collections.abc import Collection
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from sae_sweeps.config.identity import run_id
+from sae_sweeps.config.run import RunConfig, run_config
 from sae_sweeps.config.schema import ClusterConfig
-from sae_sweeps.errors import ConfigError
-from sae_sweeps.storage.files import naming_full_disk, write_json
+from sae_sweeps.errors import ConfigError, DamagedFile, DataError
+from sae_sweeps.storage.files import naming_full_disk, read_json, write_json
 from sae_sweeps.storage.lease import this_process
-from sae_sweeps.storage.sweep_folder import CONFIGS, MANIFEST, run_path
-from sae_sweeps.sweeps.plan import Plan, safe_name
+from sae_sweeps.storage.sweep_folder import CONFIGS, MANIFEST, outputs_of, read_manifest, run_path
+from sae_sweeps.sweeps.plan import Plan, PlannedRun, safe_name
 
 
 def create_sweep(outputs: Path, plan: Plan, cluster: ClusterConfig | None = None) -> Path:
-    """Make `outputs/sweeps/<name>/` with its manifest and links. Names never collide: the folder's creation decides."""
+    """Make `outputs/sweeps/<name>/` with its manifest and links. Names never collide: mkdir is atomic."""
     folder = _new_folder(outputs / "sweeps")
     runs: list[dict[str, Any]] = [
         {"run_id": p.run_id, "title": p.title, "overrides": p.overrides, "equal": p.equals} for p in plan.runs
@@ -45,7 +50,7 @@ def create_sweep(outputs: Path, plan: Plan, cluster: ClusterConfig | None = None
         link = folder / f"{number}-{safe_name(run['title'])}"
         try:
             link.symlink_to(os.path.relpath(run_path(outputs, run["run_id"]), folder))
-        except OSError:  # a file system without links; the manifest says the same
+        except OSError:  # a file system without links; the manifest names the same runs
             break
     return folder
 
@@ -65,3 +70,34 @@ def _new_folder(sweeps: Path) -> Path:
                 return sweeps / name
             except FileExistsError:
                 continue
+
+
+def stored_plan(sweep: Path, only: Collection[str] | None = None) -> Plan:
+    """The runs of a sweep, or those of them with the ids `only`, as they were planned.
+
+    Raises DataError when the model or the text has changed since, for their content is part of a run's id; DamagedFile
+    when the configs do not read back.
+    """
+    manifest, configs = read_manifest(sweep), read_json(sweep / CONFIGS)
+    outputs = outputs_of(sweep)
+    runs = []
+    for listed in manifest["runs"]:
+        identity = listed["run_id"]
+        if only is not None and identity not in only:
+            continue
+        if not isinstance(configs, dict) or not isinstance(configs.get(identity), dict):
+            raise DamagedFile(f"{sweep / CONFIGS} is damaged (it has no {identity}); launch the command again.")
+        run = restored(configs[identity], outputs)
+        if run_id(run, outputs / "activations" / "digests") != identity:
+            raise DataError(
+                f"{identity} ({listed['title']}): its model, its text or the code has changed since the sweep was "
+                "launched; launch the command again."
+            )
+        runs.append(PlannedRun(run, identity, listed["title"], listed["overrides"], listed.get("equal", [])))
+    return Plan(runs, manifest["warnings"], manifest["varied"])
+
+
+def restored(config: dict[str, Any], outputs: Path) -> RunConfig:
+    """A run from the dict of `RunConfig.to_dict`, checked like a new one."""
+    with_schedule = {"schedule": {"name": "constant"}} | config  # a combination has none of its own
+    return run_config(OmegaConf.create(with_schedule | {"outputs": str(outputs)}))

@@ -2,8 +2,8 @@ import pytest
 
 from analysis.metrics import DIRECTIONS, FIRST, TARGETS, direction, group, short_name, unfitness
 from analysis.output.formats import render
+from analysis.tables.compare import table
 from analysis.tables.marks import reached_rows
-from analysis.tables.table import table
 from tests.analysis.outputs import METRICS, add_run
 
 SAEBENCH = [f"{who}_top_{k}_test_accuracy" for who in ("sae", "llm") for k in (1, 2, 5, 10, 20, 50, 100)]
@@ -49,11 +49,11 @@ def test_targets_are_marked_beyond_and_not_at_the_value(tmp_path):
         metrics = {name: pair[row] for name, pair in values.items()}
         builtin = {f"builtin_{name}": pair[0] for name, pair in values.items()}
         add_run(tmp_path, run_id, {"seed": row}, metrics | builtin)
-    frame = table([tmp_path])
+    result = table([tmp_path])
     for name in values:
-        assert reached_rows(frame, ("metrics", name)) == {0}
-        assert reached_rows(frame, ("metrics", f"builtin_{name}")) == set()
-    shown = render(frame)
+        assert reached_rows(result, ("metrics", name)) == {0}
+        assert reached_rows(result, ("metrics", f"builtin_{name}")) == set()
+    shown = render(result)
     assert shown.count("✓") == 4 and "0.7500*✓" in shown
     assert (
         "✓ target reached: sae_top_1_test_accuracy > 0.74, mean_absorption_score < 0.01, unlearning_score > 0.1"
@@ -87,14 +87,14 @@ def test_an_unfit_sae_is_never_praised_and_the_table_says_why(tmp_path):
     add_run(tmp_path, "dead", {"seed": 1}, dead)
     add_run(tmp_path, "fit", {"seed": 2}, fit | {"fvu": 0.1})
     add_run(tmp_path, "fit2", {"seed": 3}, fit | {"fvu": 0.2})
-    frame = table([tmp_path])
-    shown = render(frame)
+    result = table([tmp_path])
+    shown = render(result)
     assert "0.1000*" in shown and "✓" not in shown and shown.count("*") == 2
     told = "dead (dead: no feature fires (l0 0)), dense (not sparse: l0 500 is above a tenth of d_sae 1,024)"
     assert f"never marked best: {told}" in shown.splitlines()
-    assert "never marked best" in render(frame, "markdown") and "not sparse" in render(frame, "html")
-    folded = table([tmp_path], where="seed in (0, 1)", fold=["seed"])
-    assert folded.attrs["unfit"].keys() == {"dead"}
+    assert "never marked best" in render(result, "markdown") and "not sparse" in render(result, "html")
+    folded = table([tmp_path], where="seed in (0, 1)", aggregate=["seed"])
+    assert folded.unfit.keys() == {"dead"}
     pivot = table([tmp_path], pivot=("k", "seed", "fvu"))
     assert "0.1000*" in render(pivot) and render(pivot).count("*") == 2
 
@@ -102,16 +102,11 @@ def test_an_unfit_sae_is_never_praised_and_the_table_says_why(tmp_path):
 def test_marks_before_the_rows(tmp_path):
     add_run(tmp_path, "a", {"seed": 0}, warnings=("odd",))
     add_run(tmp_path, "b", {"seed": 1})
-    frame = table([tmp_path])
-    frame.attrs["marks"] = {"a": "error", "b": "warning"}
-    lines = render(frame).splitlines()
+    result = table([tmp_path])
+    result.levels = {"a": "error", "b": "warning"}
+    lines = render(result).splitlines()
     assert [line[:3] for line in lines if line[:1] in "!?" and "seed" not in line][:2] == ["! a", "? b"]
     assert "! error, ? warning" in lines
-    frame.attrs["marks"] = {"a": "warning", "b": "warning"}  # of all alike: no mark
-    assert render(frame).splitlines()[4].startswith("a ")
-    assert '<td data-v="!">!</td>' in render(table_with(frame, {"a": "error"}), "html")
-
-
-def table_with(frame, marks):
-    frame.attrs["marks"] = marks
-    return frame
+    assert '<td data-v="!">!</td>' in render(result, "html")
+    result.levels = {"a": "warning", "b": "warning"}  # of all alike: no mark
+    assert render(result).splitlines()[4].startswith("a ")

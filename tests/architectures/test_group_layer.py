@@ -7,9 +7,9 @@ import pytest
 import slow_group_layer as slow
 import torch
 from bounds import Rounding
-from omegaconf import OmegaConf
 
 from sae_sweeps.architectures.group_layer import GroupLayer, GroupLayerConfig
+from sae_sweeps.config.content import content
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError
@@ -27,7 +27,7 @@ OPTIONS = [
 
 
 def config(**changes):
-    return GroupLayerConfig(**{**OmegaConf.load(config_dir() / "group_layer" / "groups.yaml"), **changes})
+    return GroupLayerConfig(**{**content(config_dir() / "group_layer" / "groups.yaml"), **changes})
 
 
 def layer(d_sae=20, dtype=torch.float64, total_steps=10, **changes):
@@ -421,8 +421,8 @@ def test_a_copy_of_the_state_goes_on_the_same():
 
 def test_yaml_files_have_every_field():
     for name in ("none", "groups"):
-        node = OmegaConf.load(config_dir() / "group_layer" / f"{name}.yaml")
-        assert set(node) == {f.name for f in fields(GroupLayerConfig)} and node.name == name
+        node = content(config_dir() / "group_layer" / f"{name}.yaml")
+        assert set(node) == {f.name for f in fields(GroupLayerConfig)} and node["name"] == name
     assert set(config(name="none").unused_keys()) == set(node) - {"name"}
     config(name="none", group_size=-1).check(5)
 

@@ -1,4 +1,4 @@
-"""Fixtures of the cluster's tests: a real Slurm per session and kind, started when first asked for."""
+"""Fixtures of the cluster's tests: a real Slurm per session and kind, started when first used."""
 
 import os
 import sys

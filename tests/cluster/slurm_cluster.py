@@ -53,7 +53,7 @@ class SlurmCluster:
         path = f"{os.environ['PATH']}:{SBIN}"
         return {**os.environ, "SLURM_CONF": str(self.folder / "etc/slurm.conf"), "PATH": path}
 
-    def ask(self, *command, check=True):
+    def call(self, *command, check=True):
         """What a command of Slurm prints."""
         done = subprocess.run(command, env=self.environment(), capture_output=True, text=True, timeout=60)
         assert not check or done.returncode == 0, f"{command}: {done.stderr}"
@@ -77,7 +77,7 @@ class SlurmCluster:
         self.wait_for(lambda: self.idle_nodes() == NODES)
 
     def idle_nodes(self):
-        return len(self.ask("sinfo", "-h", "-N", "-p", "main", "-t", "idle", check=False).splitlines())
+        return len(self.call("sinfo", "-h", "-N", "-p", "main", "-t", "idle", check=False).splitlines())
 
     def start_controller(self, *flags):
         self._start("slurmctld", ["slurmctld", "-D", *flags])
@@ -94,10 +94,10 @@ class SlurmCluster:
     def stop(self):
         with contextlib.suppress(Exception):
             if "slurmctld" in self.processes:
-                for id in self.ask("squeue", "-h", "-o", "%A").split():
-                    self.ask("scancel", "-s", "KILL", id, check=False)
-                    self.ask("scancel", id, check=False)
-                self.wait_for(lambda: not self.ask("squeue", "-h").strip(), seconds=15)
+                for id in self.call("squeue", "-h", "-o", "%A").split():
+                    self.call("scancel", "-s", "KILL", id, check=False)
+                    self.call("scancel", id, check=False)
+                self.wait_for(lambda: not self.call("squeue", "-h").strip(), seconds=15)
         order = [name for name in self.processes if name not in ("slurmdbd", "mariadbd", "munged")]
         for name in [*order, "slurmdbd", "mariadbd", "munged"]:
             self.stop_process(name)
@@ -216,14 +216,16 @@ user=root
 performance_schema=OFF
 """)
         cnf = f"--defaults-file={d}/etc/my.cnf"
-        self.ask("mariadb-install-db", cnf, "--user=root", "--skip-test-db", "--auth-root-authentication-method=normal")
+        self.call(
+            "mariadb-install-db", cnf, "--user=root", "--skip-test-db", "--auth-root-authentication-method=normal"
+        )
         self._start("mariadbd", ["mariadbd", cnf])
-        self.wait_for(lambda: "alive" in self.ask("mariadb-admin", f"--socket={sock}", "ping", check=False))
+        self.wait_for(lambda: "alive" in self.call("mariadb-admin", f"--socket={sock}", "ping", check=False))
         grants = "; ".join(
             f"create user slurm@'{host}' identified by 'test'; grant all on slurm_acct_db.* to slurm@'{host}'"
             for host in ("127.0.0.1", "localhost")
         )
-        self.ask("mariadb", f"--socket={sock}", "-e", f"create database slurm_acct_db; {grants}")
+        self.call("mariadb", f"--socket={sock}", "-e", f"create database slurm_acct_db; {grants}")
         config = d / "etc/slurmdbd.conf"
         config.write_text(f"""AuthType=auth/munge
 AuthInfo=socket={d}/run/munge.socket

@@ -112,10 +112,10 @@ def push(cluster):
     Not at once: it would take the end of a job's last process for the end of the new one.
     """
     now = time.monotonic()
-    for line in cluster.ask("squeue", "-h", "-r", "-t", "PD", "-o", "%i %r", check=False).splitlines():
+    for line in cluster.call("squeue", "-h", "-r", "-t", "PD", "-o", "%i %r", check=False).splitlines():
         id, _, reason = line.partition(" ")
         if reason in ("BeginTime", "None") and now - _pending_since.setdefault((cluster, id), now) > 2:
-            cluster.ask("scontrol", "update", f"JobId={id}", "StartTime=now", check=False)
+            cluster.call("scontrol", "update", f"JobId={id}", "StartTime=now", check=False)
             del _pending_since[cluster, id]
 
 

@@ -61,16 +61,16 @@ def test_ctrl_c_leaves_processes_which_cancel_ends_and_resume_takes_up_in_one(tm
     launcher.send_signal(signal.SIGINT)
     assert launcher.wait(60) == 130
     assert f"python -m sae_sweeps status {sweep}" in log.read_text()
-    told = listed(sweep)
+    before = listed(sweep)
     alive = [folder for folder in run_folders(tmp_path) if status(folder)["state"] == "running"]
     assert alive and all(os.path.exists(f"/proc/{status(folder)['pid']}") for folder in alive)
-    assert any(r["state"] == "running" and r["job_state"] == "RUNNING" for r in told)
+    assert any(r["state"] == "running" and r["job_state"] == "RUNNING" for r in before)
     done = run("cancel", sweep, module="sae_sweeps")
     assert "3 of 3 runs cancelled" in done.stdout
     assert {r["state"] for r in listed(sweep)} == {"cancelled"}
-    before = {folder.name: rows(folder)[-1]["step"] for folder in alive}
+    steps = {folder.name: rows(folder)[-1]["step"] for folder in alive}
     done = run("resume", sweep, "cluster=inline", module="sae_sweeps")
-    assert {r["state"] for r in listed(sweep)} == {"completed"} and min(before.values()) > 0
+    assert {r["state"] for r in listed(sweep)} == {"completed"} and min(steps.values()) > 0
 
 
 def test_a_sweep_of_one_process_is_looked_at_and_resumed_too(tmp_path):
@@ -85,12 +85,12 @@ def test_a_sweep_of_one_process_is_looked_at_and_resumed_too(tmp_path):
     launcher.wait()
     assert "lost" in {r["state"] for r in listed(sweep)}
     run("resume", sweep, module="sae_sweeps")
-    told = listed(sweep)
-    assert [r["state"] for r in told] == ["completed", "completed"] and all(r["at_its_end"] for r in told)
-    assert all(r["loss"] > 0 and r["step"] == 500 for r in told)
+    runs = listed(sweep)
+    assert [r["state"] for r in runs] == ["completed", "completed"] and all(r["at_its_end"] for r in runs)
+    assert all(r["loss"] > 0 and r["step"] == 500 for r in runs)
 
 
-def test_diverged_is_final_unless_resume_is_told_to_try_again(tmp_path):
+def test_diverged_is_final_unless_resume_is_given_the_flag(tmp_path):
     words = ["-m", *TINY, "num_tokens=6400", "k=4", "lr=1e-3,1e30", f"outputs={tmp_path}", *LOCAL]
     done = run(*words, expect=1)
     last = done.stdout.strip().splitlines()[-1]
@@ -111,8 +111,8 @@ def test_a_job_started_once_too_often_fails_with_the_reason(tmp_path):
     manifest["cluster"]["max_restarts"] = 2
     (sweep / "manifest.json").write_text(json.dumps(manifest))
     (folder,) = run_folders(tmp_path)
-    told = read(folder, "status.json") | {"state": "queued"}
-    (folder / "status.json").write_text(json.dumps(told))
+    queued = read(folder, "status.json") | {"state": "queued"}
+    (folder / "status.json").write_text(json.dumps(queued))
     os.environ["SLURM_RESTART_COUNT"] = "3"
     try:
         done = run(sweep, 0, module="sae_sweeps.cluster.worker", expect=1)
@@ -123,7 +123,7 @@ def test_a_job_started_once_too_often_fails_with_the_reason(tmp_path):
 
 
 def test_mistakes_are_one_sentence(tmp_path):
-    done = run(*TINY, "-m", "cluster=local", "k=4", f"outputs={tmp_path}", "num_tokens=640")
+    launched = run(*TINY, "-m", "cluster=local", "k=4", f"outputs={tmp_path}", "num_tokens=640")
     (sweep,) = (tmp_path / "sweeps").iterdir()
     for words, message in {
         ("status", tmp_path / "nowhere"): "is no sweep",
@@ -132,24 +132,24 @@ def test_mistakes_are_one_sentence(tmp_path):
         ("resume", sweep, "cluster.procesess=1"): "did you mean cluster.processes?",
         ("resume", sweep, "cluster=slrm"): "did you mean slurm?",
     }.items():
-        told = run(*words, module="sae_sweeps", expect=2)
-        assert message in told.stderr and told.stderr.count("\n") == 1, told.stderr
-    assert "[1/1]" in done.stdout
+        done = run(*words, module="sae_sweeps", expect=2)
+        assert message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert "[1/1]" in launched.stdout
     for words, message in {
         ("-m", "cluster=slurm", "cluster.partion=gpu"): "did you mean cluster.partition?",
         ("cluster.partition=gpu",): "the chosen cluster has no such key; cluster=slurm does",
         ("-m", "cluster=local,inline"): "cluster: one for the whole command",
         ("cluster=local", "cluster.detach=true", "objective=fvu"): "has to wait for its runs",
     }.items():
-        told = run(*TINY, "k=4", f"outputs={tmp_path / 'o'}", *words, expect=2)
-        assert message in told.stderr and told.stderr.count("\n") == 1, told.stderr
+        done = run(*TINY, "k=4", f"outputs={tmp_path / 'o'}", *words, expect=2)
+        assert message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
-def test_a_dry_run_tells_of_groups_and_jobs_and_starts_nothing(tmp_path):
+def test_a_dry_run_lists_groups_and_jobs_and_starts_nothing(tmp_path):
     words = ["--dry-run", "-m", *TINY, "num_tokens=640", "k=2,4,8", f"outputs={tmp_path / 'o'}", "cluster=slurm"]
     done = run(*words, "cluster.group_size=2", "cluster.partition=gpu", "cluster.time=2:00:00")
-    for said in ("group 1", "group 2", "2 jobs, asked of sbatch", "--partition=gpu", "--time=120", "--array=0-1%2"):
-        assert said in done.stdout, done.stdout
+    for text in ("group 1", "group 2", "2 jobs, submitted by sbatch", "--partition=gpu", "--time=120", "--array=0-1%2"):
+        assert text in done.stdout, done.stdout
     assert not (tmp_path / "o").exists()
 
 

@@ -49,8 +49,8 @@ def test_the_demo_sweep_and_24_runs_in_3_groups_on_3_nodes_have_the_numbers_of_o
     same_numbers(tmp_path / "slurm", tmp_path / "inline")
     (sweep,) = (tmp_path / "slurm" / "sweeps").iterdir()
     ids = [job["id"] for job in jobs(sweep)]
-    told = slurm.ask("squeue", "-h", "-r", "-t", "all", "-o", "%i %N %T", "-j", ids[0].partition("_")[0]).split("\n")
-    placed = dict(line.split()[:2] for line in told if line)
+    listed = slurm.call("squeue", "-h", "-r", "-t", "all", "-o", "%i %N %T", "-j", ids[0].partition("_")[0]).split("\n")
+    placed = dict(line.split()[:2] for line in listed if line)
     assert {placed[id] for id in ids} == {"n0", "n1", "n2"}
     assert all(status(f)["slurm_job_id"] in ids and status(f)["restarts"] == 0 for f in run_folders(tmp_path / "slurm"))
     again = run(*grid, *words, cluster=slurm)
@@ -79,8 +79,8 @@ def test_struck_in_every_way_each_run_ends_complete_or_with_its_reason(accountin
         cancelled, requeued, killed, preempted, *_ = jobs(sweep)
         array = cancelled["id"].partition("_")[0]
         strikes = {
-            cancelled["id"]: (trains, lambda job: slurm.ask("scancel", job["id"])),
-            requeued["id"]: (has_checkpoint, lambda job: slurm.ask("scontrol", "requeue", job["id"])),
+            cancelled["id"]: (trains, lambda job: slurm.call("scancel", job["id"])),
+            requeued["id"]: (has_checkpoint, lambda job: slurm.call("scontrol", "requeue", job["id"])),
             killed["id"]: (trains, lambda job: kill_process_of(folder_of(outputs, job))),
             preempted["id"]: (has_checkpoint, lambda job: preempt(slurm, job["id"], folder_of(outputs, job))),
         }
@@ -102,19 +102,19 @@ def test_struck_in_every_way_each_run_ends_complete_or_with_its_reason(accountin
         assert finish(launcher, slurm) == 1, log.read_text()
     finally:
         launcher.kill()
-    said = log.read_text()
+    printed = log.read_text()
     ends = {job["id"]: status(folder_of(outputs, job)) for job in jobs(sweep)}
     assert ends[cancelled["id"]]["state"] == "cancelled", ends
     assert f"Slurm job {cancelled['id']} was cancelled" in ends[cancelled["id"]]["error"]
-    assert [e["state"] for e in ends.values()].count("completed") == len(ends) - 1, (ends, said)
+    assert [e["state"] for e in ends.values()].count("completed") == len(ends) - 1, (ends, printed)
     for job in (requeued, killed, preempted):
         assert status(folder_of(outputs, job))["restarts"] >= 1, (job, ends)
     assert jobs(sweep)[-1]["id"].partition("_")[0] != array, "the killed run was submitted once more"
-    assert "left no word" in said or "FAILED" in said or "NODE_FAIL" in said
+    assert "recorded no end" in printed or "FAILED" in printed or "NODE_FAIL" in printed
     for folder in run_folders(whole):
         if folder.name != cancelled["runs"][0]:
             assert numbers(outputs / "runs" / folder.name) == numbers(folder), folder.name
-    tables = said.rsplit("sweep  ", 1)[1]
+    tables = printed.rsplit("sweep  ", 1)[1]
     assert cancelled["runs"][0] in tables and "seed=0" in tables and "_log.out" in tables
     resumed = run("resume", sweep, cluster=slurm, module="sae_sweeps")
     assert "5 of 6 runs are at their end already" in resumed.stdout
@@ -123,8 +123,8 @@ def test_struck_in_every_way_each_run_ends_complete_or_with_its_reason(accountin
 
 def preempt(slurm, id, folder):
     """A job of a higher partition takes the node, both of its GPUs; the run does not end in the time of grace."""
-    node = slurm.ask("squeue", "-h", "-r", "-o", "%N", "-j", id).strip()
-    slurm.ask("sbatch", "-p", "urgent", "-w", node, "--gpus-per-node=2", "-o", "/dev/null", "--wrap", "sleep 1")
+    node = slurm.call("squeue", "-h", "-r", "-o", "%N", "-j", id).strip()
+    slurm.call("sbatch", "-p", "urgent", "-w", node, "--gpus-per-node=2", "-o", "/dev/null", "--wrap", "sleep 1")
     wait_for(lambda: status(folder)["state"] == "preempted")
     hold(folder, "preempted")
 
@@ -137,10 +137,10 @@ def test_detached_watched_warned_cancelled_and_resumed(slurm, tmp_path):
     job, other = jobs(sweep)
     first, second = folder_of(tmp_path, job), folder_of(tmp_path, other)
     hold_each({first: has_checkpoint, second: trains})
-    told = run("status", sweep, cluster=slurm, module="sae_sweeps").stdout
-    assert "running" in told and job["id"] in told and "2 runs" in told
+    printed = run("status", sweep, cluster=slurm, module="sae_sweeps").stdout
+    assert "running" in printed and job["id"] in printed and "2 runs" in printed
     # the time limit's warning: checkpoints are written and the job queues again, by submitit
-    slurm.ask("scancel", "-s", "USR2", job["id"])
+    slurm.call("scancel", "-s", "USR2", job["id"])
     let_go(first)
     wait_for(lambda: status(first)["state"] == "preempted")
     stopped = rows(first)[-1]["step"]
@@ -150,7 +150,7 @@ def test_detached_watched_warned_cancelled_and_resumed(slurm, tmp_path):
     run("cancel", sweep, cluster=slurm, module="sae_sweeps")
     listed = read_status(sweep, slurm)
     assert {r["state"] for r in listed} == {"cancelled"} and all(r["at_its_end"] for r in listed)
-    assert not slurm.ask("squeue", "-h").strip()
+    assert not slurm.call("squeue", "-h").strip()
     words = ["cluster.group_size=2", "cluster.detach=false", "cluster.setup=[]"]
     run("resume", sweep, *words, cluster=slurm, module="sae_sweeps")
     assert {r["state"] for r in read_status(sweep, slurm)} == {"completed"}
@@ -164,7 +164,7 @@ def read_status(sweep, slurm=None):
 
 
 def test_jobs_that_slurm_forgets_are_found_lost_and_started_again(slurm, tmp_path):
-    """The controller comes back without its state: squeue knows nothing, and there is no accounting to ask."""
+    """The controller comes back without its state: squeue knows nothing, and there is no accounting."""
     log = tmp_path / "log"
     words = ["-m", *LONG, "k=4", "seed=0,1", f"outputs={tmp_path / 'o'}"]
     launcher = launch(*words, *ON_SLURM, SLOWLY, "cluster.group_size=1", "cluster.retries=1", cluster=slurm, log=log)
@@ -186,7 +186,7 @@ def test_a_failed_run_is_a_failed_job_and_its_siblings_complete(slurm, tmp_path)
     sweep = the_sweep(tmp_path)
     (job,) = jobs(sweep)
     assert sorted(status(f)["state"] for f in run_folders(tmp_path)) == ["completed", "diverged"]
-    slurm.wait_for(lambda: slurm.ask("squeue", "-h", "-t", "all", "-o", "%T", "-j", job["id"]).strip() == "FAILED")
+    slurm.wait_for(lambda: slurm.call("squeue", "-h", "-t", "all", "-o", "%T", "-j", job["id"]).strip() == "FAILED")
     last = done.stdout.strip().splitlines()[-1]
     assert "lr=1e+30" in last or "lr=1e30" in last, done.stdout
     assert "diverged" in last and "is not finite at step" in last and str(sweep / job["logs"][0]) in last

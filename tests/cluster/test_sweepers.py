@@ -1,4 +1,4 @@
-"""Ways to name a sweep's points beside a product: lists of presets, and a sweeper that is told how they did."""
+"""Ways to name a sweep's points beside a product: lists of presets, and a sweeper that receives their results."""
 
 import json
 
@@ -11,14 +11,14 @@ pytestmark = pytest.mark.slow
 SMALL = [*TINY, "num_tokens=640", "eval=core", "train.held_out_tokens=64"]
 
 
-def test_optuna_is_told_the_metric_of_results(tmp_path):
+def test_optuna_receives_the_metric_of_results(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     words = ["experiment=tune", *SMALL, "k=4", f"outputs={tmp_path}", f"hydra.sweep.dir={tmp_path}/study"]
     run(*words, "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2")
     fvus = [json.loads((f / "results.json").read_text())["metrics"]["fvu"] for f in run_folders(tmp_path)]
-    told = yaml.safe_load((tmp_path / "study" / "optimization_results.yaml").read_text())
-    assert len(set(fvus)) == 4 and told["best_value"] == min(fvus)
-    assert set(told["best_params"]) == {"lr", "lambda2_max"}
+    found = yaml.safe_load((tmp_path / "study" / "optimization_results.yaml").read_text())
+    assert len(set(fvus)) == 4 and found["best_value"] == min(fvus)
+    assert set(found["best_params"]) == {"lr", "lambda2_max"}
     assert len(list((tmp_path / "sweeps").iterdir())) == 2
 
 

@@ -48,16 +48,16 @@ def test_in_a_sweep_bare_keys_feed_only_the_single_penalty():
 
 
 @pytest.mark.parametrize(
-    ("word", "says"),
+    ("word", "message"),
     [
-        ("penalty=ortho+ortho", "stands there twice"),
+        ("penalty=ortho+ortho", "is given twice"),
         ("penalty=ortho+none", "none cannot be added"),
         ("penalty=ortho+", "an empty part cannot be added"),
         ("penalty=ortho+nonsense", "nonsense cannot be added; choose of"),
     ],
 )
-def test_what_cannot_be_added_is_named(word, says):
-    with pytest.raises(ConfigError, match=says):
+def test_what_cannot_be_added_is_named(word, message):
+    with pytest.raises(ConfigError, match=message):
         one(word)
 
 
@@ -66,12 +66,12 @@ def test_a_part_that_never_acts_is_refused():
         one(BOTH, "penalty.ortho.lambda2_max=0")
 
 
-def test_inert_keys_of_a_part_are_refused():
+def test_unused_keys_of_a_part_are_refused():
     with pytest.raises(ConfigError, match="penalty.ortho.tau=0.5: no run of this command uses it"):
         one(BOTH, "penalty.ortho.tau=0.5")
 
 
-def test_the_terms_add_up_and_are_logged_apart():
+def test_the_terms_add_up_and_are_logged_separately():
     run = one(BOTH, "d_sae=32", "k=4", "batch_size=16", "num_tokens=160").run
     training = Training(run, 1.0, torch.zeros(64), torch.device("cpu"))
     x = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
@@ -85,7 +85,7 @@ def test_the_terms_add_up_and_are_logged_apart():
     assert {"grad_norm/ortho", "grad_norm/strict_ortho_enc", "penalty/ortho/threshold"} <= row.keys()
 
 
-def test_dry_run_tells_both_weights():
+def test_dry_run_prints_both_weights():
     text = describe(plan("model=synthetic", BOTH))
     assert "penalty ortho, weight at 0, 50, 100 %: 0.5" in text and "penalty strict_ortho, weight" in text
     assert "ortho.schedule.name=power" in text

@@ -36,7 +36,7 @@ def test_paths_become_choices_that_can_stand_beside_others(tmp_path):
 
 @pytest.mark.parametrize(("ending", "kind"), [("txt", "text"), ("jsonl", "jsonl"), ("parquet", "parquet")])
 @pytest.mark.parametrize("folder", [False, True])
-def test_the_ending_of_data_tells_its_kind(ending, kind, folder, tmp_path):
+def test_the_ending_of_data_gives_its_kind(ending, kind, folder, tmp_path):
     path = tmp_path / f"{kind}{folder}" / f"some.{ending}"
     path.parent.mkdir()
     path.touch()
@@ -73,7 +73,7 @@ def test_a_folder_of_several_formats_has_to_be_named(tmp_path):
         rewrite([f"data={tmp_path}"])
 
 
-def test_an_error_nobody_foresaw_is_still_one_line():
+def test_an_unforeseen_error_is_still_one_line():
     assert "\n" not in sentence(ValueError("a\nb"))
     assert sentence(ConfigError("k=a\nb: must  be")) == "k=a b: must  be"
 
@@ -91,14 +91,14 @@ def test_a_key_of_a_swept_group_waits_for_its_choice(words, expected):
     assert rewrite(words) == expected
 
 
-def test_a_key_that_arms_choose_is_refused():
-    with pytest.raises(ConfigError, match="penalty.reduction=mean: the arms of experiment=decorrelation choose"):
+def test_a_key_that_variants_choose_is_refused():
+    with pytest.raises(ConfigError, match="penalty.reduction=mean: the variants of experiment=decorrelation choose"):
         rewrite(["experiment=decorrelation", "penalty.reduction=mean"])
     assert rewrite(["experiment=demo", "penalty.tau=0.2"]) == ["experiment=demo", "penalty.tau=0.2"]
 
 
 @pytest.mark.parametrize(
-    "word, told",
+    "word, message",
     [
         ("report=maybe", "report=maybe: must be true or false."),
         ("num_tokens=abc", "num_tokens=abc: must be a whole number."),
@@ -109,17 +109,18 @@ def test_a_key_that_arms_choose_is_refused():
         ("num_tokens='a\nb'", "num_tokens='a b': must be a whole number."),
         ("arms=3", "arms: they belong in a file of conf/experiment, as those of the studies do."),
         ("arms={a: 3}", "arms: they belong in a file of conf/experiment, as those of the studies do."),
+        ("variants=3", "variants: they belong in a file of conf/experiment, as those of the studies do."),
         ("hydra/launcher=abc", "hydra/launcher=abc: no such choice; --info searchpath tells where."),
     ],
 )
-def test_a_value_of_the_wrong_type_is_told_with_what_it_must_be(word, told):
+def test_a_value_of_the_wrong_type_is_named_with_what_it_must_be(word, message):
     register()
     with initialize_config_dir(str(config_dir()), version_base="1.3"), pytest.raises(HydraException) as caught:
         compose("config", overrides=[word])
-    assert sentence(caught.value) == told
+    assert sentence(caught.value) == message
 
 
-def test_a_value_of_the_wrong_type_in_a_file_is_told_too(tmp_path):
+def test_a_value_of_the_wrong_type_in_a_file_is_named_too(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nnum_tokens: abc\n")
     register()

@@ -12,7 +12,7 @@ from sae_sweeps.config.identity import canonical
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.errors import ConfigError, UserError
 from sae_sweeps.storage.files import read_json
-from sae_sweeps.sweeps.stored import restored
+from sae_sweeps.sweeps.sweep import restored
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "own_components"
 SMALL = ("model=synthetic", "num_tokens=65536", "d_sae=64")
@@ -217,7 +217,7 @@ def test_suggestions_include_choices_from_outside(mine):
 def test_importing_notes_and_reading_runs_loads_no_code(mine, tmp_path):
     (one,) = planned(mine, "penalty=alignment")
     plugins._loaded.clear()
-    from analysis.records import records
+    from analysis.reading.records import records
     from sae_sweeps.storage.files import write_json
 
     folder = tmp_path / "outputs" / "runs" / one.run_id

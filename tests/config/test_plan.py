@@ -1,19 +1,31 @@
 import json
 import re
+from dataclasses import asdict, fields
 
 import pytest
 from composing import one, plan
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sae_sweeps.config.content import content
 from sae_sweeps.config.evaluations import EvalConfig
 from sae_sweeps.config.identity import canonical
 from sae_sweeps.config.paths import config_dir
-from sae_sweeps.config.plugins import PACKAGES, component
+from sae_sweeps.config.plugins import component
 from sae_sweeps.config.run import GROUPS
-from sae_sweeps.config.schema import ActivationsConfig, DataConfig, LayerConfig, LoggerConfig, TrainConfig
+from sae_sweeps.config.schema import (
+    ActivationsConfig,
+    ClusterConfig,
+    DataConfig,
+    LayerConfig,
+    LocalConfig,
+    LoggerConfig,
+    ModelConfig,
+    SlurmConfig,
+    SyntheticConfig,
+    TrainConfig,
+)
 from sae_sweeps.errors import ConfigError, DataError
-from sae_sweeps.schedules import LR_SCHEDULES, SCHEDULES
 from sae_sweeps.storage.digests import short_hash
 from sae_sweeps.sweeps.plan import describe, safe_name
 
@@ -49,27 +61,35 @@ def test_every_choice_composes_and_names_itself(path):
         assert node.name == name
 
 
+SHARED = {
+    "train": TrainConfig, "activations": ActivationsConfig, "eval": EvalConfig, "layer": LayerConfig,
+    "data": DataConfig, "logger": LoggerConfig, "model": ModelConfig, "cluster": ClusterConfig,
+}  # fmt: skip
+OWN = {
+    ("model", "synthetic"): SyntheticConfig, ("cluster", "local"): LocalConfig, ("cluster", "slurm"): SlurmConfig,
+    ("cluster", "slurm_node"): SlurmConfig,
+}  # fmt: skip
+
+
+def class_of(group, name):
+    return component(group, name).config if group not in SHARED else OWN.get((group, name), SHARED[group])
+
+
 @pytest.mark.parametrize(
-    ("yaml", "cls"),
-    [
-        *((path, (group, path.stem)) for group in PACKAGES for path in sorted((config_dir() / group).glob("*.yaml"))),
-        (config_dir() / "train" / "default.yaml", TrainConfig),
-        (config_dir() / "activations" / "default.yaml", ActivationsConfig),
-        (config_dir() / "eval" / "core.yaml", EvalConfig),
-        (config_dir() / "layer" / "resid_post.yaml", LayerConfig),
-        (config_dir() / "data" / "builtin.yaml", DataConfig),
-        (config_dir() / "logger" / "none.yaml", LoggerConfig),
-        *((config_dir() / "schedule" / f"{name}.yaml", cls) for name, cls in SCHEDULES.items()),
-        *((config_dir() / "lr_schedule" / f"{name}.yaml", cls) for name, cls in LR_SCHEDULES.items()),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_yaml_and_dataclass_have_the_same_keys(yaml, cls):
-    if isinstance(cls, tuple):
-        cls = component(*cls).config
-    node = OmegaConf.to_container(OmegaConf.load(yaml), resolve=False)
-    node = node.get(yaml.parent.name, node)
-    assert set(node) - {"defaults"} == set(cls.__dataclass_fields__) - {"own"}
+    "path",
+    sorted(path for group in (*GROUPS, "train", "activations") for path in (config_dir() / group).glob("*.yaml")),
+    ids=lambda path: f"{path.parent.name}={path.stem}",
+)
+def test_every_choice_has_the_keys_of_its_dataclass(path):
+    assert set(content(path)) == {f.name for f in fields(class_of(path.parent.name, path.stem))} - {"own"}
+
+
+@pytest.mark.parametrize("group", sorted(SHARED.keys() - {"eval"}))
+def test_files_hold_only_what_differs_from_the_defaults(group):
+    defaults = asdict(SHARED[group]())
+    for path in (config_dir() / group).glob("*.yaml"):
+        given = OmegaConf.to_container(OmegaConf.load(path)) or {}
+        assert [key for key in given if key not in ("name", "hook") and given[key] == defaults.get(key)] == []
 
 
 def test_top_level_keys_feed_the_chosen_group():
@@ -233,18 +253,18 @@ def test_missing_and_empty_text_are_named(tmp_path):
         plan("model=pythia-70m", f"data={tmp_path / 'missing.txt'}")
 
 
-def test_unequal_budgets_are_told_and_what_is_varied_is_exempt_but_tokens():
+def test_unequal_budgets_are_warned_of_and_what_is_varied_is_exempt_but_tokens():
     assert plan("model=synthetic", "k=8,16").warnings == []
     assert "num_tokens" in plan("model=synthetic", "num_tokens=10240,20480").warnings[0]
     assert any("total_steps" in w for w in plan("model=synthetic", "batch_size=512,1024").warnings)
 
 
-def test_a_learning_rate_that_never_peaks_is_told():
+def test_a_learning_rate_that_never_peaks_is_warned_of():
     warnings = plan("model=synthetic", "lr_schedule.warmup=1000").warnings
     assert len(warnings) == 1 and "never at lr=0.001" in warnings[0]
 
 
-def test_dry_run_tells_steps_lr_weights_and_keys():
+def test_dry_run_prints_steps_lr_weights_and_keys():
     text = describe(plan("model=synthetic", "penalty=ortho", "lambda2_max=0.1,0.5"))
     for part in ("400 x 1,024", "lr peak 0.001", "0.5, 0.125, 3.125e-06", "base_threshold=0.3", "GB"):
         assert part in text

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.architectures.context import Context
 from sae_sweeps.architectures.group_layer import GroupLayer, GroupLayerConfig
+from sae_sweeps.config.content import content
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError
@@ -33,8 +34,7 @@ def config(**changes):
 
 
 def group_layer(d_sae, dtype=torch.float64, **changes):
-    node = OmegaConf.load(config_dir() / "group_layer" / "groups.yaml")
-    cfg = GroupLayerConfig(**{**node, **changes})
+    cfg = GroupLayerConfig(**{**content(config_dir() / "group_layer" / "groups.yaml"), **changes})
     return GroupLayer(cfg, 3, d_sae, 10, torch.Generator()).to(dtype)
 
 

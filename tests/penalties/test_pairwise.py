@@ -147,8 +147,8 @@ def test_adaptive_learns_nothing_from_a_batch_without_variance(context):
 @pytest.mark.parametrize("progress", [0.0, 0.25, 0.4, 1.0])
 def test_alpha_is_piecewise_linear(progress):
     penalty = made(AdaptiveSharing, adaptive(breakpoints=[0.25, 0.75], alphas=[0.8, 0.2]), 3)
-    assert penalty.alpha(progress) == pytest.approx(piecewise(progress, [0.25, 0.75], [0.8, 0.2]))
-    assert penalty.alpha(0.5) == pytest.approx(0.5)
+    assert penalty.cfg.alpha_at(progress) == pytest.approx(piecewise(progress, [0.25, 0.75], [0.8, 0.2]))
+    assert penalty.cfg.alpha_at(0.5) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

@@ -3,8 +3,9 @@
 import pytest
 
 from sae_sweeps.cli.compose import compose_points
+from sae_sweeps.config.schema import ClusterConfig
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.sweeps.groups import NoLimits, describe_groups, plan_groups, ranges
+from sae_sweeps.sweeps.groups import describe_groups, plan_groups, ranges
 from sae_sweeps.sweeps.plan import describe, make_plan
 
 TINY = ["d_sae=64", "batch_size=128", "num_tokens=5120", "device=cpu"]
@@ -18,7 +19,7 @@ def test_groups_share_what_the_language_model_reads():
     plan = planned(
         "model=pythia-70m", "layer=1,2", "data=builtin", "num_tokens=5120,10240", "seed=0,1", "data_seed=0,1"
     )
-    groups = plan_groups(plan, NoLimits(memory_gb=100.0))
+    groups = plan_groups(plan, ClusterConfig(memory_gb=100.0))
     assert [len(group.runs) for group in groups] == [4, 4, 4, 4]
     for group in groups:
         assert len({(one.run.layer.index, one.run.num_tokens) for one in group.runs}) == 1
@@ -37,13 +38,16 @@ def test_batch_sizes_share_a_store_but_not_a_stream():
 
 def test_size_and_memory_limit_a_group():
     plan = planned("seed=range(10)")
-    assert [len(g.runs) for g in plan_groups(plan, NoLimits(group_size=4))] == [4, 4, 2]
-    (whole,) = plan_groups(plan, NoLimits(memory_gb=10.0))
-    (single, *_) = plan_groups(plan, NoLimits(group_size=1))
-    halves = plan_groups(plan, NoLimits(memory_gb=(whole.memory_gb + single.memory_gb) / 2))
+    assert [len(g.runs) for g in plan_groups(plan, ClusterConfig(group_size=4))] == [4, 4, 2]
+    (whole,) = plan_groups(plan, ClusterConfig(memory_gb=10.0))
+    (single, *_) = plan_groups(plan, ClusterConfig(group_size=1))
+    halves = plan_groups(plan, ClusterConfig(memory_gb=(whole.memory_gb + single.memory_gb) / 2))
     assert len(halves) == 2 and all(g.memory_gb <= (whole.memory_gb + single.memory_gb) / 2 for g in halves)
-    assert [len(g.runs) for g in plan_groups(plan, NoLimits(memory_gb=1e-9))] == [1] * 10  # never none
-    for limits, key in ((NoLimits(group_size=0), "group_size=0"), (NoLimits(memory_gb=-1.0), "memory_gb=-1.0")):
+    assert [len(g.runs) for g in plan_groups(plan, ClusterConfig(memory_gb=1e-9))] == [1] * 10  # never none
+    for limits, key in (
+        (ClusterConfig(group_size=0), "group_size=0"),
+        (ClusterConfig(memory_gb=-1.0), "memory_gb=-1.0"),
+    ):
         with pytest.raises(ConfigError, match=f"cluster.{key}: must be"):
             plan_groups(plan, limits)
 
@@ -56,7 +60,7 @@ def test_memory_counts_the_language_model_once():
     assert one.memory_gb > own and files.model.d_in == 160
 
 
-def test_the_dry_run_tells_groups_tokens_and_memory():
+def test_the_dry_run_lists_groups_tokens_and_memory():
     plan = planned("model=builtin", "layer=1,2", "seed=0,1")
     text = describe(plan, describe_groups(plan_groups(plan), plan))
     assert "group 2  runs 3-4\n  builtin layer 2 resid_post, data builtin, 5,120 tokens: " in text

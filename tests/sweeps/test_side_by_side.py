@@ -10,15 +10,16 @@ import torch
 from sae_sweeps.activations.harvest import SyntheticSource
 from sae_sweeps.activations.language_model import LanguageModel
 from sae_sweeps.cli.compose import compose_points
+from sae_sweeps.config.schema import ClusterConfig
 from sae_sweeps.errors import Diverged
-from sae_sweeps.runs import evaluate, execute
-from sae_sweeps.runs import supervise as work
+from sae_sweeps.runs import evaluate
+from sae_sweeps.runs import task as task_module
 from sae_sweeps.runs.console import Console
 from sae_sweeps.runs.inline import run_all
 from sae_sweeps.runs.signals import Stop
+from sae_sweeps.runs.task import RunTask
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
-from sae_sweeps.sweeps.groups import NoLimits
 from sae_sweeps.sweeps.plan import make_plan
 from sae_sweeps.training.step import Training
 
@@ -46,7 +47,7 @@ def carried_out(plan, outputs, size=None, **more):
     for one in plan.runs:
         one.run.outputs = str(outputs)
     more.setdefault("stop", Stop())
-    return run_all(plan, outputs, outputs / "sweep", CPU, cluster=NoLimits(size), **more)
+    return run_all(plan, outputs, outputs / "sweep", CPU, cluster=ClusterConfig(group_size=size), **more)
 
 
 def folders(plan, outputs):
@@ -140,14 +141,14 @@ def test_a_language_model_reads_its_text_once_for_all(tmp_path, monkeypatch, tin
 
 def stop_after(n_rows, monkeypatch, kind=Stop, **state):
     """A stop that is set once the first run of a group has logged that many rows."""
-    stop, log = kind(**state), execute.Work.log
+    stop, log = kind(**state), RunTask.on_row
 
     def counting(self, row):
         log(self, row)
         if row["step"] == n_rows - 1:
             stop.signal = 15
 
-    monkeypatch.setattr(execute.Work, "log", counting)
+    monkeypatch.setattr(RunTask, "on_row", counting)
     return stop
 
 
@@ -171,7 +172,7 @@ def test_interrupted_in_a_group_and_resumed_in_others(alone, tmp_path, monkeypat
 
 
 def test_a_flush_writes_every_members_checkpoint_and_says_so_in_its_status(tmp_path, monkeypatch):
-    plan, seen, log = planned("seed=0,1", "eval=none", "train.checkpoint_every=1000"), [], execute.Work.log
+    plan, seen, log = planned("seed=0,1", "eval=none", "train.checkpoint_every=1000"), [], RunTask.on_row
     wanted = []
 
     def logging(self, row):
@@ -182,8 +183,8 @@ def test_a_flush_writes_every_members_checkpoint_and_says_so_in_its_status(tmp_p
             for folder in folders(plan, tmp_path):
                 seen.append((read(folder, "status.json")["step"], (folder / "checkpoint/state.safetensors").exists()))
 
-    monkeypatch.setattr(execute.Work, "log", logging)
-    monkeypatch.setattr(execute, "STATUS_EVERY_S", 1e9)
+    monkeypatch.setattr(RunTask, "on_row", logging)
+    monkeypatch.setattr(task_module, "STATUS_EVERY_S", 1e9)
     states = carried_out(plan, tmp_path, flush=lambda: bool(wanted) and wanted.pop())
     assert seen == [(7, True), (7, True)] and list(states.ended.values()) == ["completed"] * 2
 
@@ -246,7 +247,7 @@ def test_who_runs_out_of_memory_gets_a_second_chance_alone(alone, tmp_path, monk
 
 
 def test_a_member_whose_lease_is_lost_leaves_and_writes_nothing(alone, tmp_path, monkeypatch):
-    plan, log, waited = planned(*EIGHT), execute.Work.log, []
+    plan, log, waited = planned(*EIGHT), RunTask.on_row, []
     taken = folders(plan, tmp_path)[2]
 
     def logging(self, row):
@@ -258,11 +259,11 @@ def test_a_member_whose_lease_is_lost_leaves_and_writes_nothing(alone, tmp_path,
         waited.extend(one.run_id for one in waiting)
         assert read(taken, "status.json")["state"] == "running" and len(lines(taken / "metrics.jsonl")) == 13
         assert not (taken / "error.log").exists()
-        monkeypatch.setattr(execute.Work, "log", log)
+        monkeypatch.setattr(RunTask, "on_row", log)
         (taken / "lease.json").unlink()  # the other one gives up
 
-    monkeypatch.setattr(execute.Work, "log", logging)
-    monkeypatch.setattr("sae_sweeps.cli.launch.announce", announce)
+    monkeypatch.setattr(RunTask, "on_row", logging)
+    monkeypatch.setattr("sae_sweeps.runs.inline.announce", announce)
     states = carried_out(plan, tmp_path, 8)
     assert waited == [taken.name] and list(states.ended.values()) == ["completed"] * 8
     assert_same(plan, tmp_path, alone)
@@ -272,15 +273,15 @@ def test_a_run_that_another_process_holds_comes_last(tmp_path, monkeypatch):
     plan = planned("seed=0,1,2", "eval=none")
     held = folders(plan, tmp_path)[1]
     lease = Lease.acquire(RunFolder(held))
-    order, end = [], work.Supervised.end
+    order, end = [], RunTask.end
 
-    def ending(self, error):
-        order.append(self.one.planned.run_id)
+    def ending(self, error=None):
+        order.append(self.run_id)
         end(self, error)
 
-    monkeypatch.setattr(work.Supervised, "end", ending)
+    monkeypatch.setattr(RunTask, "end", ending)
     monkeypatch.setattr(Lease, "holder", staticmethod(lambda folder: "somebody"))
-    monkeypatch.setattr("sae_sweeps.cli.launch.announce", lambda *words: lease.release())
+    monkeypatch.setattr("sae_sweeps.runs.inline.announce", lambda *words: lease.release())
     states = carried_out(plan, tmp_path)
     assert order[-1] == held.name and set(states.ended.values()) == {"completed"}
 

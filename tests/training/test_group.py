@@ -23,29 +23,29 @@ WORDS = {
 
 
 class Record(TrainingCallbacks):
-    """Keeps what a run is told; `breaks` maps a step to what its row raises."""
+    """Keeps what happens to a run; `breaks` maps a step to what its row raises."""
 
     def __init__(self, breaks=None):
         self.rows, self.notes, self.saves, self.quarters, self.end, self.breaks = [], [], [], [], None, breaks or {}
 
-    def log(self, row):
+    def on_row(self, row):
         if row["step"] in self.breaks:
             raise self.breaks[row["step"]]
         self.rows.append({key: value for key, value in row.items() if key != "tokens_per_s"})
 
-    def note(self, record):
+    def on_monitor(self, record):
         self.notes.append(record)
 
-    def saved(self, step):
+    def on_checkpoint(self, step):
         self.saves.append(step)
 
-    def quarter(self, training, percent):
+    def on_quarter(self, training, percent):
         self.quarters.append(percent)
 
-    def done(self, member):
+    def on_complete(self, member):
         self.end = {k: v.clone() for m in member.training.modules().values() for k, v in m.state_dict().items()}
 
-    def left(self, error):
+    def on_failure(self, error):
         self.end = error
 
 
@@ -58,10 +58,10 @@ def member(name, folder, breaks=None, resumed=False, stream=None):
 
 
 def go(members, draw=lambda step: {None: batch_at(step)}, **more):
-    """Train a group; what each member was told."""
+    """Train a group; what happened to each member."""
     records = [one.callbacks for one in members]
     train(members, draw, **more)
-    assert not members
+    assert not any(member.active for member in members)
     return records
 
 
@@ -88,12 +88,12 @@ def test_together_is_alone(alone, tmp_path):
 def test_stopped_together_and_resumed_in_other_groups(alone, tmp_path):
     """Stopped after 13 steps; one goes on alone, the others beside one that starts anew and one stopped later."""
     behind = []
-    records = go([member(n, tmp_path) for n in WORDS], stop=lambda: len(behind) == 13, tick=behind.append)
+    records = go([member(n, tmp_path) for n in WORDS], stop=lambda: len(behind) == 13, on_step=behind.append)
     assert all(isinstance(r.end, Interrupted) and "step 13 of 30" in str(r.end) for r in records)
     (topk,) = go([member("topk", tmp_path, resumed=True)])
     assert_same(topk, alone["topk"], since=13)
     later = []
-    (early,) = go([member("gated", tmp_path, resumed=True)], stop=lambda: len(later) == 7, tick=later.append)
+    (early,) = go([member("gated", tmp_path, resumed=True)], stop=lambda: len(later) == 7, on_step=later.append)
     assert "step 20 of 30" in str(early.end)
     mixed = ["jumprelu", "gated", "grouped", "batch_topk"]
     fresh = member("topk", tmp_path / "anew")
@@ -116,7 +116,7 @@ def test_batches_are_drawn_once_for_all_that_take_them(alone, tmp_path):
     assert [row["step"] for row in b.rows] == [row["step"] for row in a.rows] and b.rows[0]["loss"] != a.rows[0]["loss"]
 
 
-def test_who_leaves_takes_nobody_along(alone, tmp_path):
+def test_a_failure_ends_its_own_run_only(alone, tmp_path):
     bug, memory = RuntimeError("a bug"), torch.OutOfMemoryError("CUDA out of memory")
     members = [
         member("topk", tmp_path, {12: bug}),
@@ -152,12 +152,12 @@ def test_a_run_that_must_not_go_on_writes_nothing_more(alone, tmp_path):
     members = [member("topk", tmp_path), member("gated", tmp_path)]
     behind = []
 
-    def check():
+    def before_step():
         if len(behind) >= 10:
             raise Lost
 
-    members[1].callbacks.check = check
-    topk, gated = go(members, tick=behind.append, stop=lambda: len(behind) == 15)
+    members[1].callbacks.before_step = before_step
+    topk, gated = go(members, on_step=behind.append, stop=lambda: len(behind) == 15)
     assert isinstance(gated.end, Lost) and gated.saves == [] and not (tmp_path / "gated").exists()
     assert topk.saves == [10, 15]
 
@@ -169,30 +169,30 @@ def test_a_flush_writes_checkpoints_and_the_training_goes_on(alone, tmp_path):
     def flush():
         return bool(wanted) and len(behind) >= wanted[0] and bool(wanted.pop(0))
 
-    records = go(members, flush=flush, tick=behind.append)
+    records = go(members, flush=flush, on_step=behind.append)
     for name, record in zip(("topk", "gated"), records, strict=True):
         assert record.saves == [7, 10, 20, 24, STEPS]
         assert_same(record, alone[name])
 
 
-def test_a_stop_is_heard_while_a_batch_is_waited_for(tmp_path):
+def test_a_stop_acts_while_a_batch_is_being_drawn(tmp_path):
     """A stream harvests its next window, say: the checkpoint is written before that is done."""
-    asked, written = threading.Event(), threading.Event()
+    drawing, written = threading.Event(), threading.Event()
 
-    class Told(Record):
-        def left(self, error):
-            super().left(error)
+    class Noting(Record):
+        def on_failure(self, error):
+            super().on_failure(error)
             written.set()
 
     def draw(step):
         if step == 5:
-            asked.set()
+            drawing.set()
             assert written.wait(60)
         return {None: batch_at(step)}
 
     one = member("topk", tmp_path)
-    one.callbacks = record = Told()
-    train([one], draw, stop=asked.is_set)
+    one.callbacks = record = Noting()
+    train([one], draw, stop=drawing.is_set)
     assert str(record.end) in ("stopped at step 4 of 30", "stopped at step 5 of 30")
     assert record.saves == [int(str(record.end).split()[3])]
 

@@ -36,14 +36,14 @@ class Record(TrainingCallbacks):
     def __init__(self):
         self.rows, self.notes = [], []
 
-    def log(self, row):
+    def on_row(self, row):
         self.rows.append(row)
 
-    def note(self, record):
+    def on_monitor(self, record):
         self.notes.append(record)
 
 
-def train_alone(training, start, folder, at=batch_at, stop=lambda: False, record=None, tick=lambda step: None):
+def train_alone(training, start, folder, at=batch_at, stop=lambda: False, record=None, on_step=lambda step: None):
     """A group of one; its rows."""
     record = record or Record()
 
@@ -53,7 +53,7 @@ def train_alone(training, start, folder, at=batch_at, stop=lambda: False, record
         except Kill as kill:
             return {None: kill}
 
-    train([Member(training, start, folder, record)], draw, stop, tick=tick)
+    train([Member(training, start, folder, record)], draw, stop, on_step=on_step)
     return record.rows
 
 
@@ -114,7 +114,7 @@ def test_stop_writes_a_checkpoint_of_the_very_step(tmp_path):
     run = run_config(**RUNS["topk, bf16, norm"])
     training, steps = fresh(run), []
     with pytest.raises(Interrupted, match="step 7 of 20"):
-        train_alone(training, 0, tmp_path, stop=lambda: len(steps) == 7, tick=steps.append)
+        train_alone(training, 0, tmp_path, stop=lambda: len(steps) == 7, on_step=steps.append)
     assert load_checkpoint(fresh(run), tmp_path) == 7
 
 

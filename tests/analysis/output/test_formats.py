@@ -11,7 +11,7 @@ import pytest
 
 from analysis.output.formats import ENDINGS, FORMATS, format_of, render
 from analysis.output.html import TABLE_CSS, TABLE_JS, html_page, html_table
-from analysis.tables.table import table
+from analysis.tables.compare import table
 from sae_sweeps.errors import ConfigError
 from tests.analysis.outputs import add_run
 
@@ -36,7 +36,7 @@ HOSTILE = (
 
 
 @pytest.fixture(scope="module")
-def frame(tmp_path_factory):
+def result(tmp_path_factory):
     outputs = tmp_path_factory.mktemp("hostile")
     for number, words in enumerate(HOSTILE):
         penalty = {"name": words, words.replace(".", "") or "x": number, "tau": words}
@@ -46,33 +46,33 @@ def frame(tmp_path_factory):
     return table([outputs], columns=["title", "state", "penalty", "penalty.*", "k", "fvu", "*"])
 
 
-def test_csv_reads_back_and_starts_no_formula(frame):
-    rows = list(csv.reader(io.StringIO(render(frame, "csv"))))
-    assert {len(row) for row in rows} == {len(frame.columns)} and len(rows) == len(HOSTILE) + 2
+def test_csv_reads_back_and_starts_no_formula(result):
+    rows = list(csv.reader(io.StringIO(render(result, "csv"))))
+    assert {len(row) for row in rows} == {len(result.frame.columns)} and len(rows) == len(HOSTILE) + 2
     assert len(set(rows[0])) == len(rows[0])
     numbers = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
     for cell in (cell for row in rows for cell in row):
         assert cell.isprintable() and (not cell or cell[0] not in "=+-@\t" or numbers.fullmatch(cell))
 
 
-def test_json_keeps_every_character(frame):
-    runs = json.loads(render(frame, "json"))["runs"]
+def test_json_keeps_every_character(result):
+    runs = json.loads(render(result, "json"))["runs"]
     assert [run["title"] for run in runs[1:]] == list(HOSTILE)
     assert [run["config"]["penalty"] for run in runs[1:]] == list(HOSTILE)
 
 
-def test_markdown_keeps_its_columns(frame):
-    lines = [line for line in render(frame, "markdown").splitlines() if line.startswith("|")]
+def test_markdown_keeps_its_columns(result):
+    lines = [line for line in render(result, "markdown").splitlines() if line.startswith("|")]
     assert len(lines) == len(HOSTILE) + 3
     assert len({len(re.findall(r"(?<!\\)\|", line.replace(r"\\", ""))) for line in lines}) == 1
     assert not re.search(r"(?<!\\)[<>`]|[^\\]\[", "\n".join(lines))
 
 
-def test_latex_has_nothing_raw(frame):
-    lines = render(frame, "latex").splitlines()
+def test_latex_has_nothing_raw(result):
+    lines = render(result, "latex").splitlines()
     rows = lines[lines.index("\\midrule") + 1 : lines.index("\\bottomrule")]
     columns = {len(re.findall(r"(?<!\\)&", row)) for row in rows}
-    assert len(rows) == len(frame) and len(columns) == 1
+    assert len(rows) == len(result.frame) and len(columns) == 1
     ours = r"\\(textbackslash|textasciitilde|textasciicircum|textless|textgreater|textbar|textquotedbl|ldots|dagger)\b"
     for row in rows:
         plain = re.sub(r"\\textbf|\$\^\{\\dagger\}\$|\\\\$|\$\\(pm|Delta)\$", "", row)
@@ -81,17 +81,17 @@ def test_latex_has_nothing_raw(frame):
         assert not re.search(r"(?<!\{)[\[*]", plain) and row.isprintable()
 
 
-def test_text_is_printable_lines(frame):
+def test_text_is_printable_lines(result):
     for color in (False, True):
-        shown = render(frame, "text", color=color)
+        shown = render(result, "text", color=color)
         plain = re.sub(r"\x1b\[[0-2]m", "", shown) if color else shown
         assert all(line.isprintable() for line in plain.split("\n"))
-        assert max(map(len, plain.split("\n"))) < 100 * len(frame.columns)
+        assert max(map(len, plain.split("\n"))) < 100 * len(result.frame.columns)
         assert "[bold]b[/bold]" in shown  # as it is, no markup
 
 
-def test_svg_is_text_in_a_picture(frame):
-    tree = ElementTree.fromstring(render(frame, "svg"))
+def test_svg_is_text_in_a_picture(result):
+    tree = ElementTree.fromstring(render(result, "svg"))
     assert not {"script", "image", "a"} & {element.tag.rpartition("}")[2] for element in tree.iter()}
 
 
@@ -125,21 +125,21 @@ class Reader(HTMLParser):
             self.rows[-1][-1] += data
 
 
-def test_html_holds_data_and_no_markup_of_runs(frame):
-    read = Reader(html_page(frame))
+def test_html_holds_data_and_no_markup_of_runs(result):
+    read = Reader(html_page(result))
     assert not read.open and read.tags.count("script") == 1 and not {"img", "b", "a", "iframe"} & set(read.tags)
     assert read.attributes <= {
         "lang", "charset", "http-equiv", "content", "name", "class", "colspan", "scope", "aria-sort", "type", "title",
         "data-v", "data-high",
     }  # fmt: skip
     groups, heads, *rows = read.rows
-    assert len(rows) == len(frame) and {len(row) for row in rows} == {len(heads)}
+    assert len(rows) == len(result.frame) and {len(row) for row in rows} == {len(heads)}
     titles = [row[heads.index("title")] for row in rows[1:]]
     assert titles[6] == HOSTILE[6] and titles[10] == "[31mred[0m [bold]b[/bold]" and titles[14] == "x" * 59 + "…"
 
 
-def test_html_needs_nothing_from_anywhere(frame):
-    page = html_page(frame)
+def test_html_needs_nothing_from_anywhere(result):
+    page = html_page(result)
     assert "default-src 'none'" in page and page.count("<script>") == 1
     for words in (TABLE_CSS, TABLE_JS):
         assert "http" not in words and "url(" not in words and "</" not in words and "@import" not in words
@@ -163,7 +163,7 @@ def test_every_format_of_every_table(tmp_path, format, fold):
     for seed in range(3):
         add_run(tmp_path, f"r{seed}", {"seed": seed}, {"fvu": 0.1 + seed / 100})
         add_run(tmp_path, f"s{seed}", {"seed": seed, "architecture.k": 1}, state="queued")
-    whole = table([tmp_path], fold=fold, baseline="r0")
+    whole = table([tmp_path], aggregate=fold, baseline="r0")
     assert "r0" in render(whole, format)
     assert "0.1" in render(table([tmp_path], pivot=("k", "seed", "fvu")), format)
     nothing = table([tmp_path], where="k = 1")

@@ -6,7 +6,7 @@ import pytest
 from analysis.output.formats import render
 from analysis.reading.convergence import common_target, tokens_to
 from analysis.reading.convergence import followed as followed_rows
-from analysis.tables.table import table
+from analysis.tables.compare import table
 from sae_sweeps.errors import DamagedFile
 from sae_sweeps.storage.run_folder import RunFolder
 from tests.analysis.outputs import add_run
@@ -47,25 +47,25 @@ def test_the_table_shows_convergence_and_what_it_is_to(tmp_path):
     followed(tmp_path, "fast", [0.5, 0.2, 0.1])
     followed(tmp_path, "slow1", [0.9, None, 0.3])
     followed(tmp_path, "failed12", [0.01], state="diverged")
-    frame = table([tmp_path])
-    shown = frame.set_index(("run", "run_id"))["metrics"]
-    assert frame.attrs["target_fvu"] == 0.3
+    result = table([tmp_path])
+    shown = result.frame.set_index(("run", "run_id"))["metrics"]
+    assert result.target_fvu == 0.3
     assert shown["tokens_to_fvu"][["fast", "slow1"]].tolist() == [200, 300]
     assert shown["seconds_to_fvu"][["fast", "slow1"]].tolist() == [4.0, 6.0]
     assert math.isnan(shown["tokens_to_fvu"]["failed12"])
     told = "tokens_to_fvu, seconds_to_fvu: to a held-out fvu of 0.3"
-    assert told in render(frame).splitlines() and f"- {told}" in render(frame, "markdown").splitlines()
-    assert json.loads(render(frame, "json"))["target_fvu"] == 0.3
+    assert told in render(result).splitlines() and f"- {told}" in render(result, "markdown").splitlines()
+    assert json.loads(render(result, "json"))["target_fvu"] == 0.3
     assert "tokens_to_fvu" not in render(table([tmp_path], columns=["fvu"]))
     stricter = table([tmp_path], target_fvu=0.15)
-    assert [value for value in stricter["metrics", "tokens_to_fvu"] if value == value] == [300]
+    assert [value for value in stricter.frame["metrics", "tokens_to_fvu"] if value == value] == [300]
 
 
 def test_runs_that_were_not_followed_have_no_such_columns(tmp_path):
     followed(tmp_path, "a", [None, None])
-    frame = table([tmp_path], target_fvu=0.1)
-    assert ("metrics", "tokens_to_fvu") not in frame.columns and "_to_fvu" not in render(frame)
-    assert "target_fvu" not in json.loads(render(frame, "json"))
+    result = table([tmp_path], target_fvu=0.1)
+    assert ("metrics", "tokens_to_fvu") not in result.frame.columns and "_to_fvu" not in render(result)
+    assert "target_fvu" not in json.loads(render(result, "json"))
 
 
 def read(tmp_path, content):

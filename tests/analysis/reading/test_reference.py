@@ -14,7 +14,7 @@ from analysis.reading.import_files import write_import
 from analysis.reading.names import OLDER_METRICS
 from analysis.reading.records import records
 from analysis.reading.sources import read_sources
-from analysis.tables.table import table
+from analysis.tables.compare import table
 from sae_sweeps.errors import DataError
 
 FIGURES = json.loads(REFERENCE_PATH.read_text())
@@ -36,11 +36,11 @@ def every_number(frame, run_id_of):
 
 
 def test_every_number_of_the_reference_is_in_the_table():
-    frame = table(["reference"])
-    assert every_number(frame, lambda place, run: f"{run['study']}/{run['run']}") == 258
-    assert ("metrics", "explained_variance") not in frame.columns
-    assert set(frame["run", "source"]) == {"as reported in the five studies' records"}
-    assert "source" in render(frame, "csv").splitlines()[0].split(",")
+    result = table(["reference"])
+    assert every_number(result.frame, lambda place, run: f"{run['study']}/{run['run']}") == 258
+    assert ("metrics", "explained_variance") not in result.frame.columns
+    assert set(result.frame["run", "source"]) == {"as reported in the five studies' records"}
+    assert "source" in render(result, "csv").splitlines()[0].split(",")
 
 
 def test_every_number_comes_through_notes_and_back(tmp_path):
@@ -48,8 +48,8 @@ def test_every_number_comes_through_notes_and_back(tmp_path):
     (found,) = read_sources([tmp_path / "all.txt"])
     path, how = write_import(found, tmp_path)
     assert how == "new" and write_import(found, tmp_path) == (path, "as before")
-    frame = table([path])
-    assert every_number(frame, lambda place, run: f"all/{place}") == 258
+    result = table([path])
+    assert every_number(result.frame, lambda place, run: f"all/{place}") == 258
     before, after = records(["reference"]), records([path])
     for name in ("title", "state", "step", "total_steps"):
         assert list(before["run", name]) == list(after["run", name])

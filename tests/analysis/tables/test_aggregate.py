@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from analysis.output.formats import render
-from analysis.tables.table import table
+from analysis.tables.compare import table
 from sae_sweeps.errors import ConfigError
 from tests.analysis.outputs import add_run
 
@@ -26,32 +26,34 @@ def seeds(tmp_path):
 
 
 def test_seeds_become_mean_spread_and_interval(seeds):
-    frame = table([seeds], fold=["seed"])
-    assert list(frame["run", "run_id"]) == ["none-0", "ortho-0"] and ("config", "seed") not in frame.columns
-    assert [list(runs) for runs in frame["run", "runs"]] == [
+    result = table([seeds], aggregate=["seed"])
+    assert (
+        list(result.frame["run", "run_id"]) == ["none-0", "ortho-0"] and ("config", "seed") not in result.frame.columns
+    )
+    assert [list(runs) for runs in result.frame["run", "runs"]] == [
         [f"none-{seed}" for seed in range(3)],
         [f"ortho-{seed}" for seed in range(4)],
     ]
     for row, values in enumerate(VALUES.values()):
         mean, std, n = statistics.fmean(values), statistics.stdev(values), len(values)
         low, high = stats.t.interval(0.95, n - 1, loc=mean, scale=std / math.sqrt(n))
-        told = [frame[kind, "fvu"][row] for kind in ("metrics", "std", "n", "ci_low", "ci_high")]
+        told = [result.frame[kind, "fvu"][row] for kind in ("metrics", "std", "n", "ci_low", "ci_high")]
         assert told == pytest.approx([mean, std, n, low, high], rel=1e-12)
-    assert list(frame["n", "extra"]) == [2, 3]  # of the runs that have it
-    assert list(frame["std", "extra"]) == [0, 0]
+    assert list(result.frame["n", "extra"]) == [2, 3]  # of the runs that have it
+    assert list(result.frame["std", "extra"]) == [0, 0]
 
 
 def test_what_people_and_programs_see(seeds):
-    frame = table([seeds], fold=["seed"])
-    shown = render(frame)
+    result = table([seeds], aggregate=["seed"])
+    shown = render(result)
     assert "0.213 ± 0.015 (3)" in shown and "0.1932 ± 0.0017 (4)*" in shown and "ortho-0 +3" in shown
     assert "mean ± standard deviation (runs) over seed" in shown
-    header, first, _ = csv.reader(io.StringIO(render(frame, "csv")))
+    header, first, _ = csv.reader(io.StringIO(render(result, "csv")))
     row = dict(zip(header, first, strict=True))
     assert row["runs"] == "none-0 none-1 none-2" and row["fvu_n"] == "3"
     assert float(row["fvu_std"]) == pytest.approx(statistics.stdev(VALUES["none"]))
     assert {"fvu_mean", "fvu_ci_low", "fvu_ci_high"} <= set(header) and "fvu" not in header
-    content = json.loads(render(frame, "json"))
+    content = json.loads(render(result, "json"))
     assert content["runs"][1]["metrics"]["fvu"].keys() == {"mean", "std", "n", "ci_low", "ci_high"}
     assert content["folded"] == ["seed"] and content["best"]["fvu"] == ["ortho-0"]
 
@@ -60,12 +62,12 @@ def test_a_single_run_has_no_spread(tmp_path):
     add_run(tmp_path, "a", {"seed": 0, "penalty.tau": 1}, {"fvu": 0.2})
     add_run(tmp_path, "b", {"seed": 0, "penalty.tau": 2}, {"fvu": 0.4})
     add_run(tmp_path, "c", {"seed": 1, "penalty.tau": 2}, {"fvu": 0.6})
-    frame = table([tmp_path], fold=["seed"])
-    assert math.isnan(frame["std", "fvu"][0]) and math.isnan(frame["ci_low", "fvu"][0])
-    assert "0.2000 (1)" in render(frame) and "0.50 ± 0.14 (2)" in render(frame)
+    result = table([tmp_path], aggregate=["seed"])
+    assert math.isnan(result.frame["std", "fvu"][0]) and math.isnan(result.frame["ci_low", "fvu"][0])
+    assert "0.2000 (1)" in render(result) and "0.50 ± 0.14 (2)" in render(result)
     assert any(
-        "nothing is folded" in w
-        for w in table([tmp_path / "runs" / "a", tmp_path / "runs" / "b"], fold=["seed"]).attrs["warnings"]
+        "nothing is aggregated" in w
+        for w in table([tmp_path / "runs" / "a", tmp_path / "runs" / "b"], aggregate=["seed"]).warnings
     )
 
 
@@ -89,67 +91,72 @@ def test_runs_that_differ_in_more_stay_apart(tmp_path, other):
     add_run(tmp_path, "b", {"seed": 1, "batch_size": 1})
     more = dict(other)
     add_run(tmp_path, "c", {"seed": 2, "batch_size": 1} | more.pop("config", {}), **more)
-    frame = table([tmp_path], fold=["seed"])
-    assert [list(runs) for runs in frame["run", "runs"]] == [["a", "b"], ["c"]]
+    result = table([tmp_path], aggregate=["seed"])
+    assert [list(runs) for runs in result.frame["run", "runs"]] == [["a", "b"], ["c"]]
 
 
 def test_where_a_run_was_made_does_not_keep_it_apart(tmp_path):
     for seed, device in enumerate(("cpu", "cuda")):
         add_run(tmp_path, f"r{seed}", {"seed": seed, "device": device, "logger.name": device, "title": f"t{seed}"})
-    assert len(table([tmp_path], fold=["seed"])) == 1
+    assert len(table([tmp_path], aggregate=["seed"]).frame) == 1
 
 
 def test_runs_without_the_key_and_equal_seeds(tmp_path):
     for name in "abc":
         add_run(tmp_path, name, {"seed": 0, "device": name})
-    frame = table([tmp_path], fold=["seed"])
-    assert len(frame) == 1
-    assert "a, b, c: folded runs of equal seed, so their spread and interval are too small." in frame.attrs["warnings"]
+    result = table([tmp_path], aggregate=["seed"])
+    assert len(result.frame) == 1
+    assert "a, b, c: aggregated runs of equal seed, so their spread and interval are too small." in result.warnings
     for name in "de":
         add_run(tmp_path, name, {"arm": {"name": name}}, state="completed")
-    frame = table([tmp_path], fold=["arm"])
-    assert [list(runs) for runs in frame["run", "runs"]] == [["a"], ["b"], ["c"], ["d", "e"]]
+    result = table([tmp_path], aggregate=["arm"])
+    assert [list(runs) for runs in result.frame["run", "runs"]] == [["a"], ["b"], ["c"], ["d", "e"]]
 
 
 def test_several_keys_fold_together(seeds):
-    frame = table([seeds], fold=["seed", "penalty"])
-    assert list(frame["n", "fvu"]) == [7] and not [c for c in frame.columns if c[0] == "config"]
+    result = table([seeds], aggregate=["seed", "penalty"])
+    assert list(result.frame["n", "fvu"]) == [7] and not [c for c in result.frame.columns if c[0] == "config"]
     with pytest.raises(ConfigError, match="did you mean seed"):
-        table([seeds], fold=["seeds"])
-    with pytest.raises(ConfigError, match="--fold fvu: that is no config key"):
-        table([seeds], fold=["fvu"])
+        table([seeds], aggregate=["seeds"])
+    with pytest.raises(ConfigError, match="--aggregate fvu: that is no config key"):
+        table([seeds], aggregate=["fvu"])
 
 
 def test_differences_to_a_baseline(seeds):
-    frame = table([seeds], baseline="none-1", columns=["fvu"])
-    differences = list(frame["difference", "fvu"])
+    result = table([seeds], baseline="none-1", columns=["fvu"])
+    differences = list(result.frame["difference", "fvu"])
     assert math.isnan(differences[1])
-    assert differences[3] == pytest.approx(0.192 - 0.23) and ("difference_low", "fvu") not in frame.columns
-    shown = render(frame)
+    assert differences[3] == pytest.approx(0.192 - 0.23) and ("difference_low", "fvu") not in result.frame.columns
+    shown = render(result)
     assert "Δfvu" in shown and "-0.0380" in shown and "differences to none-1 (penalty none, seed 1)" in shown
-    assert list(table([seeds], baseline="penalty = none and seed = 0", columns=["fvu"])["difference", "fvu"])[1] > 0
-    assert "fvu_difference" in render(frame, "csv").splitlines()[0]
-    assert json.loads(render(frame, "json"))["runs"][3]["differences"]["fvu"]["value"] == pytest.approx(-0.038)
+    assert (
+        list(table([seeds], baseline="penalty = none and seed = 0", columns=["fvu"]).frame["difference", "fvu"])[1] > 0
+    )
+    assert "fvu_difference" in render(result, "csv").splitlines()[0]
+    assert json.loads(render(result, "json"))["runs"][3]["differences"]["fvu"]["value"] == pytest.approx(-0.038)
 
 
 def test_differences_of_folds_have_welchs_interval(seeds):
-    frame = table([seeds], fold=["seed"], baseline="penalty = none")
+    result = table([seeds], aggregate=["seed"], baseline="penalty = none")
     test = stats.ttest_ind(VALUES["ortho"], VALUES["none"], equal_var=False)
     interval = test.confidence_interval(0.95)
-    told = [frame[kind, "fvu"][1] for kind in ("difference", "difference_low", "difference_high")]
+    told = [result.frame[kind, "fvu"][1] for kind in ("difference", "difference_low", "difference_high")]
     expected = statistics.fmean(VALUES["ortho"]) - statistics.fmean(VALUES["none"])
     assert told == pytest.approx([expected, interval.low, interval.high], rel=1e-9)
-    assert [frame[kind, "l0"][1] for kind in ("difference_low", "difference_high")] == [0, 0]  # without any spread
-    assert ("difference", "tokens") not in frame.columns
+    assert [result.frame[kind, "l0"][1] for kind in ("difference_low", "difference_high")] == [
+        0,
+        0,
+    ]  # without any spread
+    assert ("difference", "tokens") not in result.frame.columns
     words = f"{expected:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
-    assert words in render(frame)
+    assert words in render(result)
 
 
 @pytest.mark.parametrize(
     ("baseline", "sentence"),
     [
         ("nothing", "no run here has that id"),
-        ("penalty = none", "3 rows match; name one row, or fold what it differs in"),
+        ("penalty = none", "3 rows match; name one row, or --aggregate what they differ in"),
         ("penalty = ", "--baseline 'penalty =': the end at position 11 stands where a value should"),
         ("seed = 77", "no run matches; name one row"),
     ],
@@ -161,13 +168,13 @@ def test_a_baseline_is_one_row(seeds, baseline, sentence):
 
 
 def test_a_pivot_averages_what_shares_a_cell(seeds):
-    frame = table([seeds], pivot=("penalty", "k", "fvu"))
-    assert list(frame["config", "penalty"]) == ["none", "ortho"]
-    assert list(frame["n", "k=32"]) == [3, 4]
-    assert frame["metrics", "k=32"][0] == pytest.approx(statistics.fmean(VALUES["none"]))
-    assert "mean ± standard deviation (runs) of runs that differ in seed" in frame.attrs["notes"]
+    result = table([seeds], pivot=("penalty", "k", "fvu"))
+    assert list(result.frame["config", "penalty"]) == ["none", "ortho"]
+    assert list(result.frame["n", "k=32"]) == [3, 4]
+    assert result.frame["metrics", "k=32"][0] == pytest.approx(statistics.fmean(VALUES["none"]))
+    assert "mean ± standard deviation (runs) of runs that differ in seed" in result.notes
     shown = table([seeds], pivot=("seed", "penalty", "fvu"))
-    assert list(shown["config", "seed"]) == [0, 1, 2, 3]
+    assert list(shown.frame["config", "seed"]) == [0, 1, 2, 3]
     text = render(shown)
     assert text.splitlines()[1].split() == ["seed", "penalty=none", "penalty=ortho"]
     assert text.count("*") == 2 and "0.1920*" in text  # one cell, and the legend
@@ -179,8 +186,8 @@ def test_a_pivot_keeps_kinds_and_null_apart(tmp_path):
     for number, value in enumerate((1, True, None, "1", 2.5)):
         add_run(tmp_path, f"r{number}", {"odd": value}, {"fvu": number + 1.0})
     add_run(tmp_path, "r9", {}, {"fvu": 9.0})
-    frame = table([tmp_path], pivot=("k", "odd", "fvu"))
-    cells = {name: frame["metrics", name][0] for kind, name in frame.columns if kind == "metrics"}
+    result = table([tmp_path], pivot=("k", "odd", "fvu"))
+    cells = {name: result.frame["metrics", name][0] for kind, name in result.frame.columns if kind == "metrics"}
     assert sorted(cells.values()) == [1, 2, 3, 4, 5, 9]
     assert len(cells) == 6 and {"odd=true", "odd=2.5", "odd=null"} <= set(cells)
 
@@ -195,5 +202,5 @@ def test_a_pivot_refuses_what_does_not_compare(seeds, tmp_path):
         with pytest.raises(ConfigError) as caught:
             table([seeds], pivot=words)
         assert sentence in str(caught.value)
-    with pytest.raises(ConfigError, match="--pivot stands alone"):
-        table([seeds], pivot=("penalty", "seed", "fvu"), fold=["seed"])
+    with pytest.raises(ConfigError, match="--pivot cannot be combined"):
+        table([seeds], pivot=("penalty", "seed", "fvu"), aggregate=["seed"])

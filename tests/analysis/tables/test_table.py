@@ -11,8 +11,8 @@ from analysis.__main__ import main
 from analysis.commands.table import FORMATS as OFFERED
 from analysis.output.formats import FORMATS, render
 from analysis.output.view import labels
+from analysis.tables.compare import table
 from analysis.tables.marks import best_rows
-from analysis.tables.table import table
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.storage.run_folder import RunFolder
 from tests.analysis.outputs import add_run, add_sweep
@@ -39,9 +39,9 @@ def config_columns(frame):
 
 
 def test_a_sweep_in_a_hundred_columns(sweep):
-    frame = table([sweep])
-    assert config_columns(frame) == ["penalty.lambda2_max"] and frame.attrs["warnings"] == [SINGLE_SEED]
-    lines = render(frame).splitlines()
+    result = table([sweep])
+    assert config_columns(result.frame) == ["penalty.lambda2_max"] and result.warnings == [SINGLE_SEED]
+    lines = render(result).splitlines()
     assert max(map(len, lines)) <= 100
     assert [word for word in lines[0].split() if "─" not in word] == ["config", "core", "sparsity", "penalty"]
     assert lines[2].split()[:4] == ["run_id", "max", "fvu", "ce_score"] and lines[1].split()[0] == "lambda2_"
@@ -63,14 +63,14 @@ def test_only_keys_that_differ_and_that_tell_runs_apart(outputs):
         outputs, "b", {"model.name": "other", "model.d_in": 64, "penalty": {"name": "none"}, "architecture.k": None}
     )
     add_run(outputs, "c", {"architecture.k": True, "layer.index": 3, "seed": 1})
-    frame = table([outputs])
-    assert config_columns(frame) == ["model", "layer.index", "architecture.k", "penalty", "seed"]
+    result = table([outputs])
+    assert config_columns(result.frame) == ["model", "layer.index", "architecture.k", "penalty", "seed"]
     assert (
-        render(frame, "csv")
+        render(result, "csv")
         .splitlines()[0]
         .startswith("run_id,title,state,step,total_steps,model,layer,k,penalty,seed,")
     )
-    assert [row.split(",")[7] for row in render(frame, "csv").splitlines()[1:]] == ["32", "", "True"]
+    assert [row.split(",")[7] for row in render(result, "csv").splitlines()[1:]] == ["32", "", "True"]
 
 
 def test_labels_are_short_where_they_can_be():
@@ -96,8 +96,8 @@ def test_best_by_direction_and_never_for_what_contains_lambda(outputs):
         outputs, "b", metrics={"l2_ratio": 1.05, "sae_top_1_test_accuracy": 0.8, "fvu": 0.1, "mse": 3, "final_loss": 1}
     )
     add_run(outputs, "c", metrics={"l2_ratio": 1.2, "sae_top_1_test_accuracy": 0.8, "fvu": 0.2, "penalty_loss": 0})
-    frame = table([outputs])
-    best = {column[1]: best_rows(frame, column) for column in frame.columns}
+    result = table([outputs])
+    best = {column[1]: best_rows(result, column) for column in result.frame.columns}
     assert (best["l2_ratio"], best["sae_top_1_test_accuracy"], best["fvu"]) == ({1}, {1, 2}, {0, 1})
     for unranked in ("final_loss", "penalty_loss", "l0", "mse", "cossim", "run_id", "tokens", "ce_loss_score"):
         assert not best.get(unranked)
@@ -106,9 +106,9 @@ def test_best_by_direction_and_never_for_what_contains_lambda(outputs):
 def test_unfinished_and_diverged_runs_show_their_state_and_no_number(outputs, sweep):
     add_run(outputs, "dddddddddddd", {"penalty.lambda2_max": 2}, state="diverged", step=40, error="penalty went first")
     add_run(outputs, "eeeeeeeeeeee", {"penalty.lambda2_max": 3}, state="running", step=99)
-    frame = table([sweep, outputs, add_sweep(outputs, "t", ["never"])])
-    assert list(frame["run", "state"]) == ["completed"] * 3 + ["diverged", "running", "queued"]
-    lines = render(frame).splitlines()
+    result = table([sweep, outputs, add_sweep(outputs, "t", ["never"])])
+    assert list(result.frame["run", "state"]) == ["completed"] * 3 + ["diverged", "running", "queued"]
+    lines = render(result).splitlines()
     assert lines[7].split() == ["!", "dddddddddddd", "diverged", "at", "40%", "2"]
     assert lines[8].split() == ["eeeeeeeeeeee", "running", "at", "99%", "3"] and lines[9].split() == ["never", "queued"]
     assert "warning: never: 1 of 6 runs are queued." in lines
@@ -120,21 +120,21 @@ def test_unequal_budgets_are_a_warning_and_a_column(outputs):
     add_run(outputs, "a", warnings=("the text repeats",))
     add_run(outputs, "b", {"batch_size": 500}, {"steps": 200}, warnings=("the text repeats",))
     add_run(outputs, "c", {"num_tokens": 50_000}, {"steps": None, "tokens": None}, warnings=("odd",))
-    frame = table([outputs])
-    assert frame.attrs["warnings"][:5] == [
+    result = table([outputs])
+    assert result.warnings[:5] == [
         "the runs differ in total_steps (100, 200): they are not compared at equal budgets.",
         "c: its config means 50 steps, it took 100.",
         "the runs differ in batch_size (500, 1000): they are not compared at equal budgets.",
         "a, b: the text repeats",
         "c: odd",
     ]
-    assert frame.attrs["marks"] == dict.fromkeys("abc", "error")
+    assert result.levels == dict.fromkeys("abc", "error")
     assert "steps" in render(table([outputs])).splitlines()[2]
 
 
 def test_sorting(outputs, sweep):
     def order(key):
-        return "".join(run_id[0] for run_id in table([sweep], sort=key)["run", "run_id"])
+        return "".join(run_id[0] for run_id in table([sweep], sort=key).frame["run", "run_id"])
 
     add_run(outputs, "dddddddddddd", {"penalty.lambda2_max": None}, state="failed")
     sweep = add_sweep(outputs, "s", ["dddddddddddd", "cccccccccccc", "bbbbbbbbbbbb", "aaaaaaaaaaaa"])
@@ -143,15 +143,15 @@ def test_sorting(outputs, sweep):
 
 
 def test_chosen_columns(sweep):
-    frame = table([sweep], columns=["layer", "k", "kl*", "*_loss"])
-    names = [name for _, name in frame.columns]
+    result = table([sweep], columns=["layer", "k", "kl*", "*_loss"])
+    names = [name for _, name in result.frame.columns]
     assert names[:4] == ["run_id", "layer.index", "architecture.k", "kl_div_score"]
     assert sorted(names[4:]) == ["final_loss", "penalty_loss"]
-    assert render(frame).splitlines()[2].split()[:3] == ["run_id", "layer", "k"]
+    assert render(result).splitlines()[2].split()[:3] == ["run_id", "layer", "k"]
     with pytest.raises(ConfigError, match="no run has a column 'lamda2_max'; did you mean lambda2_max"):
         table([sweep], columns=["lamda2_max"])
     with pytest.raises(ConfigError, match="choose one of text, markdown, csv, json"):
-        render(frame, "pdf")
+        render(result, "pdf")
 
 
 @pytest.fixture
@@ -177,12 +177,12 @@ def test_hostile_text_in_markdown(hostile):
 
 
 def test_hostile_text_in_csv_and_json(hostile):
-    frame = table([hostile])
-    header, first, second = csv.reader(io.StringIO(render(frame, "csv")))
+    result = table([hostile])
+    header, first, second = csv.reader(io.StringIO(render(result, "csv")))
     assert len(header) == len(first) == len(second) == len(set(header))
     row = dict(zip(header, first, strict=True))
     assert row["title"].startswith("'=1+1") and row["penalty"] == "'@y" and row["tau"] == "'+x"
-    content = json.loads(render(frame, "json"))
+    content = json.loads(render(result, "json"))
     assert content["runs"][0]["title"] == HOSTILE and content["runs"][0]["metrics"]["run_id"] == 7
     assert content["runs"][0]["config"]["name"] == HOSTILE
 
@@ -306,7 +306,7 @@ def test_watching_waits_for_metrics_that_are_asked_for(outputs, capsys, monkeypa
         (["--where", "k ="], "position 4 stands where a value should"),
         (["--where", "k = 1"], "no run of 3 matches --where 'k = 1'; architecture.k is 32."),
         (["--fold", "sed"], "did you mean seed?"),
-        (["--fold", ","], "--fold names no key"),
+        (["--fold", ","], "--aggregate names no key"),
         (["--pivot", "seed", "k", "fuv"], "did you mean fvu?"),
         (["--baseline", "zzz"], "no run here has that id"),
         (["-o", "table.pdf"], ".pdf names no format"),
@@ -333,6 +333,6 @@ def test_a_target_of_its_own_can_be_filtered_by(outputs):
     for run_id, fvu in (("a", 0.2), ("b", 0.4)):
         folder = RunFolder(add_run(outputs, run_id, {"seed": ord(run_id)}))
         folder.metrics.append({"step": 1, "tokens": 1000, "tokens_per_s": 10, "held_out_fvu": fvu})
-    frame = table([outputs], target_fvu=0.3, where="tokens_to_fvu <= 1000")
-    assert list(frame["run", "run_id"]) == ["a"] and frame.attrs["target_fvu"] == 0.3
-    assert list(table([outputs], where="seed > 0")["metrics", "tokens_to_fvu"]) == [1000, 1000]
+    result = table([outputs], target_fvu=0.3, where="tokens_to_fvu <= 1000")
+    assert list(result.frame["run", "run_id"]) == ["a"] and result.target_fvu == 0.3
+    assert list(table([outputs], where="seed > 0").frame["metrics", "tokens_to_fvu"]) == [1000, 1000]

@@ -1,7 +1,7 @@
 import pytest
 
 from analysis.reading.records import records
-from analysis.tables.table import table
+from analysis.tables.compare import table
 from analysis.tables.where import Where, select
 from sae_sweeps.errors import ConfigError
 from tests.analysis.outputs import add_run
@@ -114,7 +114,7 @@ def test_keys_of_a_combination_are_not_confused(tmp_path):
         add_run(tmp_path, run_id, {"penalty": both})
     with pytest.raises(ConfigError, match="'tau' names 2 columns; write penalty.x.tau or penalty.y.tau"):
         table([tmp_path], where="tau = 2")
-    assert list(table([tmp_path], where="x.tau = 2")["run", "run_id"]) == ["b"]
+    assert list(table([tmp_path], where="x.tau = 2").frame["run", "run_id"]) == ["b"]
 
 
 def test_the_columns_that_an_expression_compares(full):

@@ -7,31 +7,31 @@ from sae_sweeps.cli.command import register
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.sweeps.plan import make_plan
-from sae_sweeps.sweeps.variants import arm_choices, points_of
+from sae_sweeps.sweeps.variants import choices_of, points_of
 
-ARMS = {
+VARIANTS = {
     "TopK": "penalty=none",
     "progressive": "penalty=ortho lambda2_max=0.1,0.5",
     "slow": "penalty=ortho schedule.decay_power=0.5 tags=[slow,extra]",
 }
 
 
-def plan_of(arms, *overrides):
-    """The plan of one command's point under these arms."""
+def plan_of(variants, *overrides, key="arms"):
+    """The plan of one command's point with these variants."""
     register()
 
     def composed(words):
         cfg = compose("config", overrides=["model=synthetic", *words])
         OmegaConf.set_struct(cfg, False)
-        cfg.arms = arms
+        cfg[key] = variants
         return cfg
 
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         return make_plan(points_of(list(overrides), composed))
 
 
-def test_an_arm_is_a_sweep_of_its_own_under_its_name():
-    plan = plan_of(ARMS)
+def test_a_variant_is_a_sweep_of_its_own_under_its_name():
+    plan = plan_of(VARIANTS)
     assert [planned.title for planned in plan.runs] == [
         "TopK",
         "progressive lambda2_max=0.1",
@@ -42,18 +42,18 @@ def test_an_arm_is_a_sweep_of_its_own_under_its_name():
     assert plan.runs[3].run.tags == ["slow", "extra"] and plan.runs[3].run.schedule.decay_power == 0.5
 
 
-def test_the_command_line_wins_over_the_arms():
-    plan = plan_of(ARMS, "lambda2_max=0.7")
+def test_the_command_line_wins_over_the_variants():
+    plan = plan_of(VARIANTS, "lambda2_max=0.7")
     assert [planned.title for planned in plan.runs] == ["TopK", "progressive", "slow"]
     assert [planned.run.penalty.lambda2_max for planned in plan.runs[1:]] == [0.7, 0.7]
 
 
-def test_equal_arms_are_one_run_and_named():
+def test_equal_variants_are_one_run_and_named():
     plan = plan_of({"a": "penalty=none", "b": "penalty=none seed=0"})
     assert [(planned.title, len(planned.equals)) for planned in plan.runs] == [("a", 1)]
 
 
-def test_a_key_that_no_arm_uses_is_refused():
+def test_a_key_that_no_variant_uses_is_refused():
     with pytest.raises(ConfigError, match="lambda2_max=0.5: no run of this command uses it"):
         plan_of({"TopK": "penalty=none"}, "lambda2_max=0.5")
 
@@ -61,11 +61,11 @@ def test_a_key_that_no_arm_uses_is_refused():
 @pytest.mark.parametrize("word", ["penalty", "+penalty=none", "k="])
 def test_a_word_that_is_none_is_named(word):
     with pytest.raises(ConfigError, match="penalty|k="):
-        arm_choices("mine", word)
+        choices_of("mine", word)
 
 
 @pytest.mark.slow
-def test_an_experiment_runs_every_arm(tmp_path):
+def test_an_experiment_runs_every_variant(tmp_path):
     small = ["model=synthetic", "num_tokens=4096", "d_sae=128", "k=8", "eval=none"]
     out = run("-m", "experiment=demo", *small, f"outputs={tmp_path}").stdout
     assert len(run_folders(tmp_path)) == 3 and "lambda2_max=0.5" in out

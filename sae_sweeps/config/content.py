@@ -1,0 +1,39 @@
+"""What the choices of the groups hold: YAML files, which give what differs from the defaults of schema.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from sae_sweeps.config.schema import LocalConfig, RootConfig, SlurmConfig, SyntheticConfig, defaults_of
+
+SCHEMAS = {cls.__name__: cls for cls in (LocalConfig, SlurmConfig, SyntheticConfig)}
+"""Those of choices with keys that the others of their group lack; their YAML files name them in `defaults`."""
+
+
+def register_schemas() -> None:
+    """Give Hydra the typed root, with the defaults of the groups, and the schemas of single choices."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=RootConfig)
+    for name, cls in SCHEMAS.items():
+        store.store(name=name, node=defaults_of(cls))
+
+
+def content(path: Path) -> dict[str, Any]:
+    """Every key of a choice with its value, unresolved; `path` is its YAML file, GROUP/NAME.yaml."""
+    group = path.parent.name
+    return _over(getattr(RootConfig(), group, None) or {}, path)
+
+
+def _over(base: dict[str, Any], path: Path) -> dict[str, Any]:
+    node: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False) or {}
+    for entry in node.pop("defaults", []):
+        if isinstance(entry, str) and entry != "_self_":
+            schema = SCHEMAS.get(entry.removeprefix("/").partition("@")[0])
+            base = base | defaults_of(schema) if schema else _over(base, path.with_name(f"{entry}.yaml"))
+    inside = node.get(path.parent.name, node)  # a file with a global package has its keys under the group's name
+    merged: Any = OmegaConf.to_container(OmegaConf.merge(base, inside), resolve=False)
+    return merged

@@ -1,0 +1,65 @@
+"""What a run's folder holds once it is trained: trained.json, results.json, and whether anything is left to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sae_sweeps.config.run import RunConfig
+from sae_sweeps.runs.evaluate import Failure, collected, is_evaluated
+from sae_sweeps.storage.files import read_json, write_json, write_text
+from sae_sweeps.storage.run_folder import RunFolder
+
+LAST_STEP = ("loss", "recon_loss", "sparsity_loss", "penalty_loss", "penalty_weight", "dead_features")
+"""Metrics of the last step that results.json holds beside the evaluations'."""
+
+TRAINED = "trained.json"
+"""Marks a run whose training is done; holds its provenance and warnings."""
+
+
+def final_status(run: RunConfig, folder: RunFolder) -> dict[str, Any] | None:
+    """The status of a run with nothing left to do: diverged, or complete with the evaluations of `run.eval`."""
+    status = folder.status()
+    if status is None or status["state"] not in ("completed", "diverged"):
+        return None
+    return status if status["state"] == "diverged" or is_complete(run, folder) else None
+
+
+def is_complete(run: RunConfig, folder: RunFolder) -> bool:
+    """Whether nothing is left to do for this run and the evaluations of `run.eval`."""
+    return (folder.path / TRAINED).exists() and folder.results_path.exists() and is_evaluated(run, folder)
+
+
+def write_config(run: RunConfig, folder: RunFolder) -> None:
+    """config.yaml: the values in use, with no interpolation left."""
+    write_text(folder.config_path, OmegaConf.to_yaml(OmegaConf.create(run.to_dict())))
+
+
+def write_results(
+    run: RunConfig, run_id: str, folder: RunFolder, title: str, failures: list[Failure]
+) -> dict[str, Any]:
+    """results.json from the last row of metrics.jsonl, `trained.json` and everything in `evals/`."""
+    last = folder.metrics.rows()[-1]
+    trained = read_json(folder.path / TRAINED)
+    metrics: dict[str, Any] = {("final_loss" if key == "loss" else key): last.get(key) for key in LAST_STEP}
+    measured, warnings = collected(folder.path)
+    results = {
+        "run_id": run_id,
+        "title": title,
+        "config": run.to_dict(),
+        "metrics": metrics | {"tokens": last["tokens"], "steps": last["step"] + 1} | measured,
+        "provenance": trained["provenance"],
+        "warnings": [*trained["warnings"], *warnings, *map(str, failures)],
+    }
+    write_json(folder.results_path, results)
+    return results
+
+
+def in_brief(folder: RunFolder) -> str:
+    """One line on a run that has just completed."""
+    results = read_json(folder.results_path)
+    metrics, made = results["metrics"], results["provenance"]
+    shown = [f"{name} {metrics[name]:.4g}" for name in ("fvu", "ce_loss_score", "l0") if metrics.get(name) is not None]
+    speed = [f"{made['tokens_per_s']:,} tokens/s"] if made["tokens_per_s"] else []
+    return ", ".join([*shown, f"{made['wall_time_s']:.1f} s", *speed])

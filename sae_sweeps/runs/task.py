@@ -1,0 +1,280 @@
+"""One run in progress: the files that its training writes, and its end, which `RunTask.end` alone decides."""
+
+from __future__ import annotations
+
+import io
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sae_sweeps.config.plugins import blamed
+from sae_sweeps.errors import OUT_OF_MEMORY, Diverged, Interrupted, UserError
+from sae_sweeps.evaluation.geometry import similarity_snapshot
+from sae_sweeps.kernels.choose import name as kernels_name
+from sae_sweeps.runs.batches import Batches, stream_of
+from sae_sweeps.runs.console import Console
+from sae_sweeps.runs.evaluate import held_out_fvu
+from sae_sweeps.runs.export import export, live_sae
+from sae_sweeps.runs.provenance import provenance
+from sae_sweeps.runs.results import TRAINED, in_brief, write_config
+from sae_sweeps.runs.session import RunSession
+from sae_sweeps.runs.signals import Stop
+from sae_sweeps.storage.files import one_line, read_json, write_bytes, write_json, write_text
+from sae_sweeps.storage.lease import Lease
+from sae_sweeps.storage.run_folder import RunFolder
+from sae_sweeps.sweeps.plan import PlannedRun
+from sae_sweeps.training.checkpoint import has_checkpoint, load_checkpoint
+from sae_sweeps.training.loop import Member, TrainingCallbacks
+from sae_sweeps.training.start import activation_scale, decoder_bias
+from sae_sweeps.training.step import Training
+
+STATUS_EVERY_S = 1.0
+"""Seconds between updates of status.json while training."""
+
+TAKEN_OVER = "taken over"
+"""State of a task whose run another process works on now; never written to a file."""
+
+
+class EvaluationsFailed(Exception):
+    """The run is trained and its results are written, but some evaluations failed."""
+
+
+class LeaseLost(Exception):
+    """Another process took the run over; this one must not write to it any more."""
+
+    def __init__(self, folder: RunFolder):
+        super().__init__(f"another process took over {folder.path}")
+
+
+@dataclass
+class Launch:
+    """What the runs of a launch share, and how they ended."""
+
+    session: RunSession
+    console: Console
+    outputs: Path
+    sweep: str
+    stop: Stop
+    labels: dict[str, str] = field(default_factory=dict)
+    """`[2/3] RUN_ID  TITLE` by run id."""
+    ended: dict[str, str] = field(default_factory=dict)
+    """State by run id; `completed in part` where an evaluation failed."""
+
+
+class RunTask(TrainingCallbacks):
+    """One planned run that this process has the lease of.
+
+    Attributes:
+        state: how the run ended here, None while it is in progress.
+        group_size: runs that are trained side by side with it, itself included.
+        retry_warning: set when the run found no memory in a group; it is trained again alone, with this warning.
+    """
+
+    def __init__(self, planned: PlannedRun, folder: RunFolder, lease: Lease, launch: Launch):
+        self.planned, self.run, self.run_id = planned, planned.run, planned.run_id
+        self.folder, self.lease, self.launch = folder, lease, launch
+        self.label = launch.labels.get(self.run_id, self.run_id)
+        self.label_printed = False
+        self.sink = wandb_sink(planned, folder, launch.sweep) if planned.run.logger.name != "none" else None
+        self.state: str | None = None
+        self.group_size = 1
+        self.retry_warning: str | None = None
+        self._held_out: torch.Tensor | None = None
+        self._n_tokens = 0
+        self._status_written = 0.0
+
+    @property
+    def ended(self) -> bool:
+        return self.state is not None
+
+    @property
+    def trained(self) -> bool:
+        return (self.folder.path / TRAINED).exists()
+
+    @contextmanager
+    def isolate_failure(self) -> Iterator[None]:
+        """An exception in the block is this run's failure and does not reach the others."""
+        try:
+            yield
+        except Exception as error:
+            self.on_failure(error)
+
+    def begin(self) -> None:
+        """Write config.yaml and mark the run running."""
+        with self.isolate_failure():
+            write_config(self.run, self.folder)
+            self.folder.set_status(state="running", total_steps=self.run.total_steps)
+
+    def start_training(self, batches: Batches, session: RunSession) -> Member:
+        """The run at its checkpoint, or at step 0."""
+        run, folder, d_in = self.run, self.folder, batches.store.d_in
+        if has_checkpoint(folder.checkpoint):
+            training = Training(run, 1.0, torch.zeros(d_in, device=session.device), session.device)
+            start = load_checkpoint(training, folder.checkpoint)
+        else:
+            x = batches.first[stream_of(run)]
+            training = Training(run, activation_scale(x, run.train), decoder_bias(x, run.train), session.device)
+            start = 0
+        folder.truncate(start - 1)
+        self.on_checkpoint(start)
+        self._held_out, self._n_tokens = batches.held_out[run.train.held_out_tokens], batches.store.n_tokens
+        return Member(training, start, folder.checkpoint, self, stream_of(run))
+
+    # While it trains -------------------------------------------------------------------------------------------------
+
+    def before_step(self) -> None:
+        if self.lease.lost:  # not even a checkpoint may be written: the files are the other process's now
+            raise LeaseLost(self.folder)
+
+    def on_row(self, row: dict[str, Any]) -> None:
+        self.folder.metrics.append(row)
+        if time.monotonic() - self._status_written > STATUS_EVERY_S:
+            self.on_checkpoint(row["step"] + 1)
+        if self.sink is not None:
+            self.sink.log(row)
+
+    def on_monitor(self, record: dict[str, Any]) -> None:
+        self.folder.monitors.append(record)
+
+    def measure(self, training: Training) -> dict[str, float]:
+        if self._held_out is None:
+            return {}
+        return {"held_out_fvu": held_out_fvu(live_sae(self.run, training), self._held_out)}
+
+    def on_quarter(self, training: Training, percent: int) -> None:
+        """monitors/similarity_25.npz and so on: how similar the decoder's rows are."""
+        content = io.BytesIO()
+        np.savez_compressed(content, **similarity_snapshot(training.sae.W_dec.detach().cpu(), seed=0))
+        write_bytes(self.folder.path / "monitors" / f"similarity_{percent}.npz", content.getvalue())
+
+    def on_checkpoint(self, step: int) -> None:
+        self.folder.set_status(step=step)
+        self._status_written = time.monotonic()
+
+    def on_complete(self, member: Member) -> None:
+        """Export `sae/`; write trained.json last."""
+        run, training, began = self.run, member.training, time.monotonic()
+        assert training is not None
+        refused = run.why_not_saelens()
+        if refused is None:
+            export(run, training, self.folder)
+        warnings = [refused] if refused else []
+        warnings += run.penalty.result_warnings(self.folder.metrics.rows())
+        wanted = run.total_steps * run.batch_size
+        if self._n_tokens < wanted:
+            repeats = wanted / self._n_tokens
+            warnings.append(
+                f"the text holds {self._n_tokens:,} tokens: the {wanted:,} trained on repeat it {repeats:.2f} times"
+            )
+        if self.retry_warning:
+            warnings.append(self.retry_warning)
+        made = provenance(str(training.device), torch.get_num_threads()) | {
+            "kernels": kernels_name(training.sae.kernels),
+            "activation_scale": training.scale,
+            "start_step": member.start,
+            "group_size": self.group_size,
+            "wall_time_s": round(member.seconds + time.monotonic() - began, 2),
+            "shared_time_s": round(member.shared_seconds, 2),
+            "tokens_per_s": member.speed(member.total - member.start - 1, member.stopwatch.seconds()),
+        }
+        write_json(self.folder.path / TRAINED, {"warnings": warnings, "provenance": made})
+
+    # Its end ---------------------------------------------------------------------------------------------------------
+
+    def on_failure(self, error: Exception) -> None:
+        """End the run, unless memory ran out beside others: then it is tried again alone."""
+        if self.group_size > 1 and out_of_memory(error):
+            self.retry_warning = f"ran out of memory in a group of {self.group_size} runs and was trained alone"
+            self.launch.console.note(
+                f"{self.run_id}  {self.planned.title}: ran out of memory; it will be tried again alone"
+            )
+        else:
+            self.end(error)
+
+    def end(self, error: Exception | None = None) -> None:
+        """Record the run's end and print it at once: other runs of its group may go on for long."""
+        self.folder.close()
+        lines = [] if self.label_printed else [self.label]
+        if isinstance(error, LeaseLost):
+            self.state = TAKEN_OVER
+            self.launch.console.note(f"{self.label}\n  {error}")
+            return
+        state, reason = self._outcome(error)
+        if not self.lease.lost:  # else the status is the other process's
+            with suppress(UserError, OSError):
+                self.folder.set_status(state=state, error=reason)
+        if state == "completed":
+            lines.append(f"  {state}: {in_brief(self.folder)}")
+        if reason:
+            lines.append(f"  {reason}" if state == "completed" else f"  {state}: {reason}")
+        self.state = "completed in part" if state == "completed" and reason else state
+        self.launch.ended[self.run_id] = self.state
+        self.launch.console.note("\n".join(lines))
+
+    def _outcome(self, error: Exception | None) -> tuple[str, str | None]:
+        """State of status.json and the line of `error` there."""
+        if error is None:
+            return "completed", None
+        if isinstance(error, EvaluationsFailed):
+            return "completed", str(error)
+        if isinstance(error, Diverged):
+            return "diverged", str(error)
+        if isinstance(error, Interrupted):
+            return self.launch.stop.state, str(error)
+        if isinstance(error, UserError):
+            return "failed", str(error)
+        log = self.folder.path / "error.log"
+        with suppress(UserError, OSError):
+            write_text(log, "".join(traceback.format_exception(error)))
+        if out_of_memory(error):
+            what = f"{OUT_OF_MEMORY}: {one_line(error)}; a smaller d_sae, batch_size or cluster.group_size takes less"
+        else:
+            what = blamed(error) or f"{type(error).__name__}: {one_line(error)}"
+        return "failed", f"{what} (traceback in {log})"
+
+    def close(self) -> None:
+        """Finish the copy for W&B."""
+        if self.sink is None:
+            return
+        completed = self.state in ("completed", "completed in part")
+        summary = read_json(self.folder.results_path).get("metrics", {}) if completed else {}
+        if warning := self.sink.finish(int(not completed), summary, notes=notes_of(self.folder)):
+            self.launch.console.note(f"{self.label}\n  warning: {warning}")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether the device or the machine had no memory left."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def notes_of(folder: RunFolder) -> str | None:
+    """What W&B shows as the run's notes; None where the run's files do not read back."""
+    from analysis.reading.run_folders import read_run
+    from analysis.wandb import publish
+
+    try:
+        return publish.notes_of(read_run(folder.path))
+    except UserError:
+        return None
+
+
+def wandb_sink(planned: PlannedRun, folder: RunFolder, sweep: str) -> Any:
+    from sae_sweeps.tracking.wandb_sink import WandbSink
+
+    run = planned.run
+    return WandbSink(
+        run.logger,
+        run_id=planned.run_id,
+        group=sweep,
+        tags=run.logger.tags,
+        config=run.to_dict(),
+        folder=folder.path,
+        title=planned.title,
+    )
