@@ -25,17 +25,17 @@ class Context:
     tokens_L: np.ndarray
     """Vocabulary ids [context], int32."""
     role_L: np.ndarray
-    """Role of the document that each token comes from [context], int8; a BOS has the role of what follows it."""
+    """Role of the document that each token comes from [context], int8; a BOS has the role of the token after it."""
     length: int
-    """Tokens that are text; what stands behind them fills the row."""
+    """Tokens that are text; those after them pad the row."""
 
 
 def contexts(docs: Iterable[Document], lm: LanguageModel, cfg: DataConfig) -> Iterator[Context]:
     """Packs documents into rows without padding; the last, partial row is dropped.
 
     Documents are tokenised without special tokens and concatenated with BOS between them. With `cfg.prepend_bos` each
-    row starts with BOS too; without it only the boundaries between documents are marked. A BOS that the text itself
-    brings is not doubled.
+    row starts with BOS too; without it only the boundaries between documents are marked. A BOS that the text itself has
+    is not doubled.
     """
     check_context(lm, cfg)
     row: list[int] = []
@@ -56,7 +56,7 @@ def contexts(docs: Iterable[Document], lm: LanguageModel, cfg: DataConfig) -> It
 
 
 def paired_contexts(docs: Iterable[Document], lm: LanguageModel, cfg: DataConfig) -> Iterator[Context]:
-    """Rows 2n and 2n + 1 are the two texts of pair n, each cut to one row and filled up behind with special tokens.
+    """Rows 2n and 2n + 1 are the two texts of pair n, each cut to one row and padded on the right with special tokens.
 
     Both rows have as many tokens as the shorter text, so that each token has a partner at its position.
     """

@@ -1,4 +1,4 @@
-"""The stream of tokens that train the SAE, with their activations: the same in the same order wherever it starts."""
+"""The stream of tokens that train the SAE, with their activations, in the same order wherever reading starts."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from sae_sweeps.activations.language_model import LanguageModel
 from sae_sweeps.activations.synthetic import SyntheticWorld
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.schema import DataConfig, LayerConfig
+from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError
 
 
@@ -33,7 +34,7 @@ class Source(Protocol):
 
 @dataclass
 class TextSource:
-    """What a language model has at one layer while it reads one split of the text."""
+    """Activations of a language model at one layer on one split of the text."""
 
     lm: LanguageModel
     layer: LayerConfig
@@ -43,17 +44,18 @@ class TextSource:
     contexts_per_forward: int
 
     def __post_init__(self) -> None:
-        if self.data.train_on not in ("non_special", "all"):
-            raise ConfigError(f"data.train_on={self.data.train_on} is not known; choose non_special or all.")
+        check_values(self.data, "data")
         if self.contexts_per_forward < 1:
-            raise ConfigError(f"activations.harvest_batch={self.contexts_per_forward} is below 1; choose 32, say.")
+            raise ConfigError(
+                f"activations.harvest_batch={self.contexts_per_forward} is below 1; choose 32, for example."
+            )
         check_context(self.lm, self.data)
         self.lm.layer_index(self.layer)
         self.d_in = self.lm.d_in
 
     def stream(self, start: int, stop: int) -> Iterator[Batch]:
-        """Contexts before `start` are tokenised but not run. Those run together are the same ones whatever `start`
-        and `stop`, so that an activation has the same bits however it is reached."""
+        """Contexts before `start` are tokenised but not run. They are batched in the same way whatever `start` and
+        `stop`, so that an activation always has the same bits."""
         done = sequences = 0
         for tokens_SL, role_SL, keep_SL in self._groups():
             n_kept = int(keep_SL.sum())

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from sae_sweeps.config.facts import model_folder
 from sae_sweeps.config.schema import LayerConfig, ModelConfig
+from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError, DataError, NoNetwork
 from sae_sweeps.storage.files import one_line
 from sae_sweeps.storage.hub import hub_is_reachable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-HOOKS = ("resid_post", "mlp_out", "attn_out")
 _SUBMODULES = {"attn_out": ("attn", "attention", "self_attn"), "mlp_out": ("mlp",)}
 
 
 class _LayerReached(Exception):
-    """Ends a forward pass whose result is already known."""
+    """Ends a forward pass once the layer's activations are known."""
 
 
 class LanguageModel:
@@ -34,7 +34,7 @@ class LanguageModel:
     Attributes:
         d_in: width of the residual stream.
         n_layers: number of blocks.
-        max_context: tokens that the model can read at once; None if it does not say.
+        max_context: tokens that the model can read at once; None where its config has no limit.
         bos_id: id of BOS, or of EOS where the tokenizer has no BOS (GPT-2's custom); None if it has neither.
         special_ids: ids of padding, EOS and BOS, as far as the tokenizer has them.
     """
@@ -60,19 +60,18 @@ class LanguageModel:
             raise ConfigError(
                 f"layer={index}: the model has {self.n_layers} layers; choose one from 0 to {self.n_layers - 1}."
             )
-        if layer.hook not in HOOKS:
-            raise ConfigError(f"layer.hook={layer.hook} is not known; choose one of {', '.join(HOOKS)}.")
+        check_values(layer, "layer")
         return index
 
     def hook_name(self, layer: LayerConfig) -> str:
-        """TransformerLens' name of the place, for example `blocks.3.hook_resid_post`."""
+        """TransformerLens' name of the hook, for example `blocks.3.hook_resid_post`."""
         return f"blocks.{self.layer_index(layer)}.hook_{layer.hook}"
 
     def tokenize_rows(self, texts: list[str], context: int) -> Tensor:
-        """Each text alone, behind BOS where there is one, cut to `context` tokens, filled up on the right [n, longest].
+        """One row per text: BOS if the tokenizer has one, the text cut to `context` tokens, padding [n, longest].
 
-        BOS stands there as TransformerLens puts it, whether or not the tokenizer would by itself. Filling stands behind
-        the text whatever side the tokenizer prefers, so that no text token sees it.
+        BOS is added as TransformerLens does, whether or not the tokenizer would by itself. Padding is on the right
+        whatever the tokenizer's setting, so that no text token attends to it.
         """
         start = [] if self.bos_id is None else [self.bos_id]
         ids = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
@@ -103,7 +102,7 @@ class LanguageModel:
     def logits(
         self, tokens_SL: Tensor, layer: LayerConfig | None = None, replace: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """Logits [S, L, vocabulary]; with `replace`, the activations [S, L, d_in] at `layer` are what it returns."""
+        """Logits [S, L, vocabulary]; with `replace`, activations x [S, L, d_in] at `layer` become replace(x)."""
         tokens_SL = tokens_SL.to(self.device)
         if layer is None or replace is None:
             return self.model(tokens_SL, use_cache=False).logits
@@ -151,7 +150,7 @@ class LanguageModel:
 
     @cached_property
     def _blocks_return_tuples(self) -> bool:
-        """Whether this version of transformers wraps what a block returns."""
+        """Whether blocks return tuples, which depends on the version of transformers."""
         found: list[bool] = []
 
         def look(module: nn.Module, args: Any, output: Any) -> None:
@@ -192,7 +191,7 @@ class LanguageModel:
             return block
         names = _SUBMODULES[layer.hook]
         if hasattr(block, "post_feedforward_layernorm"):
-            # Gemma 2 and its kin normalise what attention and MLP add to the stream: that sum's term is the hook.
+            # Gemma 2 and similar models normalise the outputs of attention and MLP before they are added to the stream.
             names = ("post_attention_layernorm",) if layer.hook == "attn_out" else ("post_feedforward_layernorm",)
         for name in names:
             if hasattr(block, name):
@@ -206,12 +205,11 @@ def load_language_model(cfg: ModelConfig, device: torch.device | str) -> Languag
     """Loads weights and tokenizer, unprocessed, in `cfg.dtype` on `device`.
 
     Raises:
-        ConfigError: the config names no language model, or a dtype that does not exist.
+        ConfigError: the config names no language model, or an unknown dtype.
         DataError: the folder is missing or does not hold a causal language model.
         NoNetwork: a hub model is not in the local cache and cannot be fetched.
     """
-    if cfg.dtype not in DTYPES:
-        raise ConfigError(f"model.dtype={cfg.dtype} is not known; choose one of {', '.join(DTYPES)}.")
+    check_values(cfg, "model")
     name, options = _locate(cfg)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -219,7 +217,7 @@ def load_language_model(cfg: ModelConfig, device: torch.device | str) -> Languag
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
             model, info = _load_weights(AutoModelForCausalLM, name, DTYPES[cfg.dtype], options)
-        except Exception as error:  # transformers raises a dozen types for what is one mistake here
+        except Exception as error:  # transformers raises many types here
             raise _load_error(cfg, name, error) from error
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
@@ -246,7 +244,7 @@ def _locate(cfg: ModelConfig) -> tuple[str, dict[str, Any]]:
 def _load_weights(
     auto_class: Any, name: str, dtype: torch.dtype, options: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """The model and transformers' account of what the checkpoint lacked, which it would otherwise fill with noise."""
+    """The model, and transformers' report of weights that the checkpoint lacks and that are random therefore."""
     return auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
 
 

@@ -12,7 +12,7 @@ def permute(index: np.ndarray, n: int, *seed: int) -> np.ndarray:
 
     A Feistel network is a bijection of 2^(2h) values whatever its round function; values that land outside n are sent
     through it again until they fall inside (cycle walking, Black and Rogaway 2002), which keeps it a bijection of n.
-    The domain is below 4n, so that takes few turns. Memory is O(B), whatever n.
+    The domain is below 4n, so few repetitions are needed. Memory is O(B) for any n.
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)

@@ -1,4 +1,4 @@
-"""Which tokens are which: text to forget and to retain, labelled text, and pairs of texts that belong together.
+"""Roles of tokens: text to forget and to retain, labelled text, and pairs of texts that belong together.
 
 A token's role is that of its document: 0 plain, 1 retain, 2 forget, 3 and up labels. The labels `retain` and `forget`
 are those roles.
@@ -24,7 +24,7 @@ MOST_LABELS = 127 - FIRST_LABEL
 
 
 def interleaved(forget: Iterator[Document], retain: Iterator[Document], share: float) -> Iterator[Document]:
-    """Documents of both, so that `share` of the characters are to be forgotten; when one ends the other goes on."""
+    """Documents of both, so that `share` of the characters are to be forgotten; when one ends, the other continues."""
     sources = {FORGET: forget, RETAIN: retain}
     taken = {FORGET: 0.0, RETAIN: 0.0}
     while sources:

@@ -1,4 +1,4 @@
-"""Batches for training: a pure function of (`data_seed`, step), whatever happened before."""
+"""Batches for training: a pure function of (`data_seed`, step)."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -16,7 +16,7 @@ KINDS = ("tokens", "adjacent_pairs", "contiguous_windows", "role_pairs", "text_p
 PAIRS = ("adjacent_pairs", "role_pairs", "text_pairs")
 """Kinds whose batches hold anchors in rows 0 .. B/2-1 and their partners, in the same order, in rows B/2 .. B-1."""
 POLL_S = 0.2
-"""Seconds between looks at whether to go on, where a batch takes its time."""
+"""Seconds between calls of `go_on` while a batch is not ready."""
 
 Drawn = TypeVar("Drawn")
 
@@ -52,7 +52,7 @@ class Sampler:
         self.device = torch.device(device)
         self.span = window if kind == "contiguous_windows" else 2 if kind in PAIRS else 1
         if self.span < 1:
-            raise ConfigError(f"train.window={window} is below 1; choose 32, say.")
+            raise ConfigError(f"train.window={window} is below 1; choose 32, for example.")
         if batch_size < 1 or batch_size % self.span:
             raise ConfigError(
                 f"batch_size={batch_size} must be a multiple of {self.span} under train.sampling={kind}; choose one."
@@ -76,7 +76,7 @@ class Sampler:
             n_spans = len(rows) if starts is None else len(starts)
             if not n_spans:
                 raise DataError(
-                    f"train.sampling={self.kind}: no {self.span} tokens stand side by side in one context; raise "
+                    f"train.sampling={self.kind}: no context has {self.span} consecutive tokens; raise "
                     "data.context or lower train.window."
                 )
             picked_B = self._drawn(number_B, n_spans, part)
@@ -98,7 +98,7 @@ class Sampler:
         return drawn_B
 
     def _partners(self, rows: Rows, first_B: np.ndarray, number_B: np.ndarray, part: tuple[int, ...]) -> np.ndarray:
-        """For each token another one of its role; where a role has but one token, that one."""
+        """For each token another one of its role; where a role has only one token, that one."""
         by_role = rows.by_role()
         role_B = rows.roles()[first_B]
         partner_B = np.empty_like(first_B)
@@ -134,7 +134,7 @@ def prepared(
 ) -> Iterator[tuple[int, Drawn]]:
     """Each step with `draw(step)`, which a thread makes while the caller works on the one before.
 
-    `go_on(step)` is asked while a step is waited for (a stream harvests its next part, say); False ends the steps.
+    `go_on(step)` is called while a step is not ready (a stream harvests its next part, for example); False ends them.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="sampler") as thread:
         ahead = thread.submit(draw, steps.start) if steps else None

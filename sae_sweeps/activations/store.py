@@ -1,8 +1,8 @@
 """Harvested activations: in memory, as checked shards on disk, or a window that rolls over the stream.
 
 An artifact lives in `folder/<hash of its key>/`: `activations-00000.safetensors` ... with x [n, d_in], token_ids,
-sequence, position and role, and `meta.json`, written last, with the key and each shard's size and checksum. It appears
-under its name when it is whole, so a folder is either complete or not there.
+sequence, position and role, and `meta.json`, written last, with the key and each shard's size and checksum. It gets
+its name once it is complete, so a folder is either complete or absent.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,16 +29,16 @@ from sae_sweeps.activations.language_model import DTYPES, LanguageModel, load_la
 from sae_sweeps.activations.synthetic import SyntheticWorld
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.schema import ActivationsConfig, DataConfig, LayerConfig, ModelConfig, SyntheticConfig
+from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError, DamagedFile, DataError
 from sae_sweeps.storage.files import DiskFull, fsync_folder, naming_full_disk, write_bytes, write_json
 
 FORMAT_VERSION = 1
-MODES = ("auto", "memory", "disk", "stream")
 SHARD_BYTES = 128 * 2**20
-"""Size of a shard's activations, and so of what is held in memory while harvesting to disk."""
+"""Size of a shard's activations, and so the memory needed to harvest to disk."""
 
 Progress = Callable[[int], None]
-"""Called with the number of tokens harvested so far; what it raises ends the harvest cleanly."""
+"""Called with the number of tokens harvested so far; an exception that it raises ends the harvest cleanly."""
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +70,13 @@ class Rows(Protocol):
 
 
 class ActivationStore(Protocol):
-    """What `open_activations` returns.
+    """Activations as `open_activations` returns them.
 
     Attributes:
         mode: memory, disk or stream.
-        n_tokens: tokens that there are; at most what was asked for. In a stream this is what was asked for until the
-            end of the text has been met.
-        buffer_tokens: None, or in a stream the most tokens that `rows` gives at once.
+        n_tokens: tokens available, at most the number requested. In a stream it is the number requested until the end
+            of the text has been reached.
+        buffer_tokens: None, or in a stream the most tokens that `rows` returns at once.
     """
 
     mode: str
@@ -85,7 +86,7 @@ class ActivationStore(Protocol):
     buffer_tokens: int | None
 
     def rows(self, start: int, stop: int) -> Rows:
-        """Tokens `start` to `stop`; memory and disk give all they have, whatever is asked."""
+        """Tokens `start` to `stop` of a stream; from memory and disk always all tokens."""
         ...
 
 
@@ -103,21 +104,21 @@ def open_activations(
     lm: LanguageModel | None = None,
     progress: Progress | None = None,
 ) -> ActivationStore:
-    """The first `num_tokens` tokens that train the SAE, in stream order, harvested unless they are there already.
+    """The first `num_tokens` tokens that train the SAE, in stream order, harvested unless that was done before.
 
     Args:
         folder: where artifacts live, one sub-folder each.
         key: everything that determines the content, JSON-able; `split` and the format's version are added.
-        lm: the language model if the caller has it; loaded only if it is needed and not given.
+        lm: the language model; loaded if it is needed and not given.
 
     Raises:
-        ConfigError, DataError, NoNetwork: the model, the text or the settings cannot be meant or read.
-        DiskFull: nothing half-written is left behind.
+        ConfigError, DataError, NoNetwork: a setting is wrong, or the model or the text cannot be read.
+        DiskFull: the partly written artifact was removed.
         DamagedFile: an artifact on disk is not what was written.
     """
     if num_tokens < 1:
         raise ConfigError(f"num_tokens={num_tokens} gives nothing to train on; choose at least 1.")
-    _check(activations)
+    check_values(activations, "activations")
     key = {**key, "split": split, "format_version": FORMAT_VERSION}
     place = Path(folder) / _short_hash(key)
     shared = _in_memory.get(place)
@@ -147,14 +148,41 @@ def open_activations(
     return stored
 
 
-class ResidentRows:
+class IndexedRows:
+    """The lists of `Rows` that follow from the tokens' columns, each made once."""
+
+    def _column(self, name: str) -> np.ndarray:
+        """sequence, position or role of every token, in memory [n_tokens]."""
+        raise NotImplementedError
+
+    def roles(self) -> np.ndarray:
+        return self._roles
+
+    def by_role(self) -> dict[int, np.ndarray]:
+        return self._by_role
+
+    def text_pairs(self) -> np.ndarray:
+        return self._text_pairs
+
+    @cached_property
+    def _roles(self) -> np.ndarray:
+        return self._column("role")
+
+    @cached_property
+    def _by_role(self) -> dict[int, np.ndarray]:
+        return {int(role): np.flatnonzero(self._roles == role) for role in np.unique(self._roles)}
+
+    @cached_property
+    def _text_pairs(self) -> np.ndarray:
+        return _find_text_pairs(self._column("sequence"), self._column("position"))
+
+
+class ResidentRows(IndexedRows):
     """Tokens in memory."""
 
     def __init__(self, batch: Batch):
         self.batch = batch
         self._starts: dict[int, np.ndarray] = {}
-        self._by_role: dict[int, np.ndarray] | None = None
-        self._text_pairs: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -167,18 +195,8 @@ class ResidentRows:
             self._starts[span] = _find_starts(self.batch.sequence, self.batch.position, span)
         return self._starts[span]
 
-    def roles(self) -> np.ndarray:
-        return self.batch.role.numpy()
-
-    def by_role(self) -> dict[int, np.ndarray]:
-        if self._by_role is None:
-            self._by_role = _rows_by_role(self.roles())
-        return self._by_role
-
-    def text_pairs(self) -> np.ndarray:
-        if self._text_pairs is None:
-            self._text_pairs = _find_text_pairs(self.batch.sequence.numpy(), self.batch.position.numpy())
-        return self._text_pairs
+    def _column(self, name: str) -> np.ndarray:
+        return getattr(self.batch, name).numpy()
 
 
 class MemoryStore(ResidentRows):
@@ -198,7 +216,7 @@ class MemoryStore(ResidentRows):
         return self
 
 
-class DiskStore:
+class DiskStore(IndexedRows):
     """All tokens in safetensors shards, mapped into memory and read by the page as they are picked.
 
     Each shard's checksum is verified once per process, when the shard is first touched.
@@ -216,9 +234,6 @@ class DiskStore:
         self._per_shard: int = self._shards_meta[0]["n_tokens"]
         self._shards: dict[int, Batch] = {}
         self._starts: dict[int, np.ndarray] = {}
-        self._roles: np.ndarray | None = None
-        self._by_role: dict[int, np.ndarray] | None = None
-        self._text_pairs: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.n_tokens
@@ -257,23 +272,7 @@ class DiskStore:
                 self._starts[span] = np.empty(0, np.int64) if empty else np.memmap(file, np.int64, "r")
         return self._starts[span]
 
-    def roles(self) -> np.ndarray:
-        if self._roles is None:
-            self._roles = self._column("role")
-        return self._roles
-
-    def by_role(self) -> dict[int, np.ndarray]:
-        if self._by_role is None:
-            self._by_role = _rows_by_role(self.roles())
-        return self._by_role
-
-    def text_pairs(self) -> np.ndarray:
-        if self._text_pairs is None:
-            self._text_pairs = _find_text_pairs(self._column("sequence"), self._column("position"))
-        return self._text_pairs
-
     def _column(self, name: str) -> np.ndarray:
-        """One small column of all shards, in memory [n_tokens]."""
         return np.concatenate([getattr(self._shard(n), name).numpy() for n in range(len(self._shards_meta))])
 
     def count(self, stop: int) -> int:
@@ -295,12 +294,12 @@ class DiskStore:
             tensors = load_file(path)
             self._shards[number] = Batch(**tensors)
             if self._shards[number].x.shape != (meta["n_tokens"], self.d_in):
-                raise _damaged(path, "holds another number of tokens than meta.json says")
+                raise _damaged(path, "holds another number of tokens than meta.json records")
         return self._shards[number]
 
 
 class StreamStore:
-    """A window of the stream; asked for a later one, it harvests on from there, and from an earlier one, again."""
+    """A window that moves along the stream; moving it back harvests the text again from the start."""
 
     mode: str = "stream"
 
@@ -316,7 +315,7 @@ class StreamStore:
 
     def rows(self, start: int, stop: int) -> Rows:
         if self._window != (start, stop):
-            # The old window goes first: two are never held.
+            # The old window is freed first: memory holds one at a time.
             self._window, self._rows = (0, 0), ResidentRows(Batch(*(torch.empty(0) for _ in range(5))))
             self._rows = ResidentRows(self._read(start, stop))
             self._window = (start, stop)
@@ -329,7 +328,7 @@ class StreamStore:
         window = _collect(chain(left, self._batches), stop - start, self.d_in, self.dtype, self._left)
         self._next = start + len(window)
         if self._next < stop:
-            # Nothing at all: the text ends somewhere before `start`, and how far it goes is still to be counted.
+            # Without any token the text ends before `start`, and its length has to be counted.
             self.n_tokens, self._next = self._next if len(window) else self._source.count(start), -1
             if not self.n_tokens:
                 raise _no_tokens(self._data)
@@ -361,15 +360,6 @@ def _source(
     return TextSource(lm, layer, data, split, dtype, activations.harvest_batch)
 
 
-def _check(cfg: ActivationsConfig) -> None:
-    if cfg.mode not in MODES:
-        raise ConfigError(f"activations.mode={cfg.mode} is not known; choose one of {', '.join(MODES)}.")
-    if cfg.dtype != "auto" and cfg.dtype not in DTYPES:
-        raise ConfigError(f"activations.dtype={cfg.dtype} is not known; choose auto or one of {', '.join(DTYPES)}.")
-    if cfg.buffer_tokens < 1:
-        raise ConfigError(f"activations.buffer_tokens={cfg.buffer_tokens} is below 1; choose 262144, say.")
-
-
 def _choose_mode(cfg: ActivationsConfig, size: int, folder: Path, on_disk: bool = False) -> str:
     if cfg.mode != "auto":
         return cfg.mode
@@ -388,7 +378,7 @@ def _choose_mode(cfg: ActivationsConfig, size: int, folder: Path, on_disk: bool 
 
 
 def _size_of(source: Source | MemoryStore, n_tokens: int) -> int:
-    """Bytes that the tokens take; 13 of each say where the token stands."""
+    """Bytes of the tokens with their token id, sequence, position (4 each) and role (1)."""
     return n_tokens * (source.d_in * source.dtype.itemsize + 13)
 
 
@@ -402,7 +392,7 @@ def _counted(batches: Iterator[Batch], progress: Progress | None) -> Iterator[Ba
 
 
 def _collect(batches: Iterable[Batch], n: int, d_in: int, dtype: torch.dtype, left: list[Batch] | None = None) -> Batch:
-    """The first `n` tokens in one block, filled in place; what the last batch has beyond them goes to `left`."""
+    """The first `n` tokens in one block, filled in place; the rest of the last batch is appended to `left`."""
     try:
         x = torch.empty(n, d_in, dtype=dtype)
     except RuntimeError as error:
@@ -434,10 +424,6 @@ def _find_starts(sequence: Tensor, position: Tensor, span: int) -> np.ndarray:
     return np.flatnonzero(together.numpy()) if len(sequence) > ahead else np.empty(0, np.int64)
 
 
-def _rows_by_role(roles: np.ndarray) -> dict[int, np.ndarray]:
-    return {int(role): np.flatnonzero(roles == role) for role in np.unique(roles)}
-
-
 def _find_text_pairs(sequence: np.ndarray, position: np.ndarray) -> np.ndarray:
     place = (sequence.astype(np.int64) << 20) + position  # grows in stream order
     first = np.flatnonzero(sequence % 2 == 0)
@@ -455,7 +441,7 @@ def _no_tokens(data: DataConfig) -> DataError:
 
 
 def _write(place: Path, key: dict[str, Any], source: Source, batches: Iterator[Batch], data: DataConfig) -> None:
-    """Harvests into a temporary folder and gives it its name when it is whole; who comes second leaves the first's."""
+    """Harvest into a temporary folder and rename it once complete; where another process was first, keep its folder."""
     per_shard = max(1, SHARD_BYTES // (source.d_in * source.dtype.itemsize))
     temporary = place.parent / f".{place.name}.{os.getpid()}.{secrets.token_hex(4)}"
     try:
@@ -505,7 +491,7 @@ def _write_shard(folder: Path, number: int, batch: Batch) -> dict[str, Any]:
 
 
 def _remove_abandoned(place: Path, age: float = 86400.0) -> None:
-    """Temporary folders of this artifact that a killed process left: nothing was added to them for a day."""
+    """Remove temporary folders of this artifact that were not written to for a day: their process was killed."""
     for folder in place.parent.glob(f".{place.name}.*"):
         try:
             if time.time() - folder.stat().st_mtime > age:
@@ -515,7 +501,7 @@ def _remove_abandoned(place: Path, age: float = 86400.0) -> None:
 
 
 def _open_disk(place: Path, key: dict[str, Any]) -> DiskStore | None:
-    """The artifact of that name, None if there is none."""
+    """The artifact in this folder, or None. Raises DamagedFile."""
     if not place.exists():
         return None
     path = place / "meta.json"

@@ -1,4 +1,4 @@
-"""Activations with known ground-truth features, so that it can be measured whether an SAE finds them."""
+"""Activations with known ground-truth features, on which recovery by an SAE can be measured."""
 
 import hashlib
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.schema import SyntheticConfig
+from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError
 
 CHUNK = 1024
@@ -79,7 +80,7 @@ class SyntheticWorld:
         return coefficients_BF @ self.features_FD + cfg.noise * noise_BD, coefficients_BF
 
     def stream(self, start: int, stop: int, context: int, split: str = "train") -> Iterator[Batch]:
-        """Tokens `start` to `stop` of a split; they stand in contexts of `context` tokens and have the id 0."""
+        """Tokens `start` to `stop` of a split, in contexts of `context` tokens; all token ids are 0."""
         for chunk in range(start // CHUNK, -(-stop // CHUNK)):
             first = chunk * CHUNK
             number_B = torch.arange(max(start, first), min(stop, first + CHUNK))
@@ -98,11 +99,7 @@ class SyntheticWorld:
 
 
 def _check(cfg: SyntheticConfig) -> None:
-    at_least = {"d_in": 1, "n_features": 1, "n_correlated": 0, "n_hierarchical": 0, "children_per_parent": 1}
-    at_least |= {"correlated_group_size": 1, "magnitude_std": 0, "noise": 0}
-    for key, least in at_least.items():
-        if (getattr(cfg, key) or 0) < least:
-            raise ConfigError(f"model.{key}={getattr(cfg, key)} is too small; choose at least {least}.")
+    check_values(cfg, "model")
     if cfg.n_correlated + cfg.n_hierarchical > cfg.n_features:
         raise ConfigError(
             f"model.n_correlated={cfg.n_correlated} and model.n_hierarchical={cfg.n_hierarchical} exceed "
@@ -110,5 +107,3 @@ def _check(cfg: SyntheticConfig) -> None:
         )
     if not 0 < cfg.l0 < cfg.n_features:
         raise ConfigError(f"model.l0={cfg.l0} must lie between 0 and model.n_features={cfg.n_features}.")
-    if not 0 <= cfg.correlation < 1:
-        raise ConfigError(f"model.correlation={cfg.correlation} must be at least 0 and below 1.")

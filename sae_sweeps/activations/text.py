@@ -1,4 +1,4 @@
-"""Text from wherever the config says, as a stream of documents, split into training and held-out ones."""
+"""The text that `data` names as a stream of documents, split into training and held-out ones."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +26,7 @@ def documents(cfg: DataConfig, split: str) -> Iterator[Document]:
     file names or how much is read. Built-in data have a split of their own, by module.
 
     Raises:
-        ConfigError: a key has a value that cannot be meant.
+        ConfigError: a key has a wrong value.
         DataError: a file is missing, empty or unreadable, a row lacks the text field, or the split has no documents.
         NoNetwork: a hub data set cannot be reached.
     """
@@ -80,7 +80,7 @@ def _builtin_roles(kind: str) -> Callable[[str], int]:
 
 
 def roles(cfg: DataConfig) -> dict[int, str]:
-    """What the roles of this text are called; empty where it has none.
+    """Names of the roles of this text; empty where it has none.
 
     Raises ConfigError and DataError as `documents` does: local labelled text is read once to find its labels.
     """
@@ -153,7 +153,7 @@ def _text(cfg: DataConfig, key: str, row: dict[str, Any]) -> str:
 
 
 def _pieces(file: Path) -> Iterator[str]:
-    """A text file cut at blank lines, so that the held-out share of one long file is close to what was asked for."""
+    """A text file cut at blank lines, so that the held-out share of one long file is close to `data.held_out`."""
     piece: list[str] = []
     size = 0
     try:
@@ -199,7 +199,7 @@ def _rows(cfg: DataConfig) -> Iterator[dict[str, Any]]:
 def _fetch_first(cfg: DataConfig) -> str:
     key = f"data.{cfg.name}" if cfg.name in NAMED else "data"
     return (
-        f"{key}={cfg.path} could not be fetched from the hub: check the name (and, where its owner asks for it, accept "
+        f"{key}={cfg.path} could not be fetched from the hub: check the name (and, where it is gated, accept "
         "its terms there and run `hf auth login`), or on a machine with a network run "
         f"`hf download {cfg.path} --repo-type dataset --local-dir DIR`, copy DIR here and name its files with "
         f"{key}=DIR."

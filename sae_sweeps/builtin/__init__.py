@@ -1,4 +1,4 @@
-"""A small language model and the text it was trained on, both at hand on every machine."""
+"""A small language model and the text it was trained on, both available without a download."""
 
 from pathlib import Path
 

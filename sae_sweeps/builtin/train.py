@@ -1,7 +1,7 @@
-"""How the built-in model came to be: `python -m sae_sweeps.builtin.train` makes it again, from nothing.
+"""Training of the built-in model: `python -m sae_sweeps.builtin.train` repeats it from scratch.
 
-A byte-level BPE tokenizer, then a small GPTNeoX (Pythia's architecture) on the training documents of `corpus`. What a
-step reads and drops depends on seed and step alone, so a run that was killed goes on from its last checkpoint.
+A byte-level BPE tokenizer, then a small GPTNeoX (Pythia's architecture) on the training documents of `corpus`. The
+batch and the dropout of a step depend on seed and step alone, so a killed run continues from its last checkpoint.
 """
 
 import argparse
@@ -36,7 +36,7 @@ VOCABULARY = 4096
 CONTEXT = 256
 BOS, PAD = 0, 1
 SPECIAL_TOKENS = ["<|endoftext|>", "<|padding|>"]
-"""As Pythia's: the first one stands for beginning and end of text and for unknown, their ids are BOS and PAD."""
+"""As Pythia's, with the ids BOS and PAD; the first marks beginning and end of text and unknown tokens."""
 
 ARCHITECTURE: dict[str, Any] = dict(
     vocab_size=VOCABULARY,
@@ -54,12 +54,12 @@ ARCHITECTURE: dict[str, Any] = dict(
 ROTARY: dict[str, Any] = dict(rotary_pct=0.25, rotary_emb_base=10000)
 
 PROGRESS_ROWS = 128
-"""Held-out rows whose loss is printed now and then."""
+"""Held-out rows whose loss is printed at checkpoints."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What determines the weights, apart from corpus and machine."""
+    """Everything that determines the weights besides corpus and machine."""
 
     steps: int = 5000
     rows: int = 16
@@ -77,7 +77,7 @@ class Recipe:
 
 
 def train_tokenizer(texts: Iterable[str]) -> "Tokenizer":
-    """Byte-level BPE of VOCABULARY tokens that gives every text back as it was."""
+    """Byte-level BPE of VOCABULARY tokens, which decodes every text unchanged."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -226,12 +226,12 @@ def exported_loss(folder: Path, rows: Tensor) -> float:
 
 
 def train(recipe: Recipe, work: Path, out: Path, checkpoint_every: int = 250) -> dict[str, Any]:
-    """Train from the last checkpoint in `work`, or from nothing, and export to `out`.
+    """Train from the last checkpoint in `work`, if any, and export to `out`.
 
     Returns the facts that are written to `training.json` beside the weights; losses are those of the exported weights.
 
     Raises:
-        ConfigError: the checkpoint is of another recipe (its steps apart, which may change) or corpus.
+        ConfigError: the checkpoint has another corpus or recipe; only `steps` may differ.
     """
     tokenizer = train_tokenizer(text for _, text in corpus.documents("train"))
     documents = tokenise(tokenizer, "train")
@@ -288,7 +288,7 @@ def train(recipe: Recipe, work: Path, out: Path, checkpoint_every: int = 250) ->
 
 
 def batches(documents: list[Tensor], recipe: Recipe) -> Iterator[Tensor]:
-    """Rows [recipe.rows, CONTEXT] of every step, epoch after epoch without end."""
+    """Rows [recipe.rows, CONTEXT] of every step, without end."""
     for epoch in count():
         rows = pack(documents, torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch))
         for i in range(len(rows) // recipe.rows):

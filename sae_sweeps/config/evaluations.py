@@ -13,7 +13,7 @@ from sae_sweeps.errors import ConfigError
 from sae_sweeps.fields import AtLeastOne, NotNegative, Positive, SomePositive, at_least
 
 BUILTIN = "builtin_"
-"""Begins the name of a metric that was measured on built-in data, to keep it apart from SAEBench's."""
+"""Begins the name of a metric that was measured on built-in data, to distinguish it from SAEBench's."""
 
 EVALUATIONS = (
     "core", "separation", "sparse_probing", "hierarchy", "tpp", "scr", "absorption", "unlearning", "autointerp",
@@ -119,7 +119,7 @@ def settings_of(cfg: "EvalConfig", name: str) -> dict[str, Any]:
 
 @dataclass
 class ProbingConfig:
-    """Rows of labelled text: sparse probing, and TPP, which asks about two of the same data sets."""
+    """Rows of labelled text: sparse probing, and TPP on two of the same data sets."""
 
     datasets: list[str] | None = None
     """Names of data sets (see `eval.data`); null means all that SAEBench uses, or all built-in ones."""
@@ -142,7 +142,7 @@ class AblationConfig:
     n_values: SomePositive[int] = field(default_factory=lambda: [2, 5, 10, 20, 50, 100, 500])
     """Numbers of features that are ablated."""
     train_rows: Annotated[int, at_least(4)] = 4000
-    """Rows of SCR's tasks; a quarter of them is what each quadrant must give. Built-in data have 400."""
+    """Rows of SCR's tasks; each quadrant gives a quarter of them. Built-in data have 400."""
     test_rows: Annotated[int, at_least(4)] = 1000
     """Likewise; built-in data have 200."""
     probe_epochs: AtLeastOne[int] = 20
@@ -167,7 +167,7 @@ class AbsorptionConfig:
     """Feature absorption on first letters (Chanin et al. 2024, arXiv:2409.14507)."""
 
     max_words: int | None = None
-    """At most so many words of the vocabulary, drawn by the seed; null means all."""
+    """At most this many words of the vocabulary, drawn by the seed; null means all."""
     max_k: AtLeastOne[int] = 10
     """Largest sparse probe in the search for split features."""
     f1_jump: float = 0.03
@@ -186,7 +186,7 @@ class UnlearningConfig:
     """Clamping of features that fire on text to forget and hardly on text to retain, judged by questions."""
 
     retain_thresholds: SomePositive[float] = field(default_factory=lambda: [0.001, 0.01])
-    """Features that fire on at least this share of the tokens to retain are left alone."""
+    """Features that fire on at least this share of the tokens to retain are not clamped."""
     n_features: SomePositive[int] = field(default_factory=lambda: [10, 20])
     multipliers: SomePositive[int] = field(default_factory=lambda: [25, 50, 100, 200])
     """A chosen feature that fires is clamped to minus this."""
@@ -195,7 +195,7 @@ class UnlearningConfig:
     context: Annotated[int, at_least(2)] = 1024
     """Their length in tokens; built-in data have 128."""
     all_orders: bool = True
-    """A question counts if the model answers it right in all 24 orders of its choices; false: as it is asked."""
+    """A question counts if the model answers it right in all 24 orders of its choices; false: in the given order."""
     side_effect: float = 0.99
     """A setting counts only if at least this share of the other questions is still answered right."""
 
@@ -218,7 +218,7 @@ class AutointerpConfig:
     """Dollars per million tokens received."""
     n_latents: AtLeastOne[int] = 1000
     dead_below: float = 15
-    """A feature that fires on at most so many tokens is not asked about."""
+    """Features that fire on at most this many tokens are excluded."""
     total_tokens: AtLeastOne[int] = 2_000_000
     """Held-out tokens searched for examples."""
     buffer: AtLeastOne[int] = 10

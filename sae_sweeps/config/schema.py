@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 from sae_sweeps.fields import (
+    AtLeastOne,
     BelowOne,
     DType,
     InnerShare,
@@ -48,22 +49,22 @@ class SyntheticConfig(ModelConfig):
     name: str = "synthetic"
     source: str = "synthetic"
     default_d_sae: int | None = 512
-    d_in: int | None = 64
-    n_features: int = 256
+    d_in: AtLeastOne[int | None] = 64
+    n_features: AtLeastOne[int] = 256
     l0: float = 8.0
     """Mean number of true features active per token."""
-    n_correlated: int = 64
+    n_correlated: NotNegative[int] = 64
     """Number of features, the first ones, that are in groups which tend to fire together."""
-    correlated_group_size: int = 4
-    correlation: float = 0.6
+    correlated_group_size: AtLeastOne[int] = 4
+    correlation: BelowOne = 0.6
     """Correlation of the Gaussian latents within a group (copula)."""
-    n_hierarchical: int = 64
+    n_hierarchical: NotNegative[int] = 64
     """Number of features, the next ones, that are in parent-child families; a child fires only with its parent."""
-    children_per_parent: int = 3
+    children_per_parent: AtLeastOne[int] = 3
     magnitude_mean: float = 1.0
-    magnitude_std: float = 0.25
+    magnitude_std: NotNegative[float] = 0.25
     """Of an active feature's coefficient (normal, clipped at 0.1)."""
-    noise: float = 0.01
+    noise: NotNegative[float] = 0.01
     """Standard deviation of isotropic noise per dimension."""
     world_seed: int = 0
     """Draws the features and the stream; independent of `seed` and `data_seed`."""
@@ -134,7 +135,7 @@ class ActivationsConfig:
     """memory, disk (safetensors shards), stream (a rolling buffer), or auto: the first of these with room."""
     dtype: Annotated[str, one_of("auto", "float32", "bfloat16", "float16")] = "auto"
     """How activations are stored: float32, bfloat16, float16, or auto, the model's own."""
-    buffer_tokens: int = 262144
+    buffer_tokens: Positive[int] = 262144
     """Tokens in a stream's buffer; batches are shuffled within it."""
     memory_gb: NotNegative[float] = 2.0
     """`auto` keeps activations in memory up to this size."""

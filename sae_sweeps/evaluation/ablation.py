@@ -1,4 +1,4 @@
-"""What ablating features does to probes: the part that TPP and SCR share.
+"""The effect of ablating features on probes, for TPP and SCR.
 
 With row means F [R, d_sae] of the features and an affine decoder, ablating a set S shifts a probe's logit on a row by
 -sum_{j in S} F_j (W_dec_j . w). SAEBench runs the SAE again for every set and every class.
@@ -20,7 +20,7 @@ def mean_difference(train_RF: Tensor, rows_n: Tensor, labels_n: Tensor) -> Tenso
 def strongest(effects_F: Tensor, n: int) -> Tensor:
     """Features with the n largest effects, or as many as have one.
 
-    SAEBench's count leaves out effects of 0, its choice does not: zeros come before what is negative.
+    As in SAEBench, effects of 0 are not counted but may be chosen: they rank before negative ones.
     """
     return effects_F.topk(min(n, int((effects_F != 0).sum()))).indices
 

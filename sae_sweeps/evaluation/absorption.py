@@ -24,7 +24,7 @@ from sae_sweeps.evaluation.draws import stream
 from sae_sweeps.evaluation.first_letters import LETTERS, TEMPLATE, FirstLetters, f1_score, first_letters, letter_probe
 from sae_sweeps.evaluation.logistic import fitted
 from sae_sweeps.evaluation.result import Result
-from sae_sweeps.evaluation.shared import Shared, labelled
+from sae_sweeps.evaluation.shared import Shared
 
 SILENT = 1e-8
 """Activation below which a feature counts as silent."""
@@ -93,19 +93,10 @@ def evaluate_absorption(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: Ab
                 warnings.append(f"letters without a word to judge: {', '.join(absent)}")
         metrics = summary(found)
         older = {"mean_absorption_score": metrics["mean_full_absorption_score"]} if found else {}
-        out[name] = labelled(
-            "absorption",
-            name,
-            sae,
-            shared,
-            eval_config(shared, cfg),
-            {"mean": metrics},
-            [letter.detail() for letter in found],
-            {},
-            warnings,
-            older,
-        )
-        # The words are the tokenizer's own: SAEBench's evaluation whatever `eval.data` is. The model decides.
+        out[name] = shared.result(
+            "absorption", name, sae, eval_config(shared, cfg), {"mean": metrics},
+            details=[letter.detail() for letter in found], warnings=warnings, also=older,
+        )  # fmt: skip
     return out
 
 

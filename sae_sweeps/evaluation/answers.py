@@ -1,4 +1,4 @@
-"""Answers of a judge, kept as they come: what was paid for is not asked for again."""
+"""Answers of a judge, written to a file one by one: none is paid for twice."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sae_sweeps.storage.rows import RowFile
 
 
 class Answers:
-    """What a model said to what it was asked, in a file with one JSON object per answer: `asked`, `model`, `answer`.
+    """A model's answers in a file with one JSON object per answer: `asked`, `model`, `answer`.
 
-    `asked` stands for the model, the messages and the most tokens allowed. A line that was torn by a kill is left out,
-    and asked for again. Raises DamagedFile for any other line that does not read back.
+    `asked` is a hash of the model, the messages and the most tokens allowed. A last line cut off by a kill is ignored.
+    Raises DamagedFile for any other line that cannot be read.
     """
 
     def __init__(self, path: Path, model: str):
@@ -25,20 +25,20 @@ class Answers:
         self._lock = threading.Lock()
 
     def known(self, messages: Messages, max_tokens: int) -> str | None:
-        """The answer that was given before, if any."""
-        return self._known.get(self._asked(messages, max_tokens))
+        """The answer in the file, if any."""
+        return self._known.get(self._key(messages, max_tokens))
 
-    def ask(self, judge: Judge, messages: Messages, max_tokens: int) -> str:
-        """The answer: the one given before, or the judge's, kept before it is used. Raises NoNetwork, DiskFull."""
+    def get(self, judge: Judge, messages: Messages, max_tokens: int) -> str:
+        """The answer in the file, or the judge's, written before it is used. Raises NoNetwork, DiskFull."""
         answer = self.known(messages, max_tokens)
         if answer is None:
-            answer = judge.ask(messages, max_tokens)
-            asked = self._asked(messages, max_tokens)
+            answer = judge.complete(messages, max_tokens)
+            key = self._key(messages, max_tokens)
             with self._lock:
-                self._file.append({"asked": asked, "model": self.model, "answer": answer})
-                self._known[asked] = answer
+                self._file.append({"asked": key, "model": self.model, "answer": answer})
+                self._known[key] = answer
         return answer
 
-    def _asked(self, messages: Messages, max_tokens: int) -> str:
+    def _key(self, messages: Messages, max_tokens: int) -> str:
         content = json.dumps([self.model, messages, max_tokens])
         return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()

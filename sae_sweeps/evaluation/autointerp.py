@@ -1,8 +1,8 @@
 """Automated interpretability by SAEBench's definition: a judge model explains a feature from texts on which it fires,
-then says of fourteen shuffled texts on which of them it fires; the score is the share that it gets right.
+then predicts for fourteen shuffled texts whether it fires; the score is the share of right predictions.
 
-Which features and texts are asked about depends on the seed and the SAE alone; the judge's answers are its own, and two
-runs of the same judge may differ. Nothing is sent before the cost was estimated and `eval.autointerp.confirm` is true.
+The seed and the SAE alone decide which features and texts are used; two runs of the same judge may differ. Requests are
+sent only after the cost was estimated and with `eval.autointerp.confirm=true`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from sae_sweeps.evaluation.batches import is_plain
 from sae_sweeps.evaluation.draws import stream, stream_seed
 from sae_sweeps.evaluation.judge import Judge, Messages
 from sae_sweeps.evaluation.result import Result
-from sae_sweeps.evaluation.shared import Shared, labelled
-from sae_sweeps.evaluation.sums import count_firing
+from sae_sweeps.evaluation.shared import Shared
 from sae_sweeps.storage.printing import print_line
 
 METRICS = {"autointerp_score": ("higher", "autointerp")}
@@ -37,13 +36,13 @@ ANSWERS = "autointerp.answers.jsonl"
 
 TOP_SHOWN, SAMPLED_SHOWN = 10, 5
 """Examples for the explanation: the strongest, and some drawn by the square of their activation."""
-TOP_ASKED, SAMPLED_ASKED, RANDOM_ASKED = 2, 2, 10
+TOP_SCORED, SAMPLED_SCORED, RANDOM_SCORED = 2, 2, 10
 """Examples for the prediction."""
-ASKED = TOP_ASKED + SAMPLED_ASKED + RANDOM_ASKED
+SCORED = TOP_SCORED + SAMPLED_SCORED + RANDOM_SCORED
 ACTIVE = 0.01
 """Share of the largest activation above which a token counts as active."""
 CHARS_PER_TOKEN = 4
-PREDICTION_TOKENS = 2 * ASKED + 5
+PREDICTION_TOKENS = 2 * SCORED + 5
 """Most tokens of a prediction."""
 
 EXPLAIN = (
@@ -97,12 +96,12 @@ class Example:
 
 @dataclass
 class Question:
-    """What the judge is asked about one feature."""
+    """The two requests to the judge about one feature."""
 
     latent: int
     shown: list[Example]
     """For the explanation, strongest first."""
-    asked: list[Example]
+    scored: list[Example]
     """For the prediction, shuffled."""
     example_answer: str
 
@@ -111,12 +110,12 @@ class Question:
         return _messages(EXPLAIN, f"The activating documents are given below:\n\n{lines}")
 
     def predict(self, explanation: str) -> Messages:
-        lines = "\n".join(f"{i}. {example.text(False)}" for i, example in enumerate(self.asked, 1))
-        asked = f"Here is the explanation: this neuron fires on {explanation}.\n\nHere are the examples:\n\n{lines}"
-        return _messages(PREDICT.format(n=ASKED, example=self.example_answer), asked)
+        lines = "\n".join(f"{i}. {example.text(False)}" for i, example in enumerate(self.scored, 1))
+        user = f"Here is the explanation: this neuron fires on {explanation}.\n\nHere are the examples:\n\n{lines}"
+        return _messages(PREDICT.format(n=SCORED, example=self.example_answer), user)
 
     def active(self) -> list[int]:
-        return [i for i, example in enumerate(self.asked, 1) if example.active]
+        return [i for i, example in enumerate(self.scored, 1) if example.active]
 
 
 def _messages(system: str, user: str) -> Messages:
@@ -138,11 +137,11 @@ def evaluate_autointerp(
     shared: Shared,
     tokens_NL: Tensor,
     answers: Mapping[str, Answers],
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> dict[str, Result]:
-    """Autointerp of SAEs of one hook on contexts [N, L]; `say` hears the estimate before anything is sent.
+    """Autointerp of SAEs of one hook on contexts [N, L]; `report` is called with the estimate before any request.
 
-    `answers` holds what each SAE's judge has said before, and takes what it says now. Raises ConfigError without
+    `answers` has the answers about each SAE that were received before, and stores new ones. Raises ConfigError without
     `eval.autointerp.judge` and, with the estimate, without `confirm`; NoNetwork where the judge cannot be reached.
     """
     cfg, seed = shared.cfg.autointerp, shared.cfg.seed
@@ -152,8 +151,8 @@ def evaluate_autointerp(
             f"eval.autointerp.buffer={cfg.buffer}: contexts of {tokens_NL.shape[1]} tokens leave no room; lower it."
         )
     tokens_NL = tokens_NL[: max(1, cfg.total_tokens // tokens_NL.shape[1])]
-    counts = firing_counts(saes, tokens_NL, shared)
-    latents = {name: chosen_latents(count_F, cfg, seed) for name, count_F in counts.items()}
+    counts = shared.firing_counts("autointerp: features", saes, tokens_NL, shared.cfg.llm_batch)
+    latents = {name: chosen_latents(count_F.cpu(), cfg, seed) for name, count_F in counts.items()}
     values = activations_of(saes, latents, tokens_NL, shared)
     questions = {
         name: [
@@ -166,13 +165,13 @@ def evaluate_autointerp(
     n_requests, estimate = cost(questions, answers, cfg)
     if n_requests and not cfg.confirm:
         raise ConfigError(f"{estimate}; give eval.autointerp.confirm=true to send them.")
-    say(estimate)
+    report(estimate)
     out = {}
     for name, sae in saes.items():
         shared.begin("autointerp", len(questions[name]), "feature")
-        ask = partial(_answered, judge=judge, answers=answers[name], cfg=cfg, shared=shared)
+        answer = partial(_answered, judge=judge, answers=answers[name], cfg=cfg, shared=shared)
         with ThreadPoolExecutor(cfg.concurrency) as pool:
-            answered = list(pool.map(ask, questions[name]))
+            answered = list(pool.map(answer, questions[name]))
         out[name] = result(name, sae, shared, latents[name], questions[name], answered, tokens_NL.shape[1])
     return out
 
@@ -181,8 +180,8 @@ def _answered(
     question: Question, judge: Judge, answers: Answers, cfg: AutointerpConfig, shared: Shared
 ) -> dict[str, Any] | None:
     """Explanation, prediction and score of one feature; None for an answer that cannot be read."""
-    explanation = parse_explanation(answers.ask(judge, question.explain(), cfg.max_tokens_in_explanation))
-    predicted = parse_predictions(answers.ask(judge, question.predict(explanation), PREDICTION_TOKENS))
+    explanation = parse_explanation(answers.get(judge, question.explain(), cfg.max_tokens_in_explanation))
+    predicted = parse_predictions(answers.get(judge, question.predict(explanation), PREDICTION_TOKENS))
     shared.advance()
     if predicted is None:
         return None
@@ -192,7 +191,7 @@ def _answered(
         "explanation": explanation,
         "predictions": predicted,
         "correct seqs": right,
-        "score": mean((i in predicted) == (i in right) for i in range(1, ASKED + 1)),
+        "score": mean((i in predicted) == (i in right) for i in range(1, SCORED + 1)),
     }
 
 
@@ -210,7 +209,7 @@ def result(
     scores = [found["score"] for found in kept]
     warnings = []
     if len(latents) < cfg.n_latents:
-        warnings.append(f"{len(latents)} features fire often enough, fewer than the {cfg.n_latents} asked for")
+        warnings.append(f"{len(latents)} features fire often enough, fewer than n_latents={cfg.n_latents}")
     if len(questions) < len(latents):
         warnings.append(f"{len(latents) - len(questions)} features have too few examples")
     if len(kept) < len(answered):
@@ -219,24 +218,10 @@ def result(
         "autointerp_score": mean(scores) if scores else float("nan"),
         "autointerp_std_dev": stdev(scores) if len(scores) > 1 else float("nan"),
     }
-    return labelled(
-        "autointerp", name, sae, shared, eval_config(shared, context), {"autointerp": metrics}, [],
-        {str(one["latent"]): one for one in kept}, warnings, more={"judge": cfg.model},
+    return shared.result(
+        "autointerp", name, sae, eval_config(shared, context), {"autointerp": metrics},
+        unstructured={str(one["latent"]): one for one in kept}, warnings=warnings, more={"judge": cfg.model},
     )  # fmt: skip
-
-
-@torch.no_grad()
-def firing_counts(saes: Mapping[str, ExportedSAE], tokens_NL: Tensor, shared: Shared) -> dict[str, Tensor]:
-    """On how many tokens that are not special each feature fires [d_sae]; one pass of the model for all SAEs."""
-    counts = {name: torch.zeros(sae.d_sae, device=sae.device) for name, sae in saes.items()}
-    shared.begin("autointerp: features", len(tokens_NL), "context")
-    for tokens_SL in tokens_NL.split(shared.cfg.llm_batch):
-        plain_SL = is_plain(tokens_SL, shared.lm.special_ids).to(shared.device)
-        x_nD = shared.lm.activations(tokens_SL, shared.layer)[plain_SL]
-        for name, sae in saes.items():
-            counts[name] += count_firing(sae.features(x_nD))[0]
-        shared.advance(len(tokens_SL))
-    return {name: count.cpu() for name, count in counts.items()}
 
 
 def chosen_latents(count_F: Tensor, cfg: AutointerpConfig, seed: int) -> list[int]:
@@ -252,7 +237,7 @@ def activations_of(
     saes: Mapping[str, ExportedSAE], latents: dict[str, list[int]], tokens_NL: Tensor, shared: Shared
 ) -> dict[str, Tensor]:
     """The chosen features' activations [N, L, n], 0 at special tokens, bfloat16 as SAEBench keeps them."""
-    # made whole at once: parts that are joined later would be held twice
+    # allocated once: joining parts would need twice the memory
     out = {name: torch.zeros(*tokens_NL.shape, len(chosen), dtype=torch.bfloat16) for name, chosen in latents.items()}
     done = 0
     shared.begin("autointerp: examples", len(tokens_NL), "context")
@@ -270,21 +255,21 @@ def activations_of(
 def question_about(latent: int, a_NL: Tensor, tokens_NL: Tensor, shared: Shared, seed: int) -> Question | None:
     """Examples of one feature, drawn from its own streams; None where it has too few."""
     buffer = shared.cfg.autointerp.buffer
-    top = largest(a_NL, TOP_SHOWN + TOP_ASKED, buffer)
-    if len(top) < TOP_SHOWN + TOP_ASKED:
+    top = largest(a_NL, TOP_SHOWN + TOP_SCORED, buffer)
+    if len(top) < TOP_SHOWN + TOP_SCORED:
         return None
     below = torch.where(a_NL >= a_NL[top[:, 0], top[:, 1]].min(), 0.0, a_NL)[:, buffer:-buffer]
-    if int((below > 1e-6).sum()) < SAMPLED_SHOWN + SAMPLED_ASKED:
+    if int((below > 1e-6).sum()) < SAMPLED_SHOWN + SAMPLED_SCORED:
         return None
     generator = stream(seed, "autointerp", "examples", str(latent))
-    drawn = torch.multinomial(below.flatten().square(), SAMPLED_SHOWN + SAMPLED_ASKED, generator=generator)
+    drawn = torch.multinomial(below.flatten().square(), SAMPLED_SHOWN + SAMPLED_SCORED, generator=generator)
     width = below.shape[1]
     sampled = torch.stack([drawn // width, drawn % width + buffer], dim=1)
     n, length = a_NL.shape
     anywhere = torch.stack(
         [
-            torch.randint(0, n, (RANDOM_ASKED,), generator=generator),
-            torch.randint(buffer, length - buffer, (RANDOM_ASKED,), generator=generator),
+            torch.randint(0, n, (RANDOM_SCORED,), generator=generator),
+            torch.randint(buffer, length - buffer, (RANDOM_SCORED,), generator=generator),
         ],
         dim=1,
     )
@@ -302,12 +287,12 @@ def question_about(latent: int, a_NL: Tensor, tokens_NL: Tensor, shared: Shared,
     top = top[torch.randperm(len(top), generator=generator)]
     sampled = sampled[torch.randperm(len(sampled), generator=generator)]
     shown = examples(top[:TOP_SHOWN]) + examples(sampled[:SAMPLED_SHOWN])
-    asked = examples(top[TOP_SHOWN:]) + examples(sampled[SAMPLED_SHOWN:]) + examples(anywhere, silent=True)
+    scored = examples(top[TOP_SHOWN:]) + examples(sampled[SAMPLED_SHOWN:]) + examples(anywhere, silent=True)
     rng = random.Random(stream_seed(seed, "autointerp", "order", str(latent)))
-    rng.shuffle(asked)
-    answer = sorted(rng.sample(range(1, ASKED + 1), TOP_ASKED + SAMPLED_ASKED))
+    rng.shuffle(scored)
+    answer = sorted(rng.sample(range(1, SCORED + 1), TOP_SCORED + SAMPLED_SCORED))
     shown.sort(key=lambda example: -max(example.activations))
-    return Question(latent, shown, asked, ", ".join(map(str, answer)))
+    return Question(latent, shown, scored, ", ".join(map(str, answer)))
 
 
 def largest(a_NL: Tensor, k: int, buffer: int) -> Tensor:
@@ -329,14 +314,14 @@ def parse_explanation(answer: str) -> str:
 
 
 def parse_predictions(answer: str) -> list[int] | None:
-    """Numbers that the judge names, [] for None; None where the answer is neither."""
+    """The numbers in the answer, [] for the word None; None where the answer is neither."""
     parts = answer.strip().rstrip(".").replace("and", ",").replace("None", "").split(",")
     named = [part.strip() for part in parts if part.strip()]
     return [int(part) for part in named] if all(part.isdecimal() for part in named) else None
 
 
 def missing(question: Question, answers: Answers, cfg: AutointerpConfig) -> list[tuple[Messages, int]]:
-    """What is still to be asked about a feature, with the most tokens of each answer."""
+    """Requests about a feature that are still to be sent, each with the most tokens of its answer."""
     explain, allowed = question.explain(), cfg.max_tokens_in_explanation
     explanation = answers.known(explain, allowed)
     if explanation is None:
@@ -349,16 +334,16 @@ def cost(
     questions: Mapping[str, list[Question]], answers: Mapping[str, Answers], cfg: AutointerpConfig
 ) -> tuple[int, str]:
     """Requests to send, and the estimate in one line: a token for every four characters sent, and as many received as
-    are allowed. Answers that are there cost nothing."""
+    are allowed. Answers in the file cost nothing."""
     n = sum(map(len, questions.values()))
-    asked = [one for name, several in questions.items() for q in several for one in missing(q, answers[name], cfg)]
-    sent = sum(len(message["content"]) for messages, _ in asked for message in messages) / CHARS_PER_TOKEN
-    received = sum(allowed for _, allowed in asked)
+    requests = [one for name, several in questions.items() for q in several for one in missing(q, answers[name], cfg)]
+    sent = sum(len(message["content"]) for messages, _ in requests for message in messages) / CHARS_PER_TOKEN
+    received = sum(allowed for _, allowed in requests)
     dollars = (sent * cfg.price_in + received * cfg.price_out) / 1e6
-    there = f" ({2 * n - len(asked):,} answered before)" if len(asked) < 2 * n else ""
-    return len(asked), (
-        f"autointerp: {n:,} features of {len(questions)} SAEs, {len(asked):,} requests to {cfg.model} at {cfg.judge}"
-        f"{there}, about {(sent + received) / 1e6:.2f} million tokens, ${dollars:.2f}"
+    before = f" ({2 * n - len(requests):,} answered before)" if len(requests) < 2 * n else ""
+    return len(requests), (
+        f"autointerp: {n:,} features of {len(questions)} SAEs, {len(requests):,} requests to {cfg.model} at {cfg.judge}"
+        f"{before}, about {(sent + received) / 1e6:.2f} million tokens, ${dollars:.2f}"
     )
 
 
@@ -384,9 +369,9 @@ def eval_config(shared: Shared, context: int) -> dict[str, Any]:
         "use_demos_in_explanation": True,
         "n_top_ex_for_generation": TOP_SHOWN,
         "n_iw_sampled_ex_for_generation": SAMPLED_SHOWN,
-        "n_top_ex_for_scoring": TOP_ASKED,
-        "n_random_ex_for_scoring": RANDOM_ASKED,
-        "n_iw_sampled_ex_for_scoring": SAMPLED_ASKED,
+        "n_top_ex_for_scoring": TOP_SCORED,
+        "n_random_ex_for_scoring": RANDOM_SCORED,
+        "n_iw_sampled_ex_for_scoring": SAMPLED_SCORED,
     }
 
 

@@ -1,4 +1,4 @@
-"""What evaluations ask of a language model, and how held-out contexts become batches."""
+"""The interface of a language model to evaluations, and batches of held-out contexts."""
 
 from collections.abc import Iterable
 from typing import Protocol
@@ -41,7 +41,7 @@ def is_plain(tokens_SL: Tensor, special_ids: Iterable[int]) -> Tensor:
 def split_batches(tokens_NL: Tensor, cfg: EvalConfig) -> tuple[list[Tensor], list[Tensor], list[str]]:
     """Batches of contexts for the forward-pass metrics, the batches that follow them for the others, and warnings.
 
-    Text that is too short for the batches asked for is shared out in the same proportion, and the warning says so.
+    Text that is too short for these batches is divided in the same proportion, with a warning.
     Raises DataError when there are not two contexts.
     """
     if len(tokens_NL) < 2:

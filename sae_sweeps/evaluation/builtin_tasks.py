@@ -25,7 +25,7 @@ ROW_CHARS = 240
 BLOCK_CHARS = 8000
 """Rows of one block are all in one split."""
 TEST_BLOCKS = 3
-"""One block in so many is for testing."""
+"""Every third block, by a hash, is for testing."""
 TRAIN_ROWS, TEST_ROWS, FINE_ROWS = 400, 200, 100
 """Most rows of a binary task, and of a fine class."""
 KINDS = ("prose", "code")
@@ -56,7 +56,7 @@ HIERARCHY = "builtin/topics_and_packages"
 
 
 class BuiltinSource:
-    """What the evaluations ask for, from the standard library."""
+    """Labelled text and questions from the standard library."""
 
     kind: str = "builtin"
     probing: tuple[str, ...] = (*TOPICS, PACKAGES, KIND_TASK)
@@ -122,20 +122,20 @@ class BuiltinSource:
                 islice((row[: GIVEN + CONTINUED] for row in tokens if len(row) >= GIVEN + CONTINUED), QUESTIONS)
             )
             start = [] if lm.bos_id is None else [lm.bos_id]
-            asked, answers = [], []
+            choices, answers = [], []
             for i, row in enumerate(long):
                 right = rng.randrange(4)
                 others = rng.sample([j for j in range(len(long)) if j != i], 3)
                 order = [*others[:right], i, *others[right:]]
-                asked += [start + row[:GIVEN] + long[j][GIVEN:] for j in order]
+                choices += [start + row[:GIVEN] + long[j][GIVEN:] for j in order]
                 answers.append(right)
-            questions = QuestionSet(name, forget, asked, answers, CONTINUED)
+            questions = QuestionSet(name, forget, choices, answers, CONTINUED)
             made.append(Candidates(questions, questions, 1))
         return made
 
 
 def tokenized(texts: list[str], tokenizer: Any) -> Iterator[list[int]]:
-    """Token ids of each text, a few hundred texts at a time: who takes the first ones waits for no others."""
+    """Token ids of each text, a few hundred texts at a time, so that the first need not wait for all."""
     for first in range(0, len(texts), 256):
         yield from tokenizer(texts[first : first + 256], add_special_tokens=False)["input_ids"]
 
@@ -211,9 +211,9 @@ def prose_and_code(source: str) -> tuple[str, str]:
                 and isinstance(first.value.value, str)
             ):
                 prose |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
-    said = [line.strip().lstrip("#").strip().strip('"') for n, line in enumerate(lines, 1) if n in prose]
+    comments = [line.strip().lstrip("#").strip().strip('"') for n, line in enumerate(lines, 1) if n in prose]
     done = [line for n, line in enumerate(lines, 1) if n not in prose]
-    return "\n".join(filter(None, said)), "\n".join(line for line in done if line.strip())
+    return "\n".join(filter(None, comments)), "\n".join(line for line in done if line.strip())
 
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

@@ -8,8 +8,8 @@ latents on 49,152 rows, 4 active, for 2,000 epochs of batches of 4,096 (Adam, 1e
 none is dead, and 300 steps come within 0.03 of 3,000 (d_sae 2048, d_in 160), in the same order of SAEs.
 
 The rate depends on the shape: with d_sae 2048 and d_in 160 random directions have 0.52 and a trained TopK SAE 0.53.
-So the rate of random directions stands beside it; orthonormal rows have 1 / RATIO. How OrtSAE counts distinct features
-could not be found: the count, and the cosine that tells features apart, are this project's.
+So the rate of random directions is reported beside it; orthonormal rows have 1 / RATIO. How OrtSAE counts distinct
+features could not be found: the count and its threshold on the cosine are this project's.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TILE = 1024
 
 def composition(W_dec: Tensor, seed: int = 0) -> dict[str, float]:
     """composition_rate: share of the variance of the unit rows that the meta-SAE explains; composition_rate_random: of
-    as many random directions, so what is had by chance; distinct_features: rows that are not within a cosine of 0.9 of
+    as many random directions, for comparison; distinct_features: rows that are not within a cosine of 0.9 of
     an earlier one.
 
     W_dec [d_sae, d_in]; rows of zeros are left out, and of more than MOST_ROWS rows a seeded sample is taken for the

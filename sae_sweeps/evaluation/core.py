@@ -1,4 +1,4 @@
-"""The core evaluation: reconstruction, sparsity and what is left of the language model, by SAEBench's definitions.
+"""The core evaluation: reconstruction, sparsity and preservation of the model's loss, as SAEBench defines them.
 
 Nothing here is random: the numbers depend on the SAE, the model and the held-out contexts in their order, and an SAE
 gets the same ones alone and in a group. Sums run in float64 and SAEs in their own dtype, where SAEBench rounds both to
@@ -43,36 +43,24 @@ METRICS = {
 GROUPS = {
     "model_behavior_preservation": ["kl_div_score", "kl_div_with_ablation", "kl_div_with_sae"],
     "model_performance_preservation": [
-        "ce_loss_score",
-        "ce_loss_with_ablation",
-        "ce_loss_with_sae",
-        "ce_loss_without_sae",
+        "ce_loss_score", "ce_loss_with_ablation", "ce_loss_with_sae", "ce_loss_without_sae",
     ],
     "reconstruction_quality": ["explained_variance", "explained_variance_legacy", "mse", "cossim"],
     "shrinkage": ["l2_norm_in", "l2_norm_out", "l2_ratio", "relative_reconstruction_bias"],
     "sparsity": ["l0", "l1"],
     "token_stats": ["total_tokens_eval_reconstruction", "total_tokens_eval_sparsity_variance"],
     "misc_metrics": [
-        "freq_over_1_percent",
-        "freq_over_10_percent",
-        "normalized_freq_over_1_percent",
-        "normalized_freq_over_10_percent",
-        "average_max_encoder_cosine_sim",
-        "average_max_decoder_cosine_sim",
+        "freq_over_1_percent", "freq_over_10_percent", "normalized_freq_over_1_percent",
+        "normalized_freq_over_10_percent", "average_max_encoder_cosine_sim", "average_max_decoder_cosine_sim",
         "frac_alive",
     ],
-}
+}  # fmt: skip
 """SAEBench's metrics, by the groups of its file."""
 
 FEATURE_COLUMNS = [
-    "feature_density",
-    "consistent_activation_heuristic",
-    "encoder_bias",
-    "encoder_norm",
-    "encoder_decoder_cosine_sim",
-    "max_decoder_cosine_sim",
-    "max_encoder_cosine_sim",
-]
+    "feature_density", "consistent_activation_heuristic", "encoder_bias", "encoder_norm", "encoder_decoder_cosine_sim",
+    "max_decoder_cosine_sim", "max_encoder_cosine_sim",
+]  # fmt: skip
 """SAEBench's statistics of each feature, in the order of its file."""
 
 OURS = ["fvu", "explained_variance_correct", "mse_per_token", "dead_features"]
@@ -84,13 +72,13 @@ class CoreResult:
     """The core evaluation of one SAE."""
 
     name: str
-    """What the caller calls the SAE."""
+    """The SAE's name in `saes`."""
     metrics: dict[str, float]
-    """Every metric by its name, SAEBench's groups flattened; what could not be measured is absent."""
+    """Every metric by its name, SAEBench's groups flattened; those that could not be measured are absent."""
     features: dict[str, Tensor]
     """Statistics per feature [d_sae] by SAEBench's names; likewise."""
     warnings: list[str]
-    """What makes the numbers doubtful, in words."""
+    """Reasons to doubt the numbers."""
     eval_config: dict[str, Any]
     """How they were measured, by SAEBench's names."""
     sae_cfg: dict[str, Any]
@@ -100,7 +88,7 @@ class CoreResult:
         return self.metrics
 
     def to_json(self) -> dict[str, Any]:
-        """SAEBench's JSON for this evaluation: -1 stands for nan, null for what was not measured."""
+        """SAEBench's JSON for this evaluation, with -1 for nan and null for metrics that were not measured."""
         unmeasured = [None] * self.sae_cfg["d_sae"]
         columns = [self.features[c].tolist() if c in self.features else unmeasured for c in FEATURE_COLUMNS]
         details = [
@@ -134,7 +122,7 @@ def evaluate_core(
 ) -> dict[str, CoreResult]:
     """Evaluate SAEs of one hook on N held-out contexts of L tokens, all on the same batches.
 
-    `progress` is told of the contexts done.
+    `progress` is called with the number of contexts done.
 
     The first `recon_batches` batches serve cross-entropy and KL divergence, the `sparsity_batches` after them the rest.
     Raises ConfigError for a number of batches below 1 and DataError when there are not two contexts.
@@ -178,7 +166,7 @@ def evaluate_core(
 def evaluate_activations(saes: Mapping[str, ExportedSAE], activations: Iterable[Tensor]) -> dict[str, CoreResult]:
     """The part of the core evaluation that needs no language model, on held-out batches x_BD of any size.
 
-    Cross-entropy, KL divergence and what counts contexts are absent from the metrics and null in the file.
+    Cross-entropy, KL divergence and numbers of contexts are absent from the metrics and null in the file.
     """
     stats = reconstruct(saes, ((x_BD, None) for x_BD in activations))
     results = {}
@@ -225,7 +213,7 @@ def summary(
     measured: dict[str, Any],
     warnings: list[str],
 ) -> CoreResult:
-    """Put together one SAE's result; `metrics` and `measured` hold what depends on the language model."""
+    """One SAE's result from its statistics and, in `metrics` and `measured`, the numbers that need the model."""
     columns = features.columns() | weight_stats(sae)
     metrics = metrics | recon.metrics() | density_metrics(columns["feature_density"])
     for side in ("encoder", "decoder"):
@@ -253,7 +241,7 @@ def summary(
 
 
 def doubts(metrics: dict[str, float], sae: ExportedSAE) -> list[str]:
-    """What makes an SAE's metrics doubtful, one clause each."""
+    """Reasons to doubt an SAE's metrics, one clause each."""
     l0, dead = metrics["l0"], metrics["dead_features"]
     found = []
     if math.isnan(l0):
@@ -279,10 +267,6 @@ def rounded(value: float | None) -> float | None:
 
 
 EVALUATION = Evaluation(
-    "core",
-    evaluate,
-    METRICS,
-    reads=("batch_size", "recon_batches", "sparsity_batches", "exclude_special_tokens"),
-    needs_model=False,
-    finite_only=False,
-)
+    "core", evaluate, METRICS, reads=("batch_size", "recon_batches", "sparsity_batches", "exclude_special_tokens"),
+    needs_model=False, finite_only=False,
+)  # fmt: skip

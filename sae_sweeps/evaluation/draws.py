@@ -1,4 +1,4 @@
-"""Random draws that depend on the seed and on what they are for, never on what was drawn before.
+"""Random draws that depend on the seed and on their purpose, never on earlier draws.
 
 SAEBench draws from one global stream, so its numbers depend on which SAE came first and on whether a cache was warm.
 Here every purpose has a stream of its own; within it the draws are SAEBench's, in its order.
@@ -19,7 +19,7 @@ def stream(seed: int, *purpose: str) -> torch.Generator:
 
 
 def stream_seed(seed: int, *purpose: str) -> int:
-    """63 bits that stand for the seed and the purpose."""
+    """63-bit hash of the seed and the purpose."""
     content = "\0".join([str(seed), *purpose]).encode()
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
 
@@ -31,7 +31,7 @@ def evenly(n: int, of: int) -> Tensor:
 
 
 def offsets(n_by_class: dict[str, int]) -> dict[str, int]:
-    """Where each class begins when the rows of all classes stand one after another."""
+    """First row of each class where the rows of all classes are concatenated."""
     starts, total = {}, 0
     for name, n in n_by_class.items():
         starts[name] = total

@@ -1,11 +1,11 @@
-"""Words of the vocabulary in prompts that ask for their first letter, and the model's own probe for it: what absorption
-asks of every SAE and no SAE decides.
+"""Prompts for the first letter of the vocabulary's words, and the model's own probe for it: the part of absorption that
+is the same for all SAEs.
 
 The words are split: the model's probe must find the letters of words that it was not trained on. The built-in model is
 too small for that; on built-in data the commonest words serve both sides, in other prompts.
 
 A prompt is a line break and ten lines such as ` tree has the first letter: T`, then the word's own line without its
-answer; the activation at the word is what counts. SAEBench draws words and examples from unseeded streams and in the
+answer; the activation at the word is used. SAEBench draws words and examples from unseeded streams and in the
 order of a hash map; here words are sorted first and every draw has a stream of its own.
 """
 
@@ -25,6 +25,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.errors import DataError
 from sae_sweeps.evaluation.draws import stream, stream_seed
+from sae_sweeps.evaluation.questions import padded
 from sae_sweeps.evaluation.shared import Shared
 
 LETTERS = string.ascii_lowercase
@@ -70,7 +71,7 @@ def f1_score(true_N: Tensor, predicted_N: Tensor) -> float:
 
 
 def vocabulary(tokenizer: Any, commonest: int | None = None) -> list[str]:
-    """Every token that is letters, with or without a leading blank, sorted; or so many of the lowest ids."""
+    """Every token that is letters, with or without a leading blank, sorted; or the `commonest` of lowest id."""
     found: dict[str, None] = {}
     for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
         word = tokenizer.convert_tokens_to_string([token])
@@ -96,7 +97,7 @@ def prompt(word: str, examples: list[str], rng: random.Random) -> str:
 
 
 def first_letters(shared: Shared) -> FirstLetters:
-    """Words, activations and probe, made once per (model, layer, seed). Raises DataError for too small a vocabulary."""
+    """Words, activations and probe, computed once. Raises DataError for too small a vocabulary."""
     cfg, seed = shared.cfg.absorption, shared.cfg.seed
     builtin = shared.source.kind == "builtin"
     words = vocabulary(shared.lm.tokenizer, BUILTIN_WORDS if builtin else None)
@@ -122,8 +123,8 @@ def first_letters(shared: Shared) -> FirstLetters:
         )  # fmt: skip
         right = right_words(made["test_x"] @ made["weight"].T + made["bias"], test)
         rng = random.Random(stream_seed(seed, "prompts", "absorption"))
-        asked = [prompt(test[i], words, rng) for i in right]
-        made["words_x"] = at_words(asked, shared.lm, shared.layer, shared.advance)
+        prompts = [prompt(test[i], words, rng) for i in right]
+        made["words_x"] = at_words(prompts, shared.lm, shared.layer, shared.advance)
         return made
 
     how = {"seed": seed, "words": cfg.max_words, "epochs": cfg.epochs, "builtin": builtin}
@@ -144,7 +145,7 @@ def first_letters(shared: Shared) -> FirstLetters:
 
 
 def right_words(scores_N26: Tensor, words: list[str]) -> list[int]:
-    """The words whose letter the probe sees, letter by letter."""
+    """Indices of the words whose letter the probe predicts, in the order of the letters."""
     letters = [letter_of(word) for word in words]
     seen = [bool(scores_N26[i, letter] > 0) for i, letter in enumerate(letters)]
     return [i for target in range(26) for i, letter in enumerate(letters) if letter == target and seen[i]]
@@ -158,11 +159,9 @@ def at_words(prompts: list[str], lm: Any, layer: LayerConfig, advance: Callable[
     for first in range(0, len(prompts), BATCH):
         rows = lm.tokenizer(prompts[first : first + BATCH], add_special_tokens=False)["input_ids"]
         rows = [([] if lm.bos_id is None else [lm.bos_id]) + row for row in rows]
-        longest = max(map(len, rows))
-        tokens_SL = torch.tensor([row + [row[-1]] * (longest - len(row)) for row in rows])  # nothing sees the filling
-        at = torch.tensor([len(row) - behind - 1 for row in rows])
+        tokens_SL, length_S = padded(rows)
         x_SLD = lm.activations(tokens_SL, layer)
-        out.append(x_SLD[torch.arange(len(rows)), at.to(x_SLD.device)].float().cpu())
+        out.append(x_SLD[torch.arange(len(rows)), (length_S - behind - 1).to(x_SLD.device)].float().cpu())
         advance(len(rows))
     return torch.cat(out)
 

@@ -1,4 +1,4 @@
-"""How the decoder's rows lie to each other: cosines over all pairs, in tiles, so that [d_sae, d_sae] is never held."""
+"""Cosines between the decoder's rows, over all pairs in tiles, so that no [d_sae, d_sae] matrix is held."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 TILE = 1024
 BINS = 50
 BLOCK = 256
-"""Features whose cosines with each other are kept whole, the same ones at every look."""
+"""Features whose cosines with each other are all recorded, the same ones at every step."""
 SAMPLED = 1024
 """Rows from which the histogram is made, where there are more."""
 
@@ -33,7 +33,7 @@ def decoder_geometry(W_dec: Tensor) -> dict[str, float]:
         names = ("nearest_neighbour_cosine", "nearest_neighbour_cosine_median", "mean_abs_cosine")
         return dict.fromkeys(names, float("nan"))
     nearest_S = torch.cat(nearest).double()
-    # a row with itself stands as -1 in the tiles
+    # the tiles hold -1 for a row with itself
     return {
         "nearest_neighbour_cosine": float(nearest_S.mean()),
         "nearest_neighbour_cosine_median": float(nearest_S.quantile(0.5)),
@@ -73,7 +73,7 @@ def _unit_rows(W: Tensor) -> Tensor:
 
 
 def _tiles(unit: Tensor) -> Iterator[Tensor]:
-    """Cosines of TILE rows at a time with all rows [<= TILE, n]; a row with itself stands as -1."""
+    """Cosines of TILE rows at a time with all rows [<= TILE, n], -1 for a row with itself."""
     for start in range(0, len(unit), TILE):
         cosine = unit[start : start + TILE] @ unit.T
         cosine.diagonal(start).fill_(-1)

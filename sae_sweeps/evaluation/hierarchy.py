@@ -1,9 +1,9 @@
-"""Sparse probing of a hierarchy with k-fold cross-validation, as the adaptive-sharing study asks for.
+"""Sparse probing of a hierarchy with k-fold cross-validation, for the adaptive-sharing study.
 
 `hierarchy_coarse_top_k_accuracy`: each coarse class against the others; `hierarchy_fine_top_k_accuracy`: each fine
 class against the others inside its coarse class. Tasks are balanced, probes are those of sparse probing, and every row
 is in the test part of one of the folds; the mean over classes, then over folds, is the metric, `_std` its sample
-standard deviation over folds. Beside them stand the language model's own (`hierarchy_llm_...`).
+standard deviation over folds. `hierarchy_llm_...` are the language model's own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sae_sweeps.evaluation.draws import against_the_rest, stream
 from sae_sweeps.evaluation.probes import BinaryTask, most_different, sparse_probe_accuracy
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.rows import mean_activations, mean_features
-from sae_sweeps.evaluation.shared import Shared, labelled
+from sae_sweeps.evaluation.shared import Shared
 
 METRICS = {"hierarchy_(coarse|fine)_.*_accuracy": ("higher", None)}
 
@@ -47,8 +47,9 @@ def evaluate_hierarchy(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: Hie
         details = [{"dataset_name": data, **flat("hierarchy", {data: scores})} for data, scores in found[name].items()]
         how = {"random_seed": shared.cfg.seed, "n_folds": cfg.folds, "rows": cfg.rows, "k_values": cfg.k_values}
         how |= {"dataset_names": list(shared.source.hierarchies), "model_name": shared.model_name}
-        per_fold = {data: scores for data, scores in found[name].items()}
-        out[name] = labelled("hierarchy", name, sae, shared, how, {"hierarchy": metrics}, details, per_fold, [])
+        out[name] = shared.result(
+            "hierarchy", name, sae, how, {"hierarchy": metrics}, details=details, unstructured=found[name]
+        )
     return out
 
 

@@ -13,16 +13,16 @@ from sae_sweeps.errors import ConfigError, NoNetwork
 from sae_sweeps.storage.files import one_line
 
 RETRIES = 2
-"""Further attempts after an answer that says to try again."""
+"""Further attempts after a temporary error."""
 PASSING = (408, 409, 429)
-"""HTTP statuses that say so, besides those from 500 on."""
+"""HTTP statuses of temporary errors, besides those from 500 on."""
 TIMEOUT_S = 60.0
 
 Messages = list[dict[str, str]]
 
 
 class Judge:
-    """Asks one model; counts what is sent and received, in tokens where the server tells."""
+    """Sends requests to one model; counts tokens sent and received where the server reports them."""
 
     def __init__(self, cfg: AutointerpConfig, wait_s: float = 1.0):
         if not cfg.judge:
@@ -39,14 +39,14 @@ class Judge:
         self.client = InferenceClient(base_url=cfg.judge, api_key=key, timeout=TIMEOUT_S)
         self._lock = threading.Lock()
 
-    def ask(self, messages: Messages, max_tokens: int) -> str:
+    def complete(self, messages: Messages, max_tokens: int) -> str:
         """The model's answer. Raises NoNetwork where the server cannot be reached or refuses."""
         from huggingface_hub import InferenceTimeoutError
 
         for attempt in range(RETRIES + 1):
             try:
                 answer = self.client.chat_completion(messages, model=self.cfg.model, max_tokens=max_tokens)
-                said = answer.choices[0].message.content
+                text = answer.choices[0].message.content
             except Exception as error:  # httpx and huggingface_hub each have their own
                 status = getattr(getattr(error, "response", None), "status_code", None)
                 again = isinstance(error, InferenceTimeoutError) or status in PASSING or (status or 0) >= 500
@@ -58,12 +58,12 @@ class Judge:
                 time.sleep(self.wait_s * 2**attempt)
                 continue
             self._count(answer)
-            return (said or "").strip()
+            return (text or "").strip()
         raise AssertionError
 
     def _what(self, status: int | None, error: Exception) -> str:
         if status is not None:
-            return f"the server said {status}"
+            return f"the server answered {status}"
         if isinstance(error, (IndexError, KeyError, TypeError, ValueError, AttributeError)):
             return f"the server's answer is not a chat completion ({one_line(error)[:200]})"
         return f"the server cannot be reached ({one_line(error)[:200]})"

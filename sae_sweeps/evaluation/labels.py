@@ -1,4 +1,4 @@
-"""Whether tokens with the same label have similar features, and whether single features tell the labels apart."""
+"""Whether tokens with the same label have similar features, and whether single features distinguish the labels."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ def label_separation(f_BF: Tensor, labels_B: Tensor, seed: int = 0, max_tokens: 
 
     Features of each token are scaled to unit norm and reduced to at most 50 dimensions (truncated SVD). nmi compares
     k-means clusters of that, as many as there are labels, with the labels (0 to 1); silhouette is that of the labels
-    themselves in cosine distance (-1 to 1); both by scikit-learn. They ask whether labels are what most sets tokens
-    apart, so on single tokens, where the word is, both are near 0 for most SAEs; the other two ask whether any feature
-    is about the label (see `information`): the largest, and the mean of the ten largest.
+    themselves in cosine distance (-1 to 1); both by scikit-learn. They are high where the
+    label is the main difference between tokens; on single tokens that is the word, so both are near 0 for most SAEs.
+    The other two are high where some feature is about the label (see `information`): the largest, and the mean of the
+    ten largest.
 
     Tokens on which nothing fires are left out. Seeded; of more than `max_tokens` tokens a sample is taken.
 
@@ -38,7 +39,7 @@ def label_separation(f_BF: Tensor, labels_B: Tensor, seed: int = 0, max_tokens: 
     n_labels = len(np.unique(labels))
     if not 2 <= n_labels < len(labels):
         return {}
-    told = information(f_BF, torch.from_numpy(labels)).topk(min(TOP, f_BF.shape[1])).values
+    largest = information(f_BF, torch.from_numpy(labels)).topk(min(TOP, f_BF.shape[1])).values
     points = normalize(csr_matrix(f_BF.float().cpu().numpy()))
     if points.shape[1] > MOST_DIMENSIONS:
         points = TruncatedSVD(MOST_DIMENSIONS, random_state=seed).fit_transform(points)
@@ -48,13 +49,13 @@ def label_separation(f_BF: Tensor, labels_B: Tensor, seed: int = 0, max_tokens: 
     return {
         "nmi": float(normalized_mutual_info_score(labels, clusters)),
         "silhouette": float(silhouette_score(points, labels, metric="cosine")),
-        "feature_mi": float(told[0]),
-        "feature_mi_top10": float(told.mean()),
+        "feature_mi": float(largest[0]),
+        "feature_mi_top10": float(largest.mean()),
     }
 
 
 def information(f_BF: Tensor, labels_B: Tensor) -> Tensor:
-    """Share of the labels' entropy that each feature's firing tells: I(f > 0; label) / H(label) [d_sae], 0 to 1.
+    """Mutual information of each feature's firing and the label, I(f > 0; label) / H(label) [d_sae], 0 to 1.
 
     The largest of many features is above 0 by chance: 0.002 for 2,048 features, 4,096 tokens and two labels.
     """

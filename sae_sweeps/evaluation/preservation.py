@@ -1,4 +1,4 @@
-"""What is left of a language model's predictions when an SAE's output stands in for the activation it read."""
+"""A language model's loss and predictions when an SAE's output replaces the activation."""
 
 from collections.abc import Iterable, Mapping
 
@@ -11,7 +11,7 @@ from sae_sweeps.evaluation.batches import LanguageModel, is_plain
 
 
 class Mean:
-    """A mean over tokens that are met batch by batch, summed in float64; nan before the first."""
+    """A running mean over tokens, summed in float64; nan before the first."""
 
     def __init__(self) -> None:
         self.total, self.count = 0.0, 0

@@ -1,4 +1,4 @@
-"""Multiple-choice questions that a language model answers right, put as SAEBench does or as continuations of a text."""
+"""Multiple-choice questions, as SAEBench prompts for them or as continuations of a text."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class QuestionSet:
     forget: bool
     """Whether a model that has unlearned should fail them."""
     rows: list[list[int]]
-    """One per question where letters are asked for, four (one per choice) where continuations are weighed."""
+    """One per question whose answer is a letter, four (one per choice) where continuations are compared."""
     answers: list[int]
     """The right choice of each question."""
     tail: int = 0
-    """Tokens of a continuation at the end of each row; 0 where letters are asked for."""
+    """Tokens of a continuation at the end of each row; 0 where the answer is a letter."""
 
     @property
     def per_question(self) -> int:
@@ -39,21 +39,21 @@ class QuestionSet:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Questions from which those are kept that the model answers right in all of `orders` orders of the choices."""
+    """Questions before those are dropped that the model gets wrong in one of the `orders` orders of the choices."""
 
     trial: QuestionSet
     """Every question in all its orders, one after another."""
-    asked: QuestionSet
-    """Every question as it is asked later."""
+    questions: QuestionSet
+    """Every question as it is used in the evaluation."""
     orders: int
 
     @property
     def name(self) -> str:
-        return self.asked.name
+        return self.questions.name
 
 
 def padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Rows filled up on the right with their last token, which nothing before it sees, and their lengths."""
+    """Rows padded on the right with their last token, and their lengths; no earlier token attends to padding."""
     longest = max(map(len, rows))
     return torch.tensor([row + [row[-1]] * (longest - len(row)) for row in rows]), torch.tensor([len(r) for r in rows])
 
@@ -79,8 +79,8 @@ def answers_of(hidden_SLD: Tensor, tokens_SL: Tensor, length_S: Tensor, question
         return p_SV[:, letter_ids(lm.tokenizer).to(device)].max(1).values.argmax(1).cpu()
     at_ST = length_S[:, None] - questions.tail - 1 + torch.arange(questions.tail, device=device)
     log_p_STV = lm.unembed(hidden_SLD[rows[:, None], at_ST]).float().log_softmax(-1)
-    said_ST = tokens_SL.to(device)[rows[:, None], at_ST + 1]
-    score_S = log_p_STV.gather(2, said_ST[..., None])[..., 0].mean(1)
+    next_ST = tokens_SL.to(device)[rows[:, None], at_ST + 1]
+    score_S = log_p_STV.gather(2, next_ST[..., None])[..., 0].mean(1)
     return score_S.view(-1, N_CHOICES).argmax(1).cpu()
 
 

@@ -12,7 +12,7 @@ from sae_sweeps.kernels.features import Features
 class ReconstructionStats:
     """Sums over batches of n tokens: x the activations, f the features, y the reconstruction, in float64.
 
-    SAEBench's definitions, which are not always what their names say:
+    SAEBench's definitions, which differ from their names in places:
         l2_ratio                      mean of |y| / |x| (divisor 1 where |x| < 1e-4)
         relative_reconstruction_bias  mean over batches of mean|y|^2 / mean(x . y) (arXiv:2404.16014, equation 10)
         l0, l1                        mean of count(f != 0) and of sum(f)
@@ -20,7 +20,7 @@ class ReconstructionStats:
         cossim                        mean of the cosine of x and y; nan once a y is zero
         explained_variance_legacy     mean of 1 - |x - y|^2 / |x - mean of the batch|^2, a ratio per token
         explained_variance            1 - R / (S - (S / d_in)^2), S and R the means over batches of mean|x|^2 and
-                                      mean|x - y|^2: the square of the mean square stands for the squared mean
+                                      mean|x - y|^2: the square of the mean square in place of the squared mean
     Ours:
         fvu                           sum|x - y|^2 / sum|x - m|^2, m the mean activation over all tokens
         explained_variance_correct    1 - fvu

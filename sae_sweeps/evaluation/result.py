@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sae_sweeps.config.evaluations import BUILTIN
+from sae_sweeps.storage.files import with_floats
 
 
 class Measured(Protocol):
-    """What an evaluation returns for one SAE."""
+    """The result of an evaluation for one SAE."""
 
     @property
     def warnings(self) -> list[str]:
-        """What makes the numbers doubtful, in words."""
+        """Reasons to doubt the numbers."""
         ...
 
     def flat(self) -> dict[str, Any]:
@@ -54,26 +55,26 @@ class Result:
     eval_config: dict[str, Any]
     """How it was measured, by SAEBench's names."""
     metrics: dict[str, dict[str, float | None]]
-    """By SAEBench's groups and names; None for what was not measured."""
+    """By SAEBench's groups and names; None where not measured."""
     details: list[dict[str, Any]] = field(default_factory=list)
     unstructured: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    """What makes the numbers doubtful, in words."""
+    """Reasons to doubt the numbers."""
     data: str = "saebench"
     """saebench, or builtin."""
     also: dict[str, float] = field(default_factory=dict)
     """Flat metrics that SAEBench has no place for, and older names of those it has."""
     more: dict[str, Any] = field(default_factory=dict)
-    """What else the file keeps: numbers behind the metrics."""
+    """Further content of the file: numbers from which the metrics follow."""
 
     def flat(self) -> dict[str, float]:
-        """Metrics as results.json holds them; nan for what is not a number."""
+        """Metrics as results.json holds them; nan where undefined."""
         named = {name: value for group in self.metrics.values() for name, value in group.items()} | self.also
         prefix = BUILTIN if self.data == "builtin" else ""
         return {prefix + name: value for name, value in named.items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:
-        """SAEBench's file: -1 stands for nan, null for what was not measured."""
+        """SAEBench's file, with -1 for nan and null for metrics that were not measured."""
         note: dict[str, Any] = {"data": self.data, **self.also, **self.more, "warnings": self.warnings}
         return envelope(
             TYPE_IDS.get(self.evaluation, self.evaluation),
@@ -99,7 +100,7 @@ def envelope(
     sae_name: str,
     sae_cfg: dict[str, Any],
 ) -> dict[str, Any]:
-    """SAEBench's JSON, its keys in its order."""
+    """SAEBench's JSON, its keys in its order, with -1 for nan."""
     content = {
         "eval_type_id": type_id,
         "eval_config": eval_config,
@@ -114,13 +115,4 @@ def envelope(
         "sae_cfg_dict": sae_cfg,
         "eval_result_unstructured": unstructured,
     }
-    return nan_as_minus_one(content)
-
-
-def nan_as_minus_one(obj: Any) -> Any:
-    """A copy of a tree of dicts, lists and scalars with -1 for every nan, as SAEBench saves it."""
-    if isinstance(obj, dict):
-        return {key: nan_as_minus_one(value) for key, value in obj.items()}
-    if isinstance(obj, list):
-        return [nan_as_minus_one(value) for value in obj]
-    return -1 if isinstance(obj, float) and math.isnan(obj) else obj
+    return with_floats(content, lambda value: -1 if math.isnan(value) else value)

@@ -1,6 +1,6 @@
 """Rows of labelled text as activations, and the mean of an SAE's features over each row.
 
-Rows are tokenised alone, cut or padded to `context` tokens; special tokens count for nothing and are not stored. Means
+Rows are tokenised alone, cut or padded to `context` tokens; special tokens are neither counted nor stored. Means
 over tokens are all that probing, TPP and SCR need of an SAE: with an affine decoder, ablating features shifts a row's
 mean activation by the mean of those features times their decoder rows.
 """
@@ -24,7 +24,7 @@ TOKENS_AT_ONCE = 4096
 
 @dataclass
 class Rows:
-    """Rows of all classes one after another; a text that stands in several rows is kept once."""
+    """Rows of all classes, concatenated; a text that occurs in several rows is stored once."""
 
     x_ND: Tensor
     """Activations of the tokens that are not special, text after text [N, d_in], on the CPU."""
@@ -58,7 +58,7 @@ def harvest_rows(
     batch: int,
     progress: Callable[[int], None] = lambda n: None,
 ) -> Rows:
-    """Activations of the texts of each class; `progress` is told of the texts done."""
+    """Activations of the texts of each class; `progress` is called with the number of texts done."""
     x, length, special = [], [], []
     all_texts = [text for of_class in texts.values() for text in of_class]
     distinct = list(dict.fromkeys(all_texts))

@@ -38,7 +38,7 @@ CLASSES = {
     NEWS: ("0", "1", "2", "3"),
     EUROPARL: ("en", "fr", "de", "es", "nl"),
 }
-"""The classes that SAEBench asks about."""
+"""The classes that SAEBench uses."""
 COLUMNS = {BIAS: ("hard_text", "profession", "gender"), AMAZON: ("text", "category", "rating")}
 """Text, class and second attribute of the data sets that have two."""
 LANGUAGE_PAIRS = {"en": "en-fr", "fr": "fr-it", "de": "de-en", "es": "es-fr", "nl": "nl-pt"}
@@ -78,7 +78,7 @@ LEAST_CHARS = 50
 
 
 class SAEBenchSource:
-    """What the evaluations ask for, from SAEBench's data sets."""
+    """Labelled text and questions from SAEBench's data sets."""
 
     kind: str = "saebench"
     probing: tuple[str, ...] = tuple(CLASSES)
@@ -148,7 +148,7 @@ class SAEBenchSource:
         return Task(pair.name, parts["train"], parts["test"])
 
     def hierarchy(self, name: str, n_rows: int, seed: int) -> Hierarchy:
-        """The class, and inside it the second attribute, for the classes that sparse probing asks about."""
+        """The class, and inside it the second attribute, for the classes of sparse probing."""
         text, column, second = COLUMNS[name]
         table = self._table(name, "train")
         labels = [label for data, found in CLASSES.items() if data.split("_class_set")[0] == name for label in found]
@@ -182,9 +182,9 @@ class SAEBenchSource:
             bio = name == "wmdp-bio"
             rows = list(self._rows(WMDP if bio else MMLU, "test", subset=name))
             subject = "biology" if bio else name.replace("_", " ")
-            asked = QuestionSet(name, bio, *mcq_rows(rows, subject, lm, False))
-            trial = QuestionSet(name, bio, *mcq_rows(rows, subject, lm, True)) if all_orders else asked
-            made.append(Candidates(trial, asked, 24 if all_orders else 1))
+            questions = QuestionSet(name, bio, *mcq_rows(rows, subject, lm, False))
+            trial = QuestionSet(name, bio, *mcq_rows(rows, subject, lm, True)) if all_orders else questions
+            made.append(Candidates(trial, questions, 24 if all_orders else 1))
         return made
 
     def _streamed(self, name: str, n_train: int, n_test: int, seed: int) -> dict[str, dict[str, list[str]]]:

@@ -2,7 +2,7 @@
 
 A probe trained where the class goes along with a second attribute judges rows where it does not; ablating the n
 features that matter most to the attribute's probe should bring its accuracy up to that of the class's own probe.
-`scr_dir1` ablates the attribute and asks about the class, `scr_dir2` the other way round; `scr_metric` is the one whose
+`scr_dir1` ablates the attribute and measures the class, `scr_dir2` the reverse; `scr_metric` is the one whose
 biased accuracy was lower (absent on a tie).
 """
 
@@ -18,7 +18,7 @@ from sae_sweeps.evaluation.ablation import logits_after, logits_of, mean_differe
 from sae_sweeps.evaluation.draws import against, stream
 from sae_sweeps.evaluation.probes import BinaryTask, Probes, accuracy
 from sae_sweeps.evaluation.result import Result
-from sae_sweeps.evaluation.shared import Shared, labelled
+from sae_sweeps.evaluation.shared import Shared
 from sae_sweeps.evaluation.tasks import BIASED, BY_ATTRIBUTE, BY_CLASS, PAIRED, Pair
 from sae_sweeps.evaluation.tpp import Accuracies, average, before_ablation, eval_config, probes_of_model, too_small
 
@@ -39,18 +39,16 @@ def evaluate_scr(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: EvalConfi
             after[name][pair.name] = scr_accuracies(sae, name, shared, pair, draws, probes)
             found[name][pair.name] = scr_metrics(after[name][pair.name], clean)
     return {
-        name: labelled(
+        name: shared.result(
             "scr",
             name,
             sae,
-            shared,
             eval_config(cfg, shared, perform_scr=True),
             {"scr_metrics": average(list(found[name].values()))},
-            [{"dataset_name": f"{pair}_results", **metrics} for pair, metrics in found[name].items()],
-            {},
-            too_small(sae, cfg) + untied(found[name]),
+            details=[{"dataset_name": f"{pair}_results", **metrics} for pair, metrics in found[name].items()],
+            warnings=too_small(sae, cfg) + untied(found[name]),
             more={"accuracies": after[name]},
-        )
+        )  # fmt: skip
         for name, sae in saes.items()
     }
 

@@ -52,7 +52,7 @@ def evaluate(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: EvalConfig) -
 
 @torch.no_grad()
 def labels(sae: ExportedSAE, shared: Shared, n_tokens: int) -> dict[str, float]:
-    """nmi and silhouette on about `n_tokens` held-out tokens, as many of each role where there are so many."""
+    """nmi and silhouette on about `n_tokens` held-out tokens, equally many of each role where the text has enough."""
     pool = shared.tokens(n_tokens * SPREAD)
     roles = pool.role.unique().tolist()
     rows = [(pool.role == role).nonzero()[:, 0] for role in roles]

@@ -1,6 +1,6 @@
-"""What evaluations share: activations of labelled rows, probes and everything else that no SAE decides.
+"""What evaluations share: activations of labelled rows, probes and everything else that is the same for all SAEs.
 
-Made once per (model, layer, data, seed), kept in files and in memory, and the same whether it was found or made.
+Computed once per (model, layer, data, seed) and kept in files and in memory.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import EvalConfig
 from sae_sweeps.config.schema import DataConfig, LayerConfig
 from sae_sweeps.errors import DamagedFile
+from sae_sweeps.evaluation.batches import is_plain
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.rows import Rows, at_special_tokens, harvest_rows, mean_activations, mean_features
+from sae_sweeps.evaluation.sums import count_firing
 from sae_sweeps.evaluation.tasks import Pair, Source, Task
 from sae_sweeps.storage.digests import short_hash
 from sae_sweeps.storage.files import fsync_folder, naming_full_disk, temporary_beside
@@ -54,7 +56,7 @@ class Memory:
         return made
 
     def forget(self, prefix: str) -> None:
-        """Drop what no one will ask for again."""
+        """Drop the tensors whose keys begin so."""
         for key in [key for key in self._kept if key.startswith(prefix)]:
             self.size -= _bytes(self._kept.pop(key))
 
@@ -76,7 +78,7 @@ class Shared:
     folder: Path
     """Where kept files live."""
     stage: Callable[[str, int, str], None] = lambda name, total, unit: None
-    """Told of work that takes a while: its name, how much, and of what."""
+    """Called when work that takes a while begins: its name, amount and unit; then `tick` with the amount done."""
     tick: Callable[[int], None] = lambda done: None
     memory: Memory = field(default_factory=Memory)
     data: DataConfig = field(default_factory=DataConfig)
@@ -88,7 +90,7 @@ class Shared:
     world: SyntheticWorld | None = None
     """Where the activations are synthetic; `lm` is None then."""
     folders: Mapping[str, Path] = field(default_factory=dict)
-    """The `evals/` of each SAE, for what an evaluation keeps beside its result."""
+    """The `evals/` of each SAE, for files that an evaluation keeps beside its result."""
     _done: int = 0
 
     @property
@@ -108,19 +110,34 @@ class Shared:
         self.tick(self._done)
 
     def each(self, what: str, saes: Mapping[str, ExportedSAE]) -> Iterator[tuple[str, ExportedSAE]]:
-        """The SAEs by name, as a stage of their own: one that harvesting began ends with the harvest."""
+        """The SAEs by name, as a stage of progress: one that harvesting began ends with the harvest."""
         self.begin(what, len(saes), "SAE")
         for name, sae in saes.items():
             yield name, sae
             self.advance()
 
     def model_key(self) -> dict[str, Any]:
-        """What determines the model's activations, to the last bit."""
+        """Everything that determines the model's activations to the last bit."""
         how = {"dtype": self.llm_dtype, "device": self.device.type, "batch": self.cfg.llm_batch}
         return {"format": FORMAT, "model": self.model_digest, "layer": asdict(self.layer)} | how
 
+    @torch.no_grad()
+    def firing_counts(
+        self, stage: str, saes: Mapping[str, ExportedSAE], tokens_NL: Tensor, contexts_at_once: int
+    ) -> dict[str, Tensor]:
+        """Non-special tokens on which each feature fires [d_sae], from one pass of the model for all SAEs."""
+        counts = {name: torch.zeros(sae.d_sae, device=sae.device) for name, sae in saes.items()}
+        self.begin(stage, len(tokens_NL), "context")
+        for tokens_SL in tokens_NL.split(contexts_at_once):
+            plain_SL = is_plain(tokens_SL, self.lm.special_ids).to(self.device)
+            x_nD = self.lm.activations(tokens_SL, self.layer)[plain_SL]
+            for name, sae in saes.items():
+                counts[name] += count_firing(sae.features(x_nD))[0]
+            self.advance(len(tokens_SL))
+        return counts
+
     def rows_key(self, data: str | Pair) -> dict[str, Any]:
-        """What determines the rows of a data set, or of a pair of its classes."""
+        """Everything that determines the rows of a data set, or of a pair of its classes."""
         sizes = self.cfg.ablation if isinstance(data, Pair) else self.cfg.probing
         return self.model_key() | {
             "source": self.source.digest,
@@ -219,12 +236,18 @@ class Shared:
         return self.memory.get(key, lambda: {"f": mean_features(self.rows(data, split), sae)})["f"]
 
     def forget_features(self) -> None:
-        """Drop the row means of SAEs; what no SAE decides stays."""
+        """Drop the row means of SAEs and nothing else."""
         self.memory.forget("features ")
 
     def ablated_features(self, name: str, sae: ExportedSAE, data: str | Pair) -> Tensor:
-        """The same on test rows, with what fires on the zeros that stand at special tokens [R, d_sae]."""
+        """`features` of test rows, plus the features that fire on zeros at special tokens [R, d_sae]."""
         return self.features(name, sae, data, "test") + at_special_tokens(self.rows(data, "test"), sae)
+
+    def result(
+        self, evaluation: str, name: str, sae: ExportedSAE, eval_config: dict[str, Any], metrics: Any, **more: Any
+    ) -> Result:
+        """A `Result` of an SAE, with its cfg and the kind of data that it was measured on."""
+        return Result(evaluation, name, sae.cfg(), eval_config, metrics, data=self.source.kind, **more)
 
 
 def _name(data: str | Pair) -> str:
@@ -233,32 +256,3 @@ def _name(data: str | Pair) -> str:
 
 def _short(data: str | Pair) -> str:
     return _name(data).rpartition("/")[2]
-
-
-def labelled(
-    evaluation: str,
-    name: str,
-    sae: ExportedSAE,
-    shared: Shared,
-    eval_config: dict[str, Any],
-    metrics: Mapping[str, Mapping[str, float | None]],
-    details: list[dict[str, Any]],
-    unstructured: dict[str, Any],
-    warnings: list[str],
-    also: dict[str, float] | None = None,
-    more: dict[str, Any] | None = None,
-) -> Result:
-    """A result that says which data it was measured on."""
-    return Result(
-        evaluation,
-        name,
-        sae.cfg(),
-        eval_config,
-        {group: dict(of_group) for group, of_group in metrics.items()},
-        details,
-        unstructured,
-        warnings,
-        shared.source.kind,
-        also or {},
-        more or {},
-    )

@@ -1,8 +1,8 @@
-"""Sparse probing by SAEBench's definition: how well one, two or five features tell a class from the others.
+"""Sparse probing by SAEBench's definition: how well one, two or five features predict a class.
 
 Features are averaged over each row. For each class of each data set a balanced binary task is drawn; a probe sees the k
-features whose means differ most, or all features. The mean over classes, then over data sets, is the metric. Beside
-each number stands that of the language model's own activations.
+features whose means differ most, or all features. The mean over classes, then over data sets, is the metric. The `llm_`
+metrics are those of the language model's own activations.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sae_sweeps.config.evaluations import EvalConfig, Evaluation
 from sae_sweeps.evaluation.draws import stream
 from sae_sweeps.evaluation.probes import BinaryTask, most_different, sparse_probe_accuracy, train_probes
 from sae_sweeps.evaluation.result import Result
-from sae_sweeps.evaluation.shared import Shared, labelled
+from sae_sweeps.evaluation.shared import Shared
 from sae_sweeps.evaluation.tasks import chosen
 from sae_sweeps.evaluation.tpp import average, rest_draws
 
@@ -78,7 +78,7 @@ def accuracies(
 
 
 def model_accuracies(shared: Shared, dataset: str, draws: dict[str, BinaryTask]) -> PerClass:
-    """The language model's own, made once."""
+    """The language model's own accuracies, computed once."""
     names = ["llm_test_accuracy", *(f"llm_top_{k}_test_accuracy" for k in shared.cfg.probing.k_values)]
 
     def make() -> dict[str, Tensor]:
@@ -104,25 +104,24 @@ def result(name: str, sae: ExportedSAE, shared: Shared, found: dict[str, PerClas
     others = {metric: value for metric, value in overall.items() if metric not in all_names}
     if not shared.cfg.probing.all_features:  # what SAEBench writes where it leaves the probe out
         per_dataset = {dataset: {"sae_test_accuracy": -1.0, **metrics} for dataset, metrics in per_dataset.items()}
-    return labelled(
+    return shared.result(
         "sparse_probing",
         name,
         sae,
-        shared,
         eval_config(shared.cfg, shared, list(found)),
         {side: {metric: overall.get(metric) for metric in names[side]} for side in names},
-        [
+        details=[
             {"dataset_name": f"{dataset}_results"} | {metric: metrics.get(metric) for metric in all_names}
             for dataset, metrics in per_dataset.items()
         ],
-        {f"{dataset}_results": metrics for dataset, metrics in found.items()},
-        doubts(sae, shared, found),
-        others,
+        unstructured={f"{dataset}_results": metrics for dataset, metrics in found.items()},
+        warnings=doubts(sae, shared, found),
+        also=others,
     )
 
 
 def doubts(sae: ExportedSAE, shared: Shared, found: dict[str, PerClass]) -> list[str]:
-    """Probes that had nothing to see."""
+    """Warnings about k_values beyond d_sae and about probes at chance."""
     k_values = shared.cfg.probing.k_values
     blind = [
         f"{dataset} {label}"
@@ -132,7 +131,7 @@ def doubts(sae: ExportedSAE, shared: Shared, found: dict[str, PerClass]) -> list
     ]
     out = [f"k_values beyond d_sae = {sae.d_sae} use all features"] if max(k_values) > sae.d_sae else []
     if blind:
-        out.append(f"every sparse probe is at chance (0.5) for {', '.join(blind)}: no feature tells them apart")
+        out.append(f"every sparse probe is at chance (0.5) for {', '.join(blind)}: no feature distinguishes them")
     return out
 
 

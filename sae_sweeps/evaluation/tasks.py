@@ -22,7 +22,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two classes whose rows also differ in a second attribute: what SCR needs."""
+    """Two classes whose rows also differ in a second attribute, for SCR."""
 
     dataset: str
     classes: tuple[str, str]
@@ -49,14 +49,14 @@ class Source(Protocol):
     probing: tuple[str, ...]
     """Data sets of sparse probing."""
     tpp: tuple[str, ...]
-    """Those of them that TPP asks about."""
+    """Those of them that TPP uses."""
     pairs: tuple[Pair, ...]
-    """What SCR asks about."""
+    """Pairs of classes for SCR."""
     hierarchies: tuple[str, ...]
 
     @property
     def digest(self) -> str:
-        """Stands for the content in the names of kept files."""
+        """Identifies the content in the names of kept files."""
         ...
 
     def task(self, name: str, train_rows: int, test_rows: int, seed: int) -> Task:
@@ -76,7 +76,7 @@ class Source(Protocol):
         ...
 
     def corpus_size(self, contexts: int, context: int) -> tuple[int, int]:
-        """Contexts of each corpus and their length, given what is asked for."""
+        """Number of contexts of each corpus and their length, at most those requested."""
         ...
 
     def questions(self, lm: Any, seed: int, all_orders: bool) -> list[Candidates]:
@@ -94,7 +94,7 @@ by the class alone, and by both at once (the biased task)."""
 
 
 BY_ATTRIBUTE, BY_CLASS, BIASED = PAIRED
-"""The three probes of SCR by what tells their classes apart."""
+"""The three probes of SCR, by the difference between their classes."""
 
 
 def six_classes(

@@ -19,7 +19,7 @@ from sae_sweeps.evaluation.ablation import logits_after, logits_of, mean_differe
 from sae_sweeps.evaluation.draws import against_the_rest, stream
 from sae_sweeps.evaluation.probes import BinaryTask, Probes, accuracy, train_probes
 from sae_sweeps.evaluation.result import Result
-from sae_sweeps.evaluation.shared import Shared, labelled
+from sae_sweeps.evaluation.shared import Shared
 from sae_sweeps.evaluation.tasks import Pair
 
 METRICS = {
@@ -44,18 +44,17 @@ def evaluate_tpp(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: EvalConfi
             after[name][dataset] = accuracies(sae, name, shared, dataset, draws, probes)
             found[name][dataset] = tpp_metrics(after[name][dataset], clean)
     return {
-        name: labelled(
+        name: shared.result(
             "tpp",
             name,
             sae,
-            shared,
             eval_config(cfg, shared, perform_scr=False),
             {"tpp_metrics": average([overall for overall, _ in found[name].values()])},
-            [{"dataset_name": f"{dataset}_tpp_results", **found[name][dataset][0]} for dataset in datasets],
-            {dataset: found[name][dataset][1] for dataset in datasets},
-            too_small(sae, cfg),
+            details=[{"dataset_name": f"{dataset}_tpp_results", **found[name][dataset][0]} for dataset in datasets],
+            unstructured={dataset: found[name][dataset][1] for dataset in datasets},
+            warnings=too_small(sae, cfg),
             more={"accuracies": after[name]},
-        )
+        )  # fmt: skip
         for name, sae in saes.items()
     }
 

@@ -24,8 +24,7 @@ from sae_sweeps.evaluation.batches import is_plain
 from sae_sweeps.evaluation.draws import stream, stream_seed
 from sae_sweeps.evaluation.questions import Candidates, QuestionSet, answers_of, padded
 from sae_sweeps.evaluation.result import Result
-from sae_sweeps.evaluation.shared import Shared, labelled
-from sae_sweeps.evaluation.sums import count_firing
+from sae_sweeps.evaluation.shared import Shared
 
 METRICS = {"unlearning_score": ("higher", "unlearning")}
 
@@ -38,7 +37,7 @@ DIGITS = 6
 
 @dataclass
 class Setting:
-    """One way to clamp, and what it leaves right."""
+    """One way to clamp, and the shares of answers that stay right."""
 
     retain_threshold: float
     n_features: int
@@ -73,17 +72,12 @@ def evaluate_unlearning(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: Un
             warnings += few
             if not any(setting.side >= cfg.side_effect for setting in settings):
                 warnings.append(f"no setting leaves {cfg.side_effect:.0%} of the other answers right: the score is 0")
-        out[name] = labelled(
-            "unlearning",
-            name,
-            sae,
-            shared,
-            eval_config(shared, cfg, [q.name for q in questions]),
+        out[name] = shared.result(
+            "unlearning", name, sae, eval_config(shared, cfg, [q.name for q in questions]),
             {"unlearning": {"unlearning_score": score(settings, cfg)}},
-            [],
-            {setting.name: {"forget": setting.forget, "side": setting.side} for setting in settings},
-            warnings,
-        )
+            unstructured={setting.name: {"forget": setting.forget, "side": setting.side} for setting in settings},
+            warnings=warnings,
+        )  # fmt: skip
     return out
 
 
@@ -125,20 +119,11 @@ def joined(texts: list[str], tokenizer: Any, length: int, bos_id: int | None) ->
     return tokens_NL
 
 
-@torch.no_grad()
 def firing_shares(saes: Mapping[str, ExportedSAE], tokens_NL: Tensor, shared: Shared) -> dict[str, np.ndarray]:
-    """On what share of the tokens that are not special each feature fires [d_sae]; one pass of the model for all."""
-    totals = {name: torch.zeros(sae.d_sae, device=sae.device) for name, sae in saes.items()}
-    shared.begin("unlearning corpus", len(tokens_NL), "context")
-    n_plain = 0
-    for tokens_SL in tokens_NL.split(CONTEXTS_AT_ONCE):
-        plain_SL = is_plain(tokens_SL, shared.lm.special_ids)
-        x_nD = shared.lm.activations(tokens_SL, shared.layer)[plain_SL.to(shared.device)]
-        n_plain += len(x_nD)
-        for name, sae in saes.items():
-            totals[name] += count_firing(sae.features(x_nD))[0]
-        shared.advance(len(tokens_SL))
-    return {name: (total / n_plain).cpu().numpy().astype(float).round(DIGITS) for name, total in totals.items()}
+    """Share of the non-special tokens on which each feature fires [d_sae], from one pass of the model for all SAEs."""
+    counts = shared.firing_counts("unlearning corpus", saes, tokens_NL, CONTEXTS_AT_ONCE)
+    n_plain = int(is_plain(tokens_NL, shared.lm.special_ids).sum())
+    return {name: (count / n_plain).cpu().numpy().astype(float).round(DIGITS) for name, count in counts.items()}
 
 
 def answered(shared: Shared) -> list[QuestionSet]:
@@ -152,25 +137,20 @@ def answered(shared: Shared) -> list[QuestionSet]:
     how = {"source": shared.source.digest, "seed": seed, "all_orders": all_orders}
     key = shared.model_key() | {"what": "questions"} | how
     kept = shared.kept(key, make)
-    return [q.asked.only(kept[q.name].nonzero()[:, 0].tolist()) for q in every]
+    return [q.questions.only(kept[q.name].nonzero()[:, 0].tolist()) for q in every]
 
 
 @torch.no_grad()
 def right_questions(candidates: Candidates, shared: Shared) -> Tensor:
     """Which questions the model answers right in every order of the choices that is put to it [n], bool."""
-    rows, answers, orders = candidates.trial.rows, torch.tensor(candidates.trial.answers), candidates.orders
-    n = candidates.trial.per_question
-    shared.begin(candidates.name, len(rows), "prompt")
-    chosen = []
-    step = shared.cfg.llm_batch // n * n or n
-    for first in range(0, len(rows), step):
-        tokens_SL, length_S = padded(rows[first : first + step])
-        x_SLD = shared.lm.activations(tokens_SL, shared.layer)
-        hidden = shared.lm.resume(tokens_SL, shared.layer, x_SLD)
-        chosen.append(answers_of(hidden, tokens_SL, length_S, candidates.trial, shared.lm))
-        shared.advance(len(tokens_SL))
-    given = torch.cat(chosen) if chosen else torch.empty(0)
-    return (given == answers).view(-1, orders).all(1)
+    shared.begin(candidates.name, len(candidates.trial.rows), "prompt")
+    right = [torch.empty(0, dtype=torch.bool)]
+    for batch in question_batches([candidates.trial], shared):
+        hidden = shared.lm.resume(batch.tokens_SL, shared.layer, batch.x_SLD)
+        chosen = answers_of(hidden, batch.tokens_SL, batch.length_S, batch.questions, shared.lm)
+        right.append(chosen == batch.answers)
+        shared.advance(len(batch.tokens_SL))
+    return torch.cat(right).view(-1, candidates.orders).all(1)
 
 
 @dataclass
@@ -187,14 +167,14 @@ class QuestionBatch:
 @torch.no_grad()
 def question_batches(questions: list[QuestionSet], shared: Shared) -> Iterator[QuestionBatch]:
     """The questions in batches, run up to the layer once for all SAEs and settings."""
-    for asked in questions:
-        n = asked.per_question
+    for one in questions:
+        n = one.per_question
         step = shared.cfg.llm_batch // n * n or n
-        for first in range(0, len(asked.rows), step):
-            tokens_SL, length_S = padded(asked.rows[first : first + step])
+        for first in range(0, len(one.rows), step):
+            tokens_SL, length_S = padded(one.rows[first : first + step])
             x_SLD = shared.lm.activations(tokens_SL, shared.layer)
-            answers = torch.tensor(asked.answers[first // n : (first + step) // n])
-            yield QuestionBatch(asked, tokens_SL, length_S, x_SLD, answers)
+            answers = torch.tensor(one.answers[first // n : (first + step) // n])
+            yield QuestionBatch(one, tokens_SL, length_S, x_SLD, answers)
 
 
 def candidates_for(forget_F: np.ndarray, retain_F: np.ndarray, threshold: float) -> np.ndarray:
@@ -214,7 +194,7 @@ def all_settings(
     cfg: UnlearningConfig,
     shared: Shared,
 ) -> tuple[list[Setting], list[str]]:
-    """What every setting leaves right, and warnings where features are too few.
+    """Every setting with its shares of right answers, and warnings where features are too few.
 
     A row on which no chosen feature fires is answered as before, right; only the others are run again, from the layer.
     """

@@ -1,7 +1,7 @@
 """Evaluations of trained SAEs: `evals/NAME.json`, and beside it a summary with flat metrics, settings and warnings.
 
-SAEs of one model and layer are evaluated side by side, so that what no SAE decides is done once. An evaluation that
-fails is told of and takes nothing else with it.
+SAEs of one model and layer are evaluated side by side, so that the part that is the same for all is computed once. An
+evaluation that fails is reported, and the others are done.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Subject:
 
     name: str
     run: RunConfig
-    """Says the model, layer and text that it belongs to, and `eval`."""
+    """Its model, layer, text and `eval`."""
     folder: Path
     """Holds `evals/`."""
     sae: ExportedSAE
@@ -65,7 +65,7 @@ class Failure:
 
 
 def wanted(run: RunConfig) -> list[str]:
-    """The evaluations that the config asks for and the model allows, in their order."""
+    """The evaluations that the config names and the model allows, in their order."""
     if run.eval.name == "none":
         return []
     chosen = [name for name in evaluation_names() if name in run.eval.evaluations]
@@ -73,13 +73,13 @@ def wanted(run: RunConfig) -> list[str]:
 
 
 def is_done(cfg: EvalConfig, folder: Path, name: str) -> bool:
-    """Whether the folder holds this evaluation, made by the same settings."""
+    """Whether the folder has this evaluation with the same settings."""
     path = folder / "evals" / f"{name}{SUMMARY}"
     return path.exists() and read_summary(path)["settings"] == settings_of(cfg, name)
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """What `summarise` wrote. Raises DamagedFile where it is something else."""
+    """A summary that `summarise` wrote. Raises DamagedFile for any other content."""
     content = read_json(path)
     if not isinstance(content, dict) or not {"settings", "metrics", "warnings"} <= set(content):
         raise DamagedFile(f"{path} is damaged (it has no metrics); remove it, and the evaluation is done again.")
@@ -91,50 +91,47 @@ def is_evaluated(run: RunConfig, folder: RunFolder) -> bool:
 
 
 def evaluate_group(
-    subjects: list[Subject], session: RunSession, cache: Path, tell: Callable[[str], None] = lambda line: None
+    subjects: list[Subject], session: RunSession, cache: Path, report: Callable[[str], None] = lambda line: None
 ) -> list[Failure]:
-    """Evaluate SAEs of one model, layer and text side by side; `tell` hears a line about each evaluation."""
+    """Evaluate SAEs of one model, layer and text side by side; `report` is called with a line about each evaluation."""
     failures = []
     for subject in subjects:
         subject.sae = subject.sae.to(session.device)
     for name in wanted(subjects[0].run):
-        left = [subject for subject in subjects if not is_done(subject.run.eval, subject.folder, name)]
+        pending = [subject for subject in subjects if not is_done(subject.run.eval, subject.folder, name)]
         began = time.monotonic()
-        found = (
-            [Failure(who, name, why) for who, why in _attempt(name, left, session, cache).items() if why]
-            if left
-            else []
-        )
+        found = _attempt(name, pending, session, cache) if pending else []
         failures += found
-        before = f", {len(subjects) - len(left)} done before" if len(left) < len(subjects) else ""
-        tell(f"{name}: {len(left) - len(found)} done in {time.monotonic() - began:.1f} s{before}")
+        before = f", {len(subjects) - len(pending)} done before" if len(pending) < len(subjects) else ""
+        report(f"{name}: {len(pending) - len(found)} done in {time.monotonic() - began:.1f} s{before}")
         for failure in found:
-            tell(f"{failure.subject}: {failure}")
+            report(f"{failure.subject}: {failure}")
     session.forget_features()
     return failures
 
 
-def _attempt(name: str, left: list[Subject], session: RunSession, cache: Path) -> dict[str, str | None]:
-    """One evaluation of several SAEs, and of each alone where that fails; what went wrong with each, or None."""
+def _attempt(name: str, subjects: list[Subject], session: RunSession, cache: Path) -> list[Failure]:
+    """Failures of one evaluation of several SAEs; after an unexpected error each SAE is evaluated by itself."""
     try:
-        _evaluate(name, left, session, cache)
+        _evaluate(name, subjects, session, cache)
+        return []
     except Interrupted:
         raise
+    except UserError as error:
+        return [Failure(subject.name, name, str(error)) for subject in subjects]
     except Exception as error:
-        if len(left) > 1 and not isinstance(error, UserError):
-            return {key: why for one in left for key, why in _attempt(name, [one], session, cache).items()}
-        if not isinstance(error, UserError):
-            log = left[0].folder / "evals" / f"{name}.error.log"
-            write_text(log, traceback.format_exc())
-            return {left[0].name: f"{type(error).__name__}: {one_line(error)} (traceback in {log})"}
-        return dict.fromkeys([one.name for one in left], str(error))
-    return dict.fromkeys([one.name for one in left])
+        if len(subjects) > 1:
+            return [failure for subject in subjects for failure in _attempt(name, [subject], session, cache)]
+        log = subjects[0].folder / "evals" / f"{name}.error.log"
+        write_text(log, traceback.format_exc())
+        why = f"{type(error).__name__}: {one_line(error)} (traceback in {log})"
+        return [Failure(subjects[0].name, name, why)]
 
 
 def _evaluate(name: str, subjects: list[Subject], session: RunSession, cache: Path) -> None:
     """One evaluation of SAEs of one model, layer and text: `evals/NAME.json` and its summary."""
     evaluation, shared = find_evaluation(name), shared_of(subjects, session, cache)
-    whole = {}
+    finite = {}
     for subject in subjects:
         broken = [key for key, w in subject.sae.weights.items() if not torch.isfinite(w).all()]
         if broken and evaluation.finite_only:
@@ -142,13 +139,13 @@ def _evaluate(name: str, subjects: list[Subject], session: RunSession, cache: Pa
             sae = subject.sae
             _write(subject, name, Result(name, subject.name, sae.cfg(), {}, {}, [], {}, [warning], shared.source.kind))
         else:
-            whole[subject.name] = subject
-    if not whole:
+            finite[subject.name] = subject
+    if not finite:
         return
     cfg = subjects[0].run.eval
-    results = evaluation.evaluate({key: subject.sae for key, subject in whole.items()}, shared, config_of(cfg, name))
+    results = evaluation.evaluate({key: subject.sae for key, subject in finite.items()}, shared, config_of(cfg, name))
     for key, result in results.items() if isinstance(results, Mapping) else results:
-        _write(whole[key], name, result)
+        _write(finite[key], name, result)
 
 
 def shared_of(subjects: list[Subject], session: RunSession, cache: Path) -> Shared:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,16 @@ def read_json(path: str | Path) -> Any:
 
 def without_nonfinite(obj: Any) -> Any:
     """A copy of a tree of dicts, lists and scalars with NaN and infinities replaced by None."""
+    return with_floats(obj, lambda value: value if math.isfinite(value) else None)
+
+
+def with_floats(obj: Any, change: Callable[[float], Any]) -> Any:
+    """A copy of a tree of dicts, lists and scalars with `change` applied to every float."""
     if isinstance(obj, dict):
-        return {key: without_nonfinite(value) for key, value in obj.items()}
+        return {key: with_floats(value, change) for key, value in obj.items()}
     if isinstance(obj, list | tuple):
-        return [without_nonfinite(value) for value in obj]
-    if isinstance(obj, float) and not math.isfinite(obj):
-        return None
-    return obj
+        return [with_floats(value, change) for value in obj]
+    return change(obj) if isinstance(obj, float) else obj
 
 
 def temporary_beside(path: Path) -> Path:

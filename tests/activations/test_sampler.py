@@ -159,7 +159,7 @@ def test_mistakes(options, words):
 
 
 def test_no_window_fits_a_context():
-    with pytest.raises(DataError, match="no 16 tokens stand side by side .* data.context"):
+    with pytest.raises(DataError, match="no context has 16 consecutive tokens; raise data.context"):
         Sampler(memory(100), 16, kind="contiguous_windows", window=16).batch(0)
 
 

@@ -11,7 +11,7 @@ from sae_sweeps.evaluation import autointerp
 from sae_sweeps.evaluation import judge as judge_module
 from sae_sweeps.evaluation.answers import Answers
 from sae_sweeps.evaluation.autointerp import (
-    ASKED,
+    SCORED,
     evaluate_autointerp,
     largest,
     parse_explanation,
@@ -61,12 +61,12 @@ def tokens(n=120, length=16):
     return found
 
 
-def evaluate(server, tmp_path, saes=None, said=None, **changes):
+def evaluate(server, tmp_path, saes=None, report=None, **changes):
     shared = shared_for(server, tmp_path, **changes)
     shared.source = SourceKind()
     saes = saes or {"it": toy_sae(architecture="standard")}
     answers = {name: Answers(tmp_path / name / "answers.jsonl", shared.cfg.autointerp.model) for name in saes}
-    return evaluate_autointerp(saes, shared, tokens(), answers, (said if said is not None else []).append)
+    return evaluate_autointerp(saes, shared, tokens(), answers, (report if report is not None else []).append)
 
 
 def test_nothing_is_sent_before_the_estimate_was_shown_and_confirmed(server, tmp_path):
@@ -80,9 +80,9 @@ def test_nothing_is_sent_before_the_estimate_was_shown_and_confirmed(server, tmp
 
 
 def test_a_judge_that_always_says_none_is_right_about_the_silent_ones(server, tmp_path):
-    said = []
-    result = evaluate(server, tmp_path, said=said, confirm=True)["it"]
-    assert len(said) == 1 and "6 requests" in said[0] and len(server.requests) == 6
+    report = []
+    result = evaluate(server, tmp_path, report=report, confirm=True)["it"]
+    assert len(report) == 1 and "6 requests" in report[0] and len(server.requests) == 6
     assert result.metrics["autointerp"]["autointerp_score"] == pytest.approx(10 / 14)
     assert result.metrics["autointerp"]["autointerp_std_dev"] == pytest.approx(0)
     path, body = server.requests[0]
@@ -121,14 +121,14 @@ def test_answers_that_cannot_be_read_are_counted_and_left_out(server, tmp_path):
 def test_a_busy_judge_is_asked_again_and_one_that_is_down_is_named(server, tmp_path):
     server.failures = [500, 429]
     judge = Judge(shared_for(server, tmp_path).cfg.autointerp, wait_s=0)
-    assert judge.ask([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}], 5) == "None"
+    assert judge.complete([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}], 5) == "None"
     assert len(server.requests) == 3 and (judge.sent, judge.received) == (7, 2)
     server.failures = [401]
-    with pytest.raises(NoNetwork, match="the server said 401; check the address"):
-        judge.ask([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}], 5)
+    with pytest.raises(NoNetwork, match="the server answered 401; check the address"):
+        judge.complete([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}], 5)
     down = AutointerpConfig(judge="http://127.0.0.1:1/v1")
     with pytest.raises(NoNetwork, match="eval.autointerp.judge=http://127.0.0.1:1/v1: the server cannot be reached"):
-        Judge(down, wait_s=0).ask([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}], 5)
+        Judge(down, wait_s=0).complete([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}], 5)
 
 
 def test_a_judge_that_is_slow_is_asked_again_and_one_that_talks_nonsense_is_named(server, tmp_path, monkeypatch):
@@ -136,11 +136,11 @@ def test_a_judge_that_is_slow_is_asked_again_and_one_that_talks_nonsense_is_name
     judge = Judge(shared_for(server, tmp_path).cfg.autointerp, wait_s=0)
     messages = [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]
     server.failures = ["slow", 529]
-    assert judge.ask(messages, 5) == "None" and len(server.requests) == 3
+    assert judge.complete(messages, 5) == "None" and len(server.requests) == 3
     for nonsense in ('{"choices": []}', '{"error": {"message": "no"}}', "<html>", "[]"):
         server.failures = [nonsense]
         with pytest.raises(NoNetwork, match="the server's answer is not a chat completion"):
-            judge.ask(messages, 5)
+            judge.complete(messages, 5)
 
 
 def test_examples_depend_on_the_seed_and_not_on_other_saes(server, tmp_path):
@@ -153,36 +153,38 @@ def test_examples_depend_on_the_seed_and_not_on_other_saes(server, tmp_path):
     shared = shared_for(server, tmp_path)
     values = torch.rand(200, 16, generator=torch.Generator().manual_seed(0))
     one, same, other = (question_about(3, values, tokens(200), shared, seed) for seed in (42, 42, 43))
-    assert one == same and one.asked != other.asked
+    assert one == same and one.scored != other.scored
 
 
-def asked(server):
+def requested(server):
     return sorted(json.dumps(body) for _, body in server.requests)
 
 
 def test_answers_that_were_paid_for_are_not_asked_for_again(server, tmp_path):
-    server.answer = lambda user: str(1 + len(user) % ASKED)  # the same question has the same answer
+    server.answer = lambda user: str(1 + len(user) % SCORED)  # the same question has the same answer
     undisturbed = evaluate(server, tmp_path / "undisturbed", confirm=True)["it"]
-    every = asked(server)
+    every = requested(server)
     server.requests.clear()
 
     server.failures = [None, None, None, *[401] * 6]  # three answers, then the key has expired
     with pytest.raises(NoNetwork, match="401"):
         evaluate(server, tmp_path, confirm=True, concurrency=1)
     del server.requests[3:], server.failures[:]
-    answered = asked(server)
+    answered = requested(server)
     server.requests.clear()
     with pytest.raises(ConfigError, match=r"3 features of 1 SAEs, 3 requests to .* \(3 answered before\)"):
         evaluate(server, tmp_path)
     assert server.requests == []
     again = evaluate(server, tmp_path, confirm=True)["it"]
-    assert sorted(answered + asked(server)) == every
+    assert sorted(answered + requested(server)) == every
     assert again.metrics == undisturbed.metrics and again.unstructured == undisturbed.unstructured
 
     server.requests.clear()
-    said = []
-    assert evaluate(server, tmp_path, said=said)["it"].metrics == again.metrics  # nothing to send, nothing to confirm
-    assert server.requests == [] and "0 requests" in said[0] and "$0.00" in said[0]
+    report = []
+    assert (
+        evaluate(server, tmp_path, report=report)["it"].metrics == again.metrics
+    )  # nothing to send, nothing to confirm
+    assert server.requests == [] and "0 requests" in report[0] and "$0.00" in report[0]
     evaluate(server, tmp_path, model="another", confirm=True)
     assert len(server.requests) == 6
 
@@ -209,7 +211,7 @@ def test_examples_are_the_strongest_and_stand_apart(server, tmp_path):
     g = torch.Generator().manual_seed(0)
     values = torch.rand(200, 16, generator=g) * (torch.rand(200, 16, generator=g) < 0.3)
     question = question_about(3, values, tokens(200), shared, 42)
-    assert len(question.shown) == 15 and len(question.asked) == ASKED and len(question.active()) == 4
+    assert len(question.shown) == 15 and len(question.scored) == SCORED and len(question.active()) == 4
     peaks = [max(example.activations) for example in question.shown]
     assert peaks == sorted(peaks, reverse=True) and "<<" in question.explain()[1]["content"]
     assert "<<" not in question.predict("x")[1]["content"]

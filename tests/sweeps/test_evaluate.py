@@ -146,7 +146,7 @@ def test_a_judge_that_fails_midway_is_asked_only_for_the_rest(evaluated, tmp_pat
         assert "4 requests" in done.stdout and "confirm=true" in done.stdout and server.requests == []
         server.failures = [None, 401, 401]
         words.append("eval.autointerp.confirm=true")
-        assert "the server said 401" in run("evaluate", *words, expect=1, module="sae_sweeps").stdout
+        assert "the server answered 401" in run("evaluate", *words, expect=1, module="sae_sweeps").stdout
         server.failures.clear()
         server.requests.clear()
         done = run("evaluate", *words, module="sae_sweeps")

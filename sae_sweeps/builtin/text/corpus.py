@@ -1,8 +1,8 @@
-"""Text that every Python carries: the standard library's own sources and reference texts.
+"""Text that comes with every Python: the standard library's sources and reference texts.
 
 A document is one module, one topic of the language reference (`pydoc_data.topics`) or the docstrings of one module
-written in C. Parts that distributions split off or that differ from machine to machine are left out, so that one Python
-version gives one corpus; `digest` tells corpora apart.
+written in C. Parts that distributions package separately or that differ between machines are excluded, so that one
+Python version gives one corpus; `digest` identifies it.
 """
 
 import hashlib
@@ -24,17 +24,17 @@ HELD_OUT = 0.1
 """Share of the documents that is held out."""
 
 MIN_CHARS = 200
-"""A shorter module says next to nothing."""
+"""Shorter texts are excluded."""
 
 LEFT_OUT = frozenset(
     "test tests idle_test site-packages dist-packages lib-dynload __pycache__ "  # tests, other people's packages
-    "idlelib tkinter turtle turtledemo lib2to3 distutils ensurepip __phello__ "  # often packaged apart, or gone
+    "idlelib tkinter turtle turtledemo lib2to3 distutils ensurepip __phello__ "  # often packaged separately, or removed
     "encodings stringprep pydoc_data sitecustomize usercustomize".split()  # tables, the topics' raw form, local files
 )
-"""Names of folders and modules that do not count as text."""
+"""Names of folders and modules that are excluded."""
 
 LEFT_OUT_PREFIXES = ("_sysconfigdata", "config-")
-"""How names of build records begin: they differ from machine to machine."""
+"""Prefixes of build records, which differ between machines."""
 
 C_MODULES = (
     "builtins _collections _functools _io _operator _random _struct "
@@ -47,7 +47,7 @@ def documents(split: Split) -> Iterator[tuple[str, str]]:
     """(name, text) of each document of the split, in a fixed, mixed order: a prefix is a fair sample.
 
     Names are those of modules (`json.decoder`), topics (`pydoc_data.topics:lambda`) and C-implemented modules (`math`).
-    A document is wholly in one split, by a hash of its name, so no module is ever both trained on and held out.
+    A document's split is given by a hash of its name, so no module is both trained on and held out.
 
     Raises:
         ValueError: no such split.
@@ -62,13 +62,13 @@ def documents(split: Split) -> Iterator[tuple[str, str]]:
 
 def split_of(name: str) -> Split:
     """The split that the document with this name belongs to."""
-    # The last 8 bytes: the first ones set the order, and held-out documents should not all stand at its front.
+    # The last 8 bytes: the first ones give the order, in which held-out documents must be spread evenly.
     return "held_out" if int.from_bytes(_hash(name)[-8:], "big") < HELD_OUT * 2**64 else "train"
 
 
 @cache
 def digest() -> str:
-    """Names this Python's corpus: hex digest (BLAKE2b, 16 bytes) of names and texts of both splits, in order."""
+    """Hex digest (BLAKE2b, 16 bytes) of the names and texts of both splits, in order."""
     total = hashlib.blake2b(digest_size=16)
     for name, text in _documents():
         for part in (split_of(name), name, text):
@@ -135,7 +135,7 @@ def _docstrings(module: object) -> str:
     """Docstrings of the module, its functions, classes and methods, each under its name, in alphabetical order."""
     entries = [inspect.getdoc(module) or ""]
     for name, member in sorted(vars(module).items()):
-        # Start-up puts other things into `builtins`; functions and classes written in C are its own.
+        # Only functions and classes written in C: start-up adds others to `builtins`.
         if name.startswith("_") or not (inspect.isbuiltin(member) or inspect.isclass(member)):
             continue
         entries.append(f"{name}\n\n{inspect.getdoc(member) or ''}")

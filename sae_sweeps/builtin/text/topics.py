@@ -1,4 +1,4 @@
-"""What the built-in documents are about: labels for them, and one topic that stands for what is to be forgotten."""
+"""Topics of the built-in documents, as labels, and the topic to forget."""
 
 OTHER = "other"
 
@@ -21,7 +21,7 @@ _TOPIC = {module: topic for topic, modules in _MODULES.items() for module in mod
 LABELS = (*sorted(_MODULES), OTHER)
 """The labels of `data=builtin_labelled`, in the order of their roles."""
 FORGET = "concurrency"
-"""The topic that `data=builtin_roles` asks to forget; the other documents are to be retained."""
+"""The topic to forget under `data=builtin_roles`; the other documents are to be retained."""
 
 
 def topic_of(name: str) -> str:
