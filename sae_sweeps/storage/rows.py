@@ -1,7 +1,6 @@
 """An append-only file of JSON objects, one per line: readable after a kill at any moment."""
 
 import json
-import math
 import os
 from collections.abc import Iterator
 from io import FileIO
@@ -9,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sae_sweeps.errors import DamagedFile
-from sae_sweeps.storage.files import naming_full_disk, write_bytes
+from sae_sweeps.storage.files import naming_full_disk, without_nonfinite, write_bytes
 
 
 class RowFile:
-    """Every row has a `step`, a whole number, or what else the file is `by`.
+    """Every row has the key `by`, of type `kind`: by default a `step`.
 
     Making the object touches nothing on disk; the file appears with the first row.
     """
@@ -29,9 +28,9 @@ class RowFile:
         DiskFull, with no partial line left.
         """
         row = {key: value.item() if hasattr(value, "item") else value for key, value in row.items()}
-        nonfinite = [key for key, value in row.items() if not _finite(value)]
-        if nonfinite:
-            row |= {key: _with_nulls(row[key]) for key in nonfinite} | {"nonfinite": nonfinite}
+        clean = {key: without_nonfinite(value) for key, value in row.items()}
+        if nonfinite := [key for key, value in row.items() if clean[key] != value]:
+            row = clean | {"nonfinite": nonfinite}
         line = json.dumps(row, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         with naming_full_disk(self.path):
             if self._file is None:
@@ -92,19 +91,3 @@ class RowFile:
         if whole < len(content):
             file.truncate(whole)
         return file
-
-
-def _finite(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(map(_finite, value.values()))
-    if isinstance(value, list):
-        return all(map(_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-def _with_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_nulls(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_with_nulls(part) for part in value]
-    return value if _finite(value) else None

@@ -30,11 +30,11 @@ class Tokens(NamedTuple):
 
 @dataclass
 class Group:
-    """Runs that go side by side."""
+    """Runs that train side by side."""
 
     runs: list[PlannedRun]
     key: str
-    """Model, layer, data and tokens that they share, in words."""
+    """Model, layer, data and tokens that they share, for printing."""
     memory_gb: float
     """Estimated peak."""
     tokens: Tokens

@@ -16,7 +16,7 @@ from typing import Any
 from sae_sweeps.storage.files import one_line
 
 INIT_TIMEOUT_S = 30.0
-"""How long the client may look for its server."""
+"""How long the client may try to reach its server."""
 FINISH_TIMEOUT_S = 60.0
 """How long the end of a run may wait for the client."""
 
@@ -39,7 +39,7 @@ def serve(lines: Iterable[str]) -> None:
             continue
         step = row.pop("step", None)
         row.pop("nonfinite", None)
-        run.log(row, step=step, commit=True)  # a row held back would overwrite the summary at the end
+        run.log(row, step=step, commit=True)  # an uncommitted row would overwrite the summary at the end
     run.finish(exit_code=1)
 
 
@@ -79,7 +79,7 @@ def main() -> None:
         problem = one_line(error)
     try:
         print(json.dumps({"problem": problem}), file=answer, flush=True)
-    except OSError:  # nobody is there any more
+    except OSError:  # the run's process is gone
         pass
     os._exit(0)  # the client's threads and exit hooks may hang
 
