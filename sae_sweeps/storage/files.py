@@ -77,7 +77,8 @@ def with_floats(obj: Any, change: Callable[[float], Any]) -> Any:
     if isinstance(obj, dict):
         return {key: with_floats(value, change) for key, value in obj.items()}
     if isinstance(obj, list | tuple):
-        return [with_floats(value, change) for value in obj]
+        values = [with_floats(value, change) for value in obj]
+        return values if isinstance(obj, list) else tuple(values)
     return change(obj) if isinstance(obj, float) else obj
 
 
