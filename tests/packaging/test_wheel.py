@@ -1,0 +1,88 @@
+"""The wheel in an environment of its own: its configs, its command and its modules, in a folder without a checkout."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("model=synthetic", "d_sae=32", "num_tokens=2048", "batch_size=128", "train.held_out_tokens=0", "report=false")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built from a copy of the tree, as a read-only or shared checkout would not take what building leaves."""
+    source, made = tmp_path_factory.mktemp("source") / "tree", tmp_path_factory.mktemp("dist")
+    shutil.copytree(
+        ROOT, source, ignore=shutil.ignore_patterns(".git", ".venv*", "outputs", "build", "__pycache__", ".*_cache")
+    )
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", made], cwd=source, check=True)
+    (file,) = made.glob("*.whl")
+    return file
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """The folder of the commands of a new environment with the wheel, which takes its dependencies from this one."""
+    home = tmp_path_factory.mktemp("environment") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
+    site = Path(sysconfig.get_path("purelib", "venv", {"base": str(home), "platbase": str(home)}))
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")  # not its .pth files: no checkout
+    install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--offline", "--no-deps", "--no-config"]
+    subprocess.run([*install, "--python", home / "bin" / "python", wheel], check=True)
+    return home / "bin"
+
+
+def run(installed, folder, *words, expect=0):
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "HYDRA_FULL_ERROR")}
+    command = [installed / words[0], *map(str, words[1:])]
+    done = subprocess.run(
+        command, cwd=folder, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == expect, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def test_the_wheel_holds_the_configs_and_no_tests(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").rglob("*.yaml") if path.name != "local.yaml"}
+    assert {f"sae_sweeps/{name}" for name in ours} <= names
+    assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {
+        "sae_sweeps", "analysis", "hydra_plugins",
+    }  # fmt: skip
+    assert {"sae_sweeps/builtin/model/model.safetensors", "analysis/report/report.html.jinja"} <= names
+
+
+def test_a_sweep_and_its_table_in_an_empty_folder(installed, tmp_path):
+    out = run(installed, tmp_path, "sae-sweeps", "launch", "-m", *SMALL, "penalty=none,ortho", "k=4")
+    assert out.count("completed:") == 2
+    table = json.loads(run(installed, tmp_path, "sae-sweeps", "table", "outputs", "--format", "json"))
+    assert {run["config"]["penalty.name"] for run in table["runs"]} == {"none", "ortho"}
+    (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    assert "2 completed" in run(installed, tmp_path, "sae-sweeps", "status", sweep)
+    again = run(installed, tmp_path, "python", "-m", "sae_sweeps", "launch", "-m", *SMALL, "penalty=none,ortho", "k=4")
+    assert again.count("complete, skipped") == 2
+    where = "from sae_sweeps.config.paths import config_dir; print(config_dir())"
+    assert Path(run(installed, tmp_path, "python", "-c", where).strip()).is_relative_to(installed.parent)
+
+
+def test_processes_of_its_own_and_a_penalty_of_the_working_folder(installed, tmp_path):
+    shutil.copytree(ROOT / "examples" / "own_components", tmp_path / "conf")
+    words = ("sae-sweeps", "launch", *SMALL, "penalty=alignment", "k=4", "cluster=local", "cluster.processes=1")
+    assert "completed:" in run(installed, tmp_path, *words)
+    assert "penalty=alignment" in run(installed, tmp_path, "sae-sweeps", "schedule", *SMALL, "penalty=alignment")
+
+
+def test_mistakes_are_one_sentence(installed, tmp_path):
+    out = run(installed, tmp_path, "sae-sweeps", "launch", "penalty=orto", expect=2)
+    assert out == "error: penalty=orto: no such choice; did you mean ortho?\n"
+    assert run(installed, tmp_path, "sae-sweeps", "table", "nothing", expect=2).startswith("error: ")
+    assert "invalid choice" in run(installed, tmp_path, "sae-sweeps", "lunch", expect=2)
