@@ -8,7 +8,7 @@ other row a candidate. Positives:
     adjacent       rows of the same sequence at neighbouring positions
     top5_similar   the 5 rows whose x has the largest cosine with the anchor's; no gradient through the choice
     pairs          precomputed pairs of one role: rows i and i + B/2; candidates are the positive and all rows of
-                   another role, while further rows of the same role are left out
+                   another role, but no further rows of the same role
 
 D = 1 - H(q) / log d_sae, q_i = sum_t f_ti / sum_tj f_tj: feature diversity, 0 where all features are used alike, 1
 where one carries everything; 0 where nothing fires. METHODS, section 5 (contrastive SAE).
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels.features import Features, TopKFeatures
 from sae_sweeps.kernels.info_nce import Pairs, info_nce, neighbours, similarities, unit_rows
-from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue
+from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue, check_choice, check_weight
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
@@ -49,12 +49,8 @@ class ContrastiveConfig(PenaltyConfig):
     """Weight of the feature-diversity term, relative to the InfoNCE; 0 turns it off."""
 
     def check(self) -> None:
-        if self.lambda2_max < 0:
-            raise ConfigError(
-                f"lambda2_max={self.lambda2_max}: must be above 0; for a run without it give penalty=none."
-            )
-        if self.positives not in ("adjacent", "top5_similar", "pairs"):
-            raise ConfigError(f"penalty.positives={self.positives}: must be one of adjacent, top5_similar, pairs.")
+        check_weight("lambda2_max", self.lambda2_max)
+        check_choice("penalty.positives", self.positives, ("adjacent", "top5_similar", "pairs"))
         if self.head_dim < 1:
             raise ConfigError(f"penalty.head_dim={self.head_dim}: must be at least 1.")
         if not self.temperature > 0:
@@ -101,7 +97,7 @@ class Contrastive(Penalty):
             return unit_rows(f.decode(self.head))
 
     def pairs(self, ctx: Context) -> tuple[Pairs, Tensor | None]:
-        """(anchor, positive), and which rows are candidates of which [B, B] where not all others are."""
+        """(anchor, positive), and the candidates of each row [B, B] bool; None where all other rows are."""
         batch = ctx.batch
         if self.cfg.positives == "adjacent":
             return neighbours(batch.sequence, batch.position), None
@@ -111,7 +107,7 @@ class Contrastive(Penalty):
         second = first + len(first)
         pairs = torch.cat([first, second]), torch.cat([second, first])
         candidate_BB = batch.role[:, None] != batch.role
-        # texts in pairs that have no roles: all others are candidates
+        # texts in pairs without roles: all other rows are candidates
         others_BB = ~torch.eye(len(batch), dtype=torch.bool, device=ctx.x.device)
         candidate_BB |= others_BB & (batch.role == batch.role[0]).all()
         candidate_BB[pairs] = True
@@ -154,7 +150,7 @@ class Contrastive(Penalty):
 
 @torch.no_grad()
 def most_similar(x: Tensor, n: int) -> Pairs:
-    """Each row with the n others of largest cosine, fewer in a smaller batch. x [B, d_in]."""
+    """Pairs of each row with the n other rows of largest cosine, fewer in a smaller batch. x [B, d_in]."""
     with torch.autocast(x.device.type, enabled=False):
         unit = torch.nn.functional.normalize(x, dim=1)
         rows = torch.arange(len(x), device=x.device)
