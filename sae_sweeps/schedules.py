@@ -16,7 +16,7 @@ from sae_sweeps.fields import Length, NotNegative, Positive, Share, at_least
 
 Stretch = Annotated[float, at_least(1, "must be at least 1, or the cycles shrink to nothing.")]
 MANY = 4096
-"""Steps above which a curve's peak is looked for, not taken over all."""
+"""Number of steps above which a curve's peak is searched, not computed at every step."""
 
 
 def steps_of(length: float, total_steps: int) -> int:
@@ -41,13 +41,13 @@ def smoothed(average: Any, value: Any, momentum: float) -> Any:
 
 
 def peak(value: Callable[[int], float], total_steps: int) -> float:
-    """The largest value of a curve that rises and falls, or does so again and again; long ones are narrowed down."""
-    first, beyond = 0, total_steps
-    while beyond - first > MANY:
-        stride = 2 * (beyond - first) // MANY
-        best = max(range(first, beyond, stride), key=value)
-        first, beyond = max(first, best - stride), min(beyond, best + stride + 1)
-    return max(value(step) for step in range(first, beyond))
+    """The largest value of a curve of few oscillations; that of a long one by refining a grid."""
+    first, end = 0, total_steps
+    while end - first > MANY:
+        stride = 2 * (end - first) // MANY
+        best = max(range(first, end, stride), key=value)
+        first, end = max(first, best - stride), min(end, best + stride + 1)
+    return max(value(step) for step in range(first, end))
 
 
 class Schedule:
@@ -91,7 +91,7 @@ class PowerConfig(Schedule):
 
 @dataclass
 class _Ramp(Schedule):
-    """What rises to 1 over a number of warm-ups, as the selective study counts."""
+    """A rise to 1 over a number of warm-ups, the unit of the selective study."""
 
     name: str
     warmup: Positive[float]
@@ -137,7 +137,7 @@ class TwoPhaseConfig(_Ramp):
     ramp_warmups: NotNegative[float]
     """Warm-ups from then until full weight."""
     initial: Share
-    """s when it sets in."""
+    """s at the start of the ramp."""
 
     def value(self, step: int, total_steps: int) -> float:
         unit = self.unit(total_steps)
@@ -180,7 +180,7 @@ class CosineConfig(Schedule):
 
 @dataclass
 class WarmRestartsConfig(Schedule):
-    """Half a cosine from 1 to `floor`, again and again, each `stretch` times as long (arXiv 1608.03983)."""
+    """Half a cosine from 1 to `floor`, repeated, each `stretch` times as long (arXiv 1608.03983)."""
 
     name: str
     period: Positive[float]
@@ -204,7 +204,7 @@ def piecewise(p: float, breakpoints: list[float], values: list[float]) -> float:
 
 
 def check_piecewise(points_key: str, points: list[float], values_key: str, values: list[float]) -> None:
-    """Raise ConfigError unless these are points in [0, 1], rising, and as many values in [0, 1]."""
+    """Raise ConfigError unless the points rise within [0, 1] and have as many values in [0, 1]."""
     if not points or len(points) != len(values):
         raise ConfigError(
             f"{values_key}={values}: needs one value for each of {points_key}={points}, and at least one."
@@ -261,8 +261,8 @@ class LinearLRConfig(_LearningRate):
 
     def value(self, step: int, total_steps: int) -> float:
         decay = min(steps_of(self.decay, total_steps), total_steps)
-        left = (total_steps - step) / decay if decay else 1.0
-        return self.lr * min(self.warm(step, total_steps), self.final + (1 - self.final) * min(1.0, left))
+        remaining = (total_steps - step) / decay if decay else 1.0
+        return self.lr * min(self.warm(step, total_steps), self.final + (1 - self.final) * min(1.0, remaining))
 
 
 @dataclass
@@ -281,7 +281,7 @@ class CosineLRConfig(_LearningRate):
 
 @dataclass
 class WarmRestartsLRConfig(_LearningRate):
-    """Linear warm-up to lr, then half a cosine to lr * floor, again and again (arXiv 1608.03983)."""
+    """Linear warm-up to lr, then half a cosine to lr * floor, repeated (arXiv 1608.03983)."""
 
     period: Positive[float]
     """Length of the first cycle: a fraction of the run below 1, else steps."""

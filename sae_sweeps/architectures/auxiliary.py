@@ -1,4 +1,4 @@
-"""The auxiliary loss that brings dead features back. Gao et al. 2024 (arXiv 2406.04093)."""
+"""The auxiliary loss that revives dead features. Gao et al. 2024 (arXiv 2406.04093)."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def auxiliary_loss(sae: SAE, ctx: Context, k_aux: int | None) -> Tensor:
     n_dead = int(dead.sum())
     if n_dead == 0:
         return ctx.pre_acts.new_zeros((), dtype=torch.float32)
-    wanted = k_aux or max(1, len(sae.b_dec) // 2)
-    n_chosen = min(wanted, n_dead)
+    k_aux = k_aux or max(1, len(sae.b_dec) // 2)
+    n_chosen = min(k_aux, n_dead)
     if sae.kernels is None:
         values, indices = ctx.pre_acts.masked_fill(~dead, -torch.inf).topk(n_chosen, dim=1, sorted=False)
         f = TopKFeatures(values.relu(), indices, sae.d_sae)
     else:
-        where = dead.nonzero().squeeze(1)
-        values, nth = sae.kernels.largest(ctx.pre_acts.detach()[:, where], n_chosen)
-        pairs = per_token(where[nth], sae.d_sae, sae.kernels)
+        numbers = dead.nonzero().squeeze(1)
+        values, nth = sae.kernels.largest(ctx.pre_acts.detach()[:, numbers], n_chosen)
+        pairs = per_token(numbers[nth], sae.d_sae, sae.kernels)
         values = sae.chosen(values.reshape(-1), pairs, ctx.x - sae.b_dec.detach()).view_as(nth)
-        f = TopKFeatures(values.relu(), where[nth], sae.d_sae, pairs)
+        f = TopKFeatures(values.relu(), numbers[nth], sae.d_sae, pairs)
     e_hat = f.decode(sae.W_dec)
-    return (ctx.error.detach() - e_hat).square().sum(1).mean() * min(1.0, n_dead / wanted)
+    return (ctx.error.detach() - e_hat).square().sum(1).mean() * min(1.0, n_dead / k_aux)

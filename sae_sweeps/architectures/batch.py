@@ -1,4 +1,4 @@
-"""What the sampler hands to training."""
+"""A batch of activations with the tokens they belong to."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ from torch import Tensor
 
 @dataclass
 class Batch:
-    """Activations of B tokens and where each one stands in the text."""
+    """Activations of B tokens, and each token's place in the text."""
 
     x: Tensor
     """Activations [B, d_in], float32 on the run's device."""
     token_ids: Tensor
     """Vocabulary id of the token [B], int32."""
     sequence: Tensor
-    """Number of the context that the token stands in [B], int32."""
+    """Number of the token's context [B], int32."""
     position: Tensor
-    """Place within its context, BOS = 0 [B], int32."""
+    """Position within the context, BOS = 0 [B], int32."""
     role: Tensor
-    """What the text is for [B], int8: 0 plain, 1 retain, 2 forget, 3 and up labels."""
+    """Role of the text [B], int8: 0 plain, 1 retain, 2 forget, 3 and up labels."""
 
     def __len__(self) -> int:
         return len(self.x)
@@ -32,7 +32,7 @@ class Batch:
         return self.x, self.token_ids, self.sequence, self.position, self.role
 
     def to(self, device: torch.device) -> "Batch":
-        """On the device; to a GPU by way of pinned memory, without waiting for the copies."""
+        """A copy on the device; to a GPU through pinned memory, without waiting for it."""
         if device.type == "cuda":
             return Batch(*(t.pin_memory().to(device, non_blocking=True) for t in self.fields()))
         return Batch(*(t.to(device) for t in self.fields()))

@@ -1,7 +1,7 @@
 """BatchTopK: the k * B largest of ReLU(z) in a batch. Bussmann et al. 2024 (arXiv 2412.06410).
 
-At inference a token is encoded by itself: features above a threshold, the moving average of the smallest activation
-that was kept in a batch, so f differs from training. It is exported as a JumpReLU with that threshold.
+At inference each token is encoded by itself: features above a threshold, the moving average of the smallest activation
+kept in a batch. So f differs from training. The SAE is exported as a JumpReLU with that threshold.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
 
 GUESS = 0.8
-"""Of the moving threshold; features above it are looked through for the k * B largest."""
+"""Share of the moving threshold above which the k * B largest are searched first."""
 
 
 @dataclass
@@ -30,7 +30,7 @@ class BatchTopKConfig(TopKConfig):
     """As TopK's; k is the mean number of active features per token."""
 
     threshold_decay: BelowOne
-    """Of the moving average that becomes the threshold at inference."""
+    """Decay of the moving average that becomes the threshold at inference."""
 
 
 class BatchTopK(TopK):
@@ -55,12 +55,12 @@ class BatchTopK(TopK):
             f = f * mask
         return DenseFeatures(f)
 
-    encode_sparsely = SAE.encode_sparsely  # TopK's looks at one token at a time
+    encode_sparsely = SAE.encode_sparsely  # TopK's selects within each token
 
     def activate_sparsely(self, pre_acts: Tensor, centred: Tensor, step: int) -> Features | None:
         assert self.kernels is not None
         kept = self.k_at(step) * len(pre_acts)
-        # the last batches' threshold is a guess at this one's: what it finds is exact or found again
+        # below the last batches' threshold few are kept; where too few are found, all positive ones are searched
         found = (
             self.kernels.above(pre_acts, GUESS * float(self.threshold), pre_acts.numel())
             if self.thresholds_seen
@@ -85,7 +85,7 @@ class BatchTopK(TopK):
         positive = torch.where(f > 0, f, torch.inf).min()
         self.thresholds_seen += 1
         rate = (1.0 / self.thresholds_seen).clamp(min=1 - self.cfg.threshold_decay)
-        # a batch in which nothing fires says nothing
+        # unchanged by a batch in which nothing fires
         self.threshold += torch.where(positive.isfinite(), rate * (positive - self.threshold), 0.0)
 
     def export(self, scale: float) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -32,7 +32,7 @@ class GatedConfig(StandardConfig):
 
 @dataclass
 class GatedFeatures(PairFeatures):
-    """The pairs are those whose gate is open."""
+    """The pairs with an open gate."""
 
     gate: Tensor
     """ReLU(pi) of each pair [P]."""

@@ -1,4 +1,4 @@
-"""Groups of features, and what a layer between activation and decoder does with them.
+"""Groups of features: a layer between activation and decoder.
 
 The energy of group g on token t is E_tg = || f_t restricted to g ||_2. The options act on f in this order:
 
@@ -7,8 +7,8 @@ The energy of group g on token t is E_tg = || f_t restricted to g ||_2. The opti
     dropout       f_g <- 0 with probability p, for each token and group by itself
     residual      f_g <- f_g + r * mean of the other groups, feature by feature at the same place in its group
 
-E is taken of f as it comes in. Without an option f passes as it is, and the layer only says which groups there are.
-Competition, mask and dropout keep f as sparse as it is; the residual makes f dense: a feature is above 0 wherever one
+E is computed from the layer's input. Without an option f is unchanged and the layer only defines the groups.
+Competition, mask and dropout keep f as sparse as before; the residual makes it dense: a feature is above 0 wherever one
 at its place in any group is, so L0 grows up to G-fold, also beyond a TopK's k. METHODS, section 6 (structured
 information bottleneck).
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
 
 OPTIONS = ("competition", "mask", "dropout", "residual")
-"""What changes f, in the order in which it does."""
+"""Options that change f, in the order of their application."""
 
 WHOLE_MI_UP_TO = 64
 TOP_PAIRS = 32
@@ -60,10 +60,10 @@ class GroupLayerConfig:
     mask_train_only: bool
     """true: not at inference."""
     dropout: BelowOne
-    """Probability that a group is left out of a token's features; 0.1 or 0.2, say."""
+    """Probability that a group is left out of a token's features; for example 0.1."""
     dropout_train_only: bool
-    """true: what is kept is divided by 1 - dropout in training, and inference is without; false: it is not divided,
-    and f is multiplied by 1 - dropout at inference."""
+    """true: groups that are kept are divided by 1 - dropout in training, and inference is without dropout; false: they
+    are not divided, and f is multiplied by 1 - dropout at inference."""
     residual: NotNegative[float]
     """r in f_g <- f_g + r * mean of the other groups; 0 turns it off."""
     residual_train_only: bool
@@ -84,7 +84,7 @@ class GroupLayerConfig:
     """Features in a group at most, when resized."""
 
     def check(self, d_sae: int) -> None:
-        """Raise ConfigError for a value that cannot be meant."""
+        """Raise ConfigError for a value out of range."""
         if self.name == "none":
             return
         if not 1 <= self.group_size < d_sae:
@@ -103,7 +103,7 @@ class GroupLayerConfig:
             )
 
     def unused_keys(self) -> dict[str, str]:
-        """Keys that change nothing as the others stand, each with the reason."""
+        """Keys without effect given the values of the others, each with the reason."""
         if self.name == "none":
             return {f.name: "group_layer=none has no groups" for f in fields(self) if f.name != "name"}
         out = {
@@ -132,7 +132,7 @@ class GroupLayerConfig:
 
 
 class GroupLayer(nn.Module):
-    """Groups of features. State: who belongs to which group, and the energies of the last W tokens."""
+    """Groups of features. State: the group of each feature, and the energies of the last W tokens."""
 
     def __init__(self, cfg: GroupLayerConfig, d_in: int, d_sae: int, total_steps: int, generator: torch.Generator):
         super().__init__()
@@ -175,7 +175,7 @@ class GroupLayer(nn.Module):
         return self._with_residual(f) if self._acts("residual", training) else f
 
     def gates(self, f: Features, generator: torch.Generator | None, training: bool) -> list[Tensor]:
-        """What each option multiplies the groups by, [B, G] each."""
+        """Factors on the groups, [B, G] for each option that is on."""
         out: list[Tensor] = []
         if not any(self._acts(option, training) for option in ("competition", "mask", "dropout")):
             return out
@@ -217,8 +217,8 @@ class GroupLayer(nn.Module):
     def recent(self, E_BG: Tensor) -> Tensor:
         """The last W rows of [energies of earlier steps, this batch's] [at most W, G]; fewer at the start of a run.
 
-        Rows of a batch stand in its own order: under contiguous_windows one window after the other, each in token
-        order. Only this batch's rows carry a gradient.
+        Rows of a batch keep its order: under contiguous_windows one window after the other, each in token order. Only
+        this batch's rows carry a gradient.
         """
         missing = min(self.cfg.window - len(E_BG), int(self.filled))
         if missing <= 0:
@@ -233,7 +233,7 @@ class GroupLayer(nn.Module):
         """Terms beside the reconstruction: name -> (value, weight).
 
         reversal: mean squared error of the head on energies standardised over the batch, E_g from the other groups'.
-        The head goes down this error; the gradient is reversed on its way to the encoder, which goes up.
+        The head is trained to reduce this error; the encoder, which receives the reversed gradient, to increase it.
         """
         if not self.cfg.reversal:
             return {}
@@ -256,11 +256,11 @@ class GroupLayer(nn.Module):
 
     @torch.no_grad()
     def adapt(self, ctx: Context) -> list[dict[str, Any]]:
-        """Change the groups, every `adapt_every` steps but the last; what happened, JSON-able.
+        """Change the groups, every `adapt_every` steps but the last; returns a JSON-able record of the change.
 
         similarity: one round of k-means on the decoder rows (cosine) at constant group sizes. mi: `resized`. Groups
-        that changed start with an empty window: stored energies are those of other groups. Features that moved and
-        where to are told in full, so that start and events give the groups at any step.
+        that changed start with an empty window: stored energies are those of other groups. All features
+        that moved are recorded with their new group, so that start and records give the groups at any step.
         """
         cfg, done = self.cfg, ctx.step + 1
         if cfg.adapt == "none" or done % cfg.adapt_every or done == self.total_steps:
@@ -285,7 +285,7 @@ class GroupLayer(nn.Module):
 
     @torch.no_grad()
     def regroup(self, group_of_F: Tensor) -> None:
-        """Make these the groups [d_sae], and forget the energies of the former ones."""
+        """Make these the groups [d_sae], and discard the energies of the former ones."""
         self.group_of_F.copy_(group_of_F)
         order, sizes = group_of_F.argsort(stable=True), self.sizes()
         start_of_group = sizes.cumsum(0) - sizes
@@ -319,7 +319,7 @@ class GroupLayer(nn.Module):
 
 
 class _Reversed(torch.autograd.Function):
-    """The identity, with the gradient's sign turned round. Ganin and Lempitsky 2015 (arXiv 1409.7495)."""
+    """The identity, with the sign of the gradient reversed. Ganin and Lempitsky 2015 (arXiv 1409.7495)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""Steers a sparsity coefficient so that L0 comes to a target: baselines can then be compared at matched L0.
+"""Control of a sparsity coefficient that brings L0 to a target, to compare baselines at matched L0.
 
     wanted L0    falls geometrically from that of the first batch to the target over the first FALL of the run
     e            log(L0 / wanted) of the last batch, between -1 and 1
     coefficient  multiplied by exp(GAIN * sum of e + DAMPING * e)
 
-A run's L0 follows its coefficient slowly; led along a curve it does not overshoot, which would kill the features.
+A run's L0 follows its coefficient slowly. Led along a curve it does not overshoot, which would kill features.
 """
 
 import math
@@ -18,7 +18,7 @@ GAIN = 0.05
 DAMPING = 2.0
 FALL = 0.6
 RANGE = 12.0
-"""How far the sum may take the log-coefficient, either way."""
+"""Bound on the absolute value of the log-coefficient's integral part."""
 
 
 class L0Control(nn.Module):
@@ -38,12 +38,12 @@ class L0Control(nn.Module):
         """Batches so far."""
 
     def factor(self) -> float:
-        """By which the coefficient is multiplied at this step."""
+        """Factor on the coefficient at this step."""
         return 1.0 if self.target is None else math.exp(float(self.log_factor + DAMPING * self.error))
 
     @torch.no_grad()
     def observe(self, l0: Tensor) -> None:
-        """Take note of the L0 of a batch."""
+        """Update the factor from the L0 of a batch, scalar."""
         if self.target is None:
             return
         log_l0 = l0.double().clamp(min=1e-2).log()

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from sae_sweeps.architectures.batch_topk import BatchTopK, BatchTopKConfig
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.kernels.features import TopKFeatures
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 @dataclass
 class MatryoshkaConfig(BatchTopKConfig):
     prefix_fractions: list[float]
-    """Shares of the dictionary that must reconstruct by themselves, rising; the whole is always one more."""
+    """Shares of the dictionary that must reconstruct by themselves, rising; the whole is always added."""
 
     def check(self, d_in: int) -> None:
         super().check(d_in)
@@ -44,7 +43,6 @@ class Matryoshka(BatchTopK):
     cfg: MatryoshkaConfig
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
-        assert not isinstance(ctx.feature_acts, TopKFeatures)
         x_hat, total = self.b_dec.expand_as(ctx.x), ctx.x.new_zeros(())
         start = 0
         for end in self.cfg.prefixes():

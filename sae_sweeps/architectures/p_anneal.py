@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
 
 FLOOR = 1e-3
-"""Below this activation f^p is taken as the line to (0, 0), so that its slope is finite."""
+"""Below this activation f^p is replaced by the line to (0, 0), so that its slope is finite."""
 
 
 @dataclass
@@ -32,9 +32,9 @@ class PAnnealConfig(StandardConfig):
     anneal_start: float
     """Share of the run after which p begins to fall."""
     anneal_end: float
-    """Share of the run after which p has come to p_final."""
+    """Share of the run after which p is p_final."""
     p_steps: AtLeastOne[int]
-    """In how many equal steps p falls."""
+    """Number of equal steps in which p falls."""
 
     def check(self, d_in: int) -> None:
         super().check(d_in)
@@ -74,10 +74,10 @@ class PAnneal(Standard):
     def observe(self, ctx: Context) -> None:
         """Also rescale for the next step's p."""
         super().observe(ctx)
-        now, then = self.p_at(ctx.step), self.p_at(ctx.step + 1)
-        if then != now:
+        p, next_p = self.p_at(ctx.step), self.p_at(ctx.step + 1)
+        if next_p != p:
             f = ctx.feature_acts.values
-            before, after = powers(f, now).sum().double(), powers(f, then).sum().double()
+            before, after = powers(f, p).sum().double(), powers(f, next_p).sum().double()
             self.rescale.mul_(torch.where(after > 0, before / after.clamp(min=1e-30), 1.0))
 
     def numbers(self, step: int) -> dict[str, float]:

@@ -41,21 +41,21 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 class ExportedSAE:
     """A trained SAE without its training: f = activation((x - b_dec) W_enc + b_enc), x_hat = f W_dec + b_dec.
 
-    Any scale that normalised the activations in training is folded into the weights before this.
+    A scale that normalised the activations in training is already folded into the weights.
     """
 
     architecture: str
     """A key of `ARCHITECTURES`."""
     weights: dict[str, Tensor]
-    """W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_in], b_dec [d_in], and what else the architecture has."""
+    """W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_in], b_dec [d_in], and the architecture's further tensors."""
     k: int | None = None
     """Active features per token, for `topk`."""
     hook_name: str | None = None
-    """Where the activations come from, in TransformerLens' names (blocks.3.hook_resid_post)."""
+    """Hook point of the activations, TransformerLens' name (blocks.3.hook_resid_post)."""
     model_name: str | None = None
-    """The language model, by the name that TransformerLens or the hub knows."""
+    """The language model, by the name used by TransformerLens or the hub."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """More about its use, as SAELens names it: context_size, prepend_bos, dataset_path, ..."""
+    """Further metadata under SAELens's names: context_size, prepend_bos, dataset_path, ..."""
     apply_b_dec_to_input: bool = True
     """Whether b_dec is subtracted before encoding; always so in SAEs of this project."""
 
@@ -83,12 +83,12 @@ class ExportedSAE:
         return ARCHITECTURES[self.architecture].encode(self, x_BD)
 
     def encode(self, x_BD: Tensor) -> Tensor:
-        """The same written out, f_BF; any leading dimensions will do."""
+        """Dense feature activations [..., d_sae] of x [..., d_in]."""
         f_BF = self.features(x_BD.reshape(-1, self.d_in)).dense()
         return f_BF.reshape(*x_BD.shape[:-1], self.d_sae)
 
     def decode(self, f: Features | Tensor) -> Tensor:
-        """Reconstruction x_hat_BD of feature activations, written out or not."""
+        """Reconstruction x_hat_BD of feature activations in any form."""
         W_dec = self.weights["W_dec"]
         return (f @ W_dec if isinstance(f, Tensor) else f.decode(W_dec)) + self.weights["b_dec"]
 
@@ -120,7 +120,7 @@ class ExportedSAE:
 
 
 class Architecture(NamedTuple):
-    """What one architecture adds to the format."""
+    """The part of the format that depends on the architecture."""
 
     encode: Callable[[ExportedSAE, Tensor], Features]
     """(sae, input with b_dec subtracted [B, d_in]) -> f [B, d_sae]."""
@@ -129,7 +129,7 @@ class Architecture(NamedTuple):
     settings: tuple[str, ...] = ()
     """Fields of ExportedSAE that `cfg.json` carries for it."""
     constants: dict[str, Any] = {}
-    """What else SAELens wants to read in its `cfg.json`."""
+    """Further entries that SAELens requires in `cfg.json`."""
 
 
 def pre_activations(sae: ExportedSAE, x_BD: Tensor) -> Tensor:
@@ -173,9 +173,9 @@ ARCHITECTURES = {
 
 
 def save(sae: ExportedSAE, folder: str | Path) -> None:
-    """Write `folder` whole: a sibling folder is filled and synced, then takes its name (and the place of an older one).
+    """Write `folder` whole or not at all: a temporary folder beside it is filled, synced and renamed over an older one.
 
-    Raises DiskFull; what stood at `folder` is then untouched.
+    Raises DiskFull; an older folder is then untouched.
     """
     folder = Path(folder)
     weights = {name: w.detach().to("cpu").contiguous() for name, w in sae.weights.items()}
@@ -210,7 +210,7 @@ def load(folder: str | Path) -> ExportedSAE:
         raise DataError(f"{folder / CFG_FILE}: architecture={architecture} is not supported; choose an SAE of {known}.")
     if DTYPES.get(required(cfg, "dtype", folder)) is None:
         raise DataError(f"{folder / CFG_FILE}: dtype={cfg['dtype']} is not known; write one of {', '.join(DTYPES)}.")
-    # at inference SAELens leaves activations alone for "expected_average_only_in" too: that scale is folded when saved
+    # at inference SAELens does not scale for "expected_average_only_in" either: the scale is folded when saved
     if cfg.get("normalize_activations", "none") not in ("none", "expected_average_only_in"):
         raise DataError(
             f"{folder / CFG_FILE}: normalize_activations={cfg['normalize_activations']} is not supported; "
@@ -270,7 +270,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def fold_decoder_norm(weights: dict[str, Tensor]) -> None:
-    """Make decoder rows unit-norm; f then is what SAELens computes under `rescale_acts_by_decoder_norm`.
+    """Make decoder rows unit-norm; f then equals SAELens's f under `rescale_acts_by_decoder_norm`.
 
     There z_j is multiplied by |d_j| before the top k are chosen and f_j divided by |d_j| before decoding.
     """

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @dataclass
 class StandardConfig(ArchitectureConfig):
     l1_penalty: NotNegative[float]
-    """Weight of L1 = sum over features, mean over tokens; with target_l0 where it starts."""
+    """Weight of L1 = sum over features, mean over tokens; with target_l0 its initial value."""
     l1_warmup: Length
     """Length of the linear rise of that weight: a fraction of the run below 1, else steps."""
     target_l0: float | None
@@ -32,7 +32,7 @@ class StandardConfig(ArchitectureConfig):
         check_target(self.target_l0, self.d_sae)
         if self.target_l0 is not None and self.l1_penalty == 0:
             raise ConfigError(
-                f"l1_penalty=0: with target_l0={self.target_l0:g} it is where the weight starts; give 0.04, say."
+                f"l1_penalty=0: with target_l0={self.target_l0:g} it is the weight's start; give 0.04, for example."
             )
 
     def unused_keys(self) -> dict[str, str]:

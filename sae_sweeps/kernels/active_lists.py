@@ -1,4 +1,4 @@
-"""Which features are active on which tokens, as lists both ways, on the CPU."""
+"""Active tokens of each feature and active features of each token, as lists, on the CPU."""
 
 # mypy: disable-error-code="no-untyped-def"
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from sae_sweeps.kernels.features import DenseFeatures, Features
 from sae_sweeps.kernels.threads import compiled, over_blocks
 
 ROWS = 64
-"""Rows that a thread takes at once."""
+"""Rows per block of work."""
 
 
 class Lists(NamedTuple):
-    """Both ways: the tokens of a feature ascend, the features of a token stand as they are in f."""
+    """The tokens of a feature ascend; the features of a token keep their order in f."""
 
     feature_start: Array
     """[d_sae + 1]: the tokens of feature i are token[feature_start[i] : feature_start[i + 1]]."""
@@ -25,6 +25,7 @@ class Lists(NamedTuple):
 
 
 def active_lists(f: Features, n_tokens: int) -> Lists:
+    """Lists of the entries of f above 0."""
     if f.pairs is not None and bool((f.values > 0).all()):
         by_feature, _, token_ = f.pairs.transposed  # which the backward pass needs too
         feature = f.pairs.feature.numpy().astype(np.int32)
@@ -33,7 +34,7 @@ def active_lists(f: Features, n_tokens: int) -> Lists:
         fires = (f.dense() > 0).numpy()
         start = starts(np.count_nonzero(fires, axis=1))
         feature = np.empty(start[-1], np.int32)
-        over_blocks(lambda first, beyond: _fill(fires, start, feature, first, beyond), n_tokens, ROWS)
+        over_blocks(lambda first, end: _fill(fires, start, feature, first, end), n_tokens, ROWS)
     else:
         tokens, features, values = f.listed()
         fires = (values > 0).numpy()
@@ -45,9 +46,9 @@ def active_lists(f: Features, n_tokens: int) -> Lists:
 
 
 @compiled()
-def _fill(fires, start, feature, first, beyond):
-    """The features of tokens first .. beyond - 1, where fires [B, d_sae] is true."""
-    for t in range(first, beyond):
+def _fill(fires, start, feature, first, end):
+    """The features of tokens first .. end - 1, where fires [B, d_sae] is true."""
+    for t in range(first, end):
         n = start[t]
         for i in range(fires.shape[1]):
             if fires[t, i]:

@@ -1,4 +1,4 @@
-"""Which kernels a run computes with: chosen here and nowhere else, and recorded in its results."""
+"""Choice of a run's kernels, made here alone and recorded in its results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sae_sweeps.kernels.pairs import Pairs, per_token
 
 
 class Kernels(Protocol):
-    """The sparse operations of a training step; `sparse_reference` says what each computes."""
+    """The sparse operations of a training step; `sparse_reference` defines each."""
 
     NAME: str
     SPARSE_UP_TO: float
@@ -49,13 +49,13 @@ class Kernels(Protocol):
 
 CHOICES = ("auto", "reference")
 FAST = {"cpu": "numba", "cuda": "triton"}
-"""The package that compiles the kernels of each kind of device."""
+"""Kind of device -> package that compiles its kernels."""
 
 
-def choose(asked: str, device: torch.device) -> Kernels | None:
-    """The fast kernels of this device, or None where the plain dense formulas are asked for or all there is."""
+def choose(requested: str, device: torch.device) -> Kernels | None:
+    """The fast kernels of this device; None, for the plain dense formulas, where requested or where there are none."""
     package = FAST.get(device.type, "")
-    if asked == "reference" or not package or importlib.util.find_spec(package) is None:
+    if requested == "reference" or not package or importlib.util.find_spec(package) is None:
         return None
     if package == "numba":
         from sae_sweeps.kernels import sparse_numba
@@ -66,9 +66,9 @@ def choose(asked: str, device: torch.device) -> Kernels | None:
     return sparse_triton
 
 
-def prepare(asked: str, device: torch.device) -> threading.Thread:
-    """Compile on the side what steps on this device need, or read it from the disk, while activations are harvested."""
-    needed = asked == "auto" and device.type == "cpu"
+def prepare(requested: str, device: torch.device) -> threading.Thread:
+    """Compile the kernels of this device, or read them from the disk, in a thread, while activations are harvested."""
+    needed = requested == "auto" and device.type == "cpu"
     thread = threading.Thread(target=_prepare if needed else lambda device: None, args=(device,), daemon=True)
     thread.start()
     return thread
@@ -104,5 +104,5 @@ def name(kernels: Kernels | None) -> str:
 
 
 def loops(kernels: Kernels | None, tensor: Tensor) -> bool:
-    """Whether the penalties' compiled loops may run on a tensor; they are the CPU's alone."""
+    """Whether the penalties' compiled loops, which run on a CPU alone, are used for a tensor."""
     return kernels is not None and tensor.device.type == "cpu"

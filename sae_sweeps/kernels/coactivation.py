@@ -1,11 +1,10 @@
 """Sum of c_ij |w_i . w_j| over pairs of features that are active on the same token, value and gradient in one pass.
 
-On the CPU compiled loops do it (`coactivation_cpu.py`); elsewhere, and as the reference that they are tested against,
-one of two ways in plain torch, chosen by cost: listing every pair that meets (few active features per token), or going
-over the pairs in tiles of rows (many). All are exact, and none holds a [d_sae, d_sae] matrix.
+On the CPU compiled loops compute it (`coactivation_cpu.py`). Elsewhere, and as the reference of their tests, plain torch
+lists every pair active on a common token, or goes over all pairs in tiles of rows where that costs less. All are exact,
+and none holds a [d_sae, d_sae] matrix.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,11 +17,11 @@ from sae_sweeps.kernels.features import Features
 
 TILE = 1024
 MEETING_COST = 100
-"""Cost of listing one meeting of a pair, in multiply-adds of a tile (measured: 25 to 50 ns against 0.3 ns)."""
+"""Cost of listing one pair on one token, in multiply-adds of a tile (measured: 25 to 50 ns against 0.3 ns)."""
 MAX_LISTED = 2**22
-"""Meetings that `overlapping_pairs` lists at most."""
+"""Most (pair, token) entries that `overlapping_pairs` lists."""
 MAX_MEETINGS = 2**25
-"""Above this the list itself would take too much memory (8 bytes each, several copies)."""
+"""Most (pair, token) entries of a list in training: 8 bytes each, in several copies."""
 
 
 def competing_cosines(
@@ -30,8 +29,8 @@ def competing_cosines(
 ) -> tuple[Tensor, int]:
     """sum_{i<j} c_ij |w_i . w_j|, differentiable in W [d_sae, d_in], and the number of pairs with c_ij > 0.
 
-    c_ij is a constant, 0 where i and j never meet; sign(0) = 0 in the gradient. loops: by the compiled loops, else in
-    plain torch.
+    c_ij is a constant, 0 where i and j are never active together; sign(0) = 0 in the gradient. loops: use the compiled
+    loops, else plain torch.
     """
     return CompetingCosines.apply(W, f, n_tokens, competition, loops)
 
@@ -49,7 +48,7 @@ class CompetingCosines(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        # the first to ask gets the gradient itself, scaled where it lies: a copy is one more passage through memory
+        # the first backward pass scales the stored gradient in place, which saves a copy; a further one recomputes it
         (W,), grad, ctx.grad = ctx.saved_tensors, ctx.grad, None
         if grad is None:
             grad = _found(W, *ctx.given)[2]
@@ -57,21 +56,16 @@ class CompetingCosines(torch.autograd.Function):
 
 
 def _found(W: Tensor, f: Features, n_tokens: int, competition: Competition, loops: bool) -> Found:
-    # under autocast too, the sums are taken in the weights' own precision
-    with torch.autocast(W.device.type, enabled=False):
-        return _way(loops)(W, f, n_tokens, competition)
+    with torch.autocast(W.device.type, enabled=False):  # sums in the weights' own precision
+        if not loops:
+            return plain(W, f, n_tokens, competition)
+        from sae_sweeps.kernels.coactivation_cpu import by_features
 
-
-def _way(loops: bool) -> Callable[[Tensor, Features, int, Competition], Found]:
-    if not loops:
-        return plain
-    from sae_sweeps.kernels.coactivation_cpu import by_features
-
-    return by_features
+        return by_features(W, f, n_tokens, competition)
 
 
 def plain(W: Tensor, f: Features, n_tokens: int, competition: Competition) -> Found:
-    """On any device."""
+    """Value, number of competing pairs and gradient, on any device."""
     token, feature = f.active()
     per_token = torch.bincount(token, minlength=n_tokens)
     meetings = int((per_token * (per_token - 1) // 2).sum())
@@ -80,24 +74,24 @@ def plain(W: Tensor, f: Features, n_tokens: int, competition: Competition) -> Fo
 
 
 def meeting_pairs(token: Tensor, feature: Tensor, per_token: Tensor, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs i < j active on a common token, ordered by (i, j), and on how many: i, j, n_both, each [pairs], int64."""
+    """Pairs i < j active on a common token, ordered: i, j and their number of common tokens, each [pairs]."""
     width = int(per_token.max()) if len(token) else 0
     first, second = torch.triu_indices(width, width, offset=1, device=token.device)
     start = per_token.cumsum(0) - per_token
-    dtype = torch.int32 if (d_sae + 1) ** 2 < 2**31 else torch.int64  # half the width sorts in half the time
+    dtype = torch.int32 if (d_sae + 1) ** 2 < 2**31 else torch.int64  # 32 bits sort in half the time
     padded = torch.full((width, len(per_token)), d_sae, dtype=dtype, device=token.device)
     padded[torch.arange(len(token), device=token.device) - start[token], token] = feature.to(dtype)
     i, j = padded[first], padded[second]  # [pairs of places, token]
     code = i * d_sae + j
     if len(token) < padded.numel():
-        code = code[j < d_sae]  # a token's features are ordered, so padding stands at the end: j tells
+        code = code[j < d_sae]  # a token's features ascend and its padding comes last: j alone decides
     code, n_both = torch.unique_consecutive(code.flatten().sort().values, return_counts=True)
     code = code.long()
     return code // d_sae, code % d_sae, n_both
 
 
 def overlapping_pairs(f: Features, n_tokens: int, competition: Competition) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs i < j that meet, and their overlap, each [pairs]; a batch that is too dense is cut to its first tokens."""
+    """Pairs i < j active on a common token, and their overlap, each [pairs]; of a dense batch its first tokens."""
     token, feature = f.active()
     per_token = torch.bincount(token, minlength=n_tokens)
     meetings = (per_token * (per_token - 1) // 2).cumsum(0)

@@ -1,4 +1,4 @@
-"""How strongly two features compete, from how often they are active together."""
+"""Competition of two features, from how often they are active together."""
 
 from dataclasses import dataclass
 
@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 Found = tuple[Tensor, int, Tensor]
-"""Value, number of competing pairs, gradient on W [d_sae, d_in]."""
+"""(value, number of competing pairs, gradient on W [d_sae, d_in])."""
 
 
 @dataclass(frozen=True)
 class Competition:
-    """How strongly two features compete, from the tokens on which both are active and each is."""
+    """c_ij of two features from the number of tokens on which both, and on which each, are active."""
 
     overlap: str
     """jaccard, min, cosine or batch."""
@@ -23,7 +23,7 @@ class Competition:
     """Softness of the sigmoid, relative to t."""
 
     def overlaps(self, n_both: Tensor, n_i: Tensor, n_j: Tensor, n_tokens: int) -> Tensor:
-        """n_ij of pairs that meet on n_both tokens and are active on n_i and n_j of n_tokens, all the same shape."""
+        """n_ij of features active on n_i and n_j of n_tokens, together on n_both, all of one shape."""
         if self.overlap == "jaccard":
             return n_both / (n_i + n_j - n_both)
         if self.overlap == "min":

@@ -5,8 +5,8 @@ With u_i the centred f_i at unit length and K = sum_i u_i u_i^T [B, B], over the
     sum_{i<j} corr(f_i, f_j)^2 = (||K||_F^2 - n) / 2
     gradient on f_ti = 2 ((K f_i)_t - s_i (f_ti - mean f_i)) / |f_i - mean f_i|^2,      s_i = u_i^T K u_i
 
-as K times the vector of ones is 0. Centring is a correction of rank 2, so both need the tokens of each feature only:
-sum_i n_i^2 multiply-adds each for features active on n_i tokens, where matrix products need B^2 d_sae.
+as K times the vector of ones is 0. Centring is a correction of rank 2, so both cost sum_i n_i^2 multiply-adds, n_i the
+tokens on which feature i is active, where matrix products cost B^2 d_sae.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -45,7 +45,7 @@ class Sparse:
 def squared_correlations(sparse: Sparse, kept: Array, variance_floor: float) -> tuple[Tensor, int]:
     """sum_{i<j} corr(f_i, f_j)^2, differentiable in f's entries, and the number of features that vary.
 
-    kept [d_sae]: which features count at all.
+    kept [d_sae] bool: the features taken into account.
     """
     return SquaredCorrelations.apply(sparse.values, sparse, kept, variance_floor)
 
@@ -67,24 +67,11 @@ class SquaredCorrelations(torch.autograd.Function):
         by_feature = sparse.start, sparse.token, sparse.pair
         K, norms, gradient = np.empty((n_tokens, n_tokens)), np.empty(n_tokens), np.zeros(len(value))
 
-        def gram(first: int, beyond: int) -> None:
-            _gram(
-                sparse.token_start,
-                feature,
-                value,
-                sparse.start,
-                sparse.token,
-                sparse.pair,
-                weight,
-                shift,
-                K,
-                norms,
-                first,
-                beyond,
-            )
+        def gram(first: int, end: int) -> None:
+            _gram(sparse.token_start, feature, value, *by_feature, weight, shift, K, norms, first, end)
 
-        def slope(first: int, beyond: int) -> None:
-            _gradient(*by_feature, value, weight, mean, K, gradient, first, beyond)
+        def slope(first: int, end: int) -> None:
+            _gradient(*by_feature, value, weight, mean, K, gradient, first, end)
 
         over_blocks(gram, n_tokens, ROWS)
         over_blocks(slope, n_features, ROWS)
@@ -99,9 +86,9 @@ class SquaredCorrelations(torch.autograd.Function):
 
 
 @compiled()
-def _gram(token_start, feature, value, start, token, pair, weight, shift, K, norms, first, beyond):
-    """Rows first .. beyond - 1 of K, and the sums of their squares."""
-    for t in range(first, beyond):
+def _gram(token_start, feature, value, start, token, pair, weight, shift, K, norms, first, end):
+    """Rows first .. end - 1 of K, and the sums of their squares."""
+    for t in range(first, end):
         for s in range(K.shape[1]):
             K[t, s] = -shift[t] - shift[s]
         for p in range(token_start[t], token_start[t + 1]):
@@ -116,9 +103,9 @@ def _gram(token_start, feature, value, start, token, pair, weight, shift, K, nor
 
 
 @compiled()
-def _gradient(start, token, pair, value, weight, mean, K, gradient, first, beyond):
-    """Of the pairs of features first .. beyond - 1."""
-    for i in range(first, beyond):
+def _gradient(start, token, pair, value, weight, mean, K, gradient, first, end):
+    """Gradient on the entries of the features first .. end - 1."""
+    for i in range(first, end):
         if weight[i] == 0:
             continue
         s_i = 0.0

@@ -1,4 +1,4 @@
-"""Lists of items per row turned into lists of rows per item, on the CPU."""
+"""Lists of items per row, transposed to lists of rows per item, on the CPU."""
 
 # mypy: disable-error-code="no-untyped-def"
 from typing import Any
@@ -11,12 +11,12 @@ Array = np.ndarray[Any, Any]
 
 
 def starts(count: Array) -> Array:
-    """Where each list begins and the last one ends [n + 1], from how long they are [n]."""
+    """Start of each list, and the end of the last [n + 1], from their lengths [n]."""
     return np.concatenate([[0], count.cumsum()])
 
 
 def transposed(start: Array, item: Array, n_items: int) -> tuple[Array, Array, Array]:
-    """Of each item the start of its list [n_items + 1], its rows, ascending, and where each stood in `item`.
+    """Start of each item's list [n_items + 1], its rows, ascending, and their positions in `item`.
 
     The items of row r are item[start[r] : start[r + 1]].
     """

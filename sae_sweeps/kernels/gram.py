@@ -1,9 +1,9 @@
-"""Sums of squared products over all pairs, through the smaller Gram matrix: never [d_sae, d_sae] when that is large.
+"""Sums of squared products over all pairs of rows, through the smaller of the two Gram matrices.
 
 sum_{i<j} (w_i . w_j)^2 = (|| W^T W ||_F^2 - sum_i |w_i|^4) / 2,                gradient 2 (W W^T W - |w_i|^2 w_i)
 sum_{i in 1, j in 2} (w_i . w_j)^2 = < W_1^T W_1, W_2^T W_2 >,                  gradient 2 W_1 W_2^T W_2 on W_1
 
-Value and gradient share the Gram matrix, so that both cost two products where autograd would take three or more.
+Value and gradient share the Gram matrix: two matrix products, where autograd takes three or more.
 """
 
 from typing import Any
@@ -32,7 +32,7 @@ class SquaredProducts(torch.autograd.Function):
     def forward(ctx: Any, W: Tensor) -> Tensor:
         with torch.autocast(W.device.type, enabled=False):
             n, d = W.shape
-            if n <= d:  # the diagonal is left out before the sum, so nothing cancels
+            if n <= d:  # the diagonal is removed before the sum, so nothing cancels
                 products = (W @ W.T).fill_diagonal_(0)
                 value = products.square().sum() / 2
                 grad = (2 * products) @ W

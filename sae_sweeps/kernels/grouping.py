@@ -1,4 +1,4 @@
-"""Which feature belongs to which group: reassigned by similarity to the groups' centres, or resized by MI."""
+"""New groups of features: reassigned by similarity to the groups' centres, or resized by mutual information."""
 
 import torch
 from torch import Tensor
@@ -13,21 +13,21 @@ def centres(W_FD: Tensor, group_of_F: Tensor, n_groups: int) -> Tensor:
 def balanced_assignment(similarity_FG: Tensor, capacity_G: Tensor) -> Tensor:
     """Group of each feature [F], with capacity_G places in each group, as many in all as there are features.
 
-    In rounds: each feature without a place asks the most similar group that has places left; the groups take those
-    most similar to them. Ties go to the lower number.
+    In rounds: each unassigned feature proposes to the most similar group with free places, which takes the most similar
+    of them. Ties go to the lower number.
     """
     group_of_F = torch.full_like(similarity_FG[:, 0], -1, dtype=torch.int64)
-    left_G = capacity_G.clone()
+    free_G = capacity_G.clone()
     while len(waiting := (group_of_F < 0).nonzero().squeeze(1)):
-        best, wish = similarity_FG[waiting].masked_fill(left_G == 0, -torch.inf).max(1)
+        best, choice = similarity_FG[waiting].masked_fill(free_G == 0, -torch.inf).max(1)
         order = best.argsort(descending=True, stable=True)
-        order = order[wish[order].argsort(stable=True)]
-        wish = wish[order]
-        asking_G = torch.bincount(wish, minlength=len(left_G))
-        rank = torch.arange(len(wish), device=wish.device) - (asking_G.cumsum(0) - asking_G)[wish]
-        taken = rank < left_G[wish]
-        group_of_F[waiting[order[taken]]] = wish[taken]
-        left_G -= torch.bincount(wish[taken], minlength=len(left_G))
+        order = order[choice[order].argsort(stable=True)]
+        choice = choice[order]
+        proposals_G = torch.bincount(choice, minlength=len(free_G))
+        rank = torch.arange(len(choice), device=choice.device) - (proposals_G.cumsum(0) - proposals_G)[choice]
+        taken = rank < free_G[choice]
+        group_of_F[waiting[order[taken]]] = choice[taken]
+        free_G -= torch.bincount(choice[taken], minlength=len(free_G))
     return group_of_F
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Pairs = tuple[Tensor, Tensor]
-"""(anchor, positive), rows of the batch, both [n_pairs] int64; no pair stands twice."""
+"""(anchor, positive), rows of the batch, both [n_pairs] int64; no pair occurs twice."""
 
 NORM_FLOOR = 1e-6
 
@@ -34,7 +34,7 @@ class InfoNCE(torch.autograd.Function):
         with torch.autocast(u.device.type, enabled=False):
             per_row = torch.bincount(anchor, minlength=len(u))
             rows = per_row.nonzero().squeeze(1)
-            place = (per_row > 0).cumsum(0)[anchor] - 1  # of each pair's anchor among the anchors
+            place = (per_row > 0).cumsum(0)[anchor] - 1  # row of each pair's anchor in logits_AB
             weight = 1 / (per_row[anchor] * len(rows)).to(u.dtype)
             logits_AB = similarities(u, candidate, rows).div_(temperature)
             log_p_AB = logits_AB.log_softmax(1)
@@ -66,11 +66,11 @@ def unit_rows(h_BD: Tensor) -> Tensor:
 
 
 def neighbours(sequence: Tensor, position: Tensor) -> Pairs:
-    """Rows at neighbouring positions of one sequence, each pair both ways round. sequence, position [B]."""
+    """Rows at neighbouring positions of one sequence, each pair in both orders. sequence, position [B]."""
     key = (sequence.long() << 32) + position.long()
     ordered, row_of = key.sort(stable=True)
-    first, beyond = torch.searchsorted(ordered, key + 1), torch.searchsorted(ordered, key + 1, right=True)
-    count = beyond - first  # a token that stands in the batch twice is two rows
+    first, end = torch.searchsorted(ordered, key + 1), torch.searchsorted(ordered, key + 1, right=True)
+    count = end - first  # a token drawn twice is two rows
     row = torch.repeat_interleave(count)
     nth = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
     successor = row_of[first[row] + nth]

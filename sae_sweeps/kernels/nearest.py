@@ -13,7 +13,7 @@ from torch import Tensor
 from sae_sweeps.kernels.csr import csr
 
 SHORTEST = 1e-12
-"""Norm below which a row counts as this long."""
+"""Lower bound of a row's norm in the cosines."""
 
 
 def nearest_squares(W: Tensor, chunks: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,7 @@ class NearestSquares(torch.autograd.Function):
 
 
 def _gradient(W: Tensor, norm: Tensor, positive: Tensor, nearest: Tensor) -> Tensor:
-    """d c_i / d w_i = (u_j - c_i u_i) / |w_i|, and the same with i and j changed."""
+    """Of N: d c_i / d w_i = (u_j - c_i u_i) / |w_i|, and the same with i and j exchanged."""
     i, j = torch.arange(len(W), device=W.device), nearest
     pull = 2 * positive / (norm * norm[j])
     own = -2 * positive.square()

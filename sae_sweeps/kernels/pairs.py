@@ -21,7 +21,7 @@ class Pairs:
     """Feature of each pair [P], int64."""
     n_features: int
     kernels: Kernels
-    """What computes with them."""
+    """Kernels that compute with the pairs."""
 
     @property
     def n_tokens(self) -> int:
@@ -39,7 +39,7 @@ class Pairs:
         return self.kernels.transposed(self)
 
     def where(self, kept: Tensor) -> Pairs:
-        """Those of the pairs that are kept [P], bool."""
+        """The pairs where kept [P] is true."""
         n_kept = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
         return Pairs(n_kept[self.start], self.feature[kept], self.n_features, self.kernels)
 

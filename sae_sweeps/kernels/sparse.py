@@ -2,11 +2,11 @@
 
     values   z at the pairs; z = (x - b_dec) W_enc + b_enc             gradient on W_enc, b_enc, b_dec
     x_hat    sum over a token's pairs of value * w_i                   gradient on the values and W_dec
-    error    x - b_dec - x_hat, and the squares of a token's error, summed: a loss of these sums needs for its gradient
-             no more than the error itself, and its products with the rows of W_dec while they are at hand
+    error    x - b_dec - x_hat, and its squares summed per token: the gradient of a loss of these sums needs only the
+             error and its products with rows of W_dec, computed while they are in the cache
 
-Only z itself is a dense product. The gradients are sums over the active pairs: nothing as wide as d_sae is written for
-a token, and nothing of size [B, k, d_in].
+Only z itself is a dense product. The gradients are sums over the active pairs, without a temporary of [B, d_sae] or
+[B, k, d_in].
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def pre_activations(
 ) -> Tensor:
     """z [B, d_sae] of x - b_dec [B, d_in], differentiable in the weights; the product may be taken in another dtype.
 
-    Outside autocast z lies in memory that the next call overwrites: it is for the step at hand.
+    Outside autocast the next call overwrites the memory of z: use it within the same step.
     """
     z: Tensor = PreActivations.apply(centred, W_enc, b_enc, b_dec, dtype)
     return z
@@ -37,7 +37,7 @@ def pre_activations(
 def with_largest(
     kernels: Kernels, k: int, centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `pre_activations`, and the k largest of each row with their places, both [B, k], without gradients."""
+    """`pre_activations`, and the k largest of each row with their indices, both [B, k], without gradients."""
     if _dtype(W_enc, dtype) != W_enc.dtype:
         z = pre_activations(centred, W_enc, b_enc, b_dec, dtype)
         return z, *kernels.largest(z.detach(), k)
@@ -46,7 +46,7 @@ def with_largest(
 
 
 def chosen(z_P: Tensor, pairs: Pairs, centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
-    """z at the pairs [P], as it comes in, but differentiable in the weights by way of the pairs alone."""
+    """z_P [P] itself, differentiable in the weights through these pairs alone."""
     values: Tensor = Chosen.apply(z_P.detach(), pairs, centred, W_enc, b_enc, b_dec)
     return values
 
@@ -64,7 +64,7 @@ def residual(pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor) -> t
 
 
 class PreActivations(torch.autograd.Function):
-    """Its backward pass, dense, only runs where a loss term looks at z itself."""
+    """The dense backward pass runs only where a loss term uses z itself."""
 
     @staticmethod
     def forward(
@@ -156,8 +156,8 @@ class Residual(torch.autograd.Function):
         values, W, error, dots = ctx.saved_tensors
         pairs, kernels, (on_error, on_squares) = ctx.pairs, ctx.pairs.kernels, grads
         if on_error is None and on_squares is not None:
-            each = -2 * on_squares  # the gradient on x_hat is so many times the error, token by token
-            alike = on_squares.stride() == (0,)  # a mean's gradient is one number, expanded
+            each = -2 * on_squares  # gradient on x_hat, in multiples of each token's error
+            alike = on_squares.stride() == (0,)  # the gradient of a mean is one number, expanded
             each_P = each[:1] if alike else each[pairs.token]
             return (
                 None,
@@ -172,17 +172,17 @@ class Residual(torch.autograd.Function):
         return None, kernels.dots(pairs, W, g), kernels.weight_gradient(pairs, values, g), g.sum(0), None
 
 
-def _dtype(W_enc: Tensor, asked: torch.dtype | None) -> torch.dtype:
-    """In which the encoder's product is taken."""
+def _dtype(W_enc: Tensor, requested: torch.dtype | None) -> torch.dtype:
+    """Dtype of the encoder's product."""
     device = W_enc.device.type
-    return asked or (torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else W_enc.dtype)
+    return requested or (torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else W_enc.dtype)
 
 
 _memory: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
 
 def _kept(n_tokens: int, W_enc: Tensor) -> Tensor:
-    """Memory for z [B, d_sae], the same at every call: fresh pages would cost as much as half the product."""
+    """Buffer for z [B, d_sae], the same at every call: fresh pages would cost as much as half the product."""
     key, size = (W_enc.device, W_enc.dtype), n_tokens * W_enc.shape[1]
     if key not in _memory or len(_memory[key]) < size:
         _memory[key] = torch.empty(size, dtype=W_enc.dtype, device=W_enc.device)

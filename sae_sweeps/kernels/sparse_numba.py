@@ -1,6 +1,6 @@
 """The sparse operations on a CPU, compiled by numba: loops over the active pairs, each row of the result by itself.
 
-Sums over d_in run four rows at a time. What each function computes is in `sparse_reference`.
+Sums over d_in run four rows at a time. `sparse_reference` defines each function.
 """
 
 # mypy: ignore-errors
@@ -19,11 +19,11 @@ SPARSE_UP_TO = 1 / 16
 """Share of active features up to which the sums over pairs cost less than dense products (measured: 7 against 110
 thousand million multiply-adds a second)."""
 BLOCK = 32
-"""Rows of a matrix that are summed by one thread, so that it does not matter how many there are."""
+"""Rows of a matrix summed in one block, so that the sum does not depend on the number of threads."""
 SUMS = {"fastmath": {"contract", "reassoc", "nsz"}}
-"""Sums may be taken in lanes: NaN and infinity keep their meaning."""
+"""Sums may be reordered into vector lanes; NaN and infinity keep their meaning."""
 
-# on a CPU these are part of the optimizer's step, but for an architecture with a way of its own
+# only for architectures that override SAE's methods: otherwise the optimizer's step does both
 remove_parallel = sparse_reference.remove_parallel
 normalize = sparse_reference.normalize
 
@@ -34,14 +34,14 @@ def largest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def product_and_largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, z: Tensor) -> tuple[Tensor, Tensor]:
-    torch.mm(centred, W_enc, out=z)  # with b_enc it would be written once more
+    torch.mm(centred, W_enc, out=z)  # b_enc is added while selecting, which saves a pass over z
     return _largest_of(z.numpy(), _np(b_enc), k)
 
 
 def _largest_of(z: np.ndarray, bias: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of z + bias, added in place; or of z where the bias is empty."""
+    """`largest` of z + bias, which is added in place; an empty bias adds nothing."""
     sizes = [z.shape[1]]
-    while sizes[-1] > 8 * max(k, 1):  # the k largest of fewer than 2 k numbers would say little
+    while sizes[-1] > 8 * max(k, 1):  # among fewer than 2 k numbers the bound would be too loose
         sizes.append(-(-sizes[-1] // 4))
     values, indices = np.empty((len(z), k), z.dtype), np.empty((len(z), k), np.int64)
     over_rows(_largest, len(z), z, bias, np.array(sizes), values, indices)
@@ -111,7 +111,7 @@ def _np(tensor: Tensor) -> np.ndarray:
 
 
 def _equal_parts(start: Tensor) -> list[int]:
-    """Bounds between features so that each thread has about as many pairs."""
+    """Bounds between features that give each thread about the same number of pairs."""
     threads = torch.get_num_threads()
     wanted = torch.arange(1, threads) * int(start[-1]) // threads
     return [0, *torch.searchsorted(start, wanted).tolist(), len(start) - 1]
@@ -119,7 +119,7 @@ def _equal_parts(start: Tensor) -> list[int]:
 
 @compiled(**SUMS)
 def _best_of_four(row, best):
-    """Largest of the elements g, g + q, g + 2 q and g + 3 q, for each g below q = len(best); the sum of the row."""
+    """best[g] = largest of the elements g, g + q, g + 2 q and g + 3 q, q = len(best); returns the sum of the row."""
     q, total = len(best), row.dtype.type(0)
     a, b, c, d = row[:q], row[q : 2 * q], row[2 * q : 3 * q], row[3 * q :]
     for g in range(len(d)):
@@ -136,7 +136,7 @@ def _best_of_four(row, best):
 
 @compiled(**SUMS)
 def _number_from(a, least):
-    """How many of a are at least as large; counted in a's own type, so that vectors of it are compared."""
+    """Number of elements of a that are >= least; counted in a's own dtype, which compiles to vector instructions."""
     count, one, zero = a.dtype.type(0), a.dtype.type(1), a.dtype.type(0)
     for i in range(len(a)):
         count += one if a[i] >= least else zero
@@ -145,9 +145,9 @@ def _number_from(a, least):
 
 @compiled(**SUMS)
 def _between(a, k, most, infinite, slack):
-    """(low, high): k or more of a are from low on, fewer than k from high on unless that is infinite.
+    """(low, high) by bisection: at least k elements of a are >= low, fewer than k are >= high, unless high is infinite.
 
-    It ends with at most k + slack from low on, or where no number lies between the two.
+    Ends when at most k + slack elements are >= low, or no number is between the two.
     """
     low = high = a[0]
     for i in range(len(a)):

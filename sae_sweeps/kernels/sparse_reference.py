@@ -1,6 +1,6 @@
-"""The sparse operations in the plainest way, through dense matrices: what the fast ones are compared with.
+"""The sparse operations by dense matrices: the definition that the fast kernels are tested against.
 
-A set of active pairs with a value each stands for a matrix f [B, d_sae] that is 0 elsewhere.
+Pairs with a value each represent a matrix f [B, d_sae] that is 0 elsewhere.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ NAME = "reference"
 
 
 def largest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row of z [B, n] and where they stand, both [B, k], in any order. NaN is the largest."""
+    """The k largest of each row of z [B, n] and their indices, both [B, k], in any order. NaN is the largest."""
     values, indices = z.topk(k, dim=1, sorted=False)
     return values, indices
 
 
 def product_and_largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Write centred W_enc + b_enc into z [B, d_sae]; its k largest as `largest` gives them. centred [B, d_in]."""
+    """Write centred W_enc + b_enc into z [B, d_sae]; return `largest` of it. centred [B, d_in]."""
     return largest(torch.addmm(b_enc, centred, W_enc, out=z), k)
 
 
@@ -75,7 +75,7 @@ def combination(factors: Tensor, rows: Tensor) -> Tensor:
 
 
 def remove_parallel(grad: Tensor, W: Tensor) -> None:
-    """Take from each row of grad [n, d] its part along the same row of W [n, d], rows of unit norm. In place."""
+    """Subtract from each row of grad [n, d] its part along the same row of W [n, d], of unit norm. In place."""
     grad -= (grad * W).sum(1, keepdim=True) * W
 
 

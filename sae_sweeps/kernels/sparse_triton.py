@@ -1,7 +1,6 @@
 """The sparse operations on a GPU, as Triton kernels: one program for each row of the result.
 
-What each function computes is in `sparse_reference`. With TRITON_INTERPRET=1 they run on a CPU too, slowly: that is how
-they are tested where there is no GPU.
+`sparse_reference` defines each. With TRITON_INTERPRET=1 they run on a CPU too, slowly, which tests them without a GPU.
 """
 
 # mypy: ignore-errors
@@ -99,16 +98,16 @@ def _warps(block: int) -> int:
 
 @triton.jit
 def _largest(z_ptr, value_ptr, index_ptr, n, k, BLOCK: tl.constexpr):
-    """The k-th largest of a row, found bit by bit; then the winners are packed, ties by place."""
+    """Find the k-th largest of a row bit by bit, then pack the k largest, ties by index."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
-    there = column < n
-    z = tl.load(z_ptr + row * n + column, mask=there, other=float("-inf"))
+    valid = column < n
+    z = tl.load(z_ptr + row * n + column, mask=valid, other=float("-inf"))
     bits = z.to(tl.int32, bitcast=True)
     # integers in the order of the floats, NaN above infinity
     key = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
     key = tl.where(z != z, 0x7FFFFFFF, key)
-    key = tl.where(there, key, -0x80000000)
+    key = tl.where(valid, key, -0x80000000)
     threshold = tl.full((), -0x80000000, tl.int64)
     step = tl.full((), 0x80000000, tl.int64)
     for _ in range(32):
@@ -117,7 +116,7 @@ def _largest(z_ptr, value_ptr, index_ptr, n, k, BLOCK: tl.constexpr):
         threshold = tl.where(enough, higher, threshold)
         step = step // 2
     above_it = key > threshold
-    ties = (key == threshold) & there
+    ties = (key == threshold) & valid
     wanted = k - tl.sum(above_it.to(tl.int32), 0)
     chosen = above_it | (ties & (tl.cumsum(ties.to(tl.int32), 0) <= wanted))
     place = tl.cumsum(chosen.to(tl.int32), 0) - 1
@@ -129,22 +128,22 @@ def _largest(z_ptr, value_ptr, index_ptr, n, k, BLOCK: tl.constexpr):
 def _decode(start_ptr, feature_ptr, value_ptr, W_ptr, out_ptr, d, BLOCK: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    there = column < d
+    valid = column < d
     total = tl.zeros([BLOCK], out_ptr.dtype.element_ty)
     for p in range(tl.load(start_ptr + token), tl.load(start_ptr + token + 1)):
-        w = tl.load(W_ptr + tl.load(feature_ptr + p) * d + column, mask=there, other=0.0)
+        w = tl.load(W_ptr + tl.load(feature_ptr + p) * d + column, mask=valid, other=0.0)
         total += tl.load(value_ptr + p) * w
-    tl.store(out_ptr + token * d + column, total, mask=there)
+    tl.store(out_ptr + token * d + column, total, mask=valid)
 
 
 @triton.jit
 def _dots(start_ptr, feature_ptr, W_ptr, g_ptr, out_ptr, d, BLOCK: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
-    there = column < d
-    g = tl.load(g_ptr + token * d + column, mask=there, other=0.0)
+    valid = column < d
+    g = tl.load(g_ptr + token * d + column, mask=valid, other=0.0)
     for p in range(tl.load(start_ptr + token), tl.load(start_ptr + token + 1)):
-        w = tl.load(W_ptr + tl.load(feature_ptr + p) * d + column, mask=there, other=0.0)
+        w = tl.load(W_ptr + tl.load(feature_ptr + p) * d + column, mask=valid, other=0.0)
         tl.store(out_ptr + p, tl.sum(w * g, 0))
 
 
@@ -152,13 +151,13 @@ def _dots(start_ptr, feature_ptr, W_ptr, g_ptr, out_ptr, d, BLOCK: tl.constexpr)
 def _weight_gradient(start_ptr, slot_ptr, token_ptr, value_ptr, g_ptr, out_ptr, d, BLOCK: tl.constexpr):
     feature = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    there = column < d
+    valid = column < d
     total = tl.zeros([BLOCK], out_ptr.dtype.element_ty)
     for p in range(tl.load(start_ptr + feature), tl.load(start_ptr + feature + 1)):
         token = tl.load(token_ptr + p).to(tl.int64)
-        g = tl.load(g_ptr + token * d + column, mask=there, other=0.0)
+        g = tl.load(g_ptr + token * d + column, mask=valid, other=0.0)
         total += tl.load(value_ptr + tl.load(slot_ptr + p)) * g
-    tl.store(out_ptr + feature * d + column, total, mask=there)
+    tl.store(out_ptr + feature * d + column, total, mask=valid)
 
 
 @triton.jit
@@ -177,7 +176,7 @@ def _sums(start_ptr, slot_ptr, value_ptr, out_ptr, BLOCK: tl.constexpr):
 def _remove_parallel(grad_ptr, W_ptr, d, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
-    there = column < d
-    grad = tl.load(grad_ptr + row * d + column, mask=there, other=0.0)
-    w = tl.load(W_ptr + row * d + column, mask=there, other=0.0)
-    tl.store(grad_ptr + row * d + column, grad - tl.sum(grad * w, 0) * w, mask=there)
+    valid = column < d
+    grad = tl.load(grad_ptr + row * d + column, mask=valid, other=0.0)
+    w = tl.load(W_ptr + row * d + column, mask=valid, other=0.0)
+    tl.store(grad_ptr + row * d + column, grad - tl.sum(grad * w, 0) * w, mask=valid)

@@ -1,6 +1,6 @@
-"""Compiled loops over rows, shared out to as many threads as torch has.
+"""Compiled loops over rows, in as many threads as torch has.
 
-A kernel computes each row by itself, so the numbers do not depend on how the rows are shared out.
+A kernel computes each row by itself, so the numbers do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 import torch
 
 FEW = 64
-"""Rows below which a second thread costs more than it brings."""
+"""Rows below which a second thread costs more than it saves."""
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """numba.njit without the GIL, kept on disk where a folder for that can be written to."""
+    """numba.njit without the GIL, cached on disk where the cache folder is writable."""
     import numba
 
     def compile_it(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return numba.njit(nogil=True, cache=True, **options)(function)
-        except RuntimeError:  # no folder can be written to
+        except RuntimeError:  # no writable folder
             return numba.njit(nogil=True, **options)(function)
 
     return compile_it
@@ -36,13 +36,13 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
 
 
 def over_rows(kernel: Callable[..., Any], n_rows: int, *arguments: Any, bounds: list[int] | None = None) -> None:
-    """kernel(*arguments, start, stop) for parts of 0 .. n_rows that cover it; `bounds` may say which."""
+    """Run kernel(*arguments, start, stop) over parts of 0 .. n_rows, one per thread: equal, or between `bounds`."""
     threads = torch.get_num_threads() if n_rows >= FEW else 1
     if threads == 1:
         kernel(*arguments, 0, n_rows)
         return
     bounds = bounds or [n_rows * part // threads for part in range(threads + 1)]
-    pool = _pool(os.getpid(), threads - 1)  # a fork has none of its parent's threads
+    pool = _pool(os.getpid(), threads - 1)  # by process, as a fork has none of its parent's threads
     ahead = [pool.submit(kernel, *arguments, *bounds[part : part + 2]) for part in range(1, threads)]
     kernel(*arguments, *bounds[:2])
     for part in ahead:
@@ -50,7 +50,7 @@ def over_rows(kernel: Callable[..., Any], n_rows: int, *arguments: Any, bounds: 
 
 
 def over_blocks(work: Callable[[int, int], None], n_rows: int, block: int) -> None:
-    """work(start, stop) for blocks of 0 .. n_rows, each taken by the thread that is free: for rows of unequal cost."""
+    """Run work(start, stop) over blocks of 0 .. n_rows, each in the next free thread: for rows of unequal cost."""
     starts = iter(range(0, n_rows, block))
 
     def take() -> None:

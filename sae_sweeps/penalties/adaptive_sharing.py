@@ -1,10 +1,10 @@
-"""Adaptive feature sharing: rows are kept apart while the reconstruction is good, and may be shared while it is not.
+"""Adaptive feature sharing: decoder rows are kept orthogonal while the reconstruction is good, not while it is poor.
 
     L = lambda2 * (1 - alpha(p)) * g(e) * reduction_{i<j} (w_i . w_j)^2
     g(e) = clip((2 tau - e) / tau, 0, 1)
 
 alpha is piecewise linear in the progress p, e a moving average of the batch's fraction of variance unexplained: the
-constraint holds in full up to tau and is gone at 2 tau. METHODS, section 4.
+constraint holds in full up to tau and is lifted at 2 tau. METHODS, section 4.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class AdaptiveSharingConfig(PenaltyConfig):
     breakpoints: list[float]
     """Progress p at which alpha is given, rising."""
     alphas: list[float]
-    """alpha at each of them: 0 keeps the constraint whole, 1 lifts it."""
+    """alpha at each of them: 0 keeps the constraint in full, 1 lifts it."""
     tau: Positive[float]
     """Fraction of variance unexplained up to which the constraint holds in full."""
     decay: BelowOne
-    """Of the moving average e."""
+    """Decay of the moving average e."""
 
     def check(self) -> None:
         check_piecewise("penalty.breakpoints", self.breakpoints, "penalty.alphas", self.alphas)
@@ -73,7 +73,7 @@ class AdaptiveSharing(Penalty):
         x = ctx.x.detach()
         variance = (x - x.mean(0)).square().sum()
         fvu = ctx.error.detach().square().sum() / variance
-        # a batch of one token, or of equal ones, has no variance and says nothing
+        # unchanged by a batch of one token or of equal ones, which has no variance
         self.error.update(torch.where(variance > 0, fvu, self.error.value))
 
     def constraint(self) -> Tensor:
@@ -84,7 +84,7 @@ class AdaptiveSharing(Penalty):
     def forward(self, ctx: Context) -> PenaltyValue:
         W, alpha, g = ctx.sae.W_dec, self.cfg.alpha_at(ctx.progress), self.constraint()
         terms: dict[str, float | Tensor] = {"alpha": alpha, "constraint": g, "fvu_average": self.error.value}
-        if alpha >= 1 or (g.device.type == "cpu" and float(g) == 0):  # a GPU is not waited for to learn g
+        if alpha >= 1 or (g.device.type == "cpu" and float(g) == 0):  # reading g would wait for a GPU
             return PenaltyValue(W.new_zeros(()), terms)
         strict = reduced(squared_products(W), self.cfg.reduction, len(W), n_pairs(len(W)))
         return PenaltyValue((1 - alpha) * g * strict, terms)

@@ -8,8 +8,8 @@
     L_2     = ||W_enc||^2 + ||W_dec||^2; with unit-norm decoder rows the second is the constant d_sae
     L_nce   = InfoNCE (`kernels/info_nce.py`) between energy profiles E_t / |E_t| of adjacent tokens
 
-Groups, W and the options that change f belong to the group layer. The weights stand inside, so the penalty's own
-weight is 1 times the schedule. METHODS, section 6 (structured information bottleneck).
+Groups, W and the options that change f belong to the group layer. The four weights are part of the loss, so the
+penalty's own weight is 1 times the schedule. METHODS, section 6 (structured information bottleneck).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class BottleneckConfig(PenaltyConfig):
         return {} if self.contrastive_weight else {"temperature": "penalty.contrastive_weight=0 leaves InfoNCE out"}
 
     def peak_weight(self) -> float:
-        """1, as the weights stand inside; 0 where all of them are."""
+        """1, as the loss contains the weights; 0 where all of them are 0."""
         return float(any(getattr(self, key) > 0 for key in WEIGHTS))
 
     def sampling(self) -> str:

@@ -8,7 +8,7 @@ other row a candidate. Positives:
     adjacent       rows of the same sequence at neighbouring positions
     top5_similar   the 5 rows whose x has the largest cosine with the anchor's; no gradient through the choice
     pairs          precomputed pairs of one role: rows i and i + B/2; candidates are the positive and all rows of
-                   another role, while further rows of the same role are left out
+                   another role, but no further rows of the same role
 
 D = 1 - H(q) / log d_sae, q_i = sum_t f_ti / sum_tj f_tj: feature diversity, 0 where all features are used alike, 1
 where one carries everything; 0 where nothing fires. METHODS, section 5 (contrastive SAE).
@@ -88,7 +88,7 @@ class Contrastive(Penalty):
             return unit_rows(f.decode(self.head))
 
     def pairs(self, ctx: Context) -> tuple[Pairs, Tensor | None]:
-        """(anchor, positive), and which rows are candidates of which [B, B] where not all others are."""
+        """(anchor, positive), and the candidates of each row [B, B] bool; None where all other rows are."""
         batch = ctx.batch
         if self.cfg.positives == "adjacent":
             return neighbours(batch.sequence, batch.position), None
@@ -98,7 +98,7 @@ class Contrastive(Penalty):
         second = first + len(first)
         pairs = torch.cat([first, second]), torch.cat([second, first])
         candidate_BB = batch.role[:, None] != batch.role
-        # texts in pairs that have no roles: all others are candidates
+        # texts in pairs without roles: all other rows are candidates
         others_BB = ~torch.eye(len(batch), dtype=torch.bool, device=ctx.x.device)
         candidate_BB |= others_BB & (batch.role == batch.role[0]).all()
         candidate_BB[pairs] = True
@@ -141,7 +141,7 @@ class Contrastive(Penalty):
 
 @torch.no_grad()
 def most_similar(x: Tensor, n: int) -> Pairs:
-    """Each row with the n others of largest cosine, fewer in a smaller batch. x [B, d_in]."""
+    """Pairs of each row with the n other rows of largest cosine, fewer in a smaller batch. x [B, d_in]."""
     with torch.autocast(x.device.type, enabled=False):
         unit = torch.nn.functional.normalize(x, dim=1)
         rows = torch.arange(len(x), device=x.device)

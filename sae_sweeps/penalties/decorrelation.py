@@ -1,4 +1,4 @@
-"""Decorrelation: features whose activations rise and fall together are pulled apart.
+"""Decorrelation: a penalty on correlated feature activations.
 
     L = lambda2 * reduction_{i<j} corr(f_i, f_j)^2
 
@@ -33,7 +33,7 @@ class DecorrelationConfig(PenaltyConfig):
     active_fraction: PositiveShare
     """Share of the features taken into account, those that fire on most tokens of the batch; 1 takes all."""
     variance_floor: NotNegative[float]
-    """A feature whose variance over the batch is not above this counts for nothing and gets no gradient."""
+    """A feature whose variance over the batch is not above this is left out and gets no gradient."""
 
     def peak_weight(self) -> float:
         return self.lambda2_max
@@ -52,7 +52,7 @@ class Decorrelation(Penalty):
         return PenaltyValue(value, {"features": n})
 
     def over_entries(self, ctx: Context) -> tuple[Tensor, int] | None:
-        """From the entries of a sparse f, on a CPU where that costs less than matrix products."""
+        """The sum over pairs from the entries of a sparse f; None off the CPU and where matrix products cost less."""
         f = ctx.feature_acts
         if isinstance(f, DenseFeatures) or not loops(ctx.sae.kernels, ctx.x):
             return None
@@ -66,6 +66,7 @@ class Decorrelation(Penalty):
         return squared_correlations(sparse, kept.numpy(), self.cfg.variance_floor)
 
     def over_matrix(self, features: Features) -> tuple[Tensor, Tensor]:
+        """The sum over pairs by matrix products, and the number of features that vary."""
         f = features.dense()
         if self.cfg.active_fraction < 1:
             f = f[:, most_active((f > 0).sum(0), self.cfg.active_fraction)]

@@ -1,9 +1,9 @@
-"""Progressive sparsity-guided orthogonality: features that fire together too often are pushed apart.
+"""Progressive sparsity-guided orthogonality of features that are active together too often.
 
     L = lambda2(p) * sum_{i<j} c_ij(p) |w_i . w_j|
 
 c_ij, the competition, grows with the overlap n_ij of the tokens on which the two features are active; it is 0 where
-they never meet. No gradient flows through it. METHODS, section 1 (progressive sparsity-guided orthogonality).
+they are never active together. No gradient flows through it. METHODS, section 1.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class Ortho(Penalty):
 
         self.register_buffer("watched", torch.full((2, 3 * WATCHED), -1))
         self.watched: Tensor
-        """Pairs i, j whose competition is followed: of the highest, the median and the lowest overlap at a quarter of
-        the run, WATCHED each [2, 3 WATCHED]; -1 before that, and where there are not so many."""
+        """Pairs i, j that the monitor records, chosen at a quarter of the run: of highest, median and lowest overlap,
+        WATCHED each [2, 3 WATCHED]; -1 before that, and where there are fewer."""
 
     def observe(self, ctx: Context) -> None:
         target = self.cfg.threshold_at(ctx.progress)
@@ -136,7 +136,7 @@ class Ortho(Penalty):
         return {"competition": {"pairs": torch.stack([i, j], 1).tolist(), **shown}}
 
     def watch(self, i: Tensor, j: Tensor, n: Tensor) -> None:
-        """Choose the pairs to follow among those that meet, by their overlap n."""
+        """Choose the pairs to record among pairs i, j with overlap n, each [pairs]."""
         order = n.argsort(stable=True)
         middle = max(0, len(order) // 2 - WATCHED // 2)
         for place, chosen in enumerate((order[-WATCHED:], order[middle : middle + WATCHED], order[:WATCHED])):

@@ -1,9 +1,9 @@
-"""OrtSAE: each feature is pushed away from its nearest neighbour in a random chunk. arXiv 2509.22033 (2025).
+"""OrtSAE: a penalty on each feature's largest cosine within a random chunk. arXiv 2509.22033 (2025).
 
     L = lambda2 * mean_i max(0, max_{j in chunk of i, j != i} cos(w_i, w_j))^2
 
-The chunks are drawn anew at each step, so that the cost grows linearly with d_sae. METHODS, section 7. The paper's
-chunk size and weight were not at hand when this was written: the defaults are this project's.
+The chunks are drawn anew at each step, so that the cost grows linearly with d_sae. METHODS, section 7. Default
+chunk size and weight are this project's, not the paper's.
 """
 
 from __future__ import annotations

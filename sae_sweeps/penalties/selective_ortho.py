@@ -1,4 +1,4 @@
-"""Selective orthogonality: two groups of features, by what they do, whose decoder rows are kept orthogonal.
+"""Selective orthogonality: two groups of features, by their activity, whose decoder rows are kept orthogonal.
 
     L = lambda2 * reduction_{i in G1, j in G2} (w_i . w_j)^2
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 STATISTICS = ("mean", "max", "std", "frequency")
 CLUSTERED = 3
-"""How many of them k-means looks at: mean, max and std."""
+"""Number of them that k-means uses: mean, max and std."""
 RETAIN, FORGET = 1, 2
 
 
@@ -44,7 +44,7 @@ class SelectiveOrthoConfig(PenaltyConfig):
     alpha: Annotated[float, Rule(lambda value: 0 <= value < 1, "must lie in [0, 1), or no feature exceeds it.")]
     """Share of the largest statistic above which a feature is in group 1, for relative_threshold."""
     decay: BelowOne
-    """Of the moving averages of the statistics."""
+    """Decay of the moving averages of the statistics."""
     regroup_every: AtLeastOne[int]
     """Steps between clusterings, for kmeans; the other groupings are renewed at every step."""
 
@@ -75,7 +75,7 @@ class SelectiveOrthoConfig(PenaltyConfig):
 
 
 def check_roles(key: str, run: RunConfig) -> None:
-    """Raise ConfigError unless the run's text says what is to be forgotten and what retained."""
+    """Raise ConfigError unless the run's text has both roles, forget and retain."""
     if run.synthetic or not run.data.has_roles():
         given = "model=synthetic" if run.synthetic else f"data={run.data.name}"
         raise ConfigError(
@@ -92,7 +92,7 @@ class SelectiveOrtho(Penalty):
         self.retain, self.forget = MovingAverage((d_sae,), cfg.decay), MovingAverage((d_sae,), cfg.decay)
         self.register_buffer("first", torch.zeros(d_sae, dtype=torch.bool))
         self.first: Tensor
-        """Who is in group 1 [d_sae]."""
+        """Which features are in group 1 [d_sae]."""
 
     @torch.no_grad()
     def observe(self, ctx: Context) -> None:
@@ -155,7 +155,7 @@ def firing_rates(f: Features, tokens: Tensor) -> Tensor:
 def larger_cluster(statistics: Tensor, seed: int) -> Tensor:
     """Which features are in the cluster of the larger mean, of two [d_sae], bool. statistics [3, d_sae].
 
-    scikit-learn's k-means on standardised statistics; features that all look the same are one cluster.
+    scikit-learn's k-means on standardised statistics; features with all statistics equal are one cluster.
     """
     from sklearn.cluster import KMeans
 

@@ -1,4 +1,4 @@
-"""Strict orthogonality: all decoder rows are pushed apart, all the time; the baseline of adaptive sharing.
+"""Strict orthogonality of all decoder rows at all times; the baseline of adaptive sharing.
 
     L = lambda2 * reduction_{i<j} (w_i . w_j)^2
 

@@ -1,6 +1,6 @@
-"""Everything needed to resume a run exactly, in one safetensors file: written whole or not at all, no pickle.
+"""The state that resumes a run exactly, in one safetensors file: written whole or not at all, no pickle.
 
-Batches and random draws are functions of the step, so there is no random state to keep.
+Batches and random draws are functions of the step, so there is no random state to store.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def load_checkpoint(training: Training, folder: Path) -> int:
-    """Put a checkpoint's state into `training` and return the step to go on with.
+    """Load a checkpoint's state into `training`; return the next step.
 
-    Raises DamagedFile naming the file when it does not read back as it was written or does not fit the run.
+    Raises DamagedFile, naming the file, when it is damaged or does not fit the run.
     """
     path = folder / FILE
     mend = f"delete {folder} to train this run from the start"

@@ -1,8 +1,8 @@
-"""Whether each step was finite, found out without waiting for a GPU.
+"""Detection of steps that are not finite, without waiting for a GPU.
 
-A GPU works behind the program that feeds it, and asking it for a number at every step would stop both. So the answer is
-copied when it is there and read some steps later. From a step that was not finite on, nothing is updated: the flag
-stays up on the device, and the optimizer obeys it.
+A GPU works asynchronously, and reading a number from it at every step would stop it. So each step's flag is copied when
+it is computed and read some steps later. The flag stays set on the device, and the optimizer updates nothing from the
+first step that was not finite on.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from sae_sweeps.architectures.batch import Batch
 
 class NonFiniteGuard:
     """Args:
-    explain: makes the error of a step that was not finite.
-    at_once: the device has no backlog, so a step can be judged before it updates anything.
+    explain: returns the error of a step that was not finite.
+    at_once: the device is not asynchronous, so a step is checked before it updates anything.
     """
 
     def __init__(self, device: torch.device, explain: Callable[[int, Batch], Exception], at_once: bool | None = None):
@@ -29,20 +29,20 @@ class NonFiniteGuard:
         self.waiting: deque[tuple[int, Batch, Tensor, torch.cuda.Event | None]] = deque()
 
     def add(self, step: int, batch: Batch, finite: Tensor) -> Tensor:
-        """Note a step's verdict; the flag, scalar bool, says whether this step or one before was not finite."""
+        """Queue a step's result [scalar bool]; returns the flag: this step or an earlier one was not finite."""
         self.bad = self.bad | ~finite
-        answer, event = self.bad, None
+        flag, event = self.bad, None
         if self.cuda:
-            answer = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(self.bad, non_blocking=True)
+            flag = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(self.bad, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-        self.waiting.append((step, batch, answer, event))
+        self.waiting.append((step, batch, flag, event))
         return self.bad
 
     def check(self, wait: bool = False) -> None:
-        """Raise for the first step known not to be finite; `wait` for all of them."""
+        """Raise the error of the first step known not to be finite; with `wait` after reading all steps."""
         while self.waiting:
-            step, batch, answer, event = self.waiting[0]
+            step, batch, flag, event = self.waiting[0]
             if event is None:
                 if not wait and len(self.waiting) < 2:
                     return
@@ -51,5 +51,5 @@ class NonFiniteGuard:
             elif not event.query():
                 return
             self.waiting.popleft()
-            if bool(answer):
+            if bool(flag):
                 raise self.explain(step, batch)

@@ -92,7 +92,7 @@ class FusedAdam:
         self.kernels = adam_numba
         self.sae, self.parameters, self.betas = sae, parameters, betas
         self.state, self.lr = _fresh(parameters), 0.0
-        # an architecture may override what is done with the decoder's rows: then its methods are called
+        # where an architecture overrides the treatment of decoder rows, its methods are called instead
         own = (type(sae).remove_parallel_gradient, type(sae).normalize_decoder)
         self.fused = own == (SAE.remove_parallel_gradient, SAE.normalize_decoder)
         self.dots: Tensor | None = None

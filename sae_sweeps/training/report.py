@@ -58,7 +58,7 @@ def gradient_norms(sae: SAE, gradients: Gradients) -> dict[str, float]:
     """Norm of each term's gradient on W_dec (`grad_norm/ortho`) and W_enc (`grad_norm/ortho_enc`), unclipped.
 
     Called after the backward pass: the reconstruction's gradient is the whole gradient minus that of the other terms,
-    which saves a backward pass of its own.
+    which saves another backward pass.
     """
     norms: dict[str, float] = {}
     for key, suffix in WEIGHTS.items():

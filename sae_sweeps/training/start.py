@@ -1,4 +1,4 @@
-"""What a run takes from its first batches: the scale of the activations and the decoder's bias."""
+"""Scale of the activations and initial decoder bias, from a run's first batches."""
 
 from __future__ import annotations
 

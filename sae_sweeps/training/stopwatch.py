@@ -1,4 +1,4 @@
-"""How long a device works on something, also where it works behind the program that feeds it."""
+"""Time that a device works on something, also on a GPU, which works asynchronously."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class Stopwatch:
-    """Runs inside `with stopwatch.running()`. On a GPU what siblings have queued before does not count."""
+    """Runs inside `with stopwatch.running()`. On a GPU work queued before does not count."""
 
     def __init__(self, device: torch.device):
         self._cuda = device.type == "cuda"
@@ -31,7 +31,7 @@ class Stopwatch:
             self._seconds += time.monotonic() - began
 
     def seconds(self) -> float:
-        """Seconds so far; waits until a GPU has caught up."""
+        """Seconds so far; waits for a GPU to finish."""
         for start, stop in self._pending:
             stop.synchronize()
             self._seconds += start.elapsed_time(stop) / 1e3
