@@ -53,7 +53,7 @@ def phases(shape: Shape, threads: int, steps: int = 15) -> list[tuple[str, float
         timed(torch.Tensor, "backward", "backward"),
         timed(kernels, "transposed", "backward: pairs by feature"),
         timed(kernels, "weight_gradient", "backward: weight gradients"),
-        timed(training.optimizer, "norm", "parallel gradient, norm"),
+        timed(training.optimizer, "project_gradients", "parallel gradient, norm"),
         timed(training.optimizer, "step", "clipping, Adam, rows to unit norm"),
     ]
     whole = []

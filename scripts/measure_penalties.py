@@ -140,7 +140,7 @@ def measure_dense(words: argparse.Namespace) -> str:
     rows: list[int] = []
     extra = 0.0
     tile = coactivation_cpu._tile
-    coactivation_cpu._tile = lambda *args: (rows.append(args[4] - args[3]), tile(*args))
+    coactivation_cpu._tile = lambda *args: (rows.append(args[5] - args[4]), tile(*args))
     ratios: dict[str, list[float]] = {"wall": [], "processor": []}
     for _ in range(words.rounds):
         rows.clear()

@@ -41,10 +41,10 @@ def resume(sweep: Path, words: list[str], diverged: bool) -> int:
         states = run_all(plan, outputs, sweep, device_for(plan.runs[0].run.device), cluster=cluster)
     else:
         live = {view.run_id for view in views if view.job_state and view.job_state.alive and not view.ended}
-        came = dispatch(plan, outputs, sweep, cluster, submitted=live)
-        if isinstance(came, Detached):
-            return came.status
-        states = came
+        result = dispatch(plan, outputs, sweep, cluster, submitted=live)
+        if isinstance(result, Detached):
+            return result.status
+        states = result
     return finish(plan, states, outputs, sweep)
 
 

@@ -123,7 +123,7 @@ class SweepWatcher:
         return states
 
     def _decide(self, view: RunView, unknown: bool) -> None:
-        """Set whether a run has ended, and mark it as ended where no process is left to do so."""
+        """Set whether a run has ended, and mark it as ended where its process is gone."""
         status, state = view.status, view.job_state
         if status["state"] in FINAL:
             view.ended = True

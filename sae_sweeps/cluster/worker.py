@@ -55,7 +55,7 @@ class Worker:
 
 
 def take_gpus(rank: int, tasks: int) -> None:
-    """Leave this task its share of the job's GPUs."""
+    """Restrict this task to its share of the job's GPUs."""
     visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     each = len(visible) // tasks
     if tasks > 1 and each:

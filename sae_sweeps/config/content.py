@@ -8,6 +8,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.schema import LocalConfig, RootConfig, SlurmConfig, SyntheticConfig, defaults_of
 
 SCHEMAS = {cls.__name__: cls for cls in (LocalConfig, SlurmConfig, SyntheticConfig)}
@@ -33,7 +34,9 @@ def _over(base: dict[str, Any], path: Path) -> dict[str, Any]:
     for entry in node.pop("defaults", []):
         if isinstance(entry, str) and entry != "_self_":
             schema = SCHEMAS.get(entry.removeprefix("/").partition("@")[0])
-            base = base | defaults_of(schema) if schema else _over(base, path.with_name(f"{entry}.yaml"))
+            beside = path.with_name(f"{entry}.yaml")  # in an outside folder, or ours
+            file = beside if beside.is_file() else config_dir() / path.parent.name / beside.name
+            base = base | defaults_of(schema) if schema else _over(base, file)
     inside = node.get(path.parent.name, node)  # a file with a global package has its keys under the group's name
     merged: Any = OmegaConf.to_container(OmegaConf.merge(base, inside), resolve=False)
     return merged

@@ -1,7 +1,10 @@
-"""What follows a backward pass on a CPU, in two visits to each number: the norm of the gradients, then Adam.
+"""What follows a backward pass on a CPU, in two passes over each parameter: the norm of the gradients, then Adam.
 
-A matrix with rows of unit norm loses its gradient's part along each row on the first visit (kept as a number per row,
-taken away on the second) and is brought back to unit norm on the second. Sums are taken per row, then over the rows.
+A matrix with rows of unit norm has the part of its gradient along each row measured in the first pass and subtracted in
+the second, which also brings the rows back to unit norm. Sums are taken per row, then over the rows.
+
+Why not torch's Adam: with it the default step at 512 -> 8192 takes 1.19 times as long (batch 512, one thread, EPYC; the
+update is then 25 % of the step, here 12 %).
 """
 
 # mypy: ignore-errors
@@ -14,9 +17,9 @@ from torch import Tensor
 from sae_sweeps.kernels.threads import compiled, over_rows
 
 FAST = {"fastmath": {"contract", "reassoc", "nsz"}, "error_model": "numpy"}
-"""Sums may be taken in lanes: NaN and infinity keep their meaning."""
+"""Sums may be reordered into vector lanes; NaN and infinity keep their meaning."""
 BLOCK = 4096
-"""Numbers that are summed together where there are no rows."""
+"""Numbers summed together where there are no rows."""
 
 
 def square_sum(grad: Tensor) -> float:
@@ -28,7 +31,7 @@ def square_sum(grad: Tensor) -> float:
 
 
 def parallel(grad: Tensor, W: Tensor) -> tuple[Tensor, float]:
-    """Each row of grad [n, d] times that of W [n, d], of unit norm: dots [n]; sum of the squares of grad - dots W."""
+    """dots [n] of the rows of grad and W [n, d], of unit norm; sum of the squares of grad - dots W."""
     dots, squares = torch.empty(len(W), dtype=W.dtype), np.empty(len(W))
     over_rows(_parallel, len(W), grad.numpy(), W.numpy(), dots.numpy(), squares)
     return dots, float(squares.sum())
@@ -37,14 +40,14 @@ def parallel(grad: Tensor, W: Tensor) -> tuple[Tensor, float]:
 def adam(grad: Tensor, rates: list[float], m: Tensor, v: Tensor, w: Tensor) -> None:
     """Move w and its moments, four tensors of one shape, all contiguous. In place.
 
-    rates: what scales gradients, 1 - beta1, beta2, 1 - beta2, lr / (1 - beta1^n), 1 / sqrt(1 - beta2^n), eps.
+    rates: factor on the gradients, 1 - beta1, beta2, 1 - beta2, lr / (1 - beta1^n), 1 / sqrt(1 - beta2^n), eps.
     """
     g, m, v, w = (tensor.view(-1).numpy() for tensor in (grad, m, v, w))
     over_rows(_adam, -(-len(g) // BLOCK), g, m, v, w, np.array(rates, w.dtype))
 
 
 def adam_on_unit_rows(grad: Tensor, dots: Tensor, rates: list[float], m: Tensor, v: Tensor, W: Tensor) -> None:
-    """As `adam` for matrices [n, d] and the gradient grad - dots W; W's rows come out with unit norm. In place."""
+    """As `adam` for matrices [n, d] and the gradient grad - dots W; W's rows then have unit norm. In place."""
     g, dots, m, v, w = (tensor.numpy() for tensor in (grad, dots, m, v, W))
     over_rows(_adam_on_unit_rows, len(w), g, dots, m, v, w, np.array(rates, w.dtype), np.finfo(w.dtype).tiny)
 
@@ -65,8 +68,8 @@ def _parallel(grad, W, dots, squares, start, stop):
         for t in range(len(w)):
             dot += g[t] * w[t]
         for t in range(len(w)):
-            left = g[t] - dot * w[t]
-            square += left * left
+            rest = g[t] - dot * w[t]
+            square += rest * rest
         dots[i], squares[i] = dot, square
 
 

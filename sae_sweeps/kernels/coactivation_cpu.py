@@ -41,16 +41,15 @@ class Rule(NamedTuple):
     """Overlap below which c_ij is certainly 0."""
     one: np.floating
     n_tokens: np.floating
-    n_active: Array
-    """Tokens on which each feature is active [d_sae]."""
 
 
 class Partners(NamedTuple):
     """Work space of one thread for the partners of one feature; four entries more than there are features."""
 
-    count: Array
-    """Common tokens with each feature [d_sae], 0 between two features."""
-    index: Array
+    n_common: Array
+    """Tokens shared with each feature, 0 between two calls."""
+    number: Array
+    """Numbers of the partners."""
     weight: Array
     cosine: Array
 
@@ -70,13 +69,13 @@ class Result(NamedTuple):
 def by_features(W: Tensor, f: Features, n_tokens: int, competition: Competition) -> Found:
     """Value, number of competing pairs and gradient, as `coactivation.plain`."""
     lists, weights, n = active_lists(f, n_tokens), W.detach().contiguous().numpy(), len(W)
-    rule = _rule(competition, n_tokens, np.diff(lists.feature_start).astype(weights.dtype))
+    n_active, rule = np.diff(lists.feature_start).astype(weights.dtype), _rule(competition, n_tokens, weights.dtype)
     grad = torch.empty(W.shape, dtype=W.dtype)
     result = Result(np.zeros(n), np.zeros(n, np.int64), np.zeros(n, np.bool_), grad.numpy())
     limit = int(DENSE_SHARE * n)
 
     def do_pairs(first: int, end: int) -> None:
-        _pairs(lists, rule, weights, first, end, limit, _partners(n, weights.dtype), result)
+        _pairs(lists, n_active, rule, weights, first, end, limit, _partners(n, weights.dtype), result)
 
     over_blocks(do_pairs, n, ROWS)
     rows = result.for_tiles.nonzero()[0]
@@ -84,36 +83,38 @@ def by_features(W: Tensor, f: Features, n_tokens: int, competition: Competition)
     for start in range(0, len(rows), TILE):
         chunk = rows[start : start + TILE]
         S = torch.mm(W[chunk], W.T, out=tile[: len(chunk)])
+        S_ = S.numpy()
 
-        def do_tile(first: int, end: int, chunk: Array = chunk, S: Array = S.numpy()) -> None:
-            _tile(lists, rule, chunk, first, end, _partners(n, weights.dtype), result.value, S)
+        def do_tile(first: int, end: int, chunk: Array = chunk, S_: Array = S_) -> None:
+            _tile(lists, n_active, rule, chunk, first, end, _partners(n, weights.dtype), result.value, S_)
 
-        over_blocks(do_tile, len(chunk), 8)
+        over_blocks(do_tile, len(chunk), 16)
         grad[chunk] = S @ W
     return torch.tensor(result.value.sum() / 2, dtype=W.dtype), int(result.n_pairs.sum()) // 2, grad
 
 
-def _rule(competition: Competition, n_tokens: int, n_active: Array) -> Rule:
-    linear, t, number = competition.form == "linear", competition.threshold, n_active.dtype.type
-    numbers = (number(value) for value in (t, competition.tau, (1 - MARGIN) * t * linear, 1, np.float32(n_tokens)))
-    return Rule(OVERLAPS.index(competition.overlap), linear, *numbers, n_active)
+def _rule(competition: Competition, n_tokens: int, dtype: np.dtype[np.floating]) -> Rule:
+    linear, t = competition.form == "linear", competition.threshold
+    t, tau, low, one, tokens = np.array([t, competition.tau, (1 - MARGIN) * t * linear, 1, n_tokens], dtype)
+    return Rule(OVERLAPS.index(competition.overlap), linear, t, tau, low, one, tokens)
 
 
-def _partners(n: int, dtype: np.dtype) -> Partners:
+def _partners(n: int, dtype: np.dtype[np.floating]) -> Partners:
     return Partners(np.zeros(n, np.int32), np.empty(n + 4, np.int32), np.empty(n + 4, dtype), np.empty(n + 4, dtype))
 
 
 @compiled(**DIVISION)
-def _count(i, lists, partners):
-    """Add to `count` the tokens on which each feature meets i, list these features in `index`; their number."""
+def _count(i, lists, n_common, number):
+    """Add the tokens that features share with i to `n_common`, list these features in `number`; how many they are."""
+    feature_start, token, token_start, feature = lists
     n_met = 0
-    for p in range(lists.feature_start[i], lists.feature_start[i + 1]):
-        t = lists.token[p]
-        for q in range(lists.token_start[t], lists.token_start[t + 1]):
-            j = lists.feature[q]
-            partners.index[n_met] = j
-            n_met += partners.count[j] == 0
-            partners.count[j] += 1
+    for p in range(feature_start[i], feature_start[i + 1]):
+        t = token[p]
+        for q in range(token_start[t], token_start[t + 1]):
+            j = feature[q]
+            number[n_met] = j
+            n_met += n_common[j] == 0
+            n_common[j] += 1
     return n_met
 
 
@@ -146,17 +147,18 @@ def _weigh(n_both, n_i, n_j, rule):
 
 
 @compiled(**DIVISION)
-def _competing(i, lists, rule, partners):
-    """List in `partners` the features that compete with i and their c_ij; their number. Clears `count`."""
+def _competing(i, lists, n_active, rule, partners):
+    """List the features that compete with i and their c_ij in `partners`; how many they are. Clears `n_common`."""
+    n_common, number, weight, _ = partners
     n_pairs = 0
-    for p in range(_count(i, lists, partners)):
-        j = partners.index[p]
-        n_both = rule.one * np.float32(partners.count[j])
-        partners.count[j] = 0
-        if _below(n_both, rule.n_active[i], rule.n_active[j], rule):
+    for p in range(_count(i, lists, n_common, number)):
+        j = number[p]
+        n_both = rule.one * np.float32(n_common[j])
+        n_common[j] = 0
+        if _below(n_both, n_active[i], n_active[j], rule):
             continue
-        c = _weigh(n_both, rule.n_active[i], rule.n_active[j], rule)
-        partners.index[n_pairs], partners.weight[n_pairs] = j, c
+        c = _weigh(n_both, n_active[i], n_active[j], rule)
+        number[n_pairs], weight[n_pairs] = j, c
         n_pairs += (c > 0) & (j != i)
     return n_pairs
 
@@ -185,40 +187,41 @@ def _add_four(grad, i, W, j, p, s):
 
 
 @compiled(**DIVISION)
-def _pairs(lists, rule, W, first, end, limit, partners, result):
+def _pairs(lists, n_active, rule, W, first, end, limit, partners, result):
     """Value and gradient of the features first .. end - 1; those with more than `limit` partners are only marked."""
-    index, weight, cosine = partners.index, partners.weight, partners.cosine
+    _, number, weight, cosine = partners
+    value, n_pairs_of, for_tiles, grad = result
     for i in range(first, end):
-        n_pairs = _competing(i, lists, rule, partners)
-        result.n_pairs[i], result.for_tiles[i] = n_pairs, n_pairs > limit
+        n_pairs = _competing(i, lists, n_active, rule, partners)
+        n_pairs_of[i], for_tiles[i] = n_pairs, n_pairs > limit
         if n_pairs > limit:
             continue
         for d in range(W.shape[1]):
-            result.grad[i, d] = 0
+            grad[i, d] = 0
         while n_pairs % 4:  # filled up with partners of weight 0
-            index[n_pairs], weight[n_pairs] = i, 0
+            number[n_pairs], weight[n_pairs] = i, 0
             n_pairs += 1
         for p in range(0, n_pairs, 4):
-            _four_dots(W, i, index, p, cosine)
+            _four_dots(W, i, number, p, cosine)
             for q in range(p, p + 4):
-                result.value[i] += weight[q] * abs(cosine[q])
+                value[i] += weight[q] * abs(cosine[q])
                 weight[q] = weight[q] if cosine[q] > 0 else (-weight[q] if cosine[q] < 0 else 0)
-            _add_four(result.grad, i, W, index, p, weight)
+            _add_four(grad, i, W, number, p, weight)
 
 
 @compiled(**DIVISION)
-def _tile(lists, rule, rows, first, end, partners, value, S):
+def _tile(lists, n_active, rule, rows, first, end, partners, value, S):
     """Turn the rows first .. end - 1 of S [rows, d_sae] from cosines into c_ij sign(cosine), and add their values."""
-    count = partners.count
+    n_common, number, _, _ = partners
     for r in range(first, end):
         i = rows[r]
-        _count(i, lists, partners)
-        count[i] = 0
+        _count(i, lists, n_common, number)
+        n_common[i] = 0
         for j in range(S.shape[1]):
-            n_both, cosine = rule.one * np.float32(count[j]), S[r, j]
-            count[j] = 0
+            n_both, cosine = rule.one * np.float32(n_common[j]), S[r, j]
+            n_common[j] = 0
             S[r, j] = 0
             if n_both > 0 and cosine != 0:
-                c = _weigh(n_both, rule.n_active[i], rule.n_active[j], rule)
+                c = _weigh(n_both, n_active[i], n_active[j], rule)
                 value[i] += c * abs(cosine)
                 S[r, j] = c if cosine > 0 else -c

@@ -1,4 +1,4 @@
-"""Memory handed from step to step: a system's fresh pages cost as much as filling them."""
+"""Buffers reused from step to step: fresh pages of the system cost as much as filling them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 MOST = 2
-"""Tensors that wait to be used again: W_enc's and W_dec's gradients have one shape."""
+"""Released buffers that are kept: W_enc's and W_dec's gradients have one shape."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's numbers (malloc.h)."""
 
-_waiting: list[Tensor] = []
+_released: list[Tensor] = []
 
 
 @cache
 def retain_freed_memory() -> None:
-    """Let glibc's malloc keep up to 2 GB for the next step, not hand it back to the system; elsewhere nothing is done.
+    """Let glibc's malloc keep up to 2 GB of freed memory for the next step; without glibc it does nothing.
 
-    Tensors of more than 32 MB, which is the most that may be asked for, come from the system as before.
+    Tensors of more than 32 MB, the largest threshold that mallopt takes, come from the system as before.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -32,15 +32,15 @@ def retain_freed_memory() -> None:
 
 
 def take(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A contiguous tensor on the CPU with anything in it."""
-    for i, tensor in enumerate(_waiting):
+    """A contiguous tensor on the CPU, uninitialised; a released one of that shape and dtype where there is one."""
+    for i, tensor in enumerate(_released):
         if tensor.shape == shape and tensor.dtype == dtype:
-            return _waiting.pop(i)
+            return _released.pop(i)
     return torch.empty(shape, dtype=dtype)
 
 
-def give_back(tensor: Tensor) -> None:
-    """What nobody looks at any more."""
+def release(tensor: Tensor) -> None:
+    """Allow `take` to return this tensor. Its content must not be read any more."""
     if tensor.is_contiguous():
-        _waiting.append(tensor)
-        del _waiting[:-MOST]
+        _released.append(tensor)
+        del _released[:-MOST]

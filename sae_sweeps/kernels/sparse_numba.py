@@ -178,67 +178,83 @@ def _add(row, bias):
 
 
 @compiled()
-def _largest(z, bias, sizes, values, indices, start, stop):
-    """A tournament by fours: what is among the k largest beats, in every round, all but k - 1 of those still there.
+def _rounds(row, best):
+    """Fill best[r] with the winners of round r, from row on; the sum of the row, NaN where an element is."""
+    if len(best) == 1:
+        return row.sum()
+    total = _best_of_four(row, best[1])
+    for r in range(2, len(best)):
+        _best_of_four(best[r - 1], best[r])
+    return total
 
-    sizes: how many are left after each round. Lists are filled without branches, which would be guessed wrong.
+
+@compiled()
+def _at_least(row, best, low, place, spare):
+    """Places of the elements of row that are >= low, found from the last round's winners down to the row.
+
+    Lists are filled without branches, which the processor would predict wrongly. place and spare [n + 1] are work
+    space; returns the one that holds the places, and how many they are.
     """
-    n, k, rounds = z.shape[1], values.shape[1], len(sizes) - 1
+    last, found = best[-1] if len(best) > 1 else row, 0
+    for g in range(len(last)):
+        place[found] = g
+        found += last[g] >= low
+    for r in range(len(best) - 2, -1, -1):
+        level = best[r] if r else row
+        n_winners, found = found, 0
+        for i in range(n_winners):
+            for at in range(place[i], len(level), len(best[r + 1])):  # the four that met in this round
+                spare[found] = at
+                found += level[at] >= low
+        place, spare = spare, place
+    return place, found
+
+
+@compiled()
+def _write_tied(candidate, place, high, values, indices):
+    """Write as many candidates as there are values: first those >= high, then of the others, which are all equal."""
+    j = 0
+    for first in (True, False):
+        for i in range(len(candidate)):
+            if (candidate[i] >= high) == first and j < len(values):
+                values[j], indices[j] = candidate[i], place[i]
+                j += 1
+
+
+@compiled()
+def _largest(z, bias, sizes, values, indices, start, stop):
+    """The k largest of each row of z + bias and their places, for the rows start .. stop - 1; z += bias in place.
+
+    A tournament by fours: each of the k largest beats, in every round, all but at most k - 1 of the others. So a lower
+    bound of the k largest among the last round's few winners bounds the k-th largest of the row, and only groups whose
+    winner reaches it are looked through. sizes: how many numbers remain after each round, the row's own length first.
+    """
+    n, k = z.shape[1], values.shape[1]
     best = [np.empty(size, z.dtype) for size in sizes]
-    place, place_before = np.empty(n + 1, np.int32), np.empty(n + 1, np.int32)
-    candidate = np.empty(n + 1, z.dtype)
+    place, spare, candidate = np.empty(n + 1, np.int32), np.empty(n + 1, np.int32), np.empty(n + 1, z.dtype)
     most, infinite = np.finfo(z.dtype).max, z.dtype.type(np.inf)
     for b in range(start, stop):
-        row = level = z[b]
+        row = z[b]
         _add(row, bias)
-        total = z.dtype.type(0)
-        for r in range(1, rounds + 1):
-            sum_of_level = _best_of_four(level, best[r])
-            total = sum_of_level if r == 1 else total
-            level = best[r]
-        if rounds == 0:
-            total = row.sum()
-        if np.isnan(total) and np.isnan(row).any():  # as in torch, NaN is the largest
+        if np.isnan(_rounds(row, best)) and np.isnan(row).any():  # as in torch, NaN is the largest
             for j in range(k):
-                values[b, j] = np.nan
-                indices[b, j] = j
+                values[b, j], indices[b, j] = np.nan, j
             continue
-        low, high = _between(level, k, most, infinite, k >> 3)
+        low, _ = _between(best[-1] if len(best) > 1 else row, k, most, infinite, k >> 3)
+        places, n_candidates = _at_least(row, best, low, place, spare)
+        for i in range(n_candidates):
+            candidate[i] = row[places[i]]
+        low, high = _between(candidate[:n_candidates], k, most, infinite, 0)
         found = 0
-        for g in range(len(level)):
-            place[found] = g
-            found += level[g] >= low
-        for r in range(rounds - 1, -1, -1):
-            level = best[r] if r else row
-            place, place_before, n_before, found = place_before, place, found, 0
-            for i in range(n_before):
-                for at in range(place_before[i], sizes[r], sizes[r + 1]):
-                    place[found] = at
-                    found += level[at] >= low
-        for i in range(found):
-            candidate[i] = row[place[i]]
-        low, high = _between(candidate[:found], k, most, infinite, 0)
-        n_before, found = found, 0
-        for i in range(n_before):
-            at, value = place[i], candidate[i]
-            place[found], candidate[found] = at, value
+        for i in range(n_candidates):
+            at, value = places[i], candidate[i]
+            places[found], candidate[found] = at, value
             found += value >= low
         if found == k:
             for j in range(k):
-                values[b, j] = candidate[j]
-                indices[b, j] = place[j]
-            continue
-        j = 0
-        for i in range(found):
-            if candidate[i] >= high and j < k:
-                values[b, j] = candidate[i]
-                indices[b, j] = place[i]
-                j += 1
-        for i in range(found):  # all of them equal
-            if candidate[i] < high and j < k:
-                values[b, j] = candidate[i]
-                indices[b, j] = place[i]
-                j += 1
+                values[b, j], indices[b, j] = candidate[j], places[j]
+        else:
+            _write_tied(candidate[:found], places, high, values[b], indices[b])
 
 
 @compiled()

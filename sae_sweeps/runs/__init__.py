@@ -1,1 +1,1 @@
-"""What a run leaves behind: its folder, its lease, and a copy for W&B when asked for."""
+"""Executing runs: harvest, training, evaluation and results, in groups that share one process."""

@@ -1,4 +1,4 @@
-"""What the runs of a group train on: one pass over one store of activations, one batch for all that draw alike."""
+"""The batches of a group: one pass over one store of activations, one batch for all runs with the same stream."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Batches:
         self.session, self.cache = session, cache
         self.store = open_split(run, session, cache, "train", run.total_steps * run.batch_size)
         self.first: dict[Stream, torch.Tensor] = {}
-        """Activations [n, d_in] that scale and decoder bias are taken from, of the streams that a run starts on."""
+        """Activations [n, d_in] for the scale and decoder bias of runs that start at step 0, by stream."""
         self.held_out: dict[int, torch.Tensor | None] = {}
         """Held-out activations by `train.held_out_tokens`."""
         self._samplers: dict[Stream, Sampler] = {}
 
     def prepare(self, run: RunConfig, fresh: bool) -> None:
-        """Make what the run shares with others that draw as it does; `fresh` where it starts at step 0."""
+        """Open what the run shares with others of its stream; `fresh` where it starts at step 0."""
         stream, n_tokens = stream_of(run), run.train.held_out_tokens
         if n_tokens not in self.held_out:
             self.held_out[n_tokens] = held_out_activations(run, self.session, self.cache)

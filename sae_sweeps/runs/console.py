@@ -1,4 +1,4 @@
-"""What a launch prints: a line per run, a progress bar on a terminal, nothing twice."""
+"""The output of a launch: lines about its runs, and on a terminal a progress bar."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sae_sweeps.storage.printing import print_line
 
 
 class Console:
-    """One stage after the other: on a terminal a bar with rate and time left. A quiet one says and shows nothing."""
+    """Prints lines, and shows one stage at a time as a bar with rate and remaining time; `quiet` prints nothing."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -25,7 +25,7 @@ class Console:
             print_line(text)
 
     def note(self, text: str) -> None:
-        """Say something while the stage goes on."""
+        """Print a line without ending the stage."""
         if self.quiet:
             return
         if self.bar is not None:

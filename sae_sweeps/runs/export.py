@@ -1,4 +1,4 @@
-"""The trained SAE as it is judged and handed on: in SAELens's format, where that format can say what it does."""
+"""The trained SAE as it is evaluated and exported: in SAELens's format, where that format can express it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class GroupedSAE(ExportedSAE):
-    """An SAE whose group layer changes the features at inference too, which SAELens's format cannot say."""
+    """An SAE whose group layer changes the features at inference too, which SAELens's format cannot express."""
 
     groups: GroupLayer | None = None
     scale: float = 1.0
-    """By which activations were multiplied in training: the group layer knows features in those units."""
+    """Factor of the activations in training; the group layer's features are in those units."""
 
     def features(self, x_BD: Tensor) -> Features:
         assert self.groups is not None
@@ -66,7 +66,7 @@ def export(run: RunConfig, training: Training, folder: RunFolder) -> None:
 
 
 def trained_sae(run: RunConfig, folder: RunFolder) -> ExportedSAE:
-    """The SAE of a finished run, on the CPU: `sae/` where there is one, else from the last checkpoint."""
+    """The SAE of a finished run, on the CPU: from `sae/` where it exists, else from the last checkpoint."""
     if run.why_not_saelens() is None:
         return saelens.load(folder.sae)
     from sae_sweeps.training.checkpoint import load_checkpoint

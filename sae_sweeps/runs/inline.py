@@ -96,7 +96,7 @@ def enqueue(planned: PlannedRun, outputs: Path, before: dict[str, Any] | None = 
 
 
 def run_group(runs: list[PlannedRun], title: str, launch: Launch) -> list[PlannedRun]:
-    """Bring the runs of a group as far as they go. Returns those that a process elsewhere works on."""
+    """Bring the runs of a group to their ends. Returns those that another process works on."""
     elsewhere: list[PlannedRun] = []
     tasks: list[RunTask] = []
     with ExitStack() as leases:
@@ -137,7 +137,7 @@ def run_group(runs: list[PlannedRun], title: str, launch: Launch) -> list[Planne
 
 
 def ended_before(planned: PlannedRun, folder: RunFolder, launch: Launch) -> bool:
-    """Whether nothing is left to do; prints why."""
+    """Whether there is nothing to do, which is printed with the reason."""
     status = final_status(planned.run, folder)
     if status is None:
         return False

@@ -1,4 +1,4 @@
-"""Where a run's numbers come from: code, packages, machine."""
+"""What produced a run's numbers: code, packages, machine."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""What a run's folder holds once it is trained: trained.json, results.json, and whether anything is left to do."""
+"""The results in a run's folder: trained.json, results.json, and whether the run is complete."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRAINED = "trained.json"
 
 
 def final_status(run: RunConfig, folder: RunFolder) -> dict[str, Any] | None:
-    """The status of a run with nothing left to do: diverged, or complete with the evaluations of `run.eval`."""
+    """The status of a run that diverged or is complete; None where there is something to do."""
     status = folder.status()
     if status is None or status["state"] not in ("completed", "diverged"):
         return None
@@ -27,12 +27,12 @@ def final_status(run: RunConfig, folder: RunFolder) -> dict[str, Any] | None:
 
 
 def is_complete(run: RunConfig, folder: RunFolder) -> bool:
-    """Whether nothing is left to do for this run and the evaluations of `run.eval`."""
+    """Whether the run is trained and has the evaluations of `run.eval`."""
     return (folder.path / TRAINED).exists() and folder.results_path.exists() and is_evaluated(run, folder)
 
 
 def write_config(run: RunConfig, folder: RunFolder) -> None:
-    """config.yaml: the values in use, with no interpolation left."""
+    """config.yaml: the values in use, with interpolations resolved."""
     write_text(folder.config_path, OmegaConf.to_yaml(OmegaConf.create(run.to_dict())))
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Progress:
-    """What a run tells whoever watches: `stage(name, total, unit, done=0)` opens a stage, `tick` reports units done."""
+    """Progress of a run: `stage(name, total, unit, done=0)` opens a stage, `tick(done)` reports the units done."""
 
     stage: Callable[..., None] = lambda name, total, unit, done=0: None
     tick: Callable[[int], None] = lambda done: None
@@ -32,14 +32,14 @@ class Progress:
 
 @dataclass
 class RunSession:
-    """What runs in one process share: the device and the language model."""
+    """Shared by the runs of one process: device, language model, held-out text, the common parts of evaluations."""
 
     device: torch.device
     stop: Callable[[], bool] = lambda: False
-    """Once it says so, every run in training writes a checkpoint and ends here."""
+    """Once it returns True, every run in training writes a checkpoint and ends here."""
     progress: Progress = field(default_factory=Progress)
     flush: Callable[[], bool] = lambda: False
-    """When it says so, every run in training writes a checkpoint and goes on."""
+    """When it returns True, every run in training writes a checkpoint and goes on."""
     _models: dict[str, LanguageModel] = field(default_factory=dict)
     _held_out: dict[str, torch.Tensor] = field(default_factory=dict)
     _shared: dict[str, Shared] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class RunSession:
         return self._held_out[key]
 
     def shared(self, run: RunConfig, cache: Path) -> Shared:
-        """What evaluations share for this model, layer and `eval`."""
+        """The shared parts of evaluations of this model, layer and `eval`."""
         from sae_sweeps.config.schema import LayerConfig
         from sae_sweeps.evaluation.shared import Shared
         from sae_sweeps.evaluation.sources import open_source
@@ -84,20 +84,20 @@ class RunSession:
         return self._shared[key]
 
     def forget_features(self) -> None:
-        """Free what evaluations keep of SAEs that are done with."""
+        """Free the features that evaluations keep of SAEs."""
         for shared in self._shared.values():
             shared.forget_features()
 
     def check(self, done: int) -> None:
         """Report progress outside the training loop; there a stop needs no checkpoint."""
         self.progress.tick(done)
-        self.flush()  # nothing to write here, but whoever wants it is told that it was heard
+        self.flush()  # nothing to write here, but the request is answered and its event cleared
         if self.stop():
             raise Interrupted("stopped outside the training steps")
 
 
 def device_for(name: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises ConfigError when CUDA is asked for and absent."""
+    """`auto` is CUDA where there is one. Raises ConfigError for a CUDA device that does not exist."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
@@ -111,7 +111,7 @@ def device_for(name: str) -> torch.device:
 
 
 def activation_key(run: RunConfig, identity: dict[str, Any], split: str, num_tokens: int) -> dict[str, Any]:
-    """What determines a store of activations."""
+    """Everything that determines the content of a store of activations."""
     key: dict[str, Any] = {name: identity[name] for name in ("model", "layer", "data") if name in identity}
     if not run.synthetic:
         key["harvest_batch"] = run.activations.harvest_batch  # other shapes, other last bits
@@ -119,10 +119,10 @@ def activation_key(run: RunConfig, identity: dict[str, Any], split: str, num_tok
 
 
 def open_split(run: RunConfig, session: RunSession, cache: Path, split: str, num_tokens: int) -> ActivationStore:
-    """Activations of the training or the held-out text, harvested if nobody did before; held-out ones in memory."""
+    """Activations of the training or the held-out text, harvested unless they exist; held-out ones in memory."""
     identity = canonical(run, cache / "digests")
     session.progress.stage("harvest", num_tokens, "tok")
-    data = DataConfig() if run.synthetic else run.data  # synthetic text has no say
+    data = DataConfig() if run.synthetic else run.data  # no text decides synthetic activations
     kept = run.activations if split == "train" else replace(run.activations, mode="memory")
     return open_activations(
         run.model, run.layer, data, kept, num_tokens, cache, session.device,
@@ -132,6 +132,6 @@ def open_split(run: RunConfig, session: RunSession, cache: Path, split: str, num
 
 
 def held_out_pool(run: RunConfig, session: RunSession, cache: Path, n_tokens: int) -> Batch:
-    """The first `n_tokens` held-out tokens with their activations, on the CPU; fewer if the text ends before."""
+    """The first `n_tokens` held-out tokens with their activations, on the CPU; fewer where the text is shorter."""
     store = open_split(run, session, cache, "held_out", n_tokens)
     return store.rows(0, store.n_tokens).take(torch.arange(store.n_tokens).numpy())

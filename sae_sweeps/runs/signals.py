@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Ctrl-C, a polite kill, a closed terminal."""
+"""Ctrl-C, kill, a closed terminal."""
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Stop:
 
     signal: int | None = None
     state: str = "interrupted"
-    """What becomes of the runs that it stops: interrupted or preempted."""
+    """State of the runs that it stops: interrupted or preempted."""
 
     def __call__(self) -> bool:
         return self.signal is not None

@@ -199,7 +199,7 @@ class RunTask(TrainingCallbacks):
             self.end(error)
 
     def end(self, error: Exception | None = None) -> None:
-        """Record the run's end and print it at once: other runs of its group may go on for long."""
+        """Record the run's end and print it at once: other runs of its group may take much longer."""
         self.folder.close()
         lines = [] if self.label_printed else [self.label]
         if isinstance(error, LeaseLost):

@@ -1,4 +1,4 @@
-"""What a comparison needs equal: `--dry-run` warns of it before, `python -m analysis audit` afterwards."""
+"""Keys that compared runs must share: `--dry-run` warns before, `python -m analysis audit` afterwards."""
 
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -31,7 +31,7 @@ def exempt(key: str, varied: Collection[str]) -> bool:
 
 
 def unequal(key: str, values: Iterable[Any], varied: Collection[str] = ()) -> str | None:
-    """What is wrong with the runs' values of a key of BUDGET, in words; None values are of runs without the key."""
+    """A sentence about runs that differ in a key of BUDGET, or None; None values are of runs without the key."""
     found = {value for value in values if value is not None}
     if len(found) < 2 or exempt(key, varied):
         return None

@@ -1,4 +1,4 @@
-"""Hashes that stand for configs and for the content of files."""
+"""Hashes of configs and of the content of files."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ LARGE_FILE = 64 * 2**20
 
 
 def short_hash(obj: Any) -> str:
-    """12 hexadecimal digits that stand for a JSON-able object."""
+    """12 hexadecimal digits of the SHA-256 of an object's JSON, keys sorted."""
     return hashlib.sha256(json.dumps(obj, sort_keys=True).encode()).hexdigest()[:12]
 
 

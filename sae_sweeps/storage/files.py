@@ -16,7 +16,7 @@ FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used 
 
 
 class DiskFull(UserError):
-    """The disk or the quota is full. What stood at the path before is still there, whole."""
+    """The disk or the quota is full. The file that was at the path before is unchanged."""
 
 
 class MissingFile(DataError):

@@ -22,9 +22,9 @@ from sae_sweeps.storage.files import MissingFile, read_json, temporary_beside, w
 BEAT_S = 5.0
 """Seconds between heartbeats."""
 STALE_S = 60.0
-"""Heartbeats this many seconds apart mean a dead owner, where the process itself cannot be asked."""
+"""Heartbeats this many seconds apart mean a dead owner, where the process table cannot be read."""
 LOCK_WAIT_S = 10.0
-"""How long to wait for the side file's lock; it is held for milliseconds, unless its holder is stopped."""
+"""How long to wait for the side file's lock; it is locked for milliseconds, unless its owner is stopped."""
 
 _threads = threading.Lock()  # the side file's lock excludes other processes only
 
@@ -36,7 +36,7 @@ class Lease:
         self.folder = folder
         self.owner = owner
         self.lost = False
-        """True once somebody else took the lease over (this process was stopped or cut off for too long)."""
+        """True once another process took the lease over (this one was stopped or cut off for too long)."""
         self._stop = threading.Event()
         self._beat = threading.Thread(target=self._keep_warm, name=f"lease-{folder.name}", daemon=True)
 
@@ -61,7 +61,7 @@ class Lease:
 
     @staticmethod
     def holder(run_folder: str | os.PathLike) -> str | None:
-        """Who works on the run, in words, or None when nobody alive does."""
+        """The live process that works on the run, as `process 12 on host`, or None."""
         owner = _live_owner(Path(run_folder))
         return f"process {owner['pid']} on {owner['host']}" if owner else None
 
@@ -70,7 +70,7 @@ class Lease:
         return self.folder / "lease.json"
 
     def check(self) -> bool:
-        """Read the lease now and say whether it is still ours; ask before writing a result."""
+        """Read the lease now; whether it is still ours. To be called before writing a result."""
         owner = _read(self.folder)
         if owner is None or owner["token"] != self.owner["token"]:
             self.lost = True
@@ -100,11 +100,11 @@ class Lease:
                     return
                 os.utime(self.path)
             except (OSError, DataError, DamagedFile):
-                continue  # a file server that stalls; the next beat tells
+                continue  # a file server that stalls; the next beat tries again
 
 
 def this_process() -> dict[str, Any]:
-    """What tells this process from every other, also from a later one with the same pid."""
+    """The identity of this process: unlike every other, also a later one with the same pid."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -115,7 +115,7 @@ def this_process() -> dict[str, Any]:
 
 
 def process_start(pid: int) -> int | None:
-    """Start of a live process in clock ticks since boot; None when there is no such process, or no /proc to ask."""
+    """Start of a live process in clock ticks since boot; None when there is no such process, or no /proc."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -125,7 +125,7 @@ def process_start(pid: int) -> int | None:
 
 
 def process_alive(owner: dict[str, Any]) -> bool | None:
-    """Whether the owner's process lives; None when that cannot be told from here (another machine or container)."""
+    """Whether the owner's process lives; None when that is unknown here (another machine or container)."""
     here = this_process()
     if any(owner.get(key) != here[key] for key in ("host", "boot_id", "pid_namespace")):
         return None
@@ -174,7 +174,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
 
 
 def _live_owner(folder: Path) -> dict[str, Any] | None:
-    """The owner on record if it lives: by the process table where that can be asked, by its heartbeat elsewhere."""
+    """The owner on record if it lives: by the process table where that can be read, by its heartbeat elsewhere."""
     owner = _read(folder)
     if owner is None:
         return None
@@ -188,7 +188,7 @@ def _seconds_since_beat(folder: Path) -> float:
     """Age of the heartbeat by the file system's clock; 0 in a folder that we may not write to."""
     try:
         now = file_system_time(folder)
-        with open(folder / "lease.json", "rb") as lease:  # opening makes network file systems ask the server
+        with open(folder / "lease.json", "rb") as lease:  # opening makes network file systems query the server
             return now - os.fstat(lease.fileno()).st_mtime
     except FileNotFoundError:
         return float("inf")
@@ -214,7 +214,7 @@ def _boot_id() -> str:
 
 
 def _pid_namespace() -> str:
-    """Containers on one machine may number their processes apart."""
+    """Containers on one machine may have process numbers of their own."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:

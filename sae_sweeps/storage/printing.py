@@ -1,4 +1,4 @@
-"""Lines and columns of text for a terminal; a reader that goes away stops nothing."""
+"""Lines and aligned columns of text for a terminal."""
 
 import os
 import sys

@@ -12,7 +12,7 @@ from sae_sweeps.storage.files import naming_full_disk, without_nonfinite, write_
 
 
 class RowFile:
-    """Every row has a `step`, a whole number, or what else the file is `by`.
+    """Every row has the key `by`, of type `kind`: by default a `step`.
 
     Making the object touches nothing on disk; the file appears with the first row.
     """

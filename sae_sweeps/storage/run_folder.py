@@ -1,4 +1,4 @@
-"""A run's folder: the truth about the run, written so that a kill at any moment leaves it readable."""
+"""A run's folder, the authoritative record of the run: readable after a kill at any moment."""
 
 import os
 import socket
@@ -47,7 +47,7 @@ class RunFolder(os.PathLike):
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
 
-    # Places ----------------------------------------------------------------------------------------------------------
+    # Paths ----------------------------------------------------------------------------------------------------------
 
     @cached_property
     def metrics(self) -> RowFile:
@@ -56,7 +56,7 @@ class RunFolder(os.PathLike):
 
     @cached_property
     def monitors(self) -> RowFile:
-        """monitors.jsonl: what penalties and groups have to show, one object per monitor and monitored step."""
+        """monitors.jsonl: the monitors of penalties and groups, one object per monitor and monitored step."""
         return RowFile(self.path / "monitors.jsonl")
 
     @property
@@ -126,7 +126,7 @@ class RunFolder(os.PathLike):
     # Rows ------------------------------------------------------------------------------------------------------------
 
     def truncate(self, step: int) -> None:
-        """Drop, atomically, what metrics.jsonl and monitors.jsonl say of steps after `step`, and torn last lines."""
+        """Drop, atomically, the rows of metrics.jsonl and monitors.jsonl after `step`, and torn last lines."""
         self.metrics.truncate(step)
         self.monitors.truncate(step)
 

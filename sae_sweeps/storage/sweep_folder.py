@@ -14,7 +14,7 @@ MANIFEST = "manifest.json"
 INLINE = {"name": "inline", "group_size": None, "memory_gb": None}
 """The cluster of a manifest that names none."""
 CONFIGS = "configs.json"
-"""Every run's config by its id, so that another process, or a later one, can carry the sweep out."""
+"""Every run's config by its id, so that any process can execute the sweep."""
 
 
 def run_path(outputs: Path, run_id: str) -> Path:
@@ -22,7 +22,7 @@ def run_path(outputs: Path, run_id: str) -> Path:
 
 
 def outputs_of(sweep: Path) -> Path:
-    """The tree that a sweep's folder lies in."""
+    """The outputs tree of a sweep's folder."""
     return sweep.resolve().parents[1]
 
 

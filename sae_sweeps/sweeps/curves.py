@@ -69,7 +69,7 @@ def sparkline(values: list[float], width: int = WIDTH) -> str:
 def write(runs: list[PlannedRun], path: Path) -> None:
     """The curves as a table of numbers (.csv) or a figure (.png, .svg, .pdf). Raises ConfigError for another ending."""
     if path.suffix not in FORMATS:
-        raise ConfigError(f"-o {path}: the ending tells the format; give one of {', '.join(FORMATS)}.")
+        raise ConfigError(f"-o {path}: the ending decides the format; give one of {', '.join(FORMATS)}.")
     if path.suffix == ".csv":
         out = io.StringIO()
         table = csv.writer(out, lineterminator="\n")

@@ -30,11 +30,11 @@ class Tokens(NamedTuple):
 
 @dataclass
 class Group:
-    """Runs that go side by side."""
+    """Runs that train side by side."""
 
     runs: list[PlannedRun]
     key: str
-    """Model, layer, data and tokens that they share, in words."""
+    """Model, layer, data and tokens that they share, for printing."""
     memory_gb: float
     """Estimated peak."""
     tokens: Tokens
@@ -87,9 +87,8 @@ def _split(runs: list[PlannedRun], most: int, available_gb: float, on_gpu: bool)
 def _group(runs: list[PlannedRun]) -> Group:
     run = runs[0].run
     budget = run.total_steps * run.batch_size
-    return Group(
-        runs, describe_shared(run), memory_of(runs), Tokens(0 if run.synthetic else budget, budget * len(runs))
-    )
+    tokens = Tokens(0 if run.synthetic else budget, budget * len(runs))
+    return Group(runs, describe_shared(run), memory_of(runs), tokens)
 
 
 def describe_shared(run: RunConfig) -> str:

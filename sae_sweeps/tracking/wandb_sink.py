@@ -16,7 +16,7 @@ from sae_sweeps.storage.files import one_line
 from sae_sweeps.tracking.wandb_client import FINISH_TIMEOUT_S
 
 QUEUE_ROWS = 10_000
-"""Rows that wait for a slow server; beyond that rows are left out and counted."""
+"""Rows that wait for a slow server; beyond that, rows are dropped and counted."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -29,7 +29,7 @@ class Logger(Protocol):
 
 
 class WandbSink:
-    """Hands rows to the W&B client, which lives in a process of its own (wandb_client.py).
+    """Passes rows to the W&B client, which runs in a process of its own (wandb_client.py).
 
     The run's id at W&B is `run_id` and it is resumed when it exists, so a run that is interrupted or published again
     stays one run; W&B itself drops steps that it has. Offline files are under `folder`/wandb.
@@ -69,7 +69,7 @@ class WandbSink:
             "resume": "allow",
         }
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(QUEUE_ROWS)
-        self._left_out = 0
+        self._dropped = 0
         self._problem: str | None = None
         self._exit_code = 0
         self._summary: dict[str, Any] = {}
@@ -79,20 +79,20 @@ class WandbSink:
         self._thread.start()
 
     def table(self, name: str, columns: list[str], data: list[list[Any]]) -> None:
-        """Hand over a table of text and numbers; it stands in the run's summary under `name`."""
+        """Send a table of text and numbers, for the run's summary under `name`."""
         self.log({"table": {"name": name, "columns": columns, "data": data}})
 
     def log(self, row: dict[str, Any]) -> None:
-        """Hand over one row of metrics.jsonl; its `step` becomes W&B's step. Returns at once, whatever happens."""
+        """Send one row of metrics.jsonl; its `step` becomes W&B's step. Returns at once, whatever happens."""
         if self._problem is not None:
             return
         try:
             self._queue.put_nowait(dict(row))
         except queue.Full:
-            self._left_out += 1
+            self._dropped += 1
 
     def replay(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Hand over the rows of a run that has ended; waits for a slow client, and leaves none out while it lives."""
+        """Send the rows of a run that has ended; waits for a slow client, and drops none while it lives."""
         for row in rows:
             while self._problem is None and self._thread.is_alive():
                 try:
@@ -126,15 +126,15 @@ class WandbSink:
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
             self._problem = f"it did not answer within {timeout:g} s"
-        elif self._left_out and self._problem is None:
-            self._problem = f"it was too slow for {self._left_out} rows"
+        elif self._dropped and self._problem is None:
+            self._problem = f"it was too slow for {self._dropped} rows"
         stop_client(self._client)
         if self._problem is None:
             return None
         return f"the copy for W&B is incomplete ({self._problem}); the run's own files are not."
 
     def _work(self) -> None:
-        """The thread: write rows to the client, read its answer. After a failure `log` has nobody to hand rows to."""
+        """The thread: write rows to the client, read its answer. After a failure `log` drops rows."""
         client = self._client
         assert client.stdin is not None and client.stdout is not None
         try:
@@ -144,7 +144,7 @@ class WandbSink:
             end = {"exit_code": self._exit_code, "summary": self._summary, "notes": self._notes}
             print(json.dumps({"finish": end}), file=client.stdin, flush=True)
             self._problem = json.loads(client.stdout.readline())["problem"]
-        except BrokenPipeError:  # the client has given up, and says why
+        except BrokenPipeError:  # the client has given up, and its answer has the reason
             self._problem = one_line(json.loads(client.stdout.readline() or '{"problem": "it ended"}')["problem"])
         except Exception as error:
             self._problem = self._problem or one_line(error)

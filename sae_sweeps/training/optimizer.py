@@ -1,11 +1,13 @@
-"""What a step does with its gradients: out with the decoder's parallel part, norm, clipping, Adam, rows to unit norm.
+"""The update of a step: decoder gradient projected, its norm, clipping, Adam, decoder rows back to unit norm.
 
-Two ways with the same numbers but for rounding, and the same state. Both skip parameters without a gradient.
+`TorchAdam` uses torch's operations, `FusedAdam` compiled loops on a CPU. Both give the same numbers but for
+rounding, keep the same state and skip parameters without a gradient.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -31,8 +33,11 @@ class Optimizer(Protocol):
 
     def zero_grad(self) -> None: ...
 
-    def norm(self) -> Tensor:
-        """Take from W_dec's gradient its part along each row; the norm of all gradients then, scalar."""
+    def project_gradients(self) -> Tensor:
+        """Remove from W_dec's gradient its part along each row; return the norm of all gradients then, scalar.
+
+        Once per backward pass, before `step`, which may do the subtraction: do not read W_dec's gradient in between.
+        """
         ...
 
     def step(self, lr: float, divisor: Tensor, skip: Tensor | None) -> None:
@@ -45,7 +50,7 @@ def optimizer(sae: SAE, parameters: list[nn.Parameter], betas: tuple[float, floa
 
 
 class TorchAdam:
-    """The operations one by one, Adam as torch has it."""
+    """Torch's own Adam, and the operations around it one by one."""
 
     def __init__(self, sae: SAE, parameters: list[nn.Parameter], betas: tuple[float, float]):
         self.sae, self.parameters = sae, parameters
@@ -60,14 +65,14 @@ class TorchAdam:
     def zero_grad(self) -> None:
         self.adam.zero_grad(set_to_none=True)
 
-    def norm(self) -> Tensor:
+    def project_gradients(self) -> Tensor:
         self.sae.remove_parallel_gradient()
         return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
     def step(self, lr: float, divisor: Tensor, skip: Tensor | None) -> None:
         self.adam.param_groups[0]["lr"] = lr
         in_float32 = divisor.dtype == torch.float32
-        # what fused Adam divides gradients by on its way
+        # fused Adam divides the gradients by grad_scale itself
         self.adam.grad_scale = divisor if in_float32 else None  # type: ignore[attr-defined]
         if not in_float32:
             for parameter in self.parameters:
@@ -79,7 +84,7 @@ class TorchAdam:
 
 
 class FusedAdam:
-    """Everything in two visits to each number, for a CPU. It imports none of torch.optim, which takes seconds."""
+    """For a CPU: two passes over each parameter (`kernels/adam_numba.py`), and no import of torch.optim (seconds)."""
 
     def __init__(self, sae: SAE, parameters: list[nn.Parameter], betas: tuple[float, float]):
         from sae_sweeps.kernels import adam_numba
@@ -87,48 +92,42 @@ class FusedAdam:
         self.kernels = adam_numba
         self.sae, self.parameters, self.betas = sae, parameters, betas
         self.state, self.lr = _fresh(parameters), 0.0
-        # an architecture with a way of its own with the decoder's rows is asked for it
+        # an architecture may override what is done with the decoder's rows: then its methods are called
         own = (type(sae).remove_parallel_gradient, type(sae).normalize_decoder)
         self.fused = own == (SAE.remove_parallel_gradient, SAE.normalize_decoder)
         self.dots: Tensor | None = None
-        """W_dec's gradient times W_dec, row by row [d_sae]: the part that `step` takes away."""
+        """Length of W_dec's gradient along each row of W_dec [d_sae]: the part that `step` subtracts."""
 
     def zero_grad(self) -> None:
         for weight in (self.sae.W_enc, self.sae.W_dec):
             if weight.grad is not None:
-                memory.give_back(_by_memory(weight.grad, weight))
+                memory.release(_by_memory(weight.grad, weight))
         for parameter in self.parameters:
             parameter.grad = None
 
-    def norm(self) -> Tensor:
+    def project_gradients(self) -> Tensor:
         if not self.fused:
             self.sae.remove_parallel_gradient()
         total = 0.0
-        for parameter in self.parameters:
-            if parameter.grad is None:
-                continue
-            grad = _by_memory(parameter.grad, parameter).contiguous()
+        for parameter, grad in self._gradients():
             if self.fused and parameter is self.sae.W_dec:
-                self.dots, square = self.kernels.parallel(grad, parameter.detach())
+                self.dots, square_sum = self.kernels.parallel(grad, parameter.detach())
             else:
-                square = self.kernels.square_sum(grad)
-            total += square
+                square_sum = self.kernels.square_sum(grad)
+            total += square_sum
         return torch.tensor(math.sqrt(total), dtype=self.sae.W_dec.dtype)
 
     def step(self, lr: float, divisor: Tensor, skip: Tensor | None) -> None:
         if skip is not None and bool(skip):
             return
         self.lr = lr
-        for parameter in self.parameters:
-            if parameter.grad is None:
-                continue
+        for parameter, grad in self._gradients():
             state = self.state[parameter]
             state["step"] += 1
             beta1, beta2, n = *self.betas, float(state["step"])
             size, root = self.lr / (1 - beta1**n), (1 - beta2**n) ** -0.5
             rates = [1 / float(divisor), 1 - beta1, beta2, 1 - beta2, size, root, EPS]
             m, v, w = (_by_memory(t, parameter) for t in (state["exp_avg"], state["exp_avg_sq"], parameter))
-            grad = _by_memory(parameter.grad, parameter).contiguous()
             if self.fused and parameter is self.sae.W_dec:
                 assert self.dots is not None
                 self.kernels.adam_on_unit_rows(grad, self.dots, rates, m, v, w)
@@ -136,10 +135,17 @@ class FusedAdam:
                 self.kernels.adam(grad, rates, m, v, w)
         if not self.fused:
             self.sae.normalize_decoder()
-        self.zero_grad()  # so that siblings can use the memory
+        self.zero_grad()  # so that other runs of the process can use the memory
+
+    def _gradients(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Each parameter that has a gradient, with that gradient, contiguous in the order of the parameter's memory."""
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                yield parameter, _by_memory(parameter.grad, parameter).contiguous()
 
 
 def _fresh(parameters: list[nn.Parameter]) -> State:
+    """Adam's state before the first step."""
     return {
         parameter: {
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
@@ -151,5 +157,5 @@ def _fresh(parameters: list[nn.Parameter]) -> State:
 
 
 def _by_memory(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
-    """The tensor with its axes in the order in which the parameter's lie in memory: W_enc is stored by feature."""
+    """The tensor with its axes in the parameter's order in memory: W_enc is stored by feature."""
     return tensor.detach().permute(sorted(range(parameter.dim()), key=parameter.stride, reverse=True))

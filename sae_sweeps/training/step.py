@@ -1,6 +1,6 @@
-"""One SAE being trained: all that changes from step to step, and the step itself.
+"""One SAE in training: its modules and optimizer, and the step.
 
-A group of runs on the same batches is several of these, one after the other: nothing here knows of siblings.
+Runs that train side by side on the same batches are one `Training` each, independent of each other.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,34 +23,23 @@ from sae_sweeps.kernels.memory import retain_freed_memory
 from sae_sweeps.penalties.base import Penalty, PenaltyValue
 from sae_sweeps.training.nonfinite_guard import NonFiniteGuard
 from sae_sweeps.training.optimizer import optimizer
+from sae_sweeps.training.report import (
+    Gradients,
+    StepLoss,
+    StepReport,
+    first_gradient_not_finite,
+    first_not_finite,
+    gradient_norms,
+    gradients_by_term,
+    loss_numbers,
+    monitor_records,
+)
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.group_layer import GroupLayer
 
 GROUP_STREAM = 32
-"""The group layer's random numbers, apart from the penalties'."""
-WEIGHTS = {"W_dec": "", "W_enc": "_enc"}
-"""The matrices on which gradients are followed, and how that is marked in a metric's name."""
-
-
-@dataclass
-class Terms:
-    """The loss of one step, in the units that the SAE is trained in."""
-
-    loss: Tensor
-    parts: dict[str, tuple[Tensor, float]]
-    """name -> (unweighted value, weight); the loss is the weighted sum."""
-    penalty_terms: dict[str, float | Tensor]
-    """The penalties' own numbers, by the names under which they are logged."""
-    ctx: Context
-
-
-@dataclass
-class StepReport:
-    numbers: dict[str, float] = field(default_factory=dict)
-    """For metrics.jsonl; empty where the step is not logged."""
-    monitors: list[dict[str, Any]] = field(default_factory=list)
-    """For monitors.jsonl; group events at any step, the rest where the step is monitored."""
+"""Stream of the group layer's random numbers; penalties have those below."""
 
 
 class Training:
@@ -111,155 +99,102 @@ class Training:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
-    def forward(self, batch: Batch, step: int) -> Terms:
-        """All loss terms of a batch; nothing but the penalties' own state changes."""
+    def forward(self, batch: Batch, step: int) -> StepLoss:
+        """All loss terms of a batch. Changes nothing but the penalties' own state."""
         x = batch.x.to(self.sae.W_dec.dtype)
         x = x * self.scale if self.scale != 1 else x
         sae, groups = self.sae, self.groups
         with self.autocast():
-            z, f = sae.encode(x, step)
+            pre_acts, feature_acts = sae.encode(x, step)
             if groups is not None:
-                f = groups(f, generator_at(self.device, self.run.seed, step, GROUP_STREAM), True)
-            error, squares = sae.residual(f, x)
+                generator = generator_at(self.device, self.run.seed, step, GROUP_STREAM)
+                feature_acts = groups(feature_acts, generator, training=True)
+            error, squares = sae.residual(feature_acts, x)
             recon = RECONSTRUCTIONS[self.run.train.recon]
-            ctx = Context(sae, batch, x, z, f, error, step, self.total_steps, self.run.seed, groups, recon)
+            seed, total_steps = self.run.seed, self.total_steps
+            ctx = Context(sae, batch, x, pre_acts, feature_acts, error, step, total_steps, seed, groups, recon)
             parts = {"recon": (recon(squares), 1.0), **sae.extra_losses(ctx)}
             if groups is not None:
                 parts |= groups.extra_losses(ctx)
-            numbers: dict[str, float | Tensor] = {}
+            penalty_terms: dict[str, float | Tensor] = {}
             for term in self.terms:
-                weight, penalty = term.weight(step, self.total_steps), self.penalties[term.name]
+                weight, penalty = term.weight(step, total_steps), self.penalties[term.name]
                 penalty.observe(ctx)
                 value = penalty(ctx) if weight != 0 else PenaltyValue(x.new_zeros(()))
                 parts[term.name] = (value.loss, weight)
                 head = "penalty" if term.name == "penalty" else f"penalty/{term.name}"
-                numbers |= {f"{head}/{name}": number for name, number in value.terms.items()}
+                penalty_terms |= {f"{head}/{name}": number for name, number in value.terms.items()}
         loss = sum((value * weight for value, weight in parts.values()), start=x.new_zeros(()))
-        return Terms(loss, parts, numbers, ctx)
+        return StepLoss(loss, parts, penalty_terms, ctx)
 
     def step(self, batch: Batch, step: int, logged: bool = False, monitored: bool = False) -> StepReport:
-        """Take one optimizer step; its numbers where `logged`, the costlier looks where `monitored`.
+        """Take one optimizer step; report its numbers where `logged`, gradient norms and monitors where `monitored`.
 
-        Raises Diverged, with nothing updated, when a term or the gradient is not finite; on a GPU a later step may
-        raise it, naming this one, and nothing is updated in between.
+        Raises Diverged, with nothing updated, when a term or the gradient is not finite. On a GPU a later step may
+        raise it, naming this one; nothing is updated in between.
         """
+        report = StepReport()
         self.nonfinite_guard.check()
-        terms = self.forward(batch, step)
-        if self.nonfinite_guard.at_once and not math.isfinite(terms.loss.item()):
-            raise Diverged(step, _first_not_finite(terms))
-        report = StepReport(monitors=self.monitors(terms.ctx) if monitored else [])
-        gradients = self.gradients_by_term(terms) if monitored else {}
+        loss = self.forward(batch, step)
+        if self.nonfinite_guard.at_once and not math.isfinite(loss.loss.item()):
+            raise Diverged(step, first_not_finite(loss))
+        gradients: Gradients = {}
+        if monitored:
+            report.monitors = monitor_records(self.monitored_modules(), loss.ctx, len(self.terms) == 1)
+            gradients = gradients_by_term(self.sae, loss.parts)
+
         self.optimizer.zero_grad()
-        terms.loss.backward()
-        component_norms = self.norms_by_term(gradients) if monitored else {}
-        norm, bad = self.optimizer.norm(), None
-        if not self.nonfinite_guard.at_once:
-            bad = self.nonfinite_guard.add(step, batch, terms.loss.detach().isfinite() & norm.isfinite())
-        elif not math.isfinite(norm.item()):
-            raise Diverged(step, self._first_gradient_not_finite())
-        clip = self.run.train.clip
-        divisor = ((norm + 1e-6) / clip).clamp(min=1.0) if clip else torch.ones_like(norm)
-        self.optimizer.step(self.run.learning_rate(step), divisor, bad)
-        self.sae.observe(terms.ctx)
+        loss.loss.backward()
+        norms = gradient_norms(self.sae, gradients) if monitored else {}
+        norm = self.optimizer.project_gradients()
+        skip = self._check_gradients(step, batch, loss.loss, norm)
+        self.optimizer.step(self.run.learning_rate(step), self._clip_divisor(norm), skip)
+
+        self.sae.observe(loss.ctx)
         if self.groups is not None:
-            self.groups.observe(terms.ctx)
-            report.monitors += [{"monitor": "group_event", **event} for event in self.groups.adapt(terms.ctx)]
+            self.groups.observe(loss.ctx)
+            report.monitors += [{"monitor": "group_event", **event} for event in self.groups.adapt(loss.ctx)]
         if logged:
-            report.numbers = self.numbers(terms, step) | component_norms | {"grad_norm/total": norm.item()}
+            report.numbers = self.numbers(loss, step) | norms | {"grad_norm/total": norm.item()}
         return report
 
-    def gradients_by_term(self, terms: Terms) -> dict[str, dict[str, Tensor]]:
-        """Gradient of each weighted term but the reconstruction, by term and weight matrix."""
-        weights = {name: getattr(self.sae, name) for name in WEIGHTS}
-        out: dict[str, dict[str, Tensor]] = {}
-        for name, (value, weight) in terms.parts.items():
-            if name == "recon":
-                continue
-            found: tuple[Tensor | None, ...] = (None,) * len(weights)
-            if value.requires_grad and weight != 0:
-                found = torch.autograd.grad(
-                    value * weight, list(weights.values()), retain_graph=True, allow_unused=True
-                )
-            out[name] = {key: grad for key, grad in zip(weights, found, strict=True) if grad is not None}
-        return out
+    def _check_gradients(self, step: int, batch: Batch, loss: Tensor, norm: Tensor) -> Tensor | None:
+        """Raise Diverged for a norm that is not finite; on a GPU return a flag for the optimizer instead, unread."""
+        if not self.nonfinite_guard.at_once:
+            return self.nonfinite_guard.add(step, batch, loss.detach().isfinite() & norm.isfinite())
+        if not math.isfinite(norm.item()):
+            raise Diverged(step, first_gradient_not_finite(self.named_parameters()))
+        return None
 
-    def norms_by_term(self, gradients: dict[str, dict[str, Tensor]]) -> dict[str, float]:
-        """Norm of each term's gradient on W_dec (`grad_norm/ortho`) and W_enc (`grad_norm/ortho_enc`), unclipped.
+    def _clip_divisor(self, norm: Tensor) -> Tensor:
+        """Divisor of all gradients that brings their norm to at most `train.clip`, scalar >= 1."""
+        clip = self.run.train.clip
+        return ((norm + 1e-6) / clip).clamp(min=1.0) if clip else torch.ones_like(norm)
 
-        The reconstruction's is what the other terms leave of the whole gradient, which saves its backward pass.
-        """
-        norms: dict[str, float] = {}
-        for key, suffix in WEIGHTS.items():
-            whole = getattr(self.sae, key).grad
-            recon = torch.zeros_like(getattr(self.sae, key)) if whole is None else whole.clone()
-            for term, grads in gradients.items():
-                norms[f"grad_norm/{term}{suffix}"] = grads[key].norm().item() if key in grads else 0.0
-                if key in grads:
-                    recon -= grads[key]
-            norms[f"grad_norm/recon{suffix}"] = recon.norm().item()
-        return norms
+    def monitored_modules(self) -> dict[str, nn.Module]:
+        """The penalties, then the group layer."""
+        return self.penalties | ({} if self.groups is None else {"groups": self.groups})
 
     @torch.no_grad()
-    def monitors(self, ctx: Context) -> list[dict[str, Any]]:
-        """What penalties and groups have to show: a record for each monitor."""
-        watched: dict[str, Any] = dict(self.penalties)
-        if self.groups is not None:
-            watched["groups"] = self.groups
-        single = len(self.terms) == 1
-        return [
-            {"monitor": name, **({} if owner == "groups" or single else {"penalty": owner}), **data}
-            for owner, module in watched.items()
-            for name, data in module.monitor(ctx).items()
-        ]
-
-    @torch.no_grad()
-    def numbers(self, terms: Terms, step: int) -> dict[str, float]:
-        """What is logged, losses in raw activation units."""
-        ctx, unit = terms.ctx, self.scale ** (2 if self.run.train.recon == "squared" else 1)
-        variance = (ctx.x - ctx.x.mean(0)).square().sum()
-        row: dict[str, float | Tensor] = {"loss": terms.loss / unit}
-        for name, (value, weight) in terms.parts.items():
-            row[f"{name}_loss"] = value / unit
-            if name != "recon":
-                row[f"{name}_weight"] = weight
-        row.setdefault("sparsity_loss", 0.0)
-        if "penalty" not in self.penalties:  # none, or several: their weighted sum
-            total = [value * weight for name, (value, weight) in terms.parts.items() if name in self.penalties]
-            row["penalty_loss"] = sum(total, start=ctx.x.new_zeros(())) / unit
-            row["penalty_weight"] = float(bool(self.penalties))
+    def numbers(self, loss: StepLoss, step: int) -> dict[str, float]:
+        """One row of metrics.jsonl, losses in raw activation units."""
+        ctx = loss.ctx
+        row = loss_numbers(loss, self.penalties, self.scale ** (2 if self.run.train.recon == "squared" else 1))
         row |= {
             "l0": ctx.feature_acts.l0(),
-            "fvu": ctx.error.square().sum() / variance,
+            "fvu": ctx.error.square().sum() / (ctx.x - ctx.x.mean(0)).square().sum(),
             "dead_features": self.sae.dead().float().mean(),
             "lr": self.optimizer.lr,
             **self.sae.numbers(step),
-            **terms.penalty_terms,
+            **loss.penalty_terms,
         }
         return {name: float(value) for name, value in row.items()}
 
     def _explain(self, step: int, batch: Batch) -> Diverged:
-        """What went wrong at a step, found by doing it again with the weights that it left as they were."""
-        terms = self.forward(batch, step)
-        if not math.isfinite(terms.loss.item()):
-            return Diverged(step, _first_not_finite(terms))
+        """The error of a step that was not finite, found by computing it again: its weights were not updated."""
+        loss = self.forward(batch, step)
+        if not math.isfinite(loss.loss.item()):
+            return Diverged(step, first_not_finite(loss))
         self.optimizer.zero_grad()
-        terms.loss.backward()
-        return Diverged(step, self._first_gradient_not_finite())
-
-    def _first_gradient_not_finite(self) -> str:
-        for name, parameter in self.named_parameters():
-            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-                return f"the gradient of {name}"
-        return "the gradient norm"
-
-
-def _first_not_finite(terms: Terms) -> str:
-    """Which quantity went first, in the order in which the step computes them."""
-    ctx = terms.ctx
-    for name, tensor in (("the activations x", ctx.x), ("the pre-activations z", ctx.pre_acts), ("x_hat", ctx.x_hat)):
-        if not bool(tensor.isfinite().all()):
-            return name
-    for name, (value, _) in terms.parts.items():
-        if not math.isfinite(value.item()):
-            return f"{name}_loss"
-    return "the sum of the loss terms"
+        loss.loss.backward()
+        return Diverged(step, first_gradient_not_finite(self.named_parameters()))

@@ -224,7 +224,7 @@ def test_features_with_many_partners_go_by_tiles_the_others_by_pairs(context, mo
     """The default choice mixes the two; the sum is that of either alone."""
     chunks = []
     tile = coactivation_cpu._tile
-    monkeypatch.setattr(coactivation_cpu, "_tile", lambda *words: (chunks.append(words[2]), tile(*words)))
+    monkeypatch.setattr(coactivation_cpu, "_tile", lambda *words: (chunks.append(words[3]), tile(*words)))
     W, f = wide_case()
     mixed = value_and_gradient(config(base_threshold=0.01), W, f, context)
     assert 0 < len({row for chunk in chunks for row in chunk.tolist()}) < 300

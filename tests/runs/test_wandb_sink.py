@@ -183,7 +183,7 @@ def test_a_slow_server_never_slows_log(tmp_path, monkeypatch):
     monkeypatch.setattr(sink._queue, "put_nowait", lambda row: (_ for _ in ()).throw(queue.Full()))
     sink.log({"step": 0})
     monkeypatch.setattr(sink._queue, "put_nowait", fast)
-    assert sink._left_out == 1 and sink.finish(timeout=0.1) is not None
+    assert sink._dropped == 1 and sink.finish(timeout=0.1) is not None
 
 
 @pytest.mark.parametrize(

@@ -44,12 +44,9 @@ def test_size_and_memory_limit_a_group():
     halves = plan_groups(plan, ClusterConfig(memory_gb=(whole.memory_gb + single.memory_gb) / 2))
     assert len(halves) == 2 and all(g.memory_gb <= (whole.memory_gb + single.memory_gb) / 2 for g in halves)
     assert [len(g.runs) for g in plan_groups(plan, ClusterConfig(memory_gb=1e-9))] == [1] * 10  # never none
-    for limits, key in (
-        (ClusterConfig(group_size=0), "group_size=0"),
-        (ClusterConfig(memory_gb=-1.0), "memory_gb=-1.0"),
-    ):
-        with pytest.raises(ConfigError, match=f"cluster.{key}: must be"):
-            plan_groups(plan, limits)
+    for key, value in {"group_size": 0, "memory_gb": -1.0}.items():
+        with pytest.raises(ConfigError, match=f"cluster.{key}={value}: must be"):
+            plan_groups(plan, ClusterConfig(**{key: value}))
 
 
 def test_memory_counts_the_language_model_once():

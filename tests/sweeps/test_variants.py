@@ -30,8 +30,9 @@ def plan_of(variants, *overrides, key="arms"):
         return make_plan(points_of(list(overrides), composed))
 
 
-def test_a_variant_is_a_sweep_of_its_own_under_its_name():
-    plan = plan_of(VARIANTS)
+@pytest.mark.parametrize("key", ["variants", "arms"])
+def test_a_variant_is_a_sweep_of_its_own_under_its_name(key):
+    plan = plan_of(VARIANTS, key=key)
     assert [planned.title for planned in plan.runs] == [
         "TopK",
         "progressive lambda2_max=0.1",
@@ -46,6 +47,12 @@ def test_the_command_line_wins_over_the_variants():
     plan = plan_of(VARIANTS, "lambda2_max=0.7")
     assert [planned.title for planned in plan.runs] == ["TopK", "progressive", "slow"]
     assert [planned.run.penalty.lambda2_max for planned in plan.runs[1:]] == [0.7, 0.7]
+
+
+def test_both_names_of_the_key_are_a_mistake():
+    cfg = OmegaConf.create({"arms": {"a": "k=4"}, "variants": {"b": "k=8"}})
+    with pytest.raises(ConfigError, match="arms: an older name of `variants`"):
+        points_of([], lambda words: cfg)
 
 
 def test_equal_variants_are_one_run_and_named():

@@ -69,7 +69,7 @@ def test_steps_equal_the_formulas(d_in, d_sae, dtype, kind, clip, threads):
                 has_none = (i + step) % 4 == 0
                 p.grad = None if has_none else torch.randn_like(p)
                 theirs.grad = None if has_none else p.grad.double().clone()
-            norm = adam.norm()
+            norm = adam.project_gradients()
             with rounding:
                 expected_norm, divisor = slow_step(W, others, moments, n, 0.01, clip)
             rounding.assert_close(norm, expected_norm, factor=2)
@@ -94,8 +94,8 @@ def test_threads_do_not_change_a_bit():
         try:
             for p in parameters:
                 p.grad = torch.randn_like(p)
-            results.append([adam.norm(), *parameters])
-            adam.step(0.01, adam.norm(), None)
+            results.append([adam.project_gradients(), *parameters])
+            adam.step(0.01, adam.project_gradients(), None)
         finally:
             torch.set_num_threads(1)
     for other in results[1:]:
@@ -109,7 +109,7 @@ def test_what_is_to_be_skipped_changes_nothing(kind):
     before = copy.deepcopy([p.detach() for p in parameters])
     for p in parameters:
         p.grad = torch.full_like(p, torch.nan)
-    assert adam.norm().isnan()
+    assert adam.project_gradients().isnan()
     adam.step(0.01, torch.ones(()), torch.ones((), dtype=torch.bool))
     for p, old in zip(parameters, before, strict=True):
         if p is sae.W_dec and kind is TorchAdam:  # whose rows are brought to unit norm again
@@ -137,7 +137,7 @@ def test_an_architecture_may_have_its_own_way_with_the_rows():
         adam = kind(sae, parameters, BETAS)
         for p in parameters:
             p.grad = torch.ones_like(p)
-        norm = adam.norm()
+        norm = adam.project_gradients()
         n = sum(p.numel() for p in parameters)
         close(norm, n**0.5, n)
         adam.step(0.01, torch.ones(()), None)
@@ -153,7 +153,7 @@ def test_gradients_have_the_memory_of_those_before():
         grads = [memory.take((9, 5), torch.float32).normal_() for _ in range(2)]
         sae.W_dec.grad, sae.W_enc.grad = grads[0], grads[1].T
         places.append({grad.data_ptr() for grad in grads})
-        adam.norm()
+        adam.project_gradients()
         adam.step(0.01, torch.ones(()), None)
         assert sae.W_dec.grad is None and len(places[-1]) == 2
     assert places[0] == places[1] == places[2]
