@@ -1,14 +1,10 @@
 """What is known of metrics: order, groups, short names, what is better, targets, which row is best."""
 
-import re
 from fnmatch import fnmatchcase
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import Any
 
-from sae_sweeps.config.evaluations import BUILTIN, known_metrics
-
-if TYPE_CHECKING:
-    pass
+from sae_sweeps.config.evaluations import BUILTIN, describe, known_metrics
 
 Column = tuple[str, str]
 """A column of a frame: run, config, metrics, one of STATISTICS or DIFFERENCES; then its name."""
@@ -80,10 +76,20 @@ def group(metric: str) -> str:
 @cache
 def described(metric: str) -> tuple[str | None, str | None]:
     """What is better, and the short name, as the evaluation that measures the metric describes it."""
-    for pattern, (better, short) in known_metrics().items():
-        if match := re.fullmatch(pattern, metric):
-            return better, short and match.expand(short)
-    return DIRECTIONS.get(metric), None
+    return describe(metric, known_metrics()) or _recorded.get(metric) or (DIRECTIONS.get(metric), None)
+
+
+BETTER = ("lower", "higher", "one", None)
+_recorded: dict[str, tuple[str | None, str | None]] = {}
+
+
+def remember(descriptions: dict[str, Any]) -> None:
+    """Add descriptions that a results.json has of metrics of evaluations from outside."""
+    pairs = {metric: how for metric, how in descriptions.items() if isinstance(how, list) and len(how) == 2}
+    new = {metric: (better, short) for metric, (better, short) in pairs.items() if better in BETTER}
+    if not new.items() <= _recorded.items():
+        _recorded.update(new)
+        described.cache_clear()
 
 
 def short_name(metric: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.metrics import remember
 from analysis.reading.configs import flat_config, flat_metrics, read_yaml
 from analysis.reading.record import LOST, Record
 from sae_sweeps.errors import DamagedFile, DataError
@@ -90,6 +91,7 @@ def read_run(folder: Path, title: str | None = None, run_id: str | None = None) 
         record.warnings = [str(warning) for warning in results.get("warnings") or []]
         record.config = flat_config(results.get("config") or {})
         record.provenance = results.get("provenance") or {}
+        remember(results.get("described") or {})
         if record.state == "completed":
             record.metrics = flat_metrics(results["metrics"])
             record.nulls = [name for name, value in results["metrics"].items() if value is None]

@@ -22,7 +22,7 @@ from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.run import RunConfig, run_config
 from sae_sweeps.errors import ConfigError, DataError, Interrupted
 from sae_sweeps.runs.console import Console
-from sae_sweeps.runs.evaluate import Failure, Subject, collected, evaluate_group, is_done, wanted
+from sae_sweeps.runs.evaluate import Failure, Subject, collected, descriptions, evaluate_group, is_done, wanted
 from sae_sweeps.runs.export import trained_sae
 from sae_sweeps.runs.results import TRAINED, write_results
 from sae_sweeps.runs.session import RunSession, device_for
@@ -262,6 +262,7 @@ def write_foreign(target: Target, failures: list[str]) -> None:
         "eval": run.to_dict()["eval"],
     }
     content = {"run_id": target.name, "title": target.title, "config": config, "metrics": metrics}
+    content |= descriptions(target.folder)
     write_json(target.folder / "results.json", content | {"provenance": {}, "warnings": warnings + failures})
 
 

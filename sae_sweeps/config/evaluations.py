@@ -76,6 +76,14 @@ def find_evaluation(name: str) -> Evaluation:
     return evaluation_module(name).EVALUATION
 
 
+def describe(metric: str, metrics: Metrics) -> tuple[str | None, str | None] | None:
+    """What is better of a metric, and its short name, where one of the expressions fits its name."""
+    for pattern, (better, short) in metrics.items():
+        if match := re.fullmatch(pattern, metric):
+            return better, short and match.expand(short)
+    return None
+
+
 @cache
 def known_metrics() -> dict[str, tuple[str | None, str | None]]:
     """METRICS of this project's evaluations, read from their files without importing them: they load torch."""

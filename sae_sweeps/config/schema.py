@@ -7,6 +7,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
+from sae_sweeps.config.evaluations import EvalConfig
 from sae_sweeps.fields import (
     AtLeastOne,
     BelowOne,
@@ -301,7 +302,7 @@ class RootConfig:
     lr_schedule: Any = None
     train: Any = values_of(TrainConfig)
     activations: Any = values_of(ActivationsConfig)
-    eval: Any = None
+    eval: Any = values_of(EvalConfig)
     logger: Any = values_of(LoggerConfig)
     cluster: Any = values_of(ClusterConfig)
     num_tokens: int = 409600

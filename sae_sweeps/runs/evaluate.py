@@ -17,10 +17,19 @@ import torch
 
 from sae_sweeps.activations.synthetic import SyntheticWorld
 from sae_sweeps.architectures.saelens import ExportedSAE
-from sae_sweeps.config.evaluations import EvalConfig, config_of, evaluation_names, find_evaluation, settings_of
+from sae_sweeps.config.evaluations import (
+    BUILTIN,
+    EVALUATIONS,
+    EvalConfig,
+    config_of,
+    describe,
+    evaluation_names,
+    find_evaluation,
+    settings_of,
+)
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import SyntheticConfig
-from sae_sweeps.errors import DamagedFile, Interrupted, UserError
+from sae_sweeps.errors import ConfigError, DamagedFile, Interrupted, UserError
 from sae_sweeps.evaluation.draws import evenly
 from sae_sweeps.evaluation.result import Measured, Result
 from sae_sweeps.evaluation.shared import Shared
@@ -144,8 +153,17 @@ def _evaluate(name: str, subjects: list[Subject], session: RunSession, cache: Pa
         return
     cfg = subjects[0].run.eval
     results = evaluation.evaluate({key: subject.sae for key, subject in finite.items()}, shared, config_of(cfg, name))
+    done = set()
     for key, result in results.items() if isinstance(results, Mapping) else results:
+        if key not in finite or not hasattr(result, "flat"):
+            raise ConfigError(
+                f"eval.evaluations={name}: gave {type(result).__name__} for {key}; give a Result or Numbers for each "
+                f"of {', '.join(finite)}."
+            )
         _write(finite[key], name, result)
+        done.add(key)
+    if finite.keys() - done:
+        raise ConfigError(f"eval.evaluations={name}: gave no result for {', '.join(sorted(finite.keys() - done))}.")
 
 
 def shared_of(subjects: list[Subject], session: RunSession, cache: Path) -> Shared:
@@ -168,8 +186,18 @@ def _write(subject: Subject, name: str, result: Measured) -> None:
 
 def summarise(subject: Subject, name: str, metrics: Mapping[str, Any], warnings: list[str]) -> None:
     content = {"settings": settings_of(subject.run.eval, name), "metrics": metrics, "warnings": warnings}
+    if name not in EVALUATIONS:  # tables read these, since they never run code from outside
+        found = {metric: describe(metric.removeprefix(BUILTIN), find_evaluation(name).metrics) for metric in metrics}
+        content["described"] = {metric.removeprefix(BUILTIN): how for metric, how in found.items() if how}
     write_json(subject.folder / "evals" / f"{name}{SUMMARY}", content)
     (subject.folder / "evals" / f"{name}.error.log").unlink(missing_ok=True)
+
+
+def descriptions(folder: Path) -> dict[str, Any]:
+    """`described` of results.json: what is better, and the short name, of metrics of evaluations from outside."""
+    summaries = map(read_summary, sorted((folder / "evals").glob(f"*{SUMMARY}")))
+    found = {metric: how for summary in summaries for metric, how in summary.get("described", {}).items()}
+    return {"described": found} if found else {}
 
 
 def collected(folder: Path) -> tuple[dict[str, Any], list[str]]:

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sae_sweeps.config.run import RunConfig
-from sae_sweeps.runs.evaluate import Failure, collected, is_evaluated
+from sae_sweeps.runs.evaluate import Failure, collected, descriptions, is_evaluated
 from sae_sweeps.storage.files import read_json, write_json, write_text
 from sae_sweeps.storage.run_folder import RunFolder
 
@@ -52,6 +52,7 @@ def write_results(
         "provenance": trained["provenance"],
         "warnings": [*trained["warnings"], *warnings, *map(str, failures)],
     }
+    results |= descriptions(folder.path)
     write_json(folder.results_path, results)
     return results
 

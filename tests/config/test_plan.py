@@ -84,7 +84,7 @@ def test_every_choice_has_the_keys_of_its_dataclass(path):
     assert set(content(path)) == {f.name for f in fields(class_of(path.parent.name, path.stem))} - {"own"}
 
 
-@pytest.mark.parametrize("group", sorted(SHARED.keys() - {"eval"}))
+@pytest.mark.parametrize("group", sorted(SHARED))
 def test_files_hold_only_what_differs_from_the_defaults(group):
     defaults = asdict(SHARED[group]())
     for path in (config_dir() / group).glob("*.yaml"):

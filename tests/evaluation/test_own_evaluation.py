@@ -8,6 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from analysis.metrics import direction, remember, short_name
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.config import evaluations
@@ -16,7 +17,7 @@ from sae_sweeps.config.run import RunConfig, run_config
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.evaluation.result import Numbers
 from sae_sweeps.evaluation.shared import Shared
-from sae_sweeps.runs.evaluate import Subject, evaluate_group, is_done, read_summary
+from sae_sweeps.runs.evaluate import Subject, descriptions, evaluate_group, is_done, read_summary
 from sae_sweeps.runs.session import RunSession
 from tests.evaluation.toy_lm import toy_sae
 
@@ -58,9 +59,20 @@ def test_it_runs_with_its_config_and_is_not_repeated(own: Evaluation, tmp_path: 
     summary = read_summary(tmp_path / "evals" / "own_norms.summary.json")
     expected = sae.weights["W_dec"].norm(dim=1).mean().item() ** 3
     assert summary["metrics"] == {"own_norm": pytest.approx(expected)}
+    assert summary["described"] == {"own_norm": ["lower", "norm"]}
+    remember(descriptions(tmp_path)["described"])
+    assert (direction("own_norm"), short_name("own_norm")) == ("lower", "norm")
     assert summary["settings"] == {"own_norms": {"power": 3}, "code": "1"}
     assert is_done(run.eval, tmp_path, "own_norms") and not is_done(run_with().eval, tmp_path, "own_norms")
     assert not (tmp_path / "evals" / "own_norms.json").exists()
+
+
+def test_a_result_that_is_missing_or_of_another_type_is_refused(own: Evaluation, tmp_path: Path) -> None:
+    for gives, words in (({}, "gave no result for it"), ({"it": 0.5}, "gave float for it"), ({"is": 1}, "each of it")):
+        register(Evaluation("own_norms", lambda *_, gives=gives: gives, config=OwnConfig, reads=(), needs_model=False))
+        session = RunSession(torch.device("cpu"))
+        (failure,) = evaluate_group([Subject("it", run_with(), tmp_path, toy_sae())], session, tmp_path / "cache")
+        assert words in failure.why
 
 
 def test_its_config_is_recorded_and_read_back(own: Evaluation) -> None:
