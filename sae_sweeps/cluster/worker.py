@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,12 +61,15 @@ def take_gpus(rank: int, tasks: int) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[rank * each : (rank + 1) * each])
 
 
-def train_group(sweep: Path, group: int, signals: JobSignals | LocalSignals) -> int:
-    """Bring every run of a group to its end; 0 when all completed, 1 when one did not, 130 when stopped."""
+def train_group(sweep: Path, group: int, signals: JobSignals | None = None) -> int:
+    """Bring every run of a group to its end; 0 when all completed, 1 when one did not, 130 when stopped.
+
+    Without `signals`, on this machine, SIGTERM stops the runs, each after a checkpoint.
+    """
     from sae_sweeps.runs.session import device_for
     from sae_sweeps.sweeps.sweep import stored_plan
 
-    sweep = sweep.resolve()
+    sweep, outputs = sweep.resolve(), outputs_of(sweep)
     manifest = read_manifest(sweep)
     if manifest["cwd"] and Path(manifest["cwd"]).is_dir():
         os.chdir(manifest["cwd"])  # relative paths of models and text
@@ -80,37 +82,21 @@ def train_group(sweep: Path, group: int, signals: JobSignals | LocalSignals) -> 
                 f"the job was started again {restarts} times, more than cluster.max_restarts allows; resume tries again"
             )
         device = device_for(plan.runs[0].run.device)
-        signals.on_flush = lambda: note_preemption(plan, sweep)
         limits = ClusterConfig(**{key: manifest["cluster"][key] for key in ("group_size", "memory_gb")})
-        states = run_all(plan, outputs_of(sweep), sweep, device, cluster=limits, stop=signals.stop, flush=signals.flush)
+        by_job: dict[str, Any] = (
+            {} if signals is None else {"stop": signals.stop, "flush": lambda: signals.flush(plan, outputs)}
+        )
+        states = run_all(plan, outputs, sweep, device, cluster=limits, **by_job)
     except UserError as mistake:
         print_line(str(mistake))
         for run_id in members:
-            mark_ended(outputs_of(sweep), run_id, "failed", str(mistake))
+            mark_ended(outputs, run_id, "failed", str(mistake))
         return 1
     if states.interrupted:
-        signals.stopped()
+        if signals is not None:
+            signals.requeue()
         return 130
     return int(any(state != "completed" for state in states.ended.values()))
-
-
-class LocalSignals:
-    """A process on this machine: SIGTERM stops it, after a checkpoint."""
-
-    def __init__(self) -> None:
-        self.stop = Stop()
-        self.on_flush: Callable[[], None] = lambda: None
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: Any) -> None:
-        self.stop.signal = number
-
-    def flush(self) -> bool:
-        return False
-
-    def stopped(self) -> None:
-        """Nothing more to do."""
 
 
 class JobSignals:
@@ -123,7 +109,6 @@ class JobSignals:
 
     def __init__(self) -> None:
         self.stop = Stop(state="preempted")
-        self.on_flush: Callable[[], None] = lambda: None
         self._flush = threading.Event()
         self._submitit = signal.getsignal(signal.SIGUSR2)
         signal.signal(signal.SIGTERM, self._note_term)
@@ -138,24 +123,25 @@ class JobSignals:
         else:  # the first task queues the job again; the others are killed with it
             self._flush.set()
 
-    def flush(self) -> bool:
+    def flush(self, plan: Plan, outputs: Path) -> bool:
+        """Whether the runs must write checkpoints now; marks them preempted then."""
         if not self._flush.is_set():
             return False
         self._flush.clear()
         print_line("Slurm requests the end: checkpoints are written, and the work goes on until it is killed")
-        self.on_flush()
+        mark_preempted(plan, outputs)
         return True
 
-    def stopped(self) -> None:
+    def requeue(self) -> None:
         """Queue the job again, by submitit's own handler of the warning; it ends this process."""
         if callable(self._submitit):
             self._submitit(signal.SIGUSR2, None)
 
 
-def note_preemption(plan: Plan, sweep: Path) -> None:
+def mark_preempted(plan: Plan, outputs: Path) -> None:
     """Mark running runs preempted, which they are once killed; a run that survives overwrites it at its end."""
     for planned in plan.runs:
-        folder = RunFolder(run_path(outputs_of(sweep), planned.run_id))
+        folder = RunFolder(run_path(outputs, planned.run_id))
         status = folder.status()
         if status and status["state"] == "running" and status["pid"] == os.getpid():
             why = f"Slurm job {slurm_job_id()} received SIGTERM (requeue, preemption or scancel)"
@@ -164,4 +150,4 @@ def note_preemption(plan: Plan, sweep: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(train_group(Path(sys.argv[1]), int(sys.argv[2]), LocalSignals()))
+    sys.exit(train_group(Path(sys.argv[1]), int(sys.argv[2])))
