@@ -51,9 +51,10 @@ class SAE(nn.Module):
 
     Decoder rows start as random directions, the encoder as the decoder transposed.
 
-    A subclass defines `exports_as` and either `activation`, where f depends on each pre-activation by itself, or
-    `activate`, where features compete. It may define `active_above` (faster training where few features are active),
-    `extra_losses`, `observe`, `numbers` and `export`. Parameters are trained; parameters and buffers are checkpointed.
+    A subclass defines `exports_as`, where SAELens has such an architecture, and either `activation`, where f depends on
+    each pre-activation by itself, or `activate`, where features compete. It may define `active_above` (faster training
+    where few features are active), `extra_losses`, `observe`, `numbers` and `export`. Parameters are trained;
+    parameters and buffers are checkpointed.
 
     Args:
         cfg: the subclass's config.
@@ -61,8 +62,9 @@ class SAE(nn.Module):
         generator: source of all random initial values.
     """
 
-    exports_as: str
-    """SAELens's name of the exported architecture: standard, topk, jumprelu or gated."""
+    exports_as: str | None = None
+    """SAELens's name of the exported architecture: standard, topk, jumprelu or gated; None: SAELens has none such, so
+    there is no `sae/`, and evaluations call `encode` and `decode` at the last step."""
     kernels: Kernels | None = None
     """Kernels of the training step; None: the plain dense formulas."""
     selection: str = "exact"

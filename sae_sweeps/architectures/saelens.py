@@ -7,13 +7,14 @@
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from copy import deepcopy
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_sweeps.architectures.gated import gated_relu
 from sae_sweeps.architectures.jumprelu import jump_relu
@@ -93,8 +94,14 @@ class ExportedSAE:
         return (f @ W_dec if isinstance(f, Tensor) else f.decode(W_dec)) + self.weights["b_dec"]
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "ExportedSAE":
-        """A copy whose weights are on `device` in `dtype` (None: as they are)."""
-        return replace(self, weights={name: w.to(device=device, dtype=dtype) for name, w in self.weights.items()})
+        """A copy whose weights and modules are on `device` in `dtype` (None: as they are)."""
+        modules: dict[str, Any] = {
+            f.name: deepcopy(module).to(device=device, dtype=dtype)
+            for f in fields(self)
+            if isinstance(module := getattr(self, f.name), nn.Module)
+        }
+        weights = {name: w.to(device=device, dtype=dtype) for name, w in self.weights.items()}
+        return replace(self, weights=weights, **modules)
 
     def cfg(self) -> dict[str, Any]:
         """The content of `cfg.json`."""

@@ -100,6 +100,11 @@ class RunConfig:
 
     def why_not_saelens(self) -> str | None:
         """Why the run's SAE cannot be written in SAELens's format, in one sentence, or None."""
+        if (
+            "architecture" in self.code
+            and self.component("architecture", self.architecture).component.exports_as is None
+        ):
+            return f"there will be no sae/, because SAELens's format has no architecture like {self.architecture.name}."
         options = self.group_layer.active_at_inference()
         if not options:
             return None

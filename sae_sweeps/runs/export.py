@@ -15,6 +15,7 @@ from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels.features import DenseFeatures, Features
 
 if TYPE_CHECKING:
+    from sae_sweeps.architectures.base import SAE
     from sae_sweeps.architectures.group_layer import GroupLayer
     from sae_sweeps.config.run import RunConfig
     from sae_sweeps.storage.run_folder import RunFolder
@@ -37,12 +38,38 @@ class GroupedSAE(ExportedSAE):
         return DenseFeatures(grouped.dense() / self.scale)
 
 
+@dataclass
+class OwnSAE(ExportedSAE):
+    """An SAE of an architecture that SAELens's format does not have."""
+
+    sae: SAE | None = None
+    scale: float = 1.0
+    """Factor of the activations in training."""
+    step: int = 0
+    """The last step, at which the SAE encodes."""
+
+    @torch.no_grad()
+    def features(self, x_BD: Tensor) -> Features:
+        assert self.sae is not None
+        _, f = self.sae.encode(x_BD.to(self.dtype) * self.scale, self.step)
+        return f if self.scale == 1 else DenseFeatures(f.dense() / self.scale)
+
+    @torch.no_grad()
+    def decode(self, f: Features | Tensor) -> Tensor:
+        assert self.sae is not None
+        dense = f if isinstance(f, Tensor) else f.dense()
+        return self.sae.decode(DenseFeatures(dense * self.scale)) / self.scale
+
+    def cfg(self) -> dict[str, Any]:
+        return {"architecture": self.architecture, "d_in": self.d_in, "d_sae": self.d_sae, "metadata": self.metadata}
+
+
 def live_sae(run: RunConfig, training: Training) -> ExportedSAE:
     """The SAE being trained, as it is at inference, in raw activation units, on the training's device."""
     weights, settings = training.sae.export(training.scale)
     weights = {name: weight.float() for name, weight in weights.items()}
     described: dict[str, Any] = dict(
-        architecture=training.sae.exports_as,
+        architecture=training.sae.exports_as or run.architecture.name,
         weights=weights,
         hook_name="synthetic" if run.synthetic else f"blocks.{run.layer.index}.hook_{run.layer.hook}",
         model_name=run.model.path or run.model.name,
@@ -55,6 +82,10 @@ def live_sae(run: RunConfig, training: Training) -> ExportedSAE:
     )
     if training.groups is not None and run.group_layer.active_at_inference():
         return GroupedSAE(**described, groups=deepcopy(training.groups).float(), scale=training.scale)
+    if training.sae.exports_as is None:
+        without_kernels = {id(training.sae.kernels): None}  # a module of Python, which cannot be copied
+        sae = deepcopy(training.sae, without_kernels).float()
+        return OwnSAE(**described, sae=sae, scale=training.scale, step=run.total_steps - 1)
     return ExportedSAE(**described)
 
 
