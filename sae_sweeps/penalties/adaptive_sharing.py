@@ -21,11 +21,10 @@ from sae_sweeps.penalties.base import (
     REDUCTIONS,
     MovingAverage,
     Penalty,
-    PenaltyConfig,
     PenaltyValue,
+    WeightedConfig,
     check_choice,
     check_decay,
-    check_weight,
     reduced,
 )
 from sae_sweeps.penalties.strict_ortho import n_pairs
@@ -36,9 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class AdaptiveSharingConfig(PenaltyConfig):
-    lambda2_max: float
-    """Weight of the penalty at schedule value 1."""
+class AdaptiveSharingConfig(WeightedConfig):
     reduction: str
     """sum over pairs i < j; per_feature: sum / d_sae; mean over all pairs."""
     breakpoints: list[float]
@@ -51,15 +48,12 @@ class AdaptiveSharingConfig(PenaltyConfig):
     """Decay of the moving average e."""
 
     def check(self) -> None:
-        check_weight("lambda2_max", self.lambda2_max)
+        super().check()
         check_choice("penalty.reduction", self.reduction, REDUCTIONS)
         check_piecewise("penalty.breakpoints", self.breakpoints, "penalty.alphas", self.alphas)
         if not self.tau > 0:
             raise ConfigError(f"penalty.tau={self.tau}: must be above 0.")
         check_decay("penalty.decay", self.decay)
-
-    def peak_weight(self) -> float:
-        return self.lambda2_max
 
     def alpha_at(self, progress: float) -> float:
         return piecewise(progress, self.breakpoints, self.alphas)

@@ -37,12 +37,6 @@ def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
         raise ConfigError(f"{key}={value}: must be one of {', '.join(choices)}.")
 
 
-def check_weight(key: str, value: float) -> None:
-    """Raise ConfigError for a negative weight."""
-    if value < 0:
-        raise ConfigError(f"{key}={value}: must be above 0; for a run without it give penalty=none.")
-
-
 def check_decay(key: str, value: float) -> None:
     """Raise ConfigError unless the value is the decay of a moving average."""
     if not 0 <= value < 1:
@@ -107,6 +101,23 @@ class PenaltyConfig:
     def result_warnings(self, rows: list[dict[str, Any]]) -> list[str]:
         """Warnings about a finished run, from the rows of its metrics.jsonl."""
         return []
+
+
+@dataclass
+class WeightedConfig(PenaltyConfig):
+    """Config of a penalty with one weight."""
+
+    lambda2_max: float
+    """Weight of the penalty at schedule value 1."""
+
+    def peak_weight(self) -> float:
+        return self.lambda2_max
+
+    def check(self) -> None:
+        if self.lambda2_max < 0:
+            raise ConfigError(
+                f"lambda2_max={self.lambda2_max}: must be above 0; for a run without it give penalty=none."
+            )
 
 
 @dataclass

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels.features import Features, TopKFeatures
 from sae_sweeps.kernels.info_nce import Pairs, info_nce, neighbours, similarities, unit_rows
-from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue, check_choice, check_weight
+from sae_sweeps.penalties.base import Penalty, PenaltyValue, WeightedConfig, check_choice
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
@@ -36,9 +36,7 @@ N_SIMILAR = 5
 
 
 @dataclass
-class ContrastiveConfig(PenaltyConfig):
-    lambda2_max: float
-    """Weight of the penalty at schedule value 1."""
+class ContrastiveConfig(WeightedConfig):
     positives: str
     """adjacent: neighbouring tokens; top5_similar: the 5 nearest activations; pairs: precomputed, of one role."""
     head_dim: int
@@ -49,7 +47,7 @@ class ContrastiveConfig(PenaltyConfig):
     """Weight of the feature-diversity term, relative to the InfoNCE; 0 turns it off."""
 
     def check(self) -> None:
-        check_weight("lambda2_max", self.lambda2_max)
+        super().check()
         check_choice("penalty.positives", self.positives, ("adjacent", "top5_similar", "pairs"))
         if self.head_dim < 1:
             raise ConfigError(f"penalty.head_dim={self.head_dim}: must be at least 1.")
@@ -57,9 +55,6 @@ class ContrastiveConfig(PenaltyConfig):
             raise ConfigError(f"penalty.temperature={self.temperature}: must be above 0.")
         if self.diversity_weight < 0:
             raise ConfigError(f"penalty.diversity_weight={self.diversity_weight}: must be 0 or more.")
-
-    def peak_weight(self) -> float:
-        return self.lambda2_max
 
     def sampling(self) -> str:
         return {"adjacent": "adjacent_pairs", "top5_similar": "tokens", "pairs": "role_pairs"}[self.positives]

@@ -18,24 +18,14 @@ from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels.choose import loops
 from sae_sweeps.kernels.features import DenseFeatures, Features
 from sae_sweeps.kernels.gram import squared_products
-from sae_sweeps.penalties.base import (
-    REDUCTIONS,
-    Penalty,
-    PenaltyConfig,
-    PenaltyValue,
-    check_choice,
-    check_weight,
-    reduced,
-)
+from sae_sweeps.penalties.base import REDUCTIONS, Penalty, PenaltyValue, WeightedConfig, check_choice, reduced
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
 
 
 @dataclass
-class DecorrelationConfig(PenaltyConfig):
-    lambda2_max: float
-    """Weight of the penalty at schedule value 1."""
+class DecorrelationConfig(WeightedConfig):
     reduction: str
     """sum over pairs i < j; per_feature: sum / d_sae; mean over the pairs above the floor."""
     active_fraction: float
@@ -44,15 +34,12 @@ class DecorrelationConfig(PenaltyConfig):
     """A feature whose variance over the batch is not above this is left out and gets no gradient."""
 
     def check(self) -> None:
-        check_weight("lambda2_max", self.lambda2_max)
+        super().check()
         check_choice("penalty.reduction", self.reduction, REDUCTIONS)
         if not 0 < self.active_fraction <= 1:
             raise ConfigError(f"penalty.active_fraction={self.active_fraction}: must be above 0 and at most 1.")
         if self.variance_floor < 0:
             raise ConfigError(f"penalty.variance_floor={self.variance_floor}: must be 0 or more.")
-
-    def peak_weight(self) -> float:
-        return self.lambda2_max
 
     def result_warnings(self, rows: list[dict[str, Any]]) -> list[str]:
         idle = sum(row.get("penalty/features", 2) < 2 for row in rows) / max(len(rows), 1)

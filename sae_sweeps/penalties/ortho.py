@@ -23,11 +23,10 @@ from sae_sweeps.kernels.competition import Competition
 from sae_sweeps.penalties.base import (
     REDUCTIONS,
     Penalty,
-    PenaltyConfig,
     PenaltyValue,
+    WeightedConfig,
     check_choice,
     check_decay,
-    check_weight,
     reduced,
 )
 from sae_sweeps.schedules import smoothed
@@ -40,9 +39,7 @@ WATCHED = 16
 
 
 @dataclass
-class OrthoConfig(PenaltyConfig):
-    lambda2_max: float
-    """Weight of the penalty at schedule value 1."""
+class OrthoConfig(WeightedConfig):
     threshold: str
     """decreasing: t = base (1 - p); constant: t = base; increasing: t = base (1 + p)."""
     base_threshold: float
@@ -59,7 +56,7 @@ class OrthoConfig(PenaltyConfig):
     """sum over pairs i < j; per_feature: sum / d_sae; mean over the pairs that compete."""
 
     def check(self) -> None:
-        check_weight("lambda2_max", self.lambda2_max)
+        super().check()
         check_choice("penalty.threshold", self.threshold, ("decreasing", "constant", "increasing"))
         check_choice("penalty.competition", self.competition, ("linear", "sigmoid"))
         check_choice("penalty.overlap", self.overlap, ("jaccard", "min", "cosine", "batch"))
@@ -72,9 +69,6 @@ class OrthoConfig(PenaltyConfig):
 
     def unused_keys(self) -> dict[str, str]:
         return {} if self.competition == "sigmoid" else {"tau": "only penalty.competition=sigmoid uses it"}
-
-    def peak_weight(self) -> float:
-        return self.lambda2_max
 
     def never_acts(self) -> str | None:
         if self.competition == "linear" and min(self.threshold_at(0.0), self.threshold_at(1.0)) >= 1:

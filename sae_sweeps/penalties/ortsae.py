@@ -15,28 +15,23 @@ import torch
 
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels.nearest import nearest_squares
-from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue, check_weight
+from sae_sweeps.penalties.base import Penalty, PenaltyValue, WeightedConfig
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
 
 
 @dataclass
-class OrtSAEConfig(PenaltyConfig):
-    lambda2_max: float
-    """Weight of the penalty at schedule value 1."""
+class OrtSAEConfig(WeightedConfig):
     chunk_size: int
     """Features per chunk; the last one may hold fewer. At least d_sae compares all with all."""
 
     def check(self) -> None:
-        check_weight("lambda2_max", self.lambda2_max)
+        super().check()
         if self.chunk_size < 2:
             raise ConfigError(
                 f"penalty.chunk_size={self.chunk_size}: a feature needs another to be compared with; give 2 or more."
             )
-
-    def peak_weight(self) -> float:
-        return self.lambda2_max
 
 
 class OrtSAE(Penalty):

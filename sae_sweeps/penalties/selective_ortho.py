@@ -21,11 +21,10 @@ from sae_sweeps.penalties.base import (
     REDUCTIONS,
     MovingAverage,
     Penalty,
-    PenaltyConfig,
     PenaltyValue,
+    WeightedConfig,
     check_choice,
     check_decay,
-    check_weight,
     reduced,
 )
 
@@ -40,9 +39,7 @@ RETAIN, FORGET = 1, 2
 
 
 @dataclass
-class SelectiveOrthoConfig(PenaltyConfig):
-    lambda2_max: float
-    """Weight of the penalty at schedule value 1."""
+class SelectiveOrthoConfig(WeightedConfig):
     reduction: str
     """sum over pairs between the groups; per_feature: sum / d_sae; mean over those pairs (a no-op at study weights)."""
     grouping: str
@@ -58,7 +55,7 @@ class SelectiveOrthoConfig(PenaltyConfig):
     """Steps between clusterings, for kmeans; the other groupings are renewed at every step."""
 
     def check(self) -> None:
-        check_weight("lambda2_max", self.lambda2_max)
+        super().check()
         check_choice("penalty.reduction", self.reduction, REDUCTIONS)
         check_choice("penalty.grouping", self.grouping, ("relative_threshold", "kmeans", "corpus"))
         check_choice("penalty.statistic", self.statistic, STATISTICS)
@@ -79,9 +76,6 @@ class SelectiveOrthoConfig(PenaltyConfig):
     def check_run(self, run: RunConfig) -> None:
         if self.grouping == "corpus":
             check_roles("penalty.grouping=corpus", run)
-
-    def peak_weight(self) -> float:
-        return self.lambda2_max
 
     def plan_warnings(self) -> list[str]:
         if self.reduction == "mean":

@@ -11,15 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sae_sweeps.kernels.gram import squared_products
-from sae_sweeps.penalties.base import (
-    REDUCTIONS,
-    Penalty,
-    PenaltyConfig,
-    PenaltyValue,
-    check_choice,
-    check_weight,
-    reduced,
-)
+from sae_sweeps.penalties.base import REDUCTIONS, Penalty, PenaltyValue, WeightedConfig, check_choice, reduced
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
@@ -30,18 +22,13 @@ def n_pairs(d_sae: int) -> float:
 
 
 @dataclass
-class StrictOrthoConfig(PenaltyConfig):
-    lambda2_max: float
-    """Weight of the penalty at schedule value 1."""
+class StrictOrthoConfig(WeightedConfig):
     reduction: str
     """sum over pairs i < j; per_feature: sum / d_sae; mean over all pairs. A sum grows as d_sae^2 / d_in."""
 
     def check(self) -> None:
-        check_weight("lambda2_max", self.lambda2_max)
+        super().check()
         check_choice("penalty.reduction", self.reduction, REDUCTIONS)
-
-    def peak_weight(self) -> float:
-        return self.lambda2_max
 
 
 class StrictOrtho(Penalty):
