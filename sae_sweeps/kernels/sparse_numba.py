@@ -227,7 +227,7 @@ def _largest(z, bias, sizes, values, indices, start, stop):
 
     A tournament by fours: each of the k largest beats, in every round, all but at most k - 1 of the others. So a lower
     bound of the k largest among the last round's few winners bounds the k-th largest of the row, and only groups whose
-    winner reaches it are looked through. sizes: how many numbers remain after each round, the row's own length first.
+    winner reaches it are searched. sizes: the row's length, then the number of winners of each round.
     """
     n, k = z.shape[1], values.shape[1]
     best = [np.empty(size, z.dtype) for size in sizes]

@@ -31,7 +31,7 @@ class DecorrelationConfig(WeightedConfig):
     active_fraction: float
     """Share of the features taken into account, those that fire on most tokens of the batch; 1 takes all."""
     variance_floor: float
-    """A feature whose variance over the batch is not above this is left out and gets no gradient."""
+    """A feature whose variance over the batch is not above this is excluded and gets no gradient."""
 
     def check(self) -> None:
         super().check()
