@@ -28,7 +28,7 @@ ALL = slice(None)
 
 @dataclass
 class ArchitectureConfig:
-    """Base of an architecture's config: each field is a key of its YAML. All methods may be left as they are."""
+    """Base of an architecture's config: each field is a key of its YAML. No method must be overridden."""
 
     name: str
     d_sae: Positive[int | None]

@@ -60,7 +60,7 @@ class GroupLayerConfig:
     mask_train_only: bool
     """true: not at inference."""
     dropout: BelowOne
-    """Probability that a group is left out of a token's features; for example 0.1."""
+    """Probability that a group is dropped from a token's features; for example 0.1."""
     dropout_train_only: bool
     """true: groups that are kept are divided by 1 - dropout in training, and inference is without dropout; false: they
     are not divided, and f is multiplied by 1 - dropout at inference."""

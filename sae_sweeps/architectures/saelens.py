@@ -240,7 +240,7 @@ def load(folder: str | Path) -> ExportedSAE:
             raise DataError(f"{folder / WEIGHTS_FILE} has no tensor {name}; export the SAE again.")
         if tuple(weights[name].shape) != shape:
             raise DataError(
-                f"{folder / WEIGHTS_FILE}: {name} has shape {list(weights[name].shape)} where {CFG_FILE} says "
+                f"{folder / WEIGHTS_FILE}: {name} has shape {list(weights[name].shape)} where {CFG_FILE} has "
                 f"{list(shape)}; export the SAE again."
             )
     weights = {name: weights[name].to(DTYPES[cfg["dtype"]]) for name in ARCHITECTURES[architecture].shapes}

@@ -1,7 +1,7 @@
 """Sum of c_ij |w_i . w_j| over pairs of features that are active on the same token, value and gradient in one pass.
 
-On the CPU compiled loops compute it (`coactivation_cpu.py`). Elsewhere, and as the reference of their tests, plain
-torch lists every pair active on a common token, or goes over all pairs in tiles of rows where that costs less. All are
+On the CPU compiled loops compute it (`coactivation_cpu.py`). Elsewhere, and as the reference of their tests, torch
+lists every pair active on a common token, or goes over all pairs in tiles of rows where that costs less. All are
 exact, and none holds a [d_sae, d_sae] matrix.
 """
 

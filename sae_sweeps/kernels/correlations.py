@@ -10,8 +10,6 @@ tokens on which feature i is active, where matrix products cost B^2 d_sae.
 """
 
 # mypy: disable-error-code="no-untyped-def"
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,6 +18,7 @@ from sae_sweeps.kernels.active_lists import ROWS
 from sae_sweeps.kernels.counting_sort import Array, starts, transposed
 from sae_sweeps.kernels.features import Features
 from sae_sweeps.kernels.threads import compiled, over_blocks
+from sae_sweeps.kernels.value_and_gradient import differentiable
 
 COST = 60
 """Cost of a multiply-add over lists, in multiply-adds of a matrix product (measured)."""
@@ -47,42 +46,33 @@ def squared_correlations(sparse: Sparse, kept: Array, variance_floor: float) -> 
 
     kept [d_sae] bool: the features taken into account.
     """
-    return SquaredCorrelations.apply(sparse.values, sparse, kept, variance_floor)
+    value, n = differentiable(sparse.values, _correlations, sparse, kept, variance_floor)
+    return value, n
 
 
-class SquaredCorrelations(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, sparse: Sparse, kept: Array, variance_floor: float) -> tuple[Tensor, int]:
-        n_tokens, value = sparse.n_tokens, sparse.value
-        feature, n_features = sparse.feature, len(sparse.n_listed)
-        mean = np.bincount(feature, value, n_features) / n_tokens
-        square = np.bincount(feature, np.square(value - mean[feature]), n_features)
-        square += (n_tokens - sparse.n_listed) * np.square(mean)
-        varies = kept & (square > variance_floor * n_tokens)
-        weight = np.where(varies, 1 / np.where(varies, square, 1), 0)
-        shift = np.bincount(
-            np.repeat(np.arange(n_tokens), np.diff(sparse.token_start)), value * (mean * weight)[feature], n_tokens
-        )
-        shift -= (np.square(mean) * weight).sum() / 2  # K_ts = sum_i weight_i f_ti f_si - shift_t - shift_s
-        by_feature = sparse.start, sparse.token, sparse.pair
-        K, norms, gradient = np.empty((n_tokens, n_tokens)), np.empty(n_tokens), np.zeros(len(value))
+def _correlations(values: Tensor, sparse: Sparse, kept: Array, variance_floor: float) -> tuple[Tensor, Tensor, int]:
+    n_tokens, value = sparse.n_tokens, sparse.value
+    feature, n_features = sparse.feature, len(sparse.n_listed)
+    mean = np.bincount(feature, value, n_features) / n_tokens
+    square = np.bincount(feature, np.square(value - mean[feature]), n_features)
+    square += (n_tokens - sparse.n_listed) * np.square(mean)
+    varies = kept & (square > variance_floor * n_tokens)
+    weight = np.where(varies, 1 / np.where(varies, square, 1), 0)
+    shift = np.bincount(sparse.row, value * (mean * weight)[feature], n_tokens)
+    shift -= (np.square(mean) * weight).sum() / 2  # K_ts = sum_i weight_i f_ti f_si - shift_t - shift_s
+    by_feature = sparse.start, sparse.token, sparse.pair
+    K, norms, gradient = np.empty((n_tokens, n_tokens)), np.empty(n_tokens), np.zeros(len(value))
 
-        def gram(first: int, end: int) -> None:
-            _gram(sparse.token_start, feature, value, *by_feature, weight, shift, K, norms, first, end)
+    def gram(first: int, end: int) -> None:
+        _gram(sparse.token_start, feature, value, *by_feature, weight, shift, K, norms, first, end)
 
-        def slope(first: int, end: int) -> None:
-            _gradient(*by_feature, value, weight, mean, K, gradient, first, end)
+    def slope(first: int, end: int) -> None:
+        _gradient(*by_feature, value, weight, mean, K, gradient, first, end)
 
-        over_blocks(gram, n_tokens, ROWS)
-        over_blocks(slope, n_features, ROWS)
-        ctx.save_for_backward(torch.from_numpy(gradient).to(values.dtype))
-        n = int(varies.sum())
-        return torch.tensor((norms.sum() - n) / 2, dtype=values.dtype), n
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        (grad,) = ctx.saved_tensors
-        return grads[0] * grad, None, None, None
+    over_blocks(gram, n_tokens, ROWS)
+    over_blocks(slope, n_features, ROWS)
+    n = int(varies.sum())
+    return torch.tensor((norms.sum() - n) / 2, dtype=values.dtype), torch.from_numpy(gradient).to(values.dtype), n
 
 
 @compiled()

@@ -7,10 +7,10 @@ positive are no anchors; without an anchor L = 0. With one positive this is van 
 1807.03748), with several the outer form of Khosla et al. 2020 (arXiv 2004.11362).
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
+
+from sae_sweeps.kernels.value_and_gradient import differentiable
 
 Pairs = tuple[Tensor, Tensor]
 """(anchor, positive), rows of the batch, both [n_pairs] int64; no pair occurs twice."""
@@ -22,33 +22,23 @@ def info_nce(u_BD: Tensor, pairs: Pairs, temperature: float, candidate_BB: Tenso
     """L, scalar, differentiable in u_BD. candidate_BB (bool) are the C(a); without it, all rows but a."""
     if not len(pairs[0]):
         return (u_BD * 0).sum()
-    value: Tensor = InfoNCE.apply(u_BD, *pairs, temperature, candidate_BB)
+    value: Tensor = differentiable(u_BD, _info_nce, *pairs, temperature, candidate_BB)
     return value
 
 
-class InfoNCE(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, u: Tensor, anchor: Tensor, positive: Tensor, temperature: float, candidate: Tensor | None
-    ) -> Tensor:
-        with torch.autocast(u.device.type, enabled=False):
-            per_row = torch.bincount(anchor, minlength=len(u))
-            rows = per_row.nonzero().squeeze(1)
-            place = (per_row > 0).cumsum(0)[anchor] - 1  # row of each pair's anchor in logits_AB
-            weight = 1 / (per_row[anchor] * len(rows)).to(u.dtype)
-            logits_AB = similarities(u, candidate, rows).div_(temperature)
-            log_p_AB = logits_AB.log_softmax(1)
-            value = -(weight * log_p_AB[place, positive]).sum()
-            grad_AB = log_p_AB.exp_().div_(len(rows))  # dL / dlogits
-            grad_AB.index_put_((place, positive), -weight, accumulate=True)
-            grad = (grad_AB.T @ u[rows]).index_add_(0, rows, grad_AB @ u).div_(temperature)
-        ctx.save_for_backward(grad)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        (grad,) = ctx.saved_tensors
-        return grads[0] * grad, None, None, None, None
+def _info_nce(
+    u: Tensor, anchor: Tensor, positive: Tensor, temperature: float, candidate: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    per_row = torch.bincount(anchor, minlength=len(u))
+    rows = per_row.nonzero().squeeze(1)
+    place = (per_row > 0).cumsum(0)[anchor] - 1  # row of each pair's anchor in logits_AB
+    weight = 1 / (per_row[anchor] * len(rows)).to(u.dtype)
+    logits_AB = similarities(u, candidate, rows).div_(temperature)
+    log_p_AB = logits_AB.log_softmax(1)
+    value = -(weight * log_p_AB[place, positive]).sum()
+    grad_AB = log_p_AB.exp_().div_(len(rows))  # dL / dlogits
+    grad_AB.index_put_((place, positive), -weight, accumulate=True)
+    return value, (grad_AB.T @ u[rows]).index_add_(0, rows, grad_AB @ u).div_(temperature)
 
 
 def similarities(u_BD: Tensor, candidate_BB: Tensor | None, rows: Tensor) -> Tensor:

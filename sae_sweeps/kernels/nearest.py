@@ -5,12 +5,11 @@
 Only the pairs (i, j(i)) carry gradient, so it is one product of a sparse matrix of 3 n entries with W.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from sae_sweeps.kernels.csr import csr
+from sae_sweeps.kernels.value_and_gradient import differentiable
 
 SHORTEST = 1e-12
 """Lower bound of a row's norm in the cosines."""
@@ -21,30 +20,20 @@ def nearest_squares(W: Tensor, chunks: tuple[Tensor, ...]) -> tuple[Tensor, Tens
 
     chunks: the numbers of the rows, each in one of them. Of equal cosines one carries the gradient.
     """
-    return NearestSquares.apply(W, chunks)
+    value, cosine = differentiable(W, _nearest, chunks)
+    return value, cosine
 
 
-class NearestSquares(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, W: Tensor, chunks: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        with torch.autocast(W.device.type, enabled=False):
-            norm = W.norm(dim=1).clamp(min=SHORTEST)
-            cosine, nearest = torch.zeros_like(norm), torch.arange(len(W), device=W.device)
-            for chunk in chunks:
-                if len(chunk) > 1:
-                    unit = W[chunk] / norm[chunk, None]
-                    cosine[chunk], place = (unit @ unit.T).fill_diagonal_(-2).max(1)
-                    nearest[chunk] = chunk[place]
-            positive = cosine.clamp(min=0)
-            grad = _gradient(W, norm, positive, nearest)
-        ctx.save_for_backward(grad)
-        ctx.mark_non_differentiable(cosine)
-        return positive.square().sum(), cosine
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        (grad,) = ctx.saved_tensors
-        return grads[0] * grad, None
+def _nearest(W: Tensor, chunks: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    norm = W.norm(dim=1).clamp(min=SHORTEST)
+    cosine, nearest = torch.zeros_like(norm), torch.arange(len(W), device=W.device)
+    for chunk in chunks:
+        if len(chunk) > 1:
+            unit = W[chunk] / norm[chunk, None]
+            cosine[chunk], place = (unit @ unit.T).fill_diagonal_(-2).max(1)
+            nearest[chunk] = chunk[place]
+    positive = cosine.clamp(min=0)
+    return positive.square().sum(), _gradient(W, norm, positive, nearest), cosine
 
 
 def _gradient(W: Tensor, norm: Tensor, positive: Tensor, nearest: Tensor) -> Tensor:

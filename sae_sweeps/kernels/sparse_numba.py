@@ -88,7 +88,7 @@ def transposed(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
 def weight_gradient(pairs: Pairs, values: Tensor, g: Tensor) -> Tensor:
     start, slot, token = pairs.transposed
     out = memory.take((pairs.n_features, g.shape[1]), g.dtype)
-    arguments = (_np(start), _np(slot), _np(token), _np(values), _np(g), out.numpy())
+    arguments = (_np(start), _np(token), _np(values).take(_np(slot)), _np(g), out.numpy())
     over_rows(_weight_gradient, pairs.n_features, *arguments, bounds=_equal_parts(start))
     return out
 
@@ -102,7 +102,7 @@ def sums(pairs: Pairs, values: Tensor) -> Tensor:
 
 def combination(factors: Tensor, rows: Tensor) -> Tensor:
     parts = torch.empty(-(-len(rows) // BLOCK), rows.shape[1], dtype=rows.dtype)
-    over_rows(_combination, len(parts), _np(factors), _np(rows), parts.numpy())
+    over_rows(_combination, len(parts), np.arange(len(rows)), _np(factors), _np(rows), parts.numpy())
     return parts.sum(0)
 
 
@@ -227,7 +227,7 @@ def _largest(z, bias, sizes, values, indices, start, stop):
 
     A tournament by fours: each of the k largest beats, in every round, all but at most k - 1 of the others. So a lower
     bound of the k largest among the last round's few winners bounds the k-th largest of the row, and only groups whose
-    winner reaches it are looked through. sizes: how many numbers remain after each round, the row's own length first.
+    winner reaches it are searched. sizes: the row's length, then the number of winners of each round.
     """
     n, k = z.shape[1], values.shape[1]
     best = [np.empty(size, z.dtype) for size in sizes]
@@ -350,25 +350,11 @@ def _residual(first, feature, values, W, bias, x, error, squares, products, star
         _rows_times(feature, W, first[b], first[b + 1], e, products)  # they are in the cache
 
 
-@compiled(**SUMS)
-def _weight_gradient(first, slot, token, values, g, out, start, stop):
-    d = out.shape[1]
+@compiled()
+def _weight_gradient(first, token, values, g, out, start, stop):
     for i in range(start, stop):
-        w = out[i]
-        for t in range(d):
-            w[t] = 0
-        p, end = first[i], first[i + 1]
-        while p + 4 <= end:
-            g0, g1, g2, g3 = g[token[p]], g[token[p + 1]], g[token[p + 2]], g[token[p + 3]]
-            a0, a1, a2, a3 = values[slot[p]], values[slot[p + 1]], values[slot[p + 2]], values[slot[p + 3]]
-            for t in range(d):
-                w[t] += a0 * g0[t] + a1 * g1[t] + a2 * g2[t] + a3 * g3[t]
-            p += 4
-        while p < end:
-            x, a = g[token[p]], values[slot[p]]
-            for t in range(d):
-                w[t] += a * x[t]
-            p += 1
+        out[i] = 0
+        _add_rows(token, values, g, first[i], first[i + 1], out[i])
 
 
 @compiled()
@@ -379,19 +365,8 @@ def _sums(first, slot, values, out, start, stop):
             out[i] += values[slot[p]]
 
 
-@compiled(**SUMS)
-def _combination(factors, rows, out, start, stop):
+@compiled()
+def _combination(number, factors, rows, out, start, stop):
     for i in range(start, stop):
-        x, n, end = out[i], i * BLOCK, min((i + 1) * BLOCK, len(rows))
-        x[:] = 0
-        while n + 4 <= end:
-            r0, r1, r2, r3 = rows[n], rows[n + 1], rows[n + 2], rows[n + 3]
-            a0, a1, a2, a3 = factors[n], factors[n + 1], factors[n + 2], factors[n + 3]
-            for t in range(len(x)):
-                x[t] += a0 * r0[t] + a1 * r1[t] + a2 * r2[t] + a3 * r3[t]
-            n += 4
-        while n < end:
-            row, factor = rows[n], factors[n]
-            for t in range(len(x)):
-                x[t] += factor * row[t]
-            n += 1
+        out[i] = 0
+        _add_rows(number, factors, rows, i * BLOCK, min((i + 1) * BLOCK, len(rows)), out[i])

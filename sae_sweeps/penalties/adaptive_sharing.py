@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sae_sweeps.fields import BelowOne, PenaltyWeight, Positive
+from sae_sweeps.fields import BelowOne, Positive
 from sae_sweeps.kernels.gram import squared_products
-from sae_sweeps.penalties.base import MovingAverage, Penalty, PenaltyConfig, PenaltyValue, Reduction, reduced
+from sae_sweeps.penalties.base import MovingAverage, Penalty, PenaltyValue, Reduction, WeightedConfig, reduced
 from sae_sweeps.penalties.strict_ortho import n_pairs
 from sae_sweeps.schedules import check_piecewise, piecewise
 
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class AdaptiveSharingConfig(PenaltyConfig):
-    lambda2_max: PenaltyWeight
-    """Weight of the penalty at schedule value 1."""
+class AdaptiveSharingConfig(WeightedConfig):
     reduction: Reduction
     """sum over pairs i < j; per_feature: sum / d_sae; mean over all pairs."""
     breakpoints: list[float]
@@ -42,9 +40,6 @@ class AdaptiveSharingConfig(PenaltyConfig):
 
     def check(self) -> None:
         check_piecewise("penalty.breakpoints", self.breakpoints, "penalty.alphas", self.alphas)
-
-    def peak_weight(self) -> float:
-        return self.lambda2_max
 
     def alpha_at(self, progress: float) -> float:
         return piecewise(progress, self.breakpoints, self.alphas)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from sae_sweeps.fields import one_of
+from sae_sweeps.fields import PenaltyWeight, one_of
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
@@ -89,6 +89,17 @@ class PenaltyConfig:
     def result_warnings(self, rows: list[dict[str, Any]]) -> list[str]:
         """Warnings about a finished run, from the rows of its metrics.jsonl."""
         return []
+
+
+@dataclass
+class WeightedConfig(PenaltyConfig):
+    """Config of a penalty with one weight."""
+
+    lambda2_max: PenaltyWeight
+    """Weight of the penalty at schedule value 1."""
+
+    def peak_weight(self) -> float:
+        return self.lambda2_max
 
 
 @dataclass

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.fields import AtLeastOne, NotNegative, PenaltyWeight, Positive, one_of
+from sae_sweeps.fields import AtLeastOne, NotNegative, Positive, one_of
 from sae_sweeps.kernels.features import Features, TopKFeatures
 from sae_sweeps.kernels.info_nce import Pairs, info_nce, neighbours, similarities, unit_rows
-from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue
+from sae_sweeps.penalties.base import Penalty, PenaltyValue, WeightedConfig
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
@@ -37,9 +37,7 @@ N_SIMILAR = 5
 
 
 @dataclass
-class ContrastiveConfig(PenaltyConfig):
-    lambda2_max: PenaltyWeight
-    """Weight of the penalty at schedule value 1."""
+class ContrastiveConfig(WeightedConfig):
     positives: Annotated[str, one_of("adjacent", "top5_similar", "pairs")]
     """adjacent: neighbouring tokens; top5_similar: the 5 nearest activations; pairs: precomputed, of one role."""
     head_dim: AtLeastOne[int]
@@ -48,9 +46,6 @@ class ContrastiveConfig(PenaltyConfig):
     """tau of the InfoNCE."""
     diversity_weight: NotNegative[float]
     """Weight of the feature-diversity term, relative to the InfoNCE; 0 turns it off."""
-
-    def peak_weight(self) -> float:
-        return self.lambda2_max
 
     def sampling(self) -> str:
         return {"adjacent": "adjacent_pairs", "top5_similar": "tokens", "pairs": "role_pairs"}[self.positives]

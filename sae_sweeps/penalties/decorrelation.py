@@ -14,29 +14,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sae_sweeps.fields import NotNegative, PenaltyWeight, PositiveShare
+from sae_sweeps.fields import NotNegative, PositiveShare
 from sae_sweeps.kernels.choose import loops
 from sae_sweeps.kernels.features import DenseFeatures, Features
 from sae_sweeps.kernels.gram import squared_products
-from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue, Reduction, reduced
+from sae_sweeps.penalties.base import Penalty, PenaltyValue, Reduction, WeightedConfig, reduced
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
 
 
 @dataclass
-class DecorrelationConfig(PenaltyConfig):
-    lambda2_max: PenaltyWeight
-    """Weight of the penalty at schedule value 1."""
+class DecorrelationConfig(WeightedConfig):
     reduction: Reduction
     """sum over pairs i < j; per_feature: sum / d_sae; mean over the pairs above the floor."""
     active_fraction: PositiveShare
     """Share of the features taken into account, those that fire on most tokens of the batch; 1 takes all."""
     variance_floor: NotNegative[float]
     """A feature whose variance over the batch is not above this is left out and gets no gradient."""
-
-    def peak_weight(self) -> float:
-        return self.lambda2_max
 
     def result_warnings(self, rows: list[dict[str, Any]]) -> list[str]:
         idle = sum(row.get("penalty/features", 2) < 2 for row in rows) / max(len(rows), 1)

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 from torch import Tensor
 
-from sae_sweeps.fields import BelowOne, PenaltyWeight, Positive, Rule, one_of
+from sae_sweeps.fields import BelowOne, Positive, Rule, one_of
 from sae_sweeps.kernels.choose import loops
 from sae_sweeps.kernels.coactivation import competing_cosines, overlapping_pairs
 from sae_sweeps.kernels.competition import Competition
-from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue, Reduction, reduced
+from sae_sweeps.penalties.base import Penalty, PenaltyValue, Reduction, WeightedConfig, reduced
 from sae_sweeps.schedules import smoothed
 
 if TYPE_CHECKING:
@@ -31,9 +31,7 @@ WATCHED = 16
 
 
 @dataclass
-class OrthoConfig(PenaltyConfig):
-    lambda2_max: PenaltyWeight
-    """Weight of the penalty at schedule value 1."""
+class OrthoConfig(WeightedConfig):
     threshold: Annotated[str, one_of("decreasing", "constant", "increasing")]
     """decreasing: t = base (1 - p); constant: t = base; increasing: t = base (1 + p)."""
     base_threshold: Annotated[float, Rule(lambda value: 0 <= value <= 1, "an overlap lies between 0 and 1.")]
@@ -51,9 +49,6 @@ class OrthoConfig(PenaltyConfig):
 
     def unused_keys(self) -> dict[str, str]:
         return {} if self.competition == "sigmoid" else {"tau": "only penalty.competition=sigmoid uses it"}
-
-    def peak_weight(self) -> float:
-        return self.lambda2_max
 
     def never_acts(self) -> str | None:
         if self.competition == "linear" and min(self.threshold_at(0.0), self.threshold_at(1.0)) >= 1:

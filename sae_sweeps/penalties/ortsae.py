@@ -13,23 +13,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import torch
 
-from sae_sweeps.fields import PenaltyWeight, at_least
+from sae_sweeps.fields import at_least
 from sae_sweeps.kernels.nearest import nearest_squares
-from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue
+from sae_sweeps.penalties.base import Penalty, PenaltyValue, WeightedConfig
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
 
 
 @dataclass
-class OrtSAEConfig(PenaltyConfig):
-    lambda2_max: PenaltyWeight
-    """Weight of the penalty at schedule value 1."""
+class OrtSAEConfig(WeightedConfig):
     chunk_size: Annotated[int, at_least(2, "a feature needs another to be compared with; give 2 or more.")]
     """Features per chunk; the last one may hold fewer. At least d_sae compares all with all."""
-
-    def peak_weight(self) -> float:
-        return self.lambda2_max
 
 
 class OrtSAE(Penalty):

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.fields import AtLeastOne, BelowOne, PenaltyWeight, Rule, one_of
+from sae_sweeps.fields import AtLeastOne, BelowOne, Rule, one_of
 from sae_sweeps.kernels.features import DenseFeatures, Features
 from sae_sweeps.kernels.gram import squared_products_between
-from sae_sweeps.penalties.base import MovingAverage, Penalty, PenaltyConfig, PenaltyValue, Reduction, reduced
+from sae_sweeps.penalties.base import MovingAverage, Penalty, PenaltyValue, Reduction, WeightedConfig, reduced
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
@@ -31,9 +31,7 @@ RETAIN, FORGET = 1, 2
 
 
 @dataclass
-class SelectiveOrthoConfig(PenaltyConfig):
-    lambda2_max: PenaltyWeight
-    """Weight of the penalty at schedule value 1."""
+class SelectiveOrthoConfig(WeightedConfig):
     reduction: Reduction
     """sum over pairs between the groups; per_feature: sum / d_sae; mean over those pairs (a no-op at study weights)."""
     grouping: Annotated[str, one_of("relative_threshold", "kmeans", "corpus")]
@@ -59,9 +57,6 @@ class SelectiveOrthoConfig(PenaltyConfig):
     def check_run(self, run: RunConfig) -> None:
         if self.grouping == "corpus":
             check_roles("penalty.grouping=corpus", run)
-
-    def peak_weight(self) -> float:
-        return self.lambda2_max
 
     def plan_warnings(self) -> list[str]:
         if self.reduction == "mean":

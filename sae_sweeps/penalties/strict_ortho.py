@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sae_sweeps.fields import PenaltyWeight
 from sae_sweeps.kernels.gram import squared_products
-from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue, Reduction, reduced
+from sae_sweeps.penalties.base import Penalty, PenaltyValue, Reduction, WeightedConfig, reduced
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
@@ -23,14 +22,9 @@ def n_pairs(d_sae: int) -> float:
 
 
 @dataclass
-class StrictOrthoConfig(PenaltyConfig):
-    lambda2_max: PenaltyWeight
-    """Weight of the penalty at schedule value 1."""
+class StrictOrthoConfig(WeightedConfig):
     reduction: Reduction
     """sum over pairs i < j; per_feature: sum / d_sae; mean over all pairs. A sum grows as d_sae^2 / d_in."""
-
-    def peak_weight(self) -> float:
-        return self.lambda2_max
 
 
 class StrictOrtho(Penalty):

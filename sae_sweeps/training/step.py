@@ -17,7 +17,7 @@ from sae_sweeps.architectures.base import SAE
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.architectures.context import RECONSTRUCTIONS, Context, generator_at
 from sae_sweeps.config.run import RunConfig
-from sae_sweeps.errors import Diverged
+from sae_sweeps.errors import ConfigError, Diverged
 from sae_sweeps.kernels.choose import choose
 from sae_sweeps.kernels.memory import retain_freed_memory
 from sae_sweeps.penalties.base import Penalty, PenaltyValue
@@ -40,6 +40,17 @@ if TYPE_CHECKING:
 
 GROUP_STREAM = 32
 """Stream of the group layer's random numbers; penalties have those below."""
+
+
+def checked(value: Any, name: str) -> PenaltyValue:
+    """A penalty's value as it is. Raises ConfigError for another type than PenaltyValue and a loss that is no scalar."""
+    if not isinstance(value, PenaltyValue):
+        returned = f"a {type(value).__name__}" if value is not None else "nothing"
+        raise ConfigError(f"penalty={name}: forward must return a PenaltyValue, and returned {returned}.")
+    if not isinstance(value.loss, Tensor) or value.loss.shape != ():
+        shape = list(getattr(value.loss, "shape", ())) or type(value.loss).__name__
+        raise ConfigError(f"penalty={name}: its loss has shape {shape}; it must be one number, a tensor of shape [].")
+    return value
 
 
 class Training:
@@ -106,6 +117,11 @@ class Training:
         sae, groups = self.sae, self.groups
         with self.autocast():
             pre_acts, feature_acts = sae.encode(x, step)
+            if pre_acts.shape != (len(x), sae.d_sae):
+                raise ConfigError(
+                    f"architecture={self.run.architecture.name}: pre-activations have shape {list(pre_acts.shape)}; they "
+                    f"must be [batch, d_sae] = {[len(x), sae.d_sae]}."
+                )
             if groups is not None:
                 generator = generator_at(self.device, self.run.seed, step, GROUP_STREAM)
                 feature_acts = groups(feature_acts, generator, training=True)
@@ -120,7 +136,7 @@ class Training:
             for term in self.terms:
                 weight, penalty = term.weight(step, total_steps), self.penalties[term.name]
                 penalty.observe(ctx)
-                value = penalty(ctx) if weight != 0 else PenaltyValue(x.new_zeros(()))
+                value = checked(penalty(ctx), term.config.name) if weight != 0 else PenaltyValue(x.new_zeros(()))
                 parts[term.name] = (value.loss, weight)
                 head = "penalty" if term.name == "penalty" else f"penalty/{term.name}"
                 penalty_terms |= {f"{head}/{name}": number for name, number in value.terms.items()}

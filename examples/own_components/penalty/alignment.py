@@ -4,16 +4,13 @@ from dataclasses import dataclass
 
 from torch.nn.functional import cosine_similarity
 
-from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue
+from sae_sweeps.penalties.base import Penalty, PenaltyValue, WeightedConfig
 
 
 @dataclass
-class AlignmentConfig(PenaltyConfig):
+class AlignmentConfig(WeightedConfig):
     lambda2_max: float = 1.0
     """Weight of the penalty at schedule value 1."""
-
-    def peak_weight(self) -> float:
-        return self.lambda2_max
 
 
 class Alignment(Penalty):
