@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from sae_sweeps.cluster.ends import mark_ended
 from sae_sweeps.config.schema import ClusterConfig
 from sae_sweeps.errors import UserError
-from sae_sweeps.runs.inline import run_all
 from sae_sweeps.runs.signals import Stop
 from sae_sweeps.storage.printing import print_line
 from sae_sweeps.storage.run_folder import RunFolder, slurm_job_id
@@ -66,6 +65,7 @@ def train_group(sweep: Path, group: int, signals: JobSignals | None = None) -> i
 
     Without `signals`, on this machine, SIGTERM stops the runs, each after a checkpoint.
     """
+    from sae_sweeps.runs.inline import run_all  # loads torch, which `status` must not
     from sae_sweeps.runs.session import device_for
     from sae_sweeps.sweeps.sweep import stored_plan
 
