@@ -43,7 +43,7 @@ GROUP_STREAM = 32
 
 
 def checked(value: Any, name: str) -> PenaltyValue:
-    """A penalty's value as it is. Raises ConfigError for another type than PenaltyValue and a loss that is no scalar."""
+    """A penalty's value. Raises ConfigError where it is no PenaltyValue or its loss no scalar."""
     if not isinstance(value, PenaltyValue):
         returned = f"a {type(value).__name__}" if value is not None else "nothing"
         raise ConfigError(f"penalty={name}: forward must return a PenaltyValue, and returned {returned}.")
@@ -119,8 +119,8 @@ class Training:
             pre_acts, feature_acts = sae.encode(x, step)
             if pre_acts.shape != (len(x), sae.d_sae):
                 raise ConfigError(
-                    f"architecture={self.run.architecture.name}: pre-activations have shape {list(pre_acts.shape)}; they "
-                    f"must be [batch, d_sae] = {[len(x), sae.d_sae]}."
+                    f"architecture={self.run.architecture.name}: pre-activations have shape {list(pre_acts.shape)}; "
+                    f"they must be [batch, d_sae] = {[len(x), sae.d_sae]}."
                 )
             if groups is not None:
                 generator = generator_at(self.device, self.run.seed, step, GROUP_STREAM)
