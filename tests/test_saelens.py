@@ -131,7 +131,7 @@ def test_decoder_norms_and_input_bias_of_other_saelens_folders(tmp_path: Path) -
         ({"dtype": "int8"}, "dtype=int8 is not known"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations=layer_norm is not supported"),
         ({"reshape_activations": "hook_z"}, "reshape_activations=hook_z is not supported"),
-        ({"d_in": D_IN + 1}, "W_enc has shape [5, 12] where cfg.json says [6, 12]"),
+        ({"d_in": D_IN + 1}, "W_enc has shape [5, 12] where cfg.json has [6, 12]"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path, change: dict, words: str) -> None:
