@@ -34,8 +34,8 @@ def _over(base: dict[str, Any], path: Path) -> dict[str, Any]:
     for entry in node.pop("defaults", []):
         if isinstance(entry, str) and entry != "_self_":
             schema = SCHEMAS.get(entry.removeprefix("/").partition("@")[0])
-            beside = path.with_name(f"{entry}.yaml")  # in an outside folder, or ours
-            file = beside if beside.is_file() else config_dir() / path.parent.name / beside.name
+            beside = path.parent / f"{entry}.yaml"  # in an outside folder, or ours
+            file = beside if beside.is_file() else config_dir() / path.parent.name / f"{entry}.yaml"
             base = base | defaults_of(schema) if schema else _over(base, file)
     inside = node.get(path.parent.name, node)  # a file with a global package has its keys under the group's name
     merged: Any = OmegaConf.to_container(OmegaConf.merge(base, inside), resolve=False)
