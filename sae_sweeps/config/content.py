@@ -34,9 +34,9 @@ def _over(base: dict[str, Any], path: Path) -> dict[str, Any]:
     for entry in node.pop("defaults", []):
         if isinstance(entry, str) and entry != "_self_":
             schema = SCHEMAS.get(entry.removeprefix("/").partition("@")[0])
-            folders = (path.parent, config_dir() / path.parent.name)  # an outside folder, and ours
-            files = [folder / f"{entry}.yaml" for folder in folders]
-            base = base | defaults_of(schema) if schema else _over(base, next(filter(Path.is_file, files), files[-1]))
+            beside = path.parent / f"{entry}.yaml"  # in an outside folder, or ours
+            file = beside if beside.is_file() else config_dir() / path.parent.name / f"{entry}.yaml"
+            base = base | defaults_of(schema) if schema else _over(base, file)
     inside = node.get(path.parent.name, node)  # a file with a global package has its keys under the group's name
     merged: Any = OmegaConf.to_container(OmegaConf.merge(base, inside), resolve=False)
     return merged
