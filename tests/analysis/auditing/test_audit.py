@@ -5,7 +5,6 @@ import math
 import os
 import random
 
-import numpy as np
 import pytest
 from scipy import stats
 
@@ -16,7 +15,6 @@ from analysis.auditing.finding import LEVELS, Finding
 from analysis.auditing.printing import TOLD, marks, sentences, tell
 from analysis.auditing.rules import RULES
 from analysis.auditing.rules.differences import welch
-from analysis.auditing.student import two_sided
 from analysis.commands.audit import LEVELS as OFFERED
 from analysis.reading.records import records
 from sae_sweeps.storage.files import write_json
@@ -349,11 +347,9 @@ def test_welch_is_scipys():
     sample = [draw.gauss(0, 1) for _ in range(4)]
     others = [[draw.gauss(mean, width) for _ in range(n)] for mean, width, n in ((0, 1, 3), (2, 0.1, 5), (9, 3, 2))]
     expected = [stats.ttest_ind(sample, other, equal_var=False).pvalue for other in others]
-    assert welch(sample, others) == pytest.approx(expected, rel=1e-9)
+    assert welch(sample, others) == pytest.approx(expected, rel=1e-12)
     same, apart = welch([1.0, 1.0], [[1.0, 1.0], [2.0, 2.0]])
     assert math.isnan(same) and apart == 0
-    t, df = (grid.ravel() for grid in np.meshgrid([0, 1e-6, 0.1, 1, 2, 3, 30], [0.7, 1, 2.5, 8, 100, 1e5]))
-    assert two_sided(t, df) == pytest.approx(2 * stats.t.sf(t, df), rel=1e-9)
 
 
 # The command
