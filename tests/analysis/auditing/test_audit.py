@@ -12,7 +12,7 @@ from analysis.__main__ import main
 from analysis.auditing.audit import audit, varied_by
 from analysis.auditing.evidence import PART, Evidence
 from analysis.auditing.finding import LEVELS, Finding
-from analysis.auditing.printing import TOLD, marks, sentences, tell
+from analysis.auditing.printing import TOLD, marks, printed, sentences
 from analysis.auditing.rules import RULES
 from analysis.auditing.rules.differences import welch
 from analysis.commands.audit import LEVELS as OFFERED
@@ -391,9 +391,9 @@ def test_hostile_text_stays_text(outputs):
     add_run(outputs, "a", {"penalty.name": odd, "seed": 1}, title=odd, warnings=(odd,))
     add_run(outputs, "b", {"seed": 2}, state="failed", error=odd)
     for format in ("text", "markdown", "json"):
-        shown = tell(audit(records([outputs])), 2, format)
+        shown = printed(audit(records([outputs])), 2, format)
         assert not {c for c in shown if not c.isprintable()} - {"\n"} and "\n##  Run" not in shown
-    assert "<b>" not in tell(audit(records([outputs])), 2, "markdown")
+    assert "<b>" not in printed(audit(records([outputs])), 2, "markdown")
 
 
 def test_marks_are_the_worst_level_of_each_run(outputs):
