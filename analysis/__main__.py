@@ -1,7 +1,6 @@
-"""`python -m analysis COMMAND ...`: what people read of runs. Nothing heavy is imported before it is needed."""
+"""`python -m analysis COMMAND ...`: tables, notes, figures and more from run folders."""
 
 import argparse
-import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -33,8 +32,7 @@ def with_values(argv: Sequence[str]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its status (0 where it says nothing), or 2 for a mistake, told in one sentence."""
-    gc.set_threshold(50_000)  # of thousands of records none is garbage, and to look for it takes a tenth of the time
+    """Run one command; its exit status, 2 for a mistake, which is printed as one sentence."""
     words = parser().parse_args(with_values(sys.argv[1:] if argv is None else argv))
     try:
         return words.run(words) or 0
@@ -43,11 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # as of `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 if __name__ == "__main__":
-    sys.modules["pyarrow"] = None  # type: ignore[assignment]  # pandas imports it: a tenth of a second, for nothing here
     sys.exit(main())

@@ -8,6 +8,7 @@ from analysis.auditing.comparison import Comparison
 from analysis.auditing.finding import LEVELS, Finding
 from analysis.auditing.run import runs_of
 from analysis.text import clean
+from sae_sweeps.storage.sweep_folder import read_manifest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,12 +34,10 @@ def audit(full: "pd.DataFrame", varied: Iterable[str] = ()) -> list[Finding]:
 
 def varied_by(paths: Iterable[str | Path]) -> set[str]:
     """The keys that the sweeps of the paths vary: of a sweep's folder, of a folder with sweeps, of an outputs tree."""
-    from analysis.reading.run_folders import read_manifest
-
     found: set[str] = set()
     for path in map(Path, paths):
         places = [path, path / "manifest.json", *path.glob("*/manifest.json"), *path.glob("sweeps/*/manifest.json")]
         for place in places:
             if place.name == "manifest.json" and place.is_file():
-                found.update(map(str, read_manifest(place).get("varied") or []))
+                found.update(map(str, read_manifest(place.parent).get("varied") or []))
     return found

@@ -23,7 +23,7 @@ class Finding:
     runs: tuple[str, ...]
     """Run ids concerned."""
 
-    def told(self, n_runs: int, longest: int = 400) -> str:
+    def text(self, n_runs: int, longest: int = 400) -> str:
         """The sentence with the runs that it is about, among `n_runs`."""
         return clean(f"{who(self.runs, n_runs)}{self.sentence}", longest)
 

@@ -17,7 +17,7 @@ def sentences(findings: Iterable[Finding], n_runs: int) -> list[str]:
 
     Beyond TOLD lines it says how many there are.
     """
-    told = [f.told(n_runs) for f in findings if f.level != "note" or f.code == "pending"]
+    told = [f.text(n_runs) for f in findings if f.level != "note" or f.code == "pending"]
     if len(told) <= TOLD:
         return told
     return [*told[: TOLD - 1], f"and {len(told) - TOLD + 1} more findings: `python -m analysis audit` has them all."]
@@ -33,7 +33,7 @@ def marks(findings: Iterable[Finding]) -> dict[str, str]:
     return worst
 
 
-def tell(findings: list[Finding], n_runs: int, format: str = "text") -> str:
+def printed(findings: list[Finding], n_runs: int, format: str = "text") -> str:
     """Findings grouped by level, as text, markdown or json."""
     if format == "json":
         import json
@@ -55,7 +55,7 @@ def tell(findings: list[Finding], n_runs: int, format: str = "text") -> str:
 
 
 def line_of(finding: Finding, n_runs: int, format: str) -> str:
-    told = finding.told(n_runs)
+    told = finding.text(n_runs)
     if format == "markdown":
         from analysis.text import markdown_cell
 

@@ -22,12 +22,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def run(args: argparse.Namespace) -> int:
     from analysis.auditing.audit import audit, varied_by
-    from analysis.auditing.printing import tell
+    from analysis.auditing.printing import printed
     from analysis.reading.records import records
 
     full = records(args.paths)
     findings = audit(full, varied_by(args.paths))
     shown = [finding for finding in findings if LEVELS.index(finding.level) <= LEVELS.index(args.level)]
-    print(tell(shown, len(full), args.format))
+    print(printed(shown, len(full), args.format))
     counting = ("error", "warning") if args.strict else ("error",)
     return int(any(finding.level in counting for finding in findings))

@@ -15,11 +15,11 @@ def draw(
     paths: Iterable[str | Path],
     folder: str | Path,
     only: Sequence[str] | None = None,
-    tell: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> list[Path]:
     """Every figure (or `only` those named) as NAME.png and NAME.svg in the folder; the files.
 
-    `tell` hears a line about each: what it shows, or what is not there to draw it from. Raises DataError and
+    `report` gets a line about each: what it shows, or what is not there to draw it from. Raises DataError and
     DamagedFile as `records` does, ConfigError for a name that no figure has.
     """
     names = list(PLOTS) if only is None else known(only)
@@ -29,13 +29,13 @@ def draw(
             try:
                 fig = PLOTS[name].draw(study)
             except Missing as missing:
-                tell(f"{name}: left out, {missing}")
+                report(f"{name}: left out, {missing}")
                 continue
             here = [Path(folder) / f"{name}.png", Path(folder) / f"{name}.svg"]
             write_bytes(here[0], png(fig))
             write_text(here[1], svg(fig))
             files += here
-            tell(f"{name}: {PLOTS[name].about}")
+            report(f"{name}: {PLOTS[name].about}")
     return files
 
 

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.plots.lines import beside, legend_of, legend_of_points, line, named_arms, told
-from analysis.plots.study import PHASES, Arm, Missing, Study, every
+from analysis.plots.lines import beside, legend_of, legend_of_points, line, lines_note, named_variants
+from analysis.plots.study import PHASES, Missing, Study, Variant, every
 from analysis.plots.style import COLOURS, DASHES, GREY, Room, add_below, finish, log_scale, look, panels
 
 if TYPE_CHECKING:
@@ -21,15 +21,15 @@ CLASSES = ("high", "median", "low")
 
 def similarity_matrices(study: Study) -> "Figure":
     """|w_i . w_j| of the fixed block at the four phases; darker is more alike, the diagonal left out."""
-    arms, left_out = some(with_snapshots(study), study, MATRICES)
-    blocks = {row: seriated(blocks_of(study, row)) for arm in arms for row in arm.rows[:1]}
+    variants, left_out = some(with_snapshots(study), study, MATRICES)
+    blocks = {row: seriated(blocks_of(study, row)) for variant in variants for row in variant.rows[:1]}
     top = max(float(np.quantile(block, 0.999)) for found in blocks.values() for block in found.values())
     room = Room(left=0.05, right=0.05, bottom=0.05, top=0.2)
-    fig, axes = panels(4 * len(arms), 4, (1.7, 1.85), room, left=0.45, right=0.75)
+    fig, axes = panels(4 * len(variants), 4, (1.7, 1.85), room, left=0.45, right=0.75)
     image = None
     for place, ax in enumerate(axes):
-        arm, percent = arms[place // 4], PHASES[place % 4]
-        found = blocks[arm.rows[0]].get(percent)
+        variant, percent = variants[place // 4], PHASES[place % 4]
+        found = blocks[variant.rows[0]].get(percent)
         ax.set(xticks=[], yticks=[])
         ax.set_box_aspect(1)
         if found is None:
@@ -39,7 +39,7 @@ def similarity_matrices(study: Study) -> "Figure":
         if place < 4:
             ax.set_title(f"{percent} % of the training")
         if place % 4 == 0:
-            ax.set_ylabel(beside(arm), fontsize=7)
+            ax.set_ylabel(beside(variant), fontsize=7)
     if image is not None:
         bar = fig.add_axes((1 - 0.7 / fig.get_figwidth(), 0.2, 0.12 / fig.get_figwidth(), 0.6))
         fig.colorbar(image, cax=bar, label="|cosine| of decoder rows", extend="max")
@@ -77,12 +77,12 @@ def pooled(block: np.ndarray, size: int = 128) -> np.ndarray:
 
 def similarity_histograms(study: Study) -> "Figure":
     """How the pairs are spread over |cosine| at the four phases."""
-    arms = with_snapshots(study)
-    named = named_arms(study, arms)
+    variants = with_snapshots(study)
+    named = named_variants(study, variants)
     fig, axes = panels(4, 2, (3.4, 2.1), sharex=True, sharey=True)
     for ax, percent in zip(axes, PHASES, strict=True):
-        for number, arm in enumerate(named):
-            kept = (row for row in arm.rows if percent in study.phases(row))
+        for number, variant in enumerate(named):
+            kept = (row for row in variant.rows if percent in study.phases(row))
             found = [study.snapshot(row, percent, "histogram", "edges") for row in kept]
             if found:
                 shares = np.stack([histogram / max(histogram.sum(), 1) for histogram, _ in found])
@@ -94,7 +94,7 @@ def similarity_histograms(study: Study) -> "Figure":
         ax.set_ylabel("share of the pairs")
     for ax in axes[2:]:
         ax.set_xlabel("|cosine| of decoder rows")
-    note = told(study, arms, named).replace("; the others are grey", "")
+    note = lines_note(study, variants, named).replace("; the others are grey", "")
     return finish(fig, *legend_of(named), note=f"{note} Bins of 0.02.".strip())
 
 
@@ -114,16 +114,16 @@ def pair_similarity(study: Study) -> "Figure":
 
 
 def watched_pairs(study: Study, what: str, unit: str, limits: tuple[float, float] | None) -> "Figure":
-    arms = [arm for arm in study.followed if (study.monitors(arm.rows[0], "competition"))]
-    if not arms:
+    variants = [variant for variant in study.followed if (study.monitors(variant.rows[0], "competition"))]
+    if not variants:
         raise Missing("no run watched pairs of features (penalty=ortho, from a quarter of the training)")
-    arms, left_out = some(arms, study, WATCHED)
+    variants, left_out = some(variants, study, WATCHED)
     room = Room(left=0.1, right=0.1, bottom=0.15, top=0.25)
-    fig, axes = panels(3 * len(arms), 3, (2.3, 1.6), room, left=0.75, sharey=True, sharex=True)
+    fig, axes = panels(3 * len(variants), 3, (2.3, 1.6), room, left=0.75, sharey=True, sharex=True)
     add_below(fig, 0.25)
     for place, ax in enumerate(axes):
-        arm, kind = arms[place // 3], place % 3
-        steps, values, overlap = pairs_of(study.monitors(arm.rows[0], "competition"), what)
+        variant, kind = variants[place // 3], place % 3
+        steps, values, overlap = pairs_of(study.monitors(variant.rows[0], "competition"), what)
         size = -(-values.shape[1] // 3)
         inside = slice(kind * size, (kind + 1) * size)
         if values[:, inside].size:
@@ -134,8 +134,8 @@ def watched_pairs(study: Study, what: str, unit: str, limits: tuple[float, float
         if limits:
             ax.set_ylim(*limits)
         if kind == 0:
-            ax.set_ylabel(f"{beside(arm)}\n{unit}", fontsize=7)
-        if place >= 3 * (len(arms) - 1):
+            ax.set_ylabel(f"{beside(variant)}\n{unit}", fontsize=7)
+        if place >= 3 * (len(variants) - 1):
             ax.set_xlabel("training step")
     note = f"Pairs chosen by their overlap at a quarter of the training, first seed; thick: their mean. {left_out}"
     return finish(fig, note=note.strip())
@@ -152,14 +152,14 @@ def pairs_of(records: list[dict[str, Any]], what: str) -> tuple[np.ndarray, np.n
 
 def pairs_at_the_end(study: Study) -> "Figure":
     """What overlap, competition and correlation of the watched pairs have to do with how alike their rows are."""
-    arms = [arm for arm in study.followed if study.monitors(arm.rows[0], "competition")]
-    if not arms:
+    variants = [variant for variant in study.followed if study.monitors(variant.rows[0], "competition")]
+    if not variants:
         raise Missing("no run watched pairs of features (penalty=ortho, from a quarter of the training)")
-    named = named_arms(study, arms)
+    named = named_variants(study, variants)
     fig, axes = panels(2, 2, (3.4, 2.5), sharey=True)
     for ax, (name, unit) in zip(axes, (("overlap", "overlap n_ij"), ("correlation", "correlation")), strict=True):
-        for number, arm in enumerate(named):
-            last = study.monitors(arm.rows[0], "competition")[-1]
+        for number, variant in enumerate(named):
+            last = study.monitors(variant.rows[0], "competition")[-1]
             shape = look(number) | {"linestyle": "none"}
             ax.plot(last[name], last["abs_cosine"], **shape, alpha=0.6)
         ax.set(xlabel=f"{unit} of the pair")
@@ -169,10 +169,10 @@ def pairs_at_the_end(study: Study) -> "Figure":
 
 def contrast(study: Study) -> "Figure":
     """Alignment, uniformity and retrieval of positives; dotted grey is what chance retrieves."""
-    arms = [arm for arm in study.followed if study.monitors(arm.rows[0], "contrastive")]
-    if not arms:
+    variants = [variant for variant in study.followed if study.monitors(variant.rows[0], "contrastive")]
+    if not variants:
         raise Missing("no run has a contrastive head (penalty=contrastive)")
-    named = named_arms(study, arms)
+    named = named_variants(study, variants)
     units = {
         "alignment": "mean cosine of positives",
         "uniformity": "log potential (lower: more even)",
@@ -180,9 +180,9 @@ def contrast(study: Study) -> "Figure":
     }
     fig, axes = panels(3)
     for ax, (name, unit) in zip(axes, units.items(), strict=True):
-        for number, arm in enumerate(named):
+        for number, variant in enumerate(named):
             for key in (name, "chance") if name == "retrieval" else (name,):
-                found = looks(study, arm, "contrastive", key)
+                found = looks(study, variant, "contrastive", key)
                 if found is None:
                     continue
                 if key == "chance":
@@ -190,14 +190,14 @@ def contrast(study: Study) -> "Figure":
                 else:
                     line(ax, *found, number)
         ax.set(title=name, xlabel="training step", ylabel=unit)
-    note = told(study, arms, named).replace("; the others are grey", "")
+    note = lines_note(study, variants, named).replace("; the others are grey", "")
     return finish(fig, *legend_of(named), note=f"{note} Dotted: what chance retrieves.".strip())
 
 
-def looks(study: Study, arm: Arm, monitor: str, key: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Steps [n] and a monitor's number [seeds, n], at the steps that all of the arm's runs have."""
+def looks(study: Study, variant: Variant, monitor: str, key: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Steps [n] and a monitor's number [seeds, n], at the steps that all of the variant's runs have."""
     found = []
-    for row in arm.rows:
+    for row in variant.rows:
         numbers = {r["step"]: r[key] for r in study.monitors(row, monitor) if isinstance(r.get(key), int | float)}
         if numbers:
             found.append(numbers)
@@ -209,15 +209,15 @@ def looks(study: Study, arm: Arm, monitor: str, key: str) -> tuple[np.ndarray, n
     return np.array(steps), np.array([[numbers[step] for step in steps] for numbers in found])
 
 
-def with_snapshots(study: Study) -> list[Arm]:
-    arms = [arm for arm in study.followed if study.phases(arm.rows[0])]
-    if not arms:
+def with_snapshots(study: Study) -> list[Variant]:
+    variants = [variant for variant in study.followed if study.phases(variant.rows[0])]
+    if not variants:
         raise Missing("no run has come to a quarter of its training")
-    return arms
+    return variants
 
 
-def some(arms: list[Arm], study: Study, n: int) -> tuple[list[Arm], str]:
-    """At most n arms, from the lowest to the highest fvu, and a sentence on those left out."""
-    if len(arms) <= n:
-        return arms, ""
-    return every(study.ranked(arms), n), f"{n} of {len(arms)} runs, from the lowest to the highest fvu."
+def some(variants: list[Variant], study: Study, n: int) -> tuple[list[Variant], str]:
+    """At most n variants, from the lowest to the highest fvu, and a sentence on those left out."""
+    if len(variants) <= n:
+        return variants, ""
+    return every(study.ranked(variants), n), f"{n} of {len(variants)} runs, from the lowest to the highest fvu."

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.plots.features import looks, some
-from analysis.plots.lines import beside, legend_of, line, named_arms, short, told
-from analysis.plots.study import Arm, Missing, Study, every
+from analysis.plots.lines import beside, legend_of, line, lines_note, named_variants, short
+from analysis.plots.study import Missing, Study, Variant, every
 from analysis.plots.style import COLOURS, DASHES, finish, from_zero, panels
 from analysis.text import clean
 
@@ -19,11 +19,11 @@ STATISTICS = ("mean", "max", "std")
 DECILES = {10: "largest of all features", 9: "nine of ten are below", 5: "median feature"}
 
 
-def group_arms(study: Study) -> list[Arm]:
-    arms = [arm for arm in study.followed if layer_looks(study, arm.rows[0])]
-    if not arms:
+def group_variants(study: Study) -> list[Variant]:
+    variants = [variant for variant in study.followed if layer_looks(study, variant.rows[0])]
+    if not variants:
         raise Missing("no run has a group layer (group_layer=groups, penalty=bottleneck)")
-    return arms
+    return variants
 
 
 def layer_looks(study: Study, row: int) -> list[dict[str, Any]]:
@@ -33,30 +33,32 @@ def layer_looks(study: Study, row: int) -> list[dict[str, Any]]:
 
 def group_mi(study: Study) -> "Figure":
     """Mean mutual information of pairs of groups over the training, and its matrix at the end of some runs."""
-    arms = group_arms(study)
-    named = named_arms(study, arms)
-    shown, left_out = some([arm for arm in arms if "mi" in layer_looks(study, arm.rows[0])[-1]], study, SHOWN)
+    variants = group_variants(study)
+    named = named_variants(study, variants)
+    shown, left_out = some(
+        [variant for variant in variants if "mi" in layer_looks(study, variant.rows[0])[-1]], study, SHOWN
+    )
     fig, axes = panels(2 + len(shown), 3, (2.9, 2.4), right=0.75)
-    for number, arm in enumerate(named):
-        if found := looks(study, arm, "groups", "mi_mean"):
+    for number, variant in enumerate(named):
+        if found := looks(study, variant, "groups", "mi_mean"):
             line(axes[0], *found, number)
-        records = layer_looks(study, arm.rows[0])
+        records = layer_looks(study, variant.rows[0])
         levels = [quantile(record, 0.9) for record in records]
         line(axes[1], np.array([record["step"] for record in records]), np.array([levels]), number)
     axes[0].set(title="mean over pairs of groups", xlabel="training step", ylabel="MI (nats)")
     axes[1].set(title="nine pairs of ten share less", xlabel="training step", ylabel="MI (nats)")
     if shown:
-        last = [np.array(layer_looks(study, arm.rows[0])[-1]["mi"], dtype=float) for arm in shown]
+        last = [np.array(layer_looks(study, variant.rows[0])[-1]["mi"], dtype=float) for variant in shown]
         for mi in last:
             np.fill_diagonal(mi, np.nan)
         top = max(float(np.nanmax(mi)) if np.isfinite(mi).any() else 0.0 for mi in last) or 1.0
-        for ax, arm, mi in zip(axes[2:], shown, last, strict=True):
+        for ax, variant, mi in zip(axes[2:], shown, last, strict=True):
             image = ax.imshow(mi, cmap="Greys", vmin=0, vmax=top, interpolation="nearest", rasterized=True)
             ax.set(xlabel="group", ylabel="group")
-            ax.set_title(clean(short(arm), 34), fontsize=7.5)
+            ax.set_title(clean(short(variant), 34), fontsize=7.5)
         bar = fig.add_axes((1 - 0.7 / fig.get_figwidth(), 0.25, 0.12 / fig.get_figwidth(), 0.5))
         fig.colorbar(image, cax=bar, label="MI at the last look (nats)")
-    note = told(study, arms, named).replace("; the others are grey", "")
+    note = lines_note(study, variants, named).replace("; the others are grey", "")
     return finish(fig, *legend_of(named), note=" ".join(filter(None, [note, left_out and f"Matrices: {left_out}"])))
 
 
@@ -68,13 +70,13 @@ def quantile(record: dict[str, Any], wanted: float) -> float:
 
 def group_events(study: Study) -> "Figure":
     """When groups adapted, how many features moved, and what sizes that left."""
-    arms = [arm for arm in study.followed if study.monitors(arm.rows[0], "group_event")]
-    if not arms:
+    variants = [variant for variant in study.followed if study.monitors(variant.rows[0], "group_event")]
+    if not variants:
         raise Missing("no run adapted its groups (group_layer.adapt=similarity or mi)")
-    named = named_arms(study, arms)
+    named = named_variants(study, variants)
     fig, axes = panels(2, 2, (3.4, 2.3))
-    for number, arm in enumerate(named):
-        events = study.monitors(arm.rows[0], "group_event")
+    for number, variant in enumerate(named):
+        events = study.monitors(variant.rows[0], "group_event")
         steps = np.array([event["step"] for event in events])
         line(axes[0], steps, np.array([[event["moved"] for event in events]]), number)
         sizes = np.array([[min(s), max(s)] for s in (event["sizes_after"] for event in events)])
@@ -89,34 +91,34 @@ def group_events(study: Study) -> "Figure":
 
 def group_activity(study: Study) -> "Figure":
     """Energy of each group and how often it is active, at the last look, groups in falling order."""
-    arms = group_arms(study)
-    named = named_arms(study, arms)
+    variants = group_variants(study)
+    named = named_variants(study, variants)
     fig, axes = panels(2, 2, (3.4, 2.3))
     for ax, (name, unit) in zip(
         axes, (("mean_energy", "mean energy (activation units)"), ("active_share", "share of tokens")), strict=True
     ):
-        for number, arm in enumerate(named):
-            values = np.sort(np.array(layer_looks(study, arm.rows[0])[-1][name], dtype=float))[::-1]
+        for number, variant in enumerate(named):
+            values = np.sort(np.array(layer_looks(study, variant.rows[0])[-1][name], dtype=float))[::-1]
             line(ax, np.arange(1, len(values) + 1), values[None], number)
         ax.set(title=name.replace("_", " "), xlabel="group, in falling order", ylabel=unit)
         from_zero(ax)
     return finish(fig, *legend_of(named), note="At the last look, first seed.")
 
 
-def selective_looks(study: Study) -> list[Arm]:
-    arms = [a for a in study.followed if any("deciles" in r for r in study.monitors(a.rows[0], "groups"))]
-    if not arms:
+def selective_looks(study: Study) -> list[Variant]:
+    variants = [a for a in study.followed if any("deciles" in r for r in study.monitors(a.rows[0], "groups"))]
+    if not variants:
         raise Missing("no run selects groups of features by statistics (penalty=selective_ortho)")
-    return arms
+    return variants
 
 
 def feature_statistics(study: Study) -> "Figure":
     """Three panels a run: how mean, maximum and spread of the features' activations grow; largest, 90 %, median."""
-    arms, left_out = some(selective_looks(study), study, SHOWN)
-    fig, axes = panels(3 * len(arms), 3, (2.6, 1.75), left=0.3, sharex=True)
+    variants, left_out = some(selective_looks(study), study, SHOWN)
+    fig, axes = panels(3 * len(variants), 3, (2.6, 1.75), left=0.3, sharex=True)
     for place, ax in enumerate(axes):
-        arm, name = arms[place // 3], STATISTICS[place % 3]
-        records = [r for r in study.monitors(arm.rows[0], "groups") if "deciles" in r]
+        variant, name = variants[place // 3], STATISTICS[place % 3]
+        records = [r for r in study.monitors(variant.rows[0], "groups") if "deciles" in r]
         steps = [record["step"] for record in records]
         for number, (decile, label) in enumerate(DECILES.items()):
             values = [record["deciles"][name][decile] for record in records]
@@ -124,8 +126,8 @@ def feature_statistics(study: Study) -> "Figure":
         if place < 3:
             ax.set_title(f"{name} of the activation")
         if place % 3 == 0:
-            ax.set_ylabel(f"{beside(arm)}\nactivation units", fontsize=7)
-        if place >= 3 * (len(arms) - 1):
+            ax.set_ylabel(f"{beside(variant)}\nactivation units", fontsize=7)
+        if place >= 3 * (len(variants) - 1):
             ax.set_xlabel("training step")
     handles, labels = axes[0].get_legend_handles_labels()
     return finish(fig, handles, labels, note=f"Moving averages, first seed. {left_out}".strip())
@@ -133,24 +135,24 @@ def feature_statistics(study: Study) -> "Figure":
 
 def selective_groups(study: Study) -> "Figure":
     """Size of group 1 over the training, and which of the first features are in it (black) at each look."""
-    arms = selective_looks(study)
-    named = named_arms(study, arms)
-    shown, left_out = some(arms, study, SHOWN)
+    variants = selective_looks(study)
+    named = named_variants(study, variants)
+    shown, left_out = some(variants, study, SHOWN)
     fig, axes = panels(1 + len(shown), 3, (3.1, 2.3))
-    for number, arm in enumerate(named):
-        records = [r for r in study.monitors(arm.rows[0], "groups") if "deciles" in r]
+    for number, variant in enumerate(named):
+        records = [r for r in study.monitors(variant.rows[0], "groups") if "deciles" in r]
         line(axes[0], np.array([r["step"] for r in records]), np.array([[r["sizes"][0] for r in records]]), number)
     axes[0].set(title="size of group 1", xlabel="training step", ylabel="features")
     from_zero(axes[0])
-    for ax, arm in zip(axes[1:], shown, strict=True):
-        records = every([r for r in study.monitors(arm.rows[0], "groups") if "deciles" in r], 60)
+    for ax, variant in zip(axes[1:], shown, strict=True):
+        records = every([r for r in study.monitors(variant.rows[0], "groups") if "deciles" in r], 60)
         member = np.array([record["first"] for record in records]).T
         steps = [record["step"] for record in records]
         ax.imshow(
             member, cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest", rasterized=True,
             extent=(steps[0], max(steps[-1], steps[0] + 1), len(member), 0),
         )  # fmt: skip
-        ax.set_title(clean(short(arm), 34), fontsize=7.5)
+        ax.set_title(clean(short(variant), 34), fontsize=7.5)
         ax.set(xlabel="training step", ylabel="feature")
     note = "Black: in group 1; the first features of the dictionary, first seed."
     return finish(fig, *legend_of(named), note=f"{note} {left_out}".strip())

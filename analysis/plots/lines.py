@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.plots.study import Arm, Missing, Study, every
+from analysis.plots.study import Missing, Study, Variant, every
 from analysis.plots.style import BAR, COLOURS, EDGE, GREY, Room, finish, log_scale, look, panels
 from analysis.text import cell, clean
 
@@ -67,9 +67,9 @@ def title_and_unit(name: str, study: Study) -> tuple[str, str]:
     return clean(title or name, 40), clean(unit, 40)
 
 
-def named_arms(study: Study, arms: list[Arm]) -> list[Arm]:
-    """All arms where they are few; otherwise some from the lowest to the highest fvu, that one looks at by name."""
-    return arms if len(arms) <= DISTINCT else every(study.ranked(arms), NAMED)
+def named_variants(study: Study, variants: list[Variant]) -> list[Variant]:
+    """All variants where they are few; otherwise some from the lowest to the highest fvu, that one looks at by name."""
+    return variants if len(variants) <= DISTINCT else every(study.ranked(variants), NAMED)
 
 
 def curve_panels(
@@ -81,38 +81,40 @@ def curve_panels(
     zero: bool = False,
     note: str = "",
 ) -> "Figure":
-    """A panel for each logged number, a line for each arm; those of several seeds as mean and band.
+    """A panel for each logged number, a line for each variant; those of several seeds as mean and band.
 
     log: names that may have a logarithmic axis; zero: begin all other axes at 0.
     """
-    arms = [arm for arm in study.followed if any(study.curve(arm, name, x) is not None for name in names)]
-    if not arms or not names:
+    variants = [
+        variant for variant in study.followed if any(study.curve(variant, name, x) is not None for name in names)
+    ]
+    if not variants or not names:
         raise Missing("no run has logged them")
-    named = named_arms(study, arms)
+    named = named_variants(study, variants)
     fig, axes = panels(len(names), columns)
     for ax, name in zip(axes, names, strict=True):
-        if len(named) < len(arms):
-            for arm in arms:
-                if found := study.curve(arm, name, x):
+        if len(named) < len(variants):
+            for variant in variants:
+                if found := study.curve(variant, name, x):
                     ax.plot(found[0], found[1].mean(0), color=GREY, linewidth=0.5, alpha=0.6, zorder=1)
-        for number, arm in enumerate(named):
-            if found := study.curve(arm, name, x):
+        for number, variant in enumerate(named):
+            if found := study.curve(variant, name, x):
                 line(ax, *found, number)
         title, unit = title_and_unit(name, study)
         ax.set(title=title, ylabel=unit)
-        if name in log and spans_much(study, arms, name, x):
+        if name in log and spans_much(study, variants, name, x):
             log_scale(ax, "y")
         elif zero or 0 < ax.get_ylim()[0] < 0.5 * ax.get_ylim()[1]:
-            above = all((found := study.curve(arm, name, x)) is None or found[1].min() >= 0 for arm in arms)
+            above = all((found := study.curve(variant, name, x)) is None or found[1].min() >= 0 for variant in variants)
             ax.set_ylim(bottom=0 if above else None)
     for ax in axes[-min(columns, len(axes)) :]:
         ax.set_xlabel({"step": "training step", "tokens": "training tokens"}[x])
-    return finish(fig, *legend_of(named), note=" ".join(filter(None, [told(study, arms, named), note])))
+    return finish(fig, *legend_of(named), note=" ".join(filter(None, [lines_note(study, variants, named), note])))
 
 
-def spans_much(study: Study, arms: Sequence[Arm], name: str, x: str = "step") -> bool:
+def spans_much(study: Study, variants: Sequence[Variant], name: str, x: str = "step") -> bool:
     """Whether the values that are above 0 differ by more than a factor of 5; those of 0 have no place on a log axis."""
-    values = [found[1][found[1] > 0] for arm in arms if (found := study.curve(arm, name, x))]
+    values = [found[1][found[1] > 0] for variant in variants if (found := study.curve(variant, name, x))]
     values = [v for v in values if v.size]
     return bool(values) and max(v.max() for v in values) > 5 * min(v.min() for v in values)
 
@@ -131,41 +133,45 @@ def markers(n: int, number: int) -> Any:
     return (min(number * max(1, step // 6), max(n - 1, 0)) % step, step)
 
 
-def legend_of(arms: Sequence[Arm]) -> tuple[list[Any], list[str]]:
-    """Handles and labels; nothing for a single arm that needs no telling apart."""
+def legend_of(variants: Sequence[Variant]) -> tuple[list[Any], list[str]]:
+    """Handles and labels; nothing for a single variant that needs no telling apart."""
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], **look(number)) for number in range(len(arms))]
-    return handles, [short(arm) for arm in arms]
+    handles = [Line2D([], [], **look(number)) for number in range(len(variants))]
+    return handles, [short(variant) for variant in variants]
 
 
-def legend_of_points(arms: Sequence[Arm]) -> tuple[list[Any], list[str]]:
+def legend_of_points(variants: Sequence[Variant]) -> tuple[list[Any], list[str]]:
     """The same for points without lines."""
     from matplotlib.lines import Line2D
 
-    return [Line2D([], [], **(look(n) | {"linestyle": "none"})) for n in range(len(arms))], [short(a) for a in arms]
+    return [Line2D([], [], **(look(n) | {"linestyle": "none"})) for n in range(len(variants))], [
+        short(a) for a in variants
+    ]
 
 
-def short(arm: Arm) -> str:
-    """The arm's label, and how many seeds it stands for."""
-    seeds = f" (n={arm.begun})" if len(arm.rows) > 1 else ""
-    return clean(arm.label, LABEL) + seeds
+def short(variant: Variant) -> str:
+    """The variant's label, and how many seeds it stands for."""
+    seeds = f" (n={variant.begun})" if len(variant.rows) > 1 else ""
+    return clean(variant.label, LABEL) + seeds
 
 
-def beside(arm: Arm, width: int = 22) -> str:
+def beside(variant: Variant, width: int = 22) -> str:
     """The label in at most three lines, for the side of a row of panels."""
-    return "\n".join(textwrap.wrap(short(arm), width, max_lines=3, placeholder="…"))
+    return "\n".join(textwrap.wrap(short(variant), width, max_lines=3, placeholder="…"))
 
 
-def told(study: Study, arms: Sequence[Arm], named: Sequence[Arm]) -> str:
+def lines_note(study: Study, variants: Sequence[Variant], named: Sequence[Variant]) -> str:
     """What a reader has to know of the lines."""
     said = []
-    if any(len(arm.rows) > 1 for arm in named):
+    if any(len(variant.rows) > 1 for variant in named):
         said.append("Lines are means over n seeds, bands go from the least to the largest.")
-    if len(study.arms) > len(study.followed):
-        said.append(f"{len(study.followed)} of {len(study.arms)} are drawn.")
-    if len(named) < len(arms):
-        said.append(f"{len(named)} of {len(arms)} are named, from the lowest to the highest fvu; the others are grey.")
+    if len(study.variants) > len(study.followed):
+        said.append(f"{len(study.followed)} of {len(study.variants)} are drawn.")
+    if len(named) < len(variants):
+        said.append(
+            f"{len(named)} of {len(variants)} are named, from the lowest to the highest fvu; the others are grey."
+        )
     return " ".join(said)
 
 
@@ -174,23 +180,23 @@ def bar_panels(
     names: Sequence[tuple[str, str]],
     targets: dict[str, tuple[float, str]] | None = None,
 ) -> "Figure":
-    """A panel of bars for each metric (name, label), a bar for each arm; dots are seeds, a dashed line is the target.
+    """A panel of bars for each metric (name, label), a bar for each variant; dots are seeds, dashed: the target.
 
     targets: metric -> (value, what it is called).
     """
-    arms = [arm for arm in study.arms if any(study.values(arm, name) for name, _ in names)]
-    if not arms:
+    variants = [variant for variant in study.variants if any(study.values(variant, name) for name, _ in names)]
+    if not variants:
         raise Missing("no run has these metrics")
-    shown = study.ranked(arms)[:TOP] if len(arms) > BARS else arms
+    shown = study.ranked(variants)[:TOP] if len(variants) > BARS else variants
     columns = min(3 if len(shown) <= 12 else 4, len(names))
     heads = 1 + max(label.count("\n") + bool(targets and name in targets) for name, label in names)
     room = Room(left=0.08, right=0.16, bottom=0.3, top=0.14 + 0.15 * heads + 0.005 * len(shown))
     height = room.bottom + room.top + 0.17 * len(shown)
-    left = 0.1 + 0.057 * max(len(short(arm)) for arm in shown)
+    left = 0.1 + 0.057 * max(len(short(variant)) for variant in shown)
     fig, axes = panels(len(names), columns, (2.1, height), room, left=left, sharey=True)
     places = np.arange(len(shown))
     for ax, (name, label) in zip(axes, names, strict=True):
-        values = [study.values(arm, name) for arm in shown]
+        values = [study.values(variant, name) for variant in shown]
         means = [sum(v) / len(v) if v else float("nan") for v in values]
         ax.barh(places, means, color=BAR, edgecolor=EDGE, linewidth=0.6, height=0.7)
         for place, several in zip(places, values, strict=True):
@@ -211,11 +217,11 @@ def bar_panels(
             ax.axvline(target, color=COLOURS[1], linestyle="--", linewidth=1.1, zorder=5)
             label = f"{label}\n-- target: {words} {target:g}"
         ax.set_title(label)
-        ax.set_yticks(places, [short(arm) for arm in shown])
+        ax.set_yticks(places, [short(variant) for variant in shown])
         ax.tick_params(axis="y", length=0)
         ax.margins(y=0.01)
     axes[0].invert_yaxis()
-    said = ["Dots are seeds, bars their means."] if any(len(arm.rows) > 1 for arm in shown) else []
-    if len(shown) < len(arms):
-        said.append(f"{len(shown)} of {len(arms)}: those of lowest fvu; the table has all.")
+    said = ["Dots are seeds, bars their means."] if any(len(variant.rows) > 1 for variant in shown) else []
+    if len(shown) < len(variants):
+        said.append(f"{len(shown)} of {len(variants)}: those of lowest fvu; the table has all.")
     return finish(fig, note=" ".join(said))

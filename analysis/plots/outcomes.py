@@ -8,10 +8,10 @@ from analysis.plots.lines import (
     bar_panels,
     legend_of,
     legend_of_points,
-    named_arms,
-    told,
+    lines_note,
+    named_variants,
 )
-from analysis.plots.study import Arm, Missing, Study, every
+from analysis.plots.study import Missing, Study, Variant, every
 from analysis.plots.style import GREY, Room, finish, log_scale, look, panels
 from sae_sweeps.config.evaluations import BUILTIN
 
@@ -100,7 +100,7 @@ def feature_metrics(study: Study) -> "Figure":
 
 
 def by_number(study: Study) -> "Figure":
-    """Metrics for each number of features: a line for each arm; the language model itself in grey dashes."""
+    """Metrics for each number of features: a line for each variant; the language model itself in grey dashes."""
     found: dict[tuple[str, str], dict[int, list[str]]] = {}
     for name in study.metric_names():
         plain = name.removeprefix(BUILTIN)
@@ -111,14 +111,16 @@ def by_number(study: Study) -> "Figure":
     found = {key: numbers for key, numbers in found.items() if len(numbers) > 1}
     if not found:
         raise Missing("no run has probed, or ablated, several numbers of features")
-    arms = [a for a in study.arms if any(study.values(a, n) for ns in found.values() for m in ns.values() for n in m)]
-    named = named_arms(study, arms)
+    variants = [
+        a for a in study.variants if any(study.values(a, n) for ns in found.values() for m in ns.values() for n in m)
+    ]
+    named = named_variants(study, variants)
     fig, axes = panels(len(found))
     for ax, ((title, where), numbers) in zip(axes, found.items(), strict=True):
-        for number, arm in enumerate(named):
+        for number, variant in enumerate(named):
             for model in (False, True):
                 points = [
-                    (n, study.mean(arm, metric))
+                    (n, study.mean(variant, metric))
                     for n, metrics in sorted(numbers.items())
                     for metric in metrics
                     if ("llm_" in metric) == model
@@ -135,7 +137,7 @@ def by_number(study: Study) -> "Figure":
         ax.set_xticks(ticks, [str(tick) for tick in ticks])
         ax.minorticks_off()
         ax.set(title=f"{title} ({where})", xlabel=SERIES[title][1], ylabel=SERIES[title][2])
-    return finish(fig, *legend_of(named), note=told(study, arms, named).replace("; the others are grey", ""))
+    return finish(fig, *legend_of(named), note=lines_note(study, variants, named).replace("; the others are grey", ""))
 
 
 # Fronts --------------------------------------------------------------------------------------------------------------
@@ -147,16 +149,16 @@ def pareto(study: Study) -> "Figure":
     names = [(name, title) for name, title in FRONTS if name in there]
     if "l0" not in there or not names:
         raise Missing("no run has both L0 and a measure of reconstruction")
-    arms = [arm for arm in study.arms if study.values(arm, "l0")]
-    named = front_arms(study, arms, names[0][0])
+    variants = [variant for variant in study.variants if study.values(variant, "l0")]
+    named = front_variants(study, variants, names[0][0])
     fig, axes = panels(len(names), size=(3.2, 2.6), room=Room(left=0.85))
     for ax, (name, title) in zip(axes, names, strict=True):
-        points = [(x, y) for arm in arms for x, y in points_of(study, arm, name)]
-        if len(named) < len(arms):
+        points = [(x, y) for variant in variants for x, y in points_of(study, variant, name)]
+        if len(named) < len(variants):
             ax.plot(*zip(*points, strict=True), "o", color=GREY, markersize=2.5, alpha=0.6, zorder=1)
-        for number, arm in enumerate(named):
+        for number, variant in enumerate(named):
             shape = look(number) | {"linestyle": "none"}
-            if inside := points_of(study, arm, name):
+            if inside := points_of(study, variant, name):
                 ax.plot(*zip(*inside, strict=True), **shape, markersize=5, zorder=3, alpha=0.9)
         best = front(points, direction(name) or "higher")
         if best:
@@ -168,18 +170,18 @@ def pareto(study: Study) -> "Figure":
         better = BETTER[direction(name) or "higher"]
         ax.set(title=f"{title} ({better})", xlabel="L0 (active features per token)", ylabel=name)
     note = "Rings and the dashed line are the front: no run is as sparse and better than one on it."
-    if len(named) < len(arms):
-        note += f" {len(named)} of {len(arms)} are named, those on the front first."
+    if len(named) < len(variants):
+        note += f" {len(named)} of {len(variants)} are named, those on the front first."
     return finish(fig, *legend_of_points(named), note=note)
 
 
-def points_of(study: Study, arm: Arm, name: str) -> list[tuple[float, float]]:
-    """L0 and the metric of each of the arm's runs that has both.
+def points_of(study: Study, variant: Variant, name: str) -> list[tuple[float, float]]:
+    """L0 and the metric of each of the variant's runs that has both.
 
     L0 to three digits: runs of one k differ in the fifth, by a few tokens of fewer positive features.
     """
     l0, values = study.column("l0"), study.column(name)
-    points = [(float(f"{l0[row]:.3g}"), values[row]) for row in arm.rows]
+    points = [(float(f"{l0[row]:.3g}"), values[row]) for row in variant.rows]
     return [(x, y) for x, y in points if x == x and y == y]
 
 
@@ -193,9 +195,11 @@ def front(points: list[tuple[float, float]], better: str = "higher") -> list[tup
     return best
 
 
-def front_arms(study: Study, arms: list[Arm], name: str) -> list[Arm]:
-    """All arms where they are few; otherwise those on the front."""
-    if len(arms) <= 10:
-        return arms
-    best = set(front([point for arm in arms for point in points_of(study, arm, name)], direction(name) or "higher"))
-    return every([arm for arm in arms if best & set(points_of(study, arm, name))], 8)
+def front_variants(study: Study, variants: list[Variant], name: str) -> list[Variant]:
+    """All variants where they are few; otherwise those on the front."""
+    if len(variants) <= 10:
+        return variants
+    best = set(
+        front([point for variant in variants for point in points_of(study, variant, name)], direction(name) or "higher")
+    )
+    return every([variant for variant in variants if best & set(points_of(study, variant, name))], 8)

@@ -1,4 +1,4 @@
-"""What figures are drawn from: runs, those that differ in the seed alone as one arm. Files are read when asked for."""
+"""What figures are drawn from: runs, those of equal configs but seeds as one variant. Files are read on demand."""
 
 import json
 import re
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TELLING = 44
-"""Characters in which keys tell arms apart; beyond them titles do better, even where some are alike."""
+"""Characters in which keys tell variants apart; beyond them titles do better, even where some are alike."""
 PHASES = (25, 50, 75, 100)
 """Percent of the training."""
 POINTS = 240
 """Of a curve, at most; more than a panel has pixels to tell apart."""
 
 FOLLOWED = 150
-"""Arms whose files are read for curves, at most: no figure shows more lines."""
+"""Variants whose files are read for curves, at most: no figure shows more lines."""
 
 SEED = ("config", "seed")
 
@@ -42,7 +42,7 @@ class Missing(Exception):
 
 
 @dataclass
-class Arm:
+class Variant:
     """Runs that differ in the seed alone, or one run."""
 
     label: str
@@ -58,22 +58,22 @@ class Study:
 
     full: "pd.DataFrame"
     """As `records` gives it."""
-    arms: list[Arm] = field(init=False)
+    variants: list[Variant] = field(init=False)
     _curves: dict[int, dict[str, np.ndarray]] = field(default_factory=dict, init=False)
     _monitors: dict[int, list[dict[str, Any]]] = field(default_factory=dict, init=False)
     _columns: dict[str, list[float]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self.arms = arms_of(self.full)
+        self.variants = variants_of(self.full)
 
     @classmethod
     def of(cls, paths: Iterable[str | Path]) -> "Study":
         return cls(records(paths))
 
     @cached_property
-    def followed(self) -> list[Arm]:
-        """The arms whose files are read: all, or an even choice from the lowest to the highest fvu."""
-        return self.arms if len(self.arms) <= FOLLOWED else every(self.ranked(self.arms), FOLLOWED)
+    def followed(self) -> list[Variant]:
+        """The variants whose files are read: all, or an even choice from the lowest to the highest fvu."""
+        return self.variants if len(self.variants) <= FOLLOWED else every(self.ranked(self.variants), FOLLOWED)
 
     def folder(self, row: int) -> RunFolder:
         return RunFolder(self.full["run", "folder"].iloc[row])
@@ -86,12 +86,14 @@ class Study:
 
     def curve_names(self) -> list[str]:
         """Names of all numbers logged in any run, in the order of their first appearance."""
-        return list(dict.fromkeys(name for arm in self.followed for row in arm.rows for name in self.curves(row)))
+        return list(
+            dict.fromkeys(name for variant in self.followed for row in variant.rows for name in self.curves(row))
+        )
 
-    def curve(self, arm: Arm, name: str, x: str = "step") -> tuple[np.ndarray, np.ndarray] | None:
-        """x [n] and values [seeds, n] of an arm, at the places that all of its runs have; None where no run has any."""
+    def curve(self, variant: Variant, name: str, x: str = "step") -> tuple[np.ndarray, np.ndarray] | None:
+        """x [n] and values [seeds, n] of a variant, where all of its runs have values; None where no run has any."""
         found = []
-        for row in arm.rows:
+        for row in variant.rows:
             curves = self.curves(row)
             if name in curves and x in curves:
                 there = np.isfinite(curves[name])
@@ -141,27 +143,27 @@ class Study:
             self._columns[name] = values
         return self._columns[name]
 
-    def values(self, arm: Arm, name: str) -> list[float]:
-        """A metric of the arm's runs; those that have it."""
+    def values(self, variant: Variant, name: str) -> list[float]:
+        """A metric of the variant's runs; those that have it."""
         column = self.column(name)
-        return [value for row in arm.rows if (value := column[row]) == value]
+        return [value for row in variant.rows if (value := column[row]) == value]
 
-    def mean(self, arm: Arm, name: str) -> float:
-        values = self.values(arm, name)
+    def mean(self, variant: Variant, name: str) -> float:
+        values = self.values(variant, name)
         return sum(values) / len(values) if values else float("nan")
 
     def metric_names(self) -> list[str]:
         """Metrics that any run has."""
         return [name for kind, name in self.full.columns if kind == "metrics" and self.full[kind, name].notna().any()]
 
-    def ranked(self, arms: list[Arm]) -> list[Arm]:
+    def ranked(self, variants: list[Variant]) -> list[Variant]:
         """Lowest fvu first; those without one last, in their order."""
 
-        def key(arm: Arm) -> float:
-            value = self.mean(arm, "fvu")
+        def key(variant: Variant) -> float:
+            value = self.mean(variant, "fvu")
             return badness("fvu", value) if value == value else float("inf")
 
-        return sorted(arms, key=key)
+        return sorted(variants, key=key)
 
     def units(self) -> str:
         """The unit of the reconstruction loss."""
@@ -211,10 +213,10 @@ def columns_of(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     return found
 
 
-# Arms ----------------------------------------------------------------------------------------------------------------
+# Variants -----------------------------------------------------------------------------------------------------------
 
 
-def arms_of(full: "pd.DataFrame") -> list[Arm]:
+def variants_of(full: "pd.DataFrame") -> list[Variant]:
     """The runs, with those that differ in the seed alone as one; each with a label that no other has."""
     keys = [column for column in differing(full) if column != SEED]
     seeds = list(full[SEED]) if SEED in full.columns else [None] * len(full)
@@ -231,27 +233,27 @@ def arms_of(full: "pd.DataFrame") -> list[Arm]:
         else:
             groups.setdefault(group, []).append(row)
     states = list(full["run", "state"])
-    arms = [Arm("", rows, sum(states[row] != "queued" for row in rows)) for rows in groups.values()]
-    for arm, label in zip(arms, labels_of(full, arms, keys), strict=True):
-        arm.label = label
-    return arms
+    variants = [Variant("", rows, sum(states[row] != "queued" for row in rows)) for rows in groups.values()]
+    for variant, label in zip(variants, labels_of(full, variants, keys), strict=True):
+        variant.label = label
+    return variants
 
 
-def labels_of(full: "pd.DataFrame", arms: list[Arm], keys: list[tuple[str, str]]) -> list[str]:
-    """Titles where they tell the arms apart, otherwise the keys that differ; run ids settle what is left."""
-    firsts = [arm.rows[0] for arm in arms]
+def labels_of(full: "pd.DataFrame", variants: list[Variant], keys: list[tuple[str, str]]) -> list[str]:
+    """Titles where they tell the variants apart, otherwise the keys that differ; run ids settle what is left."""
+    firsts = [variant.rows[0] for variant in variants]
     titles = [full["run", "title"].iloc[row] for row in firsts]
     given = [
-        without_seed(clean(title, 80)) if len(arm.rows) > 1 else clean(title, 80)
-        for arm, title in zip(arms, titles, strict=True)
+        without_seed(clean(title, 80)) if len(variant.rows) > 1 else clean(title, 80)
+        for variant, title in zip(variants, titles, strict=True)
         if isinstance(title, str) and title.strip()
     ]
-    if len(given) < len(arms) or len(set(given)) < len(given):
+    if len(given) < len(variants) or len(set(given)) < len(given):
         names, told = labels(keys), []
         for row in firsts:
             known = [(names[column], value) for column in keys if (value := full[column].iloc[row]) == value]
             told.append(", ".join(f"{name}={cell(value, 'config')}" for name, value in known))
-        if len(given) < len(arms) or max(map(len, told)) <= TELLING:
+        if len(given) < len(variants) or max(map(len, told)) <= TELLING:
             given = told
     counts = {label: given.count(label) for label in given} if len(given) <= 200 else {}
     out = []

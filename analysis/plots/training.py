@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from analysis.plots.lines import curve_panels, legend_of, line, named_arms, spans_much, title_and_unit, told
+from analysis.plots.lines import curve_panels, legend_of, line, lines_note, named_variants, spans_much, title_and_unit
 from analysis.plots.study import Missing, Study
 from analysis.plots.style import finish, log_scale, panels
 
@@ -19,7 +19,7 @@ def moving(study: Study, names: list[str]) -> list[str]:
     return [
         name
         for name in names
-        if any((found := study.curve(arm, name)) is not None and found[1].any() for arm in study.followed)
+        if any((found := study.curve(variant, name)) is not None and found[1].any() for variant in study.followed)
     ]
 
 
@@ -70,13 +70,13 @@ def gradient_norms(study: Study) -> "Figure":
     terms = moving(study, [n for n in logged if not n.endswith("_enc") and n != "grad_norm/total"])
     if not terms:
         raise Missing("no run has logged gradients (train.monitor_every)")
-    arms = [arm for arm in study.followed if any(study.curve(arm, name) is not None for name in terms)]
-    named = named_arms(study, arms)
+    variants = [variant for variant in study.followed if any(study.curve(variant, name) is not None for name in terms)]
+    named = named_variants(study, variants)
     fig, axes = panels(2 * len(terms), len(terms), (2.7, 2.0), sharex=True)
     places = [(matrix, suffix, term) for matrix, suffix in MATRICES.items() for term in terms]
     for ax, (matrix, suffix, term) in zip(axes, places, strict=True):
-        for number, arm in enumerate(named):
-            if found := study.curve(arm, term + suffix):
+        for number, variant in enumerate(named):
+            if found := study.curve(variant, term + suffix):
                 line(ax, *found, number)
         title, _ = title_and_unit(term.removeprefix("grad_norm/") + "_loss", study)
         ax.set(title=f"{title}, on {matrix}", ylabel="norm of the gradient")
@@ -84,5 +84,5 @@ def gradient_norms(study: Study) -> "Figure":
             log_scale(ax, "y")
     for ax in axes[-len(terms) :]:
         ax.set_xlabel("training step")
-    note = told(study, arms, named).replace("; the others are grey", "")
+    note = lines_note(study, variants, named).replace("; the others are grey", "")
     return finish(fig, *legend_of(named), note=f"{note} Each term times its weight, before clipping.".strip())

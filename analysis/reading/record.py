@@ -19,7 +19,7 @@ LOST = "lost?"
 
 @dataclass
 class Record:
-    """One run as its folder tells it."""
+    """One run as its folder or its import describes it."""
 
     run_id: str
     folder: Path

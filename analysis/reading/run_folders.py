@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from analysis.metrics import remember
 from analysis.reading.configs import flat_config, flat_metrics, read_yaml
@@ -12,6 +12,7 @@ from sae_sweeps.errors import DamagedFile, DataError
 from sae_sweeps.storage.files import MissingFile, read_json
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
+from sae_sweeps.storage.sweep_folder import read_manifest
 
 if TYPE_CHECKING:
     pass
@@ -48,19 +49,13 @@ def is_run(folder: Path) -> bool:
 
 def runs_of_sweep(manifest: Path) -> Iterator[tuple[Path, str | None]]:
     """outputs/sweeps/NAME/manifest.json lists runs that live in outputs/runs."""
-    listed = [(str(run["run_id"]), run.get("title")) for run in read_manifest(manifest)["runs"]]
+    try:
+        listed = [(str(run["run_id"]), run.get("title")) for run in read_manifest(manifest.parent)["runs"]]
+    except (KeyError, TypeError):
+        raise DamagedFile(f"{manifest} is damaged (a run has no id); restore it, or give the runs' folders.") from None
     home = manifest.resolve().parents[2] / "runs"
     for run_id, title in listed:
         yield home / run_id, title
-
-
-def read_manifest(manifest: Path) -> dict[str, Any]:
-    """A sweep's manifest. Raises DamagedFile where it does not list runs."""
-    content = read_json(manifest)
-    listed = content.get("runs") if isinstance(content, dict) else None
-    if not isinstance(listed, list) or not all(isinstance(run, dict) and "run_id" in run for run in listed):
-        raise DamagedFile(f"{manifest} is damaged (it lists no runs); restore it, or give the runs' folders.")
-    return content
 
 
 def read_run(folder: Path, title: str | None = None, run_id: str | None = None) -> Record:

@@ -83,12 +83,12 @@ def coordinates(study: Study) -> dict[str, Any] | None:
 def fronts(study: Study) -> list[dict[str, Any]]:
     found = []
     for name, title in FRONTS:
-        points = [(arm, row) for arm in study.arms for row in arm.rows]
+        points = [(variant, row) for variant in study.variants for row in variant.rows]
         columns = [("metrics", "l0"), ("metrics", name)]
         if any(column not in study.full.columns for column in columns):
             continue
         x, y = ([float(study.full[column].iloc[row]) for _, row in points] for column in columns)
-        texts = [f"{words(arm.label)}<br>{words(study.full['run', 'run_id'].iloc[row])}" for arm, row in points]
+        texts = [f"{words(variant.label)}<br>{words(study.full['run', 'run_id'].iloc[row])}" for variant, row in points]
         hover = f"%{{text}}<br>L0 %{{x:.4g}}, {name} %{{y:.4g}}<extra></extra>"
         data = [{"type": "scatter", "mode": "markers", "x": x, "y": y, "text": texts, "hovertemplate": hover,
                  "marker": {"size": 9, "color": COLOURS[0]}}]  # fmt: skip
@@ -101,11 +101,11 @@ def curves(study: Study) -> list[dict[str, Any]]:
     found = []
     for name, title in CURVES:
         data = []
-        for number, arm in enumerate(study.followed):
-            if curve := study.curve(arm, name):
+        for number, variant in enumerate(study.followed):
+            if curve := study.curve(variant, name):
                 shape = {"color": COLOURS[number % len(COLOURS)], "dash": DASHES[number % len(DASHES)], "width": 1.5}
                 y = np.round(curve[1].mean(0), 6).tolist()
-                label = words(arm.label, 40)
+                label = words(variant.label, 40)
                 hover = f"{label}<br>step %{{x}}: %{{y:.4g}}<extra></extra>"
                 points = {"x": curve[0].tolist(), "y": y}
                 data.append({"type": "scatter", "mode": "lines", **points, "name": label, "line": shape}

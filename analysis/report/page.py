@@ -139,7 +139,7 @@ def findings(full: "pd.DataFrame", varied: set[str]) -> list[tuple[str, str, lis
     """Level, code and sentences of all that the audit finds; the sentences of one rule stand together."""
     found: dict[tuple[str, str], list[str]] = {}
     for finding in audit(full, varied):
-        found.setdefault((finding.level, finding.code), []).append(finding.told(len(full)))
+        found.setdefault((finding.level, finding.code), []).append(finding.text(len(full)))
     return [(level, code, sentences) for (level, code), sentences in found.items()]
 
 
@@ -172,12 +172,12 @@ def rows_with_sections(study: Study, n: int) -> list[int]:
         return list(range(total))
     states = list(study.full["run", "state"])
     without = [row for row in range(total) if states[row] != "completed"][: n // 5]
-    best = [row for arm in study.ranked(study.arms) for row in arm.rows if states[row] == "completed"]
+    best = [row for variant in study.ranked(study.variants) for row in variant.rows if states[row] == "completed"]
     return sorted([*without, *best[: n - len(without)]])
 
 
 def sections_of(study: Study, rows: Sequence[int], compared_with: int | None) -> list[Section]:
-    arm_of = {row: arm for arm in study.arms for row in arm.rows}
+    variant_of = {row: variant for variant in study.variants for row in variant.rows}
     common = common_provenance(study)
     base = values_of(study.full, compared_with)["config"] if compared_with is not None else None
-    return [section(study, row, arm_of[row], None if row == compared_with else base, common) for row in rows]
+    return [section(study, row, variant_of[row], None if row == compared_with else base, common) for row in rows]

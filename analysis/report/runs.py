@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.columns import UNSHOWN
 from analysis.metrics import group
-from analysis.plots.study import Arm, Study
+from analysis.plots.study import Study, Variant
 from analysis.report.defaults import defaults_of
 from analysis.report.sparkline import sparkline
 from analysis.text import cell, clean
@@ -63,7 +63,9 @@ def is_own(study: Study, row: int) -> bool:
     return study.full["run", "source"].iloc[row] in (None, "run")
 
 
-def section(study: Study, row: int, arm: Arm, baseline: dict[str, Any] | None, common: dict[str, str]) -> Section:
+def section(
+    study: Study, row: int, variant: Variant, baseline: dict[str, Any] | None, common: dict[str, str]
+) -> Section:
     values = values_of(study.full, row)
     run, config, metrics = values["run"], values["config"], values["metrics"]
     status = study.folder(row).status() if is_own(study, row) else None
@@ -82,7 +84,7 @@ def section(study: Study, row: int, arm: Arm, baseline: dict[str, Any] | None, c
     return Section(
         anchor=f"run-{row + 1}",
         run_id=clean(run["run_id"], 40),
-        label=clean(run["title"] or arm.label, 160),
+        label=clean(run["title"] or variant.label, 160),
         state=clean(run["state"], 20),
         progress=done,
         folder=clean(run["folder"], 300),
@@ -108,14 +110,14 @@ def differences(
     keys = [key for key in (here | before) if shown(key) and (missing or (key in before and key in here))]
     found = []
     for key in keys:
-        a = told(before[key]) if key in before else "–"
-        b = told(here[key]) if key in here else "–"
+        a = shown_value(before[key]) if key in before else "–"
+        b = shown_value(here[key]) if key in here else "–"
         if a != b:
             found.append((clean(key, 80), a, b))
     return found
 
 
-def told(value: Any) -> str:
+def shown_value(value: Any) -> str:
     if isinstance(value, list | dict):
         value = json.dumps(value)
     return clean(value, 120) if isinstance(value, str) else cell(value, "config")

@@ -70,22 +70,22 @@ def shared(full: "pd.DataFrame") -> str:
 
 
 def best(study: Study, table: Table, name: str) -> str:
-    """The best of a metric, and whether arms differ by more than their seeds do."""
+    """The best of a metric, and whether variants differ by more than their seeds do."""
     rows = best_rows(table, ("metrics", name))
     column = study.column(name)
     if not rows or len(rows) == len(column):
         return ""
     values = [v for v in column if v == v]
-    arm_of = {row: arm for arm in study.arms for row in arm.rows}
+    variant_of = {row: variant for variant in study.variants for row in variant.rows}
     row = min(rows)
     others = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
     better = {"lower": "lowest", "higher": "highest", "one": "nearest to 1"}[direction(name) or "lower"]
     told = (
-        f"{name}, {better}: {column[row]:.4g} ({clean(arm_of[row].label, 60)}{others}); "
+        f"{name}, {better}: {column[row]:.4g} ({clean(variant_of[row].label, 60)}{others}); "
         f"all runs from {min(values):.4g} to {max(values):.4g}."
     )
-    means = [study.mean(arm, name) for arm in study.arms if study.values(arm, name)]
-    spreads = [max(v) - min(v) for arm in study.arms if len(v := study.values(arm, name)) > 1]
+    means = [study.mean(variant, name) for variant in study.variants if study.values(variant, name)]
+    spreads = [max(v) - min(v) for variant in study.variants if len(v := study.values(variant, name)) > 1]
     if spreads and len(means) > 1:
         between, within = max(means) - min(means), sum(spreads) / len(spreads)
         if between <= within:

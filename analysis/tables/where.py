@@ -209,7 +209,7 @@ class Where:
             name, what = clean(column[1]), "words" if isinstance(bound, str) else "numbers"
             raise ConfigError(
                 f"--where {clean(self.text)!r}: {name} has no {what} to compare with {clean(literal.text)!r}; it is "
-                f"{told(values)}."
+                f"{summary_of(values)}."
             )
 
         def test(row: Row) -> bool:
@@ -245,12 +245,12 @@ def select(full: "pd.DataFrame", text: str) -> "pd.DataFrame":
     where = Where(text, full)
     rows = where.rows()
     if not any(rows):
-        values = (f"{clean(column[1])} is {told(full[column])}" for column in dict.fromkeys(where.columns))
+        values = (f"{clean(column[1])} is {summary_of(full[column])}" for column in dict.fromkeys(where.columns))
         raise ConfigError(f"no run of {len(full)} matches --where {clean(text)!r}; {', '.join(values)}.")
     return full[rows].reset_index(drop=True)
 
 
-def told(values: Any) -> str:
+def summary_of(values: Any) -> str:
     """A column's values in words, a few of many."""
     words = list(dict.fromkeys("null" if is_empty(value) else cell(value, "config") for value in values))
     return " or ".join(words) if len(words) <= 4 else f"{words[0]}, {words[1]}, {words[2]} or {len(words) - 3} others"

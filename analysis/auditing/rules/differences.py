@@ -101,8 +101,7 @@ def welch(sample: list[float], others: list[list[float]]) -> list[float]:
     """Two-sided p of Welch's t test (unequal variances) of a sample against each of the others; nan where all are
     equal."""
     import numpy as np
-
-    from analysis.auditing.student import two_sided
+    from scipy.special import stdtr
 
     def moments(values: list[float]) -> tuple[float, float, int]:
         mean = math.fsum(values) / len(values)
@@ -114,4 +113,4 @@ def welch(sample: list[float], others: list[list[float]]) -> list[float]:
         total = square + other[:, 1]
         t = np.abs(mean - other[:, 0]) / np.sqrt(total)
         df = total**2 / (square**2 / (n - 1) + other[:, 1] ** 2 / (other[:, 2] - 1))
-        return [float(p) for p in np.where(total > 0, two_sided(t, df), np.where(mean == other[:, 0], np.nan, 0.0))]
+        return [float(p) for p in np.where(total > 0, 2 * stdtr(df, -t), np.where(mean == other[:, 0], np.nan, 0.0))]

@@ -5,7 +5,6 @@ import math
 import os
 import random
 
-import numpy as np
 import pytest
 from scipy import stats
 
@@ -13,10 +12,9 @@ from analysis.__main__ import main
 from analysis.auditing.audit import audit, varied_by
 from analysis.auditing.evidence import PART, Evidence
 from analysis.auditing.finding import LEVELS, Finding
-from analysis.auditing.printing import TOLD, marks, sentences, tell
+from analysis.auditing.printing import TOLD, marks, printed, sentences
 from analysis.auditing.rules import RULES
 from analysis.auditing.rules.differences import welch
-from analysis.auditing.student import two_sided
 from analysis.commands.audit import LEVELS as OFFERED
 from analysis.reading.records import records
 from sae_sweeps.storage.files import write_json
@@ -349,11 +347,9 @@ def test_welch_is_scipys():
     sample = [draw.gauss(0, 1) for _ in range(4)]
     others = [[draw.gauss(mean, width) for _ in range(n)] for mean, width, n in ((0, 1, 3), (2, 0.1, 5), (9, 3, 2))]
     expected = [stats.ttest_ind(sample, other, equal_var=False).pvalue for other in others]
-    assert welch(sample, others) == pytest.approx(expected, rel=1e-9)
+    assert welch(sample, others) == pytest.approx(expected, rel=1e-12)
     same, apart = welch([1.0, 1.0], [[1.0, 1.0], [2.0, 2.0]])
     assert math.isnan(same) and apart == 0
-    t, df = (grid.ravel() for grid in np.meshgrid([0, 1e-6, 0.1, 1, 2, 3, 30], [0.7, 1, 2.5, 8, 100, 1e5]))
-    assert two_sided(t, df) == pytest.approx(2 * stats.t.sf(t, df), rel=1e-9)
 
 
 # The command
@@ -395,9 +391,9 @@ def test_hostile_text_stays_text(outputs):
     add_run(outputs, "a", {"penalty.name": odd, "seed": 1}, title=odd, warnings=(odd,))
     add_run(outputs, "b", {"seed": 2}, state="failed", error=odd)
     for format in ("text", "markdown", "json"):
-        shown = tell(audit(records([outputs])), 2, format)
+        shown = printed(audit(records([outputs])), 2, format)
         assert not {c for c in shown if not c.isprintable()} - {"\n"} and "\n##  Run" not in shown
-    assert "<b>" not in tell(audit(records([outputs])), 2, "markdown")
+    assert "<b>" not in printed(audit(records([outputs])), 2, "markdown")
 
 
 def test_marks_are_the_worst_level_of_each_run(outputs):

@@ -38,12 +38,12 @@ def study(outputs):
 
 
 def test_seeds_fold_into_arms(study):
-    assert sorted(len(arm.rows) for arm in study.arms) == [1, 2, 2]
-    assert len({arm.label for arm in study.arms}) == 3
-    arm = next(arm for arm in study.arms if len(arm.rows) == 2)
-    steps, values = study.curve(arm, "held_out_fvu")
+    assert sorted(len(variant.rows) for variant in study.variants) == [1, 2, 2]
+    assert len({variant.label for variant in study.variants}) == 3
+    variant = next(variant for variant in study.variants if len(variant.rows) == 2)
+    steps, values = study.curve(variant, "held_out_fvu")
     assert steps.tolist() == [0, 3, 6, 9, 11] and values.shape == (2, 5)
-    rows = [study.folder(row).metrics.rows() for row in arm.rows]
+    rows = [study.folder(row).metrics.rows() for row in variant.rows]
     assert values[:, 1].tolist() == [found[3]["held_out_fvu"] for found in rows]
 
 
@@ -52,7 +52,7 @@ def test_equal_seeds_and_unknown_configs_stay_apart(tmp_path):
         add_run(tmp_path, run_id, {"seed": 0})
     (tmp_path / "runs" / "b" / "results.json").unlink()
     (tmp_path / "runs" / "b" / "config.yaml").unlink()
-    assert len(Study.of([tmp_path]).arms) == 3
+    assert len(Study.of([tmp_path]).variants) == 3
 
 
 @pytest.mark.parametrize("name", PLOTS)
