@@ -110,8 +110,7 @@ class Rounding(TorchDispatchMode):
         name = function.overloadpacket.__name__
         in_place = name.endswith("_") and not name.endswith("__")
         old = [_Number(self, a) for a in args]  # before a change in place
-        if "out" in kwargs:
-            raise NotImplementedError(f"{function} with out=")
+        into = "out" in kwargs  # as good as in place: the rule is that of the operation itself
         out = function(*args, **kwargs)
         results = [r for r in (out if isinstance(out, tuple | list) else [out]) if isinstance(r, Tensor)]
         if not any(r.is_floating_point() for r in results):
@@ -122,7 +121,9 @@ class Rounding(TorchDispatchMode):
         addresses = {a.untyped_storage()._cdata for a in args if isinstance(a, Tensor) and a.layout == torch.strided}
         view = name in ("squeeze_", "unsqueeze_", "t_", "transpose_", "detach_")
         if view or (
-            not in_place and results[0].layout == torch.strided and results[0].untyped_storage()._cdata in addresses
+            not (in_place or into)
+            and results[0].layout == torch.strided
+            and results[0].untyped_storage()._cdata in addresses
         ):
             return out
         rule = RULES.get(name.rstrip("_") if in_place else name)

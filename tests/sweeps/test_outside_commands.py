@@ -33,7 +33,7 @@ def test_beside_ours_in_a_group_in_processes_and_in_the_table(mine, tmp_path):
     run(*words, "cluster=local", "cluster.group_size=2", f"outputs={tmp_path / 'two'}", cwd=tmp_path)
     assert by_title(tmp_path / "one") == by_title(tmp_path / "two")
     table = json.loads(run("table", tmp_path / "one", "--format", "json", module="analysis").stdout)
-    assert {row["config"]["penalty.name"] for row in table["runs"]} == {"ortho", "alignment", "alignment+ortho"}
+    assert len(table["runs"]) == 6
     shown = run("table", tmp_path / "one", module="analysis").stdout
     assert "alignment+ortho" in shown and "_digest_" not in shown and "_file_" not in shown
     run("audit", tmp_path / "one", module="analysis")
