@@ -161,7 +161,7 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(mine, change, message):
 def test_classes_extend_ours(mine):
     file = mine / "penalty" / "alignment.py"
     file.write_text(
-        file.read_text().replace("(PenaltyConfig)", "").replace("lambda2_max", "name: str\n    lambda2_max", 1)
+        file.read_text().replace("(WeightedConfig)", "").replace("lambda2_max", "name: str\n    lambda2_max", 1)
     )
     with pytest.raises(ConfigError, match="AlignmentConfig in .* must be a class that extends .*base.PenaltyConfig"):
         planned(mine, "penalty=alignment")
