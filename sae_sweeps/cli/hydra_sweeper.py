@@ -8,7 +8,6 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from sae_sweeps.cli.launch import launch
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.sweeps.variants import points_of
 
@@ -23,6 +22,8 @@ def launch_trials(
 
     Raises ConfigError for a mistake, KeyboardInterrupt where the launch was interrupted, so that no more trials start.
     """
+    from sae_sweeps.cli.launch import launch  # imports torch, which --help and --cfg do without
+
     if config.objective:  # the folder where a sweeper writes its best trial
         Path(config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
     by_trial: list[Any] = [points_of(list(overrides), compose) for overrides in trials]

@@ -57,6 +57,6 @@ def canonical_words(words: list[str]) -> list[str]:
 def variants_of(cfg: DictConfig) -> dict[str, Any]:
     """The variants of an experiment, by name; older files call them `arms`. Raises ConfigError where both are there."""
     if cfg.variants and cfg.arms:
-        raise ConfigError("arms: another name of variants, which the experiment has too; keep variants.")
+        raise ConfigError("arms: an older name of `variants`, which the experiment has too; keep variants.")
     found: Any = cfg.variants or cfg.arms
     return found

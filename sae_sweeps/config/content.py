@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ def register_schemas() -> None:
     store.store(name="schema", node=RootConfig)
     for name, cls in SCHEMAS.items():
         store.store(name=name, node=defaults_of(cls))
+    # Hydra copies its store at every composition, and copies again what it loads from it: the first is left out
+    copyreg.pickle(ConfigStore, _the_store)
+
+
+def _the_store(store: ConfigStore) -> tuple[Any, tuple[()]]:
+    """How `copy.deepcopy` makes a copy of Hydra's store: it is the one of this process again."""
+    return ConfigStore.instance, ()
 
 
 def content(path: Path) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def test_variants_and_arms_together_are_a_mistake(tmp_path):
     (tmp_path / "experiment").mkdir()
     text = "# @package _global_\nvariants:\n  a: penalty=none\narms:\n  b: penalty=none\n"
     (tmp_path / "experiment" / "both.yaml").write_text(text)
-    with pytest.raises(ConfigError, match="arms: another name of variants, which the experiment has too"):
+    with pytest.raises(ConfigError, match="arms: an older name of `variants`, which the experiment has too"):
         compose_points(["model=synthetic", f"hydra.searchpath=[file://{tmp_path}]", "experiment=both"])
 
 
