@@ -1,4 +1,4 @@
-"""Which columns a word names, and which columns tell runs apart."""
+"""Finds the columns that a user names, and the columns in which runs differ."""
 
 import difflib
 from collections.abc import Callable, Hashable, Iterable
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 UNSHOWN = ("outputs", "device", "title", "dry_run", "logger", "cluster", "activations", "tags", "variants", "arms")
-"""Keys and groups that say where and how a run was made, not what it is."""
+"""Keys and groups of where and how a run was made, which tables do not show."""
 
 IDENTITY = ("model", "data")
 """Groups whose keys follow from their name, once the name differs."""

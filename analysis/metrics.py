@@ -59,12 +59,12 @@ GROUPS = {
     "labels": ("nmi", "silhouette", "feature_mi*"),
     "penalty": ("penalty*",),
 }
-"""Headers above metrics, each with names or patterns; the first that fits wins, `penalty_loss` apart."""
+"""Headers above metrics, each with names or patterns; the first match wins, except for `penalty_loss`."""
 
 
 @cache
 def group(metric: str) -> str:
-    """The header above a metric. Scores on built-in data stand apart from SAEBench's."""
+    """The header above a metric. Scores on built-in data have a header of their own."""
     if metric.startswith(BUILTIN):
         return "built-in data"
     if metric == "penalty_loss":

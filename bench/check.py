@@ -52,7 +52,7 @@ def compared(shape: Shape) -> list[str]:
     }
     rows = []
     for name, (mine, theirs) in found.items():
-        apart = float((mine.double() - theirs.double()).abs().max() / theirs.double().abs().max())
-        assert apart < TOLERANCE, f"{name} at {shape}: {apart:.1e} from its reference"
-        rows.append([name, f"{apart:.1e}"])
+        difference = float((mine.double() - theirs.double()).abs().max() / theirs.double().abs().max())
+        assert difference < TOLERANCE, f"{name} at {shape}: {difference:.1e} from its reference"
+        rows.append([name, f"{difference:.1e}"])
     return table((f"kernel, {shape}", "largest difference, relative"), rows)

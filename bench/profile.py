@@ -15,7 +15,7 @@ from sae_sweeps.training.step import Training
 
 
 def phases(shape: Shape, threads: int, steps: int = 15) -> list[tuple[str, float, float]]:
-    """(phase, median seconds per step, share of the step); what follows a colon is part of what stands before it."""
+    """(phase, median seconds per step, share of the step); `a: b` is a part of phase `a`."""
     torch.set_num_threads(threads)
     trainings: list[Training] = []
     made = Training.__init__

@@ -80,7 +80,7 @@ def _start(contender: Contender, threads: int) -> subprocess.Popen[str] | None:
         del environment["OMP_WAIT_POLICY"]
         environment["BENCH_OTHERS"] = "1"  # for bench/__init__.py
     settings = json.dumps({"shape": asdict(contender.shape), **contender.settings})
-    errors = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill up
+    errors = tempfile.TemporaryFile("w+")  # a pipe would fill up, since it is read only after a failure
     process = subprocess.Popen(
         [python, "-m", "bench.worker", contender.name, str(threads), settings],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT,

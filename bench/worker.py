@@ -1,8 +1,8 @@
-"""One contender in a process of its own: does a few steps whenever it is asked to, and says how long they took.
+"""One contender in a process of its own, which runs training steps on request and reports their seconds.
 
     python -m bench.worker CONTENDER THREADS '{"shape": {...}, ...}'
 
-Lines in: how many steps. Lines out: JSON. An empty line ends it.
+Input: the number of steps, one request a line; an empty line ends the process. Output: a line of JSON per request.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Random commands, most with a value that nobody means: `python -m scripts.campaign_configs --rounds 200 --seed 0`.
+"""Random commands, most with a senseless value: `python -m scripts.campaign_configs --rounds 200 --seed 0`.
 
-Each command chooses groups at random and sets a few of their keys, to values like those that are there or to nonsense.
+Each command chooses groups at random and sets a few of their keys, to similar values or to nonsense.
 It must be refused in one sentence before anything is written, or planned; what is planned is run on a tiny SAE and must
 end complete with finite numbers, or failed or diverged with its reason in one sentence. No traceback is ever printed.
-What does not hold is printed with the command that shows it; ends with status 1 then.
+Each violation is printed with its command, and makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ NONSENSE = (
     "1e3", "é", "../x", "a/b", "'x=y'", "'1,2'", "'${seed}'", "'a\nb'", "range(0,3)", "0.1,0.2", "choice(1,2)",
 )  # fmt: skip
 LEFT_OUT = ("hydra", "outputs", "device", "dry_run", "report", "cluster", "variants", "arms", "logger")
-"""Keys that say where things happen, and those that start other processes."""
-PATIENCE = 120
-"""Seconds after which a command is left: it asked for much."""
+"""Keys of places and devices, and keys that start other processes."""
+TIMEOUT = 120
+"""Seconds after which a command is stopped; a run that long is not a violation."""
 
 
 def random_words(chance: random.Random) -> list[str]:
@@ -84,7 +84,7 @@ def like(value: Any, chance: random.Random) -> str:
 
 
 def answer(words: list[str]) -> tuple[str, list[str]]:
-    """How a command ended, and what it did that it must not: nothing, or a sentence each."""
+    """How a command ended, and a sentence for each violation."""
     with tempfile.TemporaryDirectory() as folder:
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         env.pop("HYDRA_FULL_ERROR", None)
@@ -92,14 +92,14 @@ def answer(words: list[str]) -> tuple[str, list[str]]:
 
         def tried(*more: str) -> subprocess.CompletedProcess[str] | None:
             try:
-                return run_command([*command, *more], folder, env, PATIENCE)
+                return run_command([*command, *more], folder, env, TIMEOUT)
             except subprocess.TimeoutExpired:
                 return None
 
         plan = tried("--dry-run")
         if plan is None:
             return "unanswered", ["--dry-run takes longer than two minutes"]
-        found = spoken_of(plan, "--dry-run", (0, 2))
+        found = output_violations(plan, "--dry-run", (0, 2))
         if left := [path for path in Path(folder).rglob("*") if path.is_file()]:
             found.append(f"--dry-run wrote {left[0].name}")
         if found or plan.returncode:
@@ -107,34 +107,36 @@ def answer(words: list[str]) -> tuple[str, list[str]]:
         done = tried()
         if done is None:
             return "left, it took too long", []
-        found = spoken_of(done, "the run", (0, 1, 2)) + wrong_runs(Path(folder), done.returncode)
+        found = output_violations(done, "the run", (0, 1, 2)) + run_violations(Path(folder), done.returncode)
         return "completed" if done.returncode == 0 else done.stderr.strip() or done.stdout.strip(), found
 
 
-def spoken_of(done: subprocess.CompletedProcess[str], which: str, allowed: tuple[int, ...]) -> list[str]:
+def output_violations(done: subprocess.CompletedProcess[str], which: str, allowed: tuple[int, ...]) -> list[str]:
+    """A sentence for each fault in the exit status and the printed output of a command."""
     found = []
     if "Traceback" in done.stdout + done.stderr:
         found.append(f"{which} prints a traceback: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
     elif done.returncode not in allowed:
         found.append(f"{which} ends with status {done.returncode}")
-    said = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
-    if done.returncode == 2 and not (len(said) == 1 and said[0].startswith("error: ")):
-        found.append(f"{which} is refused in other words than one sentence: {said}")
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
+    if done.returncode == 2 and not (len(errors) == 1 and errors[0].startswith("error: ")):
+        found.append(f"{which} is refused in other words than one sentence: {errors}")
     return found
 
 
-def wrong_runs(folder: Path, status: int) -> list[str]:
+def run_violations(folder: Path, exit_status: int) -> list[str]:
+    """A sentence for each fault in the recorded ends of the runs of a command."""
     found, states = [], []
     for file in folder.glob("outputs/runs/*/status.json"):
-        told = json.loads(file.read_text())
-        states.append(told["state"])
-        if told["state"] == "completed":
+        status = json.loads(file.read_text())
+        states.append(status["state"])
+        if status["state"] == "completed":
             metrics = json.loads((file.parent / "results.json").read_text())["metrics"]
             bad = [key for key, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
             found += [f"a completed run has {key}={metrics[key]}" for key in bad]
-        elif told["state"] not in ("failed", "diverged") or not told.get("error"):
-            found.append(f"a run is left {told['state']} without a reason")
-    if status == 0 and set(states) != {"completed"}:
+        elif status["state"] not in ("failed", "diverged") or not status.get("error"):
+            found.append(f"a run is left {status['state']} without a reason")
+    if exit_status == 0 and set(states) != {"completed"}:
         found.append(f"status 0, and runs are {states}")
     return found
 

@@ -1,11 +1,11 @@
-"""A whole run by the fast kernels beside the same run by the plain formulas: every metric, and how far apart.
+"""Compare a whole run by the fast kernels with the same run by the plain formulas, in every metric.
 
     python -m scripts.check_kernels [key=value ...]      without words: the demo's first run
 
-In float64 first, where they must end within 1e-4 of each other, relative; else the exit status is 1. Then in float32,
-where rounding alone decides now and then which feature is the k-th largest, and the weights go ways of their own from
-there on. How far that takes a run is shown by the plain formulas on two instruction sets (MKL's AVX-512 and AVX2), and
-beside them stands what `train.selection=bfloat16`, which may choose other features, does to the same run.
+First in float64, where the relative difference must be at most 1e-4; else the exit status is 1. Then in float32, where
+rounding sometimes decides which feature is the k-th largest, after which the weights diverge. The plain formulas on two
+instruction sets (MKL's AVX-512 and AVX2) show the size of that effect. A last column compares a run with
+`train.selection=bfloat16`, which may select other features.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def metrics(words: list[str], **environment: str) -> dict[str, Any]:
     return results["metrics"]
 
 
-def apart(mine: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
+def relative_differences(mine: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
     """Relative difference of each metric that is a number."""
     return {
         name: abs(mine[name] - value) / max(abs(value), 1e-9)
@@ -50,10 +50,10 @@ def main() -> None:
     double = ["train.precision=float64"]
     reference = metrics(plain)
     columns = {
-        "float64": apart(metrics([*fast, *double]), metrics([*plain, *double])),
-        "float32": apart(metrics(fast), reference),
-        "rounding": apart(metrics(plain, **OTHER_ROUNDING), reference),
-        "bfloat16": apart(metrics([*fast, "train.selection=bfloat16"]), reference),
+        "float64": relative_differences(metrics([*fast, *double]), metrics([*plain, *double])),
+        "float32": relative_differences(metrics(fast), reference),
+        "rounding": relative_differences(metrics(plain, **OTHER_ROUNDING), reference),
+        "bfloat16": relative_differences(metrics([*fast, "train.selection=bfloat16"]), reference),
     }
     print(f"\n{'relative difference':34} {'value':>12} " + " ".join(f"{name:>9}" for name in columns))
     for name in columns["float64"]:

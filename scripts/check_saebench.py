@@ -432,7 +432,7 @@ EVALUATIONS: dict[str, Callable[[World], dict[str, Any]]] = {
 
 
 def compare(name: str, sae: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
-    """Print the largest differences of the metrics and of what stands behind them; whether one is too large."""
+    """Print the largest differences in metrics and details. Returns whether one is too large."""
     of_core = name.startswith("core")
     tolerance = CORE_TOLERANCE if of_core else FLOAT32
     worst = []

@@ -48,14 +48,14 @@ def main() -> int:
     for name in first_s:
         gaps = {key: gap(first[key], second[key]) for key in first if key[1] == name}
         worst = max(gaps, key=lambda key: gaps[key])
-        told = f"{gaps[worst]:.1e} of {worst[2]}: {first[worst]} and {second[worst]}"
-        print(f"{name:<16} {first_s[name]:>10.1f} {second_s[name]:>10.1f}   {told}")
+        largest = f"{gaps[worst]:.1e} of {worst[2]}: {first[worst]} and {second[worst]}"
+        print(f"{name:<16} {first_s[name]:>10.1f} {second_s[name]:>10.1f}   {largest}")
     return 0
 
 
-def seconds(said: str) -> dict[str, float]:
-    """Of each evaluation, by the lines that `evaluate` prints."""
-    lines = [line.strip() for line in said.splitlines() if " done in " in line]
+def seconds(output: str) -> dict[str, float]:
+    """Evaluation -> seconds, read from the lines that `evaluate` prints."""
+    lines = [line.strip() for line in output.splitlines() if " done in " in line]
     return {line.split(":")[0]: float(line.split(" done in ")[1].split()[0]) for line in lines}
 
 

@@ -87,10 +87,10 @@ def bare_steps(plan: Plan, x: torch.Tensor, batches: list[Any]) -> None:
 
 
 def timed(way: Callable[[], Any]) -> tuple[float, float, Any]:
-    """Seconds of CPU, seconds by the clock, and what came of it."""
+    """CPU seconds, wall-clock seconds and the result of a call."""
     cpu, wall = time.process_time(), time.monotonic()
-    came = way()
-    return time.process_time() - cpu, time.monotonic() - wall, came
+    result = way()
+    return time.process_time() - cpu, time.monotonic() - wall, result
 
 
 def main() -> None:

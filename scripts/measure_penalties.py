@@ -6,8 +6,8 @@
 Whole steps (forward, backward, gradient projection, clip, Adam, normalisation) of a TopK SAE, auxiliary loss off,
 float32. The SAE has been trained for `--warm-up` steps on sparse sums of random directions that are used with
 power-law frequency, as an SAE's features are on text; every case starts from it and sees the same batch. `wall` and
-`processor` are medians over rounds of (step with the penalty) / (bare step of the same round), minus 1, by the clock
-and by processor time over all threads; other work on the machine disturbs the second less.
+`processor` are medians over rounds of (step with the penalty) / (bare step of the same round), minus 1, of
+wall-clock time and of processor time over all threads; other work on the machine disturbs the second less.
 
 `--dense` measures the progressive penalty's sum alone, its memory, and its matrix products alone at the same shapes.
 """

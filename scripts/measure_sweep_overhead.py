@@ -36,7 +36,7 @@ def cpu_of(command: list[str], environment: dict[str, str]) -> tuple[float, floa
 
 
 def cpu_of_look(sweep: Path, times: int = 5) -> float:
-    """CPU seconds of one look at every run, squeue included, with all jobs asked about."""
+    """CPU seconds of one poll of every run, squeue for all jobs included."""
 
     def used() -> float:
         now = os.times()

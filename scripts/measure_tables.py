@@ -3,8 +3,8 @@
     python -m scripts.measure_tables [--runs N] [--rows N] [--rounds N] [--keep FOLDER]
 
 The runs are synthetic: configs as `launch.py` composes them (four penalties, learning rates, seeds), every metric that
-a full evaluation records, a metrics.jsonl of `--rows` lines (41 is the default budget's). Processor seconds are what a
-loaded machine changes least; the fastest of the rounds is shown, beside `import pandas`, which every table needs.
+a full evaluation records, a metrics.jsonl of `--rows` lines (41 is the default budget's). Processor seconds vary
+least with the load of the machine; the fastest of the rounds is shown, beside `import pandas`, which every table needs.
 """
 
 import argparse
@@ -30,7 +30,7 @@ COMMANDS: dict[str, list[str]] = {
     "table, html": ["table", "{outputs}", "--format", "html"],
     "report": ["report", "{outputs}", "-o", "{outputs}/report.html"],
 }
-"""What is measured: words after `python -m analysis`."""
+"""The commands that are measured: arguments of `python -m analysis`."""
 
 STUDIED = ("penalty=none", "penalty=ortho", "penalty=decorrelation", "penalty=contrastive")
 SEEDS = 5
@@ -73,7 +73,7 @@ def configs(count: int) -> Iterator[dict[str, Any]]:
 
 
 def make_runs(outputs: Path, count: int, rows: int) -> None:
-    """Run folders as completed runs leave them, apart from weights and checkpoints."""
+    """Write run folders as completed runs leave them, without weights and checkpoints."""
     from sae_sweeps.schedules import LR_SCHEDULES
 
     draw = random.Random(0).random
@@ -102,7 +102,7 @@ def write(path: Path, content: Any) -> None:
 
 
 def measure(module: list[str]) -> tuple[float, float, float, int]:
-    """Processor seconds (user and system), seconds by the clock, MB at the peak, bytes written, of one process."""
+    """Processor seconds (user and system), wall-clock seconds, peak MB and bytes printed by one process."""
     started = time.perf_counter()
     with tempfile.TemporaryFile() as out:
         child = subprocess.Popen([sys.executable, *module], stdout=out)
@@ -115,13 +115,13 @@ def measure(module: list[str]) -> tuple[float, float, float, int]:
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--runs", type=int, default=1000)
-    asked.add_argument("--rows", type=int, default=41, help="lines of each run's metrics.jsonl")
-    asked.add_argument("--rounds", type=int, default=3)
-    asked.add_argument("--keep", type=Path, metavar="FOLDER", help="where to leave the runs; taken up when it exists")
-    asked.add_argument("--make", type=Path, metavar="FOLDER", help="make the runs there and measure nothing")
-    args = asked.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--rows", type=int, default=41, help="lines of each run's metrics.jsonl")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where to leave the runs; taken up when it exists")
+    parser.add_argument("--make", type=Path, metavar="FOLDER", help="make the runs there and measure nothing")
+    args = parser.parse_args()
     if args.make:
         make_runs(args.make, args.runs, args.rows)
         return

@@ -98,7 +98,7 @@ def make_data(folder: Path) -> None:
         (BIAS, "hard_text", "profession", "gender"),
         (AMAZON, "text", "category", "rating"),
     ):
-        asked = {int(c) for data, found in CLASSES.items() if data.split("_class_set")[0] == name for c in found}
+        classes = {int(c) for data, found in CLASSES.items() if data.split("_class_set")[0] == name for c in found}
         paired = {
             int(NUMBERS[name][label]) for pair in PAIRS if pair.dataset.startswith(name) for label in pair.classes
         }
@@ -106,7 +106,7 @@ def make_data(folder: Path) -> None:
         for split, n in ROWS.items():
             rows: list[dict[str, Any]] = [
                 {text: t, column: label, second: attribute}
-                for label in sorted(asked | paired)
+                for label in sorted(classes | paired)
                 for attribute in attributes
                 for t in texts(n, f"{name}{label}", f"{name}{attribute}")
             ]
@@ -192,16 +192,20 @@ def hand_over(folder: Path) -> None:
                 {k: t.contiguous() for k, t in kept.items()}, folder / f"rows-{slug(pair.name)}-{split}.safetensors"
             )
 
-    asked: list[str] = []
+    prompts_seen: list[str] = []
     at_words = letters.at_words
-    letters.at_words = lambda prompts, *rest: (asked.clear(), asked.extend(prompts), at_words(prompts, *rest))[2]
+    letters.at_words = lambda prompts, *rest: (
+        prompts_seen.clear(),
+        prompts_seen.extend(prompts),
+        at_words(prompts, *rest),
+    )[2]
     found = letters.first_letters(shared)
     letters.at_words = at_words
     words = letters.vocabulary(shared.lm.tokenizer)
     random.Random(letters.stream_seed(42, "words")).shuffle(words)
     words = words[:1200]
     cut = int(len(words) * letters.TRAIN_SHARE)
-    texts = {"train": words[:cut], "test": words[cut:], "words": found.words, "prompts": asked}
+    texts = {"train": words[:cut], "test": words[cut:], "words": found.words, "prompts": prompts_seen}
     numbers = {"train_letters": found.train_letter_N.tolist(), "test_letters": found.test_letter_N.tolist()}
     (folder / "letters.json").write_text(json.dumps(texts | numbers))
     tensors = {

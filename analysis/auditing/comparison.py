@@ -2,22 +2,19 @@
 
 from collections.abc import Collection
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from analysis.auditing.run import Run
 from analysis.reading.record import ABSENT
 
-if TYPE_CHECKING:
-    pass
-
 SEEDS = ("seed", "data_seed")
 """Keys in which repeated runs of one configuration differ."""
 NOT_THE_METHOD = (*SEEDS, "outputs", "device", "title", "tags", "dry_run", "logger", "cluster", "activations", "eval")
-"""Keys and groups that say which repeat it is, where it lies or how it is judged, not what was trained."""
+"""Keys and groups that do not change what is trained: seeds, places, hardware, evaluations."""
 
 
 class Comparison:
-    """All runs of an audit, and what the command that made them varied."""
+    """All runs of an audit, and the keys that their sweep varies."""
 
     def __init__(self, runs: list[Run], varied: Collection[str] = ()):
         self.runs, self.varied = runs, varied
@@ -28,7 +25,7 @@ class Comparison:
 
     @cached_property
     def configurations(self) -> list[list[Run]]:
-        """The measured runs, those together that differ in their seeds alone."""
+        """The measured runs in lists; runs of one list differ only in their seeds."""
         keys = self.method_keys
         found: dict[tuple[Any, ...], list[Run]] = {}
         for run in self.measured:
@@ -43,7 +40,7 @@ class Comparison:
 
     @cached_property
     def method_keys(self) -> list[str]:
-        """Config keys, apart from NOT_THE_METHOD, in which measured runs differ."""
+        """Config keys outside NOT_THE_METHOD in which measured runs differ."""
         configs = [run.config for run in self.measured]
         judged = (key for key in self.keys if key.partition(".")[0] not in NOT_THE_METHOD)
         return [key for key in judged if len({config.get(key, ABSENT) for config in configs}) > 1]

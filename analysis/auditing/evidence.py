@@ -1,4 +1,4 @@
-"""What a run's folder says beyond its record, read only when a rule asks, and no more of a file than it takes."""
+"""Facts from a run's folder that its record lacks. Files are read when a rule needs them, long ones in part."""
 
 import os
 import re
@@ -14,7 +14,7 @@ NUMBER = rb"(-?[0-9][-+.0-9eE]*|null)"
 
 
 class Evidence:
-    """The files of one run's folder. Nothing is read before it is asked for; what is not there says nothing."""
+    """The files of one run's folder, each read at its first use. Missing files give empty values or None."""
 
     def __init__(self, folder: Path | None):
         self.folder = folder
@@ -75,9 +75,9 @@ class Evidence:
 
     @cached_property
     def judged(self) -> dict[str, dict[str, str]]:
-        """Of every evaluation, what its file says of the SAE that it judged: hook_name and model_name.
+        """Evaluation name -> hook_name and model_name of the SAE that it judged, as its file records them.
 
-        SAEBench writes them after the details of each feature, so they are looked for at the end of the file.
+        SAEBench writes them after the details of each feature, so only the end of the file is read.
         """
         assert self.folder is not None or not self.evaluations
         found = {}
@@ -114,7 +114,7 @@ def parts_of(path: str) -> list[bytes]:
 
 
 def values_in(text: bytes, key: str) -> Iterator[float]:
-    """Numbers under a key of JSON lines; null, which stands for what is not finite, as nan."""
+    """The numbers under a key of JSON lines; null, which is written for non-finite numbers, as nan."""
     return (float("nan" if found[1] == b"null" else found[1]) for found in pattern_of(key).finditer(text))
 
 

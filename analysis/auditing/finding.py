@@ -2,15 +2,11 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from analysis.text import clean
 
-if TYPE_CHECKING:
-    pass
-
 LEVELS = ("error", "warning", "note")
-"""error: the number is not what it says it is, or the comparison is not one; warning: it may mislead; note: to know."""
+"""error: a number or a comparison is invalid; warning: it may mislead; note: for information."""
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,23 @@
 """Findings as text, and as the lines and marks of a table."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from analysis.auditing.finding import LEVELS, Finding
 
-if TYPE_CHECKING:
-    pass
-
-TOLD = 20
-"""Lines that a table has for findings."""
+MAX_LINES = 20
+"""The most lines of findings under a table."""
 
 
 def sentences(findings: Iterable[Finding], n_runs: int) -> list[str]:
-    """What a table says under its numbers: errors, warnings and runs that are still to come, a line each, worst first.
+    """The lines under a table: errors, warnings and pending runs, one each, worst first.
 
-    Beyond TOLD lines it says how many there are.
+    Beyond MAX_LINES the last line gives the number of the others.
     """
-    told = [f.text(n_runs) for f in findings if f.level != "note" or f.code == "pending"]
-    if len(told) <= TOLD:
-        return told
-    return [*told[: TOLD - 1], f"and {len(told) - TOLD + 1} more findings: `python -m analysis audit` has them all."]
+    lines = [f.text(n_runs) for f in findings if f.level != "note" or f.code == "pending"]
+    if len(lines) <= MAX_LINES:
+        return lines
+    n_left = len(lines) - MAX_LINES + 1
+    return [*lines[: MAX_LINES - 1], f"and {n_left} more findings: `python -m analysis audit` has them all."]
 
 
 def marks(findings: Iterable[Finding]) -> dict[str, str]:
@@ -55,12 +52,13 @@ def printed(findings: list[Finding], n_runs: int, format: str = "text") -> str:
 
 
 def line_of(finding: Finding, n_runs: int, format: str) -> str:
-    told = finding.text(n_runs)
+    """One finding as a list item of Markdown, or as text wrapped beside its code."""
+    text = finding.text(n_runs)
     if format == "markdown":
         from analysis.text import markdown_cell
 
-        return f"- `{finding.code}` {markdown_cell(told)}"
+        return f"- `{finding.code}` {markdown_cell(text)}"
     import textwrap
 
-    body = textwrap.wrap(told, 96, break_long_words=False, break_on_hyphens=False)
+    body = textwrap.wrap(text, 96, break_long_words=False, break_on_hyphens=False)
     return f"  {finding.code:<18} " + ("\n" + " " * 21).join(body)

@@ -1,4 +1,4 @@
-"""A run as the rules of the audit read it."""
+"""A run as the rules of the audit see it."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,7 +24,7 @@ class Run:
     error: str | None = None
     warnings: list[str] = field(default_factory=list)
     source: str | None = None
-    """Whose word an imported record is; None for a run of this project."""
+    """Where an imported record comes from; None for a run of this project."""
     description: str = ""
     nulls: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Run:
 
     @property
     def measured(self) -> bool:
-        """Whether it stands in the comparison with numbers of its own."""
+        """Whether it has metrics to compare."""
         return bool(self.metrics)
 
     @cached_property

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
     for one in found:
         path, how = write_import(one, args.output, args.replace)
         doubts = sum(len(run["warnings"]) for run in one.runs)
-        said = f", {doubts} doubt{'s' * (doubts != 1)} (see `analysis audit`)" if doubts else ""
+        warned = f", {doubts} doubt{'s' * (doubts != 1)} (see `analysis audit`)" if doubts else ""
         runs = f"{len(one.runs)} run{'s' * (len(one.runs) != 1)}"
         numbers = f"{one.n_numbers():,} number{'s' * (one.n_numbers() != 1)}"
-        print(f"{one.source}: {runs}, {numbers}{said} -> {path} ({how})")
+        print(f"{one.source}: {runs}, {numbers}{warned} -> {path} ({how})")

@@ -23,7 +23,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         description="One row per run: the config keys that differ, then the metrics, with the best of each marked.",
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a run or sweep folder, outputs, a results.json")
-    parser.add_argument("--format", choices=FORMATS, help="default: what FILE's ending says, or text")
+    parser.add_argument("--format", choices=FORMATS, help="default: from FILE's ending, or text")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the table there")
     parser.add_argument("--where", metavar="FILTER", help="runs to show: 'k = 320 and penalty in (none, ortho)'")
     parser.add_argument("--sort", metavar="KEY", help="a key or metric, ranked metrics best first; -KEY turns it round")

@@ -1,10 +1,10 @@
-"""A table in every format. A further format is one function here."""
+"""A table in each of FORMATS. A new format is one function here and its entry in FORMATS."""
 
 import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from analysis.metrics import DIFFERENCES, STATISTICS
 from analysis.output.html import html_page
@@ -15,14 +15,11 @@ from analysis.text import clean, csv_cell, latex_cell, markdown_cell, wrapped
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.storage.files import without_nonfinite
 
-if TYPE_CHECKING:
-    pass
-
 ENDINGS = {
     ".txt": "text", ".md": "markdown", ".csv": "csv", ".json": "json", ".svg": "svg", ".tex": "latex", ".html": "html",
     ".htm": "html",
 }  # fmt: skip
-"""The format of a file by its ending."""
+"""File extension -> format."""
 
 
 def render(table: Table, format: str = "text", width: int | None = None, color: bool = False) -> str:
@@ -32,7 +29,7 @@ def render(table: Table, format: str = "text", width: int | None = None, color: 
     precision.
 
     Args:
-        width: columns of the terminal; a default text table leaves out its last metrics until it fits, and says so.
+        width: columns of the terminal; a default text table drops its last metrics until it fits, and lists them.
         color: mark by terminal codes too (text).
     """
     if format not in FORMATS:
@@ -41,7 +38,7 @@ def render(table: Table, format: str = "text", width: int | None = None, color: 
 
 
 def format_of(path: str | Path) -> str:
-    """The format that a file's ending asks for. Raises ConfigError for one that is not known."""
+    """The format for a file's extension. Raises ConfigError for an unknown one."""
     ending = Path(path).suffix.lower()
     if ending not in ENDINGS:
         raise ConfigError(f"-o {path}: {ending or 'no ending'} names no format; end it in {', '.join(ENDINGS)}.")
@@ -86,7 +83,7 @@ def mark_width(column: Shown) -> int:
 
 
 def draw(shown: View, color: bool = False) -> list[str]:
-    """The lines of the grid: groups, headers, a rule, and a line per row, each as wide as it needs to be."""
+    """The lines of the grid: groups, headers, a rule and one line per row; columns fit their widest cell."""
     from rich.cells import cell_len
 
     def aligned(words: str, column: Shown, width: int) -> str:
@@ -127,7 +124,7 @@ def draw(shown: View, color: bool = False) -> list[str]:
 
 
 def svg(table: Table, width: int | None, color: bool) -> str:
-    """The text table as a picture of a terminal; it names no font or address that a viewer would have to fetch."""
+    """The text table as an SVG image, without references to fonts or addresses on the network."""
     import re
 
     from rich.console import Console
@@ -142,7 +139,7 @@ def svg(table: Table, width: int | None, color: bool) -> str:
 
 
 def markdown(table: Table, width: int | None, color: bool) -> str:
-    """One header line: a group's name stands before the first of its columns."""
+    """A Markdown table; a group's name is in the header of its first column."""
     shown = view(table)
     content, head, rule = [], [], []
     if any(shown.marks):

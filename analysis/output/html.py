@@ -5,14 +5,11 @@ Names and texts from runs are data: each is cleaned and escaped, and no attribut
 
 from collections.abc import Mapping
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from analysis.output.view import BEST, REACHED, Shown, view
 from analysis.tables.table import Table
 from analysis.text import clean
-
-if TYPE_CHECKING:
-    pass
 
 TABLE_CSS = """
 .runs { overflow-x: auto; margin: 0 0 1rem; }

@@ -1,12 +1,12 @@
-"""Run notes, one block per run: written for people, and read back.
+"""Run notes as text, one block per run.
 
     ## Run 3: penalty=ortho lambda2_max=0.5
     Varied: {'penalty.lambda2_max': 0.5}
     Results: {'fvu': 0.1984, 'l0': 32.0}
     Description: 400 steps of 1,024 tokens ...
 
-Written, the dicts are Python literals, text from runs stands in single lines or indented, so that it never passes for a
-heading. Read, notes may be of any hand: see `parse_notes`.
+The dicts are Python literals. Text from runs is put on one line or indented, so that it is never read as a heading.
+`analysis.reading.notes.parse_notes` reads these notes and ones written by hand.
 """
 
 import textwrap
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 COMPARED = 8
-"""Metrics that the comparison with the baseline speaks of."""
+"""The most metrics in a comparison with the baseline."""
 
 
 def notes(full: "pd.DataFrame", baseline: str | None = None, varied: tuple[str, ...] = ()) -> str:
@@ -44,7 +44,7 @@ def notes(full: "pd.DataFrame", baseline: str | None = None, varied: tuple[str, 
         if run.steps is not None and "steps" not in run.metrics:
             run.config["steps"] = int(run.steps)
     base, why = chosen_baseline(runs, baseline)
-    own = [key for key in all_keys(runs) if key.partition(".")[0] not in UNTOLD]
+    own = [key for key in all_keys(runs) if key.partition(".")[0] not in OMITTED]
     differing = [key for key in own if len({str(run.config.get(key)) for run in runs}) > 1]
     budget = [place.removesuffix(".name") for place in BUDGET.values()]
     common = {key: runs[0].config[key] for key in (*COMMON, *budget, "steps") if key in own and key not in differing}
@@ -71,13 +71,13 @@ def notes(full: "pd.DataFrame", baseline: str | None = None, varied: tuple[str, 
     return "\n".join(lines) + "\n"
 
 
-UNTOLD = ("outputs", "device", "title", "dry_run", "logger", "cluster", "activations", "eval", "tags")
-"""Config groups that say where and how a run was made."""
+OMITTED = ("outputs", "device", "title", "dry_run", "logger", "cluster", "activations", "eval", "tags")
+"""Config keys and groups that notes leave out: places, hardware, logging, evaluations."""
 COMMON = (
     "model", "model.path", "model.d_in", "architecture", "architecture.l1_penalty", "penalty", "schedule",
     "lr_schedule", "lr_schedule.lr", "lr_schedule.warmup", "seed",
 )  # fmt: skip
-"""Config keys that notes give once, beside the budget, where all runs agree."""
+"""Config keys that are listed once, with the budget, where all runs have the same value."""
 PENALTY_WORDS = {"penalty.lambda2_max": "weight", "schedule": "schedule"}
 
 
@@ -86,14 +86,14 @@ def all_keys(runs: list["Run"]) -> list[str]:
 
 
 def chosen_baseline(runs: list["Run"], word: str | None) -> tuple["Run | None", str]:
-    """The run that others are compared with, and why it is."""
+    """The run that others are compared with, and the reason for the choice."""
     if word is not None:
         found = [run for run in runs if word in (run.run_id, run.title)]
         found = found or [run for run in runs if run.run_id.startswith(word)]
         if len(found) != 1:
             what = "no run" if not found else f"{len(found)} runs"
             raise ConfigError(f"--baseline {clean(word)}: {what} of these paths; give a run id or a whole title.")
-        return found[0], "as asked for"
+        return found[0], "as requested"
     measured = [run for run in runs if run.measured]
     plain = [run for run in measured if run.config.get("penalty", "none") == "none"]
     if plain:
@@ -102,11 +102,12 @@ def chosen_baseline(runs: list["Run"], word: str | None) -> tuple["Run | None", 
 
 
 def named(run: "Run") -> str:
+    """The title with the run id, or the run id alone."""
     return f"{clean(run.title, 200)} ({clean(run.run_id)})" if run.title else clean(run.run_id)
 
 
 def described(run: "Run") -> str:
-    """What a record says of itself, or what its config means in words."""
+    """The description of a run as recorded, or else composed from its config."""
     if run.description:
         return clean(run.description, 20_000)
     get = run.config.get
@@ -125,20 +126,20 @@ def described(run: "Run") -> str:
 
 
 def compared(run: "Run", base: "Run") -> str:
-    """How the ranked metrics of two runs differ, those that tables show first."""
+    """The differences of two runs in the metrics that have a direction, those of FIRST first, COMPARED at most."""
     from analysis.metrics import FIRST, badness, direction
 
     names = [name for name in FIRST if direction(name)] + [name for name in run.metrics if name not in FIRST]
-    said = []
+    parts = []
     for name in dict.fromkeys(names):
         if direction(name) and name in run.metrics and name in base.metrics:
             here, there = run.metrics[name], base.metrics[name]
             better = badness(name, there) - badness(name, here)
             how = "equal" if here == there else f"{abs(here - there):.3g} {'higher' if here > there else 'lower'}"
             verdict = "" if better == 0 else f", {'better' if better > 0 else 'worse'}"
-            said.append(f"{name} {cell(here)} ({how}{verdict})")
-    more = f"; and {len(said) - COMPARED} more" if len(said) > COMPARED else ""
-    return ("; ".join(said[:COMPARED]) + more or "no metric in common") + "."
+            parts.append(f"{name} {cell(here)} ({how}{verdict})")
+    more = f"; and {len(parts) - COMPARED} more" if len(parts) > COMPARED else ""
+    return ("; ".join(parts[:COMPARED]) + more or "no metric in common") + "."
 
 
 def literal(label: str, content: dict[str, Any]) -> list[str]:
@@ -159,7 +160,7 @@ def literal(label: str, content: dict[str, Any]) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """A value of Python's own, so that its repr is a literal."""
+    """The value as a Python int, float, bool, str or None, whose repr is a literal."""
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and value.is_integer() and abs(value) >= 1000:
@@ -168,9 +169,10 @@ def plain(value: Any) -> Any:
 
 
 def warned(sentences: list[str]) -> list[str]:
+    """The lines of a `Warnings:` list."""
     return ["Warnings:", *(line for sentence in sentences for line in wrap(f"- {clean(sentence, 400)}"))]
 
 
 def wrap(words: str) -> list[str]:
-    """Prose in lines; what follows the first is indented, so that no line of it passes for a heading or a label."""
+    """Text in lines of WIDTH; all but the first are indented, so that none is read as a heading or a label."""
     return textwrap.wrap(words, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False) or [""]

@@ -1,44 +1,41 @@
-"""What people are shown of a table's frame in any format: which columns, short headers in groups, cells, notes."""
+"""The view of a table for people, shared by all formats: columns, short headers in groups, cells, notes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from analysis.metrics import FIRST, STATISTICS, TARGETS, Column, direction, group, short_name
 from analysis.tables.marks import best_rows, reached_rows
 from analysis.tables.table import Table
 from analysis.text import cell, clean, interval, signed, with_spread
 
-if TYPE_CHECKING:
-    pass
-
 SHORT_KEYS = {"layer.index": "layer"}
-"""Keys whose last component says little."""
+"""Keys whose last component is a poor header -> the header."""
 
 BESIDE = (*STATISTICS, "difference_low", "difference_high")
 """Columns that are shown within another's cells."""
 
 BEST, REACHED, MARKS = "*", "✓", {"error": "!", "warning": "?"}
 MANY = 4
-"""Runs that a note names before it counts."""
+"""The most runs that a note names; beyond it the number of the others is given."""
 
 
 @dataclass
 class Shown:
-    """One column as people see it."""
+    """One column of a View."""
 
     column: Column
     name: str
-    """Short and in one printable line, as all words here are."""
+    """The header: short, one printable line."""
     group: str
-    """The header above it; empty for what names the run."""
+    """The group header above it; empty for columns that identify the run."""
     words: list[str]
     best: set[int]
     reached: set[int]
     values: list[Any]
-    """What to sort by."""
+    """The values to sort by."""
 
     @cached_property
     def is_number(self) -> bool:
@@ -76,20 +73,20 @@ class View:
             found.append(f"{BEST} best in its column")
         if names := [name_of(column) for column in self.columns if column.reached]:
             signs = {"lower": "<", "higher": ">"}
-            told = ", ".join(f"{name} {signs[TARGETS[name][0]]} {TARGETS[name][1]}" for name in dict.fromkeys(names))
-            found.append(f"{REACHED} target reached: {told}")
+            reached = ", ".join(f"{name} {signs[TARGETS[name][0]]} {TARGETS[name][1]}" for name in dict.fromkeys(names))
+            found.append(f"{REACHED} target reached: {reached}")
         if any(self.marks):
             found.append(", ".join(f"{sign} {level}" for level, sign in MARKS.items() if sign in self.marks))
         return found
 
 
 def name_of(column: Shown) -> str:
-    """The metric of a column, which in a pivot is that of all."""
+    """The metric of a column; in a pivot all columns have the same one."""
     return column.group if column.column[1] not in TARGETS else column.column[1]
 
 
 def view(table: Table) -> View:
-    """A table as people are shown it."""
+    """The View of a table."""
     frame, columns = table.frame, shown_columns(table)
     names = labels([*columns, *(column for column in frame.columns if column[0] == "metrics")], short=True)
     shown = [
@@ -105,14 +102,14 @@ def view(table: Table) -> View:
         for column in columns
     ]
     marks = [MARKS.get(table.levels.get(run_id, ""), "") for run_id in ([] if table.pivot else frame["run", "run_id"])]
-    if table.pivot or set(marks) == {MARKS["warning"]}:  # of every run alike: the sentences say it
+    if table.pivot or set(marks) == {MARKS["warning"]}:  # the same for every run: the sentences below suffice
         marks = [""] * len(frame)
     notes = [*target_note(table, columns), *table.notes, *unfit_note(table, shown)]
     return View(shown, marks, notes, table.warnings)
 
 
 def shown_columns(table: Table) -> list[Column]:
-    """The run, what differs, FIRST, tokens or steps that differ, each with its difference; or what was chosen."""
+    """The chosen columns; by default run, differing keys, FIRST, and tokens and steps where they differ."""
     frame = table.frame
     there = [column for column in frame.columns if column[0] not in BESIDE and column != ("run", "runs")]
     if table.columns_chosen or table.pivot:
@@ -140,10 +137,10 @@ def group_of(table: Table, column: Column) -> str:
 
 
 def labels(columns: Iterable[Column], short: bool = False) -> dict[Column, str]:
-    """Headers, no two alike: a dotted key's last component, or as many as tell it from every other column.
+    """Unique headers: a dotted key's last component, or as many as no other column ends in.
 
     Args:
-        short: short names of metrics, for people; without it their own names, for programs.
+        short: use short names of metrics, for people, instead of their full names, for programs.
     """
     columns = list(dict.fromkeys(columns))
     result = {column: column[1] for column in columns}
@@ -170,7 +167,7 @@ def labels(columns: Iterable[Column], short: bool = False) -> dict[Column, str]:
 
 
 def cells(table: Table, column: Column) -> list[str]:
-    """A column's values in a few characters each; with spread, number and interval where runs are folded."""
+    """A column's values as short text; with spread, number and interval where rows are aggregated."""
     (kind, name), frame = column, table.frame
     values = list(frame[column])
     if column == ("run", "state"):
@@ -195,13 +192,13 @@ def cells(table: Table, column: Column) -> list[str]:
 
 
 def target_note(table: Table, columns: Iterable[Column]) -> list[str]:
-    """To which held-out fvu the convergence columns are measured, where any is shown."""
+    """The target of the convergence columns (*_to_fvu), where any is shown."""
     names = [name for kind, name in columns if kind == "metrics" and name.endswith("_to_fvu")]
     return [f"{', '.join(names)}: to a held-out fvu of {table.target_fvu:.4g}"] if names else []
 
 
 def unfit_note(table: Table, shown: Iterable[Shown]) -> list[str]:
-    """Which rows are never marked best or as reaching a target, and why; nothing where no column could mark any."""
+    """The rows that are never marked best, with reasons; empty where no metric is shown."""
     of_cells = table.pivot.unfit if table.pivot else {}
     reasons = [*table.unfit.items(), *((name, why) for (_, name), why in of_cells.items())]
     if not reasons or not any(column.column[0] == "metrics" for column in shown):
@@ -211,5 +208,5 @@ def unfit_note(table: Table, shown: Iterable[Shown]) -> list[str]:
 
 
 def progress(state: str, step: float | None, total_steps: float | None) -> str:
-    """The state, and how far an unfinished run came."""
+    """The state, with the percentage of steps done for an unfinished run."""
     return f"{state} at {100 * step / total_steps:.0f}%" if state != "completed" and step and total_steps else state

@@ -1,27 +1,27 @@
-"""Figures of how features lie to each other: similarity, competition, correlation, contrast."""
+"""Figures of relations between features: similarity, competition, correlation, contrast."""
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from analysis.plots.lines import beside, legend_of, legend_of_points, line, lines_note, named_variants
-from analysis.plots.study import PHASES, Missing, Study, Variant, every
+from analysis.plots.study import PHASES, Missing, Study, Variant, evenly
 from analysis.plots.style import COLOURS, DASHES, GREY, Room, add_below, finish, log_scale, look, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MATRICES = 5
-"""Runs whose matrices are drawn, at most."""
+"""The most runs whose matrices are drawn."""
 WATCHED = 5
-"""Runs whose pairs are drawn, at most."""
+"""The most runs whose pairs are drawn."""
 CLASSES = ("high", "median", "low")
 """Overlap of the watched pairs at a quarter of the training, in the order in which `ortho` lists them."""
 
 
 def similarity_matrices(study: Study) -> "Figure":
     """|w_i . w_j| of the fixed block at the four phases; darker is more alike, the diagonal left out."""
-    variants, left_out = some(with_snapshots(study), study, MATRICES)
+    variants, left_out = sample_by_fvu(with_snapshots(study), study, MATRICES)
     blocks = {row: seriated(blocks_of(study, row)) for variant in variants for row in variant.rows[:1]}
     top = max(float(np.quantile(block, 0.999)) for found in blocks.values() for block in found.values())
     room = Room(left=0.05, right=0.05, bottom=0.05, top=0.2)
@@ -45,7 +45,7 @@ def similarity_matrices(study: Study) -> "Figure":
         fig.colorbar(image, cax=bar, label="|cosine| of decoder rows", extend="max")
     n = max(len(block) for found in blocks.values() for block in found.values())
     note = (
-        f"The same {n} features at each look, ordered by likeness at the last one; a dot is the largest of a few pairs."
+        f"The same {n} features at each phase, ordered by similarity at the last; a dot is the largest of a few pairs."
     )
     return finish(fig, note=f"{note} First seed. {left_out}".strip())
 
@@ -55,8 +55,9 @@ def blocks_of(study: Study, row: int) -> dict[int, np.ndarray]:
 
 
 def seriated(cosines: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
-    """|cosine| [n, n] by percent, 0 on the diagonal, rows in an order that puts features alike at the end together:
-    that of the first eigenvector of the last matrix's graph Laplacian but the constant one."""
+    """|cosine| [n, n] by percent of the training, 0 on the diagonal, with similar features adjacent.
+
+    The order is that of the last matrix's Fiedler vector (the second eigenvector of its graph Laplacian)."""
     blocks = {percent: np.abs(block.astype(np.float64)) for percent, block in cosines.items()}
     for block in blocks.values():
         np.fill_diagonal(block, 0)
@@ -68,7 +69,7 @@ def seriated(cosines: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
 
 
 def pooled(block: np.ndarray, size: int = 128) -> np.ndarray:
-    """The block [n, n] in at most size x size squares, each with its largest value, so that no pair is lost."""
+    """The block [n, n] max-pooled to at most [size, size], so that no similar pair is lost."""
     step = -(-len(block) // size)
     short = -len(block) % step
     wide = np.pad(block, ((0, short), (0, short)))
@@ -76,7 +77,7 @@ def pooled(block: np.ndarray, size: int = 128) -> np.ndarray:
 
 
 def similarity_histograms(study: Study) -> "Figure":
-    """How the pairs are spread over |cosine| at the four phases."""
+    """Histograms of the pairs' |cosine| at the four phases."""
     variants = with_snapshots(study)
     named = named_variants(study, variants)
     fig, axes = panels(4, 2, (3.4, 2.1), sharex=True, sharey=True)
@@ -117,7 +118,7 @@ def watched_pairs(study: Study, what: str, unit: str, limits: tuple[float, float
     variants = [variant for variant in study.followed if (study.monitors(variant.rows[0], "competition"))]
     if not variants:
         raise Missing("no run watched pairs of features (penalty=ortho, from a quarter of the training)")
-    variants, left_out = some(variants, study, WATCHED)
+    variants, left_out = sample_by_fvu(variants, study, WATCHED)
     room = Room(left=0.1, right=0.1, bottom=0.15, top=0.25)
     fig, axes = panels(3 * len(variants), 3, (2.3, 1.6), room, left=0.75, sharey=True, sharex=True)
     add_below(fig, 0.25)
@@ -144,14 +145,14 @@ def watched_pairs(study: Study, what: str, unit: str, limits: tuple[float, float
 def pairs_of(records: list[dict[str, Any]], what: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Steps [n], values [n, pairs] and overlap [n, pairs] of the records of `competition`."""
     size = len(records[-1]["pairs"])
-    records = every([record for record in records if len(record["pairs"]) == size], 120)
+    records = evenly([record for record in records if len(record["pairs"]) == size], 120)
     nan = float("nan")
     numbers = [np.array([[nan if v is None else v for v in r[name]] for r in records]) for name in (what, "overlap")]
     return np.array([record["step"] for record in records]), numbers[0], numbers[1]
 
 
 def pairs_at_the_end(study: Study) -> "Figure":
-    """What overlap, competition and correlation of the watched pairs have to do with how alike their rows are."""
+    """|cosine| of the watched pairs against their overlap and their correlation, at the end."""
     variants = [variant for variant in study.followed if study.monitors(variant.rows[0], "competition")]
     if not variants:
         raise Missing("no run watched pairs of features (penalty=ortho, from a quarter of the training)")
@@ -164,11 +165,11 @@ def pairs_at_the_end(study: Study) -> "Figure":
             ax.plot(last[name], last["abs_cosine"], **shape, alpha=0.6)
         ax.set(xlabel=f"{unit} of the pair")
     axes[0].set_ylabel("|cosine| of w_i and w_j")
-    return finish(fig, *legend_of_points(named), note="Watched pairs at the last look, first seed.")
+    return finish(fig, *legend_of_points(named), note="Watched pairs at the last record, first seed.")
 
 
 def contrast(study: Study) -> "Figure":
-    """Alignment, uniformity and retrieval of positives; dotted grey is what chance retrieves."""
+    """Alignment, uniformity and retrieval of positives; dotted grey is retrieval by chance."""
     variants = [variant for variant in study.followed if study.monitors(variant.rows[0], "contrastive")]
     if not variants:
         raise Missing("no run has a contrastive head (penalty=contrastive)")
@@ -182,7 +183,7 @@ def contrast(study: Study) -> "Figure":
     for ax, (name, unit) in zip(axes, units.items(), strict=True):
         for number, variant in enumerate(named):
             for key in (name, "chance") if name == "retrieval" else (name,):
-                found = looks(study, variant, "contrastive", key)
+                found = monitored(study, variant, "contrastive", key)
                 if found is None:
                     continue
                 if key == "chance":
@@ -194,8 +195,8 @@ def contrast(study: Study) -> "Figure":
     return finish(fig, *legend_of(named), note=f"{note} Dotted: what chance retrieves.".strip())
 
 
-def looks(study: Study, variant: Variant, monitor: str, key: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Steps [n] and a monitor's number [seeds, n], at the steps that all of the variant's runs have."""
+def monitored(study: Study, variant: Variant, monitor: str, key: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Steps [n] and values [seeds, n] of a monitor's number, at the steps that all runs of the variant share."""
     found = []
     for row in variant.rows:
         numbers = {r["step"]: r[key] for r in study.monitors(row, monitor) if isinstance(r.get(key), int | float)}
@@ -216,8 +217,8 @@ def with_snapshots(study: Study) -> list[Variant]:
     return variants
 
 
-def some(variants: list[Variant], study: Study, n: int) -> tuple[list[Variant], str]:
-    """At most n variants, from the lowest to the highest fvu, and a sentence on those left out."""
+def sample_by_fvu(variants: list[Variant], study: Study, n: int) -> tuple[list[Variant], str]:
+    """At most n variants, evenly from the lowest to the highest fvu, and a sentence where some are left out."""
     if len(variants) <= n:
         return variants, ""
-    return every(study.ranked(variants), n), f"{n} of {len(variants)} runs, from the lowest to the highest fvu."
+    return evenly(study.ranked(variants), n), f"{n} of {len(variants)} runs, from the lowest to the highest fvu."

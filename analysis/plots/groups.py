@@ -1,12 +1,12 @@
-"""Figures of groups of features: the information they share, how they change, what puts a feature into one."""
+"""Figures of feature groups: mutual information, changes of membership, and the statistics that assign features."""
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.plots.features import looks, some
+from analysis.plots.features import monitored, sample_by_fvu
 from analysis.plots.lines import beside, legend_of, line, lines_note, named_variants, short
-from analysis.plots.study import Missing, Study, Variant, every
+from analysis.plots.study import Missing, Study, Variant, evenly
 from analysis.plots.style import COLOURS, DASHES, finish, from_zero, panels
 from analysis.text import clean
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 4
-"""Runs that have a row of panels of their own, at most."""
+"""The most runs with panels of their own."""
 STATISTICS = ("mean", "max", "std")
 DECILES = {10: "largest of all features", 9: "nine of ten are below", 5: "median feature"}
 
 
 def group_variants(study: Study) -> list[Variant]:
-    variants = [variant for variant in study.followed if layer_looks(study, variant.rows[0])]
+    variants = [variant for variant in study.followed if layer_records(study, variant.rows[0])]
     if not variants:
         raise Missing("no run has a group layer (group_layer=groups, penalty=bottleneck)")
     return variants
 
 
-def layer_looks(study: Study, row: int) -> list[dict[str, Any]]:
-    """The group layer's looks; penalty=selective_ortho has a monitor of that name too."""
+def layer_records(study: Study, row: int) -> list[dict[str, Any]]:
+    """The group layer's records of the monitor `groups`, a name that penalty=selective_ortho uses too."""
     return [record for record in study.monitors(row, "groups") if "mi_mean" in record]
 
 
@@ -35,20 +35,20 @@ def group_mi(study: Study) -> "Figure":
     """Mean mutual information of pairs of groups over the training, and its matrix at the end of some runs."""
     variants = group_variants(study)
     named = named_variants(study, variants)
-    shown, left_out = some(
-        [variant for variant in variants if "mi" in layer_looks(study, variant.rows[0])[-1]], study, SHOWN
+    shown, left_out = sample_by_fvu(
+        [variant for variant in variants if "mi" in layer_records(study, variant.rows[0])[-1]], study, SHOWN
     )
     fig, axes = panels(2 + len(shown), 3, (2.9, 2.4), right=0.75)
     for number, variant in enumerate(named):
-        if found := looks(study, variant, "groups", "mi_mean"):
+        if found := monitored(study, variant, "groups", "mi_mean"):
             line(axes[0], *found, number)
-        records = layer_looks(study, variant.rows[0])
+        records = layer_records(study, variant.rows[0])
         levels = [quantile(record, 0.9) for record in records]
         line(axes[1], np.array([record["step"] for record in records]), np.array([levels]), number)
     axes[0].set(title="mean over pairs of groups", xlabel="training step", ylabel="MI (nats)")
     axes[1].set(title="nine pairs of ten share less", xlabel="training step", ylabel="MI (nats)")
     if shown:
-        last = [np.array(layer_looks(study, variant.rows[0])[-1]["mi"], dtype=float) for variant in shown]
+        last = [np.array(layer_records(study, variant.rows[0])[-1]["mi"], dtype=float) for variant in shown]
         for mi in last:
             np.fill_diagonal(mi, np.nan)
         top = max(float(np.nanmax(mi)) if np.isfinite(mi).any() else 0.0 for mi in last) or 1.0
@@ -57,7 +57,7 @@ def group_mi(study: Study) -> "Figure":
             ax.set(xlabel="group", ylabel="group")
             ax.set_title(clean(short(variant), 34), fontsize=7.5)
         bar = fig.add_axes((1 - 0.7 / fig.get_figwidth(), 0.25, 0.12 / fig.get_figwidth(), 0.5))
-        fig.colorbar(image, cax=bar, label="MI at the last look (nats)")
+        fig.colorbar(image, cax=bar, label="MI at the last record (nats)")
     note = lines_note(study, variants, named).replace("; the others are grey", "")
     return finish(fig, *legend_of(named), note=" ".join(filter(None, [note, left_out and f"Matrices: {left_out}"])))
 
@@ -69,7 +69,7 @@ def quantile(record: dict[str, Any], wanted: float) -> float:
 
 
 def group_events(study: Study) -> "Figure":
-    """When groups adapted, how many features moved, and what sizes that left."""
+    """The features moved and the resulting group sizes at each adaptation of groups."""
     variants = [variant for variant in study.followed if study.monitors(variant.rows[0], "group_event")]
     if not variants:
         raise Missing("no run adapted its groups (group_layer.adapt=similarity or mi)")
@@ -90,7 +90,7 @@ def group_events(study: Study) -> "Figure":
 
 
 def group_activity(study: Study) -> "Figure":
-    """Energy of each group and how often it is active, at the last look, groups in falling order."""
+    """Energy and share of active tokens of each group at the last record, groups in falling order."""
     variants = group_variants(study)
     named = named_variants(study, variants)
     fig, axes = panels(2, 2, (3.4, 2.3))
@@ -98,14 +98,14 @@ def group_activity(study: Study) -> "Figure":
         axes, (("mean_energy", "mean energy (activation units)"), ("active_share", "share of tokens")), strict=True
     ):
         for number, variant in enumerate(named):
-            values = np.sort(np.array(layer_looks(study, variant.rows[0])[-1][name], dtype=float))[::-1]
+            values = np.sort(np.array(layer_records(study, variant.rows[0])[-1][name], dtype=float))[::-1]
             line(ax, np.arange(1, len(values) + 1), values[None], number)
         ax.set(title=name.replace("_", " "), xlabel="group, in falling order", ylabel=unit)
         from_zero(ax)
-    return finish(fig, *legend_of(named), note="At the last look, first seed.")
+    return finish(fig, *legend_of(named), note="At the last record, first seed.")
 
 
-def selective_looks(study: Study) -> list[Variant]:
+def selective_variants(study: Study) -> list[Variant]:
     variants = [a for a in study.followed if any("deciles" in r for r in study.monitors(a.rows[0], "groups"))]
     if not variants:
         raise Missing("no run selects groups of features by statistics (penalty=selective_ortho)")
@@ -114,7 +114,7 @@ def selective_looks(study: Study) -> list[Variant]:
 
 def feature_statistics(study: Study) -> "Figure":
     """Three panels a run: how mean, maximum and spread of the features' activations grow; largest, 90 %, median."""
-    variants, left_out = some(selective_looks(study), study, SHOWN)
+    variants, left_out = sample_by_fvu(selective_variants(study), study, SHOWN)
     fig, axes = panels(3 * len(variants), 3, (2.6, 1.75), left=0.3, sharex=True)
     for place, ax in enumerate(axes):
         variant, name = variants[place // 3], STATISTICS[place % 3]
@@ -134,10 +134,10 @@ def feature_statistics(study: Study) -> "Figure":
 
 
 def selective_groups(study: Study) -> "Figure":
-    """Size of group 1 over the training, and which of the first features are in it (black) at each look."""
-    variants = selective_looks(study)
+    """Size of group 1 over the training, and which of the first features are in it (black) at each record."""
+    variants = selective_variants(study)
     named = named_variants(study, variants)
-    shown, left_out = some(variants, study, SHOWN)
+    shown, left_out = sample_by_fvu(variants, study, SHOWN)
     fig, axes = panels(1 + len(shown), 3, (3.1, 2.3))
     for number, variant in enumerate(named):
         records = [r for r in study.monitors(variant.rows[0], "groups") if "deciles" in r]
@@ -145,7 +145,7 @@ def selective_groups(study: Study) -> "Figure":
     axes[0].set(title="size of group 1", xlabel="training step", ylabel="features")
     from_zero(axes[0])
     for ax, variant in zip(axes[1:], shown, strict=True):
-        records = every([r for r in study.monitors(variant.rows[0], "groups") if "deciles" in r], 60)
+        records = evenly([r for r in study.monitors(variant.rows[0], "groups") if "deciles" in r], 60)
         member = np.array([record["first"] for record in records]).T
         steps = [record["step"] for record in records]
         ax.imshow(

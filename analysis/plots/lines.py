@@ -1,4 +1,4 @@
-"""Curves and bars of many runs that stay legible."""
+"""Panels of curves and of bars for many runs."""
 
 import textwrap
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.plots.study import Missing, Study, Variant, every
+from analysis.plots.study import Missing, Study, Variant, evenly
 from analysis.plots.style import BAR, COLOURS, EDGE, GREY, Room, finish, log_scale, look, panels
 from analysis.text import cell, clean
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DISTINCT = 10
-"""Lines that a reader tells apart; of more, a few are named and the rest is grey."""
+"""The most lines with colours of their own; of more, NAMED are coloured and the rest is grey."""
 NAMED = 5
 BARS = 36
-"""Bars of a panel, at most; of more, TOP are drawn."""
+"""The most bars of a panel; of more variants the TOP of lowest fvu are drawn."""
 TOP = 20
 LABEL = 48
-"""Characters of a label, at most."""
+"""The most characters of a label."""
 
 TITLES = {
     "fvu": ("fvu, batch", "fraction of variance"),
@@ -68,8 +68,8 @@ def title_and_unit(name: str, study: Study) -> tuple[str, str]:
 
 
 def named_variants(study: Study, variants: list[Variant]) -> list[Variant]:
-    """All variants where they are few; otherwise some from the lowest to the highest fvu, that one looks at by name."""
-    return variants if len(variants) <= DISTINCT else every(study.ranked(variants), NAMED)
+    """The variants to colour and name: all up to DISTINCT, else NAMED of them from the lowest to the highest fvu."""
+    return variants if len(variants) <= DISTINCT else evenly(study.ranked(variants), NAMED)
 
 
 def curve_panels(
@@ -102,7 +102,7 @@ def curve_panels(
                 line(ax, *found, number)
         title, unit = title_and_unit(name, study)
         ax.set(title=title, ylabel=unit)
-        if name in log and spans_much(study, variants, name, x):
+        if name in log and has_wide_range(study, variants, name, x):
             log_scale(ax, "y")
         elif zero or 0 < ax.get_ylim()[0] < 0.5 * ax.get_ylim()[1]:
             above = all((found := study.curve(variant, name, x)) is None or found[1].min() >= 0 for variant in variants)
@@ -112,15 +112,15 @@ def curve_panels(
     return finish(fig, *legend_of(named), note=" ".join(filter(None, [lines_note(study, variants, named), note])))
 
 
-def spans_much(study: Study, variants: Sequence[Variant], name: str, x: str = "step") -> bool:
-    """Whether the values that are above 0 differ by more than a factor of 5; those of 0 have no place on a log axis."""
+def has_wide_range(study: Study, variants: Sequence[Variant], name: str, x: str = "step") -> bool:
+    """Whether the positive values of a curve differ by more than a factor of 5, so that a log axis is of use."""
     values = [found[1][found[1] > 0] for variant in variants if (found := study.curve(variant, name, x))]
     values = [v for v in values if v.size]
     return bool(values) and max(v.max() for v in values) > 5 * min(v.min() for v in values)
 
 
 def line(ax: Any, x: np.ndarray, values: np.ndarray, number: int, **kwargs: Any) -> None:
-    """The mean of values [seeds, n], and the band from their least to their largest."""
+    """Draw the mean of values [seeds, n] over x [n], and the band from their minimum to their maximum."""
     shape = look(number)
     ax.plot(x, values.mean(0), **shape, markevery=markers(len(x), number), zorder=3, **kwargs)
     if len(values) > 1:
@@ -128,13 +128,13 @@ def line(ax: Any, x: np.ndarray, values: np.ndarray, number: int, **kwargs: Any)
 
 
 def markers(n: int, number: int) -> Any:
-    """Some five markers along a line, elsewhere for each line."""
+    """matplotlib's `markevery` for about five markers on a line of n points, shifted for each line."""
     step = max(1, n // 5)
     return (min(number * max(1, step // 6), max(n - 1, 0)) % step, step)
 
 
 def legend_of(variants: Sequence[Variant]) -> tuple[list[Any], list[str]]:
-    """Handles and labels; nothing for a single variant that needs no telling apart."""
+    """Legend handles and labels of the variants' lines."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **look(number)) for number in range(len(variants))]
@@ -142,7 +142,7 @@ def legend_of(variants: Sequence[Variant]) -> tuple[list[Any], list[str]]:
 
 
 def legend_of_points(variants: Sequence[Variant]) -> tuple[list[Any], list[str]]:
-    """The same for points without lines."""
+    """Legend handles and labels of the variants' markers."""
     from matplotlib.lines import Line2D
 
     return [Line2D([], [], **(look(n) | {"linestyle": "none"})) for n in range(len(variants))], [
@@ -151,28 +151,28 @@ def legend_of_points(variants: Sequence[Variant]) -> tuple[list[Any], list[str]]
 
 
 def short(variant: Variant) -> str:
-    """The variant's label, and how many seeds it stands for."""
+    """The variant's label and its number of seeds."""
     seeds = f" (n={variant.begun})" if len(variant.rows) > 1 else ""
     return clean(variant.label, LABEL) + seeds
 
 
 def beside(variant: Variant, width: int = 22) -> str:
-    """The label in at most three lines, for the side of a row of panels."""
+    """The label wrapped to at most three lines, for the side of a row of panels."""
     return "\n".join(textwrap.wrap(short(variant), width, max_lines=3, placeholder="…"))
 
 
 def lines_note(study: Study, variants: Sequence[Variant], named: Sequence[Variant]) -> str:
-    """What a reader has to know of the lines."""
-    said = []
+    """The note below curves: what lines and bands are, and how many variants are drawn and named."""
+    notes = []
     if any(len(variant.rows) > 1 for variant in named):
-        said.append("Lines are means over n seeds, bands go from the least to the largest.")
+        notes.append("Lines are means over n seeds, bands go from the least to the largest.")
     if len(study.variants) > len(study.followed):
-        said.append(f"{len(study.followed)} of {len(study.variants)} are drawn.")
+        notes.append(f"{len(study.followed)} of {len(study.variants)} are drawn.")
     if len(named) < len(variants):
-        said.append(
+        notes.append(
             f"{len(named)} of {len(variants)} are named, from the lowest to the highest fvu; the others are grey."
         )
-    return " ".join(said)
+    return " ".join(notes)
 
 
 def bar_panels(

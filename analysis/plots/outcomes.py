@@ -1,4 +1,4 @@
-"""Figures of what came out: metrics, budgets, fronts."""
+"""Figures of results: metrics, budgets, Pareto fronts."""
 
 import re
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from analysis.plots.lines import (
     lines_note,
     named_variants,
 )
-from analysis.plots.study import Missing, Study, Variant, every
+from analysis.plots.study import Missing, Study, Variant, evenly
 from analysis.plots.style import GREY, Room, finish, log_scale, look, panels
 from sae_sweeps.config.evaluations import BUILTIN
 
@@ -23,7 +23,7 @@ EVALUATED = (
     "explained_variance", "kl_div_score", "cossim", "nmi", "feature_mi", "silhouette", "mean_abs_cosine",
     "hierarchy_coarse_top_1_accuracy", "hierarchy_fine_top_1_accuracy",
 )  # fmt: skip
-"""Beside the metrics that lead every table."""
+"""The metrics that are drawn after those of FIRST."""
 NO_BARS = ("tokens_to_fvu", "seconds_to_fvu", "penalty_loss")
 FRONTS = (("ce_loss_score", "loss recovered"), ("explained_variance", "explained variance"), ("fvu", "fvu"))
 BUDGETS = (("steps", "training steps"), ("tokens", "training tokens"), ("final_loss", "final total loss"))
@@ -51,7 +51,7 @@ def headed(name: str) -> str:
 
 
 def targets_of(names: list[str]) -> dict[str, tuple[float, str]]:
-    """Targets hold for SAEBench's own data; built-in data has others' names and no target."""
+    """Metric -> (target, above or below), for SAEBench's data; metrics of built-in data have no target."""
     return {
         name: (target, "above" if better == "higher" else "below")
         for name in names
@@ -144,7 +144,7 @@ def by_number(study: Study) -> "Figure":
 
 
 def pareto(study: Study) -> "Figure":
-    """Each run's L0 against what it explains; the front joins the runs that none beats in both."""
+    """Each run's L0 against what it explains; the dashed line is the Pareto front."""
     there = study.metric_names()
     names = [(name, title) for name, title in FRONTS if name in there]
     if "l0" not in there or not names:
@@ -186,7 +186,7 @@ def points_of(study: Study, variant: Variant, name: str) -> list[tuple[float, fl
 
 
 def front(points: list[tuple[float, float]], better: str = "higher") -> list[tuple[float, float]]:
-    """The points that no other beats: none has an L0 as low with a better value, or one as good with a lower L0."""
+    """The Pareto front of points (L0, value), by rising L0: no other point is at least as good in both."""
     sign = 1 if better == "higher" else -1
     best: list[tuple[float, float]] = []
     for x, y in sorted(set(points), key=lambda point: (point[0], -sign * point[1])):
@@ -196,10 +196,10 @@ def front(points: list[tuple[float, float]], better: str = "higher") -> list[tup
 
 
 def front_variants(study: Study, variants: list[Variant], name: str) -> list[Variant]:
-    """All variants where they are few; otherwise those on the front."""
+    """All variants up to 10; beyond it at most 8 of those on the front."""
     if len(variants) <= 10:
         return variants
     best = set(
         front([point for variant in variants for point in points_of(study, variant, name)], direction(name) or "higher")
     )
-    return every([variant for variant in variants if best & set(points_of(study, variant, name))], 8)
+    return evenly([variant for variant in variants if best & set(points_of(study, variant, name))], 8)

@@ -1,4 +1,4 @@
-"""What figures are drawn from: runs, those of equal configs but seeds as one variant. Files are read on demand."""
+"""The runs that figures draw, grouped into variants (equal configs, other seeds). Files are read on demand."""
 
 import json
 import re
@@ -24,21 +24,21 @@ from sae_sweeps.storage.run_folder import RunFolder
 if TYPE_CHECKING:
     import pandas as pd
 
-TELLING = 44
-"""Characters in which keys tell variants apart; beyond them titles do better, even where some are alike."""
+LONGEST_KEYS = 44
+"""The longest label of differing keys, in characters; with longer ones titles are used, even where some are equal."""
 PHASES = (25, 50, 75, 100)
 """Percent of the training."""
 POINTS = 240
-"""Of a curve, at most; more than a panel has pixels to tell apart."""
+"""The most points of a curve; a panel has fewer distinct pixels."""
 
 FOLLOWED = 150
-"""Variants whose files are read for curves, at most: no figure shows more lines."""
+"""The most variants whose files are read for curves; no figure shows more lines."""
 
 SEED = ("config", "seed")
 
 
 class Missing(Exception):
-    """A figure has nothing to draw; says what is not there."""
+    """A figure has nothing to draw; the message names the missing data."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Variant:
     rows: list[int]
     """Row numbers in the study's frame."""
     begun: int = 1
-    """How many of them have begun."""
+    """The number of runs that have begun."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Study:
     """The runs of a figure."""
 
     full: "pd.DataFrame"
-    """As `records` gives it."""
+    """The frame of `records`."""
     variants: list[Variant] = field(init=False)
     _curves: dict[int, dict[str, np.ndarray]] = field(default_factory=dict, init=False)
     _monitors: dict[int, list[dict[str, Any]]] = field(default_factory=dict, init=False)
@@ -73,13 +73,13 @@ class Study:
     @cached_property
     def followed(self) -> list[Variant]:
         """The variants whose files are read: all, or an even choice from the lowest to the highest fvu."""
-        return self.variants if len(self.variants) <= FOLLOWED else every(self.ranked(self.variants), FOLLOWED)
+        return self.variants if len(self.variants) <= FOLLOWED else evenly(self.ranked(self.variants), FOLLOWED)
 
     def folder(self, row: int) -> RunFolder:
         return RunFolder(self.full["run", "folder"].iloc[row])
 
     def curves(self, row: int) -> dict[str, np.ndarray]:
-        """Every number of metrics.jsonl by name [n], nan where a row has it not; `step` and `tokens` beside them."""
+        """The numbers of metrics.jsonl as name -> array [n], nan where a row lacks it, with `step` and `tokens`."""
         if row not in self._curves:
             self._curves[row] = columns_of(thinned_rows(self.folder(row).metrics, POINTS))
         return self._curves[row]
@@ -130,7 +130,7 @@ class Study:
             raise DamagedFile(f"{path} is damaged; {mend}.") from None
 
     def column(self, name: str) -> list[float]:
-        """A metric of all runs, nan where a run has it not."""
+        """A metric of all runs, nan where a run lacks it."""
         if name not in self._columns:
             there = ("metrics", name) in self.full.columns
             values = self.full["metrics", name].tolist() if there else [float("nan")] * len(self.full)
@@ -144,7 +144,7 @@ class Study:
         return self._columns[name]
 
     def values(self, variant: Variant, name: str) -> list[float]:
-        """A metric of the variant's runs; those that have it."""
+        """A metric's values in the variant's runs that have it."""
         column = self.column(name)
         return [value for row in variant.rows if (value := column[row]) == value]
 
@@ -175,10 +175,10 @@ class Study:
 
 
 def thinned_rows(file: RowFile, points: int) -> list[dict[str, Any]]:
-    """About `points` rows of the file, evenly, its last among them; half of them such as have a monitor's numbers.
+    """About `points` rows of metrics.jsonl at even distances, with the last; half of them with monitored numbers.
 
-    The rows of monitored steps hold more than others: evenly taken rows would lose most of them. Lines that are left
-    out are not parsed. Raises DamagedFile as `RowFile.rows` does, for the lines that are read.
+    Rows of monitored steps have more keys, and even sampling alone would lose most of them. Lines that are left out
+    are not parsed. Raises DamagedFile as `RowFile.rows` does, for the lines that are read.
     """
     try:
         content = file.path.read_bytes()
@@ -186,24 +186,24 @@ def thinned_rows(file: RowFile, points: int) -> list[dict[str, Any]]:
         return []
     lines = content[: content.rfind(b"\n") + 1].splitlines()  # a last line without an end was torn by a kill
     if len(lines) > points:
-        looks = {n for n, line in enumerate(lines) if b'"grad_norm/recon"' in line or b'"held_out_fvu"' in line}
-        kept = {*every(sorted(looks), points // 2), *every(range(len(lines)), points - points // 2)}
+        monitored = {n for n, line in enumerate(lines) if b'"grad_norm/recon"' in line or b'"held_out_fvu"' in line}
+        kept = {*evenly(sorted(monitored), points // 2), *evenly(range(len(lines)), points - points // 2)}
         lines = [lines[n] for n in sorted(kept)]
     try:
         return [json.loads(line) for line in lines]
     except ValueError:
-        return file.rows()  # says which line is damaged
+        return file.rows()  # its error names the damaged line
 
 
-def every(items: Sequence[Any], n: int) -> list[Any]:
-    """At most n of the items, evenly, the first and the last among them."""
+def evenly(items: Sequence[Any], n: int) -> list[Any]:
+    """At most n of the items at even distances, with the first and the last."""
     if len(items) <= n:
         return list(items)
     return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, n).round().astype(int))]
 
 
 def columns_of(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Rows of numbers as one array for each name [n], nan where a row has it not; other things are left out."""
+    """Rows as one array [n] for each name, nan where a row lacks it; values that are not numbers are left out."""
     names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, int | float))
     nan = float("nan")
     found = {}
@@ -217,7 +217,7 @@ def columns_of(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def variants_of(full: "pd.DataFrame") -> list[Variant]:
-    """The runs, with those that differ in the seed alone as one; each with a label that no other has."""
+    """The variants among the runs (equal configs, different seeds), each with a label of its own."""
     keys = [column for column in differing(full) if column != SEED]
     seeds = list(full[SEED]) if SEED in full.columns else [None] * len(full)
     configs = [column for column in full.columns if column[0] == "config"]
@@ -240,7 +240,7 @@ def variants_of(full: "pd.DataFrame") -> list[Variant]:
 
 
 def labels_of(full: "pd.DataFrame", variants: list[Variant], keys: list[tuple[str, str]]) -> list[str]:
-    """Titles where they tell the variants apart, otherwise the keys that differ; run ids settle what is left."""
+    """A unique label for each variant: its title where titles differ, else its differing keys; then the run id."""
     firsts = [variant.rows[0] for variant in variants]
     titles = [full["run", "title"].iloc[row] for row in firsts]
     given = [
@@ -249,12 +249,12 @@ def labels_of(full: "pd.DataFrame", variants: list[Variant], keys: list[tuple[st
         if isinstance(title, str) and title.strip()
     ]
     if len(given) < len(variants) or len(set(given)) < len(given):
-        names, told = labels(keys), []
+        names, by_keys = labels(keys), []
         for row in firsts:
             known = [(names[column], value) for column in keys if (value := full[column].iloc[row]) == value]
-            told.append(", ".join(f"{name}={cell(value, 'config')}" for name, value in known))
-        if len(given) < len(variants) or max(map(len, told)) <= TELLING:
-            given = told
+            by_keys.append(", ".join(f"{name}={cell(value, 'config')}" for name, value in known))
+        if len(given) < len(variants) or max(map(len, by_keys)) <= LONGEST_KEYS:
+            given = by_keys
     counts = {label: given.count(label) for label in given} if len(given) <= 200 else {}
     out = []
     for label, row in zip(given, firsts, strict=True):

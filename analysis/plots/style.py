@@ -1,4 +1,4 @@
-"""How figures look: colours that colour-blind readers tell apart, and line styles and markers that grey paper keeps."""
+"""The style of figures: colours that are distinct for colour-blind readers, and dashes and markers for grey print."""
 
 import io
 import logging
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito (2008), without the yellow that white paper swallows."""
+"""Okabe and Ito (2008), without yellow, which is too pale on white."""
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 GREY = "#9a9a9a"
 BAR, EDGE = "#a9c9e2", "#2b5d86"
-"""Of bars, which are all alike: their labels tell them apart."""
+"""Fill and edge of all bars; their labels identify them."""
 
 RC: Any = {
     "axes.formatter.useoffset": False,  # a sum of two numbers is no label

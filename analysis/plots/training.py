@@ -2,7 +2,15 @@
 
 from typing import TYPE_CHECKING
 
-from analysis.plots.lines import curve_panels, legend_of, line, lines_note, named_variants, spans_much, title_and_unit
+from analysis.plots.lines import (
+    curve_panels,
+    has_wide_range,
+    legend_of,
+    line,
+    lines_note,
+    named_variants,
+    title_and_unit,
+)
 from analysis.plots.study import Missing, Study
 from analysis.plots.style import finish, log_scale, panels
 
@@ -80,7 +88,7 @@ def gradient_norms(study: Study) -> "Figure":
                 line(ax, *found, number)
         title, _ = title_and_unit(term.removeprefix("grad_norm/") + "_loss", study)
         ax.set(title=f"{title}, on {matrix}", ylabel="norm of the gradient")
-        if spans_much(study, named, term + suffix):
+        if has_wide_range(study, named, term + suffix):
             log_scale(ax, "y")
     for ax in axes[-len(terms) :]:
         ax.set_xlabel("training step")

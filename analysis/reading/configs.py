@@ -4,18 +4,15 @@ import json
 import math
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sae_sweeps.errors import DamagedFile
-
-if TYPE_CHECKING:
-    pass
 
 NESTED = {dict, list}
 
 
 def flat_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys; a group stands for its `name` (`penalty` = ortho beside `penalty.tau`), a list becomes JSON."""
+    """The config as dotted keys; a group's `name` is its value (`penalty` = ortho, `penalty.tau`), lists are JSON."""
     flat: dict[str, Any] = {}
 
     def add(config: dict[str, Any], prefix: str) -> None:

@@ -9,7 +9,7 @@ from analysis.reading.names import STEPS, config_name
 from sae_sweeps.errors import DataError
 
 REFERENCE = "reference"
-"""The word that stands for the five studies' figures; `reference:STUDY` for those of one."""
+"""The path word for the figures of all five studies; `reference:STUDY` is one study's."""
 REFERENCE_PATH = Path(__file__).parents[1] / "reference" / "runs.json"
 
 

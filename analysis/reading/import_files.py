@@ -33,7 +33,7 @@ def as_bytes(found: Import) -> bytes:
 
 
 def imported_records(path: str | Path) -> list[Record]:
-    """The imported runs that a path stands for; none for a path of another kind.
+    """The imported runs at a path; empty for a path of another kind.
 
     It is `reference`, a file that an import wrote, or a folder or outputs tree with such files.
     """

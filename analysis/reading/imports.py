@@ -15,7 +15,7 @@ FORM = "sae_sweeps import 1"
 
 @dataclass
 class Import:
-    """What one source tells, as its file holds it."""
+    """The imported runs of one source, as stored in its file."""
 
     name: str
     """Of the file, and before the run ids of notes."""

@@ -12,7 +12,7 @@ NAMES = {
     "None": None, "null": None, "True": True, "true": True, "False": False, "false": False,
     "nan": math.nan, "NaN": math.nan, "NAN": math.nan, "inf": math.inf, "Infinity": math.inf, "Inf": math.inf,
 }  # fmt: skip
-"""Words that stand for values in Python and in JSON; after a dot too (`np.nan`, `math.inf`)."""
+"""Names of values in Python and JSON, also after a dot (`np.nan`, `math.inf`) -> the value."""
 
 NUMBERS = {
     "float", "int", "tensor", "array", "float16", "float32", "float64", "bfloat16", "int32", "int64", "bool_", "str_",
@@ -80,7 +80,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def braces(text: str, start: int) -> int:
-    """The end of the literal whose `{` stands at `start`; brackets in strings do not count. Raises ValueError."""
+    """The end of the literal whose `{` is at `start`; brackets in strings do not count. Raises ValueError if open."""
     depth, quote, place = 0, "", start
     while place < len(text):
         c = text[place]

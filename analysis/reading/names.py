@@ -65,7 +65,7 @@ def config_name(key: str) -> str:
 
 
 def is_config(key: str) -> bool:
-    """Whether records mean a config key by this name, wherever it stands."""
+    """Whether this name is a config key, in a block of any kind."""
     return key in CONFIG_NAMES or key in PLAIN_CONFIG
 
 

@@ -3,16 +3,13 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from analysis.reading.imports import imported_run
 from analysis.reading.literals import Literal, braces, leaves, read_literal, same
 from analysis.reading.names import STEPS, config_name, is_config
 from analysis.text import clean
 from sae_sweeps.errors import DataError
-
-if TYPE_CHECKING:
-    pass
 
 RUN = r"\**\s*Run\b(?:\s+(?:no\.?\s*|#\s*)?([0-9]+[a-z]?)\b)?\s*\**\s*"
 HEADING = re.compile(rf"^ {{0,3}}(#{{1,6}})\s*{RUN}(?:[:.–—-]|$)\s*\**(.*)$", re.IGNORECASE)
@@ -24,22 +21,22 @@ LINE = re.compile(rf"^ {{0,3}}()(?=\**\s*Run\s+\W*(?:no\.?\s*)?[0-9]){RUN}(?:[:.
 OTHER_HEADING = re.compile(r"^(#{1,6})\s+(.*)$")
 FENCE = re.compile(r"^\s*(```|~~~)\w*\s*$")
 OPEN = re.compile(r"^ {0,3}(?:[-*>] +)?(?:([^\n{}:=]{1,80}?) *[:=] *\**\s*)?(?=\{)", re.M)
-"""Where a dict begins a line, or follows the label that does."""
+"""A dict at the beginning of a line, or after a label at the beginning of a line."""
 CONFIG_BLOCK = re.compile(r"config|varied|common|setting|hyper|argument|param", re.I)
 RESULT_BLOCK = re.compile(r"result|metric|score|eval|loss", re.I)
 SKIPPED = ("eval_config", "eval_result_details", "eval_result_unstructured")
-"""Nested blocks that hold no metric of the run."""
+"""Nested blocks without metrics of the run."""
 OWN_LINES = re.compile(r"^(Run id|State|Against the baseline)\b.*(?:\n {2,}\S.*)*\n?", re.M)
-"""What written notes say beside Varied, Results and Description."""
+"""The lines of notes written by `analysis.output.notes` that are not part of the description."""
 
 
 def parse_notes(text: str, name: str, path: Path) -> list[dict[str, Any]]:
-    """Imported runs (see `imported_run`) of notes in the studies' form, by any hand.
+    """The imported runs (see `imported_run`) in run notes, written by this project or by hand.
 
-    Read are: dicts that are Python or JSON literals, on one line or many, in fences or not, nested, several of them per
-    run; nan, NaN, inf, -Infinity, None and null; runs without a number. Nothing is evaluated. What contradicts itself
-    is kept as a warning of the run, all prose as its description. Raises DataError for notes without runs, and for a
-    dict of results that is no literal.
+    Dicts may be Python or JSON literals, on one line or many, fenced or not, nested, several per run; nan, NaN, inf,
+    -Infinity, None and null are read, and runs without a number. Nothing is evaluated. Contradictions become warnings
+    of the run, all other text its description. Raises DataError for notes without runs, and for a dict of results or
+    config that is not a literal.
     """
     common: dict[str, Any] = {}
     runs: list[dict[str, Any]] = []
@@ -58,11 +55,11 @@ def parse_notes(text: str, name: str, path: Path) -> list[dict[str, Any]]:
             number = next(f"{number}-{n}" for n in range(2, 1000) if f"{number}-{n}" not in taken)
             doubts.append(f"the notes use the number {heading} twice; this run is counted as {number}")
         taken.add(number)
-        config, metrics, told = merged(blocks)
+        config, metrics, contradictions = merged(blocks)
         state = re.search(r"^State: (\w+)", body, re.M)
         prose = OWN_LINES.sub("", prose)
         prose, _, own = prose.partition("\nWarnings:\n")
-        doubts += told + list(own_warnings(own))
+        doubts += contradictions + list(own_warnings(own))
         config = common | config
         steps = next((value for key, value in config.items() if key in STEPS), metrics.get("steps"))
         config = {key: value for key, value in config.items() if key not in STEPS}
@@ -84,7 +81,7 @@ def parse_notes(text: str, name: str, path: Path) -> list[dict[str, Any]]:
 
 
 def own_warnings(listed: str) -> Iterator[str]:
-    """The warnings that written notes list, but for those of the audit, which finds them again."""
+    """The warnings listed in the notes, without the findings of the audit, which are computed anew."""
     for item in re.findall(r"^- (.*(?:\n {2,}.*)*)", listed, re.M):
         words = " ".join(item.split())
         found = AUDITED.match(words)
@@ -93,7 +90,7 @@ def own_warnings(listed: str) -> Iterator[str]:
 
 
 def sections(text: str) -> Iterator[tuple[str | None, str, str, int]]:
-    """(number, title, body, first line) of each section: number None outside runs, empty for a run without one."""
+    """(number, title, body, first line) of each section; number is None outside runs, "" for a run without a number."""
     number: str | None = None
     title, start, level, body = "", 1, 0, list[str]()
     fenced = False
@@ -115,7 +112,7 @@ def sections(text: str) -> Iterator[tuple[str | None, str, str, int]]:
 
 
 def split_blocks(body: str, path: Path, first_line: int) -> tuple[list[tuple[str, Literal]], str]:
-    """The dicts of a section, each with its label, and the prose that is left."""
+    """The dicts of a section, each with its label, and the text between them."""
     blocks: list[tuple[str, Literal]] = []
     prose, place, failed = "", 0, 0
     while found := OPEN.search(body, place):
@@ -143,16 +140,15 @@ def split_blocks(body: str, path: Path, first_line: int) -> tuple[list[tuple[str
 
 
 def label_above(before: str) -> str:
-    """The last line of text before a dict that stands alone."""
+    """The last non-empty line before a dict without a label on its own line."""
     lines = [line.strip(" *#:=") for line in before.splitlines() if line.strip(" *#:=")]
     return lines[-1][-80:] if lines else ""
 
 
 def merged(blocks: list[tuple[str, Literal]]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Config keys and metrics of a run's blocks, nested ones under their last name, and what contradicts itself.
+    """Config, metrics and contradictions of a run's blocks; nested metrics are under their last name.
 
-    A name that stands in several places with different values keeps its first value; metrics keep the others under
-    the names of their blocks too.
+    A name with different values keeps the first; further values of a metric are kept under their full dotted names.
     """
     config: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
@@ -186,5 +182,5 @@ def doubled(block: Literal) -> list[str]:
 
 
 MOST_BRACES = 100
-"""Braces in the prose of a run that are looked at."""
+"""The most braces in one section that may hold no literal."""
 AUDITED = re.compile(r"^(?:error|warning|note), ([a-z0-9-]+): ")

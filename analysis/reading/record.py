@@ -2,10 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 ABSENT = float("nan")
 """In a column of a run that has no such key or metric; a key that is null is None."""
@@ -14,7 +11,7 @@ RUN_FIELDS = (
     "description", "nulls",
 )  # fmt: skip
 LOST = "lost?"
-"""The state of a run that claims to be running while nobody alive has its lease."""
+"""The state of a run that is recorded as running although no living process has its lease."""
 
 
 @dataclass
@@ -36,6 +33,6 @@ class Record:
     """`run` for a folder of this project's; for what was imported whose word it is (`as reported in notes.txt`)."""
     provenance: dict[str, Any] = field(default_factory=dict)
     description: str | None = None
-    """What an imported record says of itself in prose."""
+    """The prose description of an imported record."""
     nulls: list[str] = field(default_factory=list)
     """Metrics that are recorded without a number: not measured, or not finite."""

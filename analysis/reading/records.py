@@ -1,8 +1,8 @@
 """Run folders as one data frame.
 
 Columns have two levels, so that a config key never meets a metric of the same name:
-`run` (RUN_FIELDS), `config` (dotted keys) and `metrics` (flat). Imported records of earlier work stand beside runs;
-their `source` says whose word they are.
+`run` (RUN_FIELDS), `config` (dotted keys) and `metrics` (flat). Imported records of earlier work are rows too;
+their `source` names where the numbers come from.
 """
 
 from collections.abc import Iterable

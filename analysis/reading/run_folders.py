@@ -1,9 +1,8 @@
-"""The run folders that a path stands for, each read as a Record."""
+"""The run folders at a path, each read as a Record."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from analysis.metrics import remember
 from analysis.reading.configs import flat_config, flat_metrics, read_yaml
@@ -14,12 +13,9 @@ from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
 from sae_sweeps.storage.sweep_folder import read_manifest
 
-if TYPE_CHECKING:
-    pass
-
 
 def runs_at(path: Path) -> Iterator[tuple[Path, str | None]]:
-    """The run folders that a path stands for, each with the title that a sweep gives it."""
+    """The run folders at a path, each with its title in the sweep or None."""
     if not path.exists():
         raise DataError(f"{path} does not exist; give a run's folder, a sweep's folder or the outputs folder.")
     if path.is_file():

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from analysis.reading.imports import Import
 
 CAN_BE_MINUS_ONE = ("scr", "tpp", "shift_and_tpp")
-"""Evaluations whose scores may be exactly -1; in the others' files -1 stands for nan."""
+"""Evaluations whose scores may be exactly -1; in the others' files -1 means nan."""
 
 
 def results_in(content: Any) -> list[dict[str, Any]]:
-    """The results that a JSON file holds: one, or as older versions returned them one for each SAE by its name."""
+    """The results in a JSON file: one, or in the format of older versions one for each SAE name."""
     if not isinstance(content, dict):
         return []
     if isinstance(content.get("eval_result_metrics"), dict):
@@ -50,8 +50,8 @@ def saebench_imports(results: list[tuple[Path, dict[str, Any]]]) -> list["Import
                 config.setdefault(key, value)
             read.append(kind_of(content))
         nulls = [key for key, value in metrics.items() if value is None and "cossim" in key]
-        said = [f"{key} is -1 in SAEBench's file, which stands for nan" for key in nulls]
-        run = imported_run(name, f"SAEBench: {', '.join(dict.fromkeys(read))}", config, metrics, warnings=said)
+        warnings = [f"{key} is -1 in SAEBench's file, which means nan" for key in nulls]
+        run = imported_run(name, f"SAEBench: {', '.join(dict.fromkeys(read))}", config, metrics, warnings=warnings)
         found.append(Import(safe_stem(name), f"SAEBench's files of {name}", "saebench", [run]))
     return found
 
@@ -80,12 +80,12 @@ def metrics_of(content: dict[str, Any]) -> dict[str, float | None]:
 
 
 def is_ours(extra: dict[str, Any]) -> bool:
-    """Whether the file was written by this project, which keeps what SAEBench has no place for beside its warnings."""
+    """Whether this project wrote the file: only its `eval_result_unstructured` has warnings."""
     return "warnings" in extra
 
 
 def config_of(content: dict[str, Any]) -> dict[str, Any]:
-    """What the file says of the SAE, by this project's config keys, and on which model and layer it was judged."""
+    """The SAE's config as the file records it, under this project's keys, with the model it was evaluated on."""
     cfg, judged = content.get("sae_cfg_dict") or {}, content.get("eval_config") or {}
     metadata = cfg.get("metadata") or {}
     hook = str(cfg.get("hook_name") or metadata.get("hook_name") or "")

@@ -14,7 +14,7 @@ LARGEST = 100 * 2**20
 
 
 def read_sources(paths: Iterable[str | Path]) -> list[Import]:
-    """The imports that files, and all JSON files of folders, stand for.
+    """The imports of files, and of all JSON files in folders.
 
     Each notes or figures file is one, and each SAE of SAEBench's result files. Raises DataError for a source that is
     missing or holds nothing of these forms.
@@ -43,7 +43,7 @@ def read_sources(paths: Iterable[str | Path]) -> list[Import]:
 def files_of(paths: Iterable[str | Path]) -> Iterator[Path]:
     for path in map(Path, paths):
         if path.is_dir():
-            # a summary says again what its evaluation's file says
+            # a summary repeats the file of its evaluation
             inside = sorted(file for file in path.rglob("*.json") if not file.name.endswith(".summary.json"))
             if not inside:
                 raise DataError(f"{path} holds no JSON file; give notes, result files or a folder with result files.")

@@ -1,4 +1,4 @@
-"""What each key is where no command sets it: the groups' files in conf/ over the defaults of the schema."""
+"""The default value of each config key: the files of the groups in conf/ over the defaults of the schema."""
 
 import re
 from functools import cache
@@ -19,7 +19,7 @@ TOP = re.compile(r"\$\{top:\w+,(.*)\}")
 
 @cache
 def file_of(group: str, choice: str) -> dict[str, Any]:
-    """Dotted keys of a choice with their values; empty where there is no such file. Names come from runs: no paths."""
+    """Dotted keys of a choice with their values; empty where there is no such file or the name is a path."""
     path = config_dir() / group / f"{choice}.yaml"
     if not re.fullmatch(r"[\w-]+", choice) or not re.fullmatch(r"\w+", group) or not path.is_file():
         return {}
@@ -44,9 +44,9 @@ def top_level() -> dict[str, Any]:
 
 
 def defaults_of(config: dict[str, Any]) -> dict[str, Any]:
-    """The value of each key where nobody sets it, given the choices of a run's groups.
+    """The default of each key, given the group choices of a run.
 
-    Keys whose default is worked out from others (but for another key's value), or null at the top level, are left out.
+    Keys whose default is computed from others (except a copy of one key), or null at the top level, are left out.
     """
     found = {key: value for key, value in top_level().items() if value is not None}
     groups = {key.partition(".")[0] for key in config if "." in key}
@@ -62,7 +62,7 @@ def defaults_of(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """`${top:k,32}` as 32: what holds where the top level says nothing."""
+    """`${top:k,32}` as 32: the value where the top level does not set the key; other values unchanged."""
     if isinstance(value, str) and (match := TOP.fullmatch(value)):
         return yaml.safe_load(match[1])
     return value

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing beside it."""
+"""The report: one self-contained HTML file."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 SECTIONS = 60
-"""Runs with a section of their own, at most, unless more are asked for."""
+"""The most runs that get a section of their own by default."""
 KEYS = 5
-"""Differing keys from which titles lead the table."""
+"""The number of differing keys from which the table begins with the titles."""
 LIMIT = 1_000_000
-"""Bytes that figures may fill a page up to."""
-SAID = 3
-"""Sentences of one rule of the audit that stand open; the others can be unfolded."""
+"""The page's size in bytes up to which figures are added."""
+SHOWN = 3
+"""Sentences of one audit rule that are visible at once; the others can be unfolded."""
 UNFOLDED = 40
-"""Of those, at most."""
+"""The most sentences of one audit rule that can be unfolded."""
 ROOM = 200_000
-"""Bytes that figures have in any case."""
+"""Bytes that figures may take on a page of any size."""
 
 
 def write_report(
@@ -58,7 +58,7 @@ def write_report(
         runs: how many runs get a section of their own.
         interactive: add plotly's figures to hover over; 5 MB.
 
-    Raises DataError and DamagedFile as `records` does, ConfigError for a word that means nothing here.
+    Raises DataError and DamagedFile as `records` does, ConfigError for an unknown figure, column or run.
     """
     file = Path(file)
     write_text(file, report(paths, title, where, sort, baseline, figures, runs, interactive))
@@ -93,9 +93,9 @@ def report(
         "live": sum(state in ("queued", "running") for state in states),
         "summary": sentences(study, unfit_runs(full)),
         "findings": findings(full, loaded.varied),
-        "said": SAID,
+        "shown": SHOWN,
         "unfolded": UNFOLDED,
-        "table": html_table(replace(table, warnings=[]), links),  # the audit lists them,
+        "table": html_table(replace(table, warnings=[]), links),  # the audit section lists them
         "table_css": TABLE_CSS,
         "table_js": TABLE_JS,
         "sections": sections,
@@ -121,7 +121,7 @@ def report(
 
 
 def rendered(content: dict[str, Any]) -> str:
-    """The page; every word in it is escaped by jinja2 but the table, the sparklines and the charts."""
+    """The page as HTML. jinja2 escapes all text except the table, the sparklines and the charts."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -136,7 +136,7 @@ def title_of(paths: Sequence[Path]) -> str:
 
 
 def findings(full: "pd.DataFrame", varied: set[str]) -> list[tuple[str, str, list[str]]]:
-    """Level, code and sentences of all that the audit finds; the sentences of one rule stand together."""
+    """The findings of the audit, grouped by rule: level, code, sentences."""
     found: dict[tuple[str, str], list[str]] = {}
     for finding in audit(full, varied):
         found.setdefault((finding.level, finding.code), []).append(finding.text(len(full)))
@@ -144,7 +144,7 @@ def findings(full: "pd.DataFrame", varied: set[str]) -> list[tuple[str, str, lis
 
 
 def titled_columns(full: "pd.DataFrame") -> list[str] | None:
-    """Titles first, then metrics, then keys, where titles say more than many keys do; None: as a table has it."""
+    """Columns with the title first, for many differing keys and distinct titles; None: the table's default."""
     titles, keys = list(full["run", "title"]), differing(full)
     if len(keys) < KEYS or not all(isinstance(title, str) for title in titles) or len(set(titles)) < len(titles):
         return None

@@ -1,4 +1,4 @@
-"""A run's own section: what it is, how it differs, how it trained, what it scored, where it comes from."""
+"""The section of one run: facts, config differences, curves, scores and provenance."""
 
 import json
 from dataclasses import dataclass, field
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 CURVES = ("loss", "fvu", "held_out_fvu", "l0", "dead_features", "recon_loss", "sparsity_loss", "penalty_loss",
           "penalty_weight", "lr", "k", "grad_norm/total")  # fmt: skip
 MORE = 6
-"""Terms of penalties beside CURVES, at most."""
+"""The most terms of penalties that are drawn after CURVES."""
 OF_ITS_OWN = ("wall_time_s", "tokens_per_s", "start_step")
 """Provenance that differs from run to run by nature."""
 
 
 @dataclass
 class Section:
-    """What the page shows of one run; all words are clean, not yet escaped."""
+    """What the page shows of one run; text has no control characters, and is not yet escaped for HTML."""
 
     anchor: str
     run_id: str
@@ -47,7 +47,7 @@ class Section:
 
 
 Values = dict[str, dict[str, Any]]
-"""What a row holds under run, config and metrics; keys that the run has not are left out."""
+"""A row's values under run, config and metrics; keys that the run does not have are absent."""
 
 
 def values_of(full: "pd.DataFrame", row: int) -> Values:
@@ -164,7 +164,7 @@ def provenance(made: Any) -> dict[str, str]:
 
 
 def common_provenance(study: Study) -> dict[str, str]:
-    """What all runs that say it have alike."""
+    """The provenance with one value in all runs that have any."""
     all_made = [made for value in study.full["run", "provenance"] if (made := provenance(value))]
     if not all_made:
         return {}

@@ -5,8 +5,8 @@
     comparison := column (= | != | < | <= | > | >=) literal | column ~ text | column [not] in ( literal {, literal} )
 
 A column is named as in `find_columns`. A literal is a number (1e-3), a word (bare, or quoted where it has blanks or
-signs), true, false or null. null also stands for a key that a run does not have. `~` finds a part of a text without
-regard to case, or all of it where the text has `*` or `?`.
+signs), true, false or null. null also matches a key that a run does not have. `~` matches a part of a text without
+regard to case, or all of it where the pattern has `*` or `?`.
 """
 
 import math
@@ -36,7 +36,7 @@ ORDERS: dict[str, Callable[[Any, Any], bool]] = {
 COMPARISONS = ("=", "!=", "~", *ORDERS)
 KEYWORDS = ("and", "or", "not", "in")
 DEEPEST = 50
-"""Parentheses and nots inside each other."""
+"""The deepest nesting of parentheses and nots."""
 
 Test = Callable[["Row"], bool]
 Row = dict[Column, Any]
@@ -92,7 +92,7 @@ class Where:
     text: str
     full: "pd.DataFrame"
     columns: list[Column] = field(default_factory=list)
-    """Those that it compares."""
+    """The columns that the expression compares."""
     test: Test = field(init=False)
     _tokens: list[Token] = field(init=False)
     _depth: int = field(init=False, default=0)
@@ -174,7 +174,7 @@ class Where:
 
     def _comparison(self) -> Test:
         if self._next.kind not in ("word", "quoted") or self._next.is_word(*KEYWORDS):
-            self._refuse("stands where a condition should; write one as in k = 320")
+            self._refuse("is not a condition; write one as in k = 320")
         token = self._take()
         name = token.text[1:-1] if token.kind == "quoted" else token.text
         column = find_column(self.full, name)
@@ -187,7 +187,7 @@ class Where:
             literals = self._list()
             return lambda row: any(literal.equals(row[column]) for literal in literals) != negated
         if negated or not self._next.is_sign(*COMPARISONS, "=="):
-            self._refuse(f"stands where an operator should; use one of {', '.join(COMPARISONS)} or in after {token}")
+            self._refuse(f"is not an operator; use one of {', '.join(COMPARISONS)} or in after {token}")
         sign = self._take().text
         literal_token = self._next
         literal = self._literal()
@@ -221,7 +221,7 @@ class Where:
 
     def _list(self) -> list[Literal]:
         if not self._next.is_sign("("):
-            self._refuse("stands where a list should; write in (a, b)")
+            self._refuse("is not a list; write in (a, b)")
         self._take()
         literals = [self._literal()]
         while self._next.is_sign(","):
@@ -234,7 +234,7 @@ class Where:
 
     def _literal(self) -> Literal:
         if self._next.kind not in ("word", "quoted") or self._next.is_word(*KEYWORDS):
-            self._refuse("stands where a value should; write a number, a word or a quoted text")
+            self._refuse("is not a value; write a number, a word or a quoted text")
         token = self._take()
         quoted = token.kind == "quoted"
         return Literal(token.text[1:-1] if quoted else token.text, quoted)
@@ -251,7 +251,7 @@ def select(full: "pd.DataFrame", text: str) -> "pd.DataFrame":
 
 
 def summary_of(values: Any) -> str:
-    """A column's values in words, a few of many."""
+    """The distinct values of a column as text, four at most."""
     words = list(dict.fromkeys("null" if is_empty(value) else cell(value, "config") for value in values))
     return " or ".join(words) if len(words) <= 4 else f"{words[0]}, {words[1]}, {words[2]} or {len(words) - 3} others"
 
@@ -266,7 +266,7 @@ def found_in(pattern: str, value: Any) -> bool:
 
 
 def words_of(value: Any) -> str:
-    """A value as one would write it."""
+    """A value as text, as a user types it."""
     if isinstance(value, bool):
         return str(value).lower()
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

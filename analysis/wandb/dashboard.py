@@ -1,6 +1,6 @@
 """W&B's workspace and report for a project, as code: curves by group, Pareto fronts, parallel coordinates, run table.
 
-Both are built offline; only `save` asks the server. Saving again replaces what was saved before.
+Both are built offline; only `save` needs the server. Saving again replaces what was saved before.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KEYS = (
     "architecture.name", "penalty.name", "penalty.lambda2_max", "architecture.k", "architecture.d_sae",
     "lr_schedule.lr", "layer.index", "seed",
 )  # fmt: skip
-"""Config keys of the parallel coordinates and the run table where no runs say which ones differ."""
+"""Config keys of the parallel coordinates and the run table where no runs are given that differ in some."""
 RESULTS = ("fvu", "ce_loss_score", "l0", "dead_features")
 CURVES = {
     "Losses": ("loss", "recon_loss", "sparsity_loss", "penalty_loss"),
@@ -108,10 +108,10 @@ def report(entity: str, project: str, keys: Sequence[str] = KEYS, results: Seque
     wr = _library().reports
     blocks: list[Any] = [
         wr.TableOfContents(),
-        wr.P("One run per training; runs of a sweep share its group. `python -m analysis audit` says what compares."),
+        wr.P("One run per training; runs of a sweep share its group. `python -m analysis audit` checks comparisons."),
     ]
     for name, shown in panels(keys, results).items():
-        runset = wr.Runset(name=name, groupby=["group"])  # the report's own project; naming it would ask the server
+        runset = wr.Runset(name=name, groupby=["group"])  # the report's own project; naming it would call the server
         blocks += [wr.H2(name), wr.PanelGrid(runsets=[runset], panels=shown)]
     return wr.Report(entity=entity, project=project, title=NAME, description="", width="fluid", blocks=blocks)
 

@@ -1,7 +1,7 @@
 """Replay runs that have ended into W&B: the rows of metrics.jsonl, the results, the notes, and a table per sweep.
 
-The id at W&B is the run's, so a run that is published again, or that was logged while it trained, stays one run: W&B
-drops steps that it has, the summary and the notes are written anew.
+A run keeps its id at W&B, so publishing it again, or after it was logged while it trained, updates one W&B run: W&B
+ignores steps that it has; the summary and the notes are replaced.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Listed:
     sweep: str | None
 
 
-def publish(paths: Iterable[str | Path], logger: LoggerConfig, say: Callable[[str], None]) -> int:
-    """Publish every ended run of the paths, then a table for each sweep; 0, or 1 where a copy stayed incomplete.
+def publish(paths: Iterable[str | Path], logger: LoggerConfig, print_line: Callable[[str], None]) -> int:
+    """Publish every ended run of the paths, then a table for each sweep. Returns 1 where a copy is incomplete, else 0.
 
     Raises DataError and DamagedFile as `analysis.reading.records.records` does.
     """
@@ -50,27 +50,27 @@ def publish(paths: Iterable[str | Path], logger: LoggerConfig, say: Callable[[st
         if sweep is not None:
             sweeps[sweep] = [folder.resolve() for folder, _ in listed]
     keys = varied_keys([listed.record for listed in found.values()])
-    problems = [publish_run(listed, logger, keys, say) for listed in found.values()]
+    problems = [publish_run(listed, logger, keys, print_line) for listed in found.values()]
     problems += [
-        publish_sweep(sweep, [found[place].record for place in places], logger, keys, say)
+        publish_sweep(sweep, [found[place].record for place in places], logger, keys, print_line)
         for sweep, places in sweeps.items()
     ]
     return int(any(problems))
 
 
-def publish_notes(sweep: Path, logger: LoggerConfig, say: Callable[[str], None]) -> None:
-    """The table of a sweep whose runs were logged as they trained; only a copy that stayed incomplete is told of."""
+def publish_notes(sweep: Path, logger: LoggerConfig, print_line: Callable[[str], None]) -> None:
+    """Publish the table of a sweep whose runs were logged as they trained; prints a line only where that failed."""
     records = [read_run(folder, title) for folder, title in runs_at(sweep)]
-    told: list[str] = []
-    if publish_sweep(sweep, records, logger, varied_keys(records), told.append):
-        say(told[-1])
+    lines: list[str] = []
+    if publish_sweep(sweep, records, logger, varied_keys(records), lines.append):
+        print_line(lines[-1])
 
 
-def publish_run(listed: Listed, logger: LoggerConfig, keys: list[str], say: Callable[[str], None]) -> bool:
-    """One run; whether its copy stayed incomplete."""
+def publish_run(listed: Listed, logger: LoggerConfig, keys: list[str], print_line: Callable[[str], None]) -> bool:
+    """Publish one run. Returns whether its copy at W&B is incomplete."""
     record = listed.record
     if record.state not in ENDED:
-        say(f"{record.run_id}: {record.state}; published once it has ended")
+        print_line(f"{record.run_id}: {record.state}; published once it has ended")
         return False
     folder = RunFolder(record.folder)
     config, tags = configured(folder)
@@ -86,14 +86,14 @@ def publish_run(listed: Listed, logger: LoggerConfig, keys: list[str], say: Call
     )
     sink.replay(rows)
     warning = sink.finish(0 if record.state == "completed" else 1, record.metrics, notes=notes_of(record, keys))
-    say(f"{record.run_id}: " + (f"warning: {warning}" if warning else f"{len(rows)} rows, {record.state}"))
+    print_line(f"{record.run_id}: " + (f"warning: {warning}" if warning else f"{len(rows)} rows, {record.state}"))
     return warning is not None
 
 
 def publish_sweep(
-    sweep: Path, runs: list[Record], logger: LoggerConfig, keys: list[str], say: Callable[[str], None]
+    sweep: Path, runs: list[Record], logger: LoggerConfig, keys: list[str], print_line: Callable[[str], None]
 ) -> bool:
-    """The run notes of a sweep as a table, in a W&B run of its own; whether that copy stayed incomplete."""
+    """Publish the notes of a sweep's runs as a table in a W&B run. Returns whether that copy is incomplete."""
     manifest = read_json(sweep / "manifest.json")
     name = sweep.resolve().name
     sink = WandbSink(
@@ -110,7 +110,7 @@ def publish_sweep(
     states = {record.state for record in runs}
     notes = " ".join(map(str, manifest.get("command") or []))
     warning = sink.finish(0 if states == {"completed"} else 1, {}, notes=notes)
-    say(f"{name}: " + (f"warning: {warning}" if warning else f"table of {len(runs)} runs"))
+    print_line(f"{name}: " + (f"warning: {warning}" if warning else f"table of {len(runs)} runs"))
     return warning is not None
 
 

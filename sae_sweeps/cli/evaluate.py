@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sae_sweeps.architectures.saelens import ExportedSAE
 
 FIXED = ("seed", "num_tokens", "d_sae", "k", "architecture", "penalty", "schedule", "train")
-"""Words about training, which says nothing about an SAE that is there."""
+"""Keys and groups of training, which do not apply to a trained SAE."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Target:
 
 
 def evaluate(paths: list[Path], words: list[str]) -> int:
-    """Evaluate what the paths hold and print the table; 0, 1 where an evaluation failed, 130 where interrupted."""
+    """Evaluate the SAEs at the paths and print a table. Returns 0; 1 where an evaluation failed; 130 if interrupted."""
     from sae_sweeps.runs.signals import Stop, caught_signals
 
     words = canonical_words(words)
@@ -105,7 +105,7 @@ def grouped(targets: list[Target]) -> list[list[Target]]:
 
 
 def evaluate_targets(group: list[Target], session: RunSession, console: Console) -> bool:
-    """Evaluate a group; whether anything failed. Runs that another process holds are left to it, and named."""
+    """Evaluate a group. Returns whether an evaluation failed. Runs leased by another process are named and skipped."""
     subjects, held, leases = [], {}, []
     try:
         for target in group:
@@ -136,7 +136,7 @@ def evaluate_targets(group: list[Target], session: RunSession, console: Console)
 
 
 def record(target: Target, failures: list[Failure]) -> None:
-    """results.json with everything that the folder's evaluations say."""
+    """Write results.json from all evaluations in the folder."""
     if target.is_run:
         write_results(target.run, target.name, RunFolder(target.folder), target.title, failures)
     else:
@@ -150,7 +150,7 @@ def sae_of(target: Target) -> ExportedSAE:
 
 
 def find_targets(paths: list[Path], cfg: DictConfig, words: list[str]) -> Iterator[Target]:
-    """What the paths stand for, each once. Raises DataError for one that holds no SAE."""
+    """The SAEs at the paths, each once. Raises DataError for a path without one."""
     from analysis.reading.run_folders import runs_at
 
     seen: set[Path] = set()
@@ -175,7 +175,7 @@ def find_targets(paths: list[Path], cfg: DictConfig, words: list[str]) -> Iterat
 
 
 def of_run(folder: Path, cfg: DictConfig) -> Target:
-    """A run as it was configured, with the evaluations that are asked for now."""
+    """The target for a run's folder: its own config with the evaluations of this command."""
     saved = OmegaConf.load(folder / "config.yaml")
     assert isinstance(saved, DictConfig)
     node: Any = OmegaConf.merge(cfg)
@@ -191,19 +191,19 @@ def of_run(folder: Path, cfg: DictConfig) -> Target:
 
 
 def foreign(folder: Path, cfg: DictConfig, words: list[str]) -> Target:
-    """An SAE of elsewhere: its cfg.json says the model, layer and text, unless the command does."""
+    """The target for an SAE trained elsewhere; model, layer and text are those of the command, else of its cfg.json."""
     sae_cfg = read_json(folder / saelens.CFG_FILE)
-    told = sae_cfg.get("metadata") or {}
+    metadata = sae_cfg.get("metadata") or {}
     given = {word.partition("=")[0].partition(".")[0] for word in words}
     more = []
     if "model" not in given:
-        more += model_words(told.get("model_name"), folder)
+        more += model_words(metadata.get("model_name"), folder)
     if "layer" not in given:
-        more += layer_words(told.get("hook_name"), folder)
+        more += layer_words(metadata.get("hook_name"), folder)
     if "data" not in given:
-        more += data_words(told.get("dataset_path"))
-    if not any(word.startswith("data.context=") for word in words) and told.get("context_size"):
-        more.append(f"data.context={told['context_size']}")
+        more += data_words(metadata.get("dataset_path"))
+    if not any(word.startswith("data.context=") for word in words) and metadata.get("context_size"):
+        more.append(f"data.context={metadata['context_size']}")
     (point,) = compose_points([*more, *words])
     run = run_config(point.cfg)
     if run.model.d_in != sae_cfg.get("d_in"):
@@ -215,7 +215,7 @@ def foreign(folder: Path, cfg: DictConfig, words: list[str]) -> Target:
 
 
 def model_words(name: str | None, folder: Path) -> list[str]:
-    """The model of an SAE by what its cfg.json calls it."""
+    """The overrides that choose the model named in an SAE's cfg.json."""
     if not name:
         raise ConfigError(
             f"{folder / saelens.CFG_FILE} names no model; give it, as model=PATH or model=hub model.path=NAME."
@@ -244,14 +244,14 @@ def layer_words(hook: str | None, folder: Path) -> list[str]:
 
 
 def data_words(dataset: str | None) -> list[str]:
-    """The text that the SAE was trained on where that is at hand, else what SAEBench reads."""
+    """The text that the SAE was trained on where it is available, else OpenWebText, as in SAEBench."""
     if dataset and (dataset in plugins.choices("data") or Path(dataset).expanduser().exists()):
         return [f"data={dataset}"]
     return ["data=openwebtext"]
 
 
 def write_foreign(target: Target, failures: list[str]) -> None:
-    """results.json beside an SAE that no run of ours trained."""
+    """Write results.json beside an SAE trained elsewhere."""
     metrics, warnings = collected(target.folder)
     sae_cfg, run = read_json(target.folder / saelens.CFG_FILE), target.run
     config = {

@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sae_sweeps.errors import ConfigError, UserError
 from sae_sweeps.runs.inline import States, run_all
@@ -18,9 +18,6 @@ from sae_sweeps.storage.sweep_folder import run_path
 from sae_sweeps.sweeps.plan import Plan, Point, describe, make_plan
 from sae_sweeps.sweeps.sweep import create_sweep
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass
 class Outcome:
@@ -29,7 +26,7 @@ class Outcome:
     status: int
     """Exit status: 0 everything completed, 1 a run failed or diverged, 130 interrupted."""
     values: list[float | None]
-    """Each point's `objective`, the metric of results.json that a sweeper asks for; None where there is none."""
+    """Each point's `objective`, the metric of results.json that a sweeper optimises; None where it is not set."""
 
 
 def launch(points: list[Point]) -> Outcome:

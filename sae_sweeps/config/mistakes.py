@@ -29,7 +29,11 @@ def sentence(error: Exception) -> str:
             group, value = found[1], found[2].removesuffix(".yaml")
             if (group, value) == ("hydra/sweeper", "optuna"):
                 return "hydra/sweeper=optuna: Optuna is not installed; pip install 'sae-sweeps[optuna]'."
-            mend = _suggest(value, choices(group), "one of") if choices(group) else "--info searchpath tells where."
+            mend = (
+                _suggest(value, choices(group), "one of")
+                if choices(group)
+                else "--info searchpath lists where Hydra looks."
+            )
             return f"{group}={value}: no such choice; {mend}"
     if found := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(found[1].split("@")[0], text)

@@ -206,8 +206,8 @@ def refuse_hiding(path: Path, group: str | None = None) -> None:
     ours = config_dir() / group / path.name
     if ours.is_file() and ours.resolve() != path.resolve():
         raise ConfigError(
-            f"{group}={path.stem}: {path} has the name of {ours}; rename yours, so that every run says "
-            "which one it used."
+            f"{group}={path.stem}: {path} has the name of {ours}; rename yours, so that every run "
+            "records which one it used."
         )
 
 
@@ -298,7 +298,7 @@ _loaded: dict[Code, ModuleType] = {}
 
 
 def _outside(group: str, name: str, code: Code) -> Component:
-    """Load outside code, where its content is what the config says. Raises ConfigError where it is not."""
+    """Load outside code. Raises ConfigError where its content differs from the digest in the config."""
     choice = f"{group}={name}"
     module = _loaded.get(code)
     if module is None:

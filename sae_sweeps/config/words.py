@@ -182,7 +182,7 @@ def _base_of(group: str, path: Path, value: str) -> str:
     if path.is_file():
         if path.suffix not in ENDINGS:
             raise ConfigError(
-                f"data={value}: the ending tells the format; use {', '.join(ENDINGS)}, or data=text data.path={value}."
+                f"data={value}: unknown file extension; use {', '.join(ENDINGS)}, or data=text data.path={value}."
             )
         return ENDINGS[path.suffix]
     kinds = {ENDINGS[file.suffix] for file in path.rglob("*") if file.suffix in ENDINGS}

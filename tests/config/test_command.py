@@ -110,7 +110,7 @@ def test_a_key_that_variants_choose_is_refused():
         ("arms=3", "arms: they belong in a file of conf/experiment, as those of the studies do."),
         ("arms={a: 3}", "arms: they belong in a file of conf/experiment, as those of the studies do."),
         ("variants=3", "variants: they belong in a file of conf/experiment, as those of the studies do."),
-        ("hydra/launcher=abc", "hydra/launcher=abc: no such choice; --info searchpath tells where."),
+        ("hydra/launcher=abc", "hydra/launcher=abc: no such choice; --info searchpath lists where Hydra looks."),
     ],
 )
 def test_a_value_of_the_wrong_type_is_named_with_what_it_must_be(word, message):

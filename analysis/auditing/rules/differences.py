@@ -39,7 +39,7 @@ def identical(comparison: Comparison) -> Found:
             yield f"identical results although {shown} differ{'s' * (len(keys) == 1)}.", runs
 
 
-@RULES.add("floor", "warning", "A metric is at its floor in every run, so it tells nothing apart.")
+@RULES.add("floor", "warning", "A metric is at its floor in every run, so it separates no runs.")
 def at_floor(comparison: Comparison) -> Found:
     studies: dict[Any, list[Run]] = {}
     for run in comparison.measured:
@@ -49,7 +49,7 @@ def at_floor(comparison: Comparison) -> Found:
             floor = floor_of(metric.removeprefix(BUILTIN))
             having = [run for run in runs if metric in run.metrics] if floor is not None else []
             if len(having) > 1 and all(run.metrics[metric] == floor for run in having):
-                yield f"{metric} is {floor:g} in every run: at its floor, it tells nothing apart.", having
+                yield f"{metric} is {floor:g} in every run: at its floor, it separates no runs.", having
 
 
 @lru_cache(maxsize=4096)
@@ -89,10 +89,10 @@ def within_seeds(comparison: Comparison) -> Found:
         if close:
             gap = max(abs(means[n] - means[first]) for n in close)
             runs = [run for n in (first, *close) for run in samples[n][0]]
-            who = f"{len(close)} of {len(samples) - 1} other configurations" if len(samples) > 2 else "the other one"
+            others = f"{len(close)} of {len(samples) - 1} other configurations" if len(samples) > 2 else "the other one"
             yield (
-                f"{metric}: the best configuration is not told from {who} by its seeds (differences up to {gap:.2g}, "
-                f"Welch's t, p > {CONFIDENCE}).",
+                f"{metric}: the seeds do not separate the best configuration from {others} (differences up to "
+                f"{gap:.2g}, Welch's t, p > {CONFIDENCE}).",
                 runs,
             )
 

@@ -57,7 +57,7 @@ def stale_evaluation(comparison: Comparison) -> Found:
             yield f"the weights were written after {', '.join(old)}: evaluate again.", [run]
 
 
-@RULES.add("builtin-beside", "warning", "Scores on built-in data stand beside scores on SAEBench's.")
+@RULES.add("builtin-beside", "warning", "Scores on built-in data are listed beside scores on SAEBench's.")
 def builtin_beside(comparison: Comparison) -> Found:
     for metric in JUDGED:
         ours = [run for run in comparison.measured if BUILTIN + metric in run.metrics]
@@ -66,7 +66,7 @@ def builtin_beside(comparison: Comparison) -> Found:
             yield f"{BUILTIN}{metric} is on built-in data and does not compare with {metric}.", [*ours, *theirs]
 
 
-@RULES.add("reported", "note", "Imported figures stand as reported; nothing here measured them.")
+@RULES.add("reported", "note", "Imported figures are as reported; they were not measured by this project.")
 def reported(comparison: Comparison) -> Found:
     sources = dict.fromkeys(run.source for run in comparison.runs if run.source)
     for source in sources:

@@ -1,4 +1,4 @@
-"""Rules on what a record says against what was used."""
+"""Rules that compare the recorded config and prose with the values in the logs."""
 
 import math
 import re
@@ -65,8 +65,8 @@ def lr_settings(comparison: Comparison) -> list[Settings]:
 @RULES.add("lr-used", "error", "The learning rate in metrics.jsonl is not the one that the config records.")
 def learning_rate_used(comparison: Comparison) -> Found:
     settings = lr_settings(comparison)
-    told = ((run, other_rate(run, own)) for run, own in zip(comparison.measured, settings, strict=True))
-    yield from by_sentence((run, why) for run, why in told if why)
+    found = ((run, other_rate(run, own)) for run, own in zip(comparison.measured, settings, strict=True))
+    yield from by_sentence((run, sentence) for run, sentence in found if sentence)
 
 
 def other_rate(run: Run, settings: Settings) -> str | None:
@@ -111,7 +111,7 @@ def k_used(comparison: Comparison) -> Found:
             yield f"k={recorded:g} is recorded, but the last step was taken with k={used:g}.", [run]
 
 
-@RULES.add("steps-done", "error", "A run that counts as complete took another number of steps than its config says.")
+@RULES.add("steps-done", "error", "A completed run took another number of steps than its config gives.")
 def steps_done(comparison: Comparison) -> Found:
     for run in comparison.measured:
         tokens, batch = number(run.config.get("num_tokens")), number(run.config.get("batch_size"))
@@ -130,7 +130,7 @@ MENTIONS = {
     "steps": r"(?:trained for|after) ([0-9][0-9,]*) (?:training )?steps\b",
     "final_loss": r"final loss(?: of| is| was|:| ?=)? ?(-?[0-9][0-9,]*(?:\.[0-9]+)?)",
 }
-"""How prose speaks of a recorded number."""
+"""Patterns that find a recorded number in prose."""
 
 
 @RULES.add("prose-number", "warning", "The description or title gives a number that is not the recorded one.")
@@ -143,18 +143,18 @@ def prose_number(comparison: Comparison) -> Found:
                 for value in map(number, (run.config.get(key), run.steps if key == "steps" else run.metrics.get(key)))
                 if value is not None
             ]
-            said = re.findall(pattern, text, re.IGNORECASE) if recorded else []
-            if said and not any(agrees(words, value) for words in said for value in recorded):
+            written = re.findall(pattern, text, re.IGNORECASE) if recorded else []
+            if written and not any(agrees(number_text, value) for number_text in written for value in recorded):
                 name = key.rpartition(".")[2].replace("index", "layer")
-                yield f"its text says {name} {said[0]}, its record {recorded[0]:g}.", [run]
+                yield f"its text has {name} {written[0]}, its record {recorded[0]:g}.", [run]
 
 
-def agrees(words: str, value: float) -> bool:
+def agrees(number_text: str, value: float) -> bool:
     """Whether a number in prose is the value, rounded to the digits that the prose has."""
-    said = Decimal(words.replace(",", "").rstrip("."))
-    exponent = said.as_tuple().exponent
+    written = Decimal(number_text.replace(",", "").rstrip("."))
+    exponent = written.as_tuple().exponent
     half_a_digit = 0.5 * 10.0 ** (exponent if isinstance(exponent, int) else 0)
-    return abs(float(said) - value) <= half_a_digit * (1 + 1e-6)
+    return abs(float(written) - value) <= half_a_digit * (1 + 1e-6)
 
 
 PRAISE = r"(?<!not )(?<!never )(?<!less )\b(stable|stably|stability|converged|converges|smoothly|successfully)\b"
@@ -165,9 +165,9 @@ def praised(comparison: Comparison) -> Found:
     for run in comparison.runs:
         word = re.search(PRAISE, f"{run.title}. {run.description}", re.IGNORECASE)
         if word and run.diverged:
-            yield f"its text says `{word[1]}`, its loss is not a number.", [run]
+            yield f"its text has `{word[1]}`, its loss is not a number.", [run]
 
 
-@RULES.add("import-doubt", "warning", "An import could not take a number at its word.")
+@RULES.add("import-doubt", "warning", "An import found a number doubtful.")
 def import_doubt(comparison: Comparison) -> Found:
-    yield from by_sentence((run, f"{said}.") for run in comparison.runs if run.source for said in run.warnings)
+    yield from by_sentence((run, f"{warning}.") for run in comparison.runs if run.source for warning in run.warnings)

@@ -18,14 +18,14 @@ PERFECT = 0.999
 """A CE score that only an SAE which is not sparse reaches."""
 
 
-@RULES.add("never-trained", "error", "A run of 0 steps stands among trained ones.")
+@RULES.add("never-trained", "error", "A run of 0 steps is compared with trained ones.")
 def never_trained(comparison: Comparison) -> Found:
     runs = [run for run in comparison.runs if run.steps == 0 and (run.measured or run.source)]
     if runs:
         yield "0 steps: never trained, so its numbers are those of its initial weights.", runs
 
 
-@RULES.add("one-step", "error", "A run of a single step stands among trained ones.")
+@RULES.add("one-step", "error", "A run of a single step is compared with trained ones.")
 def one_step(comparison: Comparison) -> Found:
     runs = [run for run in comparison.measured if run.steps == 1]
     if runs:
@@ -78,7 +78,7 @@ def perfect_score(comparison: Comparison) -> Found:
     for run in comparison.measured:
         score = run.metrics.get("ce_loss_score", 0)
         if score >= PERFECT and (why := density(run)):
-            yield f"a CE score of {score:.4g} from an SAE that is not sparse ({why}) says nothing.", [run]
+            yield f"a CE score of {score:.4g} from an SAE that is not sparse ({why}) means nothing.", [run]
 
 
 @RULES.add("diverged", "error", "The loss of a run stopped being a number; whatever else it shows is not a result.")
@@ -146,9 +146,9 @@ def never_acted(run: Run, term: str) -> str | None:
 def own_warnings(comparison: Comparison) -> Found:
     restated = ("L0 = ", "the SAE is dead")  # by the rules above
     yield from by_sentence(
-        (run, said)
+        (run, warning)
         for run in comparison.runs
         if run.source is None
-        for said in run.warnings
-        if not said.startswith(restated)
+        for warning in run.warnings
+        if not warning.startswith(restated)
     )

@@ -12,7 +12,7 @@ from analysis.__main__ import main
 from analysis.auditing.audit import audit, varied_by
 from analysis.auditing.evidence import PART, Evidence
 from analysis.auditing.finding import LEVELS, Finding
-from analysis.auditing.printing import TOLD, marks, printed, sentences
+from analysis.auditing.printing import MAX_LINES, marks, printed, sentences
 from analysis.auditing.rules import RULES
 from analysis.auditing.rules.differences import welch
 from analysis.commands.audit import LEVELS as OFFERED
@@ -430,6 +430,8 @@ def test_of_a_long_log_three_parts_are_read_unless_a_zero_has_to_be_certain(tmp_
 def test_a_table_tells_no_more_than_it_has_room_for():
     findings = [Finding("dead", "warning", f"sentence {n}.", (f"run{n}",)) for n in range(30)]
     told = sentences(findings, 30)
-    assert len(told) == TOLD and told[0] == "run0: sentence 0."
+    assert len(told) == MAX_LINES and told[0] == "run0: sentence 0."
     assert told[-1] == "and 11 more findings: `python -m analysis audit` has them all."
-    assert len(sentences(findings[:TOLD], 30)) == TOLD and "more" not in sentences(findings[:TOLD], 30)[-1]
+    assert (
+        len(sentences(findings[:MAX_LINES], 30)) == MAX_LINES and "more" not in sentences(findings[:MAX_LINES], 30)[-1]
+    )

@@ -10,7 +10,7 @@ from analysis.plots.draw import draw
 from analysis.plots.features import pooled, seriated
 from analysis.plots.outcomes import front
 from analysis.plots.registry import PLOTS
-from analysis.plots.study import Study, every, thinned_rows
+from analysis.plots.study import Study, evenly, thinned_rows
 from analysis.plots.style import COLOURS, palette_bytes, small_png, style, svg
 from sae_sweeps.errors import ConfigError, DamagedFile
 from sae_sweeps.storage.rows import RowFile
@@ -163,7 +163,7 @@ def test_few_rows_of_many_are_read(tmp_path):
     with pytest.raises(DamagedFile, match="line 1"):
         thinned_rows(file, 60)
     assert thinned_rows(RowFile(tmp_path / "none"), 60) == []
-    assert every([1, 2, 3], 5) == [1, 2, 3] and every(range(100), 3) == [0, 50, 99]
+    assert evenly([1, 2, 3], 5) == [1, 2, 3] and evenly(range(100), 3) == [0, 50, 99]
 
 
 def test_the_palette_keeps_every_colour(study):

@@ -61,8 +61,8 @@ def test_the_form_of_the_studies(sweep):
 
 
 def test_the_baseline_is_named_or_chosen(sweep, outputs):
-    assert "Baseline: as aaaa (aaaa), as asked for." in notes(records([sweep]), baseline="aa")
-    assert "Baseline: as aaaa (aaaa), as asked for." in notes(records([sweep]), baseline="as aaaa")
+    assert "Baseline: as aaaa (aaaa), as requested." in notes(records([sweep]), baseline="aa")
+    assert "Baseline: as aaaa (aaaa), as requested." in notes(records([sweep]), baseline="as aaaa")
     only = notes(records([outputs / "runs" / "aaaa", outputs / "runs" / "cccc"]))
     assert "Baseline: ortho 0.5 (aaaa), the first run with results." in only
     for word, what in (("zz", "no run"), ("", "3 runs")):

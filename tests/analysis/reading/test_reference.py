@@ -92,7 +92,7 @@ def test_different_budgets():
 
 
 def test_a_learning_rate_that_is_not_the_one_used(tmp_path):
-    assert found_in_notes(tmp_path)["prose-number", "study_notes/0"] == "its text says lr 2e-4, its record 0.0003."
+    assert found_in_notes(tmp_path)["prose-number", "study_notes/0"] == "its text has lr 2e-4, its record 0.0003."
 
 
 def test_stable_beside_nan(tmp_path):

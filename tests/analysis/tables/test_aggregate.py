@@ -157,7 +157,7 @@ def test_differences_of_folds_have_welchs_interval(seeds):
     [
         ("nothing", "no run here has that id"),
         ("penalty = none", "3 rows match; name one row, or --aggregate what they differ in"),
-        ("penalty = ", "--baseline 'penalty =': the end at position 11 stands where a value should"),
+        ("penalty = ", "--baseline 'penalty =': the end at position 11 is not a value"),
         ("seed = 77", "no run matches; name one row"),
     ],
 )

@@ -303,7 +303,7 @@ def test_watching_waits_for_metrics_that_are_asked_for(outputs, capsys, monkeypa
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--where", "k ="], "position 4 stands where a value should"),
+        (["--where", "k ="], "position 4 is not a value"),
         (["--where", "k = 1"], "no run of 3 matches --where 'k = 1'; architecture.k is 32."),
         (["--fold", "sed"], "did you mean seed?"),
         (["--fold", ","], "--aggregate names no key"),
