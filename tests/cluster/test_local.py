@@ -137,7 +137,7 @@ def test_mistakes_are_one_sentence(tmp_path):
     assert "[1/1]" in launched.stdout
     for words, message in {
         ("-m", "cluster=slurm", "cluster.partion=gpu"): "did you mean cluster.partition?",
-        ("cluster.partition=gpu",): "the chosen cluster has no such key; cluster=slurm does",
+        ("cluster.partition=gpu",): "the chosen cluster has no such key; cluster=slurm and cluster=slurm_node do",
         ("-m", "cluster=local,inline"): "cluster: one for the whole command",
         ("cluster=local", "cluster.detach=true", "objective=fvu"): "has to wait for its runs",
     }.items():
