@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SMALL = ("model=synthetic", "d_sae=32", "num_tokens=2048", "batch_size=128", "train.held_out_tokens=0", "report=false")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]  # its fixture is made once
 
 
 @pytest.fixture(scope="module")

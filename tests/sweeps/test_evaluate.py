@@ -12,7 +12,7 @@ from sae_sweeps.cli import evaluate as command
 from sae_sweeps.cli.compose import compose_points
 from tests.judge_stub import judge_stub
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("evaluate")]  # its fixture is made once
 
 TINY = ["d_sae=64", "k=4", "num_tokens=4096", "batch_size=256", "layer=1", "eval=none", "train.held_out_tokens=0"]
 LITTLE = [

@@ -5,7 +5,7 @@ import json
 import pytest
 from commands import numbers, read, rows, run, run_folders
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("models")]  # its fixture is made once
 
 SMALL = ["k=4", "d_sae=64", "num_tokens=4096", "batch_size=256", "data.context=32", "eval.recon_batches=2"]
 

@@ -23,7 +23,7 @@ from sae_sweeps.storage.run_folder import RunFolder
 from sae_sweeps.sweeps.plan import make_plan
 from sae_sweeps.training.step import Training
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("side_by_side")]  # its fixture is made once
 
 CPU = torch.device("cpu")
 TINY = [

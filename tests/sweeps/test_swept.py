@@ -6,7 +6,7 @@ import json
 import pytest
 from commands import SMALL, read, rows, run, run_folders
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("swept")]  # its fixture is made once
 
 
 @pytest.fixture(scope="module")
