@@ -1,10 +1,12 @@
 """Sweeps on a real Slurm: the numbers of a sweep in one process, whatever the cluster does to it."""
 
 import os
+import shutil
 import signal
 import time
 
 import pytest
+from commands import PROJECT
 from sweeping import (
     LONG,
     ON_SLURM,
@@ -55,6 +57,15 @@ def test_the_demo_sweep_and_24_runs_in_3_groups_on_3_nodes_have_the_numbers_of_o
     assert all(status(f)["slurm_job_id"] in ids and status(f)["restarts"] == 0 for f in run_folders(tmp_path / "slurm"))
     again = run(*grid, *words, cluster=slurm)
     assert "24 of 24 runs are at their end already" in again.stdout and "submitted" not in again.stdout
+
+
+def test_a_penalty_from_outside_has_in_jobs_the_numbers_of_one_process(slurm, tmp_path):
+    mine = shutil.copytree(PROJECT / "examples" / "own_components", tmp_path / "mine")
+    words = ["-m", *TINY, "num_tokens=2560", "k=4", f"hydra.searchpath=[file://{mine}]", "penalty=ortho,alignment"]
+    run(*words, f"outputs={tmp_path / 'inline'}")
+    done = run(*words, *ON_SLURM, f"outputs={tmp_path / 'slurm'}", cluster=slurm)
+    assert done.stdout.count("completed") == 2
+    same_numbers(tmp_path / "slurm", tmp_path / "inline")
 
 
 @pytest.fixture(scope="module")
