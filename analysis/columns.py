@@ -16,7 +16,7 @@ UNSHOWN = ("outputs", "device", "title", "dry_run", "logger", "cluster", "activa
 """Keys and groups of where and how a run was made, which tables do not show."""
 
 IDENTITY = ("model", "data")
-"""Groups whose keys follow from their name, once the name differs."""
+"""Groups whose other keys are left out where their name differs, since they follow from it."""
 
 
 def of_kind(frame: "pd.DataFrame", kind: str) -> list[Column]:
@@ -28,7 +28,7 @@ def last_part(column: tuple[Any, str]) -> str:
 
 
 def identity(value: Any) -> Hashable:
-    """What makes two cells equal: true is not 1, a key that is absent is not one that is null."""
+    """The identity of a cell for comparisons: true differs from 1, an absent key from a null one."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -39,7 +39,7 @@ def identity(value: Any) -> Hashable:
 
 
 def varies(values: Iterable[Any]) -> bool:
-    """Whether a column can hold more than one value: a quick look, which takes 1 and 1.0 for two."""
+    """A fast test whether a column may hold more than one value (1 and 1.0 count as two)."""
     values = list(values)
     try:
         return len(set(values)) > 1 or len(set(map(type, values))) > 1
@@ -71,7 +71,7 @@ def ordered_metrics(full: "pd.DataFrame") -> list[Column]:
 
 
 def find_columns(full: "pd.DataFrame", word: str) -> list[Column]:
-    """The columns that a word names: exactly, by the last components of a key, by a short name, as a pattern with `*`.
+    """The columns for a user's word: a full name, a key's last components, a short name, or a pattern with `*`.
 
     Of several keys with these last components the least nested ones count, of equal columns the first.
     """
@@ -97,7 +97,7 @@ def find_columns(full: "pd.DataFrame", word: str) -> list[Column]:
 
 
 def find_column(full: "pd.DataFrame", word: str) -> Column:
-    """The one column that a word names. Raises ConfigError where it names several."""
+    """The one column for a user's word. Raises ConfigError where there are several."""
     found = find_columns(full, word)
     if len(found) > 1:
         names = " or ".join(clean(name) for _, name in found[:4]) + (" ..." if len(found) > 4 else "")
@@ -106,7 +106,7 @@ def find_column(full: "pd.DataFrame", word: str) -> Column:
 
 
 def distinct(full: "pd.DataFrame", columns: Iterable[Column]) -> list[Column]:
-    """The columns without those whose every cell equals an earlier one's."""
+    """The columns without copies: those equal in every cell to an earlier one."""
     found: list[Column] = []
     for column in columns:
         if not any(full[column].equals(full[earlier]) for earlier in found):
@@ -129,7 +129,7 @@ def sort_key(values: list[Any], metric: str | None = None) -> Callable[[int], tu
 
 
 def order(full: "pd.DataFrame", word: str) -> list[int]:
-    """Row numbers sorted by the column that a word names; `-word` turns the order, empty cells stay last."""
+    """Row numbers sorted by a column; `-word` reverses the order, empty cells are last in both."""
     turned = word.startswith("-")
     column = find_column(full, word.removeprefix("-"))
     values = list(full[column])

@@ -1,4 +1,4 @@
-"""What is known of metrics: order, groups, short names, what is better, targets, which row is best."""
+"""Properties of metrics: order, groups, short names, direction (which value is better), targets."""
 
 from fnmatch import fnmatchcase
 from functools import cache
@@ -9,9 +9,9 @@ from sae_sweeps.config.evaluations import BUILTIN, describe, known_metrics
 Column = tuple[str, str]
 """A column of a frame: run, config, metrics, one of STATISTICS or DIFFERENCES; then its name."""
 STATISTICS = ("std", "n", "ci_low", "ci_high")
-"""Beside a metric's mean where runs are folded: spread (n - 1), runs, a 95 % confidence interval of the mean."""
+"""Columns of an aggregated metric beside its mean: std (n - 1), n, 95 % confidence interval of the mean."""
 DIFFERENCES = ("difference", "difference_low", "difference_high")
-"""A metric's difference to the baseline's, and its 95 % confidence interval where runs are folded."""
+"""A metric's difference to the baseline's, and its 95 % confidence interval where runs are aggregated."""
 BUDGETS = {"tokens": "num_tokens", "steps": "total_steps"}
 """Metrics that have to agree among compared runs, each with the config key or run field for records without it."""
 JUDGED = (
@@ -36,7 +36,7 @@ TARGETS = {
     "unlearning_score": ("higher", 0.1),
     "sae_top_1_test_accuracy": ("higher", 0.74),
 }
-"""What the field aims at on SAEBench's data: below, or above. A `builtin_` score is another measure and has none."""
+"""Published targets on SAEBench's data: (lower or higher, value). Scores on built-in data have none."""
 GROUPS = {
     "convergence": ("tokens_to_fvu", "seconds_to_fvu"),
     "budget": ("tokens", "steps"),
@@ -75,7 +75,7 @@ def group(metric: str) -> str:
 
 @cache
 def described(metric: str) -> tuple[str | None, str | None]:
-    """What is better, and the short name, as the evaluation that measures the metric describes it."""
+    """The direction and the short name, as the evaluation that measures the metric describes them."""
     return describe(metric, known_metrics()) or _recorded.get(metric) or (DIRECTIONS.get(metric), None)
 
 
@@ -104,12 +104,12 @@ def direction(metric: str) -> str | None:
 
 
 def badness(metric: str, value: float) -> float:
-    """The value turned so that smaller is better; as it is for a metric that is not ranked."""
+    """The value transformed so that smaller is better; unchanged for a metric without a direction."""
     return {"higher": -value, "one": abs(value - 1)}.get(direction(metric) or "", value)
 
 
 def unfitness(l0: float | None, d_sae: float | None, d_in: float | None) -> str | None:
-    """Why an SAE's scores are no merit: nothing fires, or so much that it is not sparse. None for a fit one."""
+    """Why an SAE is never marked best: it is dead, or not sparse. None for an SAE that may be."""
     if l0 is None or l0 != l0:
         return None
     if l0 == 0:

@@ -6,7 +6,7 @@ from typing import Any
 
 LONGEST = 60
 FORMULA = tuple("=+-@＝＋－＠")
-"""What begins a formula in a spreadsheet."""
+"""Characters that begin a formula in a spreadsheet."""
 
 
 def clean(value: object, longest: int = LONGEST) -> str:
@@ -34,13 +34,13 @@ def cell(value: Any, kind: str = "number") -> str:
 
 
 def markdown_cell(words: str) -> str:
-    """Text that Markdown shows as it is, within a table too."""
+    """The text escaped for a Markdown table."""
     words = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*\[\]|~$])", r"\\\1", words)
 
 
 def csv_cell(value: Any) -> Any:
-    """A number as it is; text in one line, with an apostrophe before what a spreadsheet would take for a formula."""
+    """A number unchanged; text in one line, with an apostrophe before what a spreadsheet would run as a formula."""
     if isinstance(value, list):
         value = " ".join(map(str, value))
     if value is None or value != value:
@@ -92,9 +92,9 @@ LATEX = {
     "|": r"\textbar{}", '"': r"\textquotedbl{}", "[": "{[}", "]": "{]}", "*": "{*}", "±": r"$\pm$", "Δ": r"$\Delta$",
     "…": r"\ldots{}", "✓": r"$^{\dagger}$",
 }  # fmt: skip
-"""What LaTeX would take for its own; brackets and stars too, which after a line's end are arguments."""
+"""Characters that LaTeX interprets; also brackets and stars, which are arguments after a line break."""
 
 
 def latex_cell(words: str) -> str:
-    """Text that LaTeX sets as it is."""
+    """The text escaped for LaTeX."""
     return "".join(LATEX.get(character, character) for character in words)

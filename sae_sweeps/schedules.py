@@ -107,7 +107,7 @@ class _Ramp(Schedule):
 
 @dataclass
 class LinearConfig(_Ramp):
-    """s = min(1, step / (ramp_warmups * warmup)): METHODS, section 3; 10 warm-ups may be longer than the run."""
+    """s = min(1, step / (ramp_warmups * warmup)). 10 warm-ups may be longer than the run."""
 
     ramp_warmups: NotNegative[float]
     """Warm-ups until full weight."""
@@ -119,7 +119,7 @@ class LinearConfig(_Ramp):
 
 @dataclass
 class ExponentialConfig(_Ramp):
-    """s = max(initial, 1 - exp(-step / warmup)): METHODS, section 3."""
+    """s = max(initial, 1 - exp(-step / warmup))."""
 
     initial: Share
     """s at the first step."""
@@ -130,7 +130,7 @@ class ExponentialConfig(_Ramp):
 
 @dataclass
 class TwoPhaseConfig(_Ramp):
-    """s = 0 for wait_warmups, then from `initial` linearly to 1 over ramp_warmups: METHODS, section 3."""
+    """s = 0 for wait_warmups, then from `initial` linearly to 1 over ramp_warmups."""
 
     wait_warmups: NotNegative[float]
     """Warm-ups without the penalty."""

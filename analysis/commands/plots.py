@@ -9,7 +9,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser = commands.add_parser(
         "plots",
         help="the studies' figures as PNG and SVG",
-        description="The studies' figures as PNG and SVG, each drawn where its data are there. `--list` names them.",
+        description="The studies' figures as PNG and SVG, each drawn where its data exist. `--list` names them.",
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="a run or sweep folder, outputs, a results.json")
     parser.add_argument("-o", "--output", metavar="DIR", help="folder for the files")

@@ -10,6 +10,7 @@ The dicts are Python literals. Text from runs is put on one line or indented, so
 """
 
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from analysis.text import cell, clean
@@ -19,11 +20,20 @@ from sae_sweeps.storage.budget import BUDGET
 if TYPE_CHECKING:
     import pandas as pd
 
+    from analysis.auditing.finding import Finding
     from analysis.auditing.run import Run
 
 WIDTH = 100
 COMPARED = 8
 """The most metrics in a comparison with the baseline."""
+OMITTED = ("outputs", "device", "title", "dry_run", "logger", "cluster", "activations", "eval", "tags")
+"""Config keys and groups that notes leave out: places, hardware, logging, evaluations."""
+COMMON = (
+    "model", "model.path", "model.d_in", "architecture", "architecture.l1_penalty", "penalty", "schedule",
+    "lr_schedule", "lr_schedule.lr", "lr_schedule.warmup", "seed",
+)  # fmt: skip
+"""Config keys that are listed once, with the budget, where all runs have the same value."""
+PENALTY_WORDS = {"penalty.lambda2_max": "weight", "schedule": "schedule"}
 
 
 def notes(full: "pd.DataFrame", baseline: str | None = None, varied: tuple[str, ...] = ()) -> str:
@@ -43,42 +53,44 @@ def notes(full: "pd.DataFrame", baseline: str | None = None, varied: tuple[str, 
     for run in runs:
         if run.steps is not None and "steps" not in run.metrics:
             run.config["steps"] = int(run.steps)
-    base, why = chosen_baseline(runs, baseline)
-    own = [key for key in all_keys(runs) if key.partition(".")[0] not in OMITTED]
-    differing = [key for key in own if len({str(run.config.get(key)) for run in runs}) > 1]
-    budget = [place.removesuffix(".name") for place in BUDGET.values()]
-    common = {key: runs[0].config[key] for key in (*COMMON, *budget, "steps") if key in own and key not in differing}
-    whole = [f for f in findings if len(f.runs) == len(runs) > 1 or not f.runs]
+    base, reason = chosen_baseline(runs, baseline)
+    keys = [key for key in all_keys(runs) if key.partition(".")[0] not in OMITTED]
+    differing = [key for key in keys if len({str(run.config.get(key)) for run in runs}) > 1]
+    common = common_config(runs[0], [key for key in keys if key not in differing])
+    of_all = [finding for finding in findings if len(finding.runs) == len(runs) > 1 or not finding.runs]
+    of_some = [finding for finding in findings if finding not in of_all]
+
     lines = ["# Run notes", "", f"{len(runs)} run{'s' * (len(runs) != 1)}."]
     if base is not None and len(runs) > 1:
-        lines += wrap(f"Baseline: {named(base)}, {why}.")
+        lines += wrap(f"Baseline: {named(base)}, {reason}.")
     lines += literal("In common", common) if common else []
-    lines += ["", *warned([f"{f.level}, {f.code}: {f.sentence}" for f in whole])] if whole else []
+    lines += warning_lines(of_all)
     for number, run in enumerate(runs):
-        lines += ["", "", f"## Run {number}: {clean(run.title or run.run_id, 200)}", "", f"Run id: {clean(run.run_id)}"]
-        if run.state != "completed":
-            at = f" at step {run.step:,} of {run.total_steps:,}" if run.step and run.total_steps else ""
-            lines += wrap(clean(f"State: {run.state}{at}{f': {run.error}' if run.error else ''}", 2_000))
-        own_values = {key: run.config[key] for key in differing if key in run.config}
-        lines += literal("Varied", own_values) if own_values else []
-        lines += literal("Results", run.metrics | dict.fromkeys(run.nulls))
-        lines += ["", *wrap(f"Description: {described(run)}")]
-        if base is not None and base is not run and base.measured and run.measured:
-            lines += ["", *wrap(f"Against the baseline: {compared(run, base)}")]
-        concerned = [f for f in findings if f not in whole and run.run_id in f.runs]
-        if concerned:
-            lines += ["", *warned([f"{f.level}, {f.code}: {f.sentence}" for f in concerned])]
+        lines += ["", "", f"## Run {number}: {clean(run.title or run.run_id, 200)}", ""]
+        lines += run_lines(run, differing, base)
+        lines += warning_lines([finding for finding in of_some if run.run_id in finding.runs])
     return "\n".join(lines) + "\n"
 
 
-OMITTED = ("outputs", "device", "title", "dry_run", "logger", "cluster", "activations", "eval", "tags")
-"""Config keys and groups that notes leave out: places, hardware, logging, evaluations."""
-COMMON = (
-    "model", "model.path", "model.d_in", "architecture", "architecture.l1_penalty", "penalty", "schedule",
-    "lr_schedule", "lr_schedule.lr", "lr_schedule.warmup", "seed",
-)  # fmt: skip
-"""Config keys that are listed once, with the budget, where all runs have the same value."""
-PENALTY_WORDS = {"penalty.lambda2_max": "weight", "schedule": "schedule"}
+def run_lines(run: "Run", differing: list[str], base: "Run | None") -> list[str]:
+    """The lines of one run below its heading: id, state, varied keys, results, description, comparison with `base`."""
+    lines = [f"Run id: {clean(run.run_id)}"]
+    if run.state != "completed":
+        at = f" at step {run.step:,} of {run.total_steps:,}" if run.step and run.total_steps else ""
+        lines += wrap(clean(f"State: {run.state}{at}{f': {run.error}' if run.error else ''}", 2_000))
+    varied = {key: run.config[key] for key in differing if key in run.config}
+    lines += literal("Varied", varied) if varied else []
+    lines += literal("Results", run.metrics | dict.fromkeys(run.nulls))
+    lines += ["", *wrap(f"Description: {described(run)}")]
+    if base is not None and base is not run and base.measured and run.measured:
+        lines += ["", *wrap(f"Against the baseline: {compared(run, base)}")]
+    return lines
+
+
+def common_config(run: "Run", keys: list[str]) -> dict[str, Any]:
+    """The values of those of `keys` that belong to COMMON or to the budget, in that order."""
+    budget = [place.removesuffix(".name") for place in BUDGET.values()]
+    return {key: run.config[key] for key in (*COMMON, *budget, "steps") if key in keys}
 
 
 def all_keys(runs: list["Run"]) -> list[str]:
@@ -110,19 +122,32 @@ def described(run: "Run") -> str:
     """The description of a run as recorded, or else composed from its config."""
     if run.description:
         return clean(run.description, 20_000)
-    get = run.config.get
-    words = [f"{get('architecture') or 'an'} SAE"]
-    words[0] += f" of {get('architecture.d_sae'):,} features" if get("architecture.d_sae") else ""
-    words[0] += f" (k = {get('architecture.k')})" if get("architecture.k") is not None else ""
-    words[0] += f" on {get('model')}" if get("model") else ""
-    words[0] += f" layer {get('layer.index')}" if get("layer.index") is not None and get("model") != "synthetic" else ""
-    words.append("without a penalty" if get("penalty", "none") == "none" else f"with penalty {get('penalty')}")
-    more = [f"{name} {get(key)}" for key, name in PENALTY_WORDS.items() if get(key) is not None]
-    words[-1] += f" ({', '.join(more)})" if more and get("penalty", "none") != "none" else ""
+    parts = [sae_description(run.config), penalty_description(run.config)]
     if run.steps is not None:
-        batch = get("batch_size")
-        words.append(f"trained for {run.steps:,.0f} steps" + (f" of {batch:,} tokens" if batch else ""))
-    return clean(", ".join(words) + (f"; {run.source}" if run.source else "") + ".", 2_000)
+        batch = run.config.get("batch_size")
+        parts.append(f"trained for {run.steps:,.0f} steps" + (f" of {batch:,} tokens" if batch else ""))
+    return clean(", ".join(parts) + (f"; {run.source}" if run.source else "") + ".", 2_000)
+
+
+def sae_description(config: dict[str, Any]) -> str:
+    """`topk SAE of 2,048 features (k = 32) on MODEL layer N`, as far as the config has these keys."""
+    get = config.get
+    text = f"{get('architecture') or 'an'} SAE"
+    text += f" of {get('architecture.d_sae'):,} features" if get("architecture.d_sae") else ""
+    text += f" (k = {get('architecture.k')})" if get("architecture.k") is not None else ""
+    text += f" on {get('model')}" if get("model") else ""
+    return text + (
+        f" layer {get('layer.index')}" if get("layer.index") is not None and get("model") != "synthetic" else ""
+    )
+
+
+def penalty_description(config: dict[str, Any]) -> str:
+    """`with penalty NAME (weight X, schedule Y)`, or `without a penalty`."""
+    penalty = config.get("penalty", "none")
+    if penalty == "none":
+        return "without a penalty"
+    settings = [f"{name} {config[key]}" for key, name in PENALTY_WORDS.items() if config.get(key) is not None]
+    return f"with penalty {penalty}" + (f" ({', '.join(settings)})" if settings else "")
 
 
 def compared(run: "Run", base: "Run") -> str:
@@ -168,9 +193,10 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
-def warned(sentences: list[str]) -> list[str]:
-    """The lines of a `Warnings:` list."""
-    return ["Warnings:", *(line for sentence in sentences for line in wrap(f"- {clean(sentence, 400)}"))]
+def warning_lines(findings: Sequence["Finding"]) -> list[str]:
+    """A blank line and the findings as a `Warnings:` list; empty where there are none."""
+    items = [f"- {clean(f'{finding.level}, {finding.code}: {finding.sentence}', 400)}" for finding in findings]
+    return ["", "Warnings:", *(line for item in items for line in wrap(item))] if items else []
 
 
 def wrap(words: str) -> list[str]:

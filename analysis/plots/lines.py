@@ -1,4 +1,4 @@
-"""Panels of curves and of bars for many runs."""
+"""Panels of curves, one line for each variant, and their legends and notes."""
 
 import textwrap
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.plots.study import Missing, Study, Variant, evenly
-from analysis.plots.style import BAR, COLOURS, EDGE, GREY, Room, finish, log_scale, look, panels
-from analysis.text import cell, clean
+from analysis.plots.style import GREY, finish, log_scale, look, panels
+from analysis.text import clean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 DISTINCT = 10
 """The most lines with colours of their own; of more, NAMED are coloured and the rest is grey."""
 NAMED = 5
-BARS = 36
-"""The most bars of a panel; of more variants the TOP of lowest fvu are drawn."""
-TOP = 20
 LABEL = 48
 """The most characters of a label."""
 
@@ -173,55 +170,3 @@ def lines_note(study: Study, variants: Sequence[Variant], named: Sequence[Varian
             f"{len(named)} of {len(variants)} are named, from the lowest to the highest fvu; the others are grey."
         )
     return " ".join(notes)
-
-
-def bar_panels(
-    study: Study,
-    names: Sequence[tuple[str, str]],
-    targets: dict[str, tuple[float, str]] | None = None,
-) -> "Figure":
-    """A panel of bars for each metric (name, label), a bar for each variant; dots are seeds, dashed: the target.
-
-    targets: metric -> (value, what it is called).
-    """
-    variants = [variant for variant in study.variants if any(study.values(variant, name) for name, _ in names)]
-    if not variants:
-        raise Missing("no run has these metrics")
-    shown = study.ranked(variants)[:TOP] if len(variants) > BARS else variants
-    columns = min(3 if len(shown) <= 12 else 4, len(names))
-    heads = 1 + max(label.count("\n") + bool(targets and name in targets) for name, label in names)
-    room = Room(left=0.08, right=0.16, bottom=0.3, top=0.14 + 0.15 * heads + 0.005 * len(shown))
-    height = room.bottom + room.top + 0.17 * len(shown)
-    left = 0.1 + 0.057 * max(len(short(variant)) for variant in shown)
-    fig, axes = panels(len(names), columns, (2.1, height), room, left=left, sharey=True)
-    places = np.arange(len(shown))
-    for ax, (name, label) in zip(axes, names, strict=True):
-        values = [study.values(variant, name) for variant in shown]
-        means = [sum(v) / len(v) if v else float("nan") for v in values]
-        ax.barh(places, means, color=BAR, edgecolor=EDGE, linewidth=0.6, height=0.7)
-        for place, several in zip(places, values, strict=True):
-            if len(several) > 1:
-                ax.plot(several, [place] * len(several), "o", color="black", markersize=2, zorder=4)
-        finite = [v for several in values for v in several]
-        top = max([0.0, *finite, *([targets[name][0]] if targets and name in targets else [])])
-        low = min([0.0, *finite])
-        ax.set_xlim(low * 1.2, top + 0.28 * (top - low) or 1)
-        ax.xaxis.get_major_locator().set_params(prune="upper")  # the next panel's first number is close
-        for place, mean, several in zip(places, means, values, strict=True):
-            if several:
-                words = cell(mean, "whole" if mean == int(mean) else "number")
-                at = (max(0.0, *several), place)
-                ax.annotate(words, at, xytext=(3, 0), textcoords="offset points", va="center", size=6)
-        if targets and name in targets:
-            target, words = targets[name]
-            ax.axvline(target, color=COLOURS[1], linestyle="--", linewidth=1.1, zorder=5)
-            label = f"{label}\n-- target: {words} {target:g}"
-        ax.set_title(label)
-        ax.set_yticks(places, [short(variant) for variant in shown])
-        ax.tick_params(axis="y", length=0)
-        ax.margins(y=0.01)
-    axes[0].invert_yaxis()
-    said = ["Dots are seeds, bars their means."] if any(len(variant.rows) > 1 for variant in shown) else []
-    if len(shown) < len(variants):
-        said.append(f"{len(shown)} of {len(variants)}: those of lowest fvu; the table has all.")
-    return finish(fig, note=" ".join(said))

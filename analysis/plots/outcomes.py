@@ -4,8 +4,8 @@ import re
 from typing import TYPE_CHECKING
 
 from analysis.metrics import FIRST, TARGETS, direction
+from analysis.plots.bars import bar_panels
 from analysis.plots.lines import (
-    bar_panels,
     legend_of,
     legend_of_points,
     lines_note,

@@ -56,5 +56,5 @@ PLOTS: dict[str, Plot] = {
     "feature_statistics": Plot(
         "three panels: mean, maximum, spread (selective_ortho)", "monitors.jsonl", groups.feature_statistics
     ),
-    "selective_groups": Plot("who is in group 1 (selective_ortho)", "monitors.jsonl", groups.selective_groups),
+    "selective_groups": Plot("the features in group 1 (selective_ortho)", "monitors.jsonl", groups.selective_groups),
 }

@@ -83,7 +83,7 @@ def searched(line: bytes) -> Row:
 
 
 def with_convergence(full: "pd.DataFrame", target: float | None = None) -> tuple["pd.DataFrame", float | None]:
-    """The frame with the metrics tokens_to_fvu and seconds_to_fvu of completed runs, and the target they speak of.
+    """The frame with the metrics tokens_to_fvu and seconds_to_fvu of completed runs, and their target.
 
     Without a target it is `common_target`. A run that never reached it has nan; where no run was followed on held-out
     text the frame comes back as it is.

@@ -35,7 +35,7 @@ CONFIG_NAMES = {
         "positives", "temperature", "active_fraction", "tau", "momentum", "reduction",
     )
 }  # fmt: skip
-"""What records call a config key, and its place in a run's config today."""
+"""A config key's name in records -> the present key."""
 
 PLAIN_CONFIG = (
     "model",
@@ -51,13 +51,13 @@ PLAIN_CONFIG = (
 """Config keys that have no other name."""
 
 OLDER_METRICS = {"explained_variance": "explained_variance_legacy"}
-"""SAEBench's older names whose meaning moved, in records that have neither the present name nor this project's fvu."""
+"""SAEBench's older names -> present ones, for records without the present name and without this project's fvu."""
 
 ALIASES = {"mean_absorption_score": "mean_full_absorption_score"}
 """Older names that this project writes beside the present ones; an import has both too."""
 
 STEPS = ("steps", "training_steps", "total_steps", "num_steps", "n_steps")
-"""What records call the number of optimizer steps."""
+"""Names of the number of optimizer steps in records."""
 
 
 def config_name(key: str) -> str:

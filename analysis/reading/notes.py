@@ -28,6 +28,10 @@ SKIPPED = ("eval_config", "eval_result_details", "eval_result_unstructured")
 """Nested blocks without metrics of the run."""
 OWN_LINES = re.compile(r"^(Run id|State|Against the baseline)\b.*(?:\n {2,}\S.*)*\n?", re.M)
 """The lines of notes written by `analysis.output.notes` that are not part of the description."""
+MOST_BRACES = 100
+"""The most braces in one section that may hold no literal."""
+AUDITED = re.compile(r"^(?:error|warning|note), ([a-z0-9-]+): ")
+"""A finding of the audit in a `Warnings:` list."""
 
 
 def parse_notes(text: str, name: str, path: Path) -> list[dict[str, Any]]:
@@ -46,38 +50,44 @@ def parse_notes(text: str, name: str, path: Path) -> list[dict[str, Any]]:
         if heading is None:  # before the first run, or a heading of another kind
             common |= {config_name(k): v for label, b in blocks if CONFIG_BLOCK.search(label) for k, v in b.items()}
             continue
-        doubts = []
-        number = heading
-        if not number:
-            number = next(str(n) for n in range(len(taken) + 1000) if str(n) not in taken)
-            doubts.append(f"the notes give this run no number; it is counted as {number}")
-        elif number in taken:
-            number = next(f"{number}-{n}" for n in range(2, 1000) if f"{number}-{n}" not in taken)
-            doubts.append(f"the notes use the number {heading} twice; this run is counted as {number}")
+        number, doubts = unique_number(heading, taken)
         taken.add(number)
         config, metrics, contradictions = merged(blocks)
-        state = re.search(r"^State: (\w+)", body, re.M)
-        prose = OWN_LINES.sub("", prose)
-        prose, _, own = prose.partition("\nWarnings:\n")
-        doubts += contradictions + list(own_warnings(own))
         config = common | config
         steps = next((value for key, value in config.items() if key in STEPS), metrics.get("steps"))
-        config = {key: value for key, value in config.items() if key not in STEPS}
+        state = re.search(r"^State: (\w+)", body, re.M)
+        prose, _, listed = OWN_LINES.sub("", prose).partition("\nWarnings:\n")
         runs.append(
             imported_run(
-                f"{name}/{number}",
-                clean(title.strip(" *#"), 200),
-                config,
-                metrics,
-                int(steps) if isinstance(steps, int | float) and steps == steps else None,
-                state[1] if state else "completed",
-                " ".join(re.sub(r"^\s*(?:#+ |\**Description\**:?\**)", "", prose, flags=re.M).split()),
-                doubts,
+                run_id=f"{name}/{number}",
+                title=clean(title.strip(" *#"), 200),
+                config={key: value for key, value in config.items() if key not in STEPS},
+                metrics=metrics,
+                steps=int(steps) if isinstance(steps, int | float) and steps == steps else None,
+                state=state[1] if state else "completed",
+                description=described(prose),
+                warnings=[*doubts, *contradictions, *own_warnings(listed)],
             )
         )
     if not runs:
         raise DataError(f"{path} holds no run notes; a run begins with a line such as `## Run 1: title`.")
     return runs
+
+
+def unique_number(heading: str, taken: set[str]) -> tuple[str, list[str]]:
+    """A run's number that is not `taken`, and a warning where it is not the one of its heading ("" for none)."""
+    if not heading:
+        number = next(str(n) for n in range(len(taken) + 1000) if str(n) not in taken)
+        return number, [f"the notes give this run no number; it is counted as {number}"]
+    if heading in taken:
+        number = next(f"{heading}-{n}" for n in range(2, 1000) if f"{heading}-{n}" not in taken)
+        return number, [f"the notes use the number {heading} twice; this run is counted as {number}"]
+    return heading, []
+
+
+def described(prose: str) -> str:
+    """The text of a section in one line, without heading marks and the label `Description:`."""
+    return " ".join(re.sub(r"^\s*(?:#+ |\**Description\**:?\**)", "", prose, flags=re.M).split())
 
 
 def own_warnings(listed: str) -> Iterator[str]:
@@ -179,8 +189,3 @@ def merged(blocks: list[tuple[str, Literal]]) -> tuple[dict[str, Any], dict[str,
 
 def doubled(block: Literal) -> list[str]:
     return [*block.doubled, *(key for value in block.values() if isinstance(value, Literal) for key in doubled(value))]
-
-
-MOST_BRACES = 100
-"""The most braces in one section that may hold no literal."""
-AUDITED = re.compile(r"^(?:error|warning|note), ([a-z0-9-]+): ")

@@ -30,7 +30,7 @@ class Record:
     metrics: dict[str, float] = field(default_factory=dict)
     """Empty unless the run is completed: an unfinished or diverged run has no result. What was imported is kept."""
     source: str = "run"
-    """`run` for a folder of this project's; for what was imported whose word it is (`as reported in notes.txt`)."""
+    """`run` for a run folder; for imported records where they come from (`as reported in notes.txt`)."""
     provenance: dict[str, Any] = field(default_factory=dict)
     description: str | None = None
     """The prose description of an imported record."""

@@ -55,7 +55,7 @@ def runs_of_sweep(manifest: Path) -> Iterator[tuple[Path, str | None]]:
 
 
 def read_run(folder: Path, title: str | None = None, run_id: str | None = None) -> Record:
-    """What a run's folder holds; a folder that is not there yet is a queued run. `run_id` where no file names it."""
+    """The record of a run's folder; without a folder, a queued run. `run_id` is used where no file has one."""
     run = RunFolder(folder)
     record = Record(run_id=run_id or folder.resolve().name, folder=folder, title=title)
     try:
@@ -67,7 +67,7 @@ def read_run(folder: Path, title: str | None = None, run_id: str | None = None) 
     status = run.status()
     lost = False
     if status and status["state"] == "running" and Lease.holder(folder) is None:
-        status = run.status() or status  # it may have ended between the two looks
+        status = run.status() or status  # it may have ended since its status was read
         lost = status["state"] == "running"
     if status:
         record.state, record.step, record.total_steps = status["state"], status["step"], status["total_steps"]

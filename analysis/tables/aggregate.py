@@ -1,4 +1,4 @@
-"""Runs that differ in a few keys alone as one row: mean, spread and number."""
+"""Aggregates runs that differ only in given keys to one row: mean, std and n."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

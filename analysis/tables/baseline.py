@@ -1,4 +1,4 @@
-"""The row that others are compared with, and their differences to it."""
+"""The baseline row of a table, and the differences of the other rows to it."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -62,7 +62,7 @@ def with_differences(frame: "pd.DataFrame", row: int) -> "pd.DataFrame":
 
 
 def baseline_row(full: "pd.DataFrame", members: list[list[int]], text: str) -> int:
-    """The row that a run id, or its beginning, or a filter names. Raises ConfigError unless it is exactly one."""
+    """The row for a run id (or its beginning) or a filter. Raises ConfigError unless it is exactly one."""
     run_ids = list(full["run", "run_id"])
     meant = {row for row, run_id in enumerate(run_ids) if run_id == text} or {
         row for row, run_id in enumerate(run_ids) if len(text) >= 4 and run_id.startswith(text)

@@ -83,7 +83,7 @@ def compared(
     pivot: tuple[str, str, str] | None = None,
     baseline: str | None = None,
 ) -> Table:
-    """The table of what `load` gives; arguments as in `table`."""
+    """The table of loaded runs; arguments as in `table`."""
     full = runs.frame
     findings = audit(full, runs.varied)
     steps = zip(*(full["run", name] for name in ("run_id", "state", "step", "total_steps")), strict=True)
@@ -131,7 +131,7 @@ def with_companions(frame: "pd.DataFrame", columns: Iterable[Column]) -> list[Co
 
 
 def unfit_runs(full: "pd.DataFrame") -> dict[str, str]:
-    """By run id why its scores are no merit."""
+    """Run id -> why the run is never marked best."""
     sizes: list[list[float | None]] = []
     for column in (("metrics", "l0"), ("config", "architecture.d_sae"), ("config", "model.d_in")):
         sizes.append([number(v) for v in full[column]] if column in full.columns else [None] * len(full))

@@ -24,7 +24,7 @@ def best_rows(table: Table, column: Column) -> set[int]:
 
 
 def reached_rows(table: Table, column: Column) -> set[int]:
-    """Row numbers whose value is beyond the metric's target, of fit SAEs only."""
+    """Row numbers whose value reaches the metric's target, without dead or dense SAEs."""
     metric = metric_of(table, column)
     if metric not in TARGETS:
         return set()

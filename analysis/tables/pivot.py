@@ -95,7 +95,7 @@ def places(values: list[Any]) -> dict[Any, Any]:
 
 
 def unique_names(key: str, values: list[Any]) -> list[str]:
-    """`k=32` for each value of a key; in full where two would read the same."""
+    """`k=32` for each value of a key; with the full key where two columns would have one name."""
     head = key.rpartition(".")[2]
     names = [f"{head}={cell(value, 'config')}" for value in values]
     return [f"{head}={value!r}" if names.count(name) > 1 else name for name, value in zip(names, values, strict=True)]

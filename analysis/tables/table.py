@@ -1,4 +1,4 @@
-"""A comparison table: a frame of numbers, and what a reader has to know of them."""
+"""A comparison table: a frame of values with its warnings, notes and marks."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -9,10 +9,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Runs:
-    """All that is known of the runs that are compared."""
+    """The runs that are compared, with all their data."""
 
     frame: "pd.DataFrame"
-    """A row each, as `records` gives it."""
+    """One row per run: the frame of `records`."""
     varied: set[str] = field(default_factory=set)
     """Keys that their sweeps vary on purpose."""
     target_fvu: float | None = None
@@ -21,13 +21,13 @@ class Runs:
 
 @dataclass
 class Pivot:
-    """What the columns of a pivot have in common."""
+    """The keys and the metric of a pivot."""
 
     metric: str
     across: str
-    """The key that has a column for each of its values."""
+    """The key whose values are the columns."""
     unfit: dict[tuple[int, str], str]
-    """Why a cell is never marked, by row and column name."""
+    """(row, column name) -> why the cell is never marked."""
 
 
 @dataclass
@@ -37,18 +37,18 @@ class Table:
     notes: list[str] = field(default_factory=list)
     """How to read the numbers."""
     warnings: list[str] = field(default_factory=list)
-    """What makes the comparison unsound."""
+    """The findings of the audit that make the comparison unsound, as sentences."""
     levels: dict[str, str] = field(default_factory=dict)
-    """The worst level (error, warning) of what the audit found, by run id."""
+    """Run id -> worst level (error, warning) among its findings."""
     unfit: dict[str, str] = field(default_factory=dict)
-    """Why a run is never marked as best, by run id."""
+    """Run id -> why the run is never marked best."""
     progress: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
-    """Step and total steps of unfinished runs, by run id."""
+    """Run id -> (step, total steps) of unfinished runs."""
     target_fvu: float | None = None
     baseline: str | None = None
-    """The run id of the row to which the differences are."""
+    """The run id of the baseline, where the table has differences."""
     aggregated: list[str] = field(default_factory=list)
-    """Keys whose runs are one row."""
+    """The keys over which runs are aggregated."""
     columns_chosen: bool = False
-    """By name; every format shows all of them then."""
+    """Whether the user chose the columns; every format then shows all of them."""
     pivot: Pivot | None = None

@@ -9,8 +9,8 @@ The energy of group g on token t is E_tg = || f_t restricted to g ||_2. The opti
 
 E is computed from the layer's input. Without an option f is unchanged and the layer only defines the groups.
 Competition, mask and dropout keep f as sparse as before; the residual makes it dense: a feature is above 0 wherever one
-at its place in any group is, so L0 grows up to G-fold, also beyond a TopK's k. METHODS, section 6 (structured
-information bottleneck).
+at its place in any group is, so L0 grows up to G-fold, also beyond a TopK's k. Introduced with
+the structured information bottleneck: docs/methods.md, "Penalties".
 """
 
 from __future__ import annotations

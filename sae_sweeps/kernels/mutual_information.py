@@ -1,6 +1,8 @@
 """Mutual information of pairs of groups from the correlation of their energies, as if jointly Gaussian.
 
-MI_gh = -0.5 log(1 - min(rho_gh^2, 0.9999))        METHODS, section 6 (structured information bottleneck)
+MI_gh = -0.5 log(1 - min(rho_gh^2, 0.9999))
+
+Used by `penalties/bottleneck.py` and the group layer.
 """
 
 import torch

@@ -4,7 +4,8 @@
     g(e) = clip((2 tau - e) / tau, 0, 1)
 
 alpha is piecewise linear in the progress p, e a moving average of the batch's fraction of variance unexplained: the
-constraint holds in full up to tau and is lifted at 2 tau. METHODS, section 4.
+constraint holds in full up to tau and is lifted at 2 tau. docs/methods.md, "Penalties"; figures of the
+study: `reference:adaptive_sharing`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@
     L_nce   = InfoNCE (`kernels/info_nce.py`) between energy profiles E_t / |E_t| of adjacent tokens
 
 Groups, W and the options that change f belong to the group layer. The four weights are part of the loss, so the
-penalty's own weight is 1 times the schedule. METHODS, section 6 (structured information bottleneck).
+penalty's own weight is 1 times the schedule. docs/methods.md, "Penalties"; figures of the study:
+`reference:information_bottleneck`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ other row a candidate. Positives:
                    another role, but no further rows of the same role
 
 D = 1 - H(q) / log d_sae, q_i = sum_t f_ti / sum_tj f_tj: feature diversity, 0 where all features are used alike, 1
-where one carries everything; 0 where nothing fires. METHODS, section 5 (contrastive SAE).
+where one carries everything; 0 where nothing fires. docs/methods.md, "Penalties"; figures of the study:
+`reference:contrastive`.
 """
 
 from __future__ import annotations

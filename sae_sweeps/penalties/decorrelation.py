@@ -3,7 +3,7 @@
     L = lambda2 * reduction_{i<j} corr(f_i, f_j)^2
 
 corr is taken over the batch, among features whose variance exceeds a floor, optionally only the most active ones. Its
-curricula are schedules (linear, exponential, two_phase). METHODS, section 3.
+curricula are schedules (linear, exponential, two_phase). docs/methods.md, "Penalties".
 """
 
 from __future__ import annotations

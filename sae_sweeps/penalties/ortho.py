@@ -3,7 +3,8 @@
     L = lambda2(p) * sum_{i<j} c_ij(p) |w_i . w_j|
 
 c_ij, the competition, grows with the overlap n_ij of the tokens on which the two features are active; it is 0 where
-they are never active together. No gradient flows through it. METHODS, section 1.
+they are never active together. No gradient flows through it. docs/methods.md, "Penalties"; figures of the
+study: `reference:progressive_orthogonality`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     L = lambda2 * mean_i max(0, max_{j in chunk of i, j != i} cos(w_i, w_j))^2
 
-The chunks are drawn anew at each step, so that the cost grows linearly with d_sae. METHODS, section 7. Default
-chunk size and weight are this project's, not the paper's.
+The chunks are drawn anew at each step, so that the cost grows linearly with d_sae. The default chunk size and
+weight are this project's, not the paper's.
 """
 
 from __future__ import annotations

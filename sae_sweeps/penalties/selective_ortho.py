@@ -3,7 +3,8 @@
     L = lambda2 * reduction_{i in G1, j in G2} (w_i . w_j)^2
 
 Groups come from moving averages of per-feature statistics: a relative threshold on one of them, two clusters of
-(mean, max, std), or which features fire more on text to forget than on text to retain. METHODS, section 2.
+(mean, max, std), or which features fire more on text to forget than on text to retain.
+docs/methods.md, "Penalties"; figures of the study: `reference:selective_orthogonality`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     L = lambda2 * reduction_{i<j} (w_i . w_j)^2
 
-METHODS, section 4 (adaptive feature sharing).
+docs/methods.md, "Penalties"; figures of the study: `reference:adaptive_sharing`.
 """
 
 from __future__ import annotations

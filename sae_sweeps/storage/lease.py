@@ -22,7 +22,7 @@ from sae_sweeps.storage.files import MissingFile, read_json, temporary_beside, w
 BEAT_S = 5.0
 """Seconds between heartbeats."""
 STALE_S = 60.0
-"""Heartbeats this many seconds apart mean a dead owner, where the process table cannot be read."""
+"""Seconds without a heartbeat after which an owner counts as dead, where the process table cannot be read."""
 LOCK_WAIT_S = 10.0
 """How long to wait for the side file's lock; it is locked for milliseconds, unless its owner is stopped."""
 
@@ -169,7 +169,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
     except MissingFile:
         return None
     if not isinstance(owner, dict) or not {"host", "pid", "start_time", "token"} <= owner.keys():
-        raise DamagedFile(f"{path} is damaged (it names no owner); remove it when nobody works on this run.")
+        raise DamagedFile(f"{path} is damaged (it names no owner); remove it when no process works on this run.")
     return owner
 
 

@@ -14,6 +14,6 @@ def print_line(text: str = "") -> None:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """One line per row, its cells in columns two blanks apart, each as wide as its widest cell."""
+    """One line per row; columns are as wide as their widest cell, with two blanks between them."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

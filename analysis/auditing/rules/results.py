@@ -1,4 +1,4 @@
-"""Rules on runs whose numbers are not results."""
+"""Rules that find runs without valid results: untrained, dead, dense, diverged, unfinished."""
 
 import re
 from functools import lru_cache
