@@ -8,7 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sae_sweeps.config.content import register_schemas
 from sae_sweeps.config.paths import config_dir
@@ -46,18 +46,21 @@ def compose_points(words: list[str], single: bool = False) -> list[Point]:
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         parsed = _parsed(overrides)
         first = next(iter(_product(parsed)))
-        hydra = compose("config", overrides=[*first, *search_path_words()], return_hydra_config=True).hydra
+        whole = compose("config", overrides=[*first, *search_path_words()], return_hydra_config=True)
+        hydra = whole.hydra
         if hydra.sweeper._target_ != f"{BasicSweeper.__module__}.{BasicSweeper.__name__}":
             raise AnotherSweeper
         if single and set(MULTIRUN).isdisjoint(given) and hydra.mode != RunMode.MULTIRUN:
             refuse_several(parsed)
         named = [override.key_or_group for override in parsed]
         grid = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items() if key not in named]
-        return [point for chosen in _product(_parsed([*grid, *overrides])) for point in points_of(chosen, _composed)]
+        with open_dict(whole):
+            del whole["hydra"]
 
+        def composed(words: list[str]) -> DictConfig:
+            return whole if words == first else compose("config", overrides=[*words, *search_path_words()])
 
-def _composed(overrides: list[str]) -> DictConfig:
-    return compose("config", overrides=[*overrides, *search_path_words()])
+        return [point for chosen in _product(_parsed([*grid, *overrides])) for point in points_of(chosen, composed)]
 
 
 def _parsed(overrides: list[str]) -> list[Override]:

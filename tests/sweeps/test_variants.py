@@ -51,7 +51,7 @@ def test_the_command_line_wins_over_the_variants():
 
 def test_both_names_of_the_key_are_a_mistake():
     cfg = OmegaConf.create({"arms": {"a": "k=4"}, "variants": {"b": "k=8"}})
-    with pytest.raises(ConfigError, match="arms: another name of variants"):
+    with pytest.raises(ConfigError, match="arms: an older name of .variants."):
         points_of([], lambda words: cfg)
 
 
