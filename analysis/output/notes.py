@@ -136,9 +136,9 @@ def sae_description(config: dict[str, Any]) -> str:
     text += f" of {get('architecture.d_sae'):,} features" if get("architecture.d_sae") else ""
     text += f" (k = {get('architecture.k')})" if get("architecture.k") is not None else ""
     text += f" on {get('model')}" if get("model") else ""
-    return text + (
-        f" layer {get('layer.index')}" if get("layer.index") is not None and get("model") != "synthetic" else ""
-    )
+    if get("layer.index") is not None and get("model") != "synthetic":
+        text += f" layer {get('layer.index')}"
+    return text
 
 
 def penalty_description(config: dict[str, Any]) -> str:

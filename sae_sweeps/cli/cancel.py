@@ -1,4 +1,4 @@
-"""`sae-sweeps cancel SWEEP_DIR`: end what is queued or running."""
+"""`sae-sweeps cancel SWEEP_DIR`: cancel the queued and running runs of a sweep."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CANCEL_S = 120.0
 
 
 def cancel(sweep: Path) -> int:
-    """End what is queued or running of a sweep, wait for that, and mark it cancelled. Returns the exit status."""
+    """Cancel the queued and running runs of a sweep, and wait until they have ended. Returns the exit status."""
     manifest = read_manifest(sweep)
     watcher = SweepWatcher(sweep)
     views = watcher.poll_decided()

@@ -1,4 +1,4 @@
-"""Composes the points of a command: every config that it describes, checked by Hydra but not yet by us."""
+"""Composes the points (configs) of a command with Hydra; `config/run.py` checks their values later."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def the_cluster(points: list[Point]) -> Any:
 
 
 def finish(plan: Plan, states: States, outputs: Path, sweep: Path, report: bool = True) -> int:
-    """Print the table and what went wrong, and write the report. Returns the exit status."""
+    """Print the table and the failures, and write the report. Returns the exit status."""
     from analysis.output.formats import render
     from analysis.tables.compare import table
     from sae_sweeps.cli.failures import failures

@@ -1,4 +1,4 @@
-"""`sae-sweeps COMMAND ...`: launching, what one does with sweeps and runs, and reading them.
+"""`sae-sweeps COMMAND ...`: launch and manage sweeps, evaluate SAEs, and analyse runs.
 
 Importing this costs little: what a command needs is imported where it runs.
 """

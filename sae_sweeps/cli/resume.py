@@ -1,4 +1,4 @@
-"""`sae-sweeps resume SWEEP_DIR`: launch again what is not complete."""
+"""`sae-sweeps resume SWEEP_DIR`: launch the incomplete runs of a sweep again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sae_sweeps.storage.sweep_folder import change_manifest, outputs_of, read_ma
 
 
 def resume(sweep: Path, words: list[str], diverged: bool) -> int:
-    """Launch again what is not complete and has no job that may complete it. Returns the exit status."""
+    """Launch the incomplete runs that have no live job again. Returns the exit status."""
     from sae_sweeps.cli.command import let_threads_sleep
 
     let_threads_sleep()
@@ -49,7 +49,7 @@ def resume(sweep: Path, words: list[str], diverged: bool) -> int:
 
 
 def cluster_of(manifest: dict[str, Any], words: list[str]) -> Any:
-    """The cluster that the words name: another by `cluster=NAME`, or the sweep's own with some keys changed."""
+    """The cluster config: the one of `cluster=NAME`, or the sweep's own, with the keys that the words set."""
     from sae_sweeps.cli.compose import compose_points
     from sae_sweeps.config.cluster import cluster_config
 

@@ -20,7 +20,7 @@ ALWAYS = HEAD[:5]
 
 
 def status(sweep: Path, watch: bool, as_json: bool) -> int:
-    """Print the state of every run; with `watch` again and again until all have ended. Returns the exit status."""
+    """Print the state of every run; with `watch` repeatedly until all have ended. Returns the exit status."""
     watcher = SweepWatcher(sweep)
     while True:
         views = watcher.poll() if watch else watcher.poll_decided()

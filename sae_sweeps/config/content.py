@@ -1,4 +1,4 @@
-"""What the choices of the groups hold: YAML files, which give what differs from the defaults of schema.py."""
+"""Reads the YAML files of group choices, which hold values that differ from the defaults in schema.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kinds of text that `data.kind` names: the keys that each reads, its files, and what identifies its content.
+"""The kinds of text of `data.kind`: the keys that each reads, its files, and the digest of its content.
 
 `activations/text.py` reads the documents of each kind of this table. A kind from outside brings its own reader, a
 function of its config that gives (name, text) pairs or Documents in a fixed order, and is added by `register`.
@@ -23,7 +23,7 @@ COLUMNS = ("text_field", "label_field", "labels", "pair_field")
 HUB = ("subset", "split", "revision")
 TWO = ("forget", "retain", "forget_share")
 OWN_KEYS = (*SPLIT_BY_TEXT, *COLUMNS, *HUB, *TWO)
-"""Keys of `data` that not every kind reads."""
+"""Keys of `data` that only some kinds read."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def unused_data_keys(kind: str) -> list[str]:
 
 
 def check_data(cfg: DataConfig) -> None:
-    """Refuse what is wrong with the config or its files before anything is read. Raises ConfigError, DataError."""
+    """Check the config and its files before any text is read. Raises ConfigError, DataError."""
     found = find_source(cfg.kind)
     if not 0 < cfg.held_out < 1:
         raise ConfigError(f"data.held_out={cfg.held_out} is not a share; choose one above 0 and below 1.")

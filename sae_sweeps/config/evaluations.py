@@ -28,7 +28,7 @@ or None) and its short name in tables, in which `\\1` is the first group of the 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation: what planning, running and tables need of it."""
+    """One evaluation, as planning, running and tables use it."""
 
     name: str
     """As in `eval.evaluations`; its results are `evals/NAME.json`."""
@@ -246,7 +246,7 @@ class EvalConfig:
     """Labelled text and questions: builtin (made from the standard library), saebench (by name from the hub), a folder
     that holds SAEBench's data sets under their names, or auto: builtin for the built-in model, else saebench."""
     seed: NotNegative[int] = 42
-    """Draws rows, prompts and what probes start from; no result depends on what was evaluated before."""
+    """Seed of the draws of rows, prompts and initial probe weights; results do not depend on the evaluations' order."""
     llm_batch: AtLeastOne[int] = 32
     """Rows per forward pass of the language model."""
     batch_size: Positive[int] = 16

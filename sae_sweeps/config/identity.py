@@ -1,4 +1,4 @@
-"""A run's identity: a short hash of what decides its numbers."""
+"""A run's identity: a short hash of all config values and files that affect its numbers."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def model_digest(cfg: ModelConfig, cache: Path | None = None) -> str:
 
 
 def canonical(run: RunConfig, cache: Path | None = None) -> dict[str, Any]:
-    """What decides a run's numbers: the groups less what is left out or inert, with digests of model and data."""
+    """The config values that affect a run's numbers, without unused keys, with digests of model and data."""
     config = run.to_dict()
     config["num_tokens"] = run.total_steps * run.batch_size
     for key in (*LEFT_OUT, *run.unused_keys(), *(f"{place}.{FILE}" for place in run.code)):

@@ -37,7 +37,7 @@ from sae_sweeps.schedules import LR_SCHEDULES, SCHEDULES, Schedule
 
 PACKAGES = {"architecture": "sae_sweeps.architectures", "penalty": "sae_sweeps.penalties"}
 SINGLE = {"group_layer": "sae_sweeps.architectures.group_layer"}
-"""Groups whose choices differ in values alone."""
+"""Groups whose choices have the same keys and differ in values."""
 BASES = {
     "architecture": ("sae_sweeps.architectures.base.ArchitectureConfig", "sae_sweeps.architectures.base.SAE"),
     "penalty": ("sae_sweeps.penalties.base.PenaltyConfig", "sae_sweeps.penalties.base.Penalty"),

@@ -1,4 +1,4 @@
-"""One run's config, typed, complete and checked: what is really used, with no interpolation left."""
+"""One run's config: typed, complete and checked, with all interpolations resolved."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ OmegaConf.register_new_resolver("top", _top, replace=True)
 
 @dataclass
 class RunConfig:
-    """Everything one run needs. `to_dict` is what `config.yaml` records."""
+    """The config of one run. `to_dict` gives the content of config.yaml."""
 
     model: ModelConfig
     layer: LayerConfig

@@ -185,7 +185,7 @@ class TrainConfig:
     """Held-out tokens on which fvu is followed during training; 0 leaves it out."""
 
     def bytes(self) -> int:
-        """Of each number of the weights and of what a step computes."""
+        """Bytes of each number of the weights and of a step's computations."""
         return 8 if self.precision == "float64" else 4
 
 
@@ -209,7 +209,7 @@ class ClusterConfig:
     group_size: Positive[int | None] = None
     """Most runs in a group, which share the language model's passes; null: as many as memory_gb holds."""
     memory_gb: Positive[float | None] = None
-    """Memory of one group's device; null: what the device has, where that can be seen."""
+    """Memory of one group's device; null: read from the device where possible."""
 
 
 @dataclass
@@ -336,11 +336,11 @@ class RootConfig:
     device: str = "auto"
     """auto (CUDA when there is one), cpu, cuda, cuda:N."""
     title: str | None = None
-    """A line for tables and notes; by default made of what was varied."""
+    """A title for tables and notes; by default composed of the varied keys and values."""
     tags: list[str] = field(default_factory=list)
     """Words that mark the run in its results and at W&B, as_recorded for one."""
     variants: dict[str, str] = field(default_factory=dict)
-    """The variants of an experiment: a name and the words of a command for each; every one is a sweep of its own."""
+    """The variants of an experiment: name -> overrides; each variant is a sweep of its own."""
     arms: dict[str, str] = field(default_factory=dict)
     """The same, in older files."""
     objective: str | None = None
