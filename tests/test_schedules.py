@@ -86,7 +86,7 @@ def test_learning_rates_that_cannot_be_meant_are_refused(config):
 
 
 def test_the_selective_study_s_curricula():
-    """METHODS, section 3: warm-up 1000, 4,882 steps."""
+    """docs/methods.md: warm-up 1000, 4,882 steps."""
     T = 4882
     linear = LinearConfig("linear", 1000, 10)
     assert linear.value(0, T) == 0 and linear.value(4881, T) == pytest.approx(0.4881)
