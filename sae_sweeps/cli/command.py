@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sae_sweeps.cli.compose import MULTIRUN, AnotherSweeper, compose_points, register
 from sae_sweeps.config.mistakes import sentence
 from sae_sweeps.config.paths import config_dir
-from sae_sweeps.config.plugins import blamed, search_path_words, set_search_path
+from sae_sweeps.config.plugins import blamed, search_path_words, set_search_path, suspected
 from sae_sweeps.config.words import rewrite
 from sae_sweeps.errors import UserError
 
@@ -49,7 +49,7 @@ def guarded(command: Callable[[], int], debug: bool) -> int:
             raise
         if isinstance(error, UserError | HydraException | OmegaConfBaseException):
             message = sentence(error)
-        elif (outside := blamed(error)) is not None:
+        elif (outside := blamed(error) or suspected(error)) is not None:
             message = f"{outside}; --debug shows the traceback."
         else:
             raise

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from sae_sweeps.config.aliases import ALIASES
 from sae_sweeps.config.content import content
@@ -73,8 +75,11 @@ def of_experiments(key: str) -> str:
 
 
 def _keys_of(path: Path) -> list[str]:
-    """Keys of one choice of a group, dotted."""
-    return _dotted(content(path))
+    """Keys of one choice of a group, dotted; none of an outside file that does not read back."""
+    try:
+        return _dotted(content(path))
+    except (OSError, ValueError, TypeError, AttributeError, YAMLError, OmegaConfBaseException):
+        return []
 
 
 def _dotted(node: dict[str, Any]) -> list[str]:

@@ -21,6 +21,13 @@ SAMPLING_ORDER = ("tokens", "adjacent_pairs", "contiguous_windows")
 """Each also serves penalties that need one before it."""
 
 
+def finite(value: Any, what: str) -> float:
+    """A number that a component gave. Raises ConfigError for anything else, and for one that is not finite."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"{what} is {value!r}; it must be a finite number.")
+    return value
+
+
 @dataclass
 class PenaltyTerm:
     """One penalty with its schedule."""
@@ -37,12 +44,10 @@ class PenaltyTerm:
 
     def weight(self, step: int, total_steps: int) -> float:
         """lambda2(p): peak weight times schedule. Raises ConfigError for a schedule whose value is no number."""
-        share = self.schedule.value(step, total_steps)
-        if not isinstance(share, int | float) or not math.isfinite(share):
-            raise ConfigError(
-                f"schedule={self.schedule.name}: its value at step {step} is {share!r}; it must be a finite number."
-            )
-        return self.config.peak_weight() * share
+        share = finite(
+            self.schedule.value(step, total_steps), f"schedule={self.schedule.name}: its value at step {step}"
+        )
+        return finite(self.config.peak_weight(), f"penalty={self.config.name}: its peak_weight()") * share
 
 
 @dataclass

@@ -15,6 +15,7 @@ import atexit
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import re
 import shutil
 import sys
@@ -26,9 +27,11 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
 
 from sae_sweeps.config.keys import TOP_KEYS
 from sae_sweeps.config.paths import config_dir
@@ -43,6 +46,11 @@ BASES = {
     "penalty": ("sae_sweeps.penalties.base.PenaltyConfig", "sae_sweeps.penalties.base.Penalty"),
 }
 """What the config and the class of an outside component extend."""
+REQUIRED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "architecture": ((), ("activation", "activate", "encode")),
+    "penalty": (("peak_weight",), ("forward",)),
+}
+"""Of the methods of the config and of the class, those of which an outside component defines one."""
 CURVES: dict[str, dict[str, type]] = {"schedule": SCHEDULES, "lr_schedule": LR_SCHEDULES}
 
 GROUPS = ("architecture", "penalty", "schedule", "lr_schedule", "data", "eval")
@@ -78,6 +86,9 @@ def component(group: str, name: str, code: Code | None = None) -> Component:
     """The config dataclass and the class of a choice. Raises ConfigError for outside code that cannot be used."""
     if code is not None:
         return _outside(group, name, code)
+    known = name in CURVES[group] if group in CURVES else (config_dir() / group / f"{name}.yaml").is_file()
+    if not known:
+        raise ConfigError(f"{group}.name={name}: is no choice of ours, and its config names no code; give _target_.")
     if group in CURVES:
         return Component(CURVES[group][name], None)
     module = importlib.import_module(SINGLE.get(group) or f"{PACKAGES[group]}.{name}")
@@ -106,8 +117,6 @@ def code_of(group: str, node: Any, choice: str | None = None) -> Code | None:
 # Folders --------------------------------------------------------------------------------------------------------------
 
 _given: list[Path] = []
-_given_packages: list[str] = []
-"""Entries of hydra.searchpath that begin with pkg://, which Hydra reads itself."""
 made: set[tuple[str, str]] = set()
 """Choices, by group and name, that were made for the words of this command."""
 
@@ -118,17 +127,14 @@ def set_search_path(words: Iterable[str]) -> None:
     Raises ConfigError for a folder that does not exist, and for a choice there that hides one of ours.
     """
     _given.clear()
-    _given_packages.clear()
     for group, name in made:
         (made_folder() / group / f"{name}.yaml").unlink(missing_ok=True)
     made.clear()
     for word in words:
         if word.startswith("hydra.searchpath="):
-            for entry in word.partition("=")[2].strip("[] ").split(","):
-                given = entry.strip().strip("'\"")
+            for given in _entries(word):
                 if given.startswith("pkg://"):
-                    _given_packages.append(given)
-                if given.startswith("pkg://") or not given:
+                    _given.append(_folder_of_package(given))
                     continue
                 folder = Path(given.removeprefix("file://")).expanduser()
                 if not folder.is_dir():
@@ -137,6 +143,36 @@ def set_search_path(words: Iterable[str]) -> None:
     for folder in _given:
         for path in sorted(folder.glob("*/*.yaml")):
             refuse_hiding(path)
+
+
+def _entries(word: str) -> list[str]:
+    """The folders of `hydra.searchpath=[...]`; quotes, which a shell may have removed, are needed for commas alone."""
+    text = word.partition("=")[2].strip()
+    try:
+        value = OverridesParser.create().parse_override(word).value()
+    except OverrideParseException:
+        value = [entry.strip().strip("'\"") for entry in text.strip("[]").split(",")]
+    entries = [str(entry) for entry in (value if isinstance(value, list) else [value])]
+    return [entry for entry in entries if entry]
+
+
+def _folder_of_package(given: str) -> Path:
+    """The folder that `pkg://PACKAGE.FOLDER` names. Raises ConfigError where there is none."""
+    found = _below_package(given.removeprefix("pkg://").replace("/", "."))
+    if not found:
+        raise ConfigError(f"hydra.searchpath={given}: no such folder of an installed package; install it, or mend it.")
+    return found[0]
+
+
+def _below_package(dotted: str) -> list[Path]:
+    """Folders PACKAGE.FOLDER of an installed package, found without importing it."""
+    package, *below = dotted.split(".")
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    places = (spec and spec.submodule_search_locations) or ()
+    return [folder for place in places if (folder := Path(place, *below)).is_dir()]
 
 
 def folders() -> list[Path]:
@@ -149,15 +185,7 @@ def folders() -> list[Path]:
 @cache
 def _of_packages() -> tuple[Path, ...]:
     """Folders that installed packages name, as in `[project.entry-points.sae_sweeps] mine = "my_package.conf"`."""
-    found = []
-    for entry in entry_points(group=ENTRY_POINTS):
-        package, *below = entry.value.split(".")
-        spec = importlib.util.find_spec(package)  # looks, and imports nothing
-        for place in (spec and spec.submodule_search_locations) or ():
-            folder = Path(place, *below)
-            if folder.is_dir():
-                found.append(folder)
-    return tuple(found)
+    return tuple(folder for entry in entry_points(group=ENTRY_POINTS) for folder in _below_package(entry.value))
 
 
 @cache
@@ -173,7 +201,7 @@ def search_path_words() -> list[str]:
     places = folders()
     if made_folder.cache_info().currsize:
         places = [made_folder(), *places]
-    urls = ",".join([*(f"'file://{folder}'" for folder in places), *_given_packages])
+    urls = ",".join("'file://" + str(folder).replace("'", "\\'") + "'" for folder in places)
     return [f"hydra.searchpath=[{urls}]"] if urls else []
 
 
@@ -219,19 +247,34 @@ def outside_node(group: str, path: Path) -> dict[str, Any] | None:
 
     Raises ConfigError for a file that does not read back or code that cannot be loaded.
     """
+    node = _read_yaml(path)
+    if TARGET not in node:
+        if group != "eval" and not {"name", "defaults", group} & set(node):
+            raise ConfigError(
+                f"{group}={path.stem}: {path} has no _target_ and no defaults; give _target_: FILE.CLASS."
+            )
+        return None
+    place = path.parent
+    if not (place / f"{str(node[TARGET]).rpartition('.')[0]}.py").is_file():
+        place = path.resolve().parent  # that of a link's file
+    return _whole_node(group, path.stem, node, find_code(f"{group}={path.stem}", str(node[TARGET]), place))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """An outside YAML file of keys. Raises ConfigError for one that does not read back or holds something else."""
     try:
         node: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:200]}); mend it.") from None
-    if not isinstance(node, dict) or TARGET not in node:
-        return None
-    return _whole_node(group, path.stem, node, find_code(f"{group}={path.stem}", str(node[TARGET]), path.parent))
+    if not isinstance(node, dict):
+        raise ConfigError(f"{path}: holds a {type(node).__name__}; a choice's file holds KEY: VALUE lines.")
+    return node
 
 
 def target_node(group: str, name: str, target: str) -> dict[str, Any]:
     """The config of a choice whose `_target_` the command gives, over the YAML of that name where there is one."""
     path = outside_choices(group).get(name)
-    node: Any = {} if path is None else yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    node = {} if path is None else _read_yaml(path)
     file = f"{target.rpartition('.')[0]}.py"
     beside = [path.parent] if path else [*(folder / group for folder in folders()), Path.cwd()]
     place = next((folder for folder in beside if (folder / file).is_file()), None)
@@ -245,7 +288,7 @@ def _whole_node(group: str, name: str, node: dict[str, Any], code: Code) -> dict
 
 
 def _defaults(config: Any) -> dict[str, Any]:
-    """The defaults of a dataclass's fields; those that a key at the top level may set ask it first."""
+    """The values of a dataclass's fields, `???` where the launch has to give one; keys at the top level come first."""
     out: dict[str, Any] = {}
     for field in fields(config) if is_dataclass(config) else ():
         if field.default is not MISSING:
@@ -253,7 +296,7 @@ def _defaults(config: Any) -> dict[str, Any]:
         elif field.default_factory is not MISSING:
             value = field.default_factory()
         else:
-            continue
+            value = None if field.name in TOP_KEYS else "???"
         if field.name in TOP_KEYS:
             value = f"${{top:{field.name},{'null' if value is None else value}}}"
         out[field.name] = value
@@ -271,6 +314,8 @@ def find_code(choice: str, target: str, folder: Path | None) -> Code:
         found = importlib.util.find_spec(module.partition(".")[0])
     except (ImportError, ValueError):
         found = None
+    if found is not None and (found.name in sys.stdlib_module_names or found.name == __package__.partition(".")[0]):
+        raise ConfigError(f"{choice}: _target_={target}: is not code of your own; give FILE.CLASS.")
     if found is None:
         beside = f"no {module}.py beside its YAML in {folder}" if folder else "no file of its own"
         raise ConfigError(f"{choice}: _target_={target}: there is {beside} and no installed package of that name.")
@@ -311,18 +356,54 @@ def _outside(group: str, name: str, code: Code) -> Component:
     if group in CURVES:
         if not is_dataclass(found) or not isinstance(found, type) or not issubclass(found, Schedule):
             raise ConfigError(f"{choice}: {attribute} in {where} must be a dataclass that extends schedules.Schedule.")
+        _check_methods(choice, found, Schedule, ("value",), where)
         return Component(found, None)
-    if group in ("data", "eval"):  # a TextSource, a function that gives documents, or an Evaluation
+    if group == "data" and not callable(getattr(found, "documents", found)):
+        raise ConfigError(f"{choice}: {attribute} in {where} must be a function that gives documents, or a TextSource.")
+    if group in ("data", "eval"):
         return Component(getattr(found, "config", None), found)
     config = getattr(found, "CONFIG", None) or getattr(module, "CONFIG", None)
     if group in PACKAGES:
         if not is_dataclass(config):
             raise ConfigError(f"{choice}: {where} has no CONFIG, the dataclass of its keys; add it.")
-        for given, base in zip((config, found), BASES[group], strict=True):
-            if base not in {f"{cls.__module__}.{cls.__name__}" for cls in getattr(given, "__mro__", ())}:
+        for given, base, required in zip((config, found), BASES[group], REQUIRED[group], strict=True):
+            extended = {f"{cls.__module__}.{cls.__name__}": cls for cls in getattr(given, "__mro__", ())}
+            if base not in extended:
                 name = getattr(given, "__name__", str(given))
                 raise ConfigError(f"{choice}: {name} in {where} must be a class that extends {base}.")
+            _check_methods(choice, given, extended[base], required, where)
     return Component(config, found)
+
+
+def _check_methods(choice: str, cls: type, base: type, required: tuple[str, ...], where: str) -> None:
+    """Raise ConfigError where a class defines none of the required methods, or one that cannot be called as its base's.
+
+    A dataclass's annotations are resolved, too: they are the types of its keys.
+    """
+    if required and all(getattr(cls, name) is getattr(base, name) for name in required):
+        raise ConfigError(f"{choice}: {cls.__name__} in {where} must define {' or '.join(required)}; add it.")
+    if is_dataclass(cls):
+        try:
+            get_type_hints(cls)
+        except Exception as error:  # whatever an annotation raises
+            raise ConfigError(
+                f"{choice}: a type of {cls.__name__} in {where} is not known ({error}); mend it."
+            ) from None
+        if reserved := [f.name for f in fields(cls) if f.name in KEYS]:
+            raise ConfigError(f"{choice}: {cls.__name__} in {where} has the key {reserved[0]}; give it another name.")
+    for name, method in vars(base).items():
+        if not inspect.isfunction(method) or (name.startswith("__") and (is_dataclass(cls) or name != "__init__")):
+            continue
+        own = inspect.getattr_static(cls, name)
+        if own is method or not inspect.isfunction(own):
+            continue
+        expected = [p.name for p in inspect.signature(method).parameters.values() if p.default is p.empty]
+        try:
+            inspect.signature(own).bind(*expected)
+        except TypeError:
+            raise ConfigError(
+                f"{choice}: {cls.__name__}.{name} in {where} is called as {name}({', '.join(expected)}); give it these."
+            ) from None
 
 
 def _load(choice: str, code: Code) -> ModuleType:
@@ -358,7 +439,7 @@ def _same(choice: str, what: str, digest: str, code: Code) -> None:
 def _imported(choice: str, load: Any, file: Path | None = None) -> Any:
     try:
         return load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         place = _place(error, file)
         raise ConfigError(
             f"{choice}: cannot be imported ({type(error).__name__}: {' '.join(str(error).split())}{place}); a "
@@ -378,5 +459,17 @@ def blamed(error: BaseException) -> str | None:
     place = _place(error)
     if not place:
         return None
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split())[:400]
     return f"the component in{place[1:]} raised {type(error).__name__}{': ' if text else ''}{text}"
+
+
+def suspected(error: BaseException) -> str | None:
+    """An error that our code raised on what outside code returned, in one sentence; None where none is loaded."""
+    files = sorted({str(getattr(module, "__file__", module.__name__)) for module in _loaded.values()})
+    if not files:
+        return None
+    text = " ".join(str(error).split())[:400]
+    return (
+        f"{type(error).__name__}: {text}, with outside code ({', '.join(files)}); its methods must return what "
+        "those of their base class return"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from sae_sweeps.config import data as texts
 from sae_sweeps.config.data import find_source, unused_data_keys
-from sae_sweeps.config.evaluations import EvalConfig, evaluation_names, find_evaluation, readers, register
+from sae_sweeps.config.evaluations import EvalConfig, Evaluation, evaluation_names, find_evaluation, readers, register
 from sae_sweeps.config.facts import ModelFacts, model_facts
-from sae_sweeps.config.penalties import Combination, PenaltyTerm
+from sae_sweeps.config.penalties import Combination, PenaltyTerm, finite
 from sae_sweeps.config.plugins import KEYS, TARGET, Code, Component, code_of, component
 from sae_sweeps.config.schema import (
     ActivationsConfig,
@@ -93,7 +93,8 @@ class RunConfig:
         return [] if self.penalty.name == "none" else [PenaltyTerm("penalty", self.penalty, self.schedule)]
 
     def learning_rate(self, step: int) -> float:
-        return self.lr_schedule.value(step, self.total_steps)
+        value = self.lr_schedule.value(step, self.total_steps)
+        return finite(value, f"lr_schedule={self.lr_schedule.name}: its value at step {step}")
 
     def peak_learning_rate(self) -> float:
         return peak(self.learning_rate, self.total_steps)
@@ -276,7 +277,7 @@ def _eval(node: DictConfig, code: dict[str, Code], outputs: Path) -> EvalConfig:
         assert found is not None
         _refuse_code_among_runs(f"eval.{name}", found, outputs)
         code[f"eval.{name}"] = found
-        register(replace(component("eval", name, found).component, name=name, digest=found.digest))
+        register(replace(_checked(name, component("eval", name, found).component), name=name, digest=found.digest))
     classes = {name: cls for name in evaluation_names() if (cls := find_evaluation(name).config) is not None}
     given = {name: typed(cls, node[name], f"eval.{name}", less=KEYS) for name, cls in classes.items() if name in node}
     cfg = typed(EvalConfig, node, "eval", less=(*given, *outside))
@@ -285,6 +286,17 @@ def _eval(node: DictConfig, code: dict[str, Code], outputs: Path) -> EvalConfig:
         if name in classes:
             cfg.own[name] = given.get(name) or classes[name]()
     return cfg
+
+
+def _checked(name: str, evaluation: Any) -> Evaluation:
+    """An evaluation from outside. Raises ConfigError for anything else, and for one that reads unknown keys."""
+    if not isinstance(evaluation, Evaluation):
+        raise ConfigError(f"eval.{name}: its _target_ must name an Evaluation of sae_sweeps.config.evaluations.")
+    if unknown := sorted(set(evaluation.reads) - {f.name for f in fields(EvalConfig)}):
+        raise ConfigError(f"eval.{name}: reads {unknown[0]}, which is no key of eval; mend `reads` of the Evaluation.")
+    if evaluation.config is not None and not (isinstance(evaluation.config, type) and is_dataclass(evaluation.config)):
+        raise ConfigError(f"eval.{name}: the config of the Evaluation must be a dataclass of its own keys.")
+    return evaluation
 
 
 def _fill(run: RunConfig, facts: ModelFacts) -> None:

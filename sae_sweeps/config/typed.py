@@ -20,6 +20,8 @@ from sae_sweeps.fields import Rule
 
 def typed(cls: type, node: DictConfig, where: str, less: tuple[str, ...] = ()) -> Any:
     """`node`, less some keys, as an instance of the dataclass `cls`. Raises ConfigError naming the first wrong key."""
+    if missing := sorted(str(key) for key in node if OmegaConf.is_missing(node, str(key))):
+        raise ConfigError(f"{as_given(where, missing[0])}: has no default; give {as_given(where, missing[0])}=VALUE.")
     whole: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     values = {key: value for key, value in whole.items() if key not in less}
     known = {f.name for f in fields(cls)}
@@ -54,12 +56,14 @@ def check_values(config: Any, where: str = "") -> None:
 
 @cache
 def _rules(cls: type) -> dict[str, list[Rule]]:
-    """The rules of each field."""
-    hints = get_type_hints(cls, include_extras=True)
-    return {
-        f.name: [rule for rule in getattr(hints[f.name], "__metadata__", ()) if isinstance(rule, Rule)]
-        for f in fields(cls)
-    }
+    """The rules of each field; one that a subclass declares again without rules keeps those of its base."""
+    found: dict[str, list[Rule]] = {f.name: [] for f in fields(cls)}
+    for base in (base for base in cls.__mro__ if is_dataclass(base)):
+        for name, hint in get_type_hints(base, include_extras=True).items():
+            rules = [rule for rule in getattr(hint, "__metadata__", ()) if isinstance(rule, Rule)]
+            if name in found:
+                found[name] = found[name] or rules
+    return found
 
 
 def as_given(where: str, key: str) -> str:

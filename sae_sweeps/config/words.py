@@ -27,6 +27,8 @@ def rewrite(words: list[str]) -> list[str]:
         key, equals, value = word.partition("=")
         if word == "--dry-run":
             out.append("dry_run=true")
+        elif key.rpartition(".")[2] in (plugins.FILE, plugins.DIGEST):
+            raise ConfigError(f"{word}: is recorded by the launch; give {key.rpartition('.')[0]}.{plugins.TARGET}.")
         elif word.startswith(("+", "~")):
             raise ConfigError(f"{word}: keys cannot be added or removed; give key=value for a key that exists.")
         elif equals and not value and not key.startswith("-"):
@@ -37,7 +39,7 @@ def rewrite(words: list[str]) -> list[str]:
         elif key == "layer" and re.fullmatch(r"[\d,\s-]+|range\(.*\)", value):
             out.append(f"layer.index={value}")
         elif key in (*plugins.GROUPS, "model") and equals:
-            out.append(f"{key}={','.join(_choice(key, part.strip()) for part in value.split(','))}")
+            out.append(f"{key}={','.join(_choice(key, part) for part in _parts(value))}")
         elif key == "hydra.searchpath":
             continue  # plugins.search_path_words gives it to Hydra, with the other folders that are searched
         elif re.fullmatch(r"(schedule)@[\w.]+|penalty\.\w+\.(schedule)", key):
@@ -100,6 +102,14 @@ def _split(word: str) -> tuple[str, str, str]:
     return word.partition("=")
 
 
+def _parts(value: str) -> list[str]:
+    """The choices of a group that a word lists; one path may hold commas, and several are quoted then."""
+    if Path(value).expanduser().is_file():
+        return [value]
+    found = re.findall(r"""\s*(?:"([^"]*)"|'([^']*)'|([^,]*))\s*(?:,|$)""", value)
+    return [(double or single or plain).strip() for double, single, plain in found[: 1 + value.rstrip().count(",")]]
+
+
 def _choice(group: str, value: str) -> str:
     """A choice of the group as it is; one from outside, a path or a sum of penalties as a choice made for it."""
     if group == "penalty" and "+" in value:
@@ -114,6 +124,10 @@ def _choice(group: str, value: str) -> str:
         if (outside := plugins.outside_choices(group).get(value)) is not None:
             plugins.refuse_hiding(outside)
             return _outside(group, outside)
+        if group != "data" and ("/" in value or value.startswith(("~", "."))):
+            raise ConfigError(
+                f"{group}={value}: no such YAML file; give one that exists, or one of our choices' names."
+            )
     if group not in ("model", "data") or value in plugins.choices(group):
         return value
     if not (path.exists() or "/" in value or value.startswith((".", "~")) or path.suffix in ENDINGS):

@@ -19,6 +19,7 @@ from sae_sweeps.architectures.context import RECONSTRUCTIONS, Context, generator
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.errors import ConfigError, Diverged
 from sae_sweeps.kernels.choose import choose
+from sae_sweeps.kernels.features import DenseFeatures, Features
 from sae_sweeps.kernels.memory import retain_freed_memory
 from sae_sweeps.penalties.base import Penalty, PenaltyValue
 from sae_sweeps.training.nonfinite_guard import NonFiniteGuard
@@ -50,7 +51,28 @@ def checked(value: Any, name: str) -> PenaltyValue:
     if not isinstance(value.loss, Tensor) or value.loss.shape != ():
         shape = list(getattr(value.loss, "shape", ())) or type(value.loss).__name__
         raise ConfigError(f"penalty={name}: its loss has shape {shape}; it must be one number, a tensor of shape [].")
+    if not isinstance(value.terms, dict):
+        raise ConfigError(f"penalty={name}: its terms are a {type(value.terms).__name__}; give a dict of numbers.")
+    for term, number in value.terms.items():
+        if not (isinstance(number, int | float) or (isinstance(number, Tensor) and number.numel() == 1)):
+            raise ConfigError(f"penalty={name}: its term {term} must be one number.")
     return value
+
+
+def checked_losses(parts: Any, name: str) -> dict[str, tuple[Tensor, float]]:
+    """An architecture's own loss terms. Raises ConfigError for other than name -> (scalar, weight)."""
+    pairs = parts.values() if isinstance(parts, dict) else [None]
+    for pair in pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and getattr(pair[0], "shape", None) == ()):
+            raise ConfigError(f"architecture={name}: extra_losses must return a dict of (loss of shape [], weight).")
+    return parts
+
+
+def of_shape(feature_acts: Any, shape: tuple[int, ...]) -> bool:
+    """Whether an architecture's `activate` gave features of this shape."""
+    if isinstance(feature_acts, DenseFeatures):
+        return getattr(feature_acts.values, "shape", None) == shape
+    return isinstance(feature_acts, Features)
 
 
 class Training:
@@ -122,6 +144,11 @@ class Training:
                     f"architecture={self.run.architecture.name}: pre-activations have shape {list(pre_acts.shape)}; "
                     f"they must be [batch, d_sae] = {[len(x), sae.d_sae]}."
                 )
+            if not of_shape(feature_acts, pre_acts.shape):
+                raise ConfigError(
+                    f"architecture={self.run.architecture.name}: its activation must return features of shape "
+                    f"[batch, d_sae] = {[len(x), sae.d_sae]}."
+                )
             if groups is not None:
                 generator = generator_at(self.device, self.run.seed, step, GROUP_STREAM)
                 feature_acts = groups(feature_acts, generator, training=True)
@@ -129,7 +156,10 @@ class Training:
             recon = RECONSTRUCTIONS[self.run.train.recon]
             seed, total_steps = self.run.seed, self.total_steps
             ctx = Context(sae, batch, x, pre_acts, feature_acts, error, step, total_steps, seed, groups, recon)
-            parts = {"recon": (recon(squares), 1.0), **sae.extra_losses(ctx)}
+            parts = {
+                "recon": (recon(squares), 1.0),
+                **checked_losses(sae.extra_losses(ctx), self.run.architecture.name),
+            }
             if groups is not None:
                 parts |= groups.extra_losses(ctx)
             penalty_terms: dict[str, float | Tensor] = {}

@@ -227,3 +227,167 @@ def test_importing_notes_and_reading_runs_loads_no_code(mine, tmp_path):
     write_json(folder / "results.json", content | {"provenance": {}, "warnings": []})
     assert len(records([folder])) == 1 and read_json(folder / "results.json")["config"]["penalty"]["_digest_"]
     assert not plugins._loaded
+
+
+def rewritten(mine, group, name, text):
+    """A choice of one file in the copy of the examples; `_target_` names its class Own."""
+    (mine / group / f"{name}.py").write_text(text)
+    (mine / group / f"{name}.yaml").write_text(f"_target_: {name}.Own\n")
+
+
+PENALTY = """from dataclasses import dataclass
+from sae_sweeps.penalties.base import Penalty, PenaltyValue, WeightedConfig
+@dataclass(kw_only=True)
+class Config(WeightedConfig):
+    lambda2_max: float = 1.0
+    {key}
+class Own(Penalty):
+    {method}
+CONFIG = Config
+"""
+SCHEDULE = """from dataclasses import dataclass
+from sae_sweeps.schedules import Schedule
+@dataclass
+class Own(Schedule):
+"""
+FORWARD = "def forward(self, ctx): return PenaltyValue(ctx.x_hat.sum())"
+
+
+def test_a_key_without_a_default_is_given_by_the_command(mine):
+    rewritten(mine, "penalty", "own", PENALTY.format(key="alpha: float", method=FORWARD))
+    one, two = planned(mine, "-m", "penalty=own", "penalty.alpha=1,2")
+    assert (one.run.penalty.alpha, two.run.penalty.alpha) == (1, 2)
+    (run,) = [p.run for p in planned(mine, "penalty=own+ortho", "penalty.own.alpha=3")]
+    assert run.penalty_terms()[0].config.alpha == 3
+    with pytest.raises(ConfigError, match=r"^penalty.alpha: has no default; give penalty.alpha=VALUE.$"):
+        planned(mine, "penalty=own")
+
+
+def test_a_field_declared_again_keeps_the_rule_of_its_base(mine):
+    with pytest.raises(ConfigError, match="lambda2_max=-1"):
+        planned(mine, "penalty=alignment", "lambda2_max=-1")
+
+
+@pytest.mark.parametrize(
+    ("key", "method", "message"),
+    [
+        ("", "pass", "Own in .* must define forward"),
+        ("", "def forward(self): pass", r"Own.forward in .* is called as forward\(self, ctx\)"),
+        ("", f"def __init__(self, cfg): pass\n    {FORWARD}", r"called as __init__\(self, cfg, d_in, d_sae"),
+        ("x: 'Nowhere' = 1", FORWARD, "a type of Config in .* is not known .*Nowhere"),
+        ("_file_: str = 'a'", FORWARD, "has the key _file_"),
+        ("def peak_weight(self): return 'x'", FORWARD, "its peak_weight.. is 'x'; it must be a finite number"),
+        ("", f"{FORWARD}\nraise SystemExit(0)", "cannot be imported .SystemExit"),
+    ],
+)
+def test_methods_that_their_base_does_not_have_are_refused_at_launch(mine, key, method, message):
+    rewritten(mine, "penalty", "own", PENALTY.format(key=key, method=method))
+    with pytest.raises(ConfigError, match=message) as caught:
+        planned(mine, "penalty=own")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("pass", "must define value"),
+        ("def value(self, step): return 1.0", r"is called as value\(self, step, total_steps\)"),
+    ],
+)
+def test_schedules_are_checked_as_penalties_are(mine, body, message):
+    rewritten(mine, "schedule", "own", f"{SCHEDULE}    name: str\n    {body}\n")
+    with pytest.raises(ConfigError, match=message):
+        planned(mine, "penalty=ortho", "schedule=own")
+
+
+def test_a_learning_rate_is_a_finite_number(mine):
+    (mine / "lr_schedule").mkdir()
+    rewritten(
+        mine,
+        "lr_schedule",
+        "own",
+        f"{SCHEDULE}    name: str\n    lr: float = 1\n    def value(self, step, total): return 'x'\n",
+    )
+    with pytest.raises(ConfigError, match="lr_schedule=own: its value at step 0 is 'x'; it must be a finite number"):
+        planned(mine, "lr_schedule=own")
+
+
+def test_an_evaluation_is_an_evaluation(mine):
+    file = mine / "eval" / "sharpness.py"
+    content = file.read_text()
+    file.write_text(content.replace("EVALUATION = Evaluation(", "EVALUATION = dict if True else Evaluation("))
+    with pytest.raises(ConfigError, match="eval.sharpness: its _target_ must name an Evaluation"):
+        planned(mine, "eval=sharpness")
+    file.write_text(content.replace("reads=()", "reads=('nothing',)"))
+    with pytest.raises(ConfigError, match="eval.sharpness: reads nothing, which is no key of eval"):
+        planned(mine, "eval=sharpness")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "has no _target_ and no defaults"),
+        ("- a\n", "holds a list; a choice's file holds KEY: VALUE lines"),
+        ("name: own\n", "penalty.name=own: is no choice of ours"),
+    ],
+)
+def test_yaml_that_is_no_choice_is_refused(mine, content, message):
+    (mine / "penalty" / "own.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        planned(mine, "penalty=own")
+
+
+def test_yaml_beside_that_does_not_read_back_is_left_out_of_suggestions(mine):
+    from sae_sweeps.config.mistakes import all_keys
+
+    plugins.set_search_path([searched(mine)])
+    expected = all_keys()
+    for name, content in (("a", "- a\n"), ("b", "a: [\n"), ("c", "3\n")):
+        (mine / "penalty" / f"{name}.yaml").write_text(content)
+    assert all_keys() == expected
+
+
+@pytest.mark.parametrize("name", ["with a blank", "with,comma", "it's", "été"])
+def test_folders_of_any_name(mine, tmp_path, name):
+    (expected,) = planned(mine, "penalty=alignment")
+    folder = Path(shutil.copytree(mine, tmp_path / name))
+    (found,) = plan(f'hydra.searchpath=["file://{folder}"]', *SMALL, "penalty=alignment").runs
+    plugins.set_search_path([])
+    (by_file,) = plan(*SMALL, f"penalty={folder / 'penalty' / 'alignment.yaml'}").runs
+    assert found.run_id == by_file.run_id == expected.run_id
+
+
+def test_a_link_to_a_yaml_finds_its_file(mine, tmp_path):
+    (tmp_path / "linked" / "penalty").mkdir(parents=True)
+    (tmp_path / "linked" / "penalty" / "alignment.yaml").symlink_to(mine / "penalty" / "alignment.yaml")
+    (found,) = planned(tmp_path / "linked", "penalty=alignment")
+    assert found.run.code["penalty"].file == str(mine / "penalty" / "alignment.py")
+
+
+def test_a_package_is_searched_by_pkg(mine, tmp_path, monkeypatch):
+    package = tmp_path / "site" / "another_package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    shutil.copytree(mine, package / "conf")
+    monkeypatch.syspath_prepend(package.parent)
+    (found,) = plan("hydra.searchpath=[pkg://another_package.conf]", *SMALL, "penalty=alignment").runs
+    assert found.run.code["penalty"].file == str(package / "conf" / "penalty" / "alignment.py")
+    with pytest.raises(ConfigError, match="pkg://nothing.conf: no such folder of an installed package"):
+        plan("hydra.searchpath=[pkg://nothing.conf]", *SMALL)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["penalty._target_=os.system"], "is not code of your own"),
+        (["penalty=mine", "penalty._target_=sae_sweeps.penalties.ortho.Ortho"], "is not code of your own"),
+        (["penalty=alignment", "penalty._file_=/tmp/x.py"], "_file_=/tmp/x.py: is recorded by the launch"),
+        (["penalty=alignment", "penalty._digest_=0"], "is recorded by the launch"),
+        (["penalty=../x.yaml"], "penalty=../x.yaml: no such YAML file"),
+        (["schedule=../data/builtin"], "no such YAML file"),
+        (["penalty=ortho", "penalty.name=other"], "penalty.name=other: is no choice of ours"),
+    ],
+)
+def test_words_that_name_no_code_of_ones_own(mine, words, message):
+    with pytest.raises(ConfigError, match=message):
+        planned(mine, *words)
