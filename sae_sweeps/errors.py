@@ -45,5 +45,12 @@ class Diverged(Exception):
         self.term = term
 
 
+def as_exception(error: BaseException) -> Exception:
+    """The error, with its place, as one that ends a run and nothing else: code from outside may call sys.exit."""
+    if isinstance(error, Exception):
+        return error
+    return RuntimeError(f"sys.exit({error}) was called").with_traceback(error.__traceback__)
+
+
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM reached a run; its checkpoint is written."""

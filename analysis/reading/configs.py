@@ -27,6 +27,8 @@ def flat_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
                 flat[name] = json.dumps(value) if isinstance(value, list) else value
 
     add(config, prefix)
+    for key in [key for key in flat if key.endswith(("._file_", "._target_"))]:
+        del flat[key]  # of code from outside: its name and its content's digest stay
     return flat
 
 

@@ -27,6 +27,7 @@ from sae_sweeps.config.evaluations import (
     find_evaluation,
     settings_of,
 )
+from sae_sweeps.config.plugins import blamed
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import SyntheticConfig
 from sae_sweeps.errors import ConfigError, DamagedFile, Interrupted, UserError
@@ -133,7 +134,7 @@ def _attempt(name: str, subjects: list[Subject], session: RunSession, cache: Pat
             return [failure for subject in subjects for failure in _attempt(name, [subject], session, cache)]
         log = subjects[0].folder / "evals" / f"{name}.error.log"
         write_text(log, traceback.format_exc())
-        why = f"{type(error).__name__}: {one_line(error)} (traceback in {log})"
+        why = f"{blamed(error) or f'{type(error).__name__}: {one_line(error)}'} (traceback in {log})"
         return [Failure(subjects[0].name, name, why)]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sae_sweeps.architectures import saelens
+from sae_sweeps.architectures.batch_topk import BatchTopK
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels.features import DenseFeatures, Features
@@ -87,6 +88,31 @@ def live_sae(run: RunConfig, training: Training) -> ExportedSAE:
         sae = deepcopy(training.sae, without_kernels).float()
         return OwnSAE(**described, sae=sae, scale=training.scale, step=run.total_steps - 1)
     return ExportedSAE(**described)
+
+
+@torch.no_grad()
+def check_format(run: RunConfig, training: Training) -> None:
+    """Raise ConfigError for an architecture from outside whose `exports_as` computes other features than it does.
+
+    BatchTopK's own at inference, by a threshold, are meant to differ from those of a batch in training.
+    """
+    sae = training.sae
+    if "architecture" not in run.code or sae.exports_as is None or isinstance(sae, BatchTopK):
+        return
+    name = f"architecture={run.architecture.name}"
+    if sae.exports_as not in saelens.ARCHITECTURES:
+        known = ", ".join(saelens.ARCHITECTURES)
+        raise ConfigError(f"{name}: exports_as={sae.exports_as!r} is not one of {known}; leave it at None.")
+    plain = deepcopy(sae, {id(sae.kernels): None}).float().cpu()
+    x = torch.randn(64, plain.W_dec.shape[1], generator=torch.Generator().manual_seed(0))
+    weights, settings = plain.export(1.0)
+    exported = ExportedSAE(sae.exports_as, weights, **settings)
+    found, expected = exported.encode(x), plain.encode(x, run.total_steps - 1)[1].dense()
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+        raise ConfigError(
+            f"{name}: exports_as={sae.exports_as!r}, but SAELens's {sae.exports_as} computes other features than this "
+            "architecture does; leave exports_as at None."
+        )
 
 
 def export(run: RunConfig, training: Training, folder: RunFolder) -> None:

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from sae_sweeps.config.plugins import blamed
-from sae_sweeps.errors import OUT_OF_MEMORY, Diverged, Interrupted, UserError
+from sae_sweeps.errors import OUT_OF_MEMORY, Diverged, Interrupted, UserError, as_exception
 from sae_sweeps.evaluation.geometry import similarity_snapshot
 from sae_sweeps.kernels.choose import name as kernels_name
 from sae_sweeps.runs.batches import Batches, stream_of
 from sae_sweeps.runs.console import Console
 from sae_sweeps.runs.evaluate import held_out_fvu
-from sae_sweeps.runs.export import export, live_sae
+from sae_sweeps.runs.export import check_format, export, live_sae
 from sae_sweeps.runs.provenance import provenance
 from sae_sweeps.runs.results import TRAINED, in_brief, write_config
 from sae_sweeps.runs.session import RunSession
@@ -103,8 +103,8 @@ class RunTask(TrainingCallbacks):
         """An exception in the block is this run's failure and does not reach the others."""
         try:
             yield
-        except Exception as error:
-            self.on_failure(error)
+        except (Exception, SystemExit) as error:
+            self.on_failure(as_exception(error))
 
     def begin(self) -> None:
         """Write config.yaml and mark the run running."""
@@ -122,6 +122,7 @@ class RunTask(TrainingCallbacks):
             x = batches.first[stream_of(run)]
             training = Training(run, activation_scale(x, run.train), decoder_bias(x, run.train), session.device)
             start = 0
+        check_format(run, training)
         folder.truncate(start - 1)
         self.on_checkpoint(start)
         self._held_out, self._n_tokens = batches.held_out[run.train.held_out_tokens], batches.store.n_tokens

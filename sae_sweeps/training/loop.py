@@ -15,7 +15,7 @@ from typing import Any
 
 from sae_sweeps.activations.sampler import prepared
 from sae_sweeps.architectures.batch import Batch
-from sae_sweeps.errors import Interrupted
+from sae_sweeps.errors import Interrupted, as_exception
 from sae_sweeps.training.checkpoint import save_checkpoint
 from sae_sweeps.training.step import Training
 from sae_sweeps.training.stopwatch import Stopwatch
@@ -137,9 +137,9 @@ class Member:
         began = time.monotonic()
         try:
             yield
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.training = None
-            self.callbacks.on_failure(error)
+            self.callbacks.on_failure(as_exception(error))
         self.seconds += time.monotonic() - began
 
 

@@ -71,6 +71,7 @@ def test_resumed_only_with_the_code_of_its_launch(mine, tmp_path):
         ("return PenaltyValue(ctx.x.sum(1))", "its loss has shape [64]; it must be one number"),
         ("return ctx.x.sum()", "forward must return a PenaltyValue, and returned a Tensor"),
         ("return PenaltyValue(ctx.sae.W_dec @ ctx.x)", "alignment.py line"),
+        ("import sys; sys.exit(3)", "sys.exit(3) was called"),
     ],
 )
 def test_a_penalty_that_fails_is_named_and_its_siblings_complete(body, message, mine, tmp_path):
@@ -94,3 +95,25 @@ def test_an_evaluation_is_done_again_when_its_code_changes(mine, tmp_path):
     file.write_text(file.read_text().replace("float(share_F", "float(2 * share_F"))
     run(*words)
     assert read(folder, "results.json")["metrics"]["sharpness"] == pytest.approx(2 * first)
+
+
+@pytest.mark.parametrize(
+    ("exports_as", "message"),
+    [("standard", "SAELens's standard computes other features than this architecture does"), ("mine", "is not one of")],
+)
+def test_an_architecture_is_not_exported_as_another(exports_as, message, mine, tmp_path):
+    file = mine / "architecture" / "softcap.py"
+    file.write_text(file.read_text().replace("(SAE):\n", f"(SAE):\n    exports_as = {exports_as!r}\n\n"))
+    words = [word for word in TINY if word != "k=4"]
+    done = run(*words, "num_tokens=1280", searched(mine), "architecture=softcap", f"outputs={tmp_path / 'o'}", expect=1)
+    assert message in done.stdout and not list((tmp_path / "o").glob("runs/*/sae"))
+
+
+def test_a_table_over_two_architectures_names_them_and_not_their_files(mine, tmp_path):
+    for ending in ("py", "yaml"):
+        copy = (mine / "architecture" / f"softcap.{ending}").read_text().replace("softcap.", "other.")
+        (mine / "architecture" / f"other.{ending}").write_text(copy)
+    words = [word for word in TINY if word != "k=4"]
+    words += ["-m", "num_tokens=1280", searched(mine), "architecture=softcap,other", f"outputs={tmp_path / 'o'}"]
+    out = run(*words).stdout
+    assert "softcap" in out and "other" in out and "_file_" not in out and "_digest_" not in out
