@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from sae_sweeps.cli.compose import MULTIRUN, AnotherSweeper, compose_points, register
-from sae_sweeps.config.mistakes import sentence
+from sae_sweeps.cli.mistakes import guarded, let_threads_sleep
 from sae_sweeps.config.paths import config_dir
-from sae_sweeps.config.plugins import blamed, search_path_words, set_search_path, suspected
+from sae_sweeps.config.plugins import search_path_words, set_search_path
 from sae_sweeps.config.words import rewrite
-from sae_sweeps.errors import UserError
 
 
 def main(words: list[str] | None = None) -> int:
@@ -32,36 +28,6 @@ def main(words: list[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
     let_threads_sleep()
     return guarded(lambda: run_command([word for word in words if word != "--debug"]), "--debug" in words)
-
-
-def guarded(command: Callable[[], int], debug: bool) -> int:
-    """A command's exit status; a mistake is printed in one sentence, with `debug` or HYDRA_FULL_ERROR=1 raised."""
-    debug = debug or os.environ.get("HYDRA_FULL_ERROR") == "1"
-    try:
-        return command()
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        if debug:
-            raise
-        if isinstance(error, UserError | HydraException | OmegaConfBaseException):
-            message = sentence(error)
-        elif (outside := blamed(error) or suspected(error)) is not None:
-            message = f"{outside}; --debug shows the traceback."
-        else:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 2
-
-
-def let_threads_sleep() -> None:
-    """Set, before torch is loaded, that OpenMP's threads sleep while they wait: spinning, they would keep the kernels'
-    own threads from the cores. A step takes a quarter longer then, and 2 to 15 times as long on a busy machine.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def run_command(words: list[str]) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.__main__ import COMMANDS, with_values
-from sae_sweeps.cli import command
+from sae_sweeps.cli.mistakes import guarded, let_threads_sleep
 from sae_sweeps.errors import ConfigError
 
 
@@ -37,9 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["launch"]:  # its words and flags are Hydra's
         sys.argv[0] = "sae-sweeps launch"
-        return command.main(argv[1:])
+        from sae_sweeps.cli.command import main as launch
+
+        return launch(argv[1:])
     words = parser().parse_args(with_values(argv))
-    return command.guarded(lambda: words.run(words) or 0, words.debug)
+    return guarded(lambda: words.run(words) or 0, words.debug)
 
 
 Commands = argparse._SubParsersAction  # its type has no public name
@@ -126,7 +128,7 @@ def _add_resume(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _resume(words: argparse.Namespace) -> int:
-    command.let_threads_sleep()
+    let_threads_sleep()
     from sae_sweeps.cli.resume import resume
 
     return resume(words.sweep, words.words, words.diverged)

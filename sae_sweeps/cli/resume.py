@@ -15,7 +15,7 @@ from sae_sweeps.storage.sweep_folder import change_manifest, outputs_of, read_ma
 
 def resume(sweep: Path, words: list[str], diverged: bool) -> int:
     """Launch the incomplete runs that have no live job again. Returns the exit status."""
-    from sae_sweeps.cli.command import let_threads_sleep
+    from sae_sweeps.cli.mistakes import let_threads_sleep
 
     let_threads_sleep()
     from sae_sweeps.cli.launch import finish

@@ -3,7 +3,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 
-from sae_sweeps.cli.command import register
+from sae_sweeps.cli.compose import register
 from sae_sweeps.config.mistakes import sentence
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.words import rewrite

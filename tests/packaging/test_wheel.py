@@ -65,7 +65,7 @@ def test_a_sweep_and_its_table_in_an_empty_folder(installed, tmp_path):
     out = run(installed, tmp_path, "sae-sweeps", "launch", "-m", *SMALL, "penalty=none,ortho", "k=4")
     assert out.count("completed:") == 2
     table = json.loads(run(installed, tmp_path, "sae-sweeps", "table", "outputs", "--format", "json"))
-    assert {run["config"]["penalty.name"] for run in table["runs"]} == {"none", "ortho"}
+    assert {run["config"]["penalty"] for run in table["runs"]} == {"none", "ortho"}
     (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
     assert "2 completed" in run(installed, tmp_path, "sae-sweeps", "status", sweep)
     again = run(installed, tmp_path, "python", "-m", "sae_sweeps", "launch", "-m", *SMALL, "penalty=none,ortho", "k=4")

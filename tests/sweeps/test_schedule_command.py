@@ -71,6 +71,6 @@ def test_a_mistake_is_one_sentence_and_status_2(words, says, capsys):
 
 @pytest.mark.slow
 def test_help_imports_nothing_heavy():
-    code = "import sys; from sae_sweeps.__main__ import parser; parser(); print({'torch', 'hydra'} & set(sys.modules))"
+    code = "import sys; from sae_sweeps.cli.main import parser; parser(); print({'torch', 'hydra'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -3,7 +3,7 @@ from commands import run, run_folders
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from sae_sweeps.cli.command import register
+from sae_sweeps.cli.compose import register
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.sweeps.plan import make_plan

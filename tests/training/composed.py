@@ -4,7 +4,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from sae_sweeps.architectures.batch import Batch
-from sae_sweeps.cli.command import register
+from sae_sweeps.cli.compose import register
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.run import RunConfig, run_config
 from sae_sweeps.config.words import rewrite
