@@ -391,3 +391,9 @@ def test_a_package_is_searched_by_pkg(mine, tmp_path, monkeypatch):
 def test_words_that_name_no_code_of_ones_own(mine, words, message):
     with pytest.raises(ConfigError, match=message):
         planned(mine, *words)
+
+
+def test_the_page_on_components_shows_the_example_as_it_is():
+    page = (EXAMPLES.parents[1] / "docs" / "components.md").read_text()
+    for name in ("alignment.py", "alignment.yaml"):
+        assert (EXAMPLES / "penalty" / name).read_text() in page
