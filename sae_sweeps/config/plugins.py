@@ -86,13 +86,24 @@ def component(group: str, name: str, code: Code | None = None) -> Component:
     """The config dataclass and the class of a choice. Raises ConfigError for outside code that cannot be used."""
     if code is not None:
         return _outside(group, name, code)
-    known = name in CURVES[group] if group in CURVES else (config_dir() / group / f"{name}.yaml").is_file()
-    if not known:
-        raise ConfigError(f"{group}.name={name}: is no choice of ours, and its config names no code; give _target_.")
     if group in CURVES:
-        return Component(CURVES[group][name], None)
-    module = importlib.import_module(SINGLE.get(group) or f"{PACKAGES[group]}.{name}")
-    return Component(module.CONFIG, module.COMPONENT)
+        found = Component(CURVES[group].get(name), None)
+    else:
+        module = _ours(SINGLE.get(group) or f"{PACKAGES[group]}.{name}")
+        found = Component(getattr(module, "CONFIG", None), getattr(module, "COMPONENT", None))
+    if found.config is None:
+        raise ConfigError(f"{group}.name={name}: is no choice of ours, and its config names no code; give _target_.")
+    return found
+
+
+def _ours(name: str) -> ModuleType | None:
+    """A module of this project, or None where there is none of that name."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not name.startswith(error.name):
+            raise  # a package that the module needs
+        return None
 
 
 def evaluation_module(name: str) -> ModuleType:
