@@ -25,7 +25,8 @@ def env(cluster=None):
     return environment() | (cluster.environment() if cluster else {}) | {"OMP_NUM_THREADS": "1"}
 
 
-SLOWLY = f"cluster.setup=['export PYTHONPATH={Path(__file__).parent / 'slowly'}:$PYTHONPATH']"
+SLOWLY_PATH = str(Path(__file__).parent / "slowly").replace(" ", "\\ ")
+SLOWLY = f"cluster.setup=['export PYTHONPATH={SLOWLY_PATH}:$PYTHONPATH']"
 """Jobs whose runs train slowly, to be struck on their way."""
 
 
