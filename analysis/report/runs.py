@@ -18,8 +18,6 @@ CURVES = ("loss", "fvu", "held_out_fvu", "l0", "dead_features", "recon_loss", "s
           "penalty_weight", "lr", "k", "grad_norm/total")  # fmt: skip
 MORE = 6
 """The most terms of penalties that are drawn after CURVES."""
-OF_ITS_OWN = ("wall_time_s", "tokens_per_s", "start_step")
-"""Provenance that differs from run to run by nature."""
 
 
 @dataclass

@@ -47,7 +47,6 @@ class Kernels(Protocol):
     def normalize(self, W: Tensor) -> None: ...
 
 
-CHOICES = ("auto", "reference")
 FAST = {"cpu": "numba", "cuda": "triton"}
 """Kind of device -> package that compiles its kernels."""
 
