@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from sae_sweeps.errors import ConfigError
+from sae_sweeps.errors import ConfigError, NeedsRoles
 from sae_sweeps.fields import AtLeastOne, NotNegative, Positive, added, one_of
 from sae_sweeps.kernels.features import Features, TopKFeatures
 from sae_sweeps.kernels.info_nce import Pairs, info_nce, neighbours, similarities, unit_rows
@@ -59,7 +59,7 @@ class ContrastiveConfig(WeightedConfig):
 
     def check_run(self, run: RunConfig) -> None:
         if self.positives == "pairs" and run.synthetic:
-            raise ConfigError(
+            raise NeedsRoles(
                 "penalty.positives=pairs: model=synthetic has no roles; choose a model, or penalty.positives=adjacent."
             )
         sampling = run.train.sampling
