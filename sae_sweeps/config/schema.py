@@ -351,7 +351,8 @@ class RootConfig:
     arms: dict[str, Any] = field(default_factory=dict)
     """The same, in older files."""
     only: str | None = None
-    """Patterns of the titles of an experiment's variants to run, separated by |, as in only='Run *|TopK'."""
+    """Patterns of the titles of an experiment's variants to run, separated by |, as in only='Run *|TopK'; ~ before one
+    leaves those out."""
     objective: str | None = None
     """Metric of results.json that a sweeper such as Optuna optimises."""
     report: bool = True

@@ -50,7 +50,7 @@ class PlannedRun:
     title: str
     overrides: list[str]
     equals: list[str] = field(default_factory=list)
-    """Overrides of the further points that are the same run."""
+    """The further points that are the same run: their titles, or their overrides where those are the same too."""
     pinned: list[str] = field(default_factory=list)
     """Those that its variant keeps whatever the command gives."""
 
@@ -88,7 +88,7 @@ def make_plan(points: list[Point]) -> Plan:
         if identity not in runs:
             runs[identity] = PlannedRun(run, identity, title, point.overrides, pinned=point.pinned)
         elif (title, point.overrides) != (runs[identity].title, runs[identity].overrides):
-            runs[identity].equals.append(" ".join([*([title] if point.variant else []), *point.overrides]))
+            runs[identity].equals.append(title if title != runs[identity].title else " ".join(point.overrides))
     planned = list(runs.values())
     return Plan(planned, [*budget_warnings(planned, varied), *run_warnings(planned)], varied, identities, notes)
 
@@ -113,8 +113,8 @@ def with_roles(points: list[Point]) -> tuple[list[Point], list[RunConfig], list[
     if not kept:
         raise next(iter(lacking.values()))
     titles: dict[str, list[str]] = {}
-    for variant, error in lacking.items():
-        titles.setdefault(str(error), []).append(variant)
+    for variant, lack in lacking.items():
+        titles.setdefault(str(lack), []).append(variant)
     return kept, configs, [f"left out: {'; '.join(names)} ({why})" for why, names in titles.items()]
 
 

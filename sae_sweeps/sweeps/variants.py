@@ -12,9 +12,10 @@
 
 Every point of the command is run in every variant. `study` holds for all of them on the model it names, where neither
 the command nor the variant gives the key. A key on the command line wins over a variant of words alone. Those of a
-mapping are pinned: the command's word for such a key does not reach the variant. `recorded`, `planned` or `own` are
-further pinned words on the study's own model. A recorded run is titled "Run 1, as recorded: NAME" there and "Run 1,
-scaled: NAME" elsewhere, a planned one "Run 1, planned: NAME"; their tags are as_recorded, scaled and planned. `only` chooses variants by their titles. `arms` is an older name of `variants`.
+mapping are pinned: the command's word for such a key does not reach the variant, and the plan names it. `recorded`,
+`planned` or `own` are further pinned words on the study's own model. A recorded run is titled "Run 1, as recorded:
+NAME" there and "Run 1, scaled: NAME" elsewhere, a planned one "Run 1, planned: NAME"; their tags are as_recorded,
+scaled and planned. `only` chooses variants by their titles. `arms` is an older name of `variants`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from sae_sweeps.sweeps.plan import Point, split_override
 
 ON_OWN_MODEL = ("recorded", "planned", "own")
 KEYS = ("words", *ON_OWN_MODEL, "name", "description")
+SCALED = "Scaled: budget, d_sae and k are not the record's."
 PINNED_WHOLE = ("architecture", "group_layer", "lr_schedule")
 """Groups of which a variant that pins the choice pins every key: they may not exist in another choice."""
 
@@ -114,7 +116,7 @@ def _kept(variant: Variant, word: str) -> str | None:
 
 
 def _key(word: str) -> str:
-    """The key of a word, as the top-level key where it is that of a group by its full name, such as `lr_schedule.lr`."""
+    """The key of a word; a key of a group that the top level has too, such as `lr_schedule.lr`, by that name."""
     key = split_override(word)[0]
     group, _, leaf = key.rpartition(".")
     return leaf if leaf in TOP_KEYS and group in ("architecture", "penalty", "schedule", "lr_schedule") else key
@@ -149,7 +151,7 @@ def variant_of(name: str, node: Any, own: bool) -> Variant:
         choices_of(name, words),
         pinned=True,
         tags=tags,
-        description=" ".join(str(parts.get("description") or "").split()),
+        description=" ".join([*str(parts.get("description") or "").split(), *([SCALED] if tags == ["scaled"] else [])]),
     )
 
 
@@ -169,22 +171,27 @@ def choices_of(variant: str, words: str) -> dict[str, list[str]]:
 
 
 def chosen(variants: list[Variant], only: str | None) -> list[Variant]:
-    """The variants whose titles match one of the patterns, split at `|`. Raises ConfigError for one that matches none.
+    """The variants whose titles match one of the patterns, split at `|`; those after `~` are left out.
 
-    A pattern matches the whole title or its beginning up to a comma or colon, in either case of the letters.
+    A pattern matches the whole title or its beginning up to a comma or colon, in either case of the letters. Raises
+    ConfigError for a pattern that matches no title, and where no variant is left.
     """
     if only is None:
         return variants
-    found = set()
+    titles = [variant.title for variant in variants]
+    wanted: set[str] = set()
+    unwanted: set[str] = set()
     for pattern in filter(None, map(str.strip, only.split("|"))):
-        matching = {variant.title for variant in variants if _matches(variant.title, pattern)}
+        matching = {title for title in titles if _matches(title, pattern.removeprefix("~").strip())}
         if not matching:
-            titles = "; ".join(variant.title for variant in variants)
-            raise ConfigError(f"only={only}: no variant's title matches {pattern}; they are {titles}.")
-        found |= matching
-    if not found:
+            raise ConfigError(f"only={only}: no variant's title matches {pattern}; they are {'; '.join(titles)}.")
+        (unwanted if pattern.startswith("~") else wanted).update(matching)
+    found = [variant for variant in variants if variant.title in (wanted or titles) and variant.title not in unwanted]
+    if not wanted | unwanted:
         raise ConfigError(f"only={only}: has no pattern; give titles of variants, as in only='Run *|TopK'.")
-    return [variant for variant in variants if variant.title in found]
+    if not found:
+        raise ConfigError(f"only={only}: leaves no variant; they are {'; '.join(titles)}.")
+    return found
 
 
 def _matches(title: str, pattern: str) -> bool:
