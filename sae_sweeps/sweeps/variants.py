@@ -173,7 +173,7 @@ def choices_of(variant: str, words: str) -> dict[str, list[str]]:
 def chosen(variants: list[Variant], only: str | None) -> list[Variant]:
     """The variants whose titles match one of the patterns, split at `|`; those after `~` are left out.
 
-    A pattern matches the whole title or its beginning up to a comma or colon, in either case of the letters. Raises
+    Titles are compared without regard to case; a pattern may be their beginning up to a comma or colon. Raises
     ConfigError for a pattern that matches no title, and where no variant is left.
     """
     if only is None:
@@ -182,7 +182,9 @@ def chosen(variants: list[Variant], only: str | None) -> list[Variant]:
     wanted: set[str] = set()
     unwanted: set[str] = set()
     for pattern in filter(None, map(str.strip, only.split("|"))):
-        matching = {title for title in titles if _matches(title, pattern.removeprefix("~").strip())}
+        words = pattern.removeprefix("~").strip().lower()
+        matching = {title for title in titles if title.lower() == words}
+        matching = matching or {title for title in titles if _matches(title.lower(), words)}
         if not matching:
             raise ConfigError(f"only={only}: no variant's title matches {pattern}; they are {'; '.join(titles)}.")
         (unwanted if pattern.startswith("~") else wanted).update(matching)
@@ -195,5 +197,6 @@ def chosen(variants: list[Variant], only: str | None) -> list[Variant]:
 
 
 def _matches(title: str, pattern: str) -> bool:
+    """Whether a pattern matches the whole title or its beginning up to a comma or colon."""
     ends = [len(title), *(found.start() for found in re.finditer("[,:]", title))]
-    return any(fnmatchcase(title[:end].lower(), pattern.lower()) for end in ends)
+    return any(fnmatchcase(title[:end], pattern) for end in ends)

@@ -1,15 +1,18 @@
 """Each study's one line on its own model composes to the values of its record, run for run."""
 
 import re
+import shutil
 import socket
 
 import pytest
 from composing import plan, points
+from omegaconf import OmegaConf
 
 from sae_sweeps.activations import language_model
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.sweeps.plan import describe, make_plan
+from sae_sweeps.sweeps.variants import variant_of
 
 STUDIES = {
     "selective_orthogonality": "gemma-2-2b",
@@ -110,8 +113,8 @@ RECORDED = {
         | {"l1": 0.2, "dropout": 0.2, "adapt": "mi", "residual": 0.1, "group_lasso_weight": 0.01}
         | {"lr_schedule": "cosine"},
         "Run 5, as recorded": LABELLED | LATER
-        | {"l1": 0.2, "adapt": "similarity", "contrast": "groups", "contrastive_weight": 0.1, "competition": True}
-        | {"mask": 0.25, "reversal": 0.1, "lr_schedule": "warm_restarts"},
+        | {"l1": 0.2, "adapt": "similarity", "contrast": "groups", "contrastive_weight": 0.1}
+        | {"softmax competition": True, "mask": 0.25, "reversal": 0.1, "lr_schedule": "warm_restarts"},
         "mixed precision, planned": LABELLED | GROUPS | {"precision": "bfloat16"},
     },
 }  # fmt: skip
@@ -126,9 +129,10 @@ PLACES = {
     "seed": "seed", "penalty": "penalty.name", "lambda2": "penalty.lambda2_max", "schedule": "schedule.name",
     "schedule.warmup": "schedule.warmup", "initial": "schedule.initial", "wait_warmups": "schedule.wait_warmups",
     "ramp_warmups": "schedule.ramp_warmups", "decay_power": "schedule.decay_power",
+    "softmax competition": "group_layer.competition",
 } | {
     key: f"group_layer.{key}"
-    for key in ("group_size", "window", "dropout", "adapt", "residual", "competition", "mask", "reversal")
+    for key in ("group_size", "window", "dropout", "adapt", "residual", "mask", "reversal")
 }  # fmt: skip
 
 
@@ -150,7 +154,17 @@ def studies():
 
         patch.setattr(socket.socket, "connect", refused)
         patch.setattr(language_model, "load_language_model", refused)
-        return {study: plan(f"experiment={study}", f"model={model}") for study, model in STUDIES.items()}
+        return {
+            study: plan(f"experiment={study}", f"model={model}", f"only={'|'.join(RECORDED[study])}")
+            for study, model in STUDIES.items()
+        }
+
+
+def variants(study):
+    """The variants of a study's preset on its own model, uncomposed: fast."""
+    node = OmegaConf.load(config_dir() / "experiment" / f"{study}.yaml")
+    OmegaConf.resolve(node)
+    return [variant_of(name, words, own=True) for name, words in node.variants.items()]
 
 
 @pytest.mark.parametrize("study", RECORDED)
@@ -166,15 +180,16 @@ def test_recorded_and_planned_runs_have_the_values_of_the_record(study, studies)
         if expected["lr_schedule"] == "constant":
             steps = runs[title].total_steps
             assert runs[title].learning_rate(steps - 1) == runs[title].peak_learning_rate(), "no decay"
-    tagged = {title for title, run in runs.items() if {"as_recorded", "planned"} & set(run.tags)}
+    tagged = {variant.title.partition(":")[0] for variant in variants(study) if variant.tags}
     assert tagged == set(RECORDED[study]) | ({"Run 6, planned"} if study == "progressive_orthogonality" else set())
     assert not any("peaks at" in warning for warning in studies[study].warnings)
 
 
-def test_the_planned_grid_is_whole(studies):
-    grid = [run for run in studies["progressive_orthogonality"].runs if "Run 6" in " ".join([run.title, *run.equals])]
-    values = {(run.run.penalty.lambda2_max, run.run.penalty.base_threshold) for run in grid}
-    assert values == {(weight, base) for weight in (0.1, 0.5, 1.0) for base in (0.1, 0.2, 0.3, 0.4, 0.5)}
+def test_the_planned_grid_is_whole():
+    (grid,) = (variant for variant in variants("progressive_orthogonality") if variant.title == "Run 6, planned: grid")
+    assert grid.words["lambda2_max"] == [f"lambda2_max={weight}" for weight in (0.1, 0.5, 1.0)]
+    assert grid.words["base_threshold"] == [f"base_threshold={base}" for base in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    assert grid.words["k"] == ["k=320"] and grid.pinned
 
 
 def test_steps_that_the_record_lacks_are_named(studies):
@@ -195,32 +210,35 @@ def test_steps_that_the_record_lacks_are_named(studies):
         assert "lr 2e-4 used, 3e-4 logged" in topk[title].description
 
 
-def test_runs_without_clipping_have_clipped_twins(studies):
-    """Both reductions, both precisions, the study's d_sae, steps and warm-up."""
+def test_runs_without_clipping_have_clipped_twins():
+    """Both reductions, both precisions; all else, the study's d_sae, steps and warm-up with it, as in the original."""
+    found = {variant.title.partition(":")[0]: variant.words for variant in variants("selective_orthogonality")}
     for number in (5, 6, 7, 8):
-        original = next(r.run for r in studies["selective_orthogonality"].runs if r.title.startswith(f"Run {number},"))
-        twins = [
-            planned.run for planned in studies["selective_orthogonality"].runs
-            if f"Run {number}, clipped" in " ".join([planned.title, *planned.equals])
-        ]  # fmt: skip
-        assert {(run.penalty.reduction, run.train.precision) for run in twins} == {
-            (reduction, precision) for reduction in ("sum", "mean") for precision in ("float32", "bfloat16")
-        }
-        for run in twins:
-            same = ("d_sae", "l1", "recon", "lr", "warmup", "batch", "steps", "lambda2", "schedule", "schedule.warmup")
-            assert {key: value(run, key) for key in same} == {key: value(original, key) for key in same}
-            assert (run.train.clip, original.train.clip) == (1.0, 0.0)
+        twin, original = dict(found[f"Run {number}, clipped"]), dict(found[f"Run {number}, as recorded"])
+        assert twin.pop("penalty.reduction") == ["penalty.reduction=sum", "penalty.reduction=mean"]
+        assert twin.pop("train.precision") == ["train.precision=float32", "train.precision=bfloat16"]
+        assert (twin.pop("train.clip"), original.pop("train.clip")) == (["train.clip=1.0"], ["train.clip=0"])
+        assert original.pop("train.precision") == ["train.precision=float32"]
+        assert twin == original and twin["d_sae"] == ["d_sae=2304"]
+    made = plan("experiment=selective_orthogonality", "only=Run 5, clipped", "num_tokens=20480")
+    assert [(value(run.run, "reduction"), value(run.run, "precision")) for run in made.runs] == [
+        ("sum", "float32"), ("mean", "float32"), ("sum", "bfloat16"), ("mean", "bfloat16"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("study", RECORDED)
-def test_variants_of_a_study_have_one_form_of_reconstruction_loss(study, studies):
-    assert {run.run.train.recon for run in studies[study].runs} == {
-        "squared" if study == "progressive_orthogonality" else "norm"
+def test_variants_of_a_study_have_one_form_of_reconstruction_loss(study):
+    """The preset's, which no variant leaves."""
+    form = "squared" if study == "progressive_orthogonality" else "norm"
+    node = OmegaConf.load(config_dir() / "experiment" / f"{study}.yaml")
+    assert OmegaConf.select(node, "train.recon", default="squared") == form
+    assert {word for variant in variants(study) for word in variant.words.get("train.recon", [])} == {
+        f"train.recon={form}"
     }
 
 
-def test_variants_that_need_roles_are_left_out_and_named(studies):
-    (line,) = studies["selective_orthogonality"].notes
+def test_variants_that_need_roles_are_left_out_and_named():
+    (line,) = plan("experiment=selective_orthogonality", "model=gemma-2-2b", "only=*forget*|Run 0").notes
     assert line.startswith("left out: forget against retain; TopK, forget against retain (")
     assert "data=openwebtext" in line
     with_roles = plan("experiment=selective_orthogonality", "model=gemma-2-2b", "data=wmdp_bio", "only=*forget*|Run 0")
@@ -244,9 +262,22 @@ def test_words_of_the_command_reach_what_the_record_leaves_open():
         assert {key: value(runs[title], key) for key in expected} == expected, title
     assert (runs["TopK"].architecture.k, runs["TopK"].seed, runs["TopK"].num_tokens) == (64, 1, 2048000)
     lines = "\n".join(made.notes)
-    assert "lr=2e-4 does not reach every variant: lr=0.0003 stays in standard baseline, as recorded" in lines
+    assert "lr=0.0002 does not reach every variant: lr=0.0003 stays in standard baseline, as recorded" in lines
     assert "k=64 does not reach every variant: k=320 stays in TopK baseline, as recorded; k=40 stays in Run 1" in lines
     assert "data=" not in lines and "eval=" not in lines
+
+
+def test_a_word_that_every_variant_refuses_is_a_mistake():
+    words = ["experiment=progressive_orthogonality", "model=gemma-2-2b", "only=Run 1|Run 2"]
+    with pytest.raises(ConfigError) as caught:
+        plan(*words, "lr=1e-3")
+    assert str(caught.value) == (
+        "lr=0.001: no variant takes it (lr=0.0002 stays in Run 1, as recorded, Run 2, as recorded); leave it out."
+    )
+    assert plan(*words, "lr=0.0002").notes == [], "the recorded value itself"
+    for word in ("lr_schedule=cosine", "architecture.aux_weight=0.1", "lr_schedule.lr=1e-3"):
+        with pytest.raises(ConfigError, match="no variant takes it"):
+            plan(*words, word)
 
 
 def test_a_seed_sweep_keeps_one_of_each_run_whose_seed_is_recorded():
@@ -261,7 +292,8 @@ def test_a_seed_sweep_keeps_one_of_each_run_whose_seed_is_recorded():
 @pytest.mark.parametrize("study", RECORDED)
 def test_elsewhere_runs_are_scaled_to_equal_budgets(study):
     """The record's weights, schedules, form of the loss and learning rate, at the command's budget."""
-    made = plan(f"experiment={study}", "only=Run *|*baseline|*, planned|*, clipped|TopK", "num_tokens=204800")
+    titles = [title.replace("as recorded", "scaled") for title in RECORDED[study]]
+    made = plan(f"experiment={study}", f"only={'|'.join(titles)}", "num_tokens=204800")
     runs = {run.title.partition(":")[0]: run.run for run in made.runs}
     for title, expected in RECORDED[study].items():
         elsewhere = title.replace("as recorded", "scaled")
@@ -301,8 +333,7 @@ def test_presets_hold_no_word_that_none_of_their_variants_uses():
 
 def test_a_local_copy_of_the_model_is_the_studys_own(tiny_gemma2_folder, tmp_path):
     """A folder of the model's name; its own layers and width."""
-    folder = tmp_path / "gemma-2-2b"
-    folder.symlink_to(tiny_gemma2_folder)
+    folder = shutil.copytree(tiny_gemma2_folder, tmp_path / "gemma-2-2b")
     found = points("experiment=contrastive", f"model={folder}", "only=Run 0", "eval=core")
     assert found[0].variant == "Run 0, as recorded: baseline"
     with pytest.raises(ConfigError, match="layer=19"):
