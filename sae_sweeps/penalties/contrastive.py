@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from sae_sweeps.errors import ConfigError, NeedsRoles
 from sae_sweeps.fields import AtLeastOne, NotNegative, Positive, added, one_of
@@ -109,9 +110,14 @@ class Contrastive(Penalty):
     @torch.no_grad()
     def similar(self, ctx: Context, u_BD: Tensor) -> Pairs:
         """Pairs of each row with the most similar other rows."""
-        if self.cfg.similar_by == "x":
-            return most_similar(ctx.x, N_SIMILAR)
-        return most_similar(u_BD if self.cfg.similar_by == "head" else ctx.feature_acts.dense(), N_SIMILAR, above=0.0)
+        with torch.autocast(u_BD.device.type, enabled=False):
+            if self.cfg.similar_by == "x":
+                x_BD = normalize(ctx.x)
+                return largest(x_BD @ x_BD.T, -math.inf)
+            if self.cfg.similar_by == "head":
+                return largest(u_BD @ u_BD.T, 0.0)
+            # row a of the product is |f_a| times the cosines, which leaves their order as it is
+            return largest(ctx.feature_acts.decode(normalize(ctx.feature_acts.dense()).T.contiguous()), 0.0)
 
     def forward(self, ctx: Context) -> PenaltyValue:
         u_BD = self.project(ctx.feature_acts)
@@ -149,15 +155,13 @@ class Contrastive(Penalty):
         return {"contrastive": record}
 
 
-@torch.no_grad()
-def most_similar(rows_BD: Tensor, n: int, above: float = -math.inf) -> Pairs:
-    """Pairs of each row with the n other rows of largest cosine; fewer where fewer have a cosine over `above`."""
-    with torch.autocast(rows_BD.device.type, enabled=False):
-        unit = torch.nn.functional.normalize(rows_BD, dim=1)
-        rows = torch.arange(len(unit), device=unit.device)
-        cosine, nearest = similarities(unit, None, rows).topk(min(n, len(unit) - 1), dim=1)
-        kept = cosine > above
-    return rows.repeat_interleave(kept.sum(1)), nearest[kept]
+def largest(similarity_BB: Tensor, above: float) -> Pairs:
+    """Pairs of each row with the N_SIMILAR other rows of largest similarity; fewer where fewer exceed `above`."""
+    similarity_BB.fill_diagonal_(-math.inf)
+    most, nearest = similarity_BB.topk(min(N_SIMILAR, len(similarity_BB) - 1), dim=1)
+    kept = most > above
+    row = torch.arange(len(kept), device=kept.device)
+    return row.repeat_interleave(kept.sum(1)), nearest[kept]
 
 
 def concentration(f: Features) -> Tensor:

@@ -179,7 +179,7 @@ def test_rows_of_the_same_role_are_no_negatives():
     f, batch = random_case()
     batch["role"] = torch.tensor([1, 1, 1, 2, 2, 2] * 2)
     module = penalty(config(positives="pairs"), 20)
-    (anchor, positive), candidate = module.pairs(context(f, **batch), None)
+    (anchor, positive), candidate = module.pairs(context(f, **batch), torch.zeros(12, 4))
     assert candidate[0].nonzero().squeeze(1).tolist() == [3, 4, 5, 6, 9, 10, 11]
     assert sorted(zip(anchor.tolist(), positive.tolist(), strict=True))[:2] == [(0, 6), (1, 7)]
 
@@ -196,7 +196,7 @@ def test_neighbours_of_tokens_that_stand_twice_in_the_batch():
 def test_rows_that_share_no_feature_are_not_similar():
     f = torch.tensor([[1.0, 0, 0], [2.0, 0, 0], [0, 1.0, 0], [0, 0, 0]], dtype=torch.float64)
     module = penalty(config(positives="top5_similar"), 3)
-    (anchor, positive), _ = module.pairs(context(f), None)
+    (anchor, positive), _ = module.pairs(context(f), torch.zeros(4, 4))
     assert (anchor.tolist(), positive.tolist()) == ([0, 1], [1, 0])
     assert module(context(f)).terms["anchors"] == 0.5
 
