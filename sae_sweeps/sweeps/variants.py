@@ -40,8 +40,13 @@ from sae_sweeps.sweeps.plan import Point, split_override
 ON_OWN_MODEL = ("recorded", "planned", "own")
 KEYS = ("words", *ON_OWN_MODEL, "name", "description")
 SCALED = "Scaled: budget, d_sae and k are not the record's."
-PINNED_WHOLE = ("architecture", "group_layer", "lr_schedule")
-"""Groups of which a variant that pins the choice pins every key: they may not exist in another choice."""
+CHOSEN_BY = {
+    "architecture": ("architecture",),
+    "lr_schedule": ("lr_schedule",),
+    "schedule": ("schedule", "penalty"),
+    "group_layer": ("group_layer", "penalty"),
+}
+"""Groups that a variant pins with every key by one of these words: another choice has other keys."""
 
 
 @dataclass
@@ -95,24 +100,24 @@ def _points(
 
 def _below(study: list[str], given: set[str]) -> list[str]:
     """The words of a study that `given` keys leave: a choice made for a group takes the study's keys of it along."""
-    return [word for word in study if not {_key(word), _group_pinned_whole(word)} & given]
-
-
-def _group_pinned_whole(word: str) -> str | None:
-    group, dot, _ = split_override(word)[0].partition(".")
-    return group if dot and group in PINNED_WHOLE else None
+    return [word for word in study if _key(word) not in given and _group(word) not in CHOSEN_BY.keys() & given]
 
 
 def _kept(variant: Variant, word: str) -> str | None:
     """What a variant keeps in place of a word of the command; None where it takes the word."""
-    key, group = _key(word), _group_pinned_whole(word)
+    key = _key(word)
     if key in variant.words:
         choices = variant.words[key]
         same = len(choices) == 1 and _value(choices[0]) == _value(word)
         values = ",".join(split_override(choice)[1] for choice in choices)
         return None if same else f"{split_override(choices[0])[0]}={values}"
-    choosing = {"group_layer": ("group_layer", "penalty")}.get(str(group), (group,))  # a penalty may bring groups along
-    return next((variant.words[name][0] for name in choosing if name in variant.words and key not in TOP_KEYS), None)
+    if key in TOP_KEYS:
+        return None
+    return next((variant.words[name][0] for name in CHOSEN_BY.get(_group(word), ()) if name in variant.words), None)
+
+
+def _group(word: str) -> str:
+    return split_override(word)[0].partition(".")[0]
 
 
 def _key(word: str) -> str:

@@ -89,6 +89,14 @@ def test_a_mapping_pins_its_words_and_the_plan_names_what_it_refuses():
     assert plan.runs[1].pinned == ["penalty=none", "k=4", "lr=0.0002"] and plan.runs[0].pinned == []
 
 
+@pytest.mark.parametrize("word", ["schedule=cosine", "group_layer=groups", "lr_schedule.decay=0.1"])
+def test_a_pinned_choice_takes_its_group_along(word):
+    variants = {"open": "penalty=ortho", "Run 1": {"words": "penalty=ortho lr_schedule=linear"}}
+    opened, pinned = plan_of(variants, word).runs
+    alone = plan_of(variants).runs
+    assert pinned.run_id == alone[0].run_id != opened.run_id
+
+
 @pytest.mark.parametrize(
     ("node", "message"),
     [
