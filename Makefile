@@ -59,7 +59,7 @@ resolve-check: install ## resolve the pins for each supported platform and Pytho
 	$(PY) -m scripts.check_resolution
 
 demo: install ## three SAEs with the progressive orthogonality penalty on the built-in model, and their table
-	$(PY) launch.py -m penalty=ortho lambda2_max=0.1,0.5,1.0
+	SAE_SWEEPS_LOCAL=none $(PY) launch.py -m penalty=ortho lambda2_max=0.1,0.5,1.0
 
 test: install ## the whole test suite, quick tests first; both halves run and the last lines say what each came to
 	@$(PY) -m pytest -m "not slow" -n 2; quick=$$?; \
