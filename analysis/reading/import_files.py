@@ -78,6 +78,8 @@ def read_import(path: Path) -> list[Record]:
 
 def record_of(run: dict[str, Any], source: str, path: Path, study: Study) -> Record:
     metrics = {name: ABSENT if value is None else float(value) for name, value in run["metrics"].items()}
+    if run["steps"] is not None:
+        metrics.setdefault("steps", float(run["steps"]))
     return Record(
         run_id=run["run_id"],
         folder=path.resolve().with_suffix("") / run["run_id"],  # there is none, so it holds nothing
