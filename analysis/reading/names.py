@@ -2,13 +2,17 @@
 
 from typing import Any
 
+from sae_sweeps.config.aliases import ALIASES as COMMAND_NAMES
+
 CONFIG_NAMES = {
     "model_name": "model",
+    "lm_name": "model",
     "layer": "layer.index",
     "train_layer": "layer.index",
     "hook_layer": "layer.index",
     "eval_layer": "eval.layer",
     "d_in": "model.d_in",
+    "activation_dim": "model.d_in",
     "d_sae": "architecture.d_sae",
     "dict_size": "architecture.d_sae",
     "dictionary_size": "architecture.d_sae",
@@ -58,6 +62,10 @@ ALIASES = {"mean_absorption_score": "mean_full_absorption_score"}
 
 STEPS = ("steps", "training_steps", "total_steps", "num_steps", "n_steps")
 """Names of the number of optimizer steps in records."""
+
+COLUMN_NAMES = COMMAND_NAMES | {"unique_id": "run_id", "wandb_name": "title", "trainer_class": "architecture"} | CONFIG_NAMES
+COLUMN_NAMES |= dict.fromkeys(STEPS, "steps")
+"""Every other name of a table's column: in records, in other libraries -> the column, as a user may write it."""
 
 
 def config_name(key: str) -> str:
