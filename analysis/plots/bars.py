@@ -1,11 +1,11 @@
 """Panels of bars: one panel for each metric, one bar for each variant."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from analysis.plots.lines import short
 from analysis.plots.study import Missing, Study, Variant
-from analysis.plots.style import BAR, COLOURS, EDGE, Room, finish, panels
+from analysis.plots.style import BAR, COLOURS, EDGE, GREY, Room, finish, panels
 from analysis.text import cell
 
 if TYPE_CHECKING:
@@ -19,21 +19,34 @@ Target = tuple[float, str]
 """A metric's target value, and `above` or `below`."""
 
 
-def bar_panels(study: Study, names: Sequence[tuple[str, str]], targets: dict[str, Target] | None = None) -> "Figure":
+def bar_panels(
+    study: Study,
+    names: Sequence[tuple[str, str]],
+    targets: dict[str, Target] | None = None,
+    values: Callable[[Variant, str], list[float]] | None = None,
+) -> "Figure":
     """A panel of bars for each metric (name, label): bars are means over seeds, dots the seeds, dashed lines targets.
 
-    targets: metric -> Target, for metrics that have one. Raises Missing where no run has any of the metrics.
+    A variant without a value has a word for it in place of a bar; one that has only begun is left out.
+
+    targets: metric -> Target, for metrics that have one. values: a variant's values of a name, by default those of its
+    metrics. Raises Missing where no run has any of the metrics.
     """
-    variants = [variant for variant in study.variants if any(study.values(variant, name) for name, _ in names)]
-    if not variants:
+    values = values or study.values
+    found = {id(variant): [values(variant, name) for name, _ in names] for variant in study.variants}
+    variants = [variant for variant in study.variants if any(found[id(variant)]) or variant.ended]
+    if not any(map(any, found.values())):
         raise Missing("no run has these metrics")
     shown = study.ranked(variants)[:TOP] if len(variants) > BARS else variants
     labels = [short(variant) for variant in shown]
     targets = targets or {}
     titles = [titled(label, targets.get(name)) for name, label in names]
     fig, axes = bar_axes(labels, titles)
-    for ax, (name, _), title in zip(axes, names, titles, strict=True):
-        draw_bars(ax, [study.values(variant, name) for variant in shown], targets.get(name))
+    for number, (ax, (name, _), title) in enumerate(zip(axes, names, titles, strict=True)):
+        draw_bars(ax, [found[id(variant)][number] for variant in shown], targets.get(name))
+        for place, variant in enumerate(shown):
+            if not found[id(variant)][number]:
+                write_beside(ax, 0, place, study.absence(variant, name), GREY)
         ax.set_title(title)
         ax.set_yticks(range(len(shown)), labels)
         ax.tick_params(axis="y", length=0)
@@ -71,10 +84,14 @@ def draw_bars(ax: Any, values: Sequence[Sequence[float]], target: Target | None)
     for place, (mean, seeds) in enumerate(zip(means, values, strict=True)):
         if seeds:
             number = cell(mean, "whole" if mean == int(mean) else "number")
-            end = (max(0.0, *seeds), place)
-            ax.annotate(number, end, xytext=(3, 0), textcoords="offset points", va="center", size=6)
+            write_beside(ax, max(0.0, *seeds), place, number, "black")
     if target:
         ax.axvline(target[0], color=COLOURS[1], linestyle="--", linewidth=1.1, zorder=5)
+
+
+def write_beside(ax: Any, x: float, place: int, word: str, colour: str) -> None:
+    """Write a word in small letters to the right of x, in the row of that number."""
+    ax.annotate(word, (x, place), xytext=(3, 0), textcoords="offset points", va="center", size=6, color=colour)
 
 
 def bars_note(variants: Sequence[Variant], shown: Sequence[Variant]) -> str:

@@ -95,7 +95,7 @@ def similarity_histograms(study: Study) -> "Figure":
         ax.set_ylabel("share of the pairs")
     for ax in axes[2:]:
         ax.set_xlabel("|cosine| of decoder rows")
-    note = lines_note(study, variants, named).replace("; the others are grey", "")
+    note = lines_note(study, variants, named)
     return finish(fig, *legend_of(named), note=f"{note} Bins of 0.02.".strip())
 
 
@@ -191,7 +191,7 @@ def contrast(study: Study) -> "Figure":
                 else:
                     line(ax, *found, number)
         ax.set(title=name, xlabel="training step", ylabel=unit)
-    note = lines_note(study, variants, named).replace("; the others are grey", "")
+    note = lines_note(study, variants, named)
     return finish(fig, *legend_of(named), note=f"{note} Dotted: what chance retrieves.".strip())
 
 

@@ -58,7 +58,7 @@ def group_mi(study: Study) -> "Figure":
             ax.set_title(clean(short(variant), 34), fontsize=7.5)
         bar = fig.add_axes((1 - 0.7 / fig.get_figwidth(), 0.25, 0.12 / fig.get_figwidth(), 0.5))
         fig.colorbar(image, cax=bar, label="MI at the last record (nats)")
-    note = lines_note(study, variants, named).replace("; the others are grey", "")
+    note = lines_note(study, variants, named)
     return finish(fig, *legend_of(named), note=" ".join(filter(None, [note, left_out and f"Matrices: {left_out}"])))
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.plots.study import Missing, Study, Variant, evenly
+from analysis.plots.study import SHARE, WEIGHTED, Missing, Study, Variant, evenly
 from analysis.plots.style import GREY, finish, log_scale, look, panels
 from analysis.text import clean
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 DISTINCT = 10
 """The most lines with colours of their own; of more, NAMED are coloured and the rest is grey."""
 NAMED = 5
-LABEL = 48
-"""The most characters of a label."""
 
 TITLES = {
     "fvu": ("fvu, batch", "fraction of variance"),
@@ -29,6 +27,8 @@ TITLES = {
     "p": ("p of the L_p norm", "exponent"),
     "loss": ("total loss", None),
     "recon_loss": ("reconstruction loss", None),
+    WEIGHTED: ("penalty, times its weight", None),
+    SHARE: ("penalty's share of the loss", "share"),
     "tokens_per_s": ("speed", "tokens per second"),
     "penalty/competing_pairs": ("competing pairs", "pairs of features"),
     "penalty/threshold": ("competition threshold", "overlap"),
@@ -80,7 +80,7 @@ def curve_panels(
 ) -> "Figure":
     """A panel for each logged number, a line for each variant; those of several seeds as mean and band.
 
-    log: names that may have a logarithmic axis; zero: begin all other axes at 0.
+    log: names that have a logarithmic axis where they are positive; zero: begin all other axes at 0.
     """
     variants = [
         variant for variant in study.followed if any(study.curve(variant, name, x) is not None for name in names)
@@ -99,14 +99,14 @@ def curve_panels(
                 line(ax, *found, number)
         title, unit = title_and_unit(name, study)
         ax.set(title=title, ylabel=unit)
-        if name in log and has_wide_range(study, variants, name, x):
+        low = min((found[1].min() for v in variants if (found := study.curve(v, name, x))), default=0.0)
+        if name in log and low > 0:
             log_scale(ax, "y")
         elif zero or 0 < ax.get_ylim()[0] < 0.5 * ax.get_ylim()[1]:
-            above = all((found := study.curve(variant, name, x)) is None or found[1].min() >= 0 for variant in variants)
-            ax.set_ylim(bottom=0 if above else None)
+            ax.set_ylim(bottom=0 if low >= 0 else None)
     for ax in axes[-min(columns, len(axes)) :]:
         ax.set_xlabel({"step": "training step", "tokens": "training tokens"}[x])
-    return finish(fig, *legend_of(named), note=" ".join(filter(None, [lines_note(study, variants, named), note])))
+    return finish(fig, *legend_of(named), note=f"{lines_note(study, variants, named, grey=True)} {note}".strip())
 
 
 def has_wide_range(study: Study, variants: Sequence[Variant], name: str, x: str = "step") -> bool:
@@ -148,9 +148,9 @@ def legend_of_points(variants: Sequence[Variant]) -> tuple[list[Any], list[str]]
 
 
 def short(variant: Variant) -> str:
-    """The variant's label and its number of seeds."""
+    """The variant's label, its number of seeds, and how runs ended that did not complete."""
     seeds = f" (n={variant.begun})" if len(variant.rows) > 1 else ""
-    return clean(variant.label, LABEL) + seeds
+    return variant.label + seeds + (f", {variant.ended}" if variant.ended else "")
 
 
 def beside(variant: Variant, width: int = 22) -> str:
@@ -158,15 +158,17 @@ def beside(variant: Variant, width: int = 22) -> str:
     return "\n".join(textwrap.wrap(short(variant), width, max_lines=3, placeholder="…"))
 
 
-def lines_note(study: Study, variants: Sequence[Variant], named: Sequence[Variant]) -> str:
-    """The note below curves: what lines and bands are, and how many variants are drawn and named."""
+def lines_note(study: Study, variants: Sequence[Variant], named: Sequence[Variant], grey: bool = False) -> str:
+    """The note below curves: what lines and bands are, and how many variants are drawn and named.
+
+    grey: the others are drawn in grey.
+    """
     notes = []
     if any(len(variant.rows) > 1 for variant in named):
         notes.append("Lines are means over n seeds, bands go from the least to the largest.")
     if len(study.variants) > len(study.followed):
         notes.append(f"{len(study.followed)} of {len(study.variants)} are drawn.")
     if len(named) < len(variants):
-        notes.append(
-            f"{len(named)} of {len(variants)} are named, from the lowest to the highest fvu; the others are grey."
-        )
+        others = "; the others are grey" if grey else ""
+        notes.append(f"{len(named)} of {len(variants)} are named, from the lowest to the highest fvu{others}.")
     return " ".join(notes)

@@ -5,12 +5,8 @@ from typing import TYPE_CHECKING
 
 from analysis.metrics import FIRST, TARGETS, direction
 from analysis.plots.bars import bar_panels
-from analysis.plots.lines import (
-    legend_of,
-    legend_of_points,
-    lines_note,
-    named_variants,
-)
+from analysis.plots.groups import layer_records
+from analysis.plots.lines import legend_of, legend_of_points, lines_note, named_variants
 from analysis.plots.study import Missing, Study, Variant, evenly
 from analysis.plots.style import GREY, Room, finish, log_scale, look, panels
 from sae_sweeps.config.evaluations import BUILTIN
@@ -19,16 +15,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BETTER = {"higher": "higher is better", "lower": "lower is better", "one": "nearest to 1 is best"}
+LEGACY = "explained_variance_legacy"
+"""What SAEBench called explained variance before; drawn where a run has only that."""
 EVALUATED = (
-    "explained_variance", "kl_div_score", "cossim", "nmi", "feature_mi", "silhouette", "mean_abs_cosine",
+    "kl_div_score", "explained_variance", LEGACY, "cossim", "nmi", "feature_mi", "silhouette", "mean_abs_cosine",
     "hierarchy_coarse_top_1_accuracy", "hierarchy_fine_top_1_accuracy",
 )  # fmt: skip
 """The metrics that are drawn after those of FIRST."""
 NO_BARS = ("tokens_to_fvu", "seconds_to_fvu", "penalty_loss")
 FRONTS = (("ce_loss_score", "loss recovered"), ("explained_variance", "explained variance"), ("fvu", "fvu"))
-BUDGETS = (("steps", "training steps"), ("tokens", "training tokens"), ("final_loss", "final total loss"))
+BUDGETS = (("steps", "training steps"), ("final_loss", "final total loss"), ("tokens", "training tokens"))
 RECOVERY = ("recovery_mmcs", "recovery_matched", "recovery_share", "recovery_split", "recovery_merged")
-FEATURE_PANELS = (
+FINAL = {"sparsity_loss": "final sparsity loss", "recon_loss": "final L2 loss", "mi": "final MI loss"}
+SPARSITY = {"l0": "L0\nactive features per token", "l1": "L1\nof the activations"}
+SEPARATION = (
     ("nearest_neighbour_cosine", "nearest neighbour\ncosine of decoder rows"),
     ("nmi", "NMI\nof features and labels"),
     ("silhouette", "silhouette\nof labels in feature space"),
@@ -63,13 +63,14 @@ def targets_of(names: list[str]) -> dict[str, tuple[float, str]]:
 def evaluation_metrics(study: Study) -> "Figure":
     there = study.metric_names()
     wanted = [*FIRST, *EVALUATED, *(BUILTIN + name for name in EVALUATED)]
-    names = [name for name in wanted if name in there and name not in NO_BARS]
+    old = any(study.values(v, LEGACY) and not study.values(v, "explained_variance") for v in study.variants)
+    names = [n for n in dict.fromkeys(wanted) if n in there and n not in NO_BARS and (n != LEGACY or old)]
     if not names:
         raise Missing("no run has been evaluated")
     return bar_panels(study, [(name, headed(name)) for name in names], targets_of(names))
 
 
-def unlearning(study: Study) -> "Figure":
+def unlearning_scores(study: Study) -> "Figure":
     there = study.metric_names()
     names = [name for name in ("unlearning_score", BUILTIN + "unlearning_score") if name in there]
     if not names:
@@ -77,7 +78,7 @@ def unlearning(study: Study) -> "Figure":
     return bar_panels(study, [(name, headed(name)) for name in names], targets_of(names))
 
 
-def budgets(study: Study) -> "Figure":
+def training_metrics(study: Study) -> "Figure":
     names = [(name, title) for name, title in BUDGETS if any(value == value for value in study.column(name))]
     if not names:
         raise Missing("no run is complete")
@@ -91,9 +92,31 @@ def recovery(study: Study) -> "Figure":
     return bar_panels(study, [(name, headed(name)) for name in names])
 
 
+def sparsity_analysis(study: Study) -> "Figure":
+    names = [(name, title) for name, title in SPARSITY.items() if name in study.metric_names()]
+    if not names:
+        raise Missing("no run has been evaluated (eval=core)")
+    return bar_panels(study, names)
+
+
 def feature_metrics(study: Study) -> "Figure":
+    """The last logged sparsity, reconstruction and MI loss of each completed run, each before its weight."""
+
+    def values(variant: Variant, name: str) -> list[float]:
+        if name != "mi":
+            return study.final_values(variant, name)
+        found = (layer_records(study, row) for row in variant.rows if study.state(row) == "completed")
+        return [records[-1]["mi_mean"] for records in found if records]
+
+    names = [(name, title) for name, title in FINAL.items() if any(values(v, name) for v in study.followed)]
+    if not names:
+        raise Missing("no run is complete and has logged its losses")
+    return bar_panels(study, names, values=values)
+
+
+def feature_separation(study: Study) -> "Figure":
     there = study.metric_names()
-    names = [(name, title) for name, title in FEATURE_PANELS if name in there]
+    names = [(name, title) for name, title in SEPARATION if name in there]
     if not names:
         raise Missing("no run has measured its features (eval.evaluations=[separation])")
     return bar_panels(study, names)
@@ -137,7 +160,7 @@ def by_number(study: Study) -> "Figure":
         ax.set_xticks(ticks, [str(tick) for tick in ticks])
         ax.minorticks_off()
         ax.set(title=f"{title} ({where})", xlabel=SERIES[title][1], ylabel=SERIES[title][2])
-    return finish(fig, *legend_of(named), note=lines_note(study, variants, named).replace("; the others are grey", ""))
+    return finish(fig, *legend_of(named), note=lines_note(study, variants, named))
 
 
 # Fronts --------------------------------------------------------------------------------------------------------------

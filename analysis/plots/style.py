@@ -161,14 +161,16 @@ def from_zero(ax: Any) -> None:
 
 def log_scale(ax: Any, letter: str) -> None:
     """A logarithmic axis (x or y) with plain labels, some between the powers of ten where there are few."""
-    from matplotlib.ticker import LogFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     getattr(ax, f"set_{letter}scale")("log", nonpositive="mask")
     axis = getattr(ax, f"{letter}axis")
     low, high = axis.get_view_interval()
-    axis.set_major_formatter(LogFormatter())
-    few = high / max(low, 1e-300) < 100
-    axis.set_minor_formatter(LogFormatter(minor_thresholds=(3, 1)) if few else NullFormatter())
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    decades = high / max(low, 1e-300)
+    axis.set_major_formatter(plain)
+    axis.set_minor_locator(LogLocator(subs=range(2, 10) if decades < 4 else (2, 5)))
+    axis.set_minor_formatter(plain if decades < 100 else NullFormatter())
 
 
 def png(fig: "Figure", dpi: int = 150) -> bytes:

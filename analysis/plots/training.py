@@ -11,7 +11,7 @@ from analysis.plots.lines import (
     named_variants,
     title_and_unit,
 )
-from analysis.plots.study import Missing, Study
+from analysis.plots.study import SHARE, WEIGHTED, Missing, Study
 from analysis.plots.style import finish, log_scale, panels
 
 if TYPE_CHECKING:
@@ -54,6 +54,13 @@ def sparsity(study: Study) -> "Figure":
     return curve_panels(study, names, columns=2, zero=True)
 
 
+def penalty_and_reconstruction(study: Study) -> "Figure":
+    names = ["recon_loss", WEIGHTED, SHARE]
+    if not moving(study, [WEIGHTED]):
+        raise Missing("no run has a penalty that acts (penalty=none)")
+    return curve_panels(study, names, log=("recon_loss",), zero=True)
+
+
 def penalty_terms(study: Study) -> "Figure":
     names = [name for name in study.curve_names() if name.startswith("penalty/") and "_loss" not in name]
     names = moving(study, names)
@@ -92,5 +99,5 @@ def gradient_norms(study: Study) -> "Figure":
             log_scale(ax, "y")
     for ax in axes[-len(terms) :]:
         ax.set_xlabel("training step")
-    note = lines_note(study, variants, named).replace("; the others are grey", "")
+    note = lines_note(study, variants, named)
     return finish(fig, *legend_of(named), note=f"{note} Each term times its weight, before clipping.".strip())
