@@ -79,7 +79,12 @@ def unlearning_scores(study: Study) -> "Figure":
 
 
 def training_metrics(study: Study) -> "Figure":
-    names = [(name, title) for name, title in BUDGETS if any(value == value for value in study.column(name))]
+    recorded = {name for nulls in study.full["run", "nulls"] for name in nulls or ()}
+    names = [
+        (name, title)
+        for name, title in BUDGETS
+        if name in recorded or any(value == value for value in study.column(name))
+    ]
     if not names:
         raise Missing("no run is complete")
     return bar_panels(study, names)

@@ -171,11 +171,20 @@ class Study:
         return [float(curve[-1]) for curve in logged if curve is not None and np.isfinite(curve[-1])]
 
     def absence(self, variant: Variant, name: str) -> str:
-        """Why a variant has no value of a metric: NaN, None (recorded without a number), its state, or not measured."""
-        for kind, word in (("not_finite", "NaN"), ("nulls", "None")):
-            if any(name in (self.full["run", kind].iloc[row] or ()) for row in variant.rows):
-                return word
-        return variant.ended or "not measured"
+        """Why a variant has no value of a metric: NaN, diverged, None (recorded without a number), not measured, ..."""
+        recorded = {
+            kind: any(name in (self.full["run", kind].iloc[row] or ()) for row in variant.rows)
+            for kind in ("not_finite", "nulls")
+        }
+        if recorded["not_finite"]:
+            return "NaN"
+        if recorded["nulls"] and "diverged" not in variant.ended:
+            return "None"
+        imported = self.full["run", "source"].iloc[variant.rows[0]] != "run"
+        return variant.ended or ("not recorded" if imported else "not measured")
+
+    def under_way(self, variant: Variant) -> bool:
+        return all(self.state(row) in ("queued", "running") for row in variant.rows)
 
     def mean(self, variant: Variant, name: str) -> float:
         values = self.values(variant, name)

@@ -17,7 +17,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#5
 """Okabe and Ito (2008), without yellow, which is too pale on white."""
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-GREY = "#9a9a9a"
+GREY, DIM = "#9a9a9a", "#6b6b6b"
+"""Of lines in the background, and of words in place of a value."""
 BAR, EDGE = "#a9c9e2", "#2b5d86"
 """Fill and edge of all bars; their labels identify them."""
 
@@ -169,7 +170,7 @@ def log_scale(ax: Any, letter: str) -> None:
     plain = FuncFormatter(lambda value, _: f"{value:g}")
     decades = high / max(low, 1e-300)
     axis.set_major_formatter(plain)
-    axis.set_minor_locator(LogLocator(subs=range(2, 10) if decades < 4 else (2, 5)))
+    axis.set_minor_locator(LogLocator(subs=range(2, 10) if decades < 3 else (2, 3, 5)))
     axis.set_minor_formatter(plain if decades < 100 else NullFormatter())
 
 
