@@ -1,11 +1,11 @@
 """Figures of feature groups: mutual information, changes of membership, and the statistics that assign features."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.plots.features import monitored, sample_by_fvu
-from analysis.plots.lines import beside, legend_of, line, lines_note, named_variants, short
+from analysis.plots.lines import Panel, beside, legend_of, line, line_panels, lines_note, named_variants, short
 from analysis.plots.study import Missing, Study, Variant, evenly
 from analysis.plots.style import COLOURS, DASHES, finish, from_zero, panels
 from analysis.text import clean
@@ -35,12 +35,12 @@ def group_mi(study: Study) -> "Figure":
     """Mean mutual information of pairs of groups over the training, and its matrix at the end of some runs."""
     variants = group_variants(study)
     named = named_variants(study, variants)
-    shown, left_out = sample_by_fvu(
-        [variant for variant in variants if "mi" in layer_records(study, variant.rows[0])[-1]], study, SHOWN
+    shown, left_out = study.sample(
+        [variant for variant in variants if "mi" in layer_records(study, variant.rows[0])[-1]], SHOWN
     )
     fig, axes = panels(2 + len(shown), 3, (2.9, 2.4), right=0.75)
     for number, variant in enumerate(named):
-        if found := monitored(study, variant, "groups", "mi_mean"):
+        if found := study.monitored(variant, "groups", "mi_mean"):
             line(axes[0], *found, number)
         records = layer_records(study, variant.rows[0])
         levels = [quantile(record, 0.9) for record in records]
@@ -91,18 +91,18 @@ def group_events(study: Study) -> "Figure":
 
 def group_activity(study: Study) -> "Figure":
     """Energy and share of active tokens of each group at the last record, groups in falling order."""
-    variants = group_variants(study)
-    named = named_variants(study, variants)
-    fig, axes = panels(2, 2, (3.4, 2.3))
-    for ax, (name, unit) in zip(
-        axes, (("mean_energy", "mean energy (activation units)"), ("active_share", "share of tokens")), strict=True
-    ):
-        for number, variant in enumerate(named):
-            values = np.sort(np.array(layer_records(study, variant.rows[0])[-1][name], dtype=float))[::-1]
-            line(ax, np.arange(1, len(values) + 1), values[None], number)
-        ax.set(title=name.replace("_", " "), xlabel="group, in falling order", ylabel=unit)
-        from_zero(ax)
-    return finish(fig, *legend_of(named), note="At the last record, first seed.")
+
+    def falling(variant: Variant, name: str) -> tuple[np.ndarray, np.ndarray]:
+        values = np.sort(np.array(layer_records(study, variant.rows[0])[-1][name], dtype=float))[::-1]
+        return np.arange(1, len(values) + 1), values[None]
+
+    units = {"mean_energy": "mean energy (activation units)", "active_share": "share of tokens"}
+    shown = [
+        Panel(name.replace("_", " "), unit, partial(falling, name=name), "zero", "group, in falling order")
+        for name, unit in units.items()
+    ]
+    note = "At the last record, first seed."
+    return line_panels(study, group_variants(study), shown, 2, note, size=(3.4, 2.3))
 
 
 def selective_variants(study: Study) -> list[Variant]:
@@ -114,7 +114,7 @@ def selective_variants(study: Study) -> list[Variant]:
 
 def feature_statistics(study: Study) -> "Figure":
     """Three panels a run: how mean, maximum and spread of the features' activations grow; largest, 90 %, median."""
-    variants, left_out = sample_by_fvu(selective_variants(study), study, SHOWN)
+    variants, left_out = study.sample(selective_variants(study), SHOWN)
     fig, axes = panels(3 * len(variants), 3, (2.6, 1.75), left=0.3, sharex=True)
     for place, ax in enumerate(axes):
         variant, name = variants[place // 3], STATISTICS[place % 3]
@@ -137,7 +137,7 @@ def selective_groups(study: Study) -> "Figure":
     """Size of group 1 over the training, and which of the first features are in it (black) at each record."""
     variants = selective_variants(study)
     named = named_variants(study, variants)
-    shown, left_out = sample_by_fvu(variants, study, SHOWN)
+    shown, left_out = study.sample(variants, SHOWN)
     fig, axes = panels(1 + len(shown), 3, (3.1, 2.3))
     for number, variant in enumerate(named):
         records = [r for r in study.monitors(variant.rows[0], "groups") if "deciles" in r]

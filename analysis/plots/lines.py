@@ -1,7 +1,9 @@
 """Panels of curves, one line for each variant, and their legends and notes."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,6 +71,54 @@ def named_variants(study: Study, variants: list[Variant]) -> list[Variant]:
     return variants if len(variants) <= DISTINCT else evenly(study.ranked(variants), NAMED)
 
 
+@dataclass
+class Panel:
+    """A panel of curves."""
+
+    title: str
+    unit: str
+    curve: Callable[[Variant], tuple[np.ndarray, np.ndarray] | None]
+    """x [n] and values [seeds, n] of a variant, or None."""
+    scale: str = ""
+    """`log` where all values are positive, `zero` for an axis from 0."""
+    x: str = "training step"
+
+
+def line_panels(
+    study: Study,
+    variants: list[Variant],
+    shown: Sequence[Panel],
+    columns: int = 3,
+    note: str = "",
+    grey: bool = False,
+    **kwargs: Any,
+) -> "Figure":
+    """Panels with a line for each variant; those of several seeds as mean and band.
+
+    grey: where only some variants are named, the others are lines too. kwargs: of `panels`.
+    """
+    named = named_variants(study, variants)
+    fig, axes = panels(len(shown), columns, **kwargs)
+    for ax, panel in zip(axes, shown, strict=True):
+        drawn = variants if grey else named
+        curves = {id(variant): found for variant in drawn if (found := panel.curve(variant))}
+        if len(named) < len(drawn):
+            for x, values in curves.values():
+                ax.plot(x, values.mean(0), color=GREY, linewidth=0.5, alpha=0.6, zorder=1)
+        for number, variant in enumerate(named):
+            if id(variant) in curves:
+                line(ax, *curves[id(variant)], number)
+        ax.set(title=panel.title, ylabel=panel.unit)
+        low = min((values.min() for _, values in curves.values()), default=0.0)
+        if panel.scale == "log" and low > 0:
+            log_scale(ax, "y")
+        elif panel.scale == "zero" or 0 < ax.get_ylim()[0] < 0.5 * ax.get_ylim()[1]:
+            ax.set_ylim(bottom=0 if low >= 0 else None)
+    for ax, panel in list(zip(axes, shown, strict=True))[-min(columns, len(axes)) :]:
+        ax.set_xlabel(panel.x)
+    return finish(fig, *legend_of(named), note=f"{lines_note(study, variants, named, grey)} {note}".strip())
+
+
 def curve_panels(
     study: Study,
     names: Sequence[str],
@@ -78,42 +128,23 @@ def curve_panels(
     zero: bool = False,
     note: str = "",
 ) -> "Figure":
-    """A panel for each logged number, a line for each variant; those of several seeds as mean and band.
+    """A panel for each logged number.
 
     log: names that have a logarithmic axis where they are positive; zero: begin all other axes at 0.
     """
-    variants = [
-        variant for variant in study.followed if any(study.curve(variant, name, x) is not None for name in names)
-    ]
+    variants = [v for v in study.followed if any(study.curve(v, name, x) is not None for name in names)]
     if not variants or not names:
         raise Missing("no run has logged them")
-    named = named_variants(study, variants)
-    fig, axes = panels(len(names), columns)
-    for ax, name in zip(axes, names, strict=True):
-        if len(named) < len(variants):
-            for variant in variants:
-                if found := study.curve(variant, name, x):
-                    ax.plot(found[0], found[1].mean(0), color=GREY, linewidth=0.5, alpha=0.6, zorder=1)
-        for number, variant in enumerate(named):
-            if found := study.curve(variant, name, x):
-                line(ax, *found, number)
-        title, unit = title_and_unit(name, study)
-        ax.set(title=title, ylabel=unit)
-        low = min((found[1].min() for v in variants if (found := study.curve(v, name, x))), default=0.0)
-        if name in log and low > 0:
-            log_scale(ax, "y")
-        elif zero or 0 < ax.get_ylim()[0] < 0.5 * ax.get_ylim()[1]:
-            ax.set_ylim(bottom=0 if low >= 0 else None)
-    for ax in axes[-min(columns, len(axes)) :]:
-        ax.set_xlabel({"step": "training step", "tokens": "training tokens"}[x])
-    return finish(fig, *legend_of(named), note=f"{lines_note(study, variants, named, grey=True)} {note}".strip())
-
-
-def has_wide_range(study: Study, variants: Sequence[Variant], name: str, x: str = "step") -> bool:
-    """Whether the positive values of a curve differ by more than a factor of 5, so that a log axis is of use."""
-    values = [found[1][found[1] > 0] for variant in variants if (found := study.curve(variant, name, x))]
-    values = [v for v in values if v.size]
-    return bool(values) and max(v.max() for v in values) > 5 * min(v.min() for v in values)
+    shown = [
+        Panel(
+            *title_and_unit(name, study),
+            partial(study.curve, name=name, x=x),
+            "log" if name in log else "zero" if zero else "",
+            f"training {x}s".replace("steps", "step"),
+        )
+        for name in names
+    ]
+    return line_panels(study, variants, shown, columns, note, grey=True)
 
 
 def line(ax: Any, x: np.ndarray, values: np.ndarray, number: int, **kwargs: Any) -> None:

@@ -56,6 +56,7 @@ PLOTS: dict[str, Plot] = {
     "competition": Plot("trajectories of c_ij of the watched pairs (ortho)", MONITORS, features.competition),
     "pair_correlation": Plot("correlation of the watched pairs", MONITORS, features.pair_correlation),
     "pair_similarity": Plot("|cosine| of the watched pairs", MONITORS, features.pair_similarity),
+    "pair_means": Plot("means of the watched pairs, run beside run", MONITORS, features.pair_means),
     "pairs_at_the_end": Plot(
         "|cosine| of the watched pairs against overlap and correlation", MONITORS, features.pairs_at_the_end
     ),

@@ -130,6 +130,14 @@ class Study:
             self._monitors[row] = self.folder(row).monitors.rows()
         return [record for record in self._monitors[row] if record.get("monitor") == name]
 
+    def monitored(self, variant: Variant, monitor: str, key: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Steps [n] and values [seeds, n] of a monitor's number, at the steps that all runs of the variant share."""
+        found = [
+            {r["step"]: r[key] for r in self.monitors(row, monitor) if isinstance(r.get(key), int | float)}
+            for row in variant.rows
+        ]
+        return shared_steps(found)
+
     def phases(self, row: int) -> list[int]:
         """Percents of the training at which similarities were kept."""
         folder = self.folder(row).path / "monitors"
@@ -203,6 +211,16 @@ class Study:
 
         return sorted(variants, key=key)
 
+    def sample(self, variants: list[Variant], n: int) -> tuple[list[Variant], str]:
+        """At most n variants, one without a penalty among them, and a sentence where some are left out."""
+        if len(variants) <= n:
+            return variants, ""
+        penalties = self.full["config", "penalty"] if ("config", "penalty") in self.full.columns else None
+        plain = [v for v in variants if penalties is not None and penalties.iloc[v.rows[0]] == "none"][:1]
+        others = evenly(self.ranked([variant for variant in variants if variant not in plain]), n - len(plain))
+        baseline = " beside one without a penalty" * len(plain)
+        return [*plain, *others], f"{n} of {len(variants)} runs, from the lowest to the highest fvu{baseline}."
+
     def units(self) -> str:
         """The unit of the reconstruction loss."""
         column = ("config", "train.recon")
@@ -210,6 +228,17 @@ class Study:
         return {frozenset({"norm"}): "activation units", frozenset({"squared"}): "activation units²"}.get(
             frozenset(forms), "activation units (or units²)" if forms else "activation units²"
         )
+
+
+def shared_steps(runs: list[dict[int, float]]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Steps [n] and values [runs, n] of runs' numbers by step, at the steps that all that have any share."""
+    found = [numbers for numbers in runs if numbers]
+    if not found:
+        return None
+    steps = sorted(set.intersection(*map(set, found)))
+    if not steps:
+        found, steps = found[:1], sorted(found[0])
+    return np.array(steps), np.array([[numbers[step] for step in steps] for numbers in found])
 
 
 def thinned_rows(file: RowFile, points: int) -> list[dict[str, Any]]:
