@@ -174,8 +174,9 @@ class TrainConfig:
     """Steps between rows of metrics.jsonl."""
     checkpoint_every: Positive[int] = 250
     """Steps between checkpoints: at most this many are repeated after a kill."""
-    monitor_every: Positive[int] = 50
-    """Steps between measurements beyond a row: gradient norms by loss term, held-out fvu and the penalty's."""
+    monitor_every: Annotated[int, at_least(0, "must be 0 (none) or more.")] = 50
+    """Steps between measurements beyond a row: gradient norms by loss term, held-out fvu, pairs of features and the
+    penalty's; 0 leaves them out."""
     selection: Annotated[str, one_of("exact", "bfloat16")] = "exact"
     """exact; or bfloat16 (topk, batch_topk, matryoshka): a product in bfloat16 picks the active features and their
     values are recomputed in float32. Other features may win; faster where the processor multiplies bfloat16."""
