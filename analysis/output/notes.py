@@ -72,7 +72,7 @@ EMPTY = (
 NUMBER = r"\d+[a-z]?"
 
 
-@dataclass
+@dataclass(eq=False)
 class Noted:
     """A run of the notes."""
 
@@ -172,9 +172,9 @@ def add_findings(runs: Sequence[Noted], full: "pd.DataFrame", varied: tuple[str,
     from analysis.auditing.audit import audit
 
     for finding in audit(full, varied):
-        text = clean(f"{finding.level}, {finding.code}: {finding.sentence}", 400)
+        text, concerned = clean(f"{finding.level}, {finding.code}: {finding.sentence}", 400), set(finding.runs)
         for run in runs if finding.code not in REPEATING else ():
-            if text not in run.findings and (run.run.run_id in finding.runs or not finding.runs):
+            if text not in run.findings and (run.run.run_id in concerned or not concerned):
                 run.findings.append(text)
 
 
