@@ -1,5 +1,6 @@
 """Properties of metrics: order, groups, short names, direction (which value is better), targets."""
 
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
@@ -92,6 +93,11 @@ def remember(descriptions: dict[str, Any]) -> None:
     if not new.items() <= _recorded.items():
         _recorded.update(new)
         described.cache_clear()
+
+
+def outside(metrics: Iterable[str]) -> dict[str, list[str | None]]:
+    """How metrics of evaluations from outside are described, as `remember` takes it."""
+    return {metric: list(_recorded[metric]) for metric in metrics if metric in _recorded}
 
 
 def short_name(metric: str) -> str:

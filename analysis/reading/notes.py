@@ -8,6 +8,7 @@ from typing import Any
 from analysis.reading.imports import imported_run
 from analysis.reading.literals import Literal, braces, leaves, read_literal, same
 from analysis.reading.names import STEPS, config_name, is_config
+from analysis.reading.own_notes import findings_in, is_own, own_run
 from analysis.text import clean
 from sae_sweeps.errors import DataError
 
@@ -45,9 +46,16 @@ def parse_notes(text: str, name: str, path: Path) -> list[dict[str, Any]]:
     common: dict[str, Any] = {}
     runs: list[dict[str, Any]] = []
     taken: set[str] = set()
+    findings: list[str] = []
     for heading, title, body, line in sections(text):
+        if heading is not None and is_own(body):
+            number, _ = unique_number(heading, taken)
+            taken.add(number)
+            runs.append(own_run(f"{name}/{number}", title, body, common, findings, f"{path}, line {line}"))
+            continue
         blocks, prose = split_blocks(body, path, line)
         if heading is None:  # before the first run, or a heading of another kind
+            findings += findings_in(body)
             common |= {config_name(k): v for label, b in blocks if CONFIG_BLOCK.search(label) for k, v in b.items()}
             continue
         number, doubts = unique_number(heading, taken)

@@ -58,7 +58,7 @@ class Recorded:
     """Names in `readings` whose values do not agree within rounding; each is a sentence among `warnings` too. A used
     and a logged learning rate are two figures and never one of these."""
     remarks: dict[str, str] = field(default_factory=dict)
-    """What the notes add to a figure (`- Training loss: 204.4 (a little higher)`): its name -> the words in brackets."""
+    """What the notes add to a figure (`- Training loss: 204.4 (higher)`): its name -> the words in brackets."""
     unread: list[dict[str, Any]] = field(default_factory=list)
     """What looks like a figure of the run and could not be read: {"line", "text", "why"}; never guessed."""
     own: dict[str, Any] = field(default_factory=dict)
