@@ -167,14 +167,14 @@ def trajectories(study: Study, what: str, limits: tuple[float, float] | None) ->
     from matplotlib.lines import Line2D
 
     variants, left_out = study.sample(watching(study, what), WATCHED)
-    room = Room(left=0.1, right=0.1, bottom=0.15, top=0.25)
-    fig, axes = panels(3 * len(variants), 3, (2.3, 1.6), room, left=0.75, sharey=True, sharex=True)
+    room = Room(left=0.1, right=0.1, bottom=0.15, top=0.3)
+    fig, axes = panels(3 * len(variants), 3, (2.3, 1.65), room, left=0.75, sharey=True, sharex=True)
     add_below(fig, 0.25)
     moments: dict[int, int] = {}
     for number, ax in enumerate(axes):
         variant, place = variants[number // 3], number % 3
-        ranges = []
-        for percent, records in by_moment(study, variant.rows[0]).items():
+        records_of = by_moment(study, variant.rows[0])
+        for percent, records in records_of.items():
             found = of_class(records, what, place)
             if not found or not next(iter(found.values())).size:
                 continue
@@ -183,8 +183,11 @@ def trajectories(study: Study, what: str, limits: tuple[float, float] | None) ->
             ax.plot(steps, values, color=COLOURS[colour], linewidth=0.5, alpha=0.4)
             ax.plot(steps, values.mean(1), color=COLOURS[colour], linestyle=DASHES[colour], linewidth=2)
             first = next(iter(of_class(records, "overlap", place).values()))
-            ranges.append(f"{first.min():.2g} to {first.max():.2g}")
-        ax.set_title(f"{CLASSES[place]} overlap: {'; '.join(ranges)}", fontsize=7)
+            side = {"ha": "right", "x": 1} if percent != min(records_of) else {"ha": "left", "x": 0}
+            words = f"{first.min():.2g} to {first.max():.2g}"
+            ax.text(y=1.02, s=words, transform=ax.transAxes, fontsize=6, color=COLOURS[colour], **side)
+        if number < 3:
+            ax.set_title(f"{CLASSES[place]} overlap", pad=8)
         if limits:
             ax.set_ylim(*limits)
         if place == 0:
@@ -193,7 +196,7 @@ def trajectories(study: Study, what: str, limits: tuple[float, float] | None) ->
             ax.set_xlabel("training step")
     handles = [Line2D([], [], color=COLOURS[n], linestyle=DASHES[n], linewidth=2) for n in moments.values()]
     names = [f"pairs chosen at {percent} % of the training" for percent in moments]
-    note = f"Each run's own pairs, with their overlap when they were chosen; first seed; thick: their mean. {left_out}"
+    note = f"Each run's own pairs; above a panel their overlap when chosen; thick: their mean. First seed. {left_out}"
     return finish(fig, handles, names, note=note.strip())
 
 

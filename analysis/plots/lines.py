@@ -80,7 +80,7 @@ class Panel:
     curve: Callable[[Variant], tuple[np.ndarray, np.ndarray] | None]
     """x [n] and values [seeds, n] of a variant, or None."""
     scale: str = ""
-    """`log` where all values are positive, `zero` for an axis from 0."""
+    """`zero` for an axis from 0; `log` for a logarithmic one where all values are positive, else the same."""
     x: str = "training step"
 
 
@@ -112,7 +112,7 @@ def line_panels(
         low = min((values.min() for _, values in curves.values()), default=0.0)
         if panel.scale == "log" and low > 0:
             log_scale(ax, "y")
-        elif panel.scale == "zero" or 0 < ax.get_ylim()[0] < 0.5 * ax.get_ylim()[1]:
+        elif panel.scale or 0 < ax.get_ylim()[0] < 0.5 * ax.get_ylim()[1]:
             ax.set_ylim(bottom=0 if low >= 0 else None)
     for ax, panel in list(zip(axes, shown, strict=True))[-min(columns, len(axes)) :]:
         ax.set_xlabel(panel.x)

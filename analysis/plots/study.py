@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 LABEL = 48
 """The most characters of a label."""
-LONGEST_KEYS = 44
-"""The longest label of differing keys, in characters; with longer ones titles are used, even where some are equal."""
+NEVER_CUT = ("penalty", "architecture")
+"""Keys that stay in a label however long it is; of the others the groups' choices go last."""
 PHASES = (25, 50, 75, 100)
 """Percent of the training."""
 POINTS = 240
@@ -319,16 +319,13 @@ def labels_of(full: "pd.DataFrame", variants: list[Variant], keys: list[tuple[st
     """A label for each variant, of LABEL characters at most and no two alike: its title where titles differ, else the
     keys that tell the variants apart; with the run id where these do not."""
     firsts = [variant.rows[0] for variant in variants]
-    titles = [full["run", "title"].iloc[row] for row in firsts]
-    given = [
-        without_seed(clean(title, 80)) if len(variant.rows) > 1 else clean(title, 80)
-        for variant, title in zip(variants, titles, strict=True)
-        if isinstance(title, str) and title.strip()
-    ]
-    if len(given) < len(variants) or len(set(given)) < len(given):
+    titles = [clean(title, 80) if isinstance(title, str) else "" for title in full["run", "title"].iloc[firsts]]
+    given = [without_seed(title) if len(v.rows) > 1 else title for v, title in zip(variants, titles, strict=True)]
+    if not all(given) or len(set(given)) < len(given):
         by_keys = labels_by_keys(full, firsts, keys)
-        if len(given) < len(variants) or max(map(len, by_keys)) <= LONGEST_KEYS:
-            given = by_keys
+        if not all(given) or max(map(len, by_keys)) <= LABEL:
+            own = full["run", "source"].iloc[firsts] == "run"  # the configs of imported runs are partly known
+            given = [key if mine else title or key for key, title, mine in zip(by_keys, given, own, strict=True)]
     counts = Counter(clean(label, LABEL) for label in given)
     out = []
     for label, row in zip(given, firsts, strict=True):
@@ -348,9 +345,9 @@ def labels_by_keys(full: "pd.DataFrame", rows: list[int], keys: list[tuple[str, 
 
     found = given(keys)
     different = len(set(found))
-    for key in sorted(keys, key=lambda key: -key[1].count(".")):  # choices of groups are the last to go
+    for key in sorted((key for key in keys if key[1] not in NEVER_CUT), key=lambda key: -key[1].count(".")):
         fewer = [other for other in keys if other != key]
-        if max(map(len, found), default=0) > LONGEST_KEYS and len(set(shorter := given(fewer))) == different:
+        if max(map(len, found), default=0) > LABEL and len(set(shorter := given(fewer))) == different:
             keys, found = fewer, shorter
     return found
 
