@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.plots.lines import Panel, beside, legend_of_points, line_panels, named_variants
+from analysis.plots.lines import Panel, beside, legend_of, line_panels, named_variants
 from analysis.plots.study import PHASES, Missing, Study, Variant, evenly, shared_steps
 from analysis.plots.style import COLOURS, DASHES, GREY, Room, add_below, finish, log_scale, look, panels
 
@@ -230,7 +230,7 @@ def pairs_at_the_end(study: Study) -> "Figure":
                 ax.plot(records[-1][name], records[-1]["abs_cosine"], **shape, alpha=0.6)
         ax.set_xlabel(f"{PAIR_NUMBERS[name][0]} of the pair")
     axes[0].set_ylabel(PAIR_NUMBERS["abs_cosine"][1])
-    return finish(fig, *legend_of_points(named), note="Watched pairs at the last record, first seed.")
+    return finish(fig, *legend_of(named, points=True), note="Watched pairs at the last record, first seed.")
 
 
 # Contrast -------------------------------------------------------------------------------------------------------------

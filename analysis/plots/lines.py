@@ -99,24 +99,37 @@ def line_panels(
     """
     named = named_variants(study, variants)
     fig, axes = panels(len(shown), columns, **kwargs)
+    draw_panels(axes, named, shown, [variant for variant in variants if grey and variant not in named])
+    for ax in axes[:-columns]:
+        ax.set_xlabel("")
+    return finish(fig, *legend_of(named), note=f"{lines_note(study, variants, named, grey)} {note}".strip())
+
+
+def draw_panels(
+    axes: Sequence[Any], named: Sequence[Variant], shown: Sequence[Panel], others: Sequence[Variant] = ()
+) -> None:
+    """Draw the panels into axes: a line for each named variant, over grey ones of the others."""
     for ax, panel in zip(axes, shown, strict=True):
-        drawn = variants if grey else named
-        curves = {id(variant): found for variant in drawn if (found := panel.curve(variant))}
-        if len(named) < len(drawn):
-            for x, values in curves.values():
-                ax.plot(x, values.mean(0), color=GREY, linewidth=0.5, alpha=0.6, zorder=1)
-        for number, variant in enumerate(named):
-            if id(variant) in curves:
-                line(ax, *curves[id(variant)], number)
-        ax.set(title=panel.title, ylabel=panel.unit)
-        low = min((values.min() for _, values in curves.values()), default=0.0)
+        lowest = []
+        for number, variant in [*((None, other) for other in others), *enumerate(named)]:
+            if found := panel.curve(variant):
+                x, values = found
+                lowest.append(values.min())
+                if number is None:
+                    ax.plot(x, values.mean(0), color=GREY, linewidth=0.5, alpha=0.6, zorder=1)
+                else:
+                    line(ax, x, values, number)
+        ax.set(title=panel.title, ylabel=panel.unit, xlabel=panel.x)
+        low = min(lowest, default=0.0)
         if panel.scale == "log" and low > 0:
             log_scale(ax, "y")
         elif panel.scale or 0 < ax.get_ylim()[0] < 0.5 * ax.get_ylim()[1]:
             ax.set_ylim(bottom=0 if low >= 0 else None)
-    for ax, panel in list(zip(axes, shown, strict=True))[-min(columns, len(axes)) :]:
-        ax.set_xlabel(panel.x)
-    return finish(fig, *legend_of(named), note=f"{lines_note(study, variants, named, grey)} {note}".strip())
+
+
+def over_steps(records: Sequence[dict[str, Any]], value: Callable[[Any], float]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps [n] and a number [1, n] of each of a run's records."""
+    return np.array([record["step"] for record in records]), np.array([[value(record) for record in records]])
 
 
 def curve_panels(
@@ -161,21 +174,13 @@ def markers(n: int, number: int) -> Any:
     return (min(number * max(1, step // 6), max(n - 1, 0)) % step, step)
 
 
-def legend_of(variants: Sequence[Variant]) -> tuple[list[Any], list[str]]:
-    """Legend handles and labels of the variants' lines."""
+def legend_of(variants: Sequence[Variant], points: bool = False) -> tuple[list[Any], list[str]]:
+    """Legend handles and labels of the variants' lines, or of their markers alone."""
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], **look(number)) for number in range(len(variants))]
+    style = {"linestyle": "none"} if points else {}
+    handles = [Line2D([], [], **(look(number) | style)) for number in range(len(variants))]
     return handles, [short(variant) for variant in variants]
-
-
-def legend_of_points(variants: Sequence[Variant]) -> tuple[list[Any], list[str]]:
-    """Legend handles and labels of the variants' markers."""
-    from matplotlib.lines import Line2D
-
-    return [Line2D([], [], **(look(n) | {"linestyle": "none"})) for n in range(len(variants))], [
-        short(a) for a in variants
-    ]
 
 
 def short(variant: Variant) -> str:

@@ -1,12 +1,14 @@
 """Figures of results: metrics, budgets, Pareto fronts."""
 
+import math
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from analysis.metrics import FIRST, TARGETS, direction
 from analysis.plots.bars import bar_panels
 from analysis.plots.groups import layer_records
-from analysis.plots.lines import legend_of, legend_of_points, lines_note, named_variants
+from analysis.plots.lines import legend_of, lines_note, named_variants
 from analysis.plots.study import Missing, Study, Variant, evenly
 from analysis.plots.style import GREY, Room, finish, log_scale, look, panels
 from sae_sweeps.config.evaluations import BUILTIN
@@ -28,11 +30,11 @@ BUDGETS = (("steps", "training steps"), ("final_loss", "final total loss"), ("to
 RECOVERY = ("recovery_mmcs", "recovery_matched", "recovery_share", "recovery_split", "recovery_merged")
 FINAL = {"sparsity_loss": "final sparsity loss", "recon_loss": "final L2 loss", "mi": "final MI loss"}
 SPARSITY = {"l0": "L0\nactive features per token", "l1": "L1\nof the activations"}
-SEPARATION = (
-    ("nearest_neighbour_cosine", "nearest neighbour\ncosine of decoder rows"),
-    ("nmi", "NMI\nof features and labels"),
-    ("silhouette", "silhouette\nof labels in feature space"),
-)
+SEPARATION = {
+    "nearest_neighbour_cosine": "nearest neighbour\ncosine of decoder rows",
+    "nmi": "NMI\nof features and labels",
+    "silhouette": "silhouette\nof labels in feature space",
+}
 SERIES = {
     "sparse probing": (r"(?:sae|llm)_top_(\d+)_test_accuracy", "features of the probe", "accuracy"),
     "SCR": (r"scr_metric_threshold_(\d+)", "features ablated", "SCR score"),
@@ -60,47 +62,44 @@ def targets_of(names: list[str]) -> dict[str, tuple[float, str]]:
     }
 
 
-def evaluation_metrics(study: Study) -> "Figure":
-    there = study.metric_names()
-    wanted = [*FIRST, *EVALUATED, *(BUILTIN + name for name in EVALUATED)]
-    old = any(study.values(v, LEGACY) and not study.values(v, "explained_variance") for v in study.variants)
-    names = [n for n in dict.fromkeys(wanted) if n in there and n not in NO_BARS and (n != LEGACY or old)]
+def metric_bars(study: Study, titles: Iterable[tuple[str, str]], missing: str) -> "Figure":
+    """Bars of those of the metrics (name, title) that any run has. Raises Missing with the sentence where none has."""
+    there = set(study.metric_names())
+    names = [(name, title) for name, title in titles if name in there]
     if not names:
-        raise Missing("no run has been evaluated")
-    return bar_panels(study, [(name, headed(name)) for name in names], targets_of(names))
+        raise Missing(missing)
+    return bar_panels(study, names, targets_of([name for name, _ in names]))
+
+
+def evaluation_metrics(study: Study) -> "Figure":
+    old = any(study.values(v, LEGACY) and not study.values(v, "explained_variance") for v in study.variants)
+    wanted = dict.fromkeys((*FIRST, *EVALUATED, *(BUILTIN + name for name in EVALUATED)))
+    names = [(name, headed(name)) for name in wanted if name not in NO_BARS and (name != LEGACY or old)]
+    return metric_bars(study, names, "no run has been evaluated")
 
 
 def unlearning_scores(study: Study) -> "Figure":
-    there = study.metric_names()
-    names = [name for name in ("unlearning_score", BUILTIN + "unlearning_score") if name in there]
-    if not names:
-        raise Missing("no run has an unlearning score (eval.evaluations=[unlearning])")
-    return bar_panels(study, [(name, headed(name)) for name in names], targets_of(names))
+    names = [(name, headed(name)) for name in ("unlearning_score", BUILTIN + "unlearning_score")]
+    return metric_bars(study, names, "no run has an unlearning score (eval.evaluations=[unlearning])")
+
+
+def sparsity_analysis(study: Study) -> "Figure":
+    return metric_bars(study, SPARSITY.items(), "no run has been evaluated (eval=core)")
+
+
+def feature_separation(study: Study) -> "Figure":
+    return metric_bars(study, SEPARATION.items(), "no run has measured its features (eval.evaluations=[separation])")
+
+
+def recovery(study: Study) -> "Figure":
+    return metric_bars(study, [(name, headed(name)) for name in RECOVERY], "only model=synthetic has true features")
 
 
 def training_metrics(study: Study) -> "Figure":
     recorded = {name for nulls in study.full["run", "nulls"] for name in nulls or ()}
-    names = [
-        (name, title)
-        for name, title in BUDGETS
-        if name in recorded or any(value == value for value in study.column(name))
-    ]
+    names = [(n, title) for n, title in BUDGETS if n in recorded or any(map(math.isfinite, study.column(n)))]
     if not names:
         raise Missing("no run is complete")
-    return bar_panels(study, names)
-
-
-def recovery(study: Study) -> "Figure":
-    names = [name for name in RECOVERY if name in study.metric_names()]
-    if not names:
-        raise Missing("only model=synthetic has true features")
-    return bar_panels(study, [(name, headed(name)) for name in names])
-
-
-def sparsity_analysis(study: Study) -> "Figure":
-    names = [(name, title) for name, title in SPARSITY.items() if name in study.metric_names()]
-    if not names:
-        raise Missing("no run has been evaluated (eval=core)")
     return bar_panels(study, names)
 
 
@@ -117,14 +116,6 @@ def feature_metrics(study: Study) -> "Figure":
     if not names:
         raise Missing("no run is complete and has logged its losses")
     return bar_panels(study, names, values=values)
-
-
-def feature_separation(study: Study) -> "Figure":
-    there = study.metric_names()
-    names = [(name, title) for name, title in SEPARATION if name in there]
-    if not names:
-        raise Missing("no run has measured its features (eval.evaluations=[separation])")
-    return bar_panels(study, names)
 
 
 def by_number(study: Study) -> "Figure":
@@ -200,7 +191,7 @@ def pareto(study: Study) -> "Figure":
     note = "Rings and the dashed line are the front: no run is as sparse and better than one on it."
     if len(named) < len(variants):
         note += f" {len(named)} of {len(variants)} are named, those on the front first."
-    return finish(fig, *legend_of_points(named), note=note)
+    return finish(fig, *legend_of(named, points=True), note=note)
 
 
 def points_of(study: Study, variant: Variant, name: str) -> list[tuple[float, float]]:

@@ -338,9 +338,11 @@ def labels_of(full: "pd.DataFrame", variants: list[Variant], keys: list[tuple[st
 def labels_by_keys(full: "pd.DataFrame", rows: list[int], keys: list[tuple[str, str]]) -> list[str]:
     """The keys' values of each row; where that is long, without keys that are not needed to tell the rows apart."""
 
+    content = {key: full[key].iloc[rows].tolist() for key in keys}
+
     def given(keys: list[tuple[str, str]]) -> list[str]:
         names = labels(keys)
-        known = [[(names[c], value) for c in keys if (value := full[c].iloc[row]) == value] for row in rows]
+        known = [[(names[key], value) for key in keys if (value := content[key][n]) == value] for n in range(len(rows))]
         return [", ".join(f"{name}={cell(value, 'config')}" for name, value in pairs) for pairs in known]
 
     found = given(keys)

@@ -155,11 +155,6 @@ def finish(fig: "Figure", handles: Sequence[Any] = (), labels: Sequence[str] = (
     return fig
 
 
-def from_zero(ax: Any) -> None:
-    """The vertical axis from 0 up, with some air above the largest value."""
-    ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
-
-
 def log_scale(ax: Any, letter: str) -> None:
     """A logarithmic axis (x or y) with plain labels, some between the powers of ten where there are few."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter

@@ -68,7 +68,7 @@ def varied_keys(paths: Iterable[str | Path]) -> list[str]:
 
 def panels(keys: Sequence[str], results: Sequence[str]) -> dict[str, list[Any]]:
     """Sections and their panels; those on `results` use each run's summary, the others its history."""
-    wr = _library().reports
+    wr, _ = _library()
     group = wr.Config("penalty.name")
     sections: dict[str, list[Any]] = {
         name: [wr.LinePlot(title=metric, x="tokens", y=[metric], groupby=group) for metric in metrics]
@@ -96,7 +96,7 @@ def panels(keys: Sequence[str], results: Sequence[str]) -> dict[str, list[Any]]:
 
 def workspace(entity: str, project: str, keys: Sequence[str] = KEYS, results: Sequence[str] = RESULTS) -> Workspace:
     """The project's workspace: runs grouped by sweep, the sections of `panels`."""
-    ws = _library().workspaces
+    _, ws = _library()
     made = ws.Workspace(
         entity=entity,
         project=project,
@@ -118,7 +118,7 @@ def workspace(entity: str, project: str, keys: Sequence[str] = KEYS, results: Se
 
 def report(entity: str, project: str, keys: Sequence[str] = KEYS, results: Sequence[str] = RESULTS) -> Report:
     """The same panels as a report that can be shared, with a run table per section."""
-    wr = _library().reports
+    wr, _ = _library()
     blocks: list[Any] = [
         wr.TableOfContents(),
         wr.P("One run per training; runs of a sweep share its group. `python -m analysis audit` checks comparisons."),
@@ -176,21 +176,13 @@ def _fixed_name(entity: str, project: str) -> str:
     return hashlib.sha256(f"{entity}/{project}".encode()).hexdigest()[:11]
 
 
-class _Library:
-    """wandb-workspaces, which is an optional extra."""
-
-    def __init__(self) -> None:
+def _library() -> tuple[Any, Any]:
+    """wandb-workspaces, an optional extra: its modules for reports and for workspaces."""
+    try:
         import wandb_workspaces.reports.v2 as reports
         import wandb_workspaces.workspaces as workspaces
-
-        self.reports: Any = reports
-        self.workspaces: Any = workspaces
-
-
-def _library() -> _Library:
-    try:
-        return _Library()
     except ImportError:
         raise ConfigError(
             "dashboard needs wandb-workspaces: pip install 'sae-sweeps[dashboard]', or pip install wandb-workspaces."
         ) from None
+    return reports, workspaces

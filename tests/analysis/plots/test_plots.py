@@ -12,7 +12,7 @@ from analysis.plots.features import by_moment, pooled, seriated
 from analysis.plots.outcomes import front
 from analysis.plots.registry import PLOTS
 from analysis.plots.study import Missing, Study, evenly, thinned_rows
-from analysis.plots.style import COLOURS, palette_bytes, small_png, style, svg
+from analysis.plots.style import COLOURS, GREY, palette_bytes, small_png, style, svg
 from analysis.reading.imports import Import, imported_run
 from sae_sweeps.errors import ConfigError, DamagedFile
 from sae_sweeps.storage.files import write_json
@@ -241,7 +241,8 @@ def test_many_runs_stay_legible(tmp_path):
         curves, bars = PLOTS["training_curves"].draw(study), PLOTS["evaluation_metrics"].draw(study)
     (legend,) = curves.legends
     assert [text.get_text() for text in legend.get_texts()][0] == "lr=0.049" and len(legend.get_texts()) == 5
-    assert len(curves.axes[0].lines) == 50 + 5
+    assert len(curves.axes[0].lines) == 50
+    assert [line.get_color() for line in curves.axes[0].lines].count(GREY) == 45
     assert len(bars.axes[0].get_yticks()) == 20
     assert "20 of 50" in " ".join(text.get_text() for text in bars.texts)
 
