@@ -56,7 +56,7 @@ def group_mi(study: Study) -> "Figure":
             lambda v: over_steps(layer_records(study, v.rows[0]), ninth_decile),
         ),
     ]
-    draw_panels(axes[:2], named, curves)
+    bands = draw_panels(axes[:2], named, curves)
     if shown:
         matrices = [np.array(last[id(variant)]["mi"], dtype=float) for variant in shown]
         for mi in matrices:
@@ -68,7 +68,7 @@ def group_mi(study: Study) -> "Figure":
             ax.set_title(short(variant), fontsize=6)
         bar = fig.add_axes((1 - 0.7 / fig.get_figwidth(), 0.25, 0.12 / fig.get_figwidth(), 0.5))
         fig.colorbar(image, cax=bar, label="MI at the last record (nats)")
-    note = lines_note(study, variants, named)
+    note = lines_note(study, variants, named, bands)
     return finish(fig, *legend_of(named), note=" ".join(filter(None, [note, left_out and f"Matrices: {left_out}"])))
 
 

@@ -99,16 +99,18 @@ def line_panels(
     """
     named = named_variants(study, variants)
     fig, axes = panels(len(shown), columns, **kwargs)
-    draw_panels(axes, named, shown, [variant for variant in variants if grey and variant not in named])
+    bands = draw_panels(axes, named, shown, [variant for variant in variants if grey and variant not in named])
     for ax in axes[:-columns]:
         ax.set_xlabel("")
-    return finish(fig, *legend_of(named), note=f"{lines_note(study, variants, named, grey)} {note}".strip())
+    return finish(fig, *legend_of(named), note=f"{lines_note(study, variants, named, bands, grey)} {note}".strip())
 
 
 def draw_panels(
     axes: Sequence[Any], named: Sequence[Variant], shown: Sequence[Panel], others: Sequence[Variant] = ()
-) -> None:
-    """Draw the panels into axes: a line for each named variant, over grey ones of the others."""
+) -> bool:
+    """Draw the panels into axes: a line for each named variant, over grey ones of the others. Returns whether there
+    are bands."""
+    bands = False
     for ax, panel in zip(axes, shown, strict=True):
         lowest = []
         for number, variant in [*((None, other) for other in others), *enumerate(named)]:
@@ -119,12 +121,14 @@ def draw_panels(
                     ax.plot(x, values.mean(0), color=GREY, linewidth=0.5, alpha=0.6, zorder=1)
                 else:
                     line(ax, x, values, number)
+                    bands |= len(values) > 1
         ax.set(title=panel.title, ylabel=panel.unit, xlabel=panel.x)
         low = min(lowest, default=0.0)
         if panel.scale == "log" and low > 0:
             log_scale(ax, "y")
         elif panel.scale or 0 < ax.get_ylim()[0] < 0.5 * ax.get_ylim()[1]:
             ax.set_ylim(bottom=0 if low >= 0 else None)
+    return bands
 
 
 def over_steps(records: Sequence[dict[str, Any]], value: Callable[[Any], float]) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +157,7 @@ def curve_panels(
             *title_and_unit(name, study),
             partial(study.curve, name=name, x=x),
             "log" if name in log else "zero" if zero else "",
-            f"training {x}s".replace("steps", "step"),
+            {"step": "training step", "tokens": "training tokens"}[x],
         )
         for name in names
     ]
@@ -194,13 +198,15 @@ def beside(variant: Variant, width: int = 22) -> str:
     return "\n".join(textwrap.wrap(short(variant), width, max_lines=3, placeholder="…"))
 
 
-def lines_note(study: Study, variants: Sequence[Variant], named: Sequence[Variant], grey: bool = False) -> str:
+def lines_note(
+    study: Study, variants: Sequence[Variant], named: Sequence[Variant], bands: bool, grey: bool = False
+) -> str:
     """The note below curves: what lines and bands are, and how many variants are drawn and named.
 
     grey: the others are drawn in grey.
     """
     notes = []
-    if any(len(variant.rows) > 1 for variant in named):
+    if bands:
         notes.append("Lines are means over n seeds, bands go from the least to the largest.")
     if len(study.variants) > len(study.followed):
         notes.append(f"{len(study.followed)} of {len(study.variants)} are drawn.")

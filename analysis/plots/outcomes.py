@@ -134,6 +134,7 @@ def by_number(study: Study) -> "Figure":
         a for a in study.variants if any(study.values(a, n) for ns in found.values() for m in ns.values() for n in m)
     ]
     named = named_variants(study, variants)
+    means = " Means over n seeds." * any(len(variant.rows) > 1 for variant in named)
     fig, axes = panels(len(found))
     for ax, ((title, where), numbers) in zip(axes, found.items(), strict=True):
         for number, variant in enumerate(named):
@@ -156,7 +157,7 @@ def by_number(study: Study) -> "Figure":
         ax.set_xticks(ticks, [str(tick) for tick in ticks])
         ax.minorticks_off()
         ax.set(title=f"{title} ({where})", xlabel=SERIES[title][1], ylabel=SERIES[title][2])
-    return finish(fig, *legend_of(named), note=lines_note(study, variants, named))
+    return finish(fig, *legend_of(named), note=f"{lines_note(study, variants, named, False)}{means}".strip())
 
 
 # Fronts --------------------------------------------------------------------------------------------------------------
