@@ -80,8 +80,9 @@ class Noted:
     recorded: Recorded
     not_finite: list[str]
     number: str = ""
+    is_baseline: bool = False
     baseline: "Noted | None" = None
-    """The run that it is compared with; None for a baseline."""
+    """The run that it is compared with, if any."""
     findings: list[str] = field(default_factory=list)
 
     @property
@@ -116,7 +117,7 @@ def notes(full: "pd.DataFrame", baseline: str | None = None, varied: tuple[str, 
     """
     runs = noted(full)
     baselines, reason = baselines_of(runs, baseline)
-    runs = in_order(runs, baselines)
+    runs = baselines + sorted((run for run in runs if not run.is_baseline), key=by_number)
     study = runs[0].recorded.study
     one_file = all(run.recorded.study is study for run in runs)
     if one_file and all(run.recorded.own for run in runs):  # whole notes, which list what their own audit found
@@ -190,11 +191,11 @@ def baselines_of(runs: Sequence[Noted], word: str | None) -> tuple[list[Noted], 
     """
     found, reason = named(runs, word), "as requested"
     if not found:
-        found, reason = [run for run in runs if "baseline" in str(run.run.config.get("tags"))], "tagged baseline"
+        found, reason = [run for run in runs if '"baseline"' in str(run.run.config.get("tags"))], "tagged baseline"
     if not found:
         found, reason = [r for r in runs if r.run.config.get("penalty") in ("none", None)], "without a penalty"
         found = [run for run in found if re.search(r"\bbaseline\b", run.run.title, re.I)] or found
-    if not found:
+    if not found and len(runs) > 1:
         found, reason = [run for run in runs if run.run.measured][:1], "the first with results"
     keys = [key for key in differing(runs) if key.partition(".")[0] not in NOT_VARIED]
     values = {id(run): [run.value(key) for key in keys] for run in runs}
@@ -209,8 +210,8 @@ def baselines_of(runs: Sequence[Noted], word: str | None) -> tuple[list[Noted], 
     give_numbers(runs, [*filter(None, [first]), *(base for base in found if base is not first)])
     found.sort(key=lambda base: (base is not first, by_number(base)))
     for run in runs:
-        if run not in found:
-            run.baseline = min(found, key=lambda base: apart(run, base), default=None)
+        run.is_baseline = run in found
+        run.baseline = None if run.is_baseline else min(found, key=lambda base: apart(run, base), default=None)
     return found, reason
 
 
@@ -248,10 +249,6 @@ def by_number(run: Noted) -> tuple[int, str]:
     return int(digits), run.number
 
 
-def in_order(runs: Sequence[Noted], baselines: list[Noted]) -> list[Noted]:
-    return baselines + sorted((run for run in runs if run not in baselines), key=by_number)
-
-
 # Config --------------------------------------------------------------------------------------------------------------
 
 
@@ -282,7 +279,7 @@ def composed_experiment(runs: Sequence[Noted], reason: str) -> str:
     if varied:
         more = f" and {len(varied) - VALUES} more keys" if len(varied) > VALUES else ""
         points.append(f"varied: {', '.join(varied[:VALUES])}{more}")
-    if len(runs) > 1 and runs[1].baseline is runs[0] or any(run.baseline for run in runs):
+    if any(run.baseline for run in runs):
         points.append(f"the baseline is Run {runs[0].number} ({clean(runs[0].run_id)}), {reason}")
     evaluations = dict.fromkeys(name for run in runs for name in run.recorded.evaluations)
     points += [f"evaluated: {', '.join(evaluations)}"] if evaluations else []
@@ -308,7 +305,7 @@ def described(run: "Run") -> str:
     parts = [sae_description(run.config), penalty_description(run.config)]
     if run.steps is not None:
         batch = run.config.get("batch_size")
-        parts.append(f"trained for {run.steps:,.0f} steps" + (f" of {batch:,} tokens" if batch else ""))
+        parts.append(f"trained for {run.steps:,.0f} steps" + (f" of {cell(batch, 'config')} tokens" if batch else ""))
     return clean(", ".join(parts) + ".", 2_000)
 
 
@@ -316,7 +313,7 @@ def sae_description(config: dict[str, Any]) -> str:
     """`topk SAE of 2,048 features (k = 32) on MODEL layer N`, as far as the config has these keys."""
     get = config.get
     text = f"{get('architecture') or 'an'} SAE"
-    text += f" of {get('architecture.d_sae'):,} features" if get("architecture.d_sae") else ""
+    text += f" of {cell(get('architecture.d_sae'), 'config')} features" if get("architecture.d_sae") else ""
     text += f" (k = {get('architecture.k')})" if get("architecture.k") is not None else ""
     text += f" on {get('model')}" if get("model") else ""
     if get("layer.index") is not None and get("model") != "synthetic":
@@ -340,7 +337,7 @@ def section(run: Noted, common: dict[str, Any], findings: Sequence[str]) -> list
     """The lines of one run."""
     base, title = run.baseline, clean(run.run.title or run.run_id, 200)
     heading = re.sub(rf"^Run {re.escape(run.number)}[,:]? +", "", title)
-    if base is None and not re.search(r"\bbaseline\b", title, re.I):
+    if run.is_baseline and not re.search(r"\bbaseline\b", title, re.I):
         heading = f"Baseline: {heading}"
     lines = [f"## Run {run.number}: {heading}", *literal(STATE, state_of(run, heading))]
     if base is not None:
