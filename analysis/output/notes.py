@@ -64,6 +64,7 @@ EVALUATION_OF = {
 OF_TRAINING = ("final_loss", "recon_loss", "sparsity_loss", "penalty_loss", "dead_features")
 """Metrics of these groups that the training gives."""
 EMPTY = (
+    "# Title: x",
     "## Run 0: x",
     f"{STATE}: {{'run_id': '', 'state': ''}}",
     f"{RESULTS}: {{'{TRAINING}': {{'config': {{}}, 'final_info': {{}}}}}}",
@@ -405,7 +406,7 @@ def description_lines(run: Noted) -> list[str]:
     lines = f"{DESCRIPTION}: {words}".split("\n")
     if all(map(str.isprintable, lines)):
         try:
-            back = parse_notes("\n".join([*EMPTY, *lines, ""]), "", Path())
+            back = parse_notes("\n".join([*EMPTY, *lines, ""]), "", Path()).runs
         except DataError:
             back = []
         if [found["description"] for found in back] == [words]:
