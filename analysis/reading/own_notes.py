@@ -12,7 +12,7 @@ from typing import Any
 from analysis.reading.imports import Import, imported_run
 from analysis.reading.literals import read_dict
 from analysis.reading.names import COLUMN_NAMES
-from analysis.reading.record import Recorded
+from analysis.reading.record import Recorded, submodule_name
 from analysis.text import clean
 from sae_sweeps.errors import DataError
 
@@ -23,7 +23,7 @@ COMPOSED = "Description, from the config"
 """The label of a description that is no one's own words."""
 TRAINING = "training results"
 FIELDS = (
-    "trainer_class", "activation_dim", "dict_size", "k", "lr", "l1_penalty", "warmup_steps", "seed", "layer", "lm_name",
+    "architecture", "activation_dim", "dict_size", "k", "lr", "l1_penalty", "warmup_steps", "seed", "layer", "lm_name",
 )  # fmt: skip
 """The config keys that are written under the records' names."""
 REPEATED = ("training_steps", "layer", "dict_size", "learning_rate", "sparsity_penalty")
@@ -115,8 +115,8 @@ def config_in(content: dict[str, Any]) -> dict[str, Any]:
     """The config of `training results`: FIELDS under today's keys, without what repeats others."""
     config = {COLUMN_NAMES.get(key, key) if key in FIELDS else key: value for key, value in content.items()}
     config.pop("steps", None)
-    if config.get("submodule_name") == f"{config.get('layer.hook')}_layer_{config.get('layer.index')}":
-        del config["submodule_name"]
+    if config.get("submodule_name") == submodule_name(config):
+        config.pop("submodule_name", None)
     return config
 
 

@@ -103,5 +103,10 @@ class Record:
     @property
     def submodule_name(self) -> str | None:
         """Where in the model it reads, as records write it: `resid_post_layer_19`."""
-        hook, layer = (self.config.get(f"layer.{key}") for key in ("hook", "index"))
-        return None if hook is None or layer is None else f"{hook}_layer_{layer}"
+        return self.config.get("submodule_name") or submodule_name(self.config)
+
+
+def submodule_name(config: dict[str, Any]) -> str | None:
+    """Where in the model a run reads, from its config: `resid_post_layer_19`."""
+    hook, layer = config.get("layer.hook"), config.get("layer.index")
+    return None if None in (hook, layer) else f"{hook}_layer_{layer}"
