@@ -143,7 +143,9 @@ def test_what_does_not_change_numbers_does_not_change_the_id(word):
 
 def test_a_description_is_recorded_and_is_part_of_neither_title_nor_mistakes():
     planned = one("k=7", "description='Half the features, why not?'")
-    assert planned.title == "model=synthetic k=7" and planned.run.to_dict()["description"] == "Half the features, why not?"
+    assert (
+        planned.title == "model=synthetic k=7" and planned.run.to_dict()["description"] == "Half the features, why not?"
+    )
     assert one().run.to_dict()["description"] == ""
     older = {key: value for key, value in one("k=7").run.to_dict().items() if key != "description"}
     assert restored(older, Path("outputs")).description == ""
