@@ -34,7 +34,7 @@ from analysis.reading.own_notes import (
     STATE,
     TRAINING,
 )  # fmt: skip
-from analysis.reading.record import ABSENT, Recorded
+from analysis.reading.record import ABSENT, Recorded, submodule_name
 from analysis.text import cell, clean
 from sae_sweeps.errors import ConfigError, DataError
 
@@ -60,10 +60,12 @@ EVALUATION_OF = {
     "unlearning": "unlearning", "autointerp": "autointerp", "hierarchy": "hierarchy", "geometry": "separation",
     "labels": "separation",
 }  # fmt: skip
-"""Group of a metric -> the evaluation that gives it; the names of SCR's and TPP's begin with it."""
+BEGINNINGS = (("scr_", "scr"), ("tpp_", "tpp"), ("total_tokens_eval_", "core"))
+"""Group of a metric, or how its name begins, and the evaluation that gives it."""
 OF_TRAINING = ("final_loss", "recon_loss", "sparsity_loss", "penalty_loss", "dead_features")
 """Metrics of these groups that the training gives."""
 EMPTY = (
+    "# Title: x",
     "## Run 0: x",
     f"{STATE}: {{'run_id': '', 'state': ''}}",
     f"{RESULTS}: {{'{TRAINING}': {{'config': {{}}, 'final_info': {{}}}}}}",
@@ -80,8 +82,9 @@ class Noted:
     recorded: Recorded
     not_finite: list[str]
     number: str = ""
+    is_baseline: bool = False
     baseline: "Noted | None" = None
-    """The run that it is compared with; None for a baseline."""
+    """The run that it is compared with, if any."""
     findings: list[str] = field(default_factory=list)
 
     @property
@@ -116,7 +119,7 @@ def notes(full: "pd.DataFrame", baseline: str | None = None, varied: tuple[str, 
     """
     runs = noted(full)
     baselines, reason = baselines_of(runs, baseline)
-    runs = in_order(runs, baselines)
+    runs = baselines + sorted((run for run in runs if not run.is_baseline), key=by_number)
     study = runs[0].recorded.study
     one_file = all(run.recorded.study is study for run in runs)
     if one_file and all(run.recorded.own for run in runs):  # whole notes, which list what their own audit found
@@ -142,6 +145,8 @@ def noted(full: "pd.DataFrame") -> list[Noted]:
     found = []
     for run, recorded, names in zip(runs_of(full), full["run", "recorded"], full["run", "not_finite"], strict=True):
         run.config = {key: run.config[key] for key in sorted(run.config) if key.partition(".")[0] not in OMITTED}
+        if run.config.get("submodule_name") == submodule_name(run.config):
+            run.config.pop("submodule_name", None)
         noted = Noted(run, recorded or evaluated(run.evidence.folder, run.state), list(names))
         if run.source and not noted.recorded.own:
             noted.recorded = replace(noted.recorded, evaluations=evaluations_of(noted))
@@ -164,7 +169,7 @@ def evaluation_of(metric: str) -> str | None:
     """The evaluation that gives a metric, as far as its name has it; None for one of the training."""
     if metric in OF_TRAINING:
         return None
-    return next((name for name in ("scr", "tpp") if metric.startswith(f"{name}_")), EVALUATION_OF.get(group(metric)))
+    return next((name for begin, name in BEGINNINGS if metric.startswith(begin)), EVALUATION_OF.get(group(metric)))
 
 
 def add_findings(runs: Sequence[Noted], full: "pd.DataFrame", varied: tuple[str, ...]) -> None:
@@ -190,11 +195,11 @@ def baselines_of(runs: Sequence[Noted], word: str | None) -> tuple[list[Noted], 
     """
     found, reason = named(runs, word), "as requested"
     if not found:
-        found, reason = [run for run in runs if "baseline" in str(run.run.config.get("tags"))], "tagged baseline"
+        found, reason = [run for run in runs if '"baseline"' in str(run.run.config.get("tags"))], "tagged baseline"
     if not found:
         found, reason = [r for r in runs if r.run.config.get("penalty") in ("none", None)], "without a penalty"
         found = [run for run in found if re.search(r"\bbaseline\b", run.run.title, re.I)] or found
-    if not found:
+    if not found and len(runs) > 1:
         found, reason = [run for run in runs if run.run.measured][:1], "the first with results"
     keys = [key for key in differing(runs) if key.partition(".")[0] not in NOT_VARIED]
     values = {id(run): [run.value(key) for key in keys] for run in runs}
@@ -209,8 +214,8 @@ def baselines_of(runs: Sequence[Noted], word: str | None) -> tuple[list[Noted], 
     give_numbers(runs, [*filter(None, [first]), *(base for base in found if base is not first)])
     found.sort(key=lambda base: (base is not first, by_number(base)))
     for run in runs:
-        if run not in found:
-            run.baseline = min(found, key=lambda base: apart(run, base), default=None)
+        run.is_baseline = run in found
+        run.baseline = None if run.is_baseline else min(found, key=lambda base: apart(run, base), default=None)
     return found, reason
 
 
@@ -248,10 +253,6 @@ def by_number(run: Noted) -> tuple[int, str]:
     return int(digits), run.number
 
 
-def in_order(runs: Sequence[Noted], baselines: list[Noted]) -> list[Noted]:
-    return baselines + sorted((run for run in runs if run not in baselines), key=by_number)
-
-
 # Config --------------------------------------------------------------------------------------------------------------
 
 
@@ -262,11 +263,9 @@ def differing(runs: Sequence[Noted]) -> list[str]:
 
 
 def common_config(runs: Sequence[Noted]) -> dict[str, Any]:
-    """The config that all runs share, without what each has under the records' names."""
-    if len(runs) < 2:
-        return {}
+    """The config that all of several runs share, without what each has under the records' names."""
     left_out = {*differing(runs), *(COLUMN_NAMES.get(name, name) for name in FIELDS)}
-    return {key: value for key, value in runs[0].run.config.items() if key not in left_out}
+    return {key: value for key, value in runs[0].run.config.items() if key not in left_out and len(runs) > 1}
 
 
 def composed_title(runs: Sequence[Noted]) -> str:
@@ -282,7 +281,7 @@ def composed_experiment(runs: Sequence[Noted], reason: str) -> str:
     if varied:
         more = f" and {len(varied) - VALUES} more keys" if len(varied) > VALUES else ""
         points.append(f"varied: {', '.join(varied[:VALUES])}{more}")
-    if len(runs) > 1 and runs[1].baseline is runs[0] or any(run.baseline for run in runs):
+    if any(run.baseline for run in runs):
         points.append(f"the baseline is Run {runs[0].number} ({clean(runs[0].run_id)}), {reason}")
     evaluations = dict.fromkeys(name for run in runs for name in run.recorded.evaluations)
     points += [f"evaluated: {', '.join(evaluations)}"] if evaluations else []
@@ -308,7 +307,7 @@ def described(run: "Run") -> str:
     parts = [sae_description(run.config), penalty_description(run.config)]
     if run.steps is not None:
         batch = run.config.get("batch_size")
-        parts.append(f"trained for {run.steps:,.0f} steps" + (f" of {batch:,} tokens" if batch else ""))
+        parts.append(f"trained for {run.steps:,.0f} steps" + (f" of {cell(batch, 'config')} tokens" if batch else ""))
     return clean(", ".join(parts) + ".", 2_000)
 
 
@@ -316,7 +315,7 @@ def sae_description(config: dict[str, Any]) -> str:
     """`topk SAE of 2,048 features (k = 32) on MODEL layer N`, as far as the config has these keys."""
     get = config.get
     text = f"{get('architecture') or 'an'} SAE"
-    text += f" of {get('architecture.d_sae'):,} features" if get("architecture.d_sae") else ""
+    text += f" of {cell(get('architecture.d_sae'), 'config')} features" if get("architecture.d_sae") else ""
     text += f" (k = {get('architecture.k')})" if get("architecture.k") is not None else ""
     text += f" on {get('model')}" if get("model") else ""
     if get("layer.index") is not None and get("model") != "synthetic":
@@ -340,7 +339,7 @@ def section(run: Noted, common: dict[str, Any], findings: Sequence[str]) -> list
     """The lines of one run."""
     base, title = run.baseline, clean(run.run.title or run.run_id, 200)
     heading = re.sub(rf"^Run {re.escape(run.number)}[,:]? +", "", title)
-    if base is None and not re.search(r"\bbaseline\b", title, re.I):
+    if run.is_baseline and not re.search(r"\bbaseline\b", title, re.I):
         heading = f"Baseline: {heading}"
     lines = [f"## Run {run.number}: {heading}", *literal(STATE, state_of(run, heading))]
     if base is not None:
@@ -369,35 +368,37 @@ def state_of(run: Noted, heading: str) -> dict[str, Any]:
 
 def results_of(run: Noted, common: dict[str, Any]) -> dict[str, Any]:
     """The results in the records' shape: of the training, then of each evaluation."""
-    config, steps = run.run.config, None if run.run.steps is None else int(run.run.steps)
-    renamed = {COLUMN_NAMES.get(name, name): name for name in FIELDS}
-    fields = {renamed[key]: config[key] for key in renamed if key in config}
-    hook = (config.get("layer.hook"), config.get("layer.index"))
-    own = fields | {"steps": steps, "submodule_name": None if None in hook else f"{hook[0]}_layer_{hook[1]}"}
-    own |= {key: value for key, value in config.items() if key not in renamed and key not in common}
-    info = {
-        "training_steps": steps,
-        "layer": fields.get("layer"),
-        "dict_size": fields.get("dict_size"),
-        "learning_rate": config.get("lr_schedule.lr_logged", fields.get("lr")),
-        "sparsity_penalty": config.get("architecture.l1_penalty_logged", fields.get("l1_penalty")),
-    }
-    values = run.values
-    parts = {}
+    values, parts = run.values, {}
     for name, content in run.recorded.evaluations.items():
-        measured = {metric: plain(values.pop(metric)) for metric in content.get("metrics", ()) if metric in values}
         part: dict[str, Any] = {"eval_type_id": name}
         part |= {theirs: plain(content[key]) for key, theirs in EVALUATION.items() if key in content}
-        part |= {"eval_result_metrics": measured}
+        measured = [metric for metric in content.get("metrics", ()) if metric in values]
+        part["eval_result_metrics"] = {metric: plain(values.pop(metric)) for metric in measured}
         if name in run.recorded.details:
             part["eval_result_details"] = plain(run.recorded.details[name])
         if sae := {theirs: content[key] for key, theirs in SAE.items() if key in content}:
             part["sae_cfg_dict"] = sae
         parts[f"{name.replace('_', ' ')} evaluation results"] = part
-    info = {key: plain(value) for key, value in info.items() if value is not None}
-    info |= {name: plain(value) for name, value in values.items()}
-    own = {key: value for key, value in own.items() if value is not None or key in config}
-    return {TRAINING: {"config": own, "final_info": info}, **parts}
+    return {TRAINING: training_of(run, common, values), **parts}
+
+
+def training_of(run: Noted, common: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The config, FIELDS under the records' names, and the metrics of the training."""
+    config, steps = run.run.config, None if run.run.steps is None else int(run.run.steps)
+    renamed = {COLUMN_NAMES.get(name, name): name for name in FIELDS}
+    fields = {name: config.get(key) for key, name in renamed.items()}
+    own = fields | {"steps": steps, "submodule_name": submodule_name(config)}
+    info = {
+        "training_steps": steps,
+        "layer": fields["layer"],
+        "dict_size": fields["dict_size"],
+        "learning_rate": config.get("lr_schedule.lr_logged", fields["lr"]),
+        "sparsity_penalty": config.get("architecture.l1_penalty_logged", fields["l1_penalty"]),
+    }
+    own, info = ({key: value for key, value in part.items() if value is not None} for part in (own, info))
+    own |= {renamed.get(key, key): value for key, value in config.items() if key not in common}
+    info |= {name: plain(values[name]) for name in sorted(values, key=lambda name: (name != "final_loss", name))}
+    return {"config": own, "final_info": info}
 
 
 def description_lines(run: Noted) -> list[str]:
@@ -408,7 +409,7 @@ def description_lines(run: Noted) -> list[str]:
     lines = f"{DESCRIPTION}: {words}".split("\n")
     if all(map(str.isprintable, lines)):
         try:
-            back = parse_notes("\n".join([*EMPTY, *lines, ""]), "", Path())
+            back = parse_notes("\n".join([*EMPTY, *lines, ""]), "", Path()).runs
         except DataError:
             back = []
         if [found["description"] for found in back] == [words]:
@@ -418,7 +419,7 @@ def description_lines(run: Noted) -> list[str]:
 
 def compared(run: "Run", base: "Run") -> str:
     """The differences of two runs in the metrics that have a direction, those of FIRST first, COMPARED at most."""
-    names = [name for name in FIRST if direction(name)] + [name for name in run.metrics if name not in FIRST]
+    names = [name for name in FIRST if direction(name)] + sorted(name for name in run.metrics if name not in FIRST)
     parts = []
     for name in dict.fromkeys(names):
         if direction(name) and name in run.metrics and name in base.metrics:

@@ -1,5 +1,6 @@
 """Run notes: their form, the baseline, numbers and order, and that a round trip through an import loses nothing."""
 
+import ast
 import json
 import math
 import random
@@ -9,7 +10,6 @@ import pytest
 from analysis.__main__ import main
 from analysis.output.notes import notes
 from analysis.reading.import_files import write_import
-from analysis.reading.literals import read_literal
 from analysis.reading.records import records
 from analysis.reading.sources import read_sources
 from analysis.tables.compare import table
@@ -78,7 +78,7 @@ def in_dict(label, block):
     text = block.partition(f"\n{label}: ")[2]
     lines = text.split("\n")
     end = next(n for n, line in enumerate(lines) if n and not line.startswith("    "))
-    return read_literal("\n".join(lines[:end]))
+    return ast.literal_eval("\n".join(lines[:end]))
 
 
 # Form ----------------------------------------------------------------------------------------------------------------
