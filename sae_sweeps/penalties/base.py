@@ -112,7 +112,7 @@ class PenaltyValue:
 
 
 class Penalty(nn.Module):
-    """Base of all penalties. A subclass defines `forward`, and may define `observe`, `competition` and
+    """Base of all penalties. A subclass defines `forward`, and may define `observe`, `pair_competition` and
     `monitor`.
 
     Parameters made in `__init__` are optimised with the SAE; parameters and buffers are checkpointed, so that state
@@ -139,7 +139,7 @@ class Penalty(nn.Module):
     def observe(self, ctx: Context) -> None:
         """Update buffers. Called once per step before `forward`, also where the weight is 0."""
 
-    def competition(self) -> Competition | None:
+    def pair_competition(self) -> Competition | None:
         """How pairs of features compete at this step, for the monitor `pairs`; None where they do not."""
         return None
 

@@ -45,7 +45,8 @@ class OrthoConfig(WeightedConfig):
     overlap: Annotated[str, one_of("jaccard", "min", "cosine", "batch")]
     """jaccard: |A n B| / |A u B|; min: / min(|A|, |B|); cosine: / sqrt(|A| |B|); batch: / B."""
     reduction: Reduction
-    """sum over pairs i < j; per_feature: sum / d_sae; mean over the pairs that compete."""
+    """sum over pairs i < j (over ordered pairs it would be twice that, and lambda2_max half); per_feature: sum / d_sae;
+    mean over the pairs that compete."""
 
     def unused_keys(self) -> dict[str, str]:
         return {} if self.competition == "sigmoid" else {"tau": "only penalty.competition=sigmoid uses it"}
@@ -90,13 +91,15 @@ class Ortho(Penalty):
         target = self.cfg.threshold_at(ctx.progress)
         self.threshold.copy_(smoothed(self.threshold, target, self.cfg.momentum))
 
-    def competition(self) -> Competition:
+    def pair_competition(self) -> Competition:
         cfg, t = self.cfg, max(float(self.threshold), THRESHOLD_FLOOR)
         return Competition(cfg.overlap, cfg.competition, t, cfg.tau)
 
     def forward(self, ctx: Context) -> PenaltyValue:
         W = ctx.sae.W_dec
-        total, pairs = competing_cosines(W, ctx.feature_acts, len(ctx.x), self.competition(), loops(ctx.sae.kernels, W))
+        total, pairs = competing_cosines(
+            W, ctx.feature_acts, len(ctx.x), self.pair_competition(), loops(ctx.sae.kernels, W)
+        )
         terms: dict[str, float | Tensor] = {"competing_pairs": pairs, "threshold": float(self.threshold)}
         return PenaltyValue(reduced(total, self.cfg.reduction, ctx.sae.d_sae, pairs), terms)
 

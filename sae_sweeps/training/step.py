@@ -225,7 +225,7 @@ class Training:
 
     def competitions(self) -> dict[str, Competition]:
         """The competition of pairs of features at this step, by the name of the penalty that defines it."""
-        found = {name: penalty.competition() for name, penalty in self.penalties.items()}
+        found = {name: one.pair_competition() for name, one in self.penalties.items() if isinstance(one, Penalty)}
         return {name: competition for name, competition in found.items() if competition is not None}
 
     def monitored_modules(self) -> dict[str, nn.Module]:

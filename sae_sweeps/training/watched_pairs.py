@@ -32,6 +32,9 @@ MOMENTS = (2, 25)
 """Percent of the run at which pairs are chosen."""
 EACH = 16
 """Pairs of highest, of median and of lowest overlap."""
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+"""2^64 over the golden ratio, as int64. The multiples of a pair's number order pairs of equal overlap: as if at random,
+so that they are not all of one feature, and the same in every run."""
 
 
 class WatchedPairs(nn.Module):
@@ -73,7 +76,8 @@ class WatchedPairs(nn.Module):
         if not len(n):
             return
         self.chosen_at[number] = ctx.step
-        order = n.argsort(stable=True)
+        shuffled = ((i * ctx.feature_acts.d_sae + j) * GOLDEN).argsort()
+        order = shuffled[n[shuffled].argsort(stable=True)]
         middle = max(0, len(order) // 2 - EACH // 2)
         for place, chosen in enumerate((order[-EACH:], order[middle : middle + EACH], order[:EACH])):
             start = place * EACH

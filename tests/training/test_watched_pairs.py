@@ -133,6 +133,18 @@ def test_of_a_dense_batch_the_pairs_of_a_fixed_sample_are_exact(monkeypatch):
     assert torch.equal(i, again[0]) and torch.equal(j, again[1])
 
 
+def test_of_equal_overlaps_the_choice_is_spread_over_the_features_and_the_same_in_every_run():
+    W_dec, f = random_case()[1], torch.ones(30, 40)
+    for top_k in (None, 40):
+        chosen = WatchedPairs(1).records(context(f, W_dec, top_k=top_k), {})[0]
+        assert set(chosen["overlap"]) == {1.0} and len(set(map(tuple, chosen["pairs"]))) == 48
+        for place in range(3):
+            features = [feature for pair in chosen["pairs"][16 * place : 16 * place + 16] for feature in pair]
+            assert max(features.count(feature) for feature in features) <= 5
+    other = WatchedPairs(1).records(context(f * (torch.arange(30) < 20)[:, None], W_dec), {})[0]
+    assert other["pairs"] == chosen["pairs"]
+
+
 class Largest(TorchDispatchMode):
     numel = 0
 
