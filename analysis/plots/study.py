@@ -189,7 +189,9 @@ class Study:
         if recorded["nulls"] and "diverged" not in variant.ended:
             return "None"
         imported = self.full["run", "source"].iloc[variant.rows[0]] != "run"
-        return variant.ended or ("not recorded" if imported else "not measured")
+        if imported and not recorded["nulls"]:
+            return "not recorded"
+        return variant.ended or "not measured"
 
     def under_way(self, variant: Variant) -> bool:
         return all(self.state(row) in ("queued", "running") for row in variant.rows)
@@ -321,17 +323,21 @@ def labels_of(full: "pd.DataFrame", variants: list[Variant], keys: list[tuple[st
     firsts = [variant.rows[0] for variant in variants]
     titles = [clean(title, 80) if isinstance(title, str) else "" for title in full["run", "title"].iloc[firsts]]
     given = [without_seed(title) if len(v.rows) > 1 else title for v, title in zip(variants, titles, strict=True)]
+    own = [
+        n for n, row in enumerate(firsts) if full["run", "source"].iloc[row] == "run"
+    ]  # other configs are partly known
     if not all(given) or len(set(given)) < len(given):
-        by_keys = labels_by_keys(full, firsts, keys)
-        if not all(given) or max(map(len, by_keys)) <= LABEL:
-            own = full["run", "source"].iloc[firsts] == "run"  # the configs of imported runs are partly known
-            given = [key if mine else title or key for key, title, mine in zip(by_keys, given, own, strict=True)]
+        by_keys = labels_by_keys(full, [firsts[n] for n in own], keys)
+        if not all(given[n] for n in own) or max(map(len, by_keys), default=0) <= LABEL:
+            for n, label in zip(own, by_keys, strict=True):
+                given[n] = label or given[n]
     counts = Counter(clean(label, LABEL) for label in given)
     out = []
     for label, row in zip(given, firsts, strict=True):
         run_id = clean(full["run", "run_id"].iloc[row], 30)
         alone = label and counts[clean(label, LABEL)] == 1
-        out.append(clean(label, LABEL) if alone else f"{clean(label, LABEL - 1 - len(run_id))} {run_id}".strip())
+        beside = f"{clean(label, max(0, LABEL - 1 - len(run_id)))} " if label else ""
+        out.append(clean(label, LABEL) if alone else beside + run_id)
     return out
 
 
@@ -339,6 +345,7 @@ def labels_by_keys(full: "pd.DataFrame", rows: list[int], keys: list[tuple[str, 
     """The keys' values of each row; where that is long, without keys that are not needed to tell the rows apart."""
 
     content = {key: full[key].iloc[rows].tolist() for key in keys}
+    keys = [key for key in keys if len(set(map(repr, content[key]))) > 1]
 
     def given(keys: list[tuple[str, str]]) -> list[str]:
         names = labels(keys)

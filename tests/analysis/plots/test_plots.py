@@ -137,12 +137,12 @@ def test_a_run_without_a_number_has_a_word_in_its_row(tmp_path):
     add_run(tmp_path / "outputs", "gone", {"seed": 1}, state="diverged", step=7)
     add_run(tmp_path / "outputs", "open", {"num_tokens": 2}, state="running", step=7)
     study = Study.of([file, tmp_path / "outputs"])
-    assert texts(drawn("unlearning_scores", study)) == ["0", "0", "untrained", "not recorded", "diverged"]
+    assert texts(drawn("unlearning_scores", study)) == ["0", "0", "not recorded", "not recorded", "diverged"]
     assert texts(drawn("training_metrics", study))[:10] == [
         *("10", "10", "0", "7", "not recorded"),
         *("200", "NaN", "None", "not recorded", "diverged"),
     ]
-    assert texts(drawn("sparsity_analysis", study)) == ["0", "85", "85", "diverged", "diverged"]
+    assert texts(drawn("sparsity_analysis", study)) == ["0", "85", "85", "not recorded", "diverged"]
     labels = [label.get_text() for label in drawn("sparsity_analysis", study).axes[0].get_yticklabels()]
     assert labels == ["Run 0", "Run 1, diverged", "Run 2, untrained", "Run 3", "num_tokens=100,000, diverged"]
     with pytest.raises(Missing, match="no run has logged a step"):
