@@ -215,8 +215,9 @@ def pair_means(study: Study) -> "Figure":
         for what in names
         for place, label in enumerate(CLASSES)
     ]
-    first = min(min(by_moment(study, variant.rows[0])) for variant in variants)
-    return line_panels(study, variants, shown, 3, f"Each run's own pairs, chosen at {first} % of the training.")
+    moments = sorted({min(by_moment(study, variant.rows[0])) for variant in variants})
+    note = f"Each run's own pairs, chosen at {' or '.join(map(str, moments))} % of the training."
+    return line_panels(study, variants, shown, 3, note)
 
 
 def pairs_at_the_end(study: Study) -> "Figure":

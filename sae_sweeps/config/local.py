@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,20 +117,19 @@ def _checked(path: Path, flat: dict[str, Any]) -> Local:
             mend = f"did you mean {near[0]}?" if near else "give others in the command."
             raise ConfigError(f"{key}: only keys of logger and cluster belong here, as in `logger: wandb`; {mend}")
         if key == group:
-            known = plugins.choices(group)
-            if value not in known:
-                near = difflib.get_close_matches(str(value), known, n=1)
-                mend = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}."
+            choices = plugins.choices(group)
+            if value not in choices:
+                near = difflib.get_close_matches(str(value), choices, n=1)
+                mend = f"did you mean {near[0]}?" if near else f"one of {', '.join(choices)}."
                 raise ConfigError(f"{group}={_word(value)}: no such choice; {mend}")
             chosen[group] = value
     values = {key: value for key, value in flat.items() if key not in GROUPS}
     for key, value in values.items():
         group, _, leaf = key.partition(".")
-        readers = [name for name in plugins.choices(group) if leaf in _keys(group, name)]
+        known = {name: _keys(group, name) for name in plugins.choices(group)}
+        readers = [name for name, keys in known.items() if leaf in keys]
         if not readers:
-            near = difflib.get_close_matches(
-                leaf, {k for name in plugins.choices(group) for k in _keys(group, name)}, 1
-            )
+            near = difflib.get_close_matches(leaf, set().union(*known.values()), 1)
             raise ConfigError(f"{key}: no such key" + (f"; did you mean {group}.{near[0]}?" if near else "."))
         if group in chosen and chosen[group] not in readers:
             raise ConfigError(f"{key}: {group}={chosen[group]} has no such key; {' and '.join(readers)} have it.")
@@ -154,15 +154,14 @@ def _without_others(local: Local, words: list[str]) -> Local:
 
 def _of_preset(group: str, preset: str | None) -> str:
     """The choice that a preset, or else conf/config.yaml, makes of a group."""
-    files = [config_dir() / "config.yaml"]
-    if preset and (file := plugins.choice_file("experiment", preset)) is not None:
-        files.append(file)
     chosen = ""
-    for file in files:
-        loaded: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-        for entry in loaded.get("defaults", []):
-            if isinstance(entry, dict):
-                chosen = next((v for k, v in entry.items() if k in (group, f"override /{group}")), chosen)
+    for file in (config_dir() / "config.yaml", plugins.choice_file("experiment", preset) if preset else None):
+        with suppress(OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):  # Hydra refuses such a preset
+            node: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False) if file else {}
+            entries = node.get("defaults") if isinstance(node, dict) else None
+            for entry in entries if isinstance(entries, list) else []:
+                if isinstance(entry, dict):
+                    chosen = next((v for k, v in entry.items() if k in (group, f"override /{group}")), chosen)
     return chosen
 
 

@@ -57,6 +57,10 @@ def test_command_over_file_over_preset(write, tmp_path):
     write("cluster.processes: 3\n")  # which the preset's choice has
     (point,) = composed("experiment=mine")
     assert point.cfg.cluster.processes == 3
+    for broken in ("[", "- a", "defaults: 5", "\xff"):
+        (tmp_path / "conf/experiment/mine.yaml").write_text(broken, encoding="latin-1")
+        local = read_local(["experiment=mine"])  # Hydra names what is wrong with the preset
+        assert local is not None and local.left_out == ["cluster.processes=3"]
 
 
 @pytest.mark.parametrize(
