@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.reading.names import CONFIG_NAMES, LABELS, STEPS, is_config
+from analysis.reading.names import CONFIG_NAMES, LABELS, PLAIN_CONFIG, STEPS, is_config
 
 NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?"
 VALUE = rf"(?:{NUMBER}|NaN|nan|None|null|[-+]?inf(?:inity)?)"
@@ -41,7 +41,8 @@ HEDGE = re.compile(
 """Words after which a number of a sentence may be another run's, or none's."""
 HEDGE_AFTER = re.compile(r"\b(?:needs?\s+to|might|should|could|would|will|plan\w*|next|tr(?:y|ied))\b", re.IGNORECASE)
 """Words that make a proposal of what is before them."""
-NAMED = sorted({*LABELS, *CONFIG_NAMES, *STEPS}, key=len, reverse=True)
+PLAIN = (name for name in PLAIN_CONFIG if "_" in name or name == "seed")  # the others are words of any sentence
+NAMED = sorted({*LABELS, *CONFIG_NAMES, *STEPS, *PLAIN}, key=len, reverse=True)
 PHRASE = re.compile(
     rf"\b(?P<label>{'|'.join(re.escape(name) for name in NAMED)})"
     rf"(?:\s*[=(]\s*|\s+(?:of|at|to|is|was|(?:remain|stay)(?:s|ed)\s+at|from\s+{NUMBER}\s+to)\s+)(?P<value>{NUMBER}){ENDS}",
@@ -144,11 +145,13 @@ def line_figures(
                 yield TextFigure(name, value_of(pair["value"]), number, pair[0].strip(" ,;"), is_config(name))
     for sentence in re.split(r"[.;]\s+(?=[A-Z])", label["rest"] or "" if label else text):
         sentence = ASIDE.sub("", sentence)
+        hedge = HEDGE.search(sentence)
+        end = hedge.start() if hedge else len(sentence)
+        start = max((found.start() for found in HEDGE_AFTER.finditer(sentence)), default=-1)
         for pattern in PHRASES:
             for found in pattern.finditer(sentence):
-                if HEDGE.search(sentence[: found.start()]) or HEDGE_AFTER.search(sentence[found.end() :]):
-                    continue
-                yield phrase_figure(number, found, pattern)
+                if start < found.end() and found.start() < end:
+                    yield phrase_figure(number, found, pattern)
 
 
 def phrase_figure(number: int, found: re.Match[str], pattern: re.Pattern[str]) -> TextFigure:
