@@ -80,6 +80,11 @@ class View:
             found.append(", ".join(f"{sign} {level}" for level, sign in MARKS.items() if sign in self.marks))
         return found
 
+    def remarks(self, best: bool = True, left_out: Iterable[str] = ()) -> list[str]:
+        """The lines below the table: the legend (`best`: with the mark of the best), notes and warnings."""
+        legend = [line for line in self.legend if best or not line.startswith(BEST)]
+        return [*legend, *left_out, *self.notes, *(f"warning: {warning}" for warning in self.warnings)]
+
 
 def name_of(column: Shown) -> str:
     """The metric of a column; in a pivot all columns have the same one."""
