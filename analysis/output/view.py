@@ -194,7 +194,7 @@ def cells(table: Table, column: Column) -> list[str]:
             return [signed(value) for value in values]
         return [interval(*row) for row in zip(values, *(frame[bound] for bound in bounds), strict=True)]
     if kind != "metrics":
-        return [cell(value, "config") for value in values]
+        return ["" if kind == "run" and value is None else cell(value, "config") for value in values]
     if ("std", name) in frame.columns and name not in ("tokens", "steps") and any(frame["n", name] > 1):
         return [with_spread(*row) for row in zip(values, frame["std", name], frame["n", name], strict=True)]
     whole = all(value != value or value == int(value) for value in values)
