@@ -232,20 +232,23 @@ def named(runs: Sequence[Noted], word: str | None) -> list[Noted]:
 
 
 def give_numbers(runs: Sequence[Noted], baselines: Sequence[Noted]) -> None:
-    """Number the runs: as recorded where that is known and free, baselines 0, 0b, 0c ..., others onwards."""
+    """Number the runs: as recorded, baselines 0, the others onwards; a number that is taken gets a letter (0b, 0c)."""
     taken: set[str] = set()
+
+    def give(run: Noted, number: str) -> None:
+        letters = ["", *"bcdefghijklmnopqrstuvwxyz"] if number.isdigit() else [""]
+        run.number = next((number + letter for letter in letters if number + letter not in taken), "")
+        taken.add(run.number)
+
     for run in runs:
-        if (number := run.recorded_number) not in ("", *taken):
-            run.number = number
-            taken.add(number)
-    highest = max([0, *(by_number(run)[0] for run in runs if run.number)])
-    free = ["0", *(f"0{letter}" for letter in "bcdefghijklmnopqrstuvwxyz")]
-    for run in [*baselines, *(run for run in runs if run not in baselines)]:
+        if run.recorded_number:
+            give(run, run.recorded_number)
+    for run in baselines:
         if not run.number:
-            own = [number for number in free if number not in taken] if run in baselines else []
-            highest += not own
-            run.number = own[0] if own else str(highest)
-            taken.add(run.number)
+            give(run, "0")
+    highest = max((by_number(run)[0] for run in runs if run.number), default=-1)
+    for number, run in enumerate((run for run in runs if not run.number), highest + 1):
+        give(run, str(number))
 
 
 def by_number(run: Noted) -> tuple[int, str]:
@@ -338,7 +341,7 @@ def penalty_description(config: dict[str, Any]) -> str:
 def section(run: Noted, common: dict[str, Any], findings: Sequence[str]) -> list[str]:
     """The lines of one run."""
     base, title = run.baseline, clean(run.run.title or run.run_id, 200)
-    heading = re.sub(rf"^Run {re.escape(run.number)}[,:]? +", "", title)
+    heading = re.sub(rf"^Run {by_number(run)[0]}[a-z]?[,:]? +", "", title)
     if run.is_baseline and not re.search(r"\bbaseline\b", title, re.I):
         heading = f"Baseline: {heading}"
     lines = [f"## Run {run.number}: {heading}", *literal(STATE, state_of(run, heading))]

@@ -80,6 +80,11 @@ class View:
             found.append(", ".join(f"{sign} {level}" for level, sign in MARKS.items() if sign in self.marks))
         return found
 
+    def remarks(self, best: bool = True, left_out: Iterable[str] = ()) -> list[str]:
+        """The lines below the table: the legend (`best`: with the mark of the best), notes and warnings."""
+        legend = [line for line in self.legend if best or not line.startswith(BEST)]
+        return [*legend, *left_out, *self.notes, *(f"warning: {warning}" for warning in self.warnings)]
+
 
 def name_of(column: Shown) -> str:
     """The metric of a column; in a pivot all columns have the same one."""
@@ -195,7 +200,7 @@ def cells(table: Table, column: Column) -> list[str]:
             return [signed(value) for value in values]
         return [interval(*row) for row in zip(values, *(frame[bound] for bound in bounds), strict=True)]
     if kind != "metrics":
-        return [cell(value, "config") for value in values]
+        return ["" if kind == "run" and value is None else cell(value, "config") for value in values]
     if ("std", name) in frame.columns and name not in ("tokens", "steps") and any(frame["n", name] > 1):
         return [with_spread(*row) for row in zip(values, frame["std", name], frame["n", name], strict=True)]
     whole = all(value != value or value == int(value) for value in values)

@@ -5,6 +5,7 @@ from typing import Any
 
 from analysis.reading.record import Recorded
 from analysis.reading.saebench import layer_in
+from sae_sweeps.config.evaluations import EVALUATIONS
 from sae_sweeps.storage.files import read_json
 
 SUMMARY = ".summary.json"
@@ -17,9 +18,10 @@ def evaluated(folder: Path | None, state: str) -> Recorded:
     found = Recorded()
     if folder is None or state != "completed":
         return found
-    for path in sorted((folder / "evals").glob(f"*{SUMMARY}")):
-        name, summary = path.name.removesuffix(SUMMARY), read_json(path)
-        whole = path.with_name(f"{name}.json")
+    names = sorted(path.name.removesuffix(SUMMARY) for path in (folder / "evals").glob(f"*{SUMMARY}"))
+    for name in sorted(names, key=lambda name: EVALUATIONS.index(name) if name in EVALUATIONS else len(EVALUATIONS)):
+        summary = read_json(folder / "evals" / f"{name}{SUMMARY}")
+        whole = folder / "evals" / f"{name}.json"
         content = read_json(whole) if whole.exists() else {}
         found.evaluations[name] = facts(content) | {
             "settings": content.get("eval_config") or summary["settings"],

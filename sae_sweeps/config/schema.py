@@ -342,10 +342,18 @@ class RootConfig:
     """What the run is for, in a sentence or two; recorded with its results and written in its notes."""
     tags: list[str] = field(default_factory=list)
     """Words that mark the run in its results and at W&B, as_recorded for one."""
-    variants: dict[str, str] = field(default_factory=dict)
-    """The variants of an experiment: name -> overrides; each variant is a sweep of its own."""
-    arms: dict[str, str] = field(default_factory=dict)
+    study: dict[str, str] = field(default_factory=dict)
+    """Words of an experiment on the study's own model: model -> words, below those of the command and of variants."""
+    shared: dict[str, str] = field(default_factory=dict)
+    """Words that an experiment's variants share, by names of its own: ${shared.NAME} in a variant's words."""
+    variants: dict[str, Any] = field(default_factory=dict)
+    """The variants of an experiment: name -> words, or a mapping; each variant is a sweep of its own
+    (sae_sweeps/sweeps/variants.py)."""
+    arms: dict[str, Any] = field(default_factory=dict)
     """The same, in older files."""
+    only: str | None = None
+    """Patterns of the titles of an experiment's variants to run, separated by |, as in only='Run *|TopK'; ~ before one
+    leaves those out."""
     objective: str | None = None
     """Metric of results.json that a sweeper such as Optuna optimises."""
     report: bool = True

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from sae_sweeps.errors import ConfigError
+from sae_sweeps.errors import ConfigError, NeedsRoles
 from sae_sweeps.fields import AtLeastOne, NotNegative, Positive, added, one_of
 from sae_sweeps.kernels.features import Features, TopKFeatures
 from sae_sweeps.kernels.info_nce import Pairs, info_nce, neighbours, similarities, unit_rows
@@ -60,7 +60,7 @@ class ContrastiveConfig(WeightedConfig):
 
     def check_run(self, run: RunConfig) -> None:
         if self.positives == "pairs" and run.synthetic:
-            raise ConfigError(
+            raise NeedsRoles(
                 "penalty.positives=pairs: model=synthetic has no roles; choose a model, or penalty.positives=adjacent."
             )
         sampling = run.train.sampling

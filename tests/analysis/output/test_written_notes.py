@@ -202,8 +202,7 @@ def test_runs_keep_the_numbers_of_the_record(outputs):
     add_run(outputs, "e", {"penalty": {"name": "none"}}, title="Run 0, its baseline")
     text = notes(records([outputs]))
     assert headings(text) == [
-        "Run 0: its baseline", "Run 1: as recorded", "Run 3: as recorded", "Run 4: matched L0",
-        "Run 5: Run 3, as recorded",
+        "Run 0: its baseline", "Run 1: as recorded", "Run 3: as recorded", "Run 3b: as recorded", "Run 4: matched L0",
     ]  # fmt: skip
 
 

@@ -126,3 +126,9 @@ def test_a_description_stays_on_one_line_of_every_format(outputs):
     assert len(list(csv.reader(io.StringIO(render(result, "csv"))))) == 3
     assert list(table([outputs], where="description ~ 'two'").frame["run", "run_id"]) == ["bbbb"]
     assert "description" not in render(table([outputs]), "csv").splitlines()[0]
+
+
+def test_what_a_run_does_not_have_is_an_empty_cell(earlier):
+    lines = render(table([earlier], columns=["submodule_name", "wandb_name", "description"])).splitlines()
+    assert lines[3].split() == ["!", "earlier/0", "Baseline", "not", "trained"]
+    assert lines[4].split() == ["earlier/1", "trained"]
