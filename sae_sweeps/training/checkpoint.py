@@ -53,7 +53,7 @@ def load_checkpoint(training: Training, folder: Path) -> int:
     step, scale = int(tensors.pop("step")), float(tensors.pop("scale"))
     live = _tensors(training)
     # checkpoints of earlier versions: pairs are chosen anew
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".watched")}
+    tensors = {name: tensor for name, tensor in tensors.items() if name in live or not name.endswith(".watched")}
     tensors |= {name: tensor for name, tensor in live.items() if name.startswith(WATCHED_PAIRS) and name not in tensors}
     if live.keys() != tensors.keys() or any(live[name].shape != tensors[name].shape for name in live):
         raise DamagedFile(f"{path}: the checkpoint does not fit this run's config; {mend}.")
