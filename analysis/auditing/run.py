@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.auditing.evidence import Evidence
 from analysis.columns import of_kind
+from analysis.metrics import BUDGETS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,8 +34,8 @@ class Run:
 
     @property
     def measured(self) -> bool:
-        """Whether it has metrics to compare."""
-        return bool(self.metrics)
+        """Whether it has metrics to compare, not its budget alone."""
+        return not self.metrics.keys() <= BUDGETS.keys()
 
     @cached_property
     def steps(self) -> float | None:

@@ -194,7 +194,7 @@ class TrainConfig:
 class LoggerConfig:
     name: str = "none"
     """none, or wandb."""
-    mode: str = "offline"
+    mode: Annotated[str, one_of("offline", "online")] = "offline"
     """offline (no key, no network) or online."""
     project: str = "sae-sweeps"
     entity: str | None = None
