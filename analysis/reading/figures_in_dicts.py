@@ -18,7 +18,10 @@ ABOUT_EVALUATION = {
     "eval_cfg",
 }  # fmt: skip
 """Keys beside an evaluation's metrics, which are none."""
-TRAINER = {"trainer_class": "trainer.class", "dict_class": "trainer.dict", "wandb_name": "trainer.wandb_name"}
+TRAINER = {
+    "trainer_class": "trainer.class", "dict_class": "trainer.dict", "wandb_name": "trainer.wandb_name",
+    "device": "trainer.device",
+}  # fmt: skip
 """What a trainer calls its own classes and runs -> the key of the config."""
 SUBMODULE = re.compile(r"(\w+)_layer_\d+")
 """A trainer's `submodule_name`: the hook and its layer."""
