@@ -59,8 +59,9 @@ def own_notes(text: str, name: str, path: Path) -> tuple[Import, str]:
         try:
             run = own_run(f"{name}/{heading[1]}", heading[2], section, common, findings_in(head))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-            raise DataError(f"{path}, line {number}: the run does not read back ({clean(why)}); mend it.") from None
+            why = str(error) if isinstance(error, ValueError) else "its dicts have another form"
+            why = f"it has no {error}" if isinstance(error, KeyError) else clean(why)
+            raise DataError(f"{path}, line {number}: the run does not read back ({why}); mend it.") from None
         run["recorded"]["line"] = number
         found.runs.append(run)
         rest += "\n" * section.count("\n")
