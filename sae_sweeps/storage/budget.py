@@ -20,6 +20,9 @@ BUDGET = {
 SO = dict.fromkeys(("num_tokens", "total_steps", "batch_size", "k", "d_sae"), "they are not compared at equal budgets")
 SO |= {"recon": "their losses do not compare"}
 
+AS_RECORDED = "as_recorded"
+"""The tag of runs that keep the budget of an earlier study's record on purpose: for reproduction, not conclusions."""
+
 NEVER_EXEMPT = ("num_tokens", "total_steps")
 """Keys that have to agree even where the sweep varies them."""
 

@@ -18,21 +18,36 @@ PERFECT = 0.999
 """A CE score that only an SAE which is not sparse reaches."""
 
 
-@RULES.add("never-trained", "error", "A run of 0 steps is compared with trained ones.")
+@RULES.add(
+    "never-trained",
+    "error",
+    "A run of 0 steps is compared with trained ones.",
+    "train it, or leave it out of every comparison",
+)
 def never_trained(comparison: Comparison) -> Found:
     runs = [run for run in comparison.runs if run.steps == 0 and (run.measured or run.source)]
     if runs:
         yield "0 steps: never trained, so its numbers are those of its initial weights.", runs
 
 
-@RULES.add("one-step", "error", "A run of a single step is compared with trained ones.")
+@RULES.add(
+    "one-step",
+    "error",
+    "A run of a single step is compared with trained ones.",
+    "train it, or leave it out of every comparison",
+)
 def one_step(comparison: Comparison) -> Found:
     runs = [run for run in comparison.measured if run.steps == 1]
     if runs:
         yield "trained for 1 step.", runs
 
 
-@RULES.add("dead", "error", "The SAE is dead: L0 is 0, every probe is at exactly 0.5, or its output has no direction.")
+@RULES.add(
+    "dead",
+    "error",
+    "The SAE is dead: L0 is 0, every probe is at exactly 0.5, or its output has no direction.",
+    "it is no baseline: train one",
+)
 def dead(comparison: Comparison) -> Found:
     found: dict[str, list[Run]] = {}
     for run in comparison.measured:
@@ -66,14 +81,24 @@ def density(run: Run) -> str | None:
     return None
 
 
-@RULES.add("not-sparse", "warning", "More than a tenth of the features, or more than d_in of them, fire on a token.")
+@RULES.add(
+    "not-sparse",
+    "warning",
+    "More than a tenth of the features, or more than d_in of them, fire on a token.",
+    "raise its sparsity term, or leave it out of comparisons with sparse SAEs",
+)
 def not_sparse(comparison: Comparison) -> Found:
     for run in comparison.measured:
-        if why := density(run):
+        if run.metrics.get("ce_loss_score", 0) < PERFECT and (why := density(run)):  # else it is an error, below
             yield f"not sparse: {why}.", [run]
 
 
-@RULES.add("perfect-score", "error", "A perfect CE score comes from an SAE that is not sparse.")
+@RULES.add(
+    "perfect-score",
+    "error",
+    "A perfect CE score comes from an SAE that is not sparse.",
+    "compare at matched L0",
+)
 def perfect_score(comparison: Comparison) -> Found:
     for run in comparison.measured:
         score = run.metrics.get("ce_loss_score", 0)
@@ -81,7 +106,12 @@ def perfect_score(comparison: Comparison) -> Found:
             yield f"a CE score of {score:.4g} from an SAE that is not sparse ({why}) means nothing.", [run]
 
 
-@RULES.add("diverged", "error", "The loss of a run stopped being a number; whatever else it shows is not a result.")
+@RULES.add(
+    "diverged",
+    "error",
+    "The loss of a run stopped being a number; whatever else it shows is not a result.",
+    "train it with clipping, a lower weight or a lower learning rate, and leave its scores out",
+)
 def diverged(comparison: Comparison) -> Found:
     found: dict[str, list[Run]] = {}
     for run in comparison.runs:
@@ -97,7 +127,12 @@ def diverged(comparison: Comparison) -> Found:
     yield from found.items()
 
 
-@RULES.add("unfinished", "warning", "A run failed or was interrupted, cancelled or lost, and has no result.")
+@RULES.add(
+    "unfinished",
+    "warning",
+    "A run failed or was interrupted, cancelled or lost, and has no result.",
+    "launch the same command again",
+)
 def unfinished(comparison: Comparison) -> Found:
     found: dict[str, list[Run]] = {}
     for run in comparison.runs:
@@ -106,6 +141,18 @@ def unfinished(comparison: Comparison) -> Found:
             sentence = f"{run.state}{at}, so there is no result{f' ({run.error})' if run.error else ''}."
             found.setdefault(sentence, []).append(run)
     yield from found.items()
+
+
+@RULES.add(
+    "no-result",
+    "warning",
+    "A run of an imported study has no result.",
+    "run it, or leave it out",
+)
+def no_result(comparison: Comparison) -> Found:
+    runs = [run for run in comparison.runs if run.study and not run.measured and not run.diverged]
+    if runs:
+        yield "no result is recorded.", runs
 
 
 @RULES.add("pending", "note", "A run is queued or still running.")

@@ -217,7 +217,7 @@ def test_not_sparse_and_perfect(outputs):
     add_run(outputs, "b", {"architecture.d_sae": 8192}, {"l0": 129.0, "fvu": 0.2})
     add_run(outputs, "c", metrics={"l0": 102.0, "ce_loss_score": 1.0, "fvu": 0.3})
     codes = found(outputs)
-    assert codes["not-sparse"] == {"a", "b"} and codes["perfect-score"] == {"a"}
+    assert codes["not-sparse"] == {"b"} and codes["perfect-score"] == {"a"}  # of one SAE the worse of the two
 
 
 def test_diverged_unfinished_and_pending(outputs):
@@ -320,7 +320,7 @@ def test_identical_results_of_different_configurations(outputs):
     add_run(outputs, "c", {"penalty.alpha": 0.1}, same | {"fvu": 0.2})
     findings = [f for f in audit(records([outputs])) if f.code == "identical"]
     assert [f.runs for f in findings] == [("a", "b")]
-    assert findings[0].sentence == "identical results although penalty.alpha differs."
+    assert findings[0].sentence == "identical results (final_loss 204.3647) although penalty.alpha (0.5, 0.3) differs."
 
 
 def test_a_metric_at_its_floor_in_every_run(outputs):

@@ -1,0 +1,145 @@
+"""Rules on what an imported study lacks."""
+
+import math
+
+from analysis.auditing.comparison import Comparison
+from analysis.auditing.finding import joined, run_names
+from analysis.auditing.rules.rule import Found, Rules, by_sentence
+from analysis.auditing.run import Run, number
+
+RULES = Rules()
+
+
+@RULES.add(
+    "alone", "warning", "An imported study has a single run.", "there is nothing to compare it with: run the others"
+)
+def alone(comparison: Comparison) -> Found:
+    if comparison.imported and len(comparison.runs) == 1:
+        yield "the only run of its study.", comparison.runs
+
+
+@RULES.add(
+    "run-missing",
+    "warning",
+    "The numbers of an imported study's runs have a gap.",
+    "find its results, or say why it has none",
+)
+def missing_run(comparison: Comparison) -> Found:
+    numbers = {int(run.name) for run in comparison.runs if run.study and run.name.isdecimal()}
+    gap = [str(number) for number in range(min(numbers, default=0), max(numbers, default=0)) if number not in numbers]
+    if gap:
+        yield f"{run_names(gap)} {'is' if len(gap) == 1 else 'are'} missing between the others.", comparison.runs
+
+
+@RULES.add(
+    "unrecorded",
+    "warning",
+    "Steps or final loss of an imported run are not recorded.",
+    "without them nobody can tell how far it was trained: find its log, or train it again",
+)
+def unrecorded(comparison: Comparison) -> Found:
+    found: dict[str, list[Run]] = {}
+    for run in comparison.runs:
+        if run.study and run.measured and run.steps != 0:
+            missing = ["steps"] * (run.steps is None) + ["final loss"] * (
+                "final_loss" not in run.metrics and not run.diverged
+            )
+            if missing:
+                found.setdefault(f"no {' and no '.join(missing)} recorded.", []).append(run)
+    yield from found.items()
+
+
+@RULES.add(
+    "loss-only",
+    "warning",
+    "The final loss is the one figure that a baseline and other runs share, and it contains the penalty.",
+    "evaluate the others as the baseline was, and compare fvu at matched L0",
+)
+def loss_only(comparison: Comparison) -> Found:
+    first = {name for run in comparison.baselines for name in run.metrics}
+    runs = [run for run in comparison.others if "final_loss" in run.metrics]
+    shared = {name for run in runs for name in run.metrics} & first - {"steps", "tokens"}
+    informative = {
+        name for name in shared if len({run.metrics.get(name) for run in (*comparison.baselines, *runs)} - {None}) > 1
+    }
+    if runs and informative == {"final_loss"}:
+        yield "final_loss is all that separates them from the baseline, and it contains each one's own penalty.", runs
+
+
+@RULES.add(
+    "recon-unknown", "note", "An imported run's form of the reconstruction loss is not recorded.", "record train.recon"
+)
+def unknown_form(comparison: Comparison) -> Found:
+    yield from by_sentence(
+        (run, sentence)
+        for run in comparison.runs
+        if run.study
+        and "final_loss" in run.metrics
+        and run.config.get("train.recon") is None
+        and (sentence := fitting_form(run))
+    )
+
+
+def fitting_form(run: Run) -> str | None:
+    """Which form the loss without its L1 term is closer to: the squared error summed over d_in, or its root."""
+    mse, d_in = run.metrics.get("mse"), number(run.config.get("model.d_in"))
+    if mse is None or d_in is None:
+        return None
+    weight = number(run.config.get("architecture.l1_penalty")) if has_l1(run) else 0.0
+    rest = run.metrics["final_loss"] - (weight or 0.0) * run.metrics.get("l1", 0.0)
+    if rest <= 0:
+        return None
+    forms = {"squared": mse * d_in, "norm": math.sqrt(mse * d_in)}
+    form = min(forms, key=lambda name: abs(math.log(rest / forms[name])))
+    l1 = "" if not weight else " without its L1 term"
+    return (
+        f"the form of its reconstruction loss is not recorded; {rest:.4g}{l1} fits {form} ({forms[form]:.4g}), not "
+        f"{next(name for name in forms if name != form)} ({next(v for n, v in forms.items() if n != form):.4g})."
+    )
+
+
+def has_l1(run: Run) -> bool:
+    return str(run.config.get("architecture", "")).lower() not in ("topk", "batch_topk")
+
+
+@RULES.add(
+    "unread", "warning", "An import could not read what looks like a figure.", "correct the notes and import again"
+)
+def unread(comparison: Comparison) -> Found:
+    listed = [(run, part) for run in comparison.runs for part in run.recorded.unread]
+    if listed:
+        shown = joined(f"line {part.get('line')} (`{str(part.get('text', ''))[:40]}`)" for _, part in listed[:4])
+        more = f" and {len(listed) - 4} more" if len(listed) > 4 else ""
+        yield f"could not be read: {shown}{more}.", [run for run, _ in listed]
+
+
+@RULES.add(
+    "moved", "note", "An import gave results to another run than the one whose heading they are under.", "check it"
+)
+def moved(comparison: Comparison) -> Found:
+    yield from by_sentence((run, run.recorded.moved) for run in comparison.runs if run.recorded.moved)
+
+
+@RULES.add(
+    "studies-differ",
+    "warning",
+    "Runs of several studies are shown together that differ in model, layer, size or steps.",
+    "compare runs within one study only",
+    across=True,
+)
+def studies_differ(comparison: Comparison) -> Found:
+    from analysis.auditing.rules.budgets import budget_of
+
+    studies = dict.fromkeys(run.study for run in comparison.measured)
+    differing = []
+    for key in ("model", "layer", "d_sae", "total_steps", "recon"):
+        values = {
+            study: {budget_of(run, key) for run in comparison.measured if run.study == study} - {None}
+            for study in studies
+        }
+        known = [frozenset(found) for found in values.values() if found]
+        if len(set(known)) > 1:
+            shown = sorted(set().union(*known), key=lambda value: (isinstance(value, str), value))
+            differing.append(f"{key} ({', '.join(map(str, shown))})")
+    if len(studies) > 1 and differing:
+        yield f"{len(studies)} studies are shown together that differ in {joined(differing)}.", comparison.measured
