@@ -26,9 +26,8 @@ class Comparison:
 
     @cached_property
     def compared(self) -> list[Run]:
-        """The measured runs without those that keep a record's own budget on purpose, unless all of them do."""
-        own = [run for run in self.measured if not run.as_recorded]
-        return own or self.measured
+        """The measured runs without those that keep a record's own budget on purpose."""
+        return [run for run in self.measured if not run.as_recorded]
 
     @cached_property
     def imported(self) -> bool:
@@ -47,8 +46,8 @@ class Comparison:
 
     @cached_property
     def others(self) -> list[Run]:
-        """The measured runs that are no baseline."""
-        return [run for run in self.measured if not is_baseline(run)]
+        """The compared runs that are no baseline."""
+        return [run for run in self.compared if not is_baseline(run)]
 
     @cached_property
     def configurations(self) -> list[list[Run]]:

@@ -38,9 +38,19 @@ def unequal(key: str, values: Iterable[Any], varied: Collection[str] = ()) -> st
     found = {value for value in values if value is not None}
     if len(found) < 2 or exempt(key, varied):
         return None
-    ordered = sorted(found, key=lambda value: (isinstance(value, str), value))
+    return f"the runs differ in {key} ({_listed(found)}): {SO.get(key, 'they do not compare')}"
+
+
+def kept(key: str, own: Iterable[Any], values: Iterable[Any], varied: Collection[str] = ()) -> str | None:
+    """`key 40, 320`, the values `own` of runs that keep a record's budget, where not all runs have one; else None."""
+    found = set(own) - {None}
+    return f"{key} {_listed(found)}" if found and unequal(key, values, varied) else None
+
+
+def _listed(values: Iterable[Any]) -> str:
+    ordered = sorted(values, key=lambda value: (isinstance(value, str), value))
     shown = ordered if len(ordered) <= 6 else [*ordered[:3], "...", *ordered[-2:]]
-    return f"the runs differ in {key} ({', '.join(map(_word, shown))}): {SO.get(key, 'they do not compare')}"
+    return ", ".join(map(_word, shown))
 
 
 def _word(value: Any) -> str:

@@ -7,7 +7,7 @@ from analysis.auditing.comparison import Comparison
 from analysis.auditing.finding import joined
 from analysis.auditing.rules.rule import Found, Rule, Rules
 from analysis.auditing.run import Run
-from sae_sweeps.storage.budget import BUDGET, unequal
+from sae_sweeps.storage.budget import AS_RECORDED, BUDGET, kept, unequal
 
 RULES = Rules()
 
@@ -68,15 +68,21 @@ for _key, _about in ABOUT_BUDGET.items():
     "they reproduce the record; draw conclusions from the other runs",
 )
 def recorded_budgets(comparison: Comparison) -> Found:
-    kept = [run for run in comparison.measured if run.as_recorded]
-    differing = []
-    for key in BUDGET:
-        values = {budget_of(run, key) for run in comparison.measured} - {None}
-        if kept and len(values) > 1 and unequal(key, values, comparison.varied):
-            own = sorted({budget_of(run, key) for run in kept} - {None}, key=lambda v: (isinstance(v, str), v))
-            differing.append(f"{key} {', '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in own)}")
+    keeping = [run for run in comparison.measured if run.as_recorded]
+    differing = [
+        found
+        for key in BUDGET
+        if (
+            found := kept(
+                key,
+                (budget_of(run, key) for run in keeping),
+                (budget_of(run, key) for run in comparison.measured),
+                comparison.varied,
+            )
+        )
+    ]
     if differing:
-        yield f"{len(kept)} runs keep the budgets of their record ({'; '.join(differing)}).", kept
+        yield f"the runs tagged {AS_RECORDED} keep the budgets of their record: {'; '.join(differing)}.", keeping
 
 
 NEAR = 1.5

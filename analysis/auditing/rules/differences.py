@@ -149,7 +149,7 @@ def probes_below(comparison: Comparison) -> Found:
             shown = [probes_of(run)[below[-1]] for run in runs]
             sides = " and ".join(f"{sae:.3f} against {llm:.3f}" for sae, llm in shown[:3])
             yield (
-                f"its features probe worse than as many dimensions of the activations at {where} (the last: {sides}).",
+                f"its features probe worse than as many activation dimensions at {where} (the last: {sides}).",
                 runs,
             )
 

@@ -53,14 +53,14 @@ def imported_layers(run: Run) -> Iterator[str]:
             layers.setdefault(how["layer"], []).append(name)
     if not layers and run.config.get("eval.layer") is not None:
         layers = {run.config["eval.layer"]: []}
-    if trained is not None and set(layers) - {trained}:
-        others = sorted((pair for pair in layers.items() if pair[0] != trained), key=lambda pair: str(pair[0]))
-        own = f" and on layer {trained} in {joined(sorted(layers[trained]))}" if trained in layers else ""
-        several = len(run.evaluations) > 1
-        where = joined(
-            f"layer {layer}" + (f" in {joined(sorted(names))}" if several else "") for layer, names in others
-        )
-        yield f"trained on layer {trained}, evaluated on {where}{own}."
+    others = sorted((pair for pair in layers.items() if pair[0] != trained), key=str)
+    if trained is not None and others:
+        if len(run.evaluations) < 2:
+            yield f"trained on layer {trained}, evaluated on layer {others[0][0]}."
+        else:
+            elsewhere = joined(f"{joined(sorted(names))} evaluated on layer {layer}" for layer, names in others)
+            own = f" ({joined(sorted(layers[trained]))} on layer {trained})" if trained in layers else ""
+            yield f"trained on layer {trained}, {elsewhere}{own}."
 
 
 def hooks_of(run: Run) -> Iterator[str]:

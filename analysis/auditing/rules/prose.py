@@ -197,8 +197,8 @@ def unmeasured(comparison: Comparison) -> Found:
         words = next((UNCHANGED.search(text) for text in own_sentences(run) if UNCHANGED.search(text)), None)
         missing = of_baselines - set(run.metrics) - {"steps", "tokens"}
         if words and len(missing) > 1 and not run.diverged:
-            lacking = f"none of {len(missing)} other metrics of the baseline is recorded"
-            sentence = f"its text has `{quoted(words[0])}`, and {lacking}."
+            lacking = f"{len(missing)} metrics of the baseline are not recorded"
+            sentence = f"its text has `{quoted(words[0])}`, but {lacking}."
             found.setdefault(sentence, []).append(run)
         word = next(filter(None, map(praise, own_sentences(run))), None)
         if word and not run.diverged and "final_loss" not in run.metrics:
@@ -214,9 +214,9 @@ def unmeasured(comparison: Comparison) -> Found:
     if spoken:
         runs = {run.name: run for metric in spoken for run in having[metric]}
         whose = f"recorded of {run_names(runs)} alone" if runs else "not recorded of any"
-        first, verb = min(spoken.values()), "is" if len(spoken) == 1 else "are"
+        first, verb = min(spoken.values()), "which is" if len(spoken) == 1 else "which are"
         yield (
-            f"the study's text (line {first} on) compares {joined(spoken)} across runs, which {verb} {whose}.",
+            f"the study's text (line {first} on) compares {joined(spoken)} of all runs, {verb} {whose}.",
             list(comparison.runs),
         )
 
