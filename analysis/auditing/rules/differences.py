@@ -85,7 +85,10 @@ def single_seed(comparison: Comparison) -> Found:
 
 
 @RULES.add(
-    "within-seeds", "note", "The best configuration differs from others by no more than their seeds do (Welch's t)."
+    "within-seeds",
+    "note",
+    "The best configuration differs from others by no more than their seeds do (Welch's t).",
+    "call them equal, or add seeds",
 )
 def within_seeds(comparison: Comparison) -> Found:
     groups = [group for group in comparison.configurations if len(group) > 1]

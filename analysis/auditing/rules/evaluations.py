@@ -167,11 +167,7 @@ def shared_evaluation(comparison: Comparison) -> Found:
                 found.setdefault((how["eval_id"], name), []).append(run)
     for (eval_id, name), runs in found.items():
         if len({run.run_id for run in runs}) > 1:
-            studies: dict[str, list[str]] = {}
-            for run in runs:
-                studies.setdefault(run.study, []).append(run.name)
-            whose = joined(f"{study} {run_names(names)}".strip() for study, names in studies.items())
-            yield f"the {name} of {whose} is one evaluation (eval_id {eval_id[:8]}).", runs
+            yield f"the {name} of these runs is one evaluation (eval_id {eval_id[:8]}).", runs
 
 
 @RULES.add(
@@ -194,7 +190,7 @@ def nothing_shared(comparison: Comparison) -> Found:
     "eval-missing",
     "warning",
     "An evaluation is recorded of some of the compared runs only.",
-    "run it on the others too",
+    "run the same evaluations on all of them",
 )
 def missing_evaluations(comparison: Comparison) -> Found:
     runs = [run for run in comparison.compared if run.study or run.state == "completed"]
@@ -204,15 +200,12 @@ def missing_evaluations(comparison: Comparison) -> Found:
         if len(having) < len(runs):
             without.setdefault(having, []).append(kind)
     if without and not list(nothing_shared(comparison)):
-        listed = joined(
-            f"{joined(kinds)} of {run_names(having) if len(having) < 9 else len(having)} alone"
+        listed = (
+            f"{joined(kinds)} {'are' if len(kinds) > 1 else 'is'} recorded of "
+            f"{run_names(having) if len(having) < 9 else f'{len(having)} runs'} alone"
             for having, kinds in without.items()
         )
-        lacking = [run for run in runs if any(run.name not in having for having in without)]
-        yield (
-            f"{'without' if len(lacking) < len(runs) else 'with different'} evaluations that others have: {listed}.",
-            lacking,
-        )
+        yield f"{joined(listed)}.", [run for run in runs if any(run.name not in having for having in without)]
 
 
 def kinds_of(run: Run) -> set[str]:

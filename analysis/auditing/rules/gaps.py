@@ -1,6 +1,7 @@
 """Rules on what an imported study lacks."""
 
 import math
+from typing import Any
 
 from analysis.auditing.comparison import Comparison
 from analysis.auditing.finding import joined, run_names
@@ -35,7 +36,7 @@ def missing_run(comparison: Comparison) -> Found:
     "unrecorded",
     "warning",
     "Steps or final loss of an imported run are not recorded.",
-    "without them nobody can tell how far it was trained: find its log, or train it again",
+    "find the logs, or train again: without them nobody can tell how far training went",
 )
 def unrecorded(comparison: Comparison) -> Found:
     found: dict[str, list[Run]] = {}
@@ -70,32 +71,33 @@ def loss_only(comparison: Comparison) -> Found:
     "recon-unknown", "note", "An imported run's form of the reconstruction loss is not recorded.", "record train.recon"
 )
 def unknown_form(comparison: Comparison) -> Found:
-    yield from by_sentence(
-        (run, sentence)
-        for run in comparison.runs
-        if run.study
-        and "final_loss" in run.metrics
-        and run.config.get("train.recon") is None
-        and (sentence := fitting_form(run))
-    )
+    found: dict[str, list[tuple[Run, str]]] = {}
+    for run in comparison.runs:
+        if run.study and run.config.get("train.recon") is None and (fit := fitting_form(run)):
+            found.setdefault(fit[0], []).append((run, fit[1]))
+    for form, fits in found.items():
+        yield (
+            f"the form of the reconstruction loss is not recorded; the figures fit {form} ({fits[0][1]}).",
+            [run for run, _ in fits],
+        )
 
 
-def fitting_form(run: Run) -> str | None:
-    """Which form the loss without its L1 term is closer to: the squared error summed over d_in, or its root."""
-    mse, d_in = run.metrics.get("mse"), number(run.config.get("model.d_in"))
-    if mse is None or d_in is None:
+def fitting_form(run: Run) -> tuple[str, str] | None:
+    """The form that the loss without its L1 term is closer to, and the figures for it.
+
+    The forms are `squared`, the squared error summed over d_in, and `norm`, its root; the error is the evaluation's.
+    """
+    loss, mse, d_in = run.metrics.get("final_loss"), run.metrics.get("mse"), number(run.config.get("model.d_in"))
+    if loss is None or mse is None or d_in is None:
         return None
     weight = number(run.config.get("architecture.l1_penalty")) if has_l1(run) else 0.0
-    rest = run.metrics["final_loss"] - (weight or 0.0) * run.metrics.get("l1", 0.0)
-    if rest <= 0:
-        return None
+    rest = loss - (weight or 0.0) * run.metrics.get("l1", 0.0)
     forms = {"squared": mse * d_in, "norm": math.sqrt(mse * d_in)}
+    if min(rest, *forms.values()) <= 0:
+        return None
     form = min(forms, key=lambda name: abs(math.log(rest / forms[name])))
-    l1 = "" if not weight else " without its L1 term"
-    return (
-        f"the form of its reconstruction loss is not recorded; {rest:.4g}{l1} fits {form} ({forms[form]:.4g}), not "
-        f"{next(name for name in forms if name != form)} ({next(v for n, v in forms.items() if n != form):.4g})."
-    )
+    shown = " and ".join(f"{value:,.4g} for {name}" for name, value in forms.items())
+    return form, f"{rest:,.4g}{' without L1' * bool(weight)}, beside {shown}"
 
 
 def has_l1(run: Run) -> bool:
@@ -130,16 +132,21 @@ def moved(comparison: Comparison) -> Found:
 def studies_differ(comparison: Comparison) -> Found:
     from analysis.auditing.rules.budgets import budget_of
 
+    def value(run: Run, key: str) -> Any:
+        found = budget_of(run, key)
+        fit = fitting_form(run) if key == "recon" and found is None and run.study else None
+        return fit[0] if fit else found
+
     studies = dict.fromkeys(run.study for run in comparison.measured)
     differing = []
     for key in ("model", "layer", "d_sae", "total_steps", "recon"):
-        values = {
-            study: {budget_of(run, key) for run in comparison.measured if run.study == study} - {None}
+        of_study = [
+            frozenset(value(run, key) for run in comparison.measured if run.study == study) - {None}
             for study in studies
-        }
-        known = [frozenset(found) for found in values.values() if found]
-        if len(set(known)) > 1:
+        ]
+        known = {found for found in of_study if found}
+        if len(known) > 1:
             shown = sorted(set().union(*known), key=lambda value: (isinstance(value, str), value))
             differing.append(f"{key} ({', '.join(map(str, shown))})")
     if len(studies) > 1 and differing:
-        yield f"{len(studies)} studies are shown together that differ in {joined(differing)}.", comparison.measured
+        yield f"{len(studies)} studies are shown together that differ in {joined(differing)}.", comparison.runs

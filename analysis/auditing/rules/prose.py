@@ -65,7 +65,7 @@ def praised(comparison: Comparison) -> Found:
         word = praise(sentence)
         named = [run for run in diverged if run.name.isdecimal() and int(run.name) in set(runs_named(sentence))]
         if word and named:
-            yield f"the study's text (line {line}) has `{quoted(sentence)}`, its loss is not a number.", named
+            yield f"the study's text (line {line} on) has `{quoted(sentence)}`, its loss is not a number.", named
 
 
 @RULES.add("prose-range", "error", "A text gives a range for all runs in which some are not.", CORRECT)
@@ -87,7 +87,7 @@ def out_of_range(comparison: Comparison) -> Found:
         if outside or nan:
             shown = [f"{run_names([run.name])} has {run.metrics[metric]:.7g}" for run in outside[:4]]
             shown += [f"{run_names(run.name for run in nan)} NaN"] * bool(nan)
-            yield f"the study's text (line {line}) has `{quoted(sentence)}`, but {joined(shown)}.", [*outside, *nan]
+            yield f"the study's text (line {line} on) has `{quoted(sentence)}`, but {joined(shown)}.", [*outside, *nan]
 
 
 @RULES.add(
@@ -175,8 +175,8 @@ def holds(claim: str, metric: str, value: float, other: float) -> bool:
 
 
 UNCHANGED = re.compile(
-    r"\b(?:other|all|remaining)(?: \w+)? metrics?\b[^.;]{0,20}"
-    r"\b(?:unchanged|the same|identical|similar|comparable)\b[^.;]*",
+    r"\b(?:other|all|remaining)(?: \w+)? metrics?(?: \w+)? (?:unchanged|the same|identical|similar|comparable)\b"
+    r"(?: \w+(?: the)? baseline\b)?",
     re.IGNORECASE,
 )
 ACROSS = re.compile(r"\bconsisten\w+", re.I)

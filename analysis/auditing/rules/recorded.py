@@ -115,7 +115,9 @@ def never_peaks(comparison: Comparison) -> Found:
     yield from found.items()
 
 
-@RULES.add("k-used", "error", "The k in metrics.jsonl is not the one that the config records.")
+@RULES.add(
+    "k-used", "error", "The k in metrics.jsonl is not the one that the config records.", "report the one that was used"
+)
 def k_used(comparison: Comparison) -> Found:
     for run in comparison.measured:
         recorded = number(run.config.get("architecture.k"))
@@ -126,7 +128,12 @@ def k_used(comparison: Comparison) -> Found:
             yield f"k={recorded:g} is recorded, but the last step was taken with k={used:g}.", [run]
 
 
-@RULES.add("steps-done", "error", "A completed run took another number of steps than its config gives.")
+@RULES.add(
+    "steps-done",
+    "error",
+    "A completed run took another number of steps than its config gives.",
+    "report the steps that it took",
+)
 def steps_done(comparison: Comparison) -> Found:
     for run in comparison.measured:
         tokens, batch = number(run.config.get("num_tokens")), number(run.config.get("batch_size"))

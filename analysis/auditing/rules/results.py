@@ -27,7 +27,7 @@ PERFECT = 0.999
 def never_trained(comparison: Comparison) -> Found:
     runs = [run for run in comparison.runs if run.steps == 0 and (run.measured or run.source)]
     if runs:
-        yield "0 steps: never trained, so its numbers are those of its initial weights.", runs
+        yield "0 steps: never trained, so the numbers are those of initial weights.", runs
 
 
 @RULES.add(
@@ -46,7 +46,7 @@ def one_step(comparison: Comparison) -> Found:
     "dead",
     "error",
     "The SAE is dead: L0 is 0, every probe is at exactly 0.5, or its output has no direction.",
-    "it is no baseline: train one",
+    "train it again; it is no baseline",
 )
 def dead(comparison: Comparison) -> Found:
     found: dict[str, list[Run]] = {}
@@ -94,6 +94,18 @@ def not_sparse(comparison: Comparison) -> Found:
 
 
 @RULES.add(
+    "not-overcomplete", "note", "A dictionary is no larger than the activations that it explains.", "name its size"
+)
+def not_overcomplete(comparison: Comparison) -> Found:
+    found: dict[str, list[Run]] = {}
+    for run in comparison.measured:
+        d_sae, d_in = number(run.config.get("architecture.d_sae")), number(run.config.get("model.d_in"))
+        if d_sae is not None and d_in is not None and d_sae <= d_in:
+            found.setdefault(f"d_sae = {d_sae:,.0f} is no larger than d_in = {d_in:,.0f}.", []).append(run)
+    yield from found.items()
+
+
+@RULES.add(
     "perfect-score",
     "error",
     "A perfect CE score comes from an SAE that is not sparse.",
@@ -110,7 +122,7 @@ def perfect_score(comparison: Comparison) -> Found:
     "diverged",
     "error",
     "The loss of a run stopped being a number; whatever else it shows is not a result.",
-    "train it with clipping, a lower weight or a lower learning rate, and leave its scores out",
+    "train again with clipping, a lower weight or a lower learning rate, and leave the scores out",
 )
 def diverged(comparison: Comparison) -> Found:
     found: dict[str, list[Run]] = {}
@@ -122,7 +134,7 @@ def diverged(comparison: Comparison) -> Found:
             sentence = f"diverged ({run.error or 'no error recorded'}), so there is no result."
         else:
             shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-            sentence = f"its loss is not a number{f', so {shown} is not a result' if others else ''}."
+            sentence = f"the loss is not a number{f', so {shown} is not a result' if others else ''}."
         found.setdefault(sentence, []).append(run)
     yield from found.items()
 
@@ -163,7 +175,12 @@ def pending(comparison: Comparison) -> Found:
             yield f"{len(runs)} of {len(comparison.runs)} runs are {state}.", runs
 
 
-@RULES.add("penalty-silent", "error", "A penalty never acted: its weight, value or gradient was 0 in every row.")
+@RULES.add(
+    "penalty-silent",
+    "error",
+    "A penalty never acted: its weight, value or gradient was 0 in every row.",
+    "call it a run without the penalty, or raise the weight",
+)
 def silent_penalty(comparison: Comparison) -> Found:
     found: dict[str, list[Run]] = {}
     for run in comparison.measured:

@@ -88,13 +88,13 @@ def test_one_evaluation_of_several_studies(tmp_path):
         paths.append(write_import(Import(name, f"{name}.txt", "notes", [run]), tmp_path)[0])
     (finding,) = [f for f in audit(records(paths)) if f.code == "shared-eval"]
     assert finding.runs == ("a/0", "b/0") and finding.study is None
-    assert finding.sentence == "the sparse_probing of a Run 0 and b Run 0 is one evaluation (eval_id e823bbbb)."
+    assert finding.sentence == "the sparse_probing of these runs is one evaluation (eval_id e823bbbb)."
 
 
 def test_evaluations_that_some_runs_lack(found):
     core, probing = {"ce_loss_score": 0.9}, {"sae_top_1_test_accuracy": 0.7}
     codes = found(a_run(0, "Baseline", metrics=core | probing), a_run(1, metrics=core))
-    assert codes["eval-missing"] == [("1", "without evaluations that others have: sparse_probing of Run 0 alone.")]
+    assert codes["eval-missing"] == [("1", "sparse_probing is recorded of Run 0 alone.")]
     codes = found(a_run(0, "Baseline", metrics=core), a_run(1, metrics=probing))
     assert "eval-missing" not in codes
     assert codes["nothing-shared"][0][1] == (
@@ -162,7 +162,7 @@ def test_the_form_of_a_loss_that_is_not_recorded(found, loss, l1, mse, form):
     metrics = {"final_loss": loss, "l1": l1, "mse": mse}
     config = {"architecture.l1_penalty": 0.04, "architecture": "standard" if l1 else "topk"}
     (found_one,) = found(a_run(0, config=config, metrics=metrics))["recon-unknown"]
-    assert f" fits {form} (" in found_one[1]
+    assert f" figures fit {form} (" in found_one[1]
     assert "recon-unknown" not in found(a_run(0, config=config | {"train.recon": form}, metrics=metrics))
 
 
@@ -273,13 +273,13 @@ def test_runs_that_a_text_names(text, numbers):
 
 def test_praise_of_a_run_that_diverged(found):
     diverged = {"metrics": {"final_loss": math.nan}, "state": "diverged"}
-    text = of_text("Bfloat16 (run_1): improved numerical stability, same loss.", "Run 0 converged.", "All is stable.")
+    text = of_text("Bfloat16 (run_1): improved numerical stability.", "Run 0 converged.", "All is stable.")
     codes = found(a_run(0), a_run(1, description="It trains stably.", **diverged), a_run(2, **diverged), study=text)
     assert codes["prose-stable"] == [
         ("1", "its text has `stably`, its loss is not a number."),
         (
             "1",
-            "the study's text (line 10) has `Bfloat16 (run_1): improved numerical stability, same loss`, its loss is "
+            "the study's text (line 10 on) has `Bfloat16 (run_1): improved numerical stability`, its loss is "
             "not a number.",
         ),
     ]
@@ -291,7 +291,7 @@ def test_a_range_for_all_runs(found):
     assert codes["prose-range"] == [
         (
             "2 3",
-            "the study's text (line 10) has `All runs have a loss of 200-205`, but Run 2 has 212.5 and Run 3 NaN.",
+            "the study's text (line 10 on) has `All runs have a loss of 200-205`, but Run 2 has 212.5 and Run 3 NaN.",
         )
     ]
     for text in ("All runs reach a loss of 200-213.", "Some runs reach a loss of 200-205.", "All runs took 200-205 s."):
@@ -375,4 +375,4 @@ def test_notes_are_audited_as_they_are_and_each_study_by_itself(tmp_path, capsys
     shown = capsys.readouterr().out
     assert shown.startswith("4 runs of 2 studies audited: 1 error")
     assert "\nfirst: 2 runs, " in shown and "\nsecond: 2 runs, 1 error" in shown
-    assert "Run 1: its loss is not a number" in " ".join(shown.split())
+    assert "Run 1: the loss is not a number" in " ".join(shown.split())
