@@ -50,19 +50,19 @@ def with_torch(x, task, generator, *, batch_size, epochs, lr, l1, patience):
 def test_probes_are_torchs_side_by_side(in_float64, l1, patience, batch_size):
     x, several = tasks()
     how = dict(batch_size=batch_size, epochs=12, lr=1e-2, l1=l1, patience=patience)
-    found = train_probes(x, x, several, [stream(0, "p", str(c)) for c in range(3)], **how)
+    (found,) = train_probes(x, x, [several], [stream(0, "p", str(c)) for c in range(3)], **how)
     for c, task in enumerate(several):
         weight, bias, best = with_torch(x, task, stream(0, "p", str(c)), **how)
         torch.testing.assert_close(found.weight_CD[c], weight, rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(found.bias_C[c], bias, rtol=1e-9, atol=1e-11)
-        assert round(20 * float(found.test_accuracy_C[c])) == round(20 * best)  # of 20 rows
+        assert round(20 * float(found.accuracy_C[c])) == round(20 * best)  # of 20 rows
 
 
 def test_a_probe_is_the_same_alone(in_float64):
     x, several = tasks()
     how = dict(batch_size=16, epochs=5, lr=1e-2, patience=3)
-    together = train_probes(x, x, several, [stream(0, "p", str(c)) for c in range(3)], **how)
-    alone = train_probes(x, x, several[1:2], [stream(0, "p", "1")], **how)
+    (together,) = train_probes(x, x, [several], [stream(0, "p", str(c)) for c in range(3)], **how)
+    (alone,) = train_probes(x, x, [several[1:2]], [stream(0, "p", "1")], **how)
     torch.testing.assert_close(together.weight_CD[1], alone.weight_CD[0], rtol=1e-9, atol=1e-11)
 
 

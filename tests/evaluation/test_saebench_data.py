@@ -95,9 +95,9 @@ def test_the_source_follows_the_model_and_the_key(hub):
     assert open_source(EvalConfig(), ModelConfig(source="hub", path="org/name")).kind == "saebench"
     local = open_source(EvalConfig(data=str(hub)), ModelConfig())
     assert local.kind == "saebench" and local.digest != SAEBenchSource(None).digest
-    assert chosen(local, [NEWS]) == (NEWS,) and chosen(local, None) == tuple(CLASSES)
+    assert chosen(local.probing, [NEWS], "x") == (NEWS,) and chosen(local.probing, None, "x") == tuple(CLASSES)
     with pytest.raises(ConfigError, match="eval.probing.datasets: nonsense is not known"):
-        chosen(local, ["nonsense"])
+        chosen(local.probing, ["nonsense"], "eval.probing.datasets")
 
 
 def test_hierarchies_have_the_second_attribute_inside_the_class(hub):
@@ -113,7 +113,7 @@ def test_builtin_rows_are_balanced_apart_and_the_seed_decides():
         sizes = {len(texts) for texts in task.train.values()}
         assert len(sizes) == 1 and max(sizes) <= 200 and len(task.train) == len(task.test) > 1
         train, test = ({t for texts in part.values() for t in texts} for part in (task.train, task.test))
-        assert len(train & test) < 5  # a licence or two stands in several modules
+        assert not train & test
         assert task.train == source.task(name, 4000, 1000, 42).train != source.task(name, 4000, 1000, 1).train
     pair = source.pair_task(source.pairs[0], 400, 200, 42)
     assert {len(texts) for texts in pair.train.values()} == {200} and {len(t) for t in pair.test.values()} == {100}
