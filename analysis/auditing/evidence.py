@@ -82,8 +82,8 @@ class Evidence:
     def judged(self) -> dict[str, dict[str, str]]:
         """Evaluation name -> `model`, `hook` and `eval_id` of its file, `sae_model` and `sae_hook` of the SAE's config.
 
-        SAEBench writes the first three at the beginning and the config after the details of each feature, so only the
-        two ends of a file are read.
+        SAEBench writes the config after the details of each feature, and this project what it measured on after it, so
+        only the two ends of a file are read.
         """
         assert self.folder is not None or not self.evaluations
         found = {}
@@ -91,8 +91,12 @@ class Evidence:
             head, tail = ends_of(Path(self.folder or "") / "evals" / f"{name}.json")
             how, _, _ = head.partition(b'"eval_result_metrics"')
             _, marker, cfg = tail.rpartition(b'"sae_cfg_dict"')
-            own = dict(texts_in(how, model="model_name", hook="hook_name", eval_id="eval_id"))
-            found[name] = own | (dict(texts_in(cfg, sae_model="model_name", sae_hook="hook_name")) if marker else {})
+            own = dict(texts_in(how, model="model_name", eval_id="eval_id"))
+            if name == "core":
+                own.pop("model", None)  # in older files that of the SAE's config
+            own |= dict(texts_in(cfg, sae_model="model_name", sae_hook="hook_name")) if marker else {}
+            _, marker, place = cfg.rpartition(b'"measured_on"')
+            found[name] = own | (dict(texts_in(place, model="model_name", hook="hook_name")) if marker else {})
         return found
 
 

@@ -124,9 +124,7 @@ def models_of(run: Run) -> dict[tuple[str, str], list[str]]:
             judged = next((how[k] for k in ("sae_model", "model") if how.get(k) and last_name(how[k]) not in here), own)
             trained = own
         else:  # an SAE from elsewhere: the folder's config is of its evaluation, the SAE's own of its training
-            trained, judged = how.get("sae_model"), own
-            if name != "core" and how.get("model"):
-                judged = how["model"]
+            trained, judged = how.get("sae_model"), how.get("model") or own
         if (
             trained
             and judged
@@ -146,10 +144,8 @@ def last_name(model: str) -> str:
 
 
 def is_sibling(trained: str, judged: str) -> bool:
-    name = last_name(judged)
-    return re.search(SIBLING, name, re.IGNORECASE) is not None and re.sub(SIBLING, "", name, flags=re.I) == last_name(
-        trained
-    )
+    name, base = last_name(judged), last_name(trained)
+    return re.sub(SIBLING, "", name, flags=re.IGNORECASE) == base != name
 
 
 @RULES.add(
