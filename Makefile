@@ -15,7 +15,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help install other-build resolve-check demo test test-processors test-matrix test-quick lint type format clean \
-	saelens-check saebench-check campaign-cluster campaign-configs peers bench bench-gpu scaling
+	check-records saelens-check saebench-check campaign-cluster campaign-configs peers bench bench-gpu scaling
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -89,6 +89,9 @@ campaign-cluster: install ## sweeps on a Slurm of its own, struck at random for 
 
 campaign-configs: install ## random commands, most with a value nobody means; ROUNDS=200 of them
 	$(PY) -m scripts.campaign_configs --rounds $(or $(ROUNDS),200)
+
+check-records: install ## read the five studies' raw records in RECORDS=FOLDER, compare every figure with the reference
+	$(PY) -m scripts.check_records '$(RECORDS)'
 
 test-quick: install ## the quick tests only
 	$(PY) -m pytest -m "not slow" -n 2

@@ -136,7 +136,7 @@ class Study:
             values = self.full["metrics", name].tolist() if there else [float("nan")] * len(self.full)
             if name == "steps":  # of diverged runs and imported records: the step at which they ended
                 ends = zip(values, self.full["run", "step"], self.full["run", "state"], strict=True)
-                ended = ("completed", "diverged")
+                ended = ("completed", "diverged", "untrained")
                 values = [
                     float(b) if a != a and state in ended and b == b and b is not None else a for a, b, state in ends
                 ]

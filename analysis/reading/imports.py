@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from analysis.reading.names import present_names
-from analysis.reading.record import Recorded, Study
+from analysis.reading.record import UNRECORDED, UNTRAINED, Recorded, Study
 
 FORM = "sae_sweeps import 1"
 """Marks a file that an import wrote, in its first line but one."""
@@ -32,7 +32,7 @@ class Import:
     """What was decided in reading, what was read twice, and what could not be read, each a sentence with its line."""
 
     def to_json(self) -> dict[str, Any]:
-        also = {"study": asdict(self.study)} if self.study != Study() else {}
+        also: dict[str, Any] = {"study": asdict(self.study)} if self.study != Study() else {}
         also |= {"messages": self.messages} if self.messages else {}
         return {"form": FORM, "source": self.source, "kind": self.kind, **also, "runs": self.runs}
 
@@ -67,6 +67,16 @@ def imported_run(
         "warnings": list(warnings),
         "recorded": {key: value for key, value in asdict(recorded or Recorded()).items() if value and key != "study"},
     }
+
+
+def state_of(steps: Any, metrics: dict[str, Any]) -> str:
+    """The state of a run that a record describes by its steps and metrics."""
+    final_loss = metrics.get("final_loss")
+    if final_loss is not None and not math.isfinite(final_loss):
+        return "diverged"
+    if steps == 0:
+        return UNTRAINED
+    return UNRECORDED if steps is None and not metrics else "completed"
 
 
 def finite(value: Any) -> float | None:

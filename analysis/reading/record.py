@@ -12,6 +12,8 @@ RUN_FIELDS = (
 )  # fmt: skip
 UNTRAINED = "untrained"
 """The state of an imported run of 0 steps: what it shows are its initial weights."""
+UNRECORDED = "unrecorded"
+"""The state of an imported run of which the notes have neither steps nor a result."""
 LOST = "lost?"
 """The state of a run that is recorded as running although no living process has its lease."""
 
@@ -38,7 +40,7 @@ class Recorded:
     `eval.NAME.model` are those of each evaluation that names them (NAME as in `eval.evaluations`: core, absorption,
     scr, tpp, sparse_probing, unlearning, autointerp). `metrics` has a number under its present name; a name without one
     is in `nulls`, and also in `not_finite` where the notes have nan or an infinity rather than None. `state` is
-    diverged (final_loss is not finite), untrained (0 steps) or completed.
+    diverged (final_loss is not finite), untrained (0 steps), unrecorded (neither steps nor a result) or completed.
     """
 
     line: int = 0
@@ -55,10 +57,10 @@ class Recorded:
     is not finite), "line", "text" (the phrase, or the dotted place in a dict), "in" (dict or text)}]. The first value
     of a dict is the record's, or else the first of the text; one that is it rounded does not contradict it."""
     contradictions: list[str] = field(default_factory=list)
-    """Names in `readings` whose values do not agree within rounding; each is a sentence among `warnings` too. A used
-    and a logged learning rate are two figures and never one of these."""
+    """Names in `readings` whose values do not agree within rounding; those between two dicts are sentences among
+    `warnings` too. A used and a logged learning rate are two figures and never one of these."""
     remarks: dict[str, str] = field(default_factory=dict)
-    """What the notes add to a figure (`- Training loss: 204.4 (a little higher)`): its name -> the words in brackets."""
+    """What the notes add to a figure (`- Training loss: 204.4 (a little higher)`): its name -> those words."""
     unread: list[dict[str, Any]] = field(default_factory=list)
     """What looks like a figure of the run and could not be read: {"line", "text", "why"}; never guessed."""
     moved: str = ""

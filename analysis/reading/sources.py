@@ -35,8 +35,7 @@ def read_sources(paths: Iterable[str | Path]) -> list[Import]:
             else:
                 raise DataError(f"{path} is neither SAEBench's result file nor figures of runs; {what_it_is(content)}.")
         else:
-            runs = parse_notes(text, safe_stem(path.stem), path)
-            found.append(Import(safe_stem(path.stem), path.name, "notes", runs))
+            found.append(parse_notes(text, safe_stem(path.stem), path))
     return found + saebench_imports(results)
 
 

@@ -1,0 +1,145 @@
+"""Figures that text gives: `label: number` lists, `label number` results, `key=value` and `label (number)` phrases."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.reading.names import CONFIG_NAMES, LABELS, STEPS, is_config
+
+NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?"
+VALUE = rf"(?:{NUMBER}|NaN|nan|None|null|[-+]?inf(?:inity)?)"
+ENDS = r"(?![\w%×]|[.,:/-]\d|\.\.)"
+"""What cannot follow a number that is whole: 5M, 10x, 25%, 3/4, 0.79-0.80."""
+ITEM = re.compile(
+    rf"^\s*(?P<mark>[-*+•]|\d+[.)])?\s*\**(?P<label>[A-Za-z][^:=\n{{}}]{{0,60}}?)\**\s*(?P<sign>[:=])\**\s*"
+    rf"(?P<value>{VALUE}){ENDS}(?P<rest>.*)$"
+)
+ATTEMPT = re.compile(
+    r"^\s*(?P<mark>[-*+•]|\d+[.)])?\s*\**(?P<label>[A-Za-z][^:=\n{}]{0,60}?)\**\s*[:=]\**\s*(?P<value>[~≈<>]?\s*[-+.]?\d\S*)"
+)
+"""A list's item whose value begins as a number and is none."""
+PAIR = re.compile(rf"\b(?P<label>[A-Za-z][\w -]{{1,40}}?)\s+(?P<value>{VALUE}){ENDS}\s*(?:,|;|$|and\b)")
+LABEL = re.compile(r"^\s*(?:[-*+•]\s+|\d+[.)]\s+)?\**(?P<label>[A-Z][^:.\n{}]{0,60}?)\**:\**(?:\s+(?P<rest>.*))?$")
+TRAILING = re.compile(r"([^.:;]+):\s*$")
+"""The end of a line that introduces a list."""
+COMMENT = re.compile(
+    r"\b(?:analysis|insights?|observations?|next|plan(?:ned|s)?|suggest\w*|consider|recommend\w*|conclusions?|future|"
+    r"implementation|interpretation|limitations?|ideas?|todo|hypothes\w+|expect\w*|command|note)\b",
+    re.IGNORECASE,
+)
+"""Labels of blocks that comment on figures or plan: no figures of the run are read there."""
+RESULTS = re.compile(r"\b(?:results?|metrics?|scores?|evaluations?|final)\b", re.IGNORECASE)
+HEDGE = re.compile(
+    r"\b(?:consider|need|needs|may|might|should|could|would|will|plan|target|suggest\w*|propose\w*|try|instead|"
+    r"baseline|compared|versus|vs|next|previous|runs?\s+\d)\b",
+    re.IGNORECASE,
+)
+"""Words of sentences whose numbers may be of another run, or of none."""
+NAMED = sorted({*LABELS, *CONFIG_NAMES, *STEPS}, key=len, reverse=True)
+PHRASE = re.compile(
+    rf"\b(?P<label>{'|'.join(re.escape(name) for name in NAMED)})"
+    rf"(?:\s*[=(]\s*|\s+(?:of|at|to|is|was|from\s+{NUMBER}\s+to)\s+)(?P<value>{NUMBER}){ENDS}",
+    re.IGNORECASE,
+)
+SPACED = re.compile(r"\b(?P<label>layer)\s+(?P<value>\d+)\b(?!\s*(?:-|to|and)\s*\d)", re.IGNORECASE)
+STEPS_DONE = re.compile(rf"\b(?:at|for|completed|after)\s+(?P<value>{NUMBER})\s+(?P<label>(?:training )?steps)\b", re.I)
+PERCENT = re.compile(r"\btop (?P<value>\d+(?:\.\d+)?)% (?:most )?active\b", re.IGNORECASE)
+INITIAL = re.compile(rf"\bscal(?:e|ing) starting at (?P<value>{NUMBER}){ENDS}", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class TextFigure:
+    """One figure that text gives."""
+
+    name: str
+    """As a dict would call it."""
+    value: Any
+    line: int
+    phrase: str
+    is_config: bool
+    remark: str = ""
+
+
+def value_of(text: str) -> Any:
+    """The number that a text has; nan and infinities as floats, None for None."""
+    word = text.strip().lower().replace(",", "")
+    if word in ("none", "null"):
+        return None
+    if word.lstrip("+-") in ("nan", "inf", "infinity"):
+        return float(word)
+    value = float(word)
+    whole = re.fullmatch(r"[-+]?\d+", word) and abs(value) < 2**53
+    return int(word) if whole else (value if math.isfinite(value) else None)
+
+
+def name_of(label: str) -> str | None:
+    """The name that a label has in dicts, or None for a label that nothing is known of."""
+    words = " ".join(label.strip(" *_`").split()).lower()
+    snake = re.sub(r"[^\w]+", "_", words).strip("_")
+    if words in LABELS:
+        return LABELS[words]
+    for name in (words, snake):
+        if is_config(name) or name in STEPS:
+            return name
+    return snake if re.search(r"_(?:score|accuracy|loss|metric)$", snake) else None
+
+
+def figures_in(lines: list[tuple[int, str]]) -> Iterator[TextFigure | tuple[int, str, str]]:
+    """The figures of a run's text, in order, and (line, text, why) of what looks like one and cannot be read.
+
+    Args:
+        lines: (line number, text) of the run's own text, without its dicts.
+    """
+    comment, results = False, False
+    for number, text in lines:
+        if not text.strip():
+            continue
+        item = ITEM.match(text)
+        label = None if item and name_of(item["label"]) else LABEL.match(text)
+        if label and not item:
+            comment = COMMENT.search(label["label"]) is not None
+            results = RESULTS.search(label["label"]) is not None
+        if not comment:
+            yield from line_figures(number, text, item, label, results)
+        if text.rstrip().endswith(":") and (found := TRAILING.search(text)):
+            tail = found[1]
+            comment = COMMENT.search(tail) is not None
+            results = RESULTS.search(tail) is not None
+
+
+def line_figures(
+    number: int, text: str, item: re.Match[str] | None, label: re.Match[str] | None, results: bool
+) -> Iterator[TextFigure | tuple[int, str, str]]:
+    """The figures of one line."""
+    if item:
+        name = name_of(item["label"])
+        if name is None and item["mark"] and item["sign"] == ":" and len(item["label"].split()) <= 5:
+            name = re.sub(r"\W+", "_", item["label"].strip().lower()).strip("_")
+            known = not results
+        else:
+            known = name is not None and (is_config(name) or name in STEPS)
+        if name is not None:
+            remark = item["rest"].strip().strip("()").strip()
+            yield TextFigure(name, value_of(item["value"]), number, text.strip(), known, remark)
+            return
+    elif (tried := ATTEMPT.match(text)) and (name_of(tried["label"]) or (results and tried["mark"])):
+        yield number, text.strip(), f"{tried['value']} is no whole number"
+        return
+    if label and label["rest"] and results:
+        for pair in PAIR.finditer(label["rest"]):
+            if name := name_of(pair["label"]):
+                yield TextFigure(name, value_of(pair["value"]), number, pair[0].strip(" ,;"), is_config(name))
+    for sentence in re.split(r"[.;]\s+(?=[A-Z])", label["rest"] or "" if label else text):
+        if HEDGE.search(sentence) and not re.search(r"\(up from\b", sentence):
+            continue
+        for pattern in (PHRASE, SPACED, STEPS_DONE):
+            for found in pattern.finditer(sentence):
+                name = name_of(found["label"]) or found["label"].lower()
+                known = is_config(name) or name in STEPS
+                yield TextFigure(name, value_of(found["value"]), number, found[0].strip(), known)
+        if share := PERCENT.search(sentence):
+            yield TextFigure("active_fraction", float(share["value"]) / 100, number, share[0], True)
+        if start := INITIAL.search(sentence):
+            yield TextFigure("initial_scale", value_of(start["value"]), number, start[0], True)
