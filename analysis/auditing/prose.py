@@ -42,8 +42,8 @@ COUNTED = re.compile(
 )
 """What follows a number that counts: `run 3 seeds`."""
 EVERY = re.compile(
-    r"\b(?:all|every|each|both)\b(?: of)?(?: the)?(?: \w+)? runs?\b"
-    r"|\b(?:across|over|between) (?:all |the |different )?(?:\w+ )?runs\b",
+    r"\b(?:all|every|each|both)\b(?: of)?(?: the)?(?: \w+)? (?:runs?|configurations?)\b"
+    r"|\b(?:across|over|between) (?:all |the |different )?(?:\w+ )?(?:runs|configurations)\b",
     re.IGNORECASE,
 )
 RANGE = re.compile(r"(?<![\w.])~?(\d+(?:\.\d+)?)\s*(?:-|–|—|to)\s*~?(\d+(?:\.\d+)?)(?![\w.]*\d)")

@@ -250,7 +250,10 @@ MEASURES = {
 
 
 @RULES.add(
-    "announced", "note", "The plan of a study names a measure that is recorded of none of its runs.", "measure it"
+    "announced",
+    "note",
+    "The plan of a study names a measure that is recorded of none of its runs.",
+    "measure it, or take it out of the plan",
 )
 def announced(comparison: Comparison) -> Found:
     from fnmatch import fnmatchcase

@@ -148,7 +148,7 @@ def steps_done(comparison: Comparison) -> Found:
     "logged-unused",
     "warning",
     "A value is logged that the run did not use.",
-    "trust the config that the trainer printed",
+    "leave it out of tables and notes",
 )
 def logged_unused(comparison: Comparison) -> Found:
     found: dict[str, list[Run]] = {}

@@ -46,7 +46,7 @@ def one_step(comparison: Comparison) -> Found:
     "dead",
     "error",
     "The SAE is dead: L0 is 0, every probe is at exactly 0.5, or its output has no direction.",
-    "train it again; it is no baseline",
+    "train it again: it is no baseline",
 )
 def dead(comparison: Comparison) -> Found:
     found: dict[str, list[Run]] = {}
@@ -94,7 +94,10 @@ def not_sparse(comparison: Comparison) -> Found:
 
 
 @RULES.add(
-    "not-overcomplete", "note", "A dictionary is no larger than the activations that it explains.", "name its size"
+    "not-overcomplete",
+    "note",
+    "A dictionary is no larger than the activations that it explains.",
+    "name the size beside the results",
 )
 def not_overcomplete(comparison: Comparison) -> Found:
     found: dict[str, list[Run]] = {}

@@ -425,7 +425,7 @@ def test_the_exit_status(outputs, capsys):
                 "code": "dead",
                 "level": "error",
                 "sentence": "the SAE is dead: L0 = 0.",
-                "do": "train it again; it is no baseline",
+                "do": "train it again: it is no baseline",
                 "study": "",
                 "runs": ["c"],
             }
