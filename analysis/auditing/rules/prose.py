@@ -21,7 +21,6 @@ from analysis.auditing.prose import (
 from analysis.auditing.rules.rule import Found, Rules
 from analysis.auditing.run import Run, number
 from analysis.metrics import direction
-from analysis.text import clean
 
 RULES = Rules()
 
@@ -65,7 +64,7 @@ def praised(comparison: Comparison) -> Found:
         word = praise(sentence)
         named = [run for run in diverged if run.name.isdecimal() and int(run.name) in set(runs_named(sentence))]
         if word and named:
-            yield f"the study's text (line {line} on) has `{quoted(sentence)}`, its loss is not a number.", named
+            yield f"the study's text (line {line} on) has `{word}` of it, its loss is not a number.", named
 
 
 @RULES.add("prose-range", "error", "A text gives a range for all runs in which some are not.", CORRECT)
@@ -87,7 +86,10 @@ def out_of_range(comparison: Comparison) -> Found:
         if outside or nan:
             shown = [f"{run_names([run.name])} has {run.metrics[metric]:.7g}" for run in outside[:4]]
             shown += [f"{run_names(run.name for run in nan)} NaN"] * bool(nan)
-            yield f"the study's text (line {line} on) has `{quoted(sentence)}`, but {joined(shown)}.", [*outside, *nan]
+            yield (
+                f"the study's text (line {line} on) has a {metric} of {low}-{high} for all runs, but {joined(shown)}.",
+                [*outside, *nan],
+            )
 
 
 @RULES.add(
@@ -125,11 +127,11 @@ SIMILAR = 0.05
 
 @RULES.add("prose-improved", "warning", "A text calls a figure better, higher, lower or similar which is not.", CORRECT)
 def claimed_wrongly(comparison: Comparison) -> Found:
-    for run, claim, metric, other, words in claims(comparison):
+    for run, claim, metric, other in claims(comparison):
         if not holds(claim, metric, run.metrics[metric], other.metrics[metric]):
             yield (
-                f"its text has `{quoted(words)}`, its {metric} is {run.metrics[metric]:.7g} and that of "
-                f"{run_names([other.name])} {other.metrics[metric]:.7g}.",
+                f"its text calls its {metric} {claim}, which is {run.metrics[metric]:.7g} beside "
+                f"{other.metrics[metric]:.7g} of {run_names([other.name])}.",
                 [run],
             )
 
@@ -138,22 +140,20 @@ def claimed_wrongly(comparison: Comparison) -> Found:
     "prose-baseline", "note", "A text calls a figure an improvement that is worse than the baseline's.", "write both"
 )
 def improved_below_baseline(comparison: Comparison) -> Found:
-    first = comparison.baselines[0] if comparison.baselines else None
-    for run, claim, metric, other, words in claims(comparison):
-        base = first.metrics.get(metric) if first else None
-        if claim == "improved" and first not in (None, other, run) and base is not None:
-            if holds(claim, metric, run.metrics[metric], other.metrics[metric]) and not holds(
-                claim, metric, run.metrics[metric], base
-            ):
+    for run, claim, metric, other in claims(comparison):
+        value = run.metrics[metric]
+        base = next((first.metrics.get(metric) for first in comparison.baselines if first not in (other, run)), None)
+        if claim == "improved" and base is not None and holds(claim, metric, value, other.metrics[metric]):
+            if not holds(claim, metric, value, base):
                 yield (
-                    f"its text has `{quoted(words)}`: its {metric} of {run.metrics[metric]:.7g} is still worse than "
-                    f"the baseline's {base:.7g}.",
+                    f"its text calls its {metric} of {value:.7g} improved on {run_names([other.name])}; the baseline's "
+                    f"{base:.7g} is still better.",
                     [run],
                 )
 
 
-def claims(comparison: Comparison) -> Iterator[tuple[Run, str, str, Run, str]]:
-    """(run, kind of CLAIMS, metric, run that it is compared with, words) of the remarks beside figures."""
+def claims(comparison: Comparison) -> Iterator[tuple[Run, str, str, Run]]:
+    """(run, kind of CLAIMS, metric, run that it is compared with) of the remarks beside figures."""
     by_number = {run.name: run for run in comparison.runs}
     for run in comparison.runs:
         for metric, words in run.recorded.remarks.items():
@@ -163,7 +163,7 @@ def claims(comparison: Comparison) -> Iterator[tuple[Run, str, str, Run, str]]:
             named = [str(n) for n in runs_named(words)]
             other = by_number.get(named[0]) if named else next(iter(comparison.baselines), None)
             if other is not None and other is not run and metric in run.metrics and metric in other.metrics:
-                yield run, found[0], metric, other, words
+                yield run, found[0], metric, other
 
 
 def holds(claim: str, metric: str, value: float, other: float) -> bool:
@@ -175,8 +175,7 @@ def holds(claim: str, metric: str, value: float, other: float) -> bool:
 
 
 UNCHANGED = re.compile(
-    r"\b(?:other|all|remaining)(?: \w+)? metrics?(?: \w+)? (?:unchanged|the same|identical|similar|comparable)\b"
-    r"(?: \w+(?: the)? baseline\b)?",
+    r"\b(?:other|all|remaining)(?: \w+)? metrics?(?: \w+)? (unchanged|the same|identical|similar|comparable)\b",
     re.IGNORECASE,
 )
 ACROSS = re.compile(r"\bconsisten\w+", re.I)
@@ -198,8 +197,7 @@ def unmeasured(comparison: Comparison) -> Found:
         missing = of_baselines - set(run.metrics) - {"steps", "tokens"}
         if words and len(missing) > 1 and not run.diverged:
             lacking = f"{len(missing)} metrics of the baseline are not recorded"
-            sentence = f"its text has `{quoted(words[0])}`, but {lacking}."
-            found.setdefault(sentence, []).append(run)
+            found.setdefault(f"its text calls other metrics {words[1]}, but {lacking}.", []).append(run)
         word = next(filter(None, map(praise, own_sentences(run))), None)
         if word and not run.diverged and "final_loss" not in run.metrics:
             found.setdefault(f"its text has `{word}`, and no loss of it is recorded.", []).append(run)
@@ -278,7 +276,3 @@ def statements(comparison: Comparison) -> Iterator[tuple[str, int]]:
     for passage in comparison.notes.passages:
         for sentence in sentences(passage.get("text", "")):
             yield sentence, int(passage.get("line") or 0)
-
-
-def quoted(words: str) -> str:
-    return clean(words, 90).rstrip(".;:")

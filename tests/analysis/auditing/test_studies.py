@@ -1,6 +1,7 @@
 """The rules on imported studies, on facts made here: a case that triggers each and one that does not."""
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -277,23 +278,15 @@ def test_praise_of_a_run_that_diverged(found):
     codes = found(a_run(0), a_run(1, description="It trains stably.", **diverged), a_run(2, **diverged), study=text)
     assert codes["prose-stable"] == [
         ("1", "its text has `stably`, its loss is not a number."),
-        (
-            "1",
-            "the study's text (line 10 on) has `Bfloat16 (run_1): improved numerical stability`, its loss is "
-            "not a number.",
-        ),
+        ("1", "the study's text (line 10 on) has `improved numerical stability` of it, its loss is not a number."),
     ]
 
 
 def test_a_range_for_all_runs(found):
     runs = [a_run(n, metrics={"final_loss": loss}) for n, loss in enumerate((200.2, 204.4, 212.5, math.nan))]
     codes = found(*runs, study=of_text("All runs have a loss of 200-205."))
-    assert codes["prose-range"] == [
-        (
-            "2 3",
-            "the study's text (line 10 on) has `All runs have a loss of 200-205`, but Run 2 has 212.5 and Run 3 NaN.",
-        )
-    ]
+    said = "the study's text (line 10 on) has a final_loss of 200-205 for all runs"
+    assert codes["prose-range"] == [("2 3", f"{said}, but Run 2 has 212.5 and Run 3 NaN.")]
     for text in ("All runs reach a loss of 200-213.", "Some runs reach a loss of 200-205.", "All runs took 200-205 s."):
         assert "prose-range" not in found(*runs[:3], study=of_text(text))
 
@@ -337,7 +330,7 @@ def test_findings_without_figures(found):
     assert codes["prose-unmeasured"] == [
         (
             "1 2",
-            "its text has `Other metrics unchanged from baseline`, but 3 metrics of the baseline are not recorded.",
+            "its text calls other metrics unchanged, but 3 metrics of the baseline are not recorded.",
         ),
         ("3", "its text has `Improved stability`, and no loss of it is recorded."),
         (
@@ -376,3 +369,39 @@ def test_notes_are_audited_as_they_are_and_each_study_by_itself(tmp_path, capsys
     assert shown.startswith("4 runs of 2 studies audited: 1 error")
     assert "\nfirst: 2 runs, " in shown and "\nsecond: 2 runs, 1 error" in shown
     assert "Run 1: the loss is not a number" in " ".join(shown.split())
+
+
+HERE = Path(__file__).parent
+
+
+def test_the_list_for_a_whole_record(capsys):
+    """Notes of a recorded study's shape and figures (its dict under the last run's heading), in words of ours."""
+    assert main(["audit", str(HERE / "study_record.txt")]) == 1
+    shown, _, moved = capsys.readouterr().out.partition("  moved ")
+    assert shown == (HERE / "study_record_audit.txt").read_text()
+    assert moved.strip().startswith("Run 0: ") and moved.count("\n") <= 4
+
+
+def test_honest_notes_have_no_finding_in_their_words(tmp_path):
+    text = """# Title: A penalty on decoders
+# Experiment description: Train on gemma-2-2b. Report unlearning scores, which need a baseline that is stable.
+
+# Plots
+- Runs 0 and 1 end at a loss of 3-5. Run 1 ends higher than Run 0; Run 2 did not converge.
+- Clipping may help to get a stable run. We run 3 seeds next.
+
+## Run 0: Baseline
+Results: {'final_loss': 3.1, 'unlearning_score': 0.2, 'steps': 100, 'seed': 0}
+Description: Training was stable and converged. Final loss 3.1.
+
+## Run 1: a penalty
+Results: {'final_loss': 4.0, 'unlearning_score': 0.1, 'steps': 100, 'seed': 0}
+- Remark: worse than Run 0, no improvement, although it was as stable as the baseline.
+
+## Run 2: a heavy penalty
+Results: {'final_loss': nan, 'unlearning_score': 0.0, 'steps': 100, 'seed': 0}
+Description: Unstable; a lower rate should be more stable. It needs better stability, for smoother training.
+"""
+    (tmp_path / "notes.txt").write_text(text)
+    findings = audit(records([tmp_path / "notes.txt"], sources=True))
+    assert {finding.code for finding in findings} == {"diverged", "single-seed", "reported"}
