@@ -34,13 +34,15 @@ MENTIONS = {
     "final_loss": r"final loss(?: of| is| was|:| ?=)? ?(-?[0-9][0-9,]*(?:\.[0-9]+)?)",
 }
 """Patterns that find a recorded number in prose."""
+OF_OTHERS = re.compile(r"\brecords?\b|\brecorded\b|\bearlier\b|\bthe paper\b", re.IGNORECASE)
+"""Of a sentence about other runs than the one that it describes."""
 CORRECT = "correct the text"
 
 
 @RULES.add("prose-number", "warning", "The description or title gives a number that is not the recorded one.", CORRECT)
 def prose_number(comparison: Comparison) -> Found:
     for run in comparison.runs:
-        text = f"{run.title}. {run.description}"
+        text = " ".join(part for part in sentences(f"{run.title}. {run.description}") if not OF_OTHERS.search(part))
         for key, pattern in MENTIONS.items():
             recorded = [
                 value

@@ -75,9 +75,9 @@ def density(run: Run) -> str | None:
     if l0 is None:
         return None
     if d_in is not None and l0 > d_in:
-        return f"L0 = {l0:,.0f} is above d_in = {d_in:,.0f}"
+        return f"is above d_in = {d_in:,.0f}"
     if d_sae is not None and l0 > SPARSE_SHARE * d_sae:
-        return f"L0 = {l0:,.0f} of {d_sae:,.0f} features"
+        return f"of {d_sae:,.0f} features"
     return None
 
 
@@ -88,9 +88,18 @@ def density(run: Run) -> str | None:
     "raise its sparsity term, or leave it out of comparisons with sparse SAEs",
 )
 def not_sparse(comparison: Comparison) -> Found:
+    found: dict[str, list[Run]] = {}
     for run in comparison.measured:
         if run.metrics.get("ce_loss_score", 0) < PERFECT and (why := density(run)):  # else it is an error, below
-            yield f"not sparse: {why}.", [run]
+            found.setdefault(why, []).append(run)
+    for why, runs in found.items():
+        yield f"not sparse: {l0_of(runs)} {why}.", runs
+
+
+def l0_of(runs: list[Run]) -> str:
+    """`L0 = 103`, or `L0 = 103 to 128` of several runs."""
+    shown = dict.fromkeys(f"{l0:,.0f}" for l0 in sorted(run.metrics["l0"] for run in runs))
+    return f"L0 = {' to '.join([next(iter(shown)), *list(shown)[1:][-1:]])}"
 
 
 @RULES.add(
@@ -118,7 +127,10 @@ def perfect_score(comparison: Comparison) -> Found:
     for run in comparison.measured:
         score = run.metrics.get("ce_loss_score", 0)
         if score >= PERFECT and (why := density(run)):
-            yield f"a CE score of {score:.4g} from an SAE that is not sparse ({why}) means nothing.", [run]
+            yield (
+                f"a CE score of {score:.4g} from an SAE that is not sparse ({l0_of([run])} {why}) means nothing.",
+                [run],
+            )
 
 
 @RULES.add(

@@ -189,6 +189,7 @@ def test_k_used_and_steps_done(outputs):
         ("final loss of 30", False),
         ("final loss of 31.2", True),
         ("k_start=8", False),
+        ("The record's run was evaluated on layer 7. It is smaller", False),
     ],
 )
 def test_prose_that_gives_another_number(outputs, title, contradicts):
