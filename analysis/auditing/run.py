@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.auditing.evidence import Evidence
 from analysis.columns import of_kind
+from analysis.metrics import BUDGETS
 from analysis.reading.record import Recorded
 from sae_sweeps.storage.budget import AS_RECORDED
 
@@ -65,8 +66,8 @@ class Run:
 
     @property
     def measured(self) -> bool:
-        """Whether it has metrics to compare."""
-        return bool(self.metrics)
+        """Whether it has metrics to compare, not its budget alone."""
+        return not self.metrics.keys() <= BUDGETS.keys()
 
     @cached_property
     def steps(self) -> float | None:

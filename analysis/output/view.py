@@ -6,7 +6,8 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any
 
-from analysis.metrics import FIRST, STATISTICS, TARGETS, Column, direction, group, short_name
+from analysis.columns import has_reported
+from analysis.metrics import FIRST, REPORTED_FIRST, STATISTICS, TARGETS, Column, direction, group, short_name
 from analysis.tables.marks import best_rows, reached_rows
 from analysis.tables.table import Table
 from analysis.text import cell, clean, interval, signed, with_spread
@@ -109,12 +110,16 @@ def view(table: Table) -> View:
 
 
 def shown_columns(table: Table) -> list[Column]:
-    """The chosen columns; by default run, differing keys, FIRST, and tokens and steps where they differ."""
+    """The chosen columns; by default run, differing keys, FIRST, and tokens and steps where they differ.
+
+    Where a run is imported, also REPORTED_FIRST.
+    """
     frame = table.frame
     there = [column for column in frame.columns if column[0] not in BESIDE and column != ("run", "runs")]
     if table.columns_chosen or table.pivot:
         return there
     has_keys = any(kind == "config" for kind, _ in there)
+    main = (*REPORTED_FIRST, *FIRST) if has_reported(frame) else FIRST
 
     def shown(column: Column) -> bool:
         kind, name = column
@@ -124,7 +129,7 @@ def shown_columns(table: Table) -> list[Column]:
         if kind == "difference":
             return name in FIRST and direction(name) is not None
         differs = name in ("tokens", "steps") and frame[column].nunique() > 1
-        return kind == "config" or name in FIRST or differs
+        return kind == "config" or name in main or differs
 
     return [column for column in there if shown(column)]
 

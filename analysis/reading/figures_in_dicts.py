@@ -18,6 +18,10 @@ ABOUT_EVALUATION = {
     "eval_cfg",
 }  # fmt: skip
 """Keys beside an evaluation's metrics, which are none."""
+TRAINER = {"trainer_class": "trainer.class", "dict_class": "trainer.dict", "wandb_name": "trainer.wandb_name"}
+"""What a trainer calls its own classes and runs -> the key of the config."""
+SUBMODULE = re.compile(r"(\w+)_layer_\d+")
+"""A trainer's `submodule_name`: the hook and its layer."""
 USED, LOGGED_ONLY, OF_SAE = "used", "logged", "sae"
 
 
@@ -89,7 +93,7 @@ def add(block: Block, path: tuple[str, ...], value: Any, role: str, whole_names:
     is_metric = (value is None or isinstance(value, int | float)) and not isinstance(value, bool)
     text = ".".join(path)
     if role == USED or not is_metric or is_config(key) or (key in STEPS and key != "steps"):
-        name = "steps" if key in STEPS else config_name(text if whole_names else key)
+        name = "steps" if key in STEPS else TRAINER.get(key) or config_name(text if whole_names else key)
         if role == LOGGED_ONLY:
             name = LOGGED.get(name, name)
         if name == "num_tokens" and isinstance(value, int | float) and not value > 0:
@@ -98,6 +102,8 @@ def add(block: Block, path: tuple[str, ...], value: Any, role: str, whole_names:
         block.figures.append(Figure(name, value, block.line, text, True, role=role))
         if key in ("trainer_class", "dict_class") and (architecture := architecture_name(value)):
             block.figures.append(Figure("architecture", architecture, block.line, text, True, role=role))
+        if key == "submodule_name" and (hook := SUBMODULE.fullmatch(str(value))):
+            block.figures[-1] = Figure("layer.hook", hook[1], block.line, text, True, role=role)
     else:
         block.figures.append(Figure("steps" if key == "steps" else key, value, block.line, text, False, role=role))
 

@@ -21,7 +21,9 @@ ATTEMPT = re.compile(
 )
 """A list's item whose value begins as a number and is none."""
 PAIR = re.compile(rf"\b(?P<label>[A-Za-z][\w -]{{1,40}}?)\s+(?P<value>{VALUE}){ENDS}\s*(?:,|;|$|and\b)")
-LABEL = re.compile(r"^\s*(?:[-*+•]\s+|\d+[.)]\s+)?\**(?P<label>[A-Z][^:.\n{}]{0,60}?)\**:\**(?:\s+(?P<rest>.*))?$")
+LABEL = re.compile(
+    r"^\s*(?P<mark>[-*+•]\s+|\d+[.)]\s+)?\**(?P<label>[A-Z][^:.\n{}]{0,60}?)\**:\**(?:\s+(?P<rest>.*))?$"
+)
 TRAILING = re.compile(r"([^.:;]+):\s*$")
 """The end of a line that introduces a list."""
 COMMENT = re.compile(
@@ -33,20 +35,26 @@ COMMENT = re.compile(
 RESULTS = re.compile(r"\b(?:results?|metrics?|scores?|evaluations?|final)\b", re.IGNORECASE)
 HEDGE = re.compile(
     r"\b(?:consider|need|needs|may|might|should|could|would|will|plan|target|suggest\w*|propose\w*|try|instead|"
-    r"baseline|compared|versus|vs|next|previous|runs?\s+\d)\b",
+    r"baseline|compared|versus|vs|next|previous|than|runs?\s+\d)\b",
     re.IGNORECASE,
 )
-"""Words of sentences whose numbers may be of another run, or of none."""
+"""Words after which a number of a sentence may be another run's, or none's."""
+HEDGE_AFTER = re.compile(r"\b(?:needs?\s+to|might|should|could|would|will|plan\w*|next|tr(?:y|ied))\b", re.IGNORECASE)
+"""Words that make a proposal of what is before them."""
 NAMED = sorted({*LABELS, *CONFIG_NAMES, *STEPS}, key=len, reverse=True)
 PHRASE = re.compile(
     rf"\b(?P<label>{'|'.join(re.escape(name) for name in NAMED)})"
-    rf"(?:\s*[=(]\s*|\s+(?:of|at|to|is|was|from\s+{NUMBER}\s+to)\s+)(?P<value>{NUMBER}){ENDS}",
+    rf"(?:\s*[=(]\s*|\s+(?:of|at|to|is|was|(?:remain|stay)(?:s|ed)\s+at|from\s+{NUMBER}\s+to)\s+)(?P<value>{NUMBER}){ENDS}",
     re.IGNORECASE,
 )
 SPACED = re.compile(r"\b(?P<label>layer)\s+(?P<value>\d+)\b(?!\s*(?:-|to|and)\s*\d)", re.IGNORECASE)
 STEPS_DONE = re.compile(rf"\b(?:at|for|completed|after)\s+(?P<value>{NUMBER})\s+(?P<label>(?:training )?steps)\b", re.I)
 PERCENT = re.compile(r"\btop (?P<value>\d+(?:\.\d+)?)% (?:most )?active\b", re.IGNORECASE)
 INITIAL = re.compile(rf"\bscal(?:e|ing) starting at (?P<value>{NUMBER}){ENDS}", re.IGNORECASE)
+
+PHRASES = (PHRASE, SPACED, STEPS_DONE, PERCENT, INITIAL)
+ASIDE = re.compile(rf"\((?=[^()]*(?:{HEDGE.pattern}|\bfrom\b))[^()]*\)", re.IGNORECASE)
+"""Brackets that speak of another run: `(vs baseline 2441)`, `(up from 1)`."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +107,14 @@ def figures_in(lines: list[tuple[int, str]]) -> Iterator[TextFigure | tuple[int,
         item = ITEM.match(text)
         label = None if item and name_of(item["label"]) else LABEL.match(text)
         if label and not item:
-            comment = COMMENT.search(label["label"]) is not None
-            results = RESULTS.search(label["label"]) is not None
+            is_comment = COMMENT.search(label["label"]) is not None
+            if label["mark"]:  # an item of a list is of its block
+                comment = comment or is_comment
+            else:
+                comment, results = is_comment, RESULTS.search(label["label"]) is not None
         if not comment:
             yield from line_figures(number, text, item, label, results)
-        if text.rstrip().endswith(":") and (found := TRAILING.search(text)):
+        if not (label and label["mark"]) and text.rstrip().endswith(":") and (found := TRAILING.search(text)):
             tail = found[1]
             comment = COMMENT.search(tail) is not None
             results = RESULTS.search(tail) is not None
@@ -132,14 +143,19 @@ def line_figures(
             if name := name_of(pair["label"]):
                 yield TextFigure(name, value_of(pair["value"]), number, pair[0].strip(" ,;"), is_config(name))
     for sentence in re.split(r"[.;]\s+(?=[A-Z])", label["rest"] or "" if label else text):
-        if HEDGE.search(sentence) and not re.search(r"\(up from\b", sentence):
-            continue
-        for pattern in (PHRASE, SPACED, STEPS_DONE):
+        sentence = ASIDE.sub("", sentence)
+        for pattern in PHRASES:
             for found in pattern.finditer(sentence):
-                name = name_of(found["label"]) or found["label"].lower()
-                known = is_config(name) or name in STEPS
-                yield TextFigure(name, value_of(found["value"]), number, found[0].strip(), known)
-        if share := PERCENT.search(sentence):
-            yield TextFigure("active_fraction", float(share["value"]) / 100, number, share[0], True)
-        if start := INITIAL.search(sentence):
-            yield TextFigure("initial_scale", value_of(start["value"]), number, start[0], True)
+                if HEDGE.search(sentence[: found.start()]) or HEDGE_AFTER.search(sentence[found.end() :]):
+                    continue
+                yield phrase_figure(number, found, pattern)
+
+
+def phrase_figure(number: int, found: re.Match[str], pattern: re.Pattern[str]) -> TextFigure:
+    value = value_of(found["value"])
+    if pattern is PERCENT:
+        return TextFigure("active_fraction", value / 100, number, found[0], True)
+    if pattern is INITIAL:
+        return TextFigure("initial_scale", value, number, found[0], True)
+    name = name_of(found["label"]) or found["label"].lower()
+    return TextFigure(name, value, number, found[0].strip(), is_config(name) or name in STEPS)

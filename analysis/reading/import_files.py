@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from analysis.metrics import remember
 from analysis.reading.figures import REFERENCE, REFERENCE_PATH, figures_import
 from analysis.reading.imports import FORM, Import
 from analysis.reading.record import ABSENT, Record, Recorded, Study
@@ -88,13 +89,18 @@ def read_import(path: Path) -> list[Record]:
 
 def record_of(run: dict[str, Any], source: str, path: Path, study: Study) -> Record:
     metrics = {name: ABSENT if value is None else float(value) for name, value in run["metrics"].items()}
+    recorded = Recorded(**run.get("recorded", {}), study=study)
+    if run["steps"] is not None and not recorded.own:
+        metrics.setdefault("steps", float(run["steps"]))
+    remember(recorded.own.get("described", {}))
     return Record(
         run_id=run["run_id"],
         folder=path.resolve().with_suffix("") / run["run_id"],  # there is none, so it holds nothing
         title=run["title"] or None,
         state=run["state"],
         step=run["steps"],
-        total_steps=run["steps"],
+        total_steps=recorded.own.get("total_steps", run["steps"]),
+        error=recorded.own.get("error"),
         warnings=list(run["warnings"]),
         config=dict(run["config"]),
         metrics=metrics,
@@ -102,5 +108,5 @@ def record_of(run: dict[str, Any], source: str, path: Path, study: Study) -> Rec
         description=run["description"] or None,
         nulls=[name for name, value in run["metrics"].items() if value is None],
         not_finite=list(run.get("not_finite", ())),
-        recorded=Recorded(**run.get("recorded", {}), study=study),
+        recorded=recorded,
     )

@@ -36,6 +36,12 @@ class Import:
         also |= {"messages": self.messages} if self.messages else {}
         return {"form": FORM, "source": self.source, "kind": self.kind, **also, "runs": self.runs}
 
+    def n_details(self) -> int:
+        """The number of figures for each class, data set or pair."""
+        details = (run["recorded"].get("details", {}) for run in self.runs)
+        rows = (row for of_run in details for rows in of_run.values() for row in rows)
+        return sum(isinstance(value, int | float) for row in rows for value in row.values())
+
     def n_numbers(self) -> int:
         return sum(value is not None for run in self.runs for value in run["metrics"].values())
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from sae_sweeps.config.aliases import ALIASES as COMMAND_NAMES
+
 CONFIG_NAMES = {
     "model_name": "model",
     "layer": "layer.index",
@@ -96,6 +98,12 @@ ALIASES = {"mean_absorption_score": "mean_full_absorption_score"}
 
 STEPS = ("steps", "training_steps", "total_steps", "num_steps", "n_steps")
 """Names of the number of optimizer steps in records."""
+
+COLUMN_NAMES = (
+    COMMAND_NAMES | {"unique_id": "run_id", "wandb_name": "title", "trainer_class": "architecture"} | CONFIG_NAMES
+)
+COLUMN_NAMES |= dict.fromkeys(STEPS, "steps")
+"""Every other name of a table's column: in records, in other libraries -> the column, as a user may write it."""
 
 
 def config_name(key: str) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 
 from analysis.reading.figures_in_dicts import Figure
 from analysis.reading.imports import Import, imported_run, safe_stem, state_of
-from analysis.reading.own_notes import own_text, own_warnings
+from analysis.reading.older_notes import own_text, own_warnings
+from analysis.reading.own_notes import own_notes
 from analysis.reading.readings import agree, contradictions_of, first, readings_of
 from analysis.reading.record import Recorded, Study
 from analysis.reading.sections import Section, sections_of
@@ -24,11 +25,14 @@ def parse_notes(text: str, name: str, path: Path) -> Import:
     could not be read is listed in the run's `recorded`, and with all that was decided in the import's `messages`.
     Raises DataError for notes without runs.
     """
+    own, text = own_notes(text, name, path)
     notes = sections_of(text)
     if not any(section.is_run for section in notes):
+        if own.runs:
+            return own
         raise DataError(f"{path} holds no run notes; a run begins with a line such as `## Run 1: title`.")
     study, common = study_of(notes)
-    number(notes)
+    number(notes, {run["run_id"].removeprefix(f"{name}/") for run in own.runs})
     messages = move_results(notes) + merge_repeated(notes)
     runs = []
     for section in notes:
@@ -37,7 +41,7 @@ def parse_notes(text: str, name: str, path: Path) -> Import:
             runs.append(run)
             messages += about
     messages += planned(notes)
-    return Import(name, path.name, "notes", runs, study, messages)
+    return Import(name, path.name, "notes", own.runs + runs, own.study if own.runs else study, messages)
 
 
 def study_of(notes: list[Section]) -> tuple[Study, dict[str, Any]]:
@@ -63,9 +67,15 @@ def study_of(notes: list[Section]) -> tuple[Study, dict[str, Any]]:
     return study, common
 
 
-def number(notes: list[Section]) -> None:
-    """Give runs without a number one of their own: baselines a name, others the next that is free."""
-    taken = {section.number for section in notes if section.number}
+def number(notes: list[Section], taken: set[str]) -> None:
+    """Give runs without a number, or with one that is taken, one of their own.
+
+    Baselines get a name, others the next number that is free.
+    """
+    for section in notes:
+        if section.number in taken:
+            section.number = ""
+    taken |= {section.number for section in notes if section.number}
     unnumbered = [section for section in notes if section.is_run and not section.number]
     baselines = [section for section in unnumbered if section.is_baseline]
     for section in unnumbered:
@@ -151,7 +161,7 @@ def plain(value: Any) -> Any:
 
 def described(section: Section) -> str:
     """The text of a section in one line, without heading marks and the label `Description:`."""
-    prose = "\n".join(own_text(section))
+    prose = "\n".join(own_text(section.text))
     return " ".join(re.sub(r"^\s*(?:#+ |\**Description\**:?\**)", "", prose, flags=re.M).split())
 
 

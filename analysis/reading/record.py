@@ -8,7 +8,7 @@ ABSENT = float("nan")
 """In a column of a run that has no such key or metric; a key that is null is None."""
 RUN_FIELDS = (
     "run_id", "title", "state", "step", "total_steps", "error", "warnings", "folder", "source", "provenance",
-    "description", "nulls", "not_finite", "recorded",
+    "description", "nulls", "not_finite", "recorded", "submodule_name",
 )  # fmt: skip
 UNTRAINED = "untrained"
 """The state of an imported run of 0 steps: what it shows are its initial weights."""
@@ -63,6 +63,10 @@ class Recorded:
     """What the notes add to a figure (`- Training loss: 204.4 (a little higher)`): its name -> those words."""
     unread: list[dict[str, Any]] = field(default_factory=list)
     """What looks like a figure of the run and could not be read: {"line", "text", "why"}; never guessed."""
+    own: dict[str, Any] = field(default_factory=dict)
+    """Of a run whose notes this project wrote: `run_id`, `step`, `total_steps` and `error` of the run that they are
+    about, the `findings` of the audit that they list and, of metrics of evaluations from outside, how they are
+    `described`; only what the notes have."""
     moved: str = ""
     """Where results stood under another run's heading: why they are this run's, in a sentence."""
     study: Study = field(default_factory=Study)
@@ -88,10 +92,16 @@ class Record:
     """`run` for a run folder; for imported records where they come from (`as reported in notes.txt`)."""
     provenance: dict[str, Any] = field(default_factory=dict)
     description: str | None = None
-    """The prose description of an imported record."""
+    """What the run is for and what came out, in its author's words."""
     nulls: list[str] = field(default_factory=list)
     """Metrics that are recorded without a number: not measured, or not finite."""
     not_finite: list[str] = field(default_factory=list)
     """Those of `nulls` that are recorded as nan or an infinity; of run folders, whose files hold neither, empty."""
     recorded: Recorded | None = None
     """Of a run read from notes or figures: what else they have of it."""
+
+    @property
+    def submodule_name(self) -> str | None:
+        """Where in the model it reads, as records write it: `resid_post_layer_19`."""
+        hook, layer = (self.config.get(f"layer.{key}") for key in ("hook", "index"))
+        return None if hook is None or layer is None else f"{hook}_layer_{layer}"

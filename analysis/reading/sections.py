@@ -11,7 +11,7 @@ from analysis.reading.figures_in_text import TextFigure, figures_in
 from analysis.reading.lines import CODE, OWN, Line, read_lines
 from analysis.reading.literals import Found, read_dict
 from analysis.reading.names import STEPS, config_name
-from analysis.reading.own_notes import OWN_RUN, STATE
+from analysis.reading.older_notes import OWN_RUN, STATE
 from analysis.text import clean
 
 RUN = r"\**\s*Run\b(?:\s+(?:no\.?\s*|#\s*)?([0-9]+[a-z]?)\b)?\s*\**\s*"

@@ -15,7 +15,7 @@ METHOD_VERSION = 4
 
 # Paths, logging, evaluation and machine: they do not change what is trained.
 LEFT_OUT = (
-    "outputs", "device", "title", "tags", "logger", "eval",
+    "outputs", "device", "title", "description", "tags", "logger", "eval",
     "model.name", "model.source", "model.path", "model.default_layer", "model.default_d_sae", "model.instruct",
     "data.name", "data.path",
     "data.forget", "data.retain",

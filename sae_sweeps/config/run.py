@@ -74,6 +74,7 @@ class RunConfig:
     outputs: str
     device: Annotated[str, Rule(DEVICE.fullmatch, "must be one of auto, cpu, cuda, cuda:N.")]
     title: str | None
+    description: str = ""
     tags: list[str] = field(default_factory=list)
     code: dict[str, Code] = field(default_factory=dict)
     """Code from outside, by its place in the config: `penalty`, `penalty.NAME`, `schedule`, ..."""
@@ -203,6 +204,7 @@ def run_config(cfg: DictConfig) -> RunConfig:
         train=typed(TrainConfig, cfg.train, "train"),
         eval=_eval(cfg.eval, code, outputs),
         logger=typed(LoggerConfig, cfg.logger, "logger"),
+        description=cfg.get("description") or "",
         tags=list(cfg.tags),
         code=code,
         **{key: cfg[key] for key in ("num_tokens", "batch_size", "seed", "data_seed", "outputs", "device", "title")},

@@ -339,6 +339,8 @@ class RootConfig:
     """auto (CUDA when there is one), cpu, cuda, cuda:N."""
     title: str | None = None
     """A title for tables and notes; by default composed of the varied keys and values."""
+    description: str = ""
+    """What the run is for, in a sentence or two; recorded with its results and written in its notes."""
     tags: list[str] = field(default_factory=list)
     """Words that mark the run in its results and at W&B, as_recorded for one."""
     variants: dict[str, str] = field(default_factory=dict)

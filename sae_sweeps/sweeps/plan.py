@@ -20,7 +20,7 @@ from sae_sweeps.errors import ConfigError, who_has
 from sae_sweeps.storage.budget import AS_RECORDED, BUDGET, kept, unequal
 
 NOT_IN_TITLES = (
-    "outputs", "dry_run", "device", "logger", "eval", "tags", "experiment", "objective", "report",
+    "outputs", "dry_run", "device", "logger", "eval", "tags", "description", "experiment", "objective", "report",
 )  # fmt: skip
 
 

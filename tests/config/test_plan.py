@@ -1,6 +1,7 @@
 import json
 import re
 from dataclasses import asdict, fields
+from pathlib import Path
 
 import pytest
 from composing import one, plan
@@ -28,6 +29,7 @@ from sae_sweeps.config.schema import (
 from sae_sweeps.errors import ConfigError, DataError
 from sae_sweeps.storage.digests import short_hash
 from sae_sweeps.sweeps.plan import describe, safe_name
+from sae_sweeps.sweeps.sweep import restored
 
 
 def choice_files():
@@ -131,12 +133,22 @@ def test_what_changes_numbers_changes_the_id(word):
     "word",
     [
         "outputs=elsewhere", "device=cpu", "logger=wandb", "eval=none", "eval.batch_size=3", "train.log_every=3",
-        "train.checkpoint_every=7", "activations.mode=disk", "title=hello", "k=32", "num_tokens=409700",
-        "model.name=other",
+        "train.checkpoint_every=7", "activations.mode=disk", "title=hello", "description=why", "k=32",
+        "num_tokens=409700", "model.name=other",
     ],
 )  # fmt: skip
 def test_what_does_not_change_numbers_does_not_change_the_id(word):
     assert one(word).run_id == one().run_id
+
+
+def test_a_description_is_recorded_and_is_part_of_neither_title_nor_mistakes():
+    planned = one("k=7", "description='Half the features, why not?'")
+    assert (
+        planned.title == "model=synthetic k=7" and planned.run.to_dict()["description"] == "Half the features, why not?"
+    )
+    assert one().run.to_dict()["description"] == ""
+    older = {key: value for key, value in one("k=7").run.to_dict().items() if key != "description"}
+    assert restored(older, Path("outputs")).description == ""
 
 
 def test_streaming_is_another_order_so_another_run():

@@ -1,22 +1,17 @@
-"""Notes as they are written, and any notes as they are read."""
+"""Notes by any hand, as they are read."""
 
-import math
 from pathlib import Path
 
 import pytest
 
 from analysis.__main__ import main
-from analysis.output.notes import notes
 from analysis.reading.import_files import imported_records, write_import
 from analysis.reading.imports import Import
 from analysis.reading.literals import leaves, read_dict
 from analysis.reading.notes import parse_notes
 from analysis.reading.records import records
-from analysis.reading.sources import read_sources
-from sae_sweeps.errors import ConfigError, DamagedFile, DataError
-from tests.analysis.outputs import METRICS, add_run, add_sweep
-
-HOSTILE = "=1+1 [red]x[/red]\n## Run 9: x\nResults: {'fvu': 9} `*| <b>&\x1b[31m\u202e ''' {"
+from sae_sweeps.errors import DamagedFile, DataError
+from tests.analysis.outputs import add_run, add_sweep
 
 
 @pytest.fixture
@@ -34,80 +29,6 @@ def sweep(outputs):
 
 def read(text):
     return parse_notes(text, "n", Path("n.txt")).runs
-
-
-# Writing
-
-
-def test_the_form_of_the_studies(sweep):
-    text = notes(records([sweep]))
-    assert text == notes(records([sweep]))
-    assert "Baseline: as bbbb (bbbb), the first run without a penalty." in text
-    blocks = text.split("\n## Run ")
-    assert [block.splitlines()[0] for block in blocks[1:]] == ["0: as aaaa", "1: as bbbb", "2: as cccc"]
-    assert "Varied: {'penalty': 'ortho', 'penalty.lambda2_max': 0.5, 'seed': 0}" in blocks[1]
-    assert "Results: {'final_loss': 30.5," in blocks[1] and "'kl_div_score': None" in blocks[1]
-    assert (
-        "Description: topk SAE of 1,024 features (k = 32) on builtin layer 2, with penalty ortho (weight" in blocks[1]
-    )
-    against = " ".join(blocks[1].partition("Against the baseline: ")[2].split())
-    assert against.startswith("fvu 0.04000 (0.01 lower, better); ce_loss_score 0.9000 (equal);")
-    assert "Against the baseline" not in blocks[2] + blocks[3]
-    assert "State: diverged at step 40 of 100: penalty_loss is not finite at step 40" in blocks[3]
-    assert "- error, diverged: diverged (penalty_loss is not finite at step 40), so there is no result." in " ".join(
-        blocks[3].split()
-    )
-    assert max(map(len, text.splitlines())) <= 100
-
-
-def test_the_baseline_is_named_or_chosen(sweep, outputs):
-    assert "Baseline: as aaaa (aaaa), as requested." in notes(records([sweep]), baseline="aa")
-    assert "Baseline: as aaaa (aaaa), as requested." in notes(records([sweep]), baseline="as aaaa")
-    only = notes(records([outputs / "runs" / "aaaa", outputs / "runs" / "cccc"]))
-    assert "Baseline: ortho 0.5 (aaaa), the first run with results." in only
-    for word, what in (("zz", "no run"), ("", "3 runs")):
-        with pytest.raises(ConfigError, match=f"{what} of these paths"):
-            notes(records([sweep]), baseline=word)
-
-
-def test_written_notes_read_back_as_the_same_numbers(sweep, tmp_path):
-    (tmp_path / "back.txt").write_text(notes(records([sweep])))
-    path, _ = write_import(read_sources([tmp_path / "back.txt"])[0], tmp_path)
-    before, after = records([sweep]), records([path])
-    assert list(after["run", "run_id"]) == ["back/0", "back/1", "back/2"]
-    for name in ("title", "state"):
-        assert list(after["run", name]) == list(before["run", name])
-    for _, metric in [column for column in before.columns if column[0] == "metrics"]:
-        for a, b in zip(before["metrics", metric], after["metrics", metric], strict=True):
-            assert a == b or (math.isnan(a) and math.isnan(b))
-    assert list(after["run", "nulls"]) == [["kl_div_score"], [], []]
-    assert list(after["config", "penalty.lambda2_max"]) == [0.5, 0.1, 0.1]
-    assert list(after["config", "architecture.k"]) == [32, 32, 32]
-
-
-def test_hostile_text_never_passes_for_a_run(outputs, tmp_path):
-    add_run(outputs, "a", {"penalty.name": HOSTILE, "seed": 1}, title=HOSTILE, warnings=(HOSTILE,))
-    add_run(outputs, "b", {"seed": 2}, state="failed", error=HOSTILE)
-    text = notes(records([outputs]))
-    assert not {c for c in text if not c.isprintable()} - {"\n"}
-    (tmp_path / "h.txt").write_text(text)
-    (found,) = read_sources([tmp_path / "h.txt"])
-    assert [run["run_id"] for run in found.runs] == ["h/0", "h/1"]
-    assert found.runs[0]["metrics"]["fvu"] == METRICS["fvu"] and found.runs[0]["config"]["penalty"] == HOSTILE
-    path, _ = write_import(found, tmp_path)
-    again = notes(records([path]))
-    assert again.count("\n## Run ") == 2
-
-
-def test_the_command_writes_whole_files(sweep, tmp_path, capsys):
-    assert main(["notes", str(sweep), "-o", str(tmp_path / "n" / "notes.txt")]) == 0
-    assert capsys.readouterr().out == f"3 runs -> {tmp_path / 'n' / 'notes.txt'}\n"
-    assert main(["notes", str(sweep)]) == 0
-    assert capsys.readouterr().out == (tmp_path / "n" / "notes.txt").read_text()
-    assert main(["notes", str(sweep), "--baseline", "nobody"]) == 2
-    assert (
-        capsys.readouterr().err == "error: --baseline nobody: no run of these paths; give a run id or a whole title.\n"
-    )
 
 
 # Reading
