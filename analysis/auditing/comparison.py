@@ -42,6 +42,12 @@ class Comparison:
         return next((run.recorded.study for run in self.runs), Study())
 
     @cached_property
+    def model(self) -> str | None:
+        """The one model that an imported study names for its training, if it is one."""
+        found = {str(run.config["model"]) for run in self.runs if run.study and run.config.get("model")}
+        return found.pop() if len(found) == 1 else None
+
+    @cached_property
     def baselines(self) -> list[Run]:
         """The measured runs without the method under study: without a penalty, or called a baseline."""
         return [run for run in self.measured if is_baseline(run)]

@@ -38,16 +38,17 @@ def unequal(key: str, values: Iterable[Any], varied: Collection[str] = ()) -> st
     found = {value for value in values if value is not None}
     if len(found) < 2 or exempt(key, varied):
         return None
-    return f"the runs differ in {key} ({_listed(found)}): {SO.get(key, 'they do not compare')}"
+    return f"the runs differ in {key} ({listed(found)}): {SO.get(key, 'they do not compare')}"
 
 
 def kept(key: str, own: Iterable[Any], values: Iterable[Any], varied: Collection[str] = ()) -> str | None:
     """`key 40, 320`, the values `own` of runs that keep a record's budget, where not all runs have one; else None."""
     found = set(own) - {None}
-    return f"{key} {_listed(found)}" if found and unequal(key, values, varied) else None
+    return f"{key} {listed(found)}" if found and unequal(key, values, varied) else None
 
 
-def _listed(values: Iterable[Any]) -> str:
+def listed(values: Iterable[Any]) -> str:
+    """The values in their order, of more than six the ends."""
     ordered = sorted(values, key=lambda value: (isinstance(value, str), value))
     shown = ordered if len(ordered) <= 6 else [*ordered[:3], "...", *ordered[-2:]]
     return ", ".join(map(_word, shown))

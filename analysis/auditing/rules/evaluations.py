@@ -88,7 +88,7 @@ def other_model(comparison: Comparison) -> Found:
     yield from by_sentence(
         (run, f"trained on model {trained}, evaluated{in_names(run, names)} on {judged}.")
         for run in comparison.runs
-        for (trained, judged), names in models_of(run).items()
+        for (trained, judged), names in models_of(run, comparison.model).items()
         if not is_sibling(trained, judged)
     )
 
@@ -103,7 +103,7 @@ def sibling_model(comparison: Comparison) -> Found:
     yield from by_sentence(
         (run, f"trained on {trained}, evaluated{in_names(run, names)} on its instruction-tuned sibling {judged}.")
         for run in comparison.runs
-        for (trained, judged), names in models_of(run).items()
+        for (trained, judged), names in models_of(run, comparison.model).items()
         if is_sibling(trained, judged)
     )
 
@@ -112,9 +112,12 @@ def in_names(run: Run, names: list[str]) -> str:
     return f" ({', '.join(sorted(names))})" if 0 < len(names) < len(run.evaluations) else ""
 
 
-def models_of(run: Run) -> dict[tuple[str, str], list[str]]:
-    """(model of the training, model of an evaluation) where they are two -> the evaluations."""
-    own = run.config.get("model.path") or run.config.get("model")
+def models_of(run: Run, usual: str | None) -> dict[tuple[str, str], list[str]]:
+    """(model of the training, model of an evaluation) where they are two -> the evaluations.
+
+    A run of an imported study without a model has the one of its study, `usual`.
+    """
+    own = run.config.get("model.path") or run.config.get("model") or usual
     here = {last_name(name) for name in (own, run.config.get("model")) if name}
     found: dict[tuple[str, str], list[str]] = {}
     for name, how in run.evaluations.items():

@@ -1,12 +1,15 @@
 """Rules on what an imported study lacks."""
 
 import math
+import re
+from itertools import pairwise
 from typing import Any
 
 from analysis.auditing.comparison import Comparison
 from analysis.auditing.finding import joined, run_names
 from analysis.auditing.rules.rule import Found, Rules, by_sentence
 from analysis.auditing.run import Run, number
+from sae_sweeps.storage.budget import listed
 
 RULES = Rules()
 
@@ -48,6 +51,50 @@ def unrecorded(comparison: Comparison) -> Found:
             if missing:
                 found.setdefault(f"no {' and no '.join(missing)} recorded.", []).append(run)
     yield from found.items()
+
+
+@RULES.add(
+    "method-unrecorded",
+    "warning",
+    "The config of an imported run that is no baseline has no penalty.",
+    "record the penalty's settings and its loss",
+)
+def unrecorded_method(comparison: Comparison) -> Found:
+    runs = [
+        run
+        for run in comparison.others
+        if run.study and run.config.get("lr_schedule.lr") is not None and not any(map(METHOD.match, run.config))
+    ]
+    if comparison.baselines and runs:
+        yield "the recorded config has no penalty, weight or schedule, so nothing shows that the method was on.", runs
+
+
+METHOD = re.compile(r"(penalty|schedule|group_layer)(\.|$)")
+
+
+@RULES.add(
+    "confounded",
+    "note",
+    "An imported run differs from the one before it in several settings at once.",
+    "change one at a time",
+)
+def confounded(comparison: Comparison) -> Found:
+    runs = [run for run in comparison.others if run.study and run.name.isdecimal()]
+    for before, run in pairwise(sorted(runs, key=lambda run: int(run.name))):
+        keys = [
+            key
+            for key in comparison.method_keys
+            if key != "num_tokens"
+            and None not in (before.config.get(key), run.config.get(key))
+            and before.config[key] != run.config[key]
+        ]
+        names = [key.rpartition(".")[2] for key in keys if key.partition(".")[0] not in keys or "." not in key]
+        names += ["steps"] * (None not in (before.steps, run.steps) and before.steps != run.steps)
+        if len(names) > 1:
+            yield (
+                f"differs from {run_names([before.name])} in {joined(names)} at once, so that their effects are mixed.",
+                [run],
+            )
 
 
 @RULES.add(
@@ -108,11 +155,11 @@ def has_l1(run: Run) -> bool:
     "unread", "warning", "An import could not read what looks like a figure.", "correct the notes and import again"
 )
 def unread(comparison: Comparison) -> Found:
-    listed = [(run, part) for run in comparison.runs for part in run.recorded.unread]
-    if listed:
-        shown = joined(f"line {part.get('line')} (`{str(part.get('text', ''))[:40]}`)" for _, part in listed[:4])
-        more = f" and {len(listed) - 4} more" if len(listed) > 4 else ""
-        yield f"could not be read: {shown}{more}.", [run for run, _ in listed]
+    parts = [(run, part) for run in comparison.runs for part in run.recorded.unread]
+    if parts:
+        shown = joined(f"line {part.get('line')} (`{str(part.get('text', ''))[:40]}`)" for _, part in parts[:4])
+        more = f" and {len(parts) - 4} more" if len(parts) > 4 else ""
+        yield f"could not be read: {shown}{more}.", [run for run, _ in parts]
 
 
 @RULES.add(
@@ -146,7 +193,6 @@ def studies_differ(comparison: Comparison) -> Found:
         ]
         known = {found for found in of_study if found}
         if len(known) > 1:
-            shown = sorted(set().union(*known), key=lambda value: (isinstance(value, str), value))
-            differing.append(f"{key} ({', '.join(map(str, shown))})")
+            differing.append(f"{key} ({listed(set().union(*known))})")
     if len(studies) > 1 and differing:
         yield f"{len(studies)} studies are shown together that differ in {joined(differing)}.", comparison.runs

@@ -79,6 +79,13 @@ def test_evaluated_on_another_model(found, judged, code):
         assert "(unlearning) on " in codes[code][0][1]
 
 
+def test_a_run_without_a_model_has_its_studys(found):
+    other = a_run(1, evaluations={"unlearning": {"model": "google/gemma-2-2b-it"}})
+    del other["config"]["model"]
+    assert [runs for runs, _ in found(a_run(0), other)["eval-sibling"]] == ["1"]
+    assert "eval-sibling" not in found(other)
+
+
 def test_one_evaluation_of_several_studies(tmp_path):
     one = {"sparse_probing": {"eval_id": "e823bbbb-62c9"}}
     paths = []
@@ -165,6 +172,21 @@ def test_the_form_of_a_loss_that_is_not_recorded(found, loss, l1, mse, form):
     (found_one,) = found(a_run(0, config=config, metrics=metrics))["recon-unknown"]
     assert f" figures fit {form} (" in found_one[1]
     assert "recon-unknown" not in found(a_run(0, config=config | {"train.recon": form}, metrics=metrics))
+
+
+def test_a_config_without_the_method_and_several_changes_at_once(found):
+    rate = {"lr_schedule.lr": 3e-4}
+    weight = {"penalty.lambda2_max": 0.1}
+    codes = found(a_run(0, "Baseline", rate), a_run(1, config=rate), a_run(2, config=rate | weight))
+    assert [runs for runs, _ in codes["method-unrecorded"]] == ["1"] and "confounded" not in codes
+    codes = found(
+        a_run(1, config=rate | weight | {"batch_size": 256}, steps=1),
+        a_run(2, config={"lr_schedule.lr": 1e-4, "batch_size": 512}, steps=195),
+        a_run(3, config={"lr_schedule.lr": 1e-4, "batch_size": 256}, steps=195),
+    )
+    assert codes["confounded"] == [
+        ("2", "differs from Run 1 in lr, batch_size and steps at once, so that their effects are mixed.")
+    ]
 
 
 # Gaps
