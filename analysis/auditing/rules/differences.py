@@ -142,27 +142,38 @@ def welch(sample: list[float], others: list[list[float]]) -> list[float]:
     "show both beside each other",
 )
 def probes_below(comparison: Comparison) -> Found:
-    found: dict[tuple[int, ...], list[Run]] = {}
+    below: dict[str, list[int]] = {}
+    runs: list[Run] = []
     for run in comparison.measured:
-        below = tuple(k for k, (sae, llm) in sorted(probes_of(run).items()) if sae < llm)
-        found.setdefault(below, []).append(run)
-    for below, runs in found.items():
-        if below:
-            where = f"k = {', '.join(map(str, below))}"
-            shown = [probes_of(run)[below[-1]] for run in runs]
-            sides = " and ".join(f"{sae:.3f} against {llm:.3f}" for sae, llm in shown[:3])
-            yield (
-                f"its features probe worse than as many activation dimensions at {where} (the last: {sides}).",
-                runs,
-            )
+        found = [k for k, (sae, llm) in probes_of(run).items() if sae < llm]
+        if found:
+            below[run.run_id] = sorted(found)
+            runs.append(run)
+    if runs:
+        several = len(set(map(tuple, below.values()))) > 1
+        first = below[runs[0].run_id]
+        sae, llm = probes_of(runs[0])[first[-1]]
+        where = "some k" if several else f"k = {', '.join(map(str, first))}"
+        yield (
+            f"its features probe worse than as many activation dimensions at {where} ({sae:.3f} against {llm:.3f} at "
+            f"k = {first[-1]}{f' in {runs[0].name}' * (len(runs) > 1)}).",
+            runs,
+        )
 
 
 def probes_of(run: Run) -> dict[int, tuple[float, float]]:
     """k -> accuracies of the probe on k features and on k dimensions, of an SAE that is not dead."""
-    found = ((PROBE.fullmatch(name), value) for name, value in run.metrics.items())
     pairs = {
-        int(top[2]): (value, run.metrics.get(f"{top[1] or ''}llm_top_{top[2]}_test_accuracy"))
-        for top, value in found
-        if top
+        k: (value, run.metrics.get(other))
+        for name, value in run.metrics.items()
+        if value != 0.5
+        for k, other in beside(name)
     }
-    return {k: (sae, llm) for k, (sae, llm) in pairs.items() if llm is not None and sae != 0.5}
+    return {k: (sae, llm) for k, (sae, llm) in pairs.items() if llm is not None}
+
+
+@lru_cache(maxsize=4096)
+def beside(metric: str) -> tuple[tuple[int, str], ...]:
+    """Of the accuracy of a probe on k features: k, and the name of that on k dimensions."""
+    found = PROBE.fullmatch(metric)
+    return ((int(found[2]), f"{found[1] or ''}llm_top_{found[2]}_test_accuracy"),) if found else ()

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any
 
 from analysis.auditing.comparison import Comparison
@@ -209,8 +210,13 @@ def missing_evaluations(comparison: Comparison) -> Found:
 
 def kinds_of(run: Run) -> set[str]:
     """The evaluations of which the run has a metric; on built-in data they are the same."""
-    names = [name.removeprefix(BUILTIN) for name in run.metrics]
-    return {kind for kind, own in KINDS.items() if any(fnmatchcase(name, pattern) for name in names for pattern in own)}
+    return set().union(*map(kinds_with, run.metrics))
+
+
+@lru_cache(maxsize=4096)
+def kinds_with(metric: str) -> frozenset[str]:
+    name = metric.removeprefix(BUILTIN)
+    return frozenset(kind for kind, own in KINDS.items() if any(fnmatchcase(name, pattern) for pattern in own))
 
 
 def kinds_of_all(runs: list[Run]) -> list[str]:

@@ -128,7 +128,7 @@ def test_probes_that_are_worse_than_the_activations(found):
     assert codes["probe-below"] == [
         (
             "0",
-            "its features probe worse than as many activation dimensions at k = 5 (the last: 0.700 against 0.800).",
+            "its features probe worse than as many activation dimensions at k = 5 (0.700 against 0.800 at k = 5).",
         )
     ]
 
