@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.reading.names import CONFIG_NAMES, LABELS, STEPS, is_config
+from analysis.reading.names import CONFIG_NAMES, LABELS, PLAIN_CONFIG, STEPS, is_config
 
 NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?"
 VALUE = rf"(?:{NUMBER}|NaN|nan|None|null|[-+]?inf(?:inity)?)"
@@ -41,7 +41,8 @@ HEDGE = re.compile(
 """Words after which a number of a sentence may be another run's, or none's."""
 HEDGE_AFTER = re.compile(r"\b(?:needs?\s+to|might|should|could|would|will|plan\w*|next|tr(?:y|ied))\b", re.IGNORECASE)
 """Words that make a proposal of what is before them."""
-NAMED = sorted({*LABELS, *CONFIG_NAMES, *STEPS}, key=len, reverse=True)
+PLAIN = (name for name in PLAIN_CONFIG if "_" in name or name == "seed")  # the others are words of any sentence
+NAMED = sorted({*LABELS, *CONFIG_NAMES, *STEPS, *PLAIN}, key=len, reverse=True)
 PHRASE = re.compile(
     rf"\b(?P<label>{'|'.join(re.escape(name) for name in NAMED)})"
     rf"(?:\s*[=(]\s*|\s+(?:of|at|to|is|was|(?:remain|stay)(?:s|ed)\s+at|from\s+{NUMBER}\s+to)\s+)(?P<value>{NUMBER}){ENDS}",
