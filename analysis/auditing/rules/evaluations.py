@@ -205,7 +205,7 @@ def missing_evaluations(comparison: Comparison) -> Found:
             f"{run_names(having) if len(having) < 9 else f'{len(having)} runs'} alone"
             for having, kinds in without.items()
         )
-        yield f"{joined(listed)}.", [run for run in runs if any(run.name not in having for having in without)]
+        yield f"{'; '.join(listed)}.", [run for run in runs if any(run.name not in having for having in without)]
 
 
 def kinds_of(run: Run) -> set[str]:

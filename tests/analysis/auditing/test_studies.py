@@ -404,6 +404,56 @@ def test_the_list_for_a_whole_record(capsys):
     assert moved.strip().startswith("Run 0: ") and moved.count("\n") <= 4
 
 
+SHAPES = HERE.parent / "reading" / "shapes"
+LISTS = {
+    "adaptive": """
+        error never-trained 0 | error dead 0 | error eval-layer 0 | warning alone 0 | note not-overcomplete 0
+        | note reported 0
+    """,
+    "bottleneck": """
+        error never-trained 0 2 3 4 | error dead 0 | error eval-layer 0 | error nothing-shared 0 2 3 4
+        | warning no-result 5 | warning floor 2 3 4 | warning single-seed 0 2 3 4 | warning run-missing 0 2 3 4 5
+        | note not-overcomplete 0 | note eval-sibling 2 | note reported 0 2 3 4 5 | note confounded 3
+        | note confounded 4
+    """,
+    "contrastive": """
+        error budget-tokens 3 4 | error budget-steps 3 4 | error one-step 3 | error dead 0
+        | error nothing-shared 0 1 2 3 4 | warning budget-batch-size 3 4 | warning floor 1 2 3 4
+        | warning single-seed 0 1 2 3 4 | warning prose-unmeasured 4 | warning unrecorded 0 1 2 | warning unrecorded 3 4
+        | warning method-unrecorded 3 4 | note reported 0 1 2 3 4 | note announced 0 1 2 3 4 | note confounded 4
+    """,
+    "progressive": """
+        error budget-steps baseline_topk baseline_standard 1 2 | error lr-used baseline_topk 1 2
+        | error perfect-score baseline_standard | warning budget-k baseline_topk 1 2 | warning no-control 1 2
+        | warning logged-unused baseline_topk 1 2 | warning eval-missing baseline_topk baseline_standard 1 2
+        | warning single-seed baseline_topk baseline_standard 1 2
+        | warning prose-run baseline_topk baseline_standard 1 2 | warning method-unrecorded 1 2
+        | note eval-sibling baseline_topk | note reported baseline_topk baseline_standard 1 2
+    """,
+    "selective": """
+        error diverged 5 6 7 8 9 | error eval-layer 0 | warning eval-missing 1 2 3 4 5 6 7 8 9 | warning identical 1 2
+        | warning floor 0 1 2 3 4 5 6 7 8 9 | warning single-seed 0 1 2 3 4 5 6 7 8 9
+        | warning prose-run 0 1 2 3 4 5 6 7 8 9 | warning unrecorded 1 2 3 4 5 6 7 8 9 | warning loss-only 1 2 3 4
+        | note not-overcomplete 0 | note eval-sibling 0 | note reported 0 1 2 3 4 5 6 7 8 9 | note moved 0
+    """,
+}
+"""What the audit finds in notes of the five studies' shapes and figures: level, code and runs of each finding."""
+
+
+def test_the_lists_for_the_five_studies_shapes():
+    findings = audit(records([SHAPES / f"{name}.txt" for name in LISTS], sources=True))
+    for study, expected in LISTS.items():
+        own = [
+            " ".join([f.level, f.code, *(run.rpartition("/")[2] for run in f.runs)])
+            for f in findings
+            if f.study == study
+        ]
+        assert own == [" ".join(part.split()) for part in expected.split("|")], study
+    across = [(f.code, f.runs) for f in findings if f.study is None]
+    assert across[0] == ("shared-eval", ("adaptive/0", "bottleneck/0", "contrastive/0"))
+    assert [code for code, _ in across] == ["shared-eval", "studies-differ"]
+
+
 def test_honest_notes_have_no_finding_in_their_words(tmp_path):
     text = """# Title: A penalty on decoders
 # Experiment description: Train on gemma-2-2b. Report unlearning scores, which need a baseline that is stable.
