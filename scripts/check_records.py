@@ -57,8 +57,7 @@ def check(folder: Path, other: Path | None) -> int:
             differences.append(f"{path.name}: {len(found.runs)} runs were read, the record has {expected}")
         ids = set()
         for run in found.runs:
-            _, _, number = run["run_id"].partition("/")
-            run_id = f"{study}/{BASELINES.get(number, number)}"
+            run_id = reference_id(run["run_id"])
             ids.add(run_id)
             if run_id not in reference:
                 differences.append(f"{run_id} is not in the reference")
@@ -80,6 +79,12 @@ def check(folder: Path, other: Path | None) -> int:
     for difference in differences:
         print(f"  {difference}")
     return 1 if differences else 0
+
+
+def reference_id(run_id: str) -> str:
+    """The id in the reference of a run as read."""
+    study, _, number = run_id.partition("/")
+    return f"{study}/{BASELINES.get(number, number)}"
 
 
 def by_id(figures: Import) -> dict[str, dict[str, Any]]:

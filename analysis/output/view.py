@@ -166,7 +166,13 @@ def labels(columns: Iterable[Column], short: bool = False) -> dict[Column, str]:
     keys = {column: SHORT_KEYS.get(column[1], column[1]).split(".") for column in columns if column[0] == "config"}
     for column, parts in keys.items():
         ends = (parts[-n:] for n in range(1, len(parts) + 1))
-        names = (".".join(end) for end in ends if sum(other[-len(end) :] == end for other in keys.values()) == 1)
+        others = [other for key, other in keys.items() if key != column]
+        # a whole name is no other key's even where other keys end in it
+        names = (
+            ".".join(end)
+            for end in ends
+            if not any((other if end == parts else other[-len(end) :]) == end for other in others)
+        )
         result[column] = next((name for name in names if name not in taken), f"config.{column[1]}")
     return result
 
