@@ -42,7 +42,7 @@ def who(runs: Collection[str], n_runs: int) -> str:
 def run_names(names: Iterable[str]) -> str:
     """Numbers of runs as `Run 3`, `Runs 1, 2 and 5 to 9`; other names as they are, after them."""
     listed = list(dict.fromkeys(names))
-    numbers = sorted({int(name) for name in listed if name.isdecimal()})
+    numbers = sorted({int(name) for name in listed if name.isdecimal() and len(name) < 6})
     spans: list[list[int]] = []
     for number in numbers:
         if spans and number == spans[-1][-1] + 1:
@@ -51,7 +51,7 @@ def run_names(names: Iterable[str]) -> str:
             spans.append([number])
     words = [word for span in spans for word in (map(str, span) if len(span) < 3 else [f"{span[0]} to {span[-1]}"])]
     shown = [f"Run{'s' * (len(numbers) != 1)} {joined(words)}"] if words else []
-    return ", ".join([*shown, *(name for name in listed if not name.isdecimal())])
+    return ", ".join([*shown, *(name for name in listed if not (name.isdecimal() and len(name) < 6))])
 
 
 def joined(words: Iterable[str]) -> str:

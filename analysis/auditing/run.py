@@ -55,6 +55,11 @@ class Run:
         return self.run_id.rpartition("/")[2] if self.study else self.run_id
 
     @cached_property
+    def place(self) -> int | None:
+        """Its number within its study, where it has one."""
+        return int(self.name) if self.study and self.name.isdecimal() and len(self.name) < 6 else None
+
+    @cached_property
     def as_recorded(self) -> bool:
         """Whether it keeps the settings of an earlier study's record, budget included."""
         return AS_RECORDED in str(self.config.get("tags"))

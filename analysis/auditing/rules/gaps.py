@@ -29,8 +29,8 @@ def alone(comparison: Comparison) -> Found:
     "find its results, or say why it has none",
 )
 def missing_run(comparison: Comparison) -> Found:
-    numbers = {int(run.name) for run in comparison.runs if run.study and run.name.isdecimal()}
-    gap = [str(number) for number in range(min(numbers, default=0), max(numbers, default=0)) if number not in numbers]
+    places = {run.place for run in comparison.runs if run.place is not None}
+    gap = [str(place) for place in range(min(places, default=0), max(places, default=0)) if place not in places]
     if gap:
         yield f"{run_names(gap)} {'is' if len(gap) == 1 else 'are'} missing between the others.", comparison.runs
 
@@ -79,8 +79,8 @@ METHOD = re.compile(r"(penalty|schedule|group_layer)(\.|$)")
     "change one at a time",
 )
 def confounded(comparison: Comparison) -> Found:
-    runs = [run for run in comparison.others if run.study and run.name.isdecimal()]
-    for before, run in pairwise(sorted(runs, key=lambda run: int(run.name))):
+    runs = [run for run in comparison.others if run.place is not None]
+    for before, run in pairwise(sorted(runs, key=lambda run: run.place or 0)):
         keys = [
             key
             for key in comparison.method_keys

@@ -64,7 +64,7 @@ def praised(comparison: Comparison) -> Found:
             yield f"its text has `{word}`, its loss is not a number.", [run]
     for sentence, line in statements(comparison):
         word = praise(sentence)
-        named = [run for run in diverged if run.name.isdecimal() and int(run.name) in set(runs_named(sentence))]
+        named = [run for run in diverged if run.place in set(runs_named(sentence))]
         if word and named:
             yield f"the study's text (line {line} on) has `{word}` of it, its loss is not a number.", named
 
@@ -98,8 +98,8 @@ def out_of_range(comparison: Comparison) -> Found:
     "prose-run", "warning", "A text names a run of which there is no result.", "run it, or take it out of the text"
 )
 def no_such_run(comparison: Comparison) -> Found:
-    numbers = {int(run.name) for run in comparison.runs if run.name.isdecimal()}
-    if not comparison.imported or not numbers:
+    places = {run.place for run in comparison.runs} - {None}
+    if not places:
         return
     lines: dict[int, int] = {}
     for sentence, line in statements(comparison):
@@ -108,7 +108,7 @@ def no_such_run(comparison: Comparison) -> Found:
     for run in comparison.runs:
         for named in runs_named(run.description):
             lines.setdefault(named, run.recorded.line)
-    absent = sorted(set(lines) - numbers)
+    absent = sorted(set(lines) - places)
     if absent:
         where = ", ".join(dict.fromkeys(f"line {lines[named]}" for named in absent[:4] if lines[named]))
         yield (
