@@ -40,12 +40,18 @@ METRICS = {
 
 
 def evaluate_scr(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: EvalConfig) -> dict[str, Result]:
-    """SCR of SAEs of one hook."""
+    """SCR of SAEs of one hook. Raises DataError where the data have enough rows of no pair."""
     found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in saes}
     after: dict[str, dict[str, Accuracies]] = {name: {} for name in saes}
-    pairs, short = pairs_of(shared)
-    for pair in pairs:
-        parts = pair_folds(shared, pair)
+    measured: list[Pair] = []
+    warnings: list[str] = []
+    for pair in chosen_pairs(shared.source, cfg.ablation.pairs):
+        try:
+            parts = pair_folds(shared, pair)
+        except MissingRows as error:
+            warnings.append(f"not measured: {str(error).rstrip('.')}")
+            continue
+        measured.append(pair)
         probes = probes_of_model(shared, pair, [fold.choosing for fold in parts])
         both = list(zip(parts, probes, strict=True))
         logits = [logits_of(made, shared.model_means(pair, "test")) for made in probes]
@@ -55,34 +61,22 @@ def evaluate_scr(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: EvalConfi
             each = [scr_accuracies(sae, name, shared, pair, fold.measured, made) for fold, made in both]
             after[name][pair.name] = averaged(each)
             found[name][pair.name] = scr_metrics(each, clean, choosing)
+    if not measured:
+        raise DataError(f"scr: no pair of eval.ablation.pairs has enough rows ({warnings[0]}).")
+    warnings += few_steps(parts, cfg)
     return {
         name: shared.result(
             "scr",
             name,
             sae,
-            eval_config(cfg, shared, True, [], pairs),
+            eval_config(cfg, shared, True, [], measured),
             {"scr_metrics": average(list(found[name].values()))},
             details=[{"dataset_name": f"{pair}_results", **metrics} for pair, metrics in found[name].items()],
-            warnings=too_small(sae, cfg) + few_steps(shared, pairs) + untied(found[name]) + short,
+            warnings=too_small(sae, cfg) + untied(found[name]) + warnings,
             more={"accuracies": after[name]},
         )  # fmt: skip
         for name, sae in saes.items()
     }
-
-
-def pairs_of(shared: Shared) -> tuple[list[Pair], list[str]]:
-    """The pairs that the data have enough rows of, and warnings that name the others. Raises DataError without any."""
-    wanted, found, why = chosen_pairs(shared.source, shared.cfg.ablation.pairs), [], []
-    for pair in wanted:
-        try:
-            shared.rows(pair, "train"), shared.rows(pair, "test")
-        except MissingRows as error:
-            why.append(str(error))
-        else:
-            found.append(pair)
-    if wanted and not found:
-        raise DataError(f"scr: no pair of eval.ablation.pairs has enough rows: {why[0]}")
-    return found, [f"not measured: {reason.rstrip('.')}" for reason in why]
 
 
 def untied(found: dict[str, dict[str, float]]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_sweeps.errors import DataError
 from sae_sweeps.evaluation.probes import BinaryTask
 from sae_sweeps.evaluation.rows import Rows
 
@@ -35,7 +36,9 @@ def folds(tasks: Mapping[str, BinaryTask], rows: Rows, selection: str, draw: Dra
     """The folds of the tasks, whose test rows are drawn from `rows`.
 
     Args:
-        redrawn: whether SAEBench draws the rows that measure anew (TPP; with its positives the same).
+        redrawn: whether SAEBench draws the rows that measure anew (TPP; the positives are the same ones).
+
+    Raises DataError where a class has no row in one of the halves.
     """
 
     def with_rows(part: str, within_n: Tensor, n_by_class: dict[str, int]) -> dict[str, BinaryTask]:
@@ -48,7 +51,13 @@ def folds(tasks: Mapping[str, BinaryTask], rows: Rows, selection: str, draw: Dra
     if selection == "test":
         every = torch.arange(len(rows.text_R))
         return [Fold(dict(tasks), with_rows("measured", every, rows.n_by_class) if redrawn else dict(tasks))]
-    parts = [with_rows(f"half {number}", *half) for number, half in enumerate(halves(rows.text_R, rows.n_by_class), 1)]
+    both = halves(rows.text_R, rows.n_by_class)
+    if not all(n for _, n_by_class in both for n in n_by_class.values()):
+        raise DataError(
+            "the test rows of a class are too few for two halves: raise eval.probing.test_rows and "
+            "eval.ablation.test_rows, or give eval.selection=test."
+        )
+    parts = [with_rows(f"half {number}", *half) for number, half in enumerate(both, 1)]
     return [Fold(*parts), Fold(*reversed(parts))]
 
 

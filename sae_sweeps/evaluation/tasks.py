@@ -155,14 +155,14 @@ def chosen_pairs(source: Source, given: dict[str, Any] | None) -> tuple[Pair, ..
     pairs = []
     for dataset, several in given.items():
         if dataset not in source.attributes:
-            known = ", ".join(source.attributes)
-            raise ConfigError(f"eval.ablation.pairs.{dataset}: has no second attribute here; choose from {known}.")
-        known_classes = source.attributes[dataset]
+            names = ", ".join(source.attributes)
+            raise ConfigError(f"eval.ablation.pairs.{dataset}: has no second attribute here; choose from {names}.")
+        known = source.attributes[dataset]
         for pair in several if isinstance(several, list) else [several]:
-            if not isinstance(pair, list) or len(set(pair)) != 2 or not set(pair) <= set(known_classes):
+            if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1] or not all(map(known.count, pair)):
                 raise ConfigError(
                     f"eval.ablation.pairs.{dataset}={pair}: must be two different classes of "
-                    f"{', '.join(known_classes)}, as in [[{known_classes[0]},{known_classes[1]}]]."
+                    f"{', '.join(known)}, as in [[{known[0]},{known[1]}]]."
                 )
             pairs.append(Pair(dataset, (pair[0], pair[1])))
     if not pairs:

@@ -59,7 +59,7 @@ def evaluate_tpp(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: EvalConfi
             {"tpp_metrics": average([overall for overall, _ in found[name].values()])},
             details=[{"dataset_name": f"{dataset}_tpp_results", **found[name][dataset][0]} for dataset in datasets],
             unstructured={dataset: found[name][dataset][1] for dataset in datasets},
-            warnings=too_small(sae, cfg) + few_steps(shared, datasets),
+            warnings=too_small(sae, cfg) + few_steps(parts, cfg),
             more={"accuracies": after[name]},
         )  # fmt: skip
         for name, sae in saes.items()
@@ -186,11 +186,10 @@ def too_small(sae: ExportedSAE, cfg: EvalConfig) -> list[str]:
     return [f"n_values {', '.join(map(str, beyond))} exceed d_sae = {sae.d_sae}: all features were ablated there"]
 
 
-def few_steps(shared: Shared, data: Sequence[str | Pair]) -> list[str]:
-    """A warning where the probes take too few steps to converge."""
-    cfg = shared.cfg.ablation
-    fewest = min(max(shared.rows(one, "train").n_by_class.values()) * 2 for one in data)
-    why = unconverged(fewest, cfg.probe_batch, [cfg.probe_lr] * cfg.probe_epochs)
+def few_steps(parts: list[Fold], cfg: EvalConfig) -> list[str]:
+    """A warning where the probes of the last data set take too few steps to converge."""
+    n_rows, own = len(next(iter(parts[0].choosing.values())).train_rows), cfg.ablation
+    why = unconverged(n_rows, own.probe_batch, [own.probe_lr] * own.probe_epochs)
     return [f"{why}; raise eval.ablation.probe_epochs or lower eval.ablation.probe_batch"] if why else []
 
 

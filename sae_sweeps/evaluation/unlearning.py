@@ -57,8 +57,8 @@ class Setting:
 
 def evaluate_unlearning(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: UnlearningConfig) -> dict[str, Result]:
     """Unlearning with SAEs of one hook."""
-    firing = {split: firing_shares(saes, corpus_tokens(shared, split), shared) for split in ("forget", "retain")}
     questions = answered(shared)
+    firing = {split: firing_shares(saes, corpus_tokens(shared, split), shared) for split in ("forget", "retain")}
     batches = list(question_batches(questions, shared))
     counts = {(kind, half): 0 for kind, half in product((True, False), (False, True))}
     for batch in batches:

@@ -6,17 +6,14 @@ evaluation that fails is reported, and the others are done.
 
 from __future__ import annotations
 
-import re
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from sae_sweeps.activations.synthetic import SyntheticWorld
 from sae_sweeps.architectures.saelens import ExportedSAE
@@ -30,15 +27,15 @@ from sae_sweeps.config.evaluations import (
     same_settings,
     settings_of,
 )
-from sae_sweeps.config.paths import config_dir
+from sae_sweeps.config.judged import judged_model
 from sae_sweeps.config.plugins import blamed
 from sae_sweeps.config.run import RunConfig
-from sae_sweeps.config.schema import ModelConfig, SyntheticConfig
+from sae_sweeps.config.schema import SyntheticConfig
 from sae_sweeps.errors import ConfigError, DamagedFile, DataError, Interrupted, NoNetwork, UserError
 from sae_sweeps.evaluation.draws import evenly
 from sae_sweeps.evaluation.result import Measured, Result
 from sae_sweeps.evaluation.shared import Shared
-from sae_sweeps.evaluation.sources import kind_of
+from sae_sweeps.evaluation.sources import data_of
 from sae_sweeps.runs.session import RunSession, held_out_pool
 from sae_sweeps.storage.files import one_line, read_json, write_json, write_text
 from sae_sweeps.storage.run_folder import RunFolder
@@ -90,39 +87,11 @@ def wanted(run: RunConfig) -> list[str]:
 
 
 def judged(run: RunConfig, name: str) -> RunConfig:
-    """The run with the model that an evaluation runs on: for unlearning that of `eval.unlearning.model`.
-
-    Raises ConfigError for a word that is no model.
-    """
-    word = run.eval.unlearning.model
-    if word == "auto":
-        word = sibling(run.model) or "same"
-    if name != "unlearning" or word == "same":
+    """The run with the model of `eval.unlearning.model` where the evaluation is unlearning, else the run itself."""
+    model = judged_model(run.eval.unlearning.model, run.model)
+    if name != "unlearning" or model is run.model:
         return run
-    folder = Path(word).expanduser()
-    if not folder.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", word):
-        raise ConfigError(
-            f"eval.unlearning.model={word}: is no folder and no name on the hub; give one, or same for the model that "
-            "the SAE was trained on."
-        )
-    source, path = ("local", str(folder)) if folder.is_dir() else ("hub", word)
-    model = replace(run.model, name=folder.name, source=source, path=path, revision=None, instruct=None)
-    cfg = run.eval if run.eval.data != "auto" else replace(run.eval, data=kind_of(run.eval, run.model))
-    return replace(run, model=model, eval=cfg)
-
-
-def sibling(model: ModelConfig) -> str | None:
-    """The instruction-tuned sibling that the model's YAML names, or that of the same hub model."""
-    if model.instruct or model.source != "hub":
-        return model.instruct
-    return siblings().get(model.path)
-
-
-@cache
-def siblings() -> dict[str | None, str | None]:
-    """The instruction-tuned sibling of each hub model that has a YAML."""
-    known: list[Any] = [OmegaConf.load(path) for path in (config_dir() / "model").glob("*.yaml")]
-    return {yaml.get("path"): yaml.get("instruct") for yaml in known}
+    return replace(run, model=model, eval=replace(run.eval, data=data_of(run.eval, run.model)))
 
 
 def measured_on(run: RunConfig) -> dict[str, Any]:

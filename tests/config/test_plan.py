@@ -299,7 +299,7 @@ def test_names_of_links_are_safe(title):
 
 def test_evaluations_are_checked_and_their_unused_keys_refused():
     full = one("model=builtin", "eval=full").run.eval
-    assert full.recon_batches == 200 and "tpp" in full.evaluations and full.probing.k_values == [1, 2, 5]
+    assert full.recon_batches == 200 and "tpp" in full.evaluations and full.probing.k_values == [1, 2, 5, 10, 20, 50]
     assert one(
         "model=builtin", "eval.evaluations=[core,tpp]", "eval.ablation.n_values=[3]"
     ).run.eval.ablation.n_values == [3]
