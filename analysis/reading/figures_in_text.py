@@ -145,11 +145,13 @@ def line_figures(
                 yield TextFigure(name, value_of(pair["value"]), number, pair[0].strip(" ,;"), is_config(name))
     for sentence in re.split(r"[.;]\s+(?=[A-Z])", label["rest"] or "" if label else text):
         sentence = ASIDE.sub("", sentence)
+        hedge = HEDGE.search(sentence)
+        end = hedge.start() if hedge else len(sentence)
+        start = max((found.start() for found in HEDGE_AFTER.finditer(sentence)), default=-1)
         for pattern in PHRASES:
             for found in pattern.finditer(sentence):
-                if HEDGE.search(sentence[: found.start()]) or HEDGE_AFTER.search(sentence[found.end() :]):
-                    continue
-                yield phrase_figure(number, found, pattern)
+                if start < found.end() and found.start() < end:
+                    yield phrase_figure(number, found, pattern)
 
 
 def phrase_figure(number: int, found: re.Match[str], pattern: re.Pattern[str]) -> TextFigure:

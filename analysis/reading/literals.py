@@ -11,7 +11,7 @@ from typing import Any
 DEEPEST = 50
 """Levels of nesting that are read."""
 
-FARTHEST = 10_000
+FARTHEST = 2_000
 """Characters after which a value that is no literal has to have ended."""
 LONGEST = 200
 """Characters of a value that is no literal that are quoted."""

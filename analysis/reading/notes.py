@@ -1,6 +1,7 @@
 """Run notes, by whatever hand, read as imported runs."""
 
 import re
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def number(notes: list[Section], taken: set[str]) -> None:
             rest = re.sub(r"(?i)^\W*(?:the\s+)?baseline\W*", "", section.title)
             section.number = safe_stem(f"baseline_{rest}".lower()) if len(baselines) > 1 or "0" in taken else "0"
         else:
-            section.number = next(str(n) for n in range(len(taken) + 1000) if str(n) not in taken)
+            section.number = next(str(n) for n in count() if str(n) not in taken)
             section.doubts.append(f"the notes give this run no number; it is counted as {section.number}")
         taken.add(section.number)
 

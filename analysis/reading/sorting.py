@@ -1,11 +1,14 @@
 """Results under another run's heading, and runs that notes repeat."""
 
 import re
+from itertools import count
 
 from analysis.reading.figures_in_dicts import Block, Figure
-from analysis.reading.readings import agree, first, readings_of
+from analysis.reading.readings import agree, contradictions_of, first, readings_of
 from analysis.reading.sections import Section
 
+MOST = 20
+"""The most dicts of a run that are looked at."""
 BASELINE = re.compile(r"^\W*(?:these are\s+)?(?:the\s+)?baseline\b", re.IGNORECASE)
 
 
@@ -16,10 +19,13 @@ def move_results(notes: list[Section]) -> list[str]:
     in which the two differ; or where the text right after it calls it the baseline's and there is one baseline.
     """
     messages = []
-    for section in [section for section in notes if section.is_run]:
-        for block in list(section.blocks):
+    runs = [section for section in notes if section.is_run]
+    for section in runs:
+        doubtful = set(contradictions_of(readings_of(section.figures))[2])
+        suspects = [b for b in section.blocks if BASELINE.match(b.after) or any(f.name in doubtful for f in b.figures)]
+        for block in suspects[:MOST]:
             rest = [f for b in section.blocks if b is not block for f in b.figures] + section.text_figures
-            owner, why = owner_of(block, section, rest, notes)
+            owner, why = owner_of(block, section, rest, runs)
             if owner is None:
                 continue
             section.blocks.remove(block)
@@ -35,12 +41,12 @@ def move_results(notes: list[Section]) -> list[str]:
     return messages
 
 
-def owner_of(block: Block, section: Section, rest: list[Figure], notes: list[Section]) -> tuple[Section | None, str]:
+def owner_of(block: Block, section: Section, rest: list[Figure], runs: list[Section]) -> tuple[Section | None, str]:
     """The run that a dict is of, where that is not its own, and why."""
     at_home = readings_of(rest)
     here = readings_of(block.figures)
     conflicts = [name for name in here if name in at_home and not agree(first(here[name]), first(at_home[name]))]
-    others = [other for other in notes if other.is_run and other is not section]
+    others = [other for other in runs if other is not section]
     fits = []
     for other in others:
         there = readings_of(other.figures)
@@ -69,8 +75,8 @@ def merge_repeated(notes: list[Section]) -> list[str]:
     found: dict[str, list[Section]] = {}
     for section in [section for section in notes if section.is_run]:
         before = found.setdefault(section.number or "", [])
-        if any(repeats(section, earlier) for earlier in before):
-            earlier = next(earlier for earlier in before if repeats(section, earlier))
+        earlier = next((earlier for earlier in before[:MOST] if repeats(section, earlier)), None)
+        if earlier is not None:
             there = {text.strip() for _, text in earlier.text}
             earlier.text += [(line, text) for line, text in section.text if text.strip() not in there]
             notes.remove(section)
@@ -78,7 +84,7 @@ def merge_repeated(notes: list[Section]) -> list[str]:
             continue
         if before:
             number = section.number
-            section.number = next(f"{number}-{n}" for n in range(2, 1000) if f"{number}-{n}" not in found)
+            section.number = next(f"{number}-{n}" for n in count(len(before) + 1) if f"{number}-{n}" not in found)
             section.doubts.append(f"the notes use the number {number} twice; this run is counted as {section.number}")
             found[section.number] = []
         before.append(section)

@@ -39,6 +39,8 @@ def test_notes_come_back(outputs, tmp_path):
     (tmp_path / "notes.txt").write_text(notes(records([outputs])))
     path, _ = write_import(read_sources([tmp_path / "notes.txt"])[0], tmp_path)
     before, after = records([outputs]), records([path])
+    after["run", "run_id"] = [recorded.own["run_id"] for recorded in after["run", "recorded"]]
+    after = after.set_index(("run", "run_id"), drop=False).loc[list(before["run", "run_id"])]  # the baseline is first
     metrics = [column for column in before.columns if column[0] == "metrics"]
     assert len(metrics) > 50
     # notes begin with the baseline, so the rows are in another order
