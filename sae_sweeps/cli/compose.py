@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -12,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sae_sweeps.config.content import register_schemas
 from sae_sweeps.config.paths import config_dir
-from sae_sweeps.config.plugins import made_folder, search_path_words, set_search_path
+from sae_sweeps.config.plugins import choices, made_folder, search_path_words, set_search_path
 from sae_sweeps.config.words import rewrite
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.sweeps.plan import Point
@@ -57,14 +60,30 @@ def compose_points(words: list[str], single: bool = False) -> list[Point]:
         with open_dict(whole):
             del whole["hydra"]
 
+        made: dict[tuple[str, ...], DictConfig] = {}
+
         def composed(words: list[str]) -> DictConfig:
-            return whole if words == first else compose("config", overrides=[*words, *search_path_words()])
+            """As `compose` does it, but the choices of groups, which take nearly all the time, once for many values."""
+            if words == first:
+                return whole
+            chosen = tuple(word for word in words if not _is_value(word))
+            if chosen not in made:
+                made[chosen] = compose("config", overrides=[*chosen, *search_path_words()])
+            cfg = copy.deepcopy(made[chosen])
+            ConfigLoaderImpl._apply_overrides_to_config(_parsed([word for word in words if _is_value(word)]), cfg)
+            return cfg
 
         return [point for chosen in _product(_parsed([*grid, *overrides])) for point in points_of(chosen, composed)]
 
 
 def _parsed(overrides: list[str]) -> list[Override]:
     return OverridesParser.create(config_loader=GlobalHydra.instance().config_loader()).parse_overrides(overrides)
+
+
+def _is_value(word: str) -> bool:
+    """Whether a word gives a key its value, and does not choose what a group is."""
+    key = word.partition("=")[0]
+    return not (key.startswith("hydra") or "@" in key or "/" in key or choices(key))
 
 
 def _product(parsed: list[Override]) -> list[list[str]]:
