@@ -41,7 +41,7 @@ def unequal(key: str, values: Iterable[Any], varied: Collection[str] = ()) -> st
     return f"the runs differ in {key} ({listed(found)}): {SO.get(key, 'they do not compare')}"
 
 
-def kept(key: str, own: Iterable[Any], values: Iterable[Any], varied: Collection[str] = ()) -> str | None:
+def kept_values(key: str, own: Iterable[Any], values: Iterable[Any], varied: Collection[str] = ()) -> str | None:
     """`key 40, 320`, the values `own` of runs that keep a record's budget, where not all runs have one; else None."""
     found = set(own) - {None}
     return f"{key} {listed(found)}" if found and unequal(key, values, varied) else None

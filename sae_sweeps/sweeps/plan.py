@@ -17,7 +17,7 @@ from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.penalties import Combination
 from sae_sweeps.config.run import RunConfig, activations_gb, run_config, used_top_keys
 from sae_sweeps.errors import ConfigError, NeedsRoles, who_has
-from sae_sweeps.storage.budget import AS_RECORDED, BUDGET, kept, unequal
+from sae_sweeps.storage.budget import AS_RECORDED, BUDGET, kept_values, unequal
 
 NOT_IN_TITLES = (
     "outputs", "dry_run", "device", "logger", "eval", "tags", "description", "experiment", "objective", "report",
@@ -240,7 +240,7 @@ def budget_warnings(runs: list[PlannedRun], varied: list[str]) -> list[str]:
     found = [unequal(key, (_budget(run, key) for run in compared), varied) for key in BUDGET]
     every = [*compared, *keeping]
     own = [
-        kept(key, (_budget(run, key) for run in keeping), (_budget(run, key) for run in every), varied)
+        kept_values(key, (_budget(run, key) for run in keeping), (_budget(run, key) for run in every), varied)
         for key in BUDGET
     ]
     if any(own):

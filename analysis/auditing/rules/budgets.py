@@ -7,7 +7,7 @@ from analysis.auditing.comparison import Comparison
 from analysis.auditing.finding import joined
 from analysis.auditing.rules.rule import Found, Rule, Rules
 from analysis.auditing.run import Run
-from sae_sweeps.storage.budget import AS_RECORDED, BUDGET, kept, unequal
+from sae_sweeps.storage.budget import AS_RECORDED, BUDGET, kept_values, unequal
 
 RULES = Rules()
 
@@ -73,7 +73,7 @@ def recorded_budgets(comparison: Comparison) -> Found:
         found
         for key in BUDGET
         if (
-            found := kept(
+            found := kept_values(
                 key,
                 (budget_of(run, key) for run in keeping),
                 (budget_of(run, key) for run in comparison.measured),
