@@ -11,11 +11,15 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from analysis.auditing.audit import audit, by_study
+from analysis.auditing.printing import printed
+from analysis.auditing.run import runs_of
 from analysis.output.formats import render
 from analysis.reading.figures import REFERENCE_PATH, figures_import
 from analysis.reading.import_files import write_import
 from analysis.reading.imports import Import
 from analysis.reading.notes import parse_notes
+from analysis.reading.records import records
 from analysis.reading.sources import read_source
 from analysis.tables.compare import table
 from sae_sweeps.errors import UserError
@@ -62,6 +66,13 @@ steps, `diverged` a loss of nan, `unrecorded` a run of which neither steps nor a
 are left out.
 
 {evaluations}
+
+## What the audit finds
+
+`python -m analysis audit RECORDS/*.txt --format markdown`, on the files as they are. The same rules read every sweep
+([docs/analysis.md](analysis.md#audit)). Line numbers are those of the files; a text that it names is in quotes.
+
+{audited}
 """
 
 
@@ -94,10 +105,18 @@ def written(folder: Path) -> str:
             read="\n".join(map(line, imports)),
             results=rendered(paths, TRAINED, None),
             evaluations=rendered(paths, EVALUATED, " or ".join(f"eval.{name}.model != null" for name in NAMES)),
+            audited=audited([folder / f"{study}.txt" for study in EXPECTED]),
         )
 
 
 NAMES = ("core", "absorption", "scr", "sparse_probing", "unlearning")
+
+
+def audited(files: list[Path]) -> str:
+    """The audit's list for the files, its headings one level lower."""
+    full = records(files, sources=True)
+    studies = {study: len(runs) for study, runs in by_study(runs_of(full)).items()}
+    return printed(audit(full), len(full), "markdown", studies).replace("\n##", "\n###")
 
 
 def line(found: Import) -> str:

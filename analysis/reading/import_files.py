@@ -60,6 +60,16 @@ def reference_records(study: str | None = None) -> list[Record]:
     return [record_of(run, found.source, REFERENCE_PATH, found.study) for run in runs]
 
 
+def source_records(path: str | Path) -> list[Record]:
+    """The runs in a file of notes, figures or SAEBench's results, without writing an import; empty for other paths."""
+    from analysis.reading.sources import read_sources
+
+    path = Path(path)
+    if not path.is_file() or path.name in ("results.json", "manifest.json"):
+        return []
+    return [record_of(run, one.source, path, one.study) for one in read_sources([path]) for run in one.runs]
+
+
 def is_import(path: Path) -> bool:
     try:
         with open(path, "rb") as file:

@@ -41,6 +41,8 @@ class ModelConfig:
     """Width of the residual stream; read from the model's config.json where there is one."""
     n_layers: int | None = None
     """Number of layers; read from the model's config.json where there is one."""
+    instruct: str | None = None
+    """Its instruction-tuned sibling on the hub, or a folder: the model that unlearning is judged on."""
 
 
 @dataclass

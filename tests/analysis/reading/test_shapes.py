@@ -89,7 +89,7 @@ def leaves_of(tree):
                 yield path[-1], item
 
 
-# Selective: lists, phrases, and results at the end that are the baseline's --------------------------------------------
+# Selective: lists, phrases, and results at the end that are the baseline's ------------------------------------------
 
 
 def test_figures_of_lists_and_phrases():
