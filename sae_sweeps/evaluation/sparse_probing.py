@@ -24,6 +24,7 @@ from sae_sweeps.evaluation.probes import (
     most_different,
     sparse_probe_accuracy,
     train_probes,
+    unconverged,
 )
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.selection import Fold, averaged
@@ -49,14 +50,19 @@ def evaluate_sparse_probing(saes: Mapping[str, ExportedSAE], shared: Shared, cfg
     """Sparse probing of SAEs of one hook."""
     datasets = chosen(shared.source.probing, cfg.probing.datasets, "eval.probing.datasets")
     found: dict[str, dict[str, PerClass]] = {name: {} for name in saes}
+    fewest = cfg.probing.train_rows
     for dataset in datasets:
         draws, parts = rest_draws(shared, dataset), rest_folds(shared, dataset)
+        fewest = min(fewest, *(len(task.train_rows) for task in draws.values()))
         of_model = model_accuracies(shared, dataset, draws, parts)
         for name, sae in shared.each("sparse probing", saes):
             train_RF, test_RF = (shared.features(name, sae, dataset, split) for split in ("train", "test"))
-            own = accuracies("sae", train_RF, test_RF, draws, parts, shared, dataset)
-            found[name][dataset] = own | of_model
-    return {name: result(name, sae, shared, found[name]) for name, sae in saes.items()}
+            of_sae = accuracies("sae", train_RF, test_RF, draws, parts, shared, dataset)
+            found[name][dataset] = of_sae | of_model
+    own = cfg.probing
+    why = own.all_features and unconverged(fewest, own.probe_batch, [own.probe_lr] * own.probe_epochs)
+    slow = [f"{why}; raise eval.probing.probe_epochs or lower eval.probing.probe_batch"] if why else []
+    return {name: result(name, sae, shared, found[name], slow) for name, sae in saes.items()}
 
 
 def accuracies(
@@ -115,7 +121,7 @@ def model_accuracies(shared: Shared, dataset: str, draws: dict[str, BinaryTask],
     return {name: dict(zip(draws, kept[name].tolist(), strict=True)) for name in names}
 
 
-def result(name: str, sae: ExportedSAE, shared: Shared, found: dict[str, PerClass]) -> Result:
+def result(name: str, sae: ExportedSAE, shared: Shared, found: dict[str, PerClass], warnings: list[str]) -> Result:
     per_dataset = {
         dataset: {metric: mean(by_class.values()) for metric, by_class in metrics.items()}
         for dataset, metrics in found.items()
@@ -139,7 +145,7 @@ def result(name: str, sae: ExportedSAE, shared: Shared, found: dict[str, PerClas
             for dataset, metrics in per_dataset.items()
         ],
         unstructured={f"{dataset}_results": metrics for dataset, metrics in found.items()},
-        warnings=doubts(sae, shared, found),
+        warnings=doubts(sae, shared, found) + warnings,
         also=others,
     )
 
