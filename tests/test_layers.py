@@ -17,6 +17,7 @@ LAYERS = (
     "sae_sweeps.schedules",
     "sae_sweeps.storage",
     "sae_sweeps.lens",
+    "sae_sweeps.gguf",
     "sae_sweeps.builtin.text",
     "sae_sweeps.config",
     "sae_sweeps.sweeps",

@@ -30,6 +30,12 @@ def model_folder(cfg: ModelConfig) -> Path | None:
     if not cfg.path:
         raise ConfigError("model.path is empty: give the folder of a model in Hugging Face format, as model=PATH.")
     folder = Path(cfg.path).expanduser()
+    if folder.suffix == ".gguf" and folder.is_file():
+        from sae_sweeps.gguf import folder_of
+
+        return folder_of(folder.resolve())
+    if cfg.name == "smollm2-135m" and not folder.exists():
+        raise DataError(f"model=smollm2-135m: {folder} is not there; `make smollm2` downloads and makes it (98 MB).")
     if not folder.is_dir():
         raise DataError(f"model={cfg.path}: no such folder; give a folder with a model in Hugging Face format.")
     return folder
@@ -64,8 +70,14 @@ def model_facts(cfg: ModelConfig) -> ModelFacts:
 
 
 def activation_width(cfg: ModelConfig, layer: LayerConfig, facts: ModelFacts) -> int:
-    """Width of the layer's activations: the stream's for its hooks, else read from a small model made by the config."""
+    """Width of the layer's activations: the stream's for its hooks, else read from a small model made by the config.
+
+    Raises:
+        ConfigError: the model has no such hook, or `layer.d_in` is not the stream's width where it has to be.
+    """
     if layer.hook in STREAM or cfg.source == "synthetic":
+        if layer.d_in not in (None, facts.d_in):
+            raise ConfigError(f"layer.d_in={layer.d_in}: {layer.hook} is {facts.d_in} wide; give layer.d_in=null.")
         return facts.d_in
     if layer.d_in:
         return layer.d_in

@@ -14,7 +14,7 @@ from sae_sweeps.config import data as texts
 from sae_sweeps.config.data import find_source, unused_data_keys
 from sae_sweeps.config.evaluations import EvalConfig, Evaluation, evaluation_names, find_evaluation, readers, register
 from sae_sweeps.config.facts import ModelFacts, activation_width, model_facts
-from sae_sweeps.config.hooks import STREAM, with_short_hook
+from sae_sweeps.config.hooks import with_short_hook
 from sae_sweeps.config.penalties import Combination, PenaltyTerm, finite
 from sae_sweeps.config.plugins import KEYS, TARGET, Code, Component, code_of, component
 from sae_sweeps.config.schema import (
@@ -312,8 +312,7 @@ def _fill(run: RunConfig, facts: ModelFacts) -> None:
         run.layer.index = 0
     elif run.layer.index is None:
         run.layer.index = run.model.default_layer if run.model.default_layer is not None else facts.n_layers // 2
-    if run.layer.hook not in STREAM:
-        run.layer.d_in = activation_width(run.model, run.layer, facts)
+    run.layer.d_in = activation_width(run.model, run.layer, facts)
     if run.architecture.d_sae is None:
         run.architecture.d_sae = 8 * run.d_in
     if run.train.sampling == "auto":
