@@ -1,4 +1,4 @@
-"""GGUF files as folders in Hugging Face format: weights dequantised once, with tokenizer, and how they were quantised."""
+"""GGUF files as folders in Hugging Face format: dequantised once, with tokenizer, and how they were quantised."""
 
 from __future__ import annotations
 
