@@ -12,7 +12,10 @@ from sae_sweeps.errors import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
-UNSHOWN = ("outputs", "device", "title", "dry_run", "logger", "cluster", "activations", "tags", "variants", "arms")
+UNSHOWN = (
+    "outputs", "device", "title", "description", "dry_run", "logger", "cluster", "activations", "tags", "variants",
+    "arms",
+)  # fmt: skip
 """Keys and groups of where and how a run was made, which tables do not show."""
 
 IDENTITY = ("model", "data")

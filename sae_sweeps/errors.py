@@ -9,6 +9,10 @@ class ConfigError(UserError):
     """A key has a value that cannot be meant."""
 
 
+class NeedsRoles(ConfigError):
+    """The run needs text to forget and text to retain, or texts in pairs, and its data has none."""
+
+
 class DataError(UserError):
     """A file or data set that the config names is missing, empty or unreadable."""
 

@@ -6,7 +6,7 @@ keeps every rule. Values that exclude each other are found by the `check` of the
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, field, fields
 from typing import Annotated, Any, TypeVar
 
 T = TypeVar("T")
@@ -25,6 +25,20 @@ def one_of(*choices: str) -> Rule:
 
 def at_least(least: float, mend: str = "") -> Rule:
     return Rule(lambda value: value >= least, mend or f"must be at least {least}.")
+
+
+def added(default: Any) -> Any:
+    """Default of a field that stored configs of earlier runs lack: what they mean without it.
+
+    At this value it is no part of a run's id. New runs have the value of the YAML file, which may be another.
+    """
+    return field(default=default, metadata={"added": True})
+
+
+def at_added_default(config: Any) -> list[str]:
+    """The `added` fields of a config that have their default."""
+    own: tuple[Field[Any], ...] = fields(config)
+    return [f.name for f in own if f.metadata.get("added") and getattr(config, f.name) == f.default]
 
 
 Positive = Annotated[T, Rule(lambda value: value > 0, "must be above 0.")]

@@ -9,7 +9,9 @@ from analysis.reading.record import ABSENT
 
 SEEDS = ("seed", "data_seed")
 """Keys in which repeated runs of one configuration differ."""
-NOT_THE_METHOD = (*SEEDS, "outputs", "device", "title", "tags", "dry_run", "logger", "cluster", "activations", "eval")
+NOT_THE_METHOD = (
+    *SEEDS, "outputs", "device", "title", "description", "tags", "dry_run", "logger", "cluster", "activations", "eval",
+)  # fmt: skip
 """Keys and groups that do not change what is trained: seeds, places, hardware, evaluations."""
 
 

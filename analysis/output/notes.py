@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 WIDTH = 100
 COMPARED = 8
 """The most metrics in a comparison with the baseline."""
-OMITTED = ("outputs", "device", "title", "dry_run", "logger", "cluster", "activations", "eval", "tags")
+OMITTED = (
+    "outputs", "device", "title", "description", "dry_run", "logger", "cluster", "activations", "eval", "tags",
+)  # fmt: skip
 """Config keys and groups that notes leave out: places, hardware, logging, evaluations."""
 COMMON = (
     "model", "model.path", "model.d_in", "architecture", "architecture.l1_penalty", "penalty", "schedule",

@@ -386,12 +386,12 @@ def load_language_model(cfg: ModelConfig, device: torch.device | str) -> Languag
             model, info = _load_weights(AutoModelForCausalLM, name, DTYPES[cfg.dtype], options)
         except Exception as error:  # transformers raises many types here
             raise _load_error(cfg, name, error) from error
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise DataError(f"model={name}: the weights lack {missing}; save or download the model again.")
     if model.get_output_embeddings() is None:
         raise DataError(f"model={name}: {type(model).__name__} predicts no tokens; give a causal language model.")
     _check_tokenizer(name, tokenizer, model)
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise DataError(f"model={name}: the weights lack {missing}; save or download the model again.")
     return LanguageModel(model.to(device), tokenizer, cfg.default_layer)
 
 

@@ -8,6 +8,7 @@ from sae_sweeps.config.facts import model_folder
 from sae_sweeps.config.plugins import FILE
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import ModelConfig
+from sae_sweeps.fields import at_added_default
 from sae_sweeps.storage.digests import digest_of_files, short_hash
 
 METHOD_VERSION = 4
@@ -15,12 +16,12 @@ METHOD_VERSION = 4
 
 # Paths, logging, evaluation and machine: they do not change what is trained.
 LEFT_OUT = (
-    "outputs", "device", "title", "tags", "logger", "eval",
-    "model.name", "model.source", "model.path", "model.default_layer", "model.default_d_sae", "layer.d_in",
-    "data.name", "data.path", "data.forget", "data.retain",
+    "outputs", "device", "title", "description", "tags", "logger", "eval",
+    "model.name", "model.source", "model.path", "model.default_layer", "model.default_d_sae", "data.name", "data.path",
+    "data.forget", "data.retain",
     "activations.mode", "activations.memory_gb", "activations.disk_gb",
     "train.log_every", "train.checkpoint_every", "train.monitor_every", "train.held_out_tokens",
-    "train.kernels",
+    "train.kernels", "layer.d_in",
 )  # fmt: skip
 
 
@@ -40,7 +41,8 @@ def canonical(run: RunConfig, cache: Path | None = None) -> dict[str, Any]:
     """The config values that affect a run's numbers, without unused keys, with digests of model and data."""
     config = run.to_dict()
     config["num_tokens"] = run.total_steps * run.batch_size
-    for key in (*LEFT_OUT, *run.unused_keys(), *(f"{place}.{FILE}" for place in run.code)):
+    added = (f"{term.place}.{key}" for term in run.penalty_terms() for key in at_added_default(term.config))
+    for key in (*LEFT_OUT, *run.unused_keys(), *added, *(f"{place}.{FILE}" for place in run.code)):
         _drop(config, key)
     config["model"]["digest"] = model_digest(run.model, cache)
     if "data" in config:

@@ -19,6 +19,9 @@ from sae_sweeps.config.plugins import choice_file, choices, folders
 from sae_sweeps.config.schema import RootConfig
 from sae_sweeps.errors import UserError, who_has
 
+OF_EXPERIMENTS = ("variants", "arms", "study", "shared")
+"""Keys that files of conf/experiment give, and no command."""
+
 
 def sentence(error: Exception) -> str:
     """An error of Hydra, OmegaConf or ours as one sentence that names the key, the value and the mend."""
@@ -45,7 +48,7 @@ def sentence(error: Exception) -> str:
         return f"{key[1] if key else 'a key'}={found[1]}: must be {kind}."
     if found := re.search(r"override (\S+)=(\S+)\s+Invalid value assigned: \w+ is not a ListConfig", text):
         return f"{found[1]}={found[2]}: must be a list, as in {found[1]}=[{found[2]}]."
-    if found := re.search(r"Error merging override (variants|arms)=", text):
+    if found := re.search(rf"Error merging override ({'|'.join(OF_EXPERIMENTS)})=", text):
         return of_experiments(found[1])
     if found := re.search(r"Error merging override (\w+)=(.*?)\n(?:Value|field|Cannot)", text, re.DOTALL):
         from sae_sweeps.config.typed import expected
@@ -60,7 +63,7 @@ def sentence(error: Exception) -> str:
 
 def unknown_key(key: str, text: str) -> str:
     keys = all_keys()
-    if key in ("variants", "arms"):
+    if key in OF_EXPERIMENTS:
         return of_experiments(key)
     if key in keys:  # another choice of the group has it
         group, _, leaf = key.partition(".")

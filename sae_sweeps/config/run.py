@@ -27,7 +27,7 @@ from sae_sweeps.config.schema import (
     TrainConfig,
 )
 from sae_sweeps.config.typed import check_values, typed
-from sae_sweeps.errors import ConfigError
+from sae_sweeps.errors import ConfigError, NeedsRoles
 from sae_sweeps.fields import NotNegative, Positive, Rule
 from sae_sweeps.schedules import peak
 
@@ -50,6 +50,8 @@ def in_combination(key: str) -> bool:
 
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 OmegaConf.register_new_resolver("top", _top, replace=True)
+# `${share:0.25,${k}}`: a share of a whole number, in the words of a variant
+OmegaConf.register_new_resolver("share", lambda share, of: round(share * of), replace=True)
 
 
 @dataclass
@@ -75,6 +77,7 @@ class RunConfig:
     outputs: str
     device: Annotated[str, Rule(DEVICE.fullmatch, "must be one of auto, cpu, cuda, cuda:N.")]
     title: str | None
+    description: str = ""
     tags: list[str] = field(default_factory=list)
     code: dict[str, Code] = field(default_factory=dict)
     """Code from outside, by its place in the config: `penalty`, `penalty.NAME`, `schedule`, ..."""
@@ -209,6 +212,7 @@ def run_config(cfg: DictConfig) -> RunConfig:
         train=typed(TrainConfig, cfg.train, "train"),
         eval=_eval(cfg.eval, code, outputs),
         logger=typed(LoggerConfig, cfg.logger, "logger"),
+        description=cfg.get("description") or "",
         tags=list(cfg.tags),
         code=code,
         **{key: cfg[key] for key in ("num_tokens", "batch_size", "seed", "data_seed", "outputs", "device", "title")},
@@ -381,7 +385,7 @@ def _check_pairs(run: RunConfig) -> None:
         raise ConfigError("data.train_on=all: texts in pairs are filled up with special tokens; give non_special.")
     has = {"role_pairs": run.data.has_roles(), "text_pairs": run.data.has_pairs()}
     if not has.get(run.train.sampling, True) or (run.synthetic and run.train.sampling in has):
-        raise ConfigError(
+        raise NeedsRoles(
             f"train.sampling={run.train.sampling}: data={run.data.name} has no roles or pairs; give "
             "data=builtin_roles, data.label_field=COLUMN or data.pair_field=COLUMN."
         )

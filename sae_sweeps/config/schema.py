@@ -179,8 +179,9 @@ class TrainConfig:
     """Steps between rows of metrics.jsonl."""
     checkpoint_every: Positive[int] = 250
     """Steps between checkpoints: at most this many are repeated after a kill."""
-    monitor_every: Positive[int] = 50
-    """Steps between measurements beyond a row: gradient norms by loss term, held-out fvu and the penalty's."""
+    monitor_every: Annotated[int, at_least(0, "must be 0 (none) or more.")] = 50
+    """Steps between measurements beyond a row: gradient norms by loss term, held-out fvu, pairs of features and the
+    penalty's; 0 leaves them out."""
     selection: Annotated[str, one_of("exact", "bfloat16")] = "exact"
     """exact; or bfloat16 (topk, batch_topk, matryoshka): a product in bfloat16 picks the active features and their
     values are recomputed in float32. Other features may win; faster where the processor multiplies bfloat16."""
@@ -342,12 +343,22 @@ class RootConfig:
     """auto (CUDA when there is one), cpu, cuda, cuda:N."""
     title: str | None = None
     """A title for tables and notes; by default composed of the varied keys and values."""
+    description: str = ""
+    """What the run is for, in a sentence or two; recorded with its results and written in its notes."""
     tags: list[str] = field(default_factory=list)
     """Words that mark the run in its results and at W&B, as_recorded for one."""
-    variants: dict[str, str] = field(default_factory=dict)
-    """The variants of an experiment: name -> overrides; each variant is a sweep of its own."""
-    arms: dict[str, str] = field(default_factory=dict)
+    study: dict[str, str] = field(default_factory=dict)
+    """Words of an experiment on the study's own model: model -> words, below those of the command and of variants."""
+    shared: dict[str, str] = field(default_factory=dict)
+    """Words that an experiment's variants share, by names of its own: ${shared.NAME} in a variant's words."""
+    variants: dict[str, Any] = field(default_factory=dict)
+    """The variants of an experiment: name -> words, or a mapping; each variant is a sweep of its own
+    (sae_sweeps/sweeps/variants.py)."""
+    arms: dict[str, Any] = field(default_factory=dict)
     """The same, in older files."""
+    only: str | None = None
+    """Patterns of the titles of an experiment's variants to run, separated by |, as in only='Run *|TopK'; ~ before one
+    leaves those out."""
     objective: str | None = None
     """Metric of results.json that a sweeper such as Optuna optimises."""
     report: bool = True

@@ -14,6 +14,7 @@ from sae_sweeps.config import plugins
 from sae_sweeps.config.aliases import canonical_words
 from sae_sweeps.config.data import ENDINGS
 from sae_sweeps.config.hooks import name_of_hook
+from sae_sweeps.config.mistakes import OF_EXPERIMENTS, of_experiments
 from sae_sweeps.config.penalties import combined_node
 from sae_sweeps.errors import ConfigError
 
@@ -43,6 +44,10 @@ def rewrite(words: list[str]) -> list[str]:
             out.append(f"layer.hook={value}")
         elif key in (*plugins.GROUPS, "model") and equals:
             out.append(f"{key}={','.join(_choice(key, part) for part in _parts(value))}")
+        elif key in OF_EXPERIMENTS:
+            raise ConfigError(of_experiments(key))
+        elif key == "only" and value[0] not in "'\"":  # titles have blanks and commas
+            out.append("only='" + value.replace("\\", r"\\").replace("'", r"\'") + "'")
         elif key == "hydra.searchpath":
             continue  # plugins.search_path_words gives it to Hydra, with the other folders that are searched
         elif re.fullmatch(r"(schedule)@[\w.]+|penalty\.\w+\.(schedule)", key):

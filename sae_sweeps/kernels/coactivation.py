@@ -20,6 +20,8 @@ MEETING_COST = 100
 """Cost of listing one pair on one token, in multiply-adds of a tile (measured: 25 to 50 ns against 0.3 ns)."""
 MAX_LISTED = 2**22
 """Most (pair, token) entries that `overlapping_pairs` lists."""
+SAMPLED = 1024
+"""Features that it looks at where there would be more."""
 MAX_MEETINGS = 2**25
 """Most (pair, token) entries of a list in training: 8 bytes each, in several copies."""
 
@@ -90,17 +92,25 @@ def meeting_pairs(token: Tensor, feature: Tensor, per_token: Tensor, d_sae: int)
     return code // d_sae, code % d_sae, n_both
 
 
-def overlapping_pairs(f: Features, n_tokens: int, competition: Competition) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs i < j active on a common token, and their overlap, each [pairs]; of a dense batch its first tokens."""
+def overlapping_pairs(f: Features, n_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs i < j active on a common token, and their Jaccard overlap, each [pairs].
+
+    Of a batch too dense for a list, the pairs among SAMPLED features, the same in every run with that d_sae.
+    """
     token, feature = f.active()
     per_token = torch.bincount(token, minlength=n_tokens)
-    meetings = (per_token * (per_token - 1) // 2).cumsum(0)
-    n_tokens = max(1, int((meetings <= MAX_LISTED).sum()))
-    kept = token < n_tokens
-    token, feature, per_token = token[kept], feature[kept], per_token[:n_tokens]
     n_active = torch.bincount(feature, minlength=f.d_sae).double()
-    i, j, n_both = meeting_pairs(token, feature, per_token, f.d_sae)
-    return i, j, competition.overlaps(n_both.double(), n_active[i], n_active[j], n_tokens)
+    width = int(per_token.max()) if len(token) else 0
+    if width * (width - 1) // 2 * n_tokens <= MAX_LISTED:
+        i, j, n_both = meeting_pairs(token, feature, per_token, f.d_sae)
+    else:
+        sample = torch.randperm(f.d_sae, generator=torch.Generator().manual_seed(0))[:SAMPLED].sort().values
+        sample = sample.to(feature.device)
+        active = (f.columns(sample) > 0).float()
+        met = (active.T @ active).triu(1)  # counts, exact in float32
+        i, j = met.nonzero(as_tuple=True)
+        i, j, n_both = sample[i], sample[j], met[i, j]
+    return i, j, n_both / (n_active[i] + n_active[j] - n_both)
 
 
 def _by_pairs(W: Tensor, token: Tensor, feature: Tensor, per_token: Tensor, competition: Competition) -> Found:

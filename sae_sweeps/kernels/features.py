@@ -39,7 +39,13 @@ class Features:
 
     def columns(self, features: Tensor) -> Tensor:
         """f at the features with these numbers [n]: [B, n]."""
-        return self.dense()[:, features]
+        wanted, place = features.unique(return_inverse=True)
+        column = torch.full((self.d_sae,), -1, device=wanted.device)
+        column[wanted] = torch.arange(len(wanted), device=wanted.device)
+        token, feature, value = self.listed()
+        column = column[feature]
+        token, column, value = (one[column >= 0] for one in (token, column, value))
+        return value.new_zeros(self.n_tokens, len(wanted)).index_put((token, column), value)[:, place]
 
     def listed(self) -> tuple[Tensor, Tensor, Tensor]:
         """(token, feature, value) of every entry, ordered by token; values may be 0."""
@@ -77,6 +83,9 @@ class DenseFeatures(Features):
 
     def decode(self, W_dec: Tensor) -> Tensor:
         return self.values @ W_dec
+
+    def columns(self, features: Tensor) -> Tensor:
+        return self.values[:, features]
 
     def listed(self) -> tuple[Tensor, Tensor, Tensor]:
         token, feature = self.values.nonzero(as_tuple=True)

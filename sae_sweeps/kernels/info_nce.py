@@ -16,6 +16,8 @@ Pairs = tuple[Tensor, Tensor]
 """(anchor, positive), rows of the batch, both [n_pairs] int64; no pair occurs twice."""
 
 NORM_FLOOR = 1e-6
+TILE = 1024
+"""Anchors at a time, between groups of features."""
 
 
 def info_nce(u_BD: Tensor, pairs: Pairs, temperature: float, candidate_BB: Tensor | None = None) -> Tensor:
@@ -39,6 +41,30 @@ def _info_nce(
     grad_AB = log_p_AB.exp_().div_(len(rows))  # dL / dlogits
     grad_AB.index_put_((place, positive), -weight, accumulate=True)
     return value, (grad_AB.T @ u[rows]).index_add_(0, rows, grad_AB @ u).div_(temperature)
+
+
+def info_nce_between_groups(u_ND: Tensor, group_N: Tensor, temperature: float) -> Tensor:
+    """L, scalar, with the other rows of its group as each row's positives and all rows but itself as its candidates.
+
+    In tiles of anchors, so that no [N, N] matrix is held: the rows are a dictionary's features.
+    """
+    value: Tensor = differentiable(u_ND, _between_groups, group_N, temperature)
+    return value
+
+
+def _between_groups(u: Tensor, group: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    n_positive = torch.bincount(group, minlength=1)[group] - 1
+    anchors = (n_positive > 0).nonzero().squeeze(1)
+    value, grad = u.new_zeros(()), torch.zeros_like(u)
+    for rows in anchors.split(TILE) if len(anchors) else ():
+        log_p_AN = similarities(u, None, rows).div_(temperature).log_softmax(1)
+        positive_AN = group[rows, None] == group
+        positive_AN[torch.arange(len(rows), device=u.device), rows] = False
+        weight_AN = positive_AN / (n_positive[rows, None] * len(anchors)).to(u.dtype)
+        value -= (log_p_AN.masked_fill(~positive_AN, 0) * weight_AN).sum()
+        grad_AN = log_p_AN.exp_().div_(len(anchors)).sub_(weight_AN)  # dL / dlogits
+        grad += (grad_AN.T @ u[rows]).index_add_(0, rows, grad_AN @ u)
+    return value, grad.div_(temperature)
 
 
 def similarities(u_BD: Tensor, candidate_BB: Tensor | None, rows: Tensor) -> Tensor:

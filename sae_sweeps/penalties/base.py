@@ -17,6 +17,7 @@ from sae_sweeps.fields import PenaltyWeight, one_of
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
     from sae_sweeps.config.run import RunConfig
+    from sae_sweeps.kernels.competition import Competition
 
 
 Reduction = Annotated[str, one_of("sum", "per_feature", "mean")]
@@ -111,7 +112,8 @@ class PenaltyValue:
 
 
 class Penalty(nn.Module):
-    """Base of all penalties. A subclass defines `forward`, and may define `observe` and `monitor`.
+    """Base of all penalties. A subclass defines `forward`, and may define `observe`, `pair_competition` and
+    `monitor`.
 
     Parameters made in `__init__` are optimised with the SAE; parameters and buffers are checkpointed, so that state
     kept anywhere else is lost at a resume.
@@ -136,6 +138,10 @@ class Penalty(nn.Module):
 
     def observe(self, ctx: Context) -> None:
         """Update buffers. Called once per step before `forward`, also where the weight is 0."""
+
+    def pair_competition(self) -> Competition | None:
+        """How pairs of features compete at this step, for the monitor `pairs`; None where they do not."""
+        return None
 
     def monitor(self, ctx: Context) -> dict[str, Any]:
         """Data for later plots: monitor name -> JSON-able numbers and lists, nothing of size d_sae x d_sae.

@@ -6,7 +6,14 @@
               over the last W tokens in token order (`GroupLayer.recent`); gradient through the current batch only
     L_lasso = mean_t sum_g sqrt(features in g) E_tg                       (Yuan and Lin 2006)
     L_2     = ||W_enc||^2 + ||W_dec||^2; with unit-norm decoder rows the second is the constant d_sae
-    L_nce   = InfoNCE (`kernels/info_nce.py`) between energy profiles E_t / |E_t| of adjacent tokens
+    L_nce   = InfoNCE (`kernels/info_nce.py`): between tokens, of the energy profiles E_t / |E_t|, adjacent tokens being
+              each other's positives; or between groups, of the features' activations over the batch,
+              v_i = (f_1i, ..., f_Bi) / |f_.i|, features of one group being each other's positives:
+
+              mean_i mean_{j in g(i), j != i} -log( exp(v_i . v_j / tau) / sum_{l != i} exp(v_i . v_l / tau) )
+
+              A feature that fires nowhere in the batch takes no part; one alone in its group is no anchor, but
+              remains a negative of the others
 
 Groups, W and the options that change f belong to the group layer. The four weights are part of the loss, so the
 penalty's own weight is 1 times the schedule. docs/methods.md, "Penalties"; figures of the study:
@@ -16,14 +23,14 @@ penalty's own weight is 1 times the schedule. docs/methods.md, "Penalties"; figu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor
 
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.fields import NotNegative, Positive
-from sae_sweeps.kernels.info_nce import info_nce, neighbours, unit_rows
+from sae_sweeps.fields import NotNegative, Positive, added, one_of
+from sae_sweeps.kernels.info_nce import NORM_FLOOR, info_nce, info_nce_between_groups, neighbours, unit_rows
 from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue
 
 if TYPE_CHECKING:
@@ -42,12 +49,16 @@ class BottleneckConfig(PenaltyConfig):
     l2_weight: NotNegative[float]
     """Weight of the squared norm of the weights."""
     contrastive_weight: NotNegative[float]
-    """Weight of the InfoNCE between energy profiles of adjacent tokens."""
+    """Weight of the InfoNCE; `contrast` decides between what."""
     temperature: Positive[float]
     """tau of that InfoNCE."""
+    contrast: Annotated[str, one_of("tokens", "groups")] = added("tokens")
+    """tokens: adjacent tokens have similar energy profiles; groups: the features of a group fire on the same tokens of
+    the batch, those of other groups on others."""
 
     def unused_keys(self) -> dict[str, str]:
-        return {} if self.contrastive_weight else {"temperature": "penalty.contrastive_weight=0 leaves InfoNCE out"}
+        why = "penalty.contrastive_weight=0 leaves InfoNCE out"
+        return {} if self.contrastive_weight else dict.fromkeys(("temperature", "contrast"), why)
 
     def peak_weight(self) -> float:
         """1, as the loss contains the weights; 0 where all of them are 0."""
@@ -59,10 +70,10 @@ class BottleneckConfig(PenaltyConfig):
     def check_run(self, run: RunConfig) -> None:
         if run.group_layer.name == "none":
             raise ConfigError("group_layer=none: penalty=bottleneck needs groups; give group_layer=groups.")
-        if self.contrastive_weight and run.train.sampling == "tokens":
+        if self.contrastive_weight and self.contrast == "tokens" and run.train.sampling == "tokens":
             raise ConfigError(
                 "train.sampling=tokens: shuffled tokens are hardly ever neighbours, which penalty.contrastive_weight="
-                f"{self.contrastive_weight:g} needs; leave it at auto."
+                f"{self.contrastive_weight:g} needs with penalty.contrast=tokens; leave it at auto."
             )
 
 
@@ -84,11 +95,20 @@ class Bottleneck(Penalty):
             if cfg.l2_weight:
                 terms["l2"] = ctx.sae.W_enc.square().sum() + ctx.sae.W_dec.square().sum(), cfg.l2_weight
             if cfg.contrastive_weight:
-                pairs = neighbours(ctx.batch.sequence, ctx.batch.position)
-                nce = info_nce(unit_rows(E_BG), pairs, cfg.temperature)
+                nce = self.between_groups(ctx) if cfg.contrast == "groups" else self.between_tokens(ctx, E_BG)
                 terms["contrastive"] = nce, cfg.contrastive_weight
         loss = sum((value * weight for value, weight in terms.values()), start=ctx.x.new_zeros(()))
         return PenaltyValue(loss, {name: value.detach() for name, (value, _) in terms.items()})
+
+    def between_tokens(self, ctx: Context, E_BG: Tensor) -> Tensor:
+        pairs = neighbours(ctx.batch.sequence, ctx.batch.position)
+        return info_nce(unit_rows(E_BG), pairs, self.cfg.temperature)
+
+    def between_groups(self, ctx: Context) -> Tensor:
+        assert ctx.groups is not None
+        f_FB = ctx.feature_acts.dense().T
+        fires = f_FB.detach().square().sum(1) > NORM_FLOOR**2
+        return info_nce_between_groups(unit_rows(f_FB[fires]), ctx.groups.group_of_F[fires], self.cfg.temperature)
 
 
 CONFIG = BottleneckConfig

@@ -6,7 +6,8 @@ with the InfoNCE of `kernels/info_nce.py` over all rows of the batch: each row t
 other row a candidate. Positives:
 
     adjacent       rows of the same sequence at neighbouring positions
-    top5_similar   the 5 rows whose x has the largest cosine with the anchor's; no gradient through the choice
+    top5_similar   the 5 rows of largest cosine with the anchor's, no gradient through the choice: by feature
+                   activations f (as recorded) or by the head's output u, of the rows with a cosine above 0; or by x
     pairs          precomputed pairs of one role: rows i and i + B/2; candidates are the positive and all rows of
                    another role, but no further rows of the same role
 
@@ -23,9 +24,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
-from sae_sweeps.errors import ConfigError
-from sae_sweeps.fields import AtLeastOne, NotNegative, Positive, one_of
+from sae_sweeps.errors import ConfigError, NeedsRoles
+from sae_sweeps.fields import AtLeastOne, NotNegative, Positive, added, one_of
 from sae_sweeps.kernels.features import Features, TopKFeatures
 from sae_sweeps.kernels.info_nce import Pairs, info_nce, neighbours, similarities, unit_rows
 from sae_sweeps.penalties.base import Penalty, PenaltyValue, WeightedConfig
@@ -40,20 +42,25 @@ N_SIMILAR = 5
 @dataclass
 class ContrastiveConfig(WeightedConfig):
     positives: Annotated[str, one_of("adjacent", "top5_similar", "pairs")]
-    """adjacent: neighbouring tokens; top5_similar: the 5 nearest activations; pairs: precomputed, of one role."""
+    """adjacent: neighbouring tokens; top5_similar: the 5 nearest of the batch; pairs: precomputed, of one role."""
     head_dim: AtLeastOne[int]
     """Dimensions of the head."""
     temperature: Positive[float]
     """tau of the InfoNCE."""
     diversity_weight: NotNegative[float]
     """Weight of the feature-diversity term, relative to the InfoNCE; 0 turns it off."""
+    similar_by: Annotated[str, one_of("feature_acts", "head", "x")] = added("x")
+    """What top5_similar compares: feature activations, the head's output, or the activations x that are encoded."""
+
+    def unused_keys(self) -> dict[str, str]:
+        return {} if self.positives == "top5_similar" else {"similar_by": "only penalty.positives=top5_similar uses it"}
 
     def sampling(self) -> str:
         return {"adjacent": "adjacent_pairs", "top5_similar": "tokens", "pairs": "role_pairs"}[self.positives]
 
     def check_run(self, run: RunConfig) -> None:
         if self.positives == "pairs" and run.synthetic:
-            raise ConfigError(
+            raise NeedsRoles(
                 "penalty.positives=pairs: model=synthetic has no roles; choose a model, or penalty.positives=adjacent."
             )
         sampling = run.train.sampling
@@ -83,13 +90,13 @@ class Contrastive(Penalty):
         with torch.autocast(self.head.device.type, enabled=False):
             return unit_rows(f.decode(self.head))
 
-    def pairs(self, ctx: Context) -> tuple[Pairs, Tensor | None]:
+    def pairs(self, ctx: Context, u_BD: Tensor) -> tuple[Pairs, Tensor | None]:
         """(anchor, positive), and the candidates of each row [B, B] bool; None where all other rows are."""
         batch = ctx.batch
         if self.cfg.positives == "adjacent":
             return neighbours(batch.sequence, batch.position), None
         if self.cfg.positives == "top5_similar":
-            return most_similar(ctx.x, N_SIMILAR), None
+            return self.similar(ctx, u_BD), None
         first = torch.arange(len(batch) // 2, device=ctx.x.device)
         second = first + len(first)
         pairs = torch.cat([first, second]), torch.cat([second, first])
@@ -100,9 +107,22 @@ class Contrastive(Penalty):
         candidate_BB[pairs] = True
         return pairs, candidate_BB
 
+    @torch.no_grad()
+    def similar(self, ctx: Context, u_BD: Tensor) -> Pairs:
+        """Pairs of each row with the most similar other rows."""
+        with torch.autocast(u_BD.device.type, enabled=False):
+            if self.cfg.similar_by == "x":
+                x_BD = normalize(ctx.x)
+                return largest(x_BD @ x_BD.T, -math.inf)
+            if self.cfg.similar_by == "head":
+                return largest(u_BD @ u_BD.T, 0.0)
+            # row a of the product is |f_a| times the cosines, which leaves their order as it is
+            return largest(ctx.feature_acts.decode(normalize(ctx.feature_acts.dense()).T.contiguous()), 0.0)
+
     def forward(self, ctx: Context) -> PenaltyValue:
-        pairs, candidate_BB = self.pairs(ctx)
-        loss = info_nce(self.project(ctx.feature_acts), pairs, self.cfg.temperature, candidate_BB)
+        u_BD = self.project(ctx.feature_acts)
+        pairs, candidate_BB = self.pairs(ctx, u_BD)
+        loss = info_nce(u_BD, pairs, self.cfg.temperature, candidate_BB)
         n_positive = torch.bincount(pairs[0], minlength=len(ctx.x))
         n_candidates = len(ctx.x) - 1 if candidate_BB is None else candidate_BB.sum(1)
         anchors = (n_positive > 0) & (n_candidates > n_positive)
@@ -118,7 +138,7 @@ class Contrastive(Penalty):
         """Alignment (mean cosine of positives), uniformity (log mean exp(-2 |u_i - u_j|^2), Wang and Isola 2020,
         arXiv 2005.10242) and retrieval (share of anchors whose most similar candidate is a positive)."""
         u = self.project(ctx.feature_acts)
-        (anchor, positive), candidate_BB = self.pairs(ctx)
+        (anchor, positive), candidate_BB = self.pairs(ctx, u)
         record: dict[str, float | None] = {"alignment": None, "uniformity": None, "retrieval": None, "chance": None}
         if len(anchor):
             rows = anchor.unique()
@@ -135,14 +155,13 @@ class Contrastive(Penalty):
         return {"contrastive": record}
 
 
-@torch.no_grad()
-def most_similar(x: Tensor, n: int) -> Pairs:
-    """Pairs of each row with the n other rows of largest cosine, fewer in a smaller batch. x [B, d_in]."""
-    with torch.autocast(x.device.type, enabled=False):
-        unit = torch.nn.functional.normalize(x, dim=1)
-        rows = torch.arange(len(x), device=x.device)
-        nearest = similarities(unit, None, rows).topk(min(n, len(x) - 1), dim=1).indices
-    return rows.repeat_interleave(nearest.shape[1]), nearest.flatten()
+def largest(similarity_BB: Tensor, above: float) -> Pairs:
+    """Pairs of each row with the N_SIMILAR other rows of largest similarity; fewer where fewer exceed `above`."""
+    similarity_BB.fill_diagonal_(-math.inf)
+    most, nearest = similarity_BB.topk(min(N_SIMILAR, len(similarity_BB) - 1), dim=1)
+    kept = most > above
+    row = torch.arange(len(kept), device=kept.device)
+    return row.repeat_interleave(kept.sum(1)), nearest[kept]
 
 
 def concentration(f: Features) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sae_sweeps.fields import BelowOne, Positive, Rule, one_of
 from sae_sweeps.kernels.choose import loops
-from sae_sweeps.kernels.coactivation import competing_cosines, overlapping_pairs
+from sae_sweeps.kernels.coactivation import competing_cosines
 from sae_sweeps.kernels.competition import Competition
 from sae_sweeps.penalties.base import Penalty, PenaltyValue, Reduction, WeightedConfig, reduced
 from sae_sweeps.schedules import smoothed
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
 
 THRESHOLD_FLOOR = 1e-6
-WATCHED = 16
 
 
 @dataclass
@@ -46,7 +45,8 @@ class OrthoConfig(WeightedConfig):
     overlap: Annotated[str, one_of("jaccard", "min", "cosine", "batch")]
     """jaccard: |A n B| / |A u B|; min: / min(|A|, |B|); cosine: / sqrt(|A| |B|); batch: / B."""
     reduction: Reduction
-    """sum over pairs i < j; per_feature: sum / d_sae; mean over the pairs that compete."""
+    """sum over pairs i < j (over ordered pairs it would be twice that, and lambda2_max half); per_feature: sum / d_sae;
+    mean over the pairs that compete."""
 
     def unused_keys(self) -> dict[str, str]:
         return {} if self.competition == "sigmoid" else {"tau": "only penalty.competition=sigmoid uses it"}
@@ -87,57 +87,21 @@ class Ortho(Penalty):
         self.register_buffer("threshold", torch.tensor(cfg.threshold_at(0.0), dtype=torch.float64))
         self.threshold: Tensor
 
-        self.register_buffer("watched", torch.full((2, 3 * WATCHED), -1))
-        self.watched: Tensor
-        """Pairs i, j that the monitor records, chosen at a quarter of the run: of highest, median and lowest overlap,
-        WATCHED each [2, 3 WATCHED]; -1 before that, and where there are fewer."""
-
     def observe(self, ctx: Context) -> None:
         target = self.cfg.threshold_at(ctx.progress)
         self.threshold.copy_(smoothed(self.threshold, target, self.cfg.momentum))
 
-    def competition(self) -> Competition:
+    def pair_competition(self) -> Competition:
         cfg, t = self.cfg, max(float(self.threshold), THRESHOLD_FLOOR)
         return Competition(cfg.overlap, cfg.competition, t, cfg.tau)
 
     def forward(self, ctx: Context) -> PenaltyValue:
         W = ctx.sae.W_dec
-        total, pairs = competing_cosines(W, ctx.feature_acts, len(ctx.x), self.competition(), loops(ctx.sae.kernels, W))
+        total, pairs = competing_cosines(
+            W, ctx.feature_acts, len(ctx.x), self.pair_competition(), loops(ctx.sae.kernels, W)
+        )
         terms: dict[str, float | Tensor] = {"competing_pairs": pairs, "threshold": float(self.threshold)}
         return PenaltyValue(reduced(total, self.cfg.reduction, ctx.sae.d_sae, pairs), terms)
-
-    def monitor(self, ctx: Context) -> dict[str, Any]:
-        """competition: overlap, c, |cosine| and correlation of the activations of the watched pairs."""
-        competition = self.competition()
-        if ctx.progress >= 0.25 and int(self.watched[0, 0]) < 0:
-            self.watch(*overlapping_pairs(ctx.feature_acts, len(ctx.x), competition))
-        i, j = self.watched[:, self.watched[0] >= 0]
-        if not len(i):
-            return {}
-        f = ctx.feature_acts.columns(torch.cat([i, j])).double()
-        f_i, f_j = f[:, : len(i)], f[:, len(i) :]
-        both, n_i, n_j = ((f_i > 0) & (f_j > 0)).sum(0), (f_i > 0).sum(0), (f_j > 0).sum(0)
-        overlap = torch.where(both > 0, competition.overlaps(both, n_i, n_j, len(f)), 0.0)
-        cosine = (ctx.sae.W_dec[i] * ctx.sae.W_dec[j]).sum(1).abs()
-        d_i, d_j = f_i - f_i.mean(0), f_j - f_j.mean(0)
-        spread = (d_i.square().sum(0) * d_j.square().sum(0)).sqrt()
-        correlation = torch.where(spread > 0, (d_i * d_j).sum(0) / spread.clamp(min=1e-30), 0.0)
-        numbers = {
-            "overlap": overlap,
-            "c": torch.where(both > 0, competition.weights(overlap), 0.0),
-            "abs_cosine": cosine,
-            "correlation": correlation,
-        }
-        shown = {name: [round(value, 6) for value in values.tolist()] for name, values in numbers.items()}
-        return {"competition": {"pairs": torch.stack([i, j], 1).tolist(), **shown}}
-
-    def watch(self, i: Tensor, j: Tensor, n: Tensor) -> None:
-        """Choose the pairs to record among pairs i, j with overlap n, each [pairs]."""
-        order = n.argsort(stable=True)
-        middle = max(0, len(order) // 2 - WATCHED // 2)
-        for place, chosen in enumerate((order[-WATCHED:], order[middle : middle + WATCHED], order[:WATCHED])):
-            start = place * WATCHED
-            self.watched[:, start : start + len(chosen)] = torch.stack([i[chosen], j[chosen]])
 
 
 CONFIG = OrthoConfig

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 from torch import Tensor
 
-from sae_sweeps.errors import ConfigError
+from sae_sweeps.errors import NeedsRoles
 from sae_sweeps.fields import AtLeastOne, BelowOne, Rule, one_of
 from sae_sweeps.kernels.features import DenseFeatures, Features
 from sae_sweeps.kernels.gram import squared_products_between
@@ -74,7 +74,7 @@ def check_roles(key: str, run: RunConfig) -> None:
     """Raise ConfigError unless the run's text has both roles, forget and retain."""
     if run.synthetic or not run.data.has_roles():
         given = "model=synthetic" if run.synthetic else f"data={run.data.name}"
-        raise ConfigError(
+        raise NeedsRoles(
             f"{key}: needs text to forget and text to retain, which {given} has not; give data=builtin_roles."
         )
 

@@ -56,7 +56,7 @@ class RunFolder(os.PathLike):
 
     @cached_property
     def monitors(self) -> RowFile:
-        """monitors.jsonl: the monitors of penalties and groups, one object per monitor and monitored step."""
+        """monitors.jsonl: the monitors of pairs, penalties and groups, one object per monitor and monitored step."""
         return RowFile(self.path / "monitors.jsonl")
 
     @property

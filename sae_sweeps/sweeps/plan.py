@@ -16,11 +16,12 @@ from sae_sweeps.config.keys import TOP_KEYS
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.penalties import Combination
 from sae_sweeps.config.run import RunConfig, activations_gb, run_config, used_top_keys
-from sae_sweeps.errors import ConfigError, who_has
+from sae_sweeps.errors import ConfigError, NeedsRoles, who_has
 from sae_sweeps.storage.budget import BUDGET, unequal
 
 NOT_IN_TITLES = (
-    "outputs", "dry_run", "device", "logger", "eval", "tags", "experiment", "objective", "report",
+    "outputs", "dry_run", "device", "logger", "eval", "tags", "description", "experiment", "objective", "report",
+    "only",
 )  # fmt: skip
 
 
@@ -32,8 +33,14 @@ class Point:
     overrides: list[str]
     variant: str | None = None
     """The experiment's variant that it belongs to."""
-    fixed: list[str] = field(default_factory=list)
-    """Keys that the variant sets once, for all of its points."""
+    study: list[str] = field(default_factory=list)
+    """Those of the overrides that the experiment has for this model."""
+    pinned: list[str] = field(default_factory=list)
+    """Those that the variant keeps whatever the command gives."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Words of the command that do not reach the variant, each with the one that it keeps."""
+    description: str = ""
+    tags: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -43,7 +50,9 @@ class PlannedRun:
     title: str
     overrides: list[str]
     equals: list[str] = field(default_factory=list)
-    """Overrides of the further points that are the same run."""
+    """The further points that are the same run: their titles, or their overrides where those are the same too."""
+    pinned: list[str] = field(default_factory=list)
+    """Those that its variant keeps whatever the command gives."""
 
 
 @dataclass
@@ -54,27 +63,81 @@ class Plan:
     """Keys that differ between the points of the command."""
     points: list[str] = field(default_factory=list)
     """The run id of each point, in the order of the command; equal points have the same."""
+    notes: list[str] = field(default_factory=list)
+    """What the command asks for and variants do not do: words that they refuse, variants that are left out."""
 
 
 def make_plan(points: list[Point]) -> Plan:
     """Check every point before anything starts. Raises ConfigError for the first mistake."""
     outputs = Path(points[0].cfg.outputs)
+    points, configs, notes = with_roles(points)
+    notes += words_refused(points)
     varied = varied_keys([point.overrides for point in points])
-    configs = [run_config(point.cfg) for point in points]
     refuse_unused(points, configs)
+    within = {
+        variant: varied_keys([point.overrides for point in points if point.variant == variant])
+        for variant in {point.variant for point in points}
+    }
     runs: dict[str, PlannedRun] = {}
     identities: list[str] = []
     for point, run in zip(points, configs, strict=True):
         refuse_inactive(run)
         identity = run_id(run, outputs / "activations" / "digests")
         identities.append(identity)
-        title = title_of(point, varied, run)
-        if identity in runs:
-            runs[identity].equals.append(" ".join(point.overrides))
-        else:
-            runs[identity] = PlannedRun(run, identity, title, point.overrides)
+        title = title_of(point, within[point.variant], run)
+        if identity not in runs:
+            runs[identity] = PlannedRun(run, identity, title, point.overrides, pinned=point.pinned)
+        elif (title, point.overrides) != (runs[identity].title, runs[identity].overrides):
+            runs[identity].equals.append(title if title != runs[identity].title else " ".join(point.overrides))
     planned = list(runs.values())
-    return Plan(planned, [*budget_warnings(planned, varied), *run_warnings(planned)], varied, identities)
+    return Plan(planned, [*budget_warnings(planned, varied), *run_warnings(planned)], varied, identities, notes)
+
+
+def with_roles(points: list[Point]) -> tuple[list[Point], list[RunConfig], list[str]]:
+    """The points with their checked configs, without the variants that need roles which the data lacks, and a line
+    that names those. Raises ConfigError where no point is left."""
+    kept, configs = [], []
+    lacking: dict[str, NeedsRoles] = {}
+    for point in points:
+        try:
+            run = run_config(point.cfg)
+        except NeedsRoles as error:
+            if point.variant is None:
+                raise
+            lacking.setdefault(point.variant, error)
+            continue
+        run.tags += [tag for tag in point.tags if tag not in run.tags]
+        run.description = " ".join(filter(None, [point.description, run.description]))
+        kept.append(point)
+        configs.append(run)
+    if not kept:
+        raise next(iter(lacking.values()))
+    titles: dict[str, list[str]] = {}
+    for variant, lack in lacking.items():
+        titles.setdefault(str(lack), []).append(variant)
+    return kept, configs, [f"left out: {'; '.join(names)} ({why})" for why, names in titles.items()]
+
+
+def words_refused(points: list[Point]) -> list[str]:
+    """A line for each key of the command that some variants keep to themselves. Raises ConfigError where all do."""
+    words: dict[str, dict[str, None]] = {}
+    keeping: dict[str, dict[str, dict[str, None]]] = {}
+    for point in points:
+        for word, kept in point.refused.items():
+            key, value = split_override(word)
+            words.setdefault(key, {})[value] = None
+            keeping.setdefault(key, {}).setdefault(kept, {})[str(point.variant).partition(":")[0]] = None
+    out = []
+    for key, values in words.items():
+        word = f"{key}={','.join(values)}".replace("layer.index=", "layer=")
+        who = "; ".join(
+            f"{kept.replace('layer.index=', 'layer=')} stays in {', '.join(names)}"
+            for kept, names in keeping[key].items()
+        )
+        if all(any(split_override(refused)[0] == key for refused in point.refused) for point in points):
+            raise ConfigError(f"{word}: no variant takes it ({who}); leave it out.")
+        out.append(f"{word} does not reach every variant: {who}")
+    return out
 
 
 def split_override(override: str) -> tuple[str, str]:
@@ -92,10 +155,13 @@ def varied_keys(overrides: list[list[str]]) -> list[str]:
 
 
 def title_of(point: Point, varied: list[str], run: RunConfig) -> str:
-    """The overrides that distinguish this run: of the varied keys that it uses, or in a single run all."""
+    """The overrides that distinguish this run: of the varied keys that it uses, or in a single run all.
+
+    `varied` are the keys that differ between the command's points, or between those of the point's variant.
+    """
     if run.title:
         return run.title
-    hidden = (*point.fixed, *NOT_IN_TITLES)
+    hidden = (*(split_override(word)[0] for word in point.study), *NOT_IN_TITLES)
     shown = [
         override
         for override in point.overrides
@@ -128,6 +194,8 @@ def refuse_unused(points: list[Point], configs: list[RunConfig]) -> None:
     for point, run in zip(points, configs, strict=True):
         read = used_top_keys(point.cfg)
         for override in point.overrides:
+            if override in point.study:
+                continue  # the user did not give it
             reason = unused_because(override, run, read)
             if reason is None:
                 used.add(split_override(override)[0])
@@ -240,25 +308,30 @@ def describe(plan: Plan, groups: Sequence[str] = ()) -> str:
     for number, planned in enumerate(plan.runs, 1):
         run, T = planned.run, planned.run.total_steps
         model = f"{run.model.name}" + ("" if run.synthetic else f" layer {run.layer.index} {run.layer.hook}")
+        data = "synthetic" if run.synthetic else run.data.name
         lines.append(f"run {number}  {planned.run_id}  {planned.title}")
-        lines.append(
-            f"  {model}, data {'synthetic' if run.synthetic else run.data.name}, activations in {run.activations.mode}"
-        )
-        lines.append(f"  steps {T:,} x {run.batch_size:,} = {T * run.batch_size:,} tokens")
+        if run.description:
+            lines.append(f"  {run.description}")
+        lines.append(f"  {model}, data {data}, activations in {run.activations.mode}, eval {run.eval.name}")
+        seeds = f"seed {run.seed}" + (f", data_seed {run.data_seed}" if run.data_seed else "")
+        lines.append(f"  steps {T:,} x {run.batch_size:,} = {T * run.batch_size:,} tokens, {seeds}")
         lr = f"lr peak {run.peak_learning_rate():.3g} ({run.lr_schedule.name})"
         lines.append(f"  {lr}, at the end {run.learning_rate(T - 1):.3g}")
         for term in run.penalty_terms():
             weights = ", ".join(f"{term.weight(s, T):.4g}" for s in (0, T // 2, T - 1))
             lines.append(f"  penalty {term.config.name}, weight at 0, 50, 100 %: {weights} ({term.schedule.name})")
         unused, nodes = run.unused_keys(), run.to_dict()
-        for group in ("architecture", "group_layer", "penalty", "schedule", "train"):
+        for group in ("architecture", "group_layer", "penalty", "schedule", "lr_schedule", "train"):
             if group not in unused and group in nodes and (group != "group_layer" or nodes[group]["name"] != "none"):
                 name = nodes[group].pop("name", "")
                 shown = [f"{key}={value}" for key, value in _flat(nodes[group]) if f"{group}.{key}" not in unused]
                 lines.append(f"  {group} {name}".rstrip() + f": {' '.join(shown)}" * bool(shown))
+        if planned.pinned:
+            lines.append(f"  pinned: {' '.join(planned.pinned)}".replace("layer.index=", "layer="))
         lines.append(f"  memory about {memory_gb(run):.2f} GB beside the language model")
         lines += [f"  the same run as: {point}" for point in planned.equals]
     lines += groups
+    lines += plan.notes
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return "\n".join(lines)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sae_sweeps.errors import DamagedFile
 from sae_sweeps.storage.files import write_bytes
-from sae_sweeps.training.step import Training
+from sae_sweeps.training.step import WATCHED_PAIRS, Training
 
 FILE = "state.safetensors"
 
@@ -52,6 +52,9 @@ def load_checkpoint(training: Training, folder: Path) -> int:
         raise DamagedFile(f"{path}: the checkpoint is damaged (its checksum does not match); {mend}.")
     step, scale = int(tensors.pop("step")), float(tensors.pop("scale"))
     live = _tensors(training)
+    # checkpoints of earlier versions: pairs are chosen anew
+    tensors = {name: tensor for name, tensor in tensors.items() if name in live or not name.endswith(".watched")}
+    tensors |= {name: tensor for name, tensor in live.items() if name.startswith(WATCHED_PAIRS) and name not in tensors}
     if live.keys() != tensors.keys() or any(live[name].shape != tensors[name].shape for name in live):
         raise DamagedFile(f"{path}: the checkpoint does not fit this run's config; {mend}.")
     with torch.no_grad():

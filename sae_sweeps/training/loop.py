@@ -98,8 +98,9 @@ class Member:
         callbacks.before_step()
         if step % run.train.checkpoint_every == 0 and step > self.start:
             self.save(step)
-        monitored = step % run.train.monitor_every == 0 or step == self.total - 1
-        logged = monitored or step % run.train.log_every == 0
+        last, every = step == self.total - 1, run.train.monitor_every
+        monitored = every > 0 and (last or step % every == 0)
+        logged = monitored or last or step % run.train.log_every == 0
         with self.stopwatch.running() if step > self.start else nullcontext():
             report = self.training.step(batch, step, logged, monitored)
         for record in report.monitors:

@@ -19,6 +19,7 @@ from sae_sweeps.architectures.context import RECONSTRUCTIONS, Context, generator
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.errors import ConfigError, Diverged
 from sae_sweeps.kernels.choose import choose
+from sae_sweeps.kernels.competition import Competition
 from sae_sweeps.kernels.features import DenseFeatures, Features
 from sae_sweeps.kernels.memory import retain_freed_memory
 from sae_sweeps.penalties.base import Penalty, PenaltyValue
@@ -35,10 +36,12 @@ from sae_sweeps.training.report import (
     loss_numbers,
     monitor_records,
 )
+from sae_sweeps.training.watched_pairs import WatchedPairs
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.group_layer import GroupLayer
 
+WATCHED_PAIRS = "watched_pairs"
 GROUP_STREAM = 32
 """Stream of the group layer's random numbers; penalties have those below."""
 
@@ -111,6 +114,7 @@ class Training:
             )
             for term in self.terms
         }
+        self.watched_pairs = WatchedPairs(self.total_steps).to(device)
         betas = (run.train.beta1, run.train.beta2)
         self.optimizer = optimizer(self.sae, [p for _, p in self.named_parameters()], betas)
         self.nonfinite_guard = NonFiniteGuard(device, self._explain)
@@ -121,7 +125,7 @@ class Training:
 
     def modules(self) -> dict[str, nn.Module]:
         groups = {} if self.groups is None else {"groups": self.groups}
-        return {"sae": self.sae, **groups, **self.penalties}
+        return {"sae": self.sae, **groups, **self.penalties, WATCHED_PAIRS: self.watched_pairs}
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for prefix, module in self.modules().items():
@@ -185,8 +189,10 @@ class Training:
         if self.nonfinite_guard.at_once and not math.isfinite(loss.loss.item()):
             raise Diverged(step, first_not_finite(loss))
         gradients: Gradients = {}
+        if monitored or (self.run.train.monitor_every and step in self.watched_pairs.due):
+            report.monitors = self.watched_pairs.records(loss.ctx, self.competitions())
         if monitored:
-            report.monitors = monitor_records(self.monitored_modules(), loss.ctx, len(self.terms) == 1)
+            report.monitors += monitor_records(self.monitored_modules(), loss.ctx, len(self.terms) == 1)
             gradients = gradients_by_term(self.sae, loss.parts)
 
         self.optimizer.zero_grad()
@@ -216,6 +222,11 @@ class Training:
         """Divisor of all gradients that brings their norm to at most `train.clip`, scalar >= 1."""
         clip = self.run.train.clip
         return ((norm + 1e-6) / clip).clamp(min=1.0) if clip else torch.ones_like(norm)
+
+    def competitions(self) -> dict[str, Competition]:
+        """The competition of pairs of features at this step, by the name of the penalty that defines it."""
+        found = {name: one.pair_competition() for name, one in self.penalties.items() if isinstance(one, Penalty)}
+        return {name: competition for name, competition in found.items() if competition is not None}
 
     def monitored_modules(self) -> dict[str, nn.Module]:
         """The penalties, then the group layer."""

@@ -110,6 +110,7 @@ def test_a_key_that_variants_choose_is_refused():
         ("arms=3", "arms: they belong in a file of conf/experiment, as those of the studies do."),
         ("arms={a: 3}", "arms: they belong in a file of conf/experiment, as those of the studies do."),
         ("variants=3", "variants: they belong in a file of conf/experiment, as those of the studies do."),
+        ("study=3", "study: they belong in a file of conf/experiment, as those of the studies do."),
         ("hydra/launcher=abc", "hydra/launcher=abc: no such choice; --info searchpath lists where Hydra looks."),
     ],
 )

@@ -1,6 +1,7 @@
 import json
 import re
 from dataclasses import asdict, fields
+from pathlib import Path
 
 import pytest
 from composing import one, plan
@@ -9,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sae_sweeps.config.content import content
 from sae_sweeps.config.evaluations import EvalConfig
-from sae_sweeps.config.identity import canonical
+from sae_sweeps.config.identity import canonical, run_id
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.plugins import component
 from sae_sweeps.config.run import GROUPS
@@ -28,6 +29,7 @@ from sae_sweeps.config.schema import (
 from sae_sweeps.errors import ConfigError, DataError
 from sae_sweeps.storage.digests import short_hash
 from sae_sweeps.sweeps.plan import describe, safe_name
+from sae_sweeps.sweeps.sweep import restored
 
 
 def choice_files():
@@ -131,12 +133,64 @@ def test_what_changes_numbers_changes_the_id(word):
     "word",
     [
         "outputs=elsewhere", "device=cpu", "logger=wandb", "eval=none", "eval.batch_size=3", "train.log_every=3",
-        "train.checkpoint_every=7", "activations.mode=disk", "title=hello", "k=32", "num_tokens=409700",
-        "model.name=other",
+        "train.checkpoint_every=7", "activations.mode=disk", "title=hello", "description=why", "k=32",
+        "num_tokens=409700", "model.name=other",
     ],
 )  # fmt: skip
 def test_what_does_not_change_numbers_does_not_change_the_id(word):
     assert one(word).run_id == one().run_id
+
+
+def test_a_description_is_recorded_and_is_part_of_neither_title_nor_mistakes():
+    planned = one("k=7", "description='Half the features, why not?'")
+    assert (
+        planned.title == "model=synthetic k=7" and planned.run.to_dict()["description"] == "Half the features, why not?"
+    )
+    assert one().run.to_dict()["description"] == ""
+    older = {key: value for key, value in one("k=7").run.to_dict().items() if key != "description"}
+    assert restored(older, Path("outputs")).description == ""
+
+
+@pytest.mark.parametrize("threshold", ["decreasing", "increasing"])
+def test_the_fixed_weight_alone_has_a_threshold_that_progresses(threshold):
+    """decay_power=0 fixes the weight and nothing else, unlike the static form."""
+    whole = plan("model=synthetic", "penalty=ortho", "decay_power=0", f"penalty.threshold={threshold}")
+    (planned,) = whole.runs
+    (term,), steps = planned.run.penalty_terms(), planned.run.total_steps
+    assert {term.weight(step, steps) for step in range(steps)} == {0.5}
+    thresholds = term.config.curves(steps)["threshold"]
+    assert thresholds[0] == 0.3 and thresholds == sorted(thresholds, reverse=threshold == "decreasing")
+    assert len(set(thresholds)) == steps and term.config.never_acts() is None and whole.warnings == []
+    static = one("penalty=ortho", "decay_power=0", "penalty.threshold=constant")
+    assert len({planned.run_id, static.run_id, one("penalty=ortho").run_id}) == 3
+
+
+ADDED = [
+    (["penalty=contrastive", "penalty.positives=top5_similar"], "penalty", "similar_by", "x"),
+    (["penalty=bottleneck", "penalty.contrastive_weight=0.1"], "penalty", "contrast", "tokens"),
+    (["penalty=ortho+bottleneck", "penalty.bottleneck.contrastive_weight=0.1"], "penalty.bottleneck", "contrast",
+     "tokens"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "place", "key", "before"), ADDED, ids=lambda v: v if isinstance(v, str) else v[0])
+def test_a_key_that_was_added_is_in_no_id_at_the_value_that_runs_had_before(words, place, key, before):
+    run = one(*words, f"{place}.{key}={before}").run
+    stored = run.to_dict()
+    node = stored["penalty"] if place == "penalty" else stored["penalty"]["bottleneck"]
+    del node[key]  # as in a config.yaml of an earlier run
+    earlier = restored(stored, Path(run.outputs))
+    assert earlier.to_dict() == run.to_dict() and run_id(earlier) == run_id(run)
+    assert f'"{key}":' not in json.dumps(canonical(run))
+    other = "groups" if key == "contrast" else "head"
+    assert run_id(one(*words, f"{place}.{key}={other}").run) != run_id(run)
+
+
+def test_positives_are_similar_by_feature_activations_unless_given():
+    words = ["penalty=contrastive", "penalty.positives=top5_similar"]
+    assert one(*words).run.penalty.similar_by == "feature_acts"
+    assert one(*words).run_id != one(*words, "penalty.similar_by=x").run_id
+    assert "similar_by" not in canonical(one("penalty=contrastive").run)["penalty"]
 
 
 def test_streaming_is_another_order_so_another_run():

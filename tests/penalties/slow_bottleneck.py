@@ -65,13 +65,32 @@ def mi_term(E, earlier, window, floor):
     return value, [[0.0] * n_groups for _ in range(len(E) - new)] + dE
 
 
-def bottleneck(f, W_enc, W_dec, group, n_groups, positives, earlier, window, floor, weights, temperature):
+def between_groups(f, group, temperature):
+    """InfoNCE of the features' columns over the batch, those of one group alike, and its gradient on f."""
+    alive = [i for i in range(len(group)) if math.sqrt(sum(row[i] ** 2 for row in f)) > 1e-6]
+    columns = [[row[i] for row in f] for i in alive]
+    positives = [[b for b, j in enumerate(alive) if j != i and group[i] == group[j]] for i in alive]
+    value, dcolumns = info_nce(columns, positives, temperature) if alive else (0.0, [])
+    df = [[0.0] * len(group) for _ in f]
+    for column, i in zip(dcolumns, alive, strict=True):
+        for t, slope in enumerate(column):
+            df[t][i] = slope
+    return value, df
+
+
+def bottleneck(
+    f, W_enc, W_dec, group, n_groups, positives, earlier, window, floor, weights, temperature, contrast="tokens"
+):
     """Terms, weighted sum, gradients on f, W_enc and W_dec. weights: mi, group_lasso, l2, contrastive."""
     E = energies(f, group, n_groups)
     sizes = [sum(g == wanted for g in group) for wanted in range(n_groups)]
     mi, dmi = mi_term(E, earlier, window, floor)
     lasso = sum(math.sqrt(s) * e for row in E for s, e in zip(sizes, row, strict=True)) / len(E)
     nce, dnce = info_nce(E, positives, temperature)
+    of_features = [[0.0] * len(group) for _ in f]
+    if contrast == "groups":
+        nce, of_features = between_groups(f, group, temperature)
+        dnce = [[0.0] * n_groups for _ in f]
     l2 = sum(v * v for W in (W_enc, W_dec) for row in W for v in row)
     terms = {"mi": mi, "group_lasso": lasso, "l2": l2, "contrastive": nce}
     dE = [
@@ -85,4 +104,9 @@ def bottleneck(f, W_enc, W_dec, group, n_groups, positives, earlier, window, flo
     ]
     dW_enc, dW_dec = ([[2 * weights["l2"] * v for v in row] for row in W] for W in (W_enc, W_dec))
     value = sum(weights[name] * term for name, term in terms.items())
-    return terms, value, on_features(dE, f, group, n_groups), dW_enc, dW_dec
+    df = on_features(dE, f, group, n_groups)
+    df = [
+        [a + weights["contrastive"] * b for a, b in zip(*rows, strict=True)]
+        for rows in zip(df, of_features, strict=True)
+    ]
+    return terms, value, df, dW_enc, dW_dec

@@ -13,10 +13,12 @@ def adjacent(sequence, position):
     return [[b for b in rows if sequence[a] == sequence[b] and abs(position[a] - position[b]) == 1] for a in rows]
 
 
-def most_similar(x, n):
+def most_similar(x, n, above=-math.inf):
+    """The n rows of largest cosine above `above`; that of a row of zeros is 0."""
     rows = range(len(x))
-    cosine = [[dot(a, b) / math.sqrt(dot(a, a) * dot(b, b)) for b in x] for a in x]
-    return [sorted((b for b in rows if b != a), key=lambda b: -cosine[a][b])[:n] for a in rows]
+    cosine = [[dot(a, b) / (math.sqrt(dot(a, a) * dot(b, b)) or 1.0) for b in x] for a in x]
+    near = [sorted((b for b in rows if b != a), key=lambda b: -cosine[a][b])[:n] for a in rows]
+    return [[b for b in near[a] if cosine[a][b] > above] for a in rows]
 
 
 def by_role(role):

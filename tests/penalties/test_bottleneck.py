@@ -22,13 +22,14 @@ from sae_sweeps.penalties.bottleneck import Bottleneck, BottleneckConfig
 
 EXAMPLES = json.loads((Path(__file__).parent / "worked_examples_bottleneck.json").read_text())
 ALL = dict(lambda2_max=0.8, group_lasso_weight=0.3, l2_weight=0.01, contrastive_weight=0.4)
+BETWEEN_GROUPS = dict(contrastive_weight=0.4, contrast="groups")
 FLOOR = 1e-6
 
 
 def config(**changes):
     values = dict(
         name="bottleneck", lambda2_max=0.0, group_lasso_weight=0.0, l2_weight=0.0, contrastive_weight=0.0,
-        temperature=0.1,
+        temperature=0.1, contrast="tokens",
     )  # fmt: skip
     return BottleneckConfig(**{**values, **changes})
 
@@ -85,7 +86,7 @@ def check(cfg, groups, f, earlier=(), **kwargs):
     )
     terms, value, *expected = slow.bottleneck(
         f.tolist(), ctx.sae.W_enc.tolist(), ctx.sae.W_dec.tolist(), group, groups.n_groups, positives, before,
-        groups.cfg.window, FLOOR, weights, cfg.temperature,
+        groups.cfg.window, FLOOR, weights, cfg.temperature, cfg.contrast,
     )  # fmt: skip
     rounding.assert_close(value, result.loss, factor=2)
     assert set(result.terms) == {name for name in weights if weights[name]}
@@ -94,11 +95,18 @@ def check(cfg, groups, f, earlier=(), **kwargs):
     with rounding:
         found[0] = found[0] * (f != 0) if kwargs.get("top_k") else found[0]
     for one, other in zip(found, expected, strict=True):
-        rounding.assert_close(torch.tensor(other, dtype=torch.float64), one, factor=2)
+        other = torch.tensor(other, dtype=torch.float64)
+        if kwargs.get("top_k") and one is found[0]:  # a feature that is not among the k has no gradient
+            other *= f != 0
+        rounding.assert_close(other, one, factor=2)
     return result
 
 
-@pytest.mark.parametrize("weights", [{key: value} for key, value in ALL.items()] + [ALL], ids=lambda w: "+".join(w))
+@pytest.mark.parametrize(
+    "weights",
+    [*({key: value} for key, value in ALL.items()), ALL, BETWEEN_GROUPS, ALL | BETWEEN_GROUPS],
+    ids=lambda w: "+".join(w),
+)
 @pytest.mark.parametrize("group_size", [4, 7])
 def test_equals_the_slow_reference(weights, group_size):
     check(config(**weights), group_layer(20, group_size=group_size), features())
@@ -146,10 +154,11 @@ def test_only_the_last_tokens_of_the_batch_have_a_gradient():
 
 
 @pytest.mark.parametrize("top_k", [3, 8])
-def test_topk_features_give_the_same(top_k):
+@pytest.mark.parametrize("contrast", ["tokens", "groups"])
+def test_topk_features_give_the_same(top_k, contrast):
     values, indices = features(density=1.0).topk(top_k, dim=1)
     f = torch.zeros(12, 20, dtype=torch.float64).scatter(1, indices, values)
-    check(config(**ALL), group_layer(20, group_size=4), f, top_k=top_k)
+    check(config(**ALL, contrast=contrast), group_layer(20, group_size=4), f, top_k=top_k)
 
 
 @pytest.mark.parametrize(
@@ -164,19 +173,56 @@ def test_topk_features_give_the_same(top_k):
         "all tokens alike": lambda f: f * 0 + 1,
         "two tokens": lambda f: f[:2],
         "batch of 1": lambda f: f[:1],
+        "one feature fires": lambda f: f * (torch.arange(20) == 3),
+        "one of each group": lambda f: f * (torch.arange(20) % 4 == 0),
+        "one group fires": lambda f: f * (torch.arange(20) < 4),
     }.items(),
     ids=lambda change: change[0],
 )
-def test_edges(change):
+@pytest.mark.parametrize("contrast", ["tokens", "groups"])
+def test_edges(change, contrast):
     f = change[1](features())
-    check(config(**ALL), group_layer(20, group_size=4), f)
+    check(config(**ALL, contrast=contrast), group_layer(20, group_size=4), f)
 
 
-def test_empty_group():
+@pytest.mark.parametrize("contrast", ["tokens", "groups"])
+def test_an_empty_group_and_one_of_a_single_feature(contrast):
     groups = group_layer(20, group_size=4)
-    groups.regroup(torch.tensor([0] * 8 + [2] * 4 + [3] * 4 + [4] * 4))
-    check(config(**ALL), groups, features())
-    assert groups.sizes().tolist() == [8, 0, 4, 4, 4]
+    groups.regroup(torch.tensor([0] * 7 + [2] * 8 + [3] + [4] * 4))
+    check(config(**ALL, contrast=contrast), groups, features())
+    assert groups.sizes().tolist() == [7, 0, 8, 1, 4]
+
+
+def test_between_groups_a_feature_alone_in_its_group_is_no_anchor_but_a_negative():
+    groups, f = group_layer(20, group_size=4), features().requires_grad_()
+    groups.regroup(torch.tensor([0] * 10 + [1] * 9 + [2]))
+    (grad,) = torch.autograd.grad(between_groups(groups, f), f)
+    assert grad[:, 19].any()
+    assert between_groups(group_layer(20, group_size=1), f) == 0
+
+
+def test_between_groups_features_that_fire_nowhere_take_no_part():
+    alive = torch.arange(20) % 4 > 0
+    f = features()
+    of_all = between_groups(group_layer(20, group_size=4), f * alive)
+    torch.testing.assert_close(of_all, between_groups(group_layer(15, group_size=3), f[:, alive]), rtol=0, atol=0)
+
+
+def test_between_groups_in_tiles_is_the_same(monkeypatch):
+    groups, f = group_layer(20, group_size=4), features()
+    monkeypatch.setattr("sae_sweeps.kernels.info_nce.TILE", 3)
+    check(config(**BETWEEN_GROUPS), groups, f)
+
+
+def test_between_groups_the_loss_is_least_where_groups_fire_apart():
+    groups = group_layer(20, group_size=4)
+    apart = torch.eye(5, dtype=torch.float64).repeat_interleave(4, 1)
+    across = torch.eye(5, dtype=torch.float64).repeat(1, 4)
+    assert between_groups(groups, apart) < between_groups(groups, features()) < between_groups(groups, across)
+
+
+def between_groups(groups, f):
+    return Bottleneck(config(**BETWEEN_GROUPS), 3, f.shape[1], 10, None)(context(f, groups)).loss
 
 
 def test_a_faint_group_shares_no_information_and_gets_no_gradient():
@@ -190,7 +236,8 @@ def test_a_faint_group_shares_no_information_and_gets_no_gradient():
 
 @pytest.mark.parametrize("size", [1e-20, 1e-4, 1e6])
 @pytest.mark.parametrize("top_k", [None, 6])
-def test_float32_under_autocast_is_finite_and_the_same(size, top_k):
+@pytest.mark.parametrize("contrast", ["tokens", "groups"])
+def test_float32_under_autocast_is_finite_and_the_same(size, top_k, contrast):
     results = []
     for enabled in (False, True):
         groups = group_layer(20, torch.float32, group_size=4, window=16)
@@ -199,7 +246,7 @@ def test_float32_under_autocast_is_finite_and_the_same(size, top_k):
         ctx = context(f, groups, W, W.T, top_k=top_k)
         groups.observe(ctx)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss = Bottleneck(config(**ALL), 3, 20, 10, None)(ctx).loss
+            loss = Bottleneck(config(**ALL, contrast=contrast), 3, 20, 10, None)(ctx).loss
         results.append([loss, *torch.autograd.grad(loss, [f, W])])
     for one, other in zip(*results, strict=True):
         assert one.dtype == torch.float32 and one.isfinite().all()
@@ -209,7 +256,7 @@ def test_float32_under_autocast_is_finite_and_the_same(size, top_k):
 def test_weights_stand_inside():
     assert config(**ALL).peak_weight() == 1 and config(l2_weight=0.01).peak_weight() == 1
     assert config().peak_weight() == 0
-    assert "temperature" in config().unused_keys() and config(**ALL).unused_keys() == {}
+    assert set(config().unused_keys()) == {"temperature", "contrast"} and config(**ALL).unused_keys() == {}
 
 
 def test_yaml_has_every_field_and_asks_for_groups():
@@ -223,6 +270,8 @@ def test_bad_values_are_named(key):
     check_values(config(**ALL), "penalty")
     with pytest.raises(ConfigError, match=key):
         check_values(config(**{key: -0.1}), "penalty")
+    with pytest.raises(ConfigError, match="penalty.contrast=features: must be one of tokens, groups"):
+        check_values(config(contrast="features"), "penalty")
 
 
 def test_what_it_needs_of_the_run():
@@ -235,5 +284,6 @@ def test_what_it_needs_of_the_run():
     config(lambda2_max=1.0).check_run(run(sampling="tokens"))
     with pytest.raises(ConfigError, match="group_layer=none"):
         cfg.check_run(run(name="none"))
+    config(**BETWEEN_GROUPS).check_run(run(sampling="tokens"))
     with pytest.raises(ConfigError, match="train.sampling=tokens"):
         cfg.check_run(run(sampling="tokens"))

@@ -24,8 +24,9 @@ EXAMPLES = json.loads((Path(__file__).parent / "worked_examples_contrastive.json
 
 def config(**changes):
     values = dict(
-        name="contrastive", lambda2_max=0.1, positives="adjacent", head_dim=4, temperature=0.1, diversity_weight=0.0
-    )
+        name="contrastive", lambda2_max=0.1, positives="adjacent", head_dim=4, temperature=0.1, diversity_weight=0.0,
+        similar_by="feature_acts",
+    )  # fmt: skip
     return ContrastiveConfig(**{**values, **changes})
 
 
@@ -59,11 +60,15 @@ def random_case(n=12, d_sae=20, seed=0, density=0.3):
     return f.requires_grad_(), dict(x=x, sequence=sequence, position=position, role=role)
 
 
-def slow_pairs(positives, batch):
-    if positives == "adjacent":
+def slow_pairs(module, f, batch):
+    cfg = module.cfg
+    if cfg.positives == "adjacent":
         return slow.adjacent(batch["sequence"].tolist(), batch["position"].tolist()), None
-    if positives == "top5_similar":
+    if cfg.positives == "top5_similar" and cfg.similar_by == "x":
         return slow.most_similar(batch["x"].tolist(), 5), None
+    if cfg.positives == "top5_similar":
+        compared = f if cfg.similar_by == "feature_acts" else f @ module.head
+        return slow.most_similar(compared.tolist(), 5, above=0), None
     return slow.by_role(batch["role"].tolist())
 
 
@@ -72,7 +77,7 @@ def check(module, f, batch, top_k=None):
     with rounding:  # of dense features, on which the k largest give the same
         result = module(context(f, **batch))
         df, dhead = torch.autograd.grad(result.loss, [f, module.head])
-    positives, candidates = slow_pairs(cfg.positives, batch)
+    positives, candidates = slow_pairs(module, f, batch)
     expected = slow.contrastive(
         f.tolist(), module.head.tolist(), positives, cfg.temperature, cfg.diversity_weight, candidates
     )
@@ -93,12 +98,16 @@ def check(module, f, batch, top_k=None):
     return result
 
 
-@pytest.mark.parametrize("positives", ["adjacent", "top5_similar", "pairs"])
+@pytest.mark.parametrize(
+    ("positives", "similar_by"),
+    [("adjacent", "x"), ("pairs", "x"), *(("top5_similar", key) for key in ("feature_acts", "head", "x"))],
+)
 @pytest.mark.parametrize("diversity", [0.0, 0.7])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_equals_the_slow_reference(positives, diversity, seed):
+def test_equals_the_slow_reference(positives, similar_by, diversity, seed):
     f, batch = random_case(seed=seed)
-    result = check(penalty(config(positives=positives, diversity_weight=diversity), 20), f, batch)
+    cfg = config(positives=positives, similar_by=similar_by, diversity_weight=diversity)
+    result = check(penalty(cfg, 20), f, batch)
     assert result.terms["anchors"] > 0 and result.terms["info_nce"] > 0
 
 
@@ -133,9 +142,10 @@ def test_frozen_worked_examples(example):
     }.items(),
     ids=lambda change: change[0],
 )
-@pytest.mark.parametrize("positives", ["adjacent", "top5_similar", "pairs"])
+@pytest.mark.parametrize("positives", ["adjacent", "top5_similar", "pairs", "by head", "by x"])
 def test_edges(change, positives):
     f, batch = random_case()
+    positives, similar_by = ("top5_similar", positives[3:]) if positives[:3] == "by " else (positives, "feature_acts")
     f = change[1](f.detach()).requires_grad_()
     batch = {key: value[: len(f)] for key, value in batch.items()}
     if len(f) == 1 and positives == "pairs":
@@ -143,7 +153,8 @@ def test_edges(change, positives):
         result = penalty(config(positives="pairs"), 20)(context(f, **batch))
         assert result.loss == 0 and not torch.autograd.grad(result.loss, f)[0].any()
         return
-    check(penalty(config(positives=positives, diversity_weight=0.5), 20), f, batch)
+    cfg = config(positives=positives, diversity_weight=0.5, similar_by=similar_by)
+    check(penalty(cfg, 20), f, batch)
 
 
 def test_no_positive_means_no_loss_and_no_gradient():
@@ -168,7 +179,7 @@ def test_rows_of_the_same_role_are_no_negatives():
     f, batch = random_case()
     batch["role"] = torch.tensor([1, 1, 1, 2, 2, 2] * 2)
     module = penalty(config(positives="pairs"), 20)
-    (anchor, positive), candidate = module.pairs(context(f, **batch))
+    (anchor, positive), candidate = module.pairs(context(f, **batch), torch.zeros(12, 4))
     assert candidate[0].nonzero().squeeze(1).tolist() == [3, 4, 5, 6, 9, 10, 11]
     assert sorted(zip(anchor.tolist(), positive.tolist(), strict=True))[:2] == [(0, 6), (1, 7)]
 
@@ -180,6 +191,24 @@ def test_neighbours_of_tokens_that_stand_twice_in_the_batch():
     expected = slow.adjacent(sequence.tolist(), position.tolist())
     assert found == [(a, b) for a, rows in enumerate(expected) for b in rows]
     assert found == [(0, 1), (0, 2), (0, 4), (1, 0), (2, 0), (4, 0)]
+
+
+def test_rows_that_share_no_feature_are_not_similar():
+    f = torch.tensor([[1.0, 0, 0], [2.0, 0, 0], [0, 1.0, 0], [0, 0, 0]], dtype=torch.float64)
+    module = penalty(config(positives="top5_similar"), 3)
+    (anchor, positive), _ = module.pairs(context(f), torch.zeros(4, 4))
+    assert (anchor.tolist(), positive.tolist()) == ([0, 1], [1, 0])
+    assert module(context(f)).terms["anchors"] == 0.5
+
+
+def test_no_gradient_flows_through_the_choice_by_head():
+    f, batch = random_case()
+    module = penalty(config(positives="top5_similar", similar_by="head"), 20)
+    u = module.project(context(f, **batch).feature_acts)
+    (anchor, positive), _ = module.pairs(context(f, **batch), u)
+    assert not anchor.requires_grad and not positive.requires_grad
+    nearest = (u @ u.T).fill_diagonal_(-2).argmax(1)
+    assert torch.equal(positive[torch.arange(12).eq(anchor[:, None]).int().argmax(0)], nearest)
 
 
 @pytest.mark.parametrize("positives", ["adjacent", "top5_similar"])
@@ -251,6 +280,7 @@ def test_yaml_has_every_field_and_passes_its_check():
     [
         ({"lambda2_max": -1.0}, "lambda2_max"),
         ({"positives": "random"}, "penalty.positives=random"),
+        ({"similar_by": "z"}, "penalty.similar_by=z: must be one of feature_acts, head, x"),
         ({"head_dim": 0}, "penalty.head_dim=0"),
         ({"temperature": 0.0}, "penalty.temperature"),
         ({"diversity_weight": -0.5}, "penalty.diversity_weight"),

@@ -12,7 +12,7 @@ from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels import coactivation, coactivation_cpu, sparse_numba
 from sae_sweeps.kernels.active_lists import active_lists
-from sae_sweeps.kernels.features import DenseFeatures, TopKFeatures
+from sae_sweeps.kernels.features import DenseFeatures, PairFeatures, TopKFeatures
 from sae_sweeps.kernels.pairs import per_token
 from sae_sweeps.kernels.threads import compiled, over_blocks
 from sae_sweeps.penalties import ortho
@@ -157,9 +157,12 @@ def test_the_lists_are_the_same_from_pairs(k):
     values, indices = values.gather(1, order), indices.gather(1, order)
     assert bool((values > 0).all()) == (k == 7)
     pairs = per_token(indices, 40, sparse_numba)
+    columns, dense = torch.tensor([39, 3, 3, 0]), torch.zeros_like(f).scatter(1, indices, values)
+    for listed in (TopKFeatures(values, indices, 40), PairFeatures(values.flatten(), pairs)):
+        assert torch.equal(listed.columns(columns), dense[:, columns])
     for one, other in zip(
         active_lists(TopKFeatures(values, indices, 40, pairs), len(f)),
-        active_lists(DenseFeatures(torch.zeros_like(f).scatter(1, indices, values)), len(f)),
+        active_lists(DenseFeatures(dense), len(f)),
         strict=True,
     ):
         assert one.tolist() == other.tolist()

@@ -5,9 +5,10 @@ from omegaconf import OmegaConf
 
 from sae_sweeps.cli.compose import register
 from sae_sweeps.config.paths import config_dir
+from sae_sweeps.config.words import rewrite
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.sweeps.plan import make_plan
-from sae_sweeps.sweeps.variants import choices_of, points_of
+from sae_sweeps.sweeps.variants import Variant, choices_of, chosen, points_of
 
 VARIANTS = {
     "TopK": "penalty=none",
@@ -69,6 +70,95 @@ def test_a_key_that_no_variant_uses_is_refused():
 def test_a_word_that_is_none_is_named(word):
     with pytest.raises(ConfigError, match="penalty|k="):
         choices_of("mine", word)
+
+
+PINNED = {"TopK": "penalty=none", "Run 1": {"words": "penalty=none k=4 lr=2e-4,3e-4", "name": "small"}}
+
+
+def test_a_mapping_pins_its_words_and_the_plan_names_what_it_refuses():
+    plan = plan_of(PINNED, "k=16", "lr=0.1")
+    assert [(p.title, p.run.architecture.k, p.run.lr_schedule.lr) for p in plan.runs] == [
+        ("TopK", 16, 0.1),
+        ("Run 1: small lr=0.0002", 4, 0.0002),
+        ("Run 1: small lr=0.0003", 4, 0.0003),
+    ]
+    assert plan.notes == [
+        "k=16 does not reach every variant: k=4 stays in Run 1",
+        "lr=0.1 does not reach every variant: lr=0.0002,0.0003 stays in Run 1",
+    ]
+    assert plan.runs[1].pinned == ["penalty=none", "k=4", "lr=0.0002"] and plan.runs[0].pinned == []
+
+
+@pytest.mark.parametrize("word", ["schedule=cosine", "group_layer=groups", "lr_schedule.decay=0.1"])
+def test_a_pinned_choice_takes_its_group_along(word):
+    variants = {"open": "penalty=ortho", "Run 1": {"words": "penalty=ortho lr_schedule=linear"}}
+    opened, pinned = plan_of(variants, word).runs
+    alone = plan_of(variants).runs
+    assert pinned.run_id == alone[0].run_id != opened.run_id
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        (
+            {"wrods": "k=4"},
+            "variants.a.wrods: no such key; a variant has words, recorded, planned, own, name, descript",
+        ),
+        ({"words": {"k": 4}}, "variants.a.words: must be text"),
+        ({"recorded": "k=4", "planned": "k=5"}, "variants.a: has recorded and planned; give one."),
+        ({"words": "k"}, "variants.a: `k` is not a word of the form key=value."),
+    ],
+)
+def test_a_mistake_in_a_mapping_is_one_sentence(node, message):
+    with pytest.raises(ConfigError, match=message):
+        plan_of({"a": node})
+
+
+def test_the_last_word_of_a_key_holds_and_groups_keys_have_their_top_level_name():
+    assert choices_of("a", "lr=1 lr_schedule.lr=2 layer=3") == {
+        "lr": ["lr_schedule.lr=2"],
+        "layer.index": ["layer.index=3"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("only", "titles"),
+    [
+        ("TopK", ["TopK"]),
+        ("topk*", ["TopK", "TopK, k grows"]),
+        ("Run 1", ["Run 1, scaled: alpha 0.5, lambda2 0.1"]),
+        ("run 1, scaled", ["Run 1, scaled: alpha 0.5, lambda2 0.1"]),
+        ("Run 1, scaled: alpha 0.5, lambda2 0.1", ["Run 1, scaled: alpha 0.5, lambda2 0.1"]),
+        (" Run 10 | TopK ", ["TopK", "Run 10, planned"]),
+        ("~Run *", ["TopK", "TopK, k grows"]),
+        ("Run *|~Run 10", ["Run 1, scaled: alpha 0.5, lambda2 0.1"]),
+    ],
+)
+def test_variants_are_chosen_by_their_titles(only, titles):
+    variants = ["TopK", "TopK, k grows", "Run 1, scaled: alpha 0.5, lambda2 0.1", "Run 10, planned"]
+    assert [variant.title for variant in chosen([Variant(title, {}) for title in variants], only)] == titles
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        ("Run 2", "only=Run 2: no variant's title matches Run 2; they are TopK; Run 1."),
+        ("TopK|Run 2", "no variant's title matches Run 2"),
+        ("~*", "only=~*: leaves no variant; they are TopK; Run 1."),
+        (" | ", "has no pattern"),
+    ],
+)
+def test_a_choice_of_nothing_is_a_mistake(only, message):
+    with pytest.raises(ConfigError) as caught:
+        chosen([Variant("TopK", {}), Variant("Run 1", {})], only)
+    assert message in str(caught.value)
+
+
+def test_only_is_a_word_of_experiments_with_variants():
+    assert rewrite(["only=Run *|TopK, k grows"]) == ["only='Run *|TopK, k grows'"]
+    assert rewrite(["only='a'"]) == ["only='a'"]
+    with pytest.raises(ConfigError, match="only=a: chooses variants of an experiment, and this command has none."):
+        plan_of({}, "only='a'")
 
 
 @pytest.mark.slow

@@ -43,12 +43,14 @@ OPTIONS = {
     ],
     "ortsae": ["lambda2_max=1.0", "penalty.chunk_size=7"],
     "contrastive": [
-        "lambda2_max=0.5", "penalty.positives=top5_similar", "penalty.head_dim=8", "penalty.temperature=0.5",
+        "lambda2_max=0.5", "penalty.positives=top5_similar", "penalty.positives=top5_similar penalty.similar_by=head",
+        "penalty.positives=top5_similar penalty.similar_by=x", "penalty.head_dim=8", "penalty.temperature=0.5",
         "penalty.diversity_weight=0.5",
     ],
     "bottleneck": [
         "lambda2_max=10", "penalty.group_lasso_weight=0.01", "penalty.l2_weight=0.1", "penalty.contrastive_weight=0.1",
-        "penalty.temperature=0.5 penalty.contrastive_weight=0.1", "group_layer.group_size=8", "group_layer.window=32",
+        "penalty.temperature=0.5 penalty.contrastive_weight=0.1",
+        "penalty.contrast=groups penalty.contrastive_weight=0.1", "group_layer.group_size=8", "group_layer.window=32",
         "group_layer.variance_floor=0.001", "group_layer.competition=true group_layer.temperature=2.0",
         "group_layer.competition=true group_layer.competition_train_only=true", "group_layer.mask=0.5",
         "group_layer.mask=1 group_layer.mask_train_only=true", "group_layer.dropout=0.2",

@@ -16,6 +16,7 @@ WORDS = {
     "topk": "architecture=topk k=8 k_start=4 penalty=ortho penalty.momentum=0.9",
     "batch_topk": "architecture=batch_topk k=8 penalty=contrastive penalty.diversity_weight=0.1",
     "jumprelu": "architecture=jumprelu target_l0=8 penalty=strict_ortho train.precision=bfloat16",
+    "unclipped": "architecture=standard l1_penalty=0.04 lr=1e-4 penalty=decorrelation train.clip=0",
     "gated": "architecture=gated target_l0=8 penalty=decorrelation",
     "grouped": "architecture=topk k=8 penalty=bottleneck group_layer.dropout=0.1 group_layer.adapt=mi "
     "group_layer.adapt_every=5 group_layer.group_size=8 group_layer.max_size=16 group_layer.window=96",
@@ -95,10 +96,10 @@ def test_stopped_together_and_resumed_in_other_groups(alone, tmp_path):
     later = []
     (early,) = go([member("gated", tmp_path, resumed=True)], stop=lambda: len(later) == 7, on_step=later.append)
     assert "step 20 of 30" in str(early.end)
-    mixed = ["jumprelu", "gated", "grouped", "batch_topk"]
+    mixed = ["jumprelu", "gated", "grouped", "batch_topk", "unclipped"]
     fresh = member("topk", tmp_path / "anew")
     records = go([*(member(n, tmp_path, resumed=True) for n in mixed), fresh])
-    for name, record, since in zip([*mixed, "topk"], records, (13, 20, 13, 13, 0), strict=True):
+    for name, record, since in zip([*mixed, "topk"], records, (13, 20, 13, 13, 13, 0), strict=True):
         assert_same(record, alone[name], since)
 
 
@@ -132,6 +133,31 @@ def test_a_failure_ends_its_own_run_only(alone, tmp_path):
     assert isinstance(gated.end, Diverged) and gated.end.step == 0 and gated.saves == []
     assert_same(batch_topk, alone["batch_topk"])
     assert_same(grouped, alone["grouped"])
+
+
+def test_without_clipping_a_gradient_passes_whole_beside_runs_that_clip(alone):
+    norms = [row["grad_norm/total"] for row in alone["unclipped"].rows]
+    run = configured(*WORDS["unclipped"].split())
+    training, clip = Training(run, 1.0, torch.zeros(D_IN), torch.device("cpu")), max(norms) + 1
+    run.train.clip = clip  # which no gradient reaches
+    for step in range(STEPS):
+        training.step(batch_at(step), step)
+    assert min(norms) > 1
+    assert all(torch.equal(alone["unclipped"].end[k], v) for k, v in training.sae.state_dict().items())
+
+
+def test_a_run_without_clipping_diverges_alone(alone, tmp_path):
+    """Too large a learning rate: its second step is not finite. It keeps no checkpoint; the others are untouched."""
+    run = configured(*WORDS["unclipped"].split(), "lr=1e30", "lr_schedule.warmup=0")
+    run.train.log_every = 1
+    wild = Member(Training(run, 1.0, torch.zeros(D_IN), torch.device("cpu")), 0, tmp_path / "wild", Record())
+    names = [name for name in WORDS if name != "unclipped"]
+    records = go([wild, *(member(name, tmp_path) for name in names)])
+    assert isinstance(records[0].end, Diverged) and records[0].end.step in (1, 2)
+    assert len(records[0].rows) == records[0].end.step and records[0].saves == []
+    assert not (tmp_path / "wild").exists()
+    for name, record in zip(names, records[1:], strict=True):
+        assert_same(record, alone[name])
 
 
 def test_a_stream_that_breaks_ends_those_on_it_alone(alone, tmp_path):
