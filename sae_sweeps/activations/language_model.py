@@ -417,6 +417,12 @@ def load_language_model(cfg: ModelConfig, device: torch.device | str) -> Languag
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise DataError(f"model={name}: the weights lack {missing}; save or download the model again.")
+    if info["unexpected_keys"]:  # less those that transformers knows to be harmless
+        found = ", ".join(sorted(info["unexpected_keys"])[:3])
+        raise DataError(
+            f"model={name}: {type(model).__name__} has no place for the weights {found}, so its logits would be wrong; "
+            "save the model as an architecture that has them."
+        )
     return LanguageModel(model.to(device), tokenizer, cfg.default_layer)
 
 

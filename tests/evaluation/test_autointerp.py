@@ -11,7 +11,6 @@ from sae_sweeps.evaluation import autointerp
 from sae_sweeps.evaluation import judge as judge_module
 from sae_sweeps.evaluation.answers import Answers
 from sae_sweeps.evaluation.autointerp import (
-    SCORED,
     evaluate_autointerp,
     largest,
     parse_explanation,
@@ -161,7 +160,7 @@ def requested(server):
 
 
 def test_answers_that_were_paid_for_are_not_asked_for_again(server, tmp_path):
-    server.answer = lambda user: str(1 + len(user) % SCORED)  # the same question has the same answer
+    server.answer = lambda user: str(1 + len(user) % 14)  # the same question has the same answer
     undisturbed = evaluate(server, tmp_path / "undisturbed", confirm=True)["it"]
     every = requested(server)
     server.requests.clear()
@@ -211,7 +210,7 @@ def test_examples_are_the_strongest_and_stand_apart(server, tmp_path):
     g = torch.Generator().manual_seed(0)
     values = torch.rand(200, 16, generator=g) * (torch.rand(200, 16, generator=g) < 0.3)
     question = question_about(3, values, tokens(200), shared, 42)
-    assert len(question.shown) == 15 and len(question.scored) == SCORED and len(question.active()) == 4
+    assert len(question.shown) == 15 and len(question.scored) == 14 and len(question.active()) == 4
     peaks = [max(example.activations) for example in question.shown]
     assert peaks == sorted(peaks, reverse=True) and "<<" in question.explain()[1]["content"]
     assert "<<" not in question.predict("x")[1]["content"]
