@@ -27,6 +27,7 @@ from sae_sweeps.config.evaluations import (
     same_settings,
     settings_of,
 )
+from sae_sweeps.config.hooks import hook_name
 from sae_sweeps.config.judged import judged_model
 from sae_sweeps.config.plugins import blamed
 from sae_sweeps.config.run import RunConfig
@@ -98,7 +99,7 @@ def measured_on(run: RunConfig) -> dict[str, Any]:
     """The model, layer and hook of an evaluation, as its files record them."""
     if run.synthetic:
         return {"model_name": "synthetic", "hook_name": "synthetic", "hook_layer": 0}
-    hook = f"blocks.{run.layer.index}.hook_{run.layer.hook}"
+    hook = hook_name(run.layer)
     return {"model_name": run.model.path or run.model.name, "hook_name": hook, "hook_layer": run.layer.index}
 
 

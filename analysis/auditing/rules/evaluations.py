@@ -12,6 +12,8 @@ from analysis.auditing.rules.rule import Found, Rules, by_sentence
 from analysis.auditing.run import Run
 from analysis.metrics import JUDGED
 from sae_sweeps.config.evaluations import BUILTIN
+from sae_sweeps.config.hooks import hook_name
+from sae_sweeps.config.schema import LayerConfig
 
 RULES = Rules()
 
@@ -68,7 +70,7 @@ def hooks_of(run: Run) -> Iterator[str]:
     trained = run.config.get("layer.index")
     if run.config.get("model") == "synthetic" or trained is None:
         return
-    here = f"blocks.{trained}.hook_{run.config.get('layer.hook')}"
+    here = hook_name(LayerConfig(str(run.config.get("layer.hook")), int(trained)))
     found: dict[tuple[str, str], list[str]] = {}
     for name, how in run.evaluations.items():
         own = how.get("sae_hook", here)

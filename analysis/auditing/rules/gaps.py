@@ -134,7 +134,11 @@ def fitting_form(run: Run) -> tuple[str, str] | None:
 
     The forms are `squared`, the squared error summed over d_in, and `norm`, its root; the error is the evaluation's.
     """
-    loss, mse, d_in = run.metrics.get("final_loss"), run.metrics.get("mse"), number(run.config.get("model.d_in"))
+    loss, mse, d_in = (
+        run.metrics.get("final_loss"),
+        run.metrics.get("mse"),
+        number(run.config.get("layer.d_in") or run.config.get("model.d_in")),
+    )
     if loss is None or mse is None or d_in is None:
         return None
     weight = number(run.config.get("architecture.l1_penalty")) if has_l1(run) else 0.0

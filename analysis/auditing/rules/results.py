@@ -70,7 +70,7 @@ def density(run: Run) -> str | None:
     l0, d_sae, d_in = (
         run.metrics.get("l0"),
         number(run.config.get("architecture.d_sae")),
-        number(run.config.get("model.d_in")),
+        number(run.config.get("layer.d_in") or run.config.get("model.d_in")),
     )
     if l0 is None:
         return None
@@ -111,7 +111,10 @@ def l0_of(runs: list[Run]) -> str:
 def not_overcomplete(comparison: Comparison) -> Found:
     found: dict[str, list[Run]] = {}
     for run in comparison.measured:
-        d_sae, d_in = number(run.config.get("architecture.d_sae")), number(run.config.get("model.d_in"))
+        d_sae, d_in = (
+            number(run.config.get("architecture.d_sae")),
+            number(run.config.get("layer.d_in") or run.config.get("model.d_in")),
+        )
         if d_sae is not None and d_in is not None and d_sae <= d_in:
             found.setdefault(f"d_sae = {d_sae:,.0f} is no larger than d_in = {d_in:,.0f}.", []).append(run)
     yield from found.items()
