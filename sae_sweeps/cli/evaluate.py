@@ -17,6 +17,7 @@ from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.config import plugins
 from sae_sweeps.config.aliases import canonical_words
 from sae_sweeps.config.hooks import layer_of_hook_name
+from sae_sweeps.config.hub import unpinned
 from sae_sweeps.config.identity import canonical
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.run import RunConfig, run_config
@@ -26,6 +27,7 @@ from sae_sweeps.runs.evaluate import Failure, Subject, collected, descriptions, 
 from sae_sweeps.runs.export import trained_sae
 from sae_sweeps.runs.results import TRAINED, write_results
 from sae_sweeps.runs.session import RunSession, device_for
+from sae_sweeps.runs.unchanged import refuse_changed
 from sae_sweeps.storage.digests import short_hash
 from sae_sweeps.storage.files import read_json, write_json
 from sae_sweeps.storage.lease import Lease
@@ -49,6 +51,8 @@ class Target:
     cache: Path
     is_run: bool
     title: str
+    doubt: str | None = None
+    """Why its model and text may not be those that it was trained on."""
 
 
 def evaluate(paths: list[Path], words: list[str]) -> int:
@@ -119,6 +123,8 @@ def evaluate_targets(group: list[Target], session: RunSession, console: Console)
                     console.print(f"  {target.name}: {Lease.holder(target.folder)} is working on it; skipped")
                     continue
                 leases.append(lease)
+            if target.doubt:
+                console.print(f"  {target.name}: warning: {target.doubt}")
             subjects.append(Subject(target.name, target.run, target.folder, sae_of(target)))
             held[target.name] = target
         if not subjects:
@@ -138,7 +144,8 @@ def evaluate_targets(group: list[Target], session: RunSession, console: Console)
 def record(target: Target, failures: list[Failure]) -> None:
     """Write results.json from all evaluations in the folder."""
     if target.is_run:
-        write_results(target.run, target.name, RunFolder(target.folder), target.title, failures)
+        doubts = list(filter(None, [target.doubt]))
+        write_results(target.run, target.name, RunFolder(target.folder), target.title, failures, doubts)
     else:
         write_foreign(target, [str(failure) for failure in failures])
 
@@ -186,8 +193,17 @@ def of_run(folder: Path, cfg: DictConfig) -> Target:
     node.dry_run, node.variants, node.arms = False, {}, {}
     run = run_config(node)
     results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
+    refuse_unpinned(run)
     outputs = folder.resolve().parents[1]
-    return Target(folder.resolve().name, folder, run, outputs / "activations", True, results.get("title") or "")
+    doubt = refuse_changed(run, folder, outputs)
+    title = results.get("title") or ""
+    return Target(folder.resolve().name, folder, run, outputs / "activations", True, title, doubt)
+
+
+def refuse_unpinned(run: RunConfig) -> None:
+    """Raise ConfigError for a hub model or data set whose commit is not known."""
+    for why in unpinned(run):
+        raise ConfigError(why)
 
 
 def foreign(folder: Path, cfg: DictConfig, words: list[str]) -> Target:
@@ -206,6 +222,7 @@ def foreign(folder: Path, cfg: DictConfig, words: list[str]) -> Target:
         more.append(f"data.context={metadata['context_size']}")
     (point,) = compose_points([*more, *words])
     run = run_config(point.cfg)
+    refuse_unpinned(run)
     if run.d_in != sae_cfg.get("d_in"):
         raise ConfigError(
             f"{folder}: the SAE reads d_in={sae_cfg.get('d_in')} and {run.model.name} has {run.d_in}; give the "
