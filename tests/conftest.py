@@ -1,13 +1,19 @@
 """Small language models with random weights, saved as folders in Hugging Face format."""
 
+import atexit
 import json.decoder
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests know no hub but a local stand-in, and no cache but their own
+os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="hub-")
+atexit.register(shutil.rmtree, os.environ["HF_HUB_CACHE"], ignore_errors=True)
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))  # `make test-processors` tries two
