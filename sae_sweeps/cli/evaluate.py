@@ -30,6 +30,7 @@ from sae_sweeps.runs.session import RunSession, device_for
 from sae_sweeps.runs.unchanged import refuse_changed
 from sae_sweeps.storage.digests import short_hash
 from sae_sweeps.storage.files import read_json, write_json
+from sae_sweeps.storage.hub import COMMIT
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
 
@@ -52,7 +53,7 @@ class Target:
     is_run: bool
     title: str
     doubt: str | None = None
-    """Why its model and text may not be those that it was trained on."""
+    """Why its model or text may not be the one that it was trained on, for printing and results.json."""
 
 
 def evaluate(paths: list[Path], words: list[str]) -> int:
@@ -143,11 +144,11 @@ def evaluate_targets(group: list[Target], session: RunSession, console: Console)
 
 def record(target: Target, failures: list[Failure]) -> None:
     """Write results.json from all evaluations in the folder."""
+    doubts = list(filter(None, [target.doubt]))
     if target.is_run:
-        doubts = list(filter(None, [target.doubt]))
         write_results(target.run, target.name, RunFolder(target.folder), target.title, failures, doubts)
     else:
-        write_foreign(target, [str(failure) for failure in failures])
+        write_foreign(target, [*doubts, *map(str, failures)])
 
 
 def sae_of(target: Target) -> ExportedSAE:
@@ -193,17 +194,12 @@ def of_run(folder: Path, cfg: DictConfig) -> Target:
     node.dry_run, node.variants, node.arms = False, {}, {}
     run = run_config(node)
     results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
-    refuse_unpinned(run)
+    if unknown := unpinned(run):
+        raise ConfigError(unknown[0])
     outputs = folder.resolve().parents[1]
     doubt = refuse_changed(run, folder, outputs)
     title = results.get("title") or ""
     return Target(folder.resolve().name, folder, run, outputs / "activations", True, title, doubt)
-
-
-def refuse_unpinned(run: RunConfig) -> None:
-    """Raise ConfigError for a hub model or data set whose commit is not known."""
-    for why in unpinned(run):
-        raise ConfigError(why)
 
 
 def foreign(folder: Path, cfg: DictConfig, words: list[str]) -> Target:
@@ -214,6 +210,8 @@ def foreign(folder: Path, cfg: DictConfig, words: list[str]) -> Target:
     more = []
     if "model" not in given:
         more += model_words(metadata.get("model_name"), folder)
+        if COMMIT.fullmatch(str(metadata.get("model_revision"))):
+            more.append(f"model.revision={metadata['model_revision']}")
     if "layer" not in given:
         more += layer_words(metadata.get("hook_name"), folder)
     if "data" not in given:
@@ -222,13 +220,16 @@ def foreign(folder: Path, cfg: DictConfig, words: list[str]) -> Target:
         more.append(f"data.context={metadata['context_size']}")
     (point,) = compose_points([*more, *words])
     run = run_config(point.cfg)
-    refuse_unpinned(run)
+    unknown = unpinned(run)
+    if unknown and run.model.source == "hub" and not COMMIT.fullmatch(run.model.revision or ""):
+        raise ConfigError(unknown[0])
     if run.d_in != sae_cfg.get("d_in"):
         raise ConfigError(
             f"{folder}: the SAE reads d_in={sae_cfg.get('d_in')} and {run.model.name} has {run.d_in}; give the "
             "model that it was trained on, as model=PATH."
         )
-    return Target(folder.resolve().name, folder, run, Path(run.outputs) / "activations", False, folder.resolve().name)
+    name, cache = folder.resolve().name, Path(run.outputs) / "activations"
+    return Target(name, folder, run, cache, False, name, unknown[0] if unknown else None)
 
 
 def model_words(name: str | None, folder: Path) -> list[str]:
