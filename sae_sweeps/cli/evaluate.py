@@ -194,7 +194,7 @@ def of_run(folder: Path, cfg: DictConfig) -> Target:
     node.dry_run, node.variants, node.arms = False, {}, {}
     run = run_config(node)
     results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
-    if unknown := unpinned(run):
+    if unknown := unpinned(run.model, run.data):
         raise ConfigError(unknown[0])
     outputs = folder.resolve().parents[1]
     doubt = refuse_changed(run, folder, outputs)
@@ -220,7 +220,7 @@ def foreign(folder: Path, cfg: DictConfig, words: list[str]) -> Target:
         more.append(f"data.context={metadata['context_size']}")
     (point,) = compose_points([*more, *words])
     run = run_config(point.cfg)
-    unknown = unpinned(run)
+    unknown = unpinned(run.model, run.data)
     if unknown and run.model.source == "hub" and not COMMIT.fullmatch(run.model.revision or ""):
         raise ConfigError(unknown[0])
     if run.d_in != sae_cfg.get("d_in"):

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sae_sweeps.config.data import source
 from sae_sweeps.config.schema import DataConfig, ModelConfig
 from sae_sweeps.storage.hub import COMMIT, commit_of
-
-if TYPE_CHECKING:
-    from sae_sweeps.config.run import RunConfig
 
 
 @dataclass(frozen=True)
@@ -57,10 +53,10 @@ def pin(model: ModelConfig, data: DataConfig) -> None:
             setattr({"model": model, "data": data}[group], key, found.at(commit))
 
 
-def unpinned(run: RunConfig) -> list[str]:
-    """A sentence for each model or data set of the run whose commit is not known: with it the run id would change."""
+def unpinned(model: ModelConfig, data: DataConfig) -> list[str]:
+    """A sentence for each of a run's model and text whose commit is not known: with it the run id would change."""
     out = []
-    for found in repositories(run.model, run.data):
+    for found in repositories(model, data):
         if COMMIT.fullmatch(found.revision or ""):
             continue
         revision, group = found.revision or "main", found.key.partition(".")[0]

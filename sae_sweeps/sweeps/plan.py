@@ -100,7 +100,9 @@ def make_plan(points: list[Point]) -> Plan:
             runs[identity].equals.append(title if title != runs[identity].title else " ".join(point.overrides))
     planned = list(runs.values())
     warnings = [*budget_warnings(planned, varied), *run_warnings(planned)]
-    provisional = list(dict.fromkeys(sentence for each in planned for sentence in unpinned(each.run)))
+    provisional = list(
+        dict.fromkeys(sentence for each in planned for sentence in unpinned(each.run.model, each.run.data))
+    )
     return Plan(planned, warnings, varied, identities, notes, provisional)
 
 
@@ -320,7 +322,7 @@ def describe(plan: Plan, groups: Sequence[str] = ()) -> str:
         run, T = planned.run, planned.run.total_steps
         model = f"{run.model.name}" + ("" if run.synthetic else f" layer {run.layer.index} {run.layer.hook}")
         data = "synthetic" if run.synthetic else run.data.name
-        provisional = " (provisional)" * bool(unpinned(run))
+        provisional = " (provisional)" * bool(unpinned(run.model, run.data))
         lines.append(f"run {number}  {planned.run_id}{provisional}  {planned.title}")
         if run.description:
             lines.append(f"  {run.description}")

@@ -65,7 +65,7 @@ def test_branches_tags_and_commits_of_one_content_are_one_run(cache):
     words = [f"model.revision={r}" for r in ("null", "main", "refs/pr/1", A)]
     assert len({plan("model=pythia-70m", word).runs[0].run_id for word in words}) == 1
     (elsewhere,) = plan("model=pythia-70m", f"model.revision={B}").runs  # taken as it is, known to no one
-    assert elsewhere.run.model.revision == B and not unpinned(elsewhere.run)
+    assert elsewhere.run.model.revision == B and not unknown(elsewhere)
 
 
 def test_both_of_two_corpora_are_at_commits(cache):
@@ -103,9 +103,13 @@ def test_an_unknown_commit_makes_ids_provisional_and_no_launch(words, message, t
     assert "provisional" in capsys.readouterr().out
 
 
+def unknown(planned):
+    return unpinned(planned.run.model, planned.run.data)
+
+
 def test_commits_that_the_cache_holds_are_named(cache):
     cached(cache, "model", PYTHIA, A, branch="other")
-    (why,) = unpinned(plan("model=pythia-70m").runs[0].run)
+    (why,) = unknown(plan("model=pythia-70m").runs[0])
     assert f"the cache holds {A} without the name main" in why
 
 
@@ -128,9 +132,9 @@ def test_the_hub_is_asked_once_and_only_for_what_the_cache_lacks(cache, online):
 def test_what_the_hub_does_not_know_is_said(online):
     commits, asked = online
     commits[f"models/{PYTHIA}/revision/main"] = A
-    (why,) = unpinned(plan("model=pythia-70m", "model.revision=v9").runs[0].run)
+    (why,) = unknown(plan("model=pythia-70m", "model.revision=v9").runs[0])
     assert "the hub has no such branch or tag" in why
-    (why,) = unpinned(plan("model=pythia-70m", "model.path=no/such").runs[0].run)
+    (why,) = unknown(plan("model=pythia-70m", "model.path=no/such").runs[0])
     assert "the hub has none of this name" in why and len(asked) == 2
 
 
