@@ -220,14 +220,14 @@ def foreign(folder: Path, cfg: DictConfig, words: list[str]) -> Target:
         more.append(f"data.context={metadata['context_size']}")
     (point,) = compose_points([*more, *words])
     run = run_config(point.cfg)
-    unknown = unpinned(run.model, run.data)
-    if unknown and run.model.source == "hub" and not COMMIT.fullmatch(run.model.revision or ""):
-        raise ConfigError(unknown[0])
     if run.d_in != sae_cfg.get("d_in"):
         raise ConfigError(
             f"{folder}: the SAE reads d_in={sae_cfg.get('d_in')} and {run.model.name} has {run.d_in}; give the "
             "model that it was trained on, as model=PATH."
         )
+    unknown = unpinned(run.model, run.data)
+    if unknown and run.model.source == "hub" and not COMMIT.fullmatch(run.model.revision or ""):
+        raise ConfigError(unknown[0])
     name, cache = folder.resolve().name, Path(run.outputs) / "activations"
     return Target(name, folder, run, cache, False, name, unknown[0] if unknown else None)
 

@@ -62,7 +62,7 @@ def unpinned(model: ModelConfig, data: DataConfig) -> list[str]:
         revision, group = found.revision or "main", found.key.partition(".")[0]
         _, why = commit_of(found.kind, found.name, revision)
         what, option = ("data set ", " --repo-type dataset") if found.kind == "dataset" else ("", "")
-        files = f"{found.key if found.subset or found.key in ('data.forget', 'data.retain') else group}=DIR"
+        files = f"{group if found.key.endswith('.revision') else found.key}=DIR"
         out.append(
             f"{found.key}={found.at(revision)}: the commit of {what}{found.name} is not known, because the cache has "
             f"no record of it and {why}; run `hf download {found.name}{option}` where there is a network, or give "
