@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+os.environ["SAE_SWEEPS_LOCAL"] = "none"  # conf/local.yaml of whoever runs the tests
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests know no hub but a local stand-in, and no cache but their own
 os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="hub-")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -11,8 +14,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sae_sweeps.config.content import register_schemas
+from sae_sweeps.config.local import Local
 from sae_sweeps.config.paths import config_dir
-from sae_sweeps.config.plugins import made_folder, search_path_words, set_search_path
+from sae_sweeps.config.plugins import choices, made_folder, search_path_words, set_search_path
 from sae_sweeps.config.words import rewrite
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.sweeps.plan import Point
@@ -31,10 +35,11 @@ def register() -> None:
     OmegaConf.register_new_resolver("scratch", lambda: str(made_folder() / "sweeper"), replace=True)
 
 
-def compose_points(words: list[str], single: bool = False) -> list[Point]:
+def compose_points(words: list[str], single: bool = False, local: Local | None = None) -> list[Point]:
     """Every point of the product that the words of a command describe.
 
     Args:
+        local: the user's conf/local.yaml, which launches alone read.
         single: several values are a mistake unless the words, or the config that they choose, make a sweep.
 
     Raises ConfigError and Hydra's errors for a mistake, AnotherSweeper where the points come from elsewhere.
@@ -42,6 +47,8 @@ def compose_points(words: list[str], single: bool = False) -> list[Point]:
     register()
     set_search_path(words)
     given = rewrite(words)
+    if local:
+        local.make_choice()
     overrides = [word for word in given if word not in MULTIRUN]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         parsed = _parsed(overrides)
@@ -57,14 +64,30 @@ def compose_points(words: list[str], single: bool = False) -> list[Point]:
         with open_dict(whole):
             del whole["hydra"]
 
+        made: dict[tuple[str, ...], DictConfig] = {}
+
         def composed(words: list[str]) -> DictConfig:
-            return whole if words == first else compose("config", overrides=[*words, *search_path_words()])
+            """As `compose` does it, but the choices of groups, which take nearly all the time, once for many values."""
+            if words == first:
+                return whole
+            chosen = tuple(word for word in words if not _is_value(word))
+            if chosen not in made:
+                made[chosen] = compose("config", overrides=[*chosen, *search_path_words()])
+            cfg = copy.deepcopy(made[chosen])
+            ConfigLoaderImpl._apply_overrides_to_config(_parsed([word for word in words if _is_value(word)]), cfg)
+            return cfg
 
         return [point for chosen in _product(_parsed([*grid, *overrides])) for point in points_of(chosen, composed)]
 
 
 def _parsed(overrides: list[str]) -> list[Override]:
     return OverridesParser.create(config_loader=GlobalHydra.instance().config_loader()).parse_overrides(overrides)
+
+
+def _is_value(word: str) -> bool:
+    """Whether a word gives a key its value, and does not choose what a group is."""
+    key = word.partition("=")[0]
+    return not (key.startswith("hydra") or "@" in key or "/" in key or choices(key))
 
 
 def _product(parsed: list[Override]) -> list[list[str]]:

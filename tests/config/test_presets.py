@@ -1,7 +1,6 @@
 """Each study's one line on its own model composes to the values of its record, run for run."""
 
 import re
-import shutil
 import socket
 
 import pytest
@@ -11,7 +10,7 @@ from omegaconf import OmegaConf
 from sae_sweeps.activations import language_model
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.sweeps.plan import describe, make_plan
+from sae_sweeps.sweeps.plan import describe
 from sae_sweeps.sweeps.variants import variant_of
 
 STUDIES = {
@@ -331,10 +330,15 @@ def test_presets_hold_no_word_that_none_of_their_variants_uses():
         assert all(f"${{shared.{name}}}" in path.read_text() for name in shared), path.name
 
 
-def test_a_local_copy_of_the_model_is_the_studys_own(tiny_gemma2_folder, tmp_path):
-    """A folder of the model's name; its own layers and width."""
-    folder = shutil.copytree(tiny_gemma2_folder, tmp_path / "gemma-2-2b")
-    found = points("experiment=contrastive", f"model={folder}", "only=Run 0", "eval=core")
-    assert found[0].variant == "Run 0, as recorded: baseline"
-    with pytest.raises(ConfigError, match="layer=19"):
-        make_plan(found)
+@pytest.mark.parametrize(
+    ("folder", "words", "kind"),
+    [
+        ("gemma-2-2b", [], "as recorded"),
+        ("mine", ["model.name=gemma-2-2b"], "as recorded"),
+        ("mine", [], "scaled"),
+    ],
+)
+def test_a_local_copy_of_the_model_is_the_studys_own_by_its_name(folder, words, kind, tmp_path):
+    (tmp_path / folder).mkdir()
+    (found,) = points("experiment=contrastive", f"model={tmp_path / folder}", "only=Run 0", *words)
+    assert found.variant == f"Run 0, {kind}: baseline"
