@@ -12,7 +12,7 @@ import torch
 
 os.environ["SAE_SWEEPS_LOCAL"] = "none"  # conf/local.yaml of whoever runs the tests
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ["HF_HUB_OFFLINE"] = "1"  # tests know no hub but a local stand-in, and no cache but their own
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # no hub but a local stand-in, and no cache but the tests' own
 os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="hub-")
 atexit.register(shutil.rmtree, os.environ["HF_HUB_CACHE"], ignore_errors=True)
 if not torch.cuda.is_available():
