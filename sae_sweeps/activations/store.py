@@ -119,10 +119,12 @@ def open_activations(
     if num_tokens < 1:
         raise ConfigError(f"num_tokens={num_tokens} gives nothing to train on; choose at least 1.")
     check_values(activations, "activations")
+    if activations.mode == "auto":  # RunConfig decides, so that a run is the same on every machine
+        raise ConfigError("activations.mode=auto: is for a launch to decide; give memory, disk or stream.")
     key = {**key, "split": split, "format_version": FORMAT_VERSION}
     place = Path(folder) / _short_hash(key)
     shared = _in_memory.get(place)
-    if shared is not None and _choose_mode(activations, _size_of(shared, shared.n_tokens), Path(folder)) == "memory":
+    if shared is not None and activations.mode == "memory":
         _in_memory.move_to_end(place)
         return shared
 
@@ -130,10 +132,9 @@ def open_activations(
     source: Source
     source = stored if stored is not None else _source(model, layer, data, activations, split, device, lm)
     n_tokens = stored.n_tokens if stored is not None else num_tokens
-    mode = _choose_mode(activations, _size_of(source, n_tokens), Path(folder), on_disk=stored is not None)
-    if mode == "stream":
+    if activations.mode == "stream":
         return StreamStore(source, num_tokens, activations.buffer_tokens, data)
-    if mode == "memory":
+    if activations.mode == "memory":
         batches = _counted(source.stream(0, n_tokens), progress)
         store = MemoryStore(_collect(batches, n_tokens, source.d_in, source.dtype), data)
         _in_memory[place] = store
@@ -141,6 +142,7 @@ def open_activations(
             _in_memory.popitem(last=False)
         return store
     if stored is None:
+        _refuse_full_disk(_size_of(source, num_tokens), Path(folder))
         _write(place, key, source, _counted(source.stream(0, num_tokens), progress), data)
         stored = _open_disk(place, key)
     if stored is None:
@@ -360,24 +362,18 @@ def _source(
     return TextSource(lm, layer, data, split, dtype, activations.harvest_batch)
 
 
-def _choose_mode(cfg: ActivationsConfig, size: int, folder: Path, on_disk: bool = False) -> str:
-    if cfg.mode != "auto":
-        return cfg.mode
-    if size <= cfg.memory_gb * 1e9:
-        return "memory"
-    if on_disk:
-        return "disk"
-    if size > cfg.disk_gb * 1e9:
-        return "stream"
+def _refuse_full_disk(size: int, folder: Path) -> None:
+    """Raise DiskFull where the disk cannot hold `size` bytes, before hours of harvest."""
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
-    if size > 0.9 * free:
-        log.warning("%s needs %.1f GB and has %.1f free: activations are streamed.", folder, size / 1e9, free / 1e9)
-        return "stream"
-    return "disk"
+    if size > free:
+        raise DiskFull(
+            f"activations.mode=disk: {folder} needs {size / 1e9:.1f} GB and has {free / 1e9:.1f} free; free some "
+            "space, give outputs=FOLDER on another disk, fewer num_tokens, or activations.mode=stream (another run)."
+        )
 
 
-def _size_of(source: Source | MemoryStore, n_tokens: int) -> int:
+def _size_of(source: Source, n_tokens: int) -> int:
     """Bytes of the tokens with their token id, sequence, position (4 each) and role (1)."""
     return n_tokens * (source.d_in * source.dtype.itemsize + 13)
 
