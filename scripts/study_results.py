@@ -114,17 +114,17 @@ def table(preset: Preset, outputs: Path) -> Iterator[str]:
 
 
 def in_order(outputs: Path) -> list[str]:
-    """Run ids as the presets list them, the launch of every variant first."""
-    manifests = sorted(outputs.glob("sweeps/*/manifest.json"), key=lambda path: path.stat().st_mtime)
-    lists = [[run["run_id"] for run in json.loads(path.read_text())["runs"]] for path in manifests]
-    return [run for runs in sorted(lists, key=len, reverse=True) for run in runs]
+    """Run ids as the presets list them: sweeps are called by their time, and that of every variant is the first."""
+    manifests = sorted(outputs.glob("sweeps/*/manifest.json"))
+    return [run["run_id"] for path in manifests for run in json.loads(path.read_text())["runs"]]
 
 
 def cell(row: dict[str, Any], name: str) -> str:
     mean, std = row[f"{name}_mean"], row[f"{name}_std"]
     if pd.isna(mean):
         return ""
-    return f"{mean:.3g}" if pd.isna(std) else f"{mean:.3g} ± {std:.1g}"
+    digits = f"{mean:#.3g}".rstrip(".")
+    return digits if pd.isna(std) else f"{digits} ± {std:.1g}"
 
 
 def audit(outputs: Path) -> list[str]:
