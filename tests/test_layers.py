@@ -16,6 +16,8 @@ LAYERS = (
     "sae_sweeps.fields",
     "sae_sweeps.schedules",
     "sae_sweeps.storage",
+    "sae_sweeps.lens",
+    "sae_sweeps.gguf",
     "sae_sweeps.builtin.text",
     "sae_sweeps.config",
     "sae_sweeps.sweeps",

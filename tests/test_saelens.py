@@ -130,7 +130,7 @@ def test_decoder_norms_and_input_bias_of_other_saelens_folders(tmp_path: Path) -
         ({"k": D_SAE + 1}, "k=13 must be a whole number"),
         ({"dtype": "int8"}, "dtype=int8 is not known"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations=layer_norm is not supported"),
-        ({"reshape_activations": "hook_z"}, "reshape_activations=hook_z is not supported"),
+        ({"reshape_activations": "hook_q"}, "reshape_activations=hook_q is not supported"),
         ({"d_in": D_IN + 1}, "W_enc has shape [5, 12] where cfg.json has [6, 12]"),
     ],
 )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.reading.literals import leaves
 from sae_sweeps.config.evaluations import BUILTIN
+from sae_sweeps.config.hooks import layer_of_hook_name
 from sae_sweeps.errors import DataError
 
 if TYPE_CHECKING:
@@ -89,10 +90,11 @@ def config_of(content: dict[str, Any]) -> dict[str, Any]:
     cfg, judged = content.get("sae_cfg_dict") or {}, content.get("eval_config") or {}
     metadata = cfg.get("metadata") or {}
     hook = str(cfg.get("hook_name") or metadata.get("hook_name") or "")
+    place = layer_of_hook_name(hook)
     found = {
         "model": cfg.get("model_name") or metadata.get("model_name"),
         "layer.index": cfg.get("hook_layer", layer_in(hook)),
-        "layer.hook": hook.rpartition("hook_")[2] or None,
+        "layer.hook": place.hook if place else hook.rpartition("hook_")[2] or None,
         "model.d_in": cfg.get("d_in"),
         "architecture": cfg.get("architecture"),
         "architecture.d_sae": cfg.get("d_sae"),

@@ -50,8 +50,7 @@ class TextSource:
                 f"activations.harvest_batch={self.contexts_per_forward} is below 1; choose 32, for example."
             )
         check_context(self.lm, self.data)
-        self.lm.layer_index(self.layer)
-        self.d_in = self.lm.d_in
+        self.d_in = self.lm.width(self.layer)
 
     def stream(self, start: int, stop: int) -> Iterator[Batch]:
         """Contexts before `start` are tokenised but not run. They are batched in the same way whatever `start` and

@@ -1,38 +1,43 @@
-"""A causal language model in Hugging Face format, run up to one layer, or to its logits with that layer replaced.
+"""A causal language model in Hugging Face format, run up to one place, or to its logits with that place replaced.
 
-The model is transformers' own, untouched: harvest then costs what the bare forward pass costs. Hooks have
+The model is transformers' own, untouched: harvest then costs what the bare forward pass costs. Places have
 TransformerLens' names and meaning (the weights as `from_pretrained_no_processing` leaves them), so that an SAE trained
-here means the same thing there.
+here means the same thing there. They are hooks on the model's own modules; what is on none of them (a normalised
+activation, a scaled term of the stream) is read from TransformerLens' bridge over the same weights.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sae_sweeps.config.facts import model_folder
+from sae_sweeps.config.hooks import STREAM, hook_in_block, hook_name, with_short_hook
 from sae_sweeps.config.schema import LayerConfig, ModelConfig
 from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError, DataError, NoNetwork
+from sae_sweeps.lens import Lens, Site
 from sae_sweeps.storage.files import one_line
 from sae_sweeps.storage.hub import hub_is_reachable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_SUBMODULES = {"attn_out": ("attn", "attention", "self_attn"), "mlp_out": ("mlp",)}
+LENGTHS = ("max_position_embeddings", "max_seq_len")
+"""Names of the config's limit of tokens read at once (MPT has the second)."""
 
 
-class _LayerReached(Exception):
-    """Ends a forward pass once the layer's activations are known."""
+class _Reached(Exception):
+    """Ends a forward pass once what was wanted of it is known."""
 
 
 class LanguageModel:
     """A frozen causal language model and its tokenizer.
 
     Attributes:
-        d_in: width of the residual stream.
+        d_in: width of the residual stream; of a hook, `width`.
         n_layers: number of blocks.
         max_context: tokens that the model can read at once; None where its config has no limit.
         bos_id: id of BOS, or of EOS where the tokenizer has no BOS (GPT-2's custom); None if it has neither.
@@ -45,13 +50,14 @@ class LanguageModel:
         config = model.config.get_text_config()
         self.d_in: int = config.hidden_size
         self.n_layers: int = config.num_hidden_layers
-        self.max_context: int | None = getattr(config, "max_position_embeddings", None)
+        self.max_context: int | None = next((getattr(config, key) for key in LENGTHS if hasattr(config, key)), None)
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.default_layer = self.n_layers // 2 if default_layer is None else default_layer
         eos_id = tokenizer.eos_token_id
         self.bos_id: int | None = eos_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self.special_ids = frozenset(i for i in (tokenizer.pad_token_id, eos_id, self.bos_id) if i is not None)
+        self._sites: dict[str, Site] = {}
 
     def layer_index(self, layer: LayerConfig) -> int:
         """Number of the layer from 0; the model's default when `layer.index` is null."""
@@ -60,12 +66,15 @@ class LanguageModel:
             raise ConfigError(
                 f"layer={index}: the model has {self.n_layers} layers; choose one from 0 to {self.n_layers - 1}."
             )
-        check_values(layer, "layer")
         return index
 
-    def hook_name(self, layer: LayerConfig) -> str:
-        """TransformerLens' name of the hook, for example `blocks.3.hook_resid_post`."""
-        return f"blocks.{self.layer_index(layer)}.hook_{layer.hook}"
+    def width(self, layer: LayerConfig) -> int:
+        """Width of the layer's activations, read from them. Raises ConfigError where `layer.d_in` is another."""
+        layer = self._placed(layer)
+        width = self.d_in if layer.hook in STREAM else self.activations(self._few_tokens, layer).shape[-1]
+        if layer.d_in not in (None, width):
+            raise ConfigError(f"layer.d_in={layer.d_in}: {hook_name(layer)} is {width} wide; give layer.d_in=null.")
+        return width
 
     def tokenize_rows(self, texts: list[str], context: int) -> Tensor:
         """One row per text: BOS if the tokenizer has one, the text cut to `context` tokens, padding [n, longest].
@@ -82,57 +91,125 @@ class LanguageModel:
         longest = max(map(len, rows))
         return torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
 
-    @torch.no_grad()
     def activations(self, tokens_SL: Tensor, layer: LayerConfig) -> Tensor:
-        """Activations [S, L, d_in] at the layer, in the model's dtype; no later layer is computed."""
-        reached: list[Tensor] = []
+        """Activations [S, L, width] at the layer, in the model's dtype; no later layer is computed."""
+        return self.activations_at(tokens_SL, [layer])[0]
 
-        def keep(acts_SLD: Tensor) -> Tensor:
-            reached.append(acts_SLD)
-            raise _LayerReached
+    @torch.no_grad()
+    def activations_at(self, tokens_SL: Tensor, layers: Sequence[LayerConfig]) -> list[Tensor]:
+        """Activations [S, L, width] at each of the layers, of one pass that ends at the deepest.
 
-        with self._hooked(layer, keep):
+        Of two passes where some are on the model's own modules and others on TransformerLens'.
+        """
+        sites = [self.site(layer) for layer in layers]
+        found: dict[int, Tensor] = {}
+        for model in {id(site.model): site.model for site in sites}.values():
+            here = [number for number, site in enumerate(sites) if site.model is model]
+            found |= self._read(model, {number: sites[number] for number in here}, tokens_SL.to(self.device))
+        if unread := [layers[number] for number in range(len(layers)) if number not in found]:
+            raise ConfigError(f"layer.hook={unread[0].hook}: {self.family} never computes it; choose another hook.")
+        return [found[number] for number in range(len(layers))]
+
+    def _read(self, model: Any, sites: dict[int, Site], tokens_SL: Tensor) -> dict[int, Tensor]:
+        found: dict[int, Tensor] = {}
+
+        def keep(number: int, x_SLD: Tensor) -> None:
+            # a copy where the pass goes on: Falcon adds to such tensors in place
+            found[number] = x_SLD.clone() if len(sites) > 1 else x_SLD
+            if len(found) == len(sites):
+                raise _Reached
+
+        with ExitStack() as stack:
+            for number, site in sites.items():
+                stack.enter_context(site.hooked(tokens_SL, partial(keep, number)))
             try:
-                self.model.base_model(tokens_SL.to(self.device), use_cache=False)
-            except _LayerReached:
+                model.base_model(tokens_SL, use_cache=False)
+            except _Reached:
                 pass
-        return reached[0]
+        return found
 
     @torch.no_grad()
     def logits(
         self, tokens_SL: Tensor, layer: LayerConfig | None = None, replace: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """Logits [S, L, vocabulary]; with `replace`, activations x [S, L, d_in] at `layer` become replace(x)."""
+        """Logits [S, L, vocabulary]; with `replace`, activations x [S, L, width] at `layer` become replace(x)."""
         tokens_SL = tokens_SL.to(self.device)
         if layer is None or replace is None:
             return self.model(tokens_SL, use_cache=False).logits
-        with self._hooked(layer, replace):
-            return self.model(tokens_SL, use_cache=False).logits
+        site = self.site(layer)
+        with site.hooked(tokens_SL, lambda x_SLD: replace(x_SLD).clone()):
+            return site.model(tokens_SL, use_cache=False).logits
 
     @torch.no_grad()
     def resume(self, tokens_SL: Tensor, layer: LayerConfig, x_SLD: Tensor) -> Tensor:
-        """Last hidden states [S, L, hidden] of a forward pass in which the layer's activations are `x_SLD`.
+        """What the model unembeds [S, L, hidden] in a forward pass in which the layer's activations are `x_SLD`.
 
-        Blocks up to a residual-stream layer are not computed at all; for mlp_out and attn_out they are, once more.
+        Blocks up to a residual-stream layer are not computed at all; for other hooks they are, once more.
         """
-        x_SLD = x_SLD.to(self.device, self.dtype)
-        with self._resumed(layer, x_SLD):
-            return self.model.base_model(tokens_SL.to(self.device), use_cache=False).last_hidden_state
+        x_SLD = x_SLD.to(self.device, copy=True)  # Falcon adds to it in place
+        with self._resumed(layer, tokens_SL, x_SLD) as model:
+            return self._before_unembedding(model, tokens_SL)
 
     @torch.no_grad()
     def unembed(self, hidden: Tensor) -> Tensor:
-        """Logits [..., vocabulary] of last hidden states [..., hidden]."""
-        logits = self.model.get_output_embeddings()(hidden)
-        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        """Logits [..., vocabulary] of what the model unembeds [..., hidden], as its own forward pass has them.
+
+        The pass is one of a single token through no block, in which `hidden` takes the place of what is unembedded:
+        scales, soft caps and biases of the logits are the model's.
+        """
+
+        def given(module: nn.Module, args: Any) -> tuple[Tensor, ...]:
+            return (hidden, *args[1:])
+
+        handle = self._unembedding(self.model).register_forward_pre_hook(given)
+        try:
+            with self._passing(self.n_layers):
+                return self.model(self._few_tokens[:1, :1], use_cache=False).logits
+        finally:
+            handle.remove()
+
+    def _before_unembedding(self, model: Any, tokens_SL: Tensor) -> Tensor:
+        found: list[Tensor] = []
+
+        def keep(module: nn.Module, args: Any) -> None:
+            found.append(args[0])
+            raise _Reached
+
+        handle = self._unembedding(model).register_forward_pre_hook(keep)
+        try:
+            model(tokens_SL.to(self.device), use_cache=False)
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+        return found[0]
+
+    @staticmethod
+    def _unembedding(model: Any) -> nn.Module:
+        return model.get_output_embeddings()
 
     @contextmanager
-    def _resumed(self, layer: LayerConfig, x_SLD: Tensor) -> Iterator[None]:
-        if layer.hook != "resid_post":
-            with self._hooked(layer, lambda _: x_SLD):
-                yield
+    def _resumed(self, layer: LayerConfig, tokens_SL: Tensor, x_SLD: Tensor) -> Iterator[Any]:
+        """While it is open, the model that is yielded has `x_SLD` at the layer."""
+        layer = self._placed(layer)
+        if layer.hook not in ("resid_pre", "resid_post"):
+            site = self.site(layer)
+            with site.hooked(tokens_SL, lambda _: x_SLD):
+                yield site.model
             return
-        blocks, index, wrapped = self._blocks(), self.layer_index(layer), self._blocks_return_tuples
+        x_SLD = x_SLD.to(self.dtype)
+        first = self.layer_index(layer) + (layer.hook == "resid_post")
+        with self._passing(first, x_SLD):
+            if first:
+                yield self.model
+            else:
+                with self.site(layer).hooked(tokens_SL, lambda _: x_SLD):
+                    yield self.model
+
+    @contextmanager
+    def _passing(self, n_blocks: int, x_SLD: Tensor | None = None) -> Iterator[None]:
+        """While it is open, the first blocks compute nothing, and the last of them gives `x_SLD`, if any."""
+        blocks, wrapped = self._blocks(), self._blocks_return_tuples
 
         def passed(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             return (hidden,) if wrapped else hidden
@@ -141,11 +218,11 @@ class LanguageModel:
             return (x_SLD,) if wrapped else x_SLD
 
         try:
-            for number in range(index + 1):
-                blocks[number].forward = given if number == index else passed
+            for number in range(n_blocks):
+                blocks[number].forward = passed if x_SLD is None or number < n_blocks - 1 else given
             yield
         finally:
-            for number in range(index + 1):
+            for number in range(n_blocks):
                 blocks[number].__dict__.pop("forward", None)
 
     @cached_property
@@ -155,12 +232,12 @@ class LanguageModel:
 
         def look(module: nn.Module, args: Any, output: Any) -> None:
             found.append(isinstance(output, tuple))
-            raise _LayerReached
+            raise _Reached
 
         handle = self._blocks()[0].register_forward_hook(look)
         try:
-            self.model.base_model(torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
-        except _LayerReached:
+            self.model.base_model(self._few_tokens[:1, :1], use_cache=False)
+        except _Reached:
             pass
         finally:
             handle.remove()
@@ -170,35 +247,125 @@ class LanguageModel:
         lists = (module for module in self.model.base_model.modules() if isinstance(module, nn.ModuleList))
         return next(blocks for blocks in lists if len(blocks) == self.n_layers)
 
-    @contextmanager
-    def _hooked(self, layer: LayerConfig, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            if isinstance(output, tuple):  # attention returns its weights beside its output
-                return (change(output[0]).to(output[0].dtype), *output[1:])
-            return change(output).to(output.dtype)
+    @property
+    def family(self) -> str:
+        """Name of the model's class."""
+        return type(self.model).__name__
 
-        handle = self._module(layer).register_forward_hook(hook)
+    @cached_property
+    def _few_tokens(self) -> Tensor:
+        """Tokens on which places are compared [2, 7]."""
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        return torch.randint(rows, (2, 7), generator=torch.Generator().manual_seed(0)).to(self.device)
+
+    def _placed(self, layer: LayerConfig) -> LayerConfig:
+        """The layer with its short hook and its number."""
+        layer = with_short_hook(layer)
+        return replace(layer, index=self.layer_index(layer))
+
+    def site(self, layer: LayerConfig) -> Site:
+        """Where the layer's activations are.
+
+        Raises:
+            ConfigError: the family has no such hook, or what it gives is not what its name means.
+        """
+        layer = self._placed(layer)
+        name = hook_name(layer)
+        if name not in self._sites:
+            block = self._blocks()[layer.index or 0]
+            self._sites[name] = (
+                Site(self.model, block, "input" if layer.hook == "resid_pre" else "output")
+                if layer.hook in ("resid_pre", "resid_post")
+                else self._site_of_lens(layer)
+            )
+        return self._sites[name]
+
+    @cached_property
+    def _lens(self) -> Lens:
+        return Lens(self.model)
+
+    @torch.no_grad()
+    def _site_of_lens(self, layer: LayerConfig) -> Site:
+        """The place on the model's own modules where that is what TransformerLens' hook is, else TransformerLens'.
+
+        Both are run on a few tokens, as they are and with the activation halved.
+        """
+        lens, index = self._lens, layer.index or 0
+        of_lens = Site(lens.model, lens.point(index, hook_in_block(layer.hook)), "point")
         try:
-            yield
-        finally:
-            handle.remove()
+            x_SLD, halved, logits = self._of_lens(layer, of_lens)
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"layer.hook={layer.hook}: TransformerLens cannot compute it for {self.family} ({one_line(error)})."
+            ) from error
+        if torch.equal(halved, self._before_unembedding(lens.model, self._few_tokens)):
+            raise ConfigError(f"layer.hook={layer.hook}: {self.family} computes nothing from it; choose another hook.")
+        if (place := lens.place(of_lens.module)) is not None:
+            path, kind = place
+            own = Site(self.model, self.model.get_submodule(path), "stream" if layer.hook == "resid_mid" else kind)
+            if self._close(self._at(own), x_SLD) and self._close(self._with(own, x_SLD / 2), halved):
+                return own
+        if layer.hook == "resid_mid" or not self._close(self.model(self._few_tokens, use_cache=False).logits, logits):
+            raise ConfigError(
+                f"layer.hook={layer.hook}: what TransformerLens computes for {self.family} is not what the model "
+                "itself does; use resid_pre or resid_post."
+            )
+        return of_lens
 
-    def _module(self, layer: LayerConfig) -> nn.Module:
-        """The module whose output is the hook's activation."""
-        index = self.layer_index(layer)
-        block = self._blocks()[index]
-        if layer.hook == "resid_post":
-            return block
-        names = _SUBMODULES[layer.hook]
-        if hasattr(block, "post_feedforward_layernorm"):
-            # Gemma 2 and similar models normalise the outputs of attention and MLP before they are added to the stream.
-            names = ("post_attention_layernorm",) if layer.hook == "attn_out" else ("post_feedforward_layernorm",)
-        for name in names:
-            if hasattr(block, name):
-                return getattr(block, name)
-        raise ConfigError(
-            f"layer.hook={layer.hook} is not known for {type(self.model).__name__}; use layer.hook=resid_post."
-        )
+    def _of_lens(self, layer: LayerConfig, site: Site) -> tuple[Tensor, Tensor, Tensor]:
+        """TransformerLens' activation of a few tokens, what is unembedded where it is halved, and its logits."""
+        x_SLD = self._at(site)
+        if x_SLD is None:
+            raise ConfigError(f"layer.hook={layer.hook}: {self.family} never computes it; choose another hook.")
+        if layer.hook in ("attn_out", "mlp_out", "resid_mid"):
+            self._check_terms(layer)
+        if layer.hook == "resid_mid":
+            # TransformerLens gives the replaced stream to the norm alone; here it is to reach the residual too
+            attn_out = Site(site.model, self._lens.point(layer.index or 0, "hook_attn_out"), "point")
+            pre_SLD = self._read(self.model, {0: self.site(replace(layer, hook="resid_pre"))}, self._few_tokens)[0]
+            halved = self._with(attn_out, x_SLD / 2 - pre_SLD)
+        else:
+            halved = self._with(site, x_SLD / 2)
+        return x_SLD, halved, site.model(self._few_tokens, use_cache=False).logits
+
+    def _at(self, site: Site) -> Tensor | None:
+        """The activation of a few tokens."""
+        return self._read(site.model, {0: site}, self._few_tokens).get(0)
+
+    def _with(self, site: Site, x_SLD: Tensor) -> Tensor:
+        """What is unembedded for a few tokens with `x_SLD` at the place."""
+        with site.hooked(self._few_tokens, lambda _: x_SLD.clone()):
+            return self._before_unembedding(site.model, self._few_tokens)
+
+    def _close(self, x: Tensor | None, y: Tensor | None) -> bool:
+        """Whether two ways to compute the same differ by no more than rounding: by half of the dtype's digits."""
+        if x is None or y is None or x.shape != y.shape:
+            return False
+        x, y = x.double(), y.double()
+        return float((x - y).norm()) <= torch.finfo(self.dtype).eps ** 0.5 * float(y.norm())
+
+    def _check_terms(self, layer: LayerConfig) -> None:
+        """Raise ConfigError unless resid_pre + attn_out + mlp_out = resid_post, with a replaced term too.
+
+        So the terms are what is added to the stream, and reach what follows by way of the stream alone.
+        """
+        lens, index = self._lens, layer.index or 0
+        names = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+        sites = {n: Site(lens.model, lens.point(index, f"hook_{name}"), "point") for n, name in enumerate(names)}
+        for scale in (1.0, 0.5):
+            with ExitStack() as stack:
+                if scale != 1 and layer.hook in names:
+                    site = sites[names.index(layer.hook)]
+                    stack.enter_context(site.hooked(self._few_tokens, lambda x_SLD: scale * x_SLD))  # noqa: B023
+                pre, attn, mlp, post = (
+                    x.double() for _, x in sorted(self._read(lens.model, sites, self._few_tokens).items())
+                )
+            worst = ((pre + attn + mlp - post).abs() / (pre.abs() + attn.abs() + mlp.abs() + post.abs())).max()
+            if not worst <= 4 * torch.finfo(self.dtype).eps:
+                raise ConfigError(
+                    f"layer.hook={layer.hook}: in {self.family} the stream after layer {index} is not the one before "
+                    f"it plus attn_out and mlp_out (off by {worst:.1g} of their size); use resid_pre or resid_post."
+                )
 
 
 def load_language_model(cfg: ModelConfig, device: torch.device | str) -> LanguageModel:
@@ -219,10 +386,25 @@ def load_language_model(cfg: ModelConfig, device: torch.device | str) -> Languag
             model, info = _load_weights(AutoModelForCausalLM, name, DTYPES[cfg.dtype], options)
         except Exception as error:  # transformers raises many types here
             raise _load_error(cfg, name, error) from error
+    if model.get_output_embeddings() is None:
+        raise DataError(f"model={name}: {type(model).__name__} predicts no tokens; give a causal language model.")
+    _check_tokenizer(name, tokenizer, model)
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise DataError(f"model={name}: the weights lack {missing}; save or download the model again.")
     return LanguageModel(model.to(device), tokenizer, cfg.default_layer)
+
+
+def _check_tokenizer(name: str, tokenizer: Any, model: Any) -> None:
+    """Raise DataError for a tokenizer that has tokens which the model does not embed."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
+    if beyond:
+        tokens = ", ".join(token for _, token in beyond[:3]) + ", ..." * (len(beyond) > 3)
+        raise DataError(
+            f"model={name}: the model embeds {rows} tokens and its tokenizer has {len(beyond)} beyond ({tokens}); save "
+            "the model with a tokenizer of its own, or its embedding resized."
+        )
 
 
 def _locate(cfg: ModelConfig) -> tuple[str, dict[str, Any]]:

@@ -35,6 +35,8 @@ from sae_sweeps.storage.files import (
 CFG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
 FORMAT_VERSION = "6.0.0"  # SAELens reads older or absent version numbers by the rules of its earlier formats
+HOOK_Z = "hook_z"
+"""SAELens's `reshape_activations` for a hook whose heads lie one behind another, as here all do."""
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -112,7 +114,7 @@ class ExportedSAE:
             "device": "cpu",
             "apply_b_dec_to_input": self.apply_b_dec_to_input,
             "normalize_activations": "none",
-            "reshape_activations": "none",
+            "reshape_activations": HOOK_Z if str(self.hook_name).endswith(f"attn.{HOOK_Z}") else "none",
             **ARCHITECTURES[self.architecture].constants,
             **{name: getattr(self, name) for name in ARCHITECTURES[self.architecture].settings},
             "architecture": self.architecture,
@@ -223,10 +225,10 @@ def load(folder: str | Path) -> ExportedSAE:
             f"{folder / CFG_FILE}: normalize_activations={cfg['normalize_activations']} is not supported; "
             "fold it into the weights and export the SAE with none."
         )
-    if cfg.get("reshape_activations", "none") != "none":
+    if cfg.get("reshape_activations", "none") not in ("none", HOOK_Z):
         raise DataError(
             f"{folder / CFG_FILE}: reshape_activations={cfg['reshape_activations']} is not supported; "
-            "choose an SAE of resid_post, mlp_out or attn_out."
+            f"choose an SAE with none or {HOOK_Z}."
         )
     sizes = {name: required(cfg, name, folder) for name in ("d_in", "d_sae")}
     settings = {name: required(cfg, name, folder) for name in ARCHITECTURES[architecture].settings}

@@ -3,7 +3,6 @@ format, side by side where they share model, layer and text."""
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from sae_sweeps.architectures import saelens
 from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.config import plugins
 from sae_sweeps.config.aliases import canonical_words
+from sae_sweeps.config.hooks import layer_of_hook_name
 from sae_sweeps.config.identity import canonical
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.run import RunConfig, run_config
@@ -206,9 +206,9 @@ def foreign(folder: Path, cfg: DictConfig, words: list[str]) -> Target:
         more.append(f"data.context={metadata['context_size']}")
     (point,) = compose_points([*more, *words])
     run = run_config(point.cfg)
-    if run.model.d_in != sae_cfg.get("d_in"):
+    if run.d_in != sae_cfg.get("d_in"):
         raise ConfigError(
-            f"{folder}: the SAE reads d_in={sae_cfg.get('d_in')} and {run.model.name} has {run.model.d_in}; give the "
+            f"{folder}: the SAE reads d_in={sae_cfg.get('d_in')} and {run.model.name} has {run.d_in}; give the "
             "model that it was trained on, as model=PATH."
         )
     return Target(folder.resolve().name, folder, run, Path(run.outputs) / "activations", False, folder.resolve().name)
@@ -237,10 +237,10 @@ def yaml_of(group: str, choice: str) -> dict[str, Any]:
 
 
 def layer_words(hook: str | None, folder: Path) -> list[str]:
-    found = re.fullmatch(r"blocks\.(\d+)\.hook_(resid_post|mlp_out|attn_out)", hook or "")
+    found = layer_of_hook_name(hook or "")
     if found is None:
-        raise ConfigError(f"{folder / saelens.CFG_FILE}: hook_name={hook} is not known; give layer=N and layer=HOOK.")
-    return [f"layer={found[2]}", f"layer.index={found[1]}"]
+        raise ConfigError(f"{folder / saelens.CFG_FILE}: hook_name={hook} is in no layer; give layer=N and layer=HOOK.")
+    return [f"layer={found.hook}", f"layer.index={found.index}"]
 
 
 def data_words(dataset: str | None) -> list[str]:

@@ -21,7 +21,7 @@ LEFT_OUT = (
     "data.forget", "data.retain",
     "activations.mode", "activations.memory_gb", "activations.disk_gb",
     "train.log_every", "train.checkpoint_every", "train.monitor_every", "train.held_out_tokens",
-    "train.kernels",
+    "train.kernels", "layer.d_in",
 )  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from sae_sweeps.config import data as texts
 from sae_sweeps.config.data import find_source, unused_data_keys
 from sae_sweeps.config.evaluations import EvalConfig, Evaluation, evaluation_names, find_evaluation, readers, register
-from sae_sweeps.config.facts import ModelFacts, model_facts
+from sae_sweeps.config.facts import ModelFacts, activation_width, model_facts
+from sae_sweeps.config.hooks import with_short_hook
 from sae_sweeps.config.penalties import Combination, PenaltyTerm, finite
 from sae_sweeps.config.plugins import KEYS, TARGET, Code, Component, code_of, component
 from sae_sweeps.config.schema import (
@@ -84,6 +85,11 @@ class RunConfig:
     @property
     def total_steps(self) -> int:
         return self.num_tokens // self.batch_size
+
+    @property
+    def d_in(self) -> int:
+        """Width of the activations that the SAE reads."""
+        return self.layer.d_in or self.model.d_in or 0
 
     @property
     def synthetic(self) -> bool:
@@ -195,7 +201,7 @@ def run_config(cfg: DictConfig) -> RunConfig:
             raise ConfigError(f"tags[{number}]={tag}: must be a word.")
     run = RunConfig(
         model=model,
-        layer=typed(LayerConfig, cfg.layer, "layer"),
+        layer=with_short_hook(typed(LayerConfig, cfg.layer, "layer")),
         data=_data(cfg.data, code, outputs),
         activations=typed(ActivationsConfig, cfg.activations, "activations"),
         architecture=_component("architecture", cfg.architecture, code, outputs),
@@ -310,8 +316,9 @@ def _fill(run: RunConfig, facts: ModelFacts) -> None:
         run.layer.index = 0
     elif run.layer.index is None:
         run.layer.index = run.model.default_layer if run.model.default_layer is not None else facts.n_layers // 2
+    run.layer.d_in = activation_width(run.model, run.layer, facts)
     if run.architecture.d_sae is None:
-        run.architecture.d_sae = 8 * facts.d_in
+        run.architecture.d_sae = 8 * run.d_in
     if run.train.sampling == "auto":
         run.train.sampling = run.penalty.sampling()
         if run.train.sampling == "role_pairs" and run.data.has_pairs():
@@ -325,7 +332,7 @@ def _fill(run: RunConfig, facts: ModelFacts) -> None:
 def activations_gb(run: RunConfig) -> float:
     """Size of the activations that a run trains on, in GB."""
     width = 4 if run.activations.dtype == "float32" else 2
-    return run.num_tokens * (run.model.d_in or 0) * width / 1e9
+    return run.num_tokens * run.d_in * width / 1e9
 
 
 def _mode_for(size_gb: float, cfg: ActivationsConfig) -> str:
@@ -363,7 +370,7 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
             raise ConfigError("train.selection=bfloat16: the reference kernels are exact; give train.kernels=auto.")
     run.lr_schedule.check()
     run.schedule.check()
-    run.architecture.check(facts.d_in)
+    run.architecture.check(run.d_in)
     run.group_layer.check(run.architecture.d_sae)
     run.penalty.check()
     run.penalty.check_run(run)

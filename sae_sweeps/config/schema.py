@@ -73,10 +73,15 @@ class SyntheticConfig(ModelConfig):
 
 @dataclass
 class LayerConfig:
-    hook: Annotated[str, one_of("resid_post", "mlp_out", "attn_out")] = "resid_post"
-    """resid_post (residual stream after the layer), mlp_out or attn_out."""
+    hook: Annotated[
+        str, Rule(re.compile(r"\w+(\.\w+)*").fullmatch, "give resid_post, mlp_out or a hook such as attn.hook_z.")
+    ] = "resid_post"
+    """resid_post (residual stream after the layer), mlp_out, attn_out, or any hook of TransformerLens in a layer:
+    resid_mid, attn.hook_z, mlp.hook_post, blocks.3.hook_resid_mid."""
     index: int | None = None
     """Layer number from 0; `layer=12` sets it."""
+    d_in: AtLeastOne[int | None] = None
+    """Width of the activations; read from the model."""
 
 
 KINDS_WITH_ROLES = {"builtin_roles", "builtin_labelled", "forget_retain"}

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from sae_sweeps.config import plugins
 from sae_sweeps.config.aliases import canonical_words
 from sae_sweeps.config.data import ENDINGS
+from sae_sweeps.config.hooks import name_of_hook
 from sae_sweeps.config.mistakes import OF_EXPERIMENTS, of_experiments
 from sae_sweeps.config.penalties import combined_node
 from sae_sweeps.errors import ConfigError
@@ -39,6 +40,8 @@ def rewrite(words: list[str]) -> list[str]:
             raise ConfigError(f"{word}: {key} takes one choice{', of ' * bool(known)}{', '.join(known)}.")
         elif key == "layer" and re.fullmatch(r"[\d,\s-]+|range\(.*\)", value):
             out.append(f"layer.index={value}")
+        elif key == "layer" and any(name_of_hook(part) for part in value.split(",")):
+            out.append(f"layer.hook={value}")
         elif key in (*plugins.GROUPS, "model") and equals:
             out.append(f"{key}={','.join(_choice(key, part) for part in _parts(value))}")
         elif key in OF_EXPERIMENTS:

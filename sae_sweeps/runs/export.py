@@ -12,6 +12,7 @@ from torch import Tensor
 from sae_sweeps.architectures import saelens
 from sae_sweeps.architectures.batch_topk import BatchTopK
 from sae_sweeps.architectures.saelens import ExportedSAE
+from sae_sweeps.config.hooks import hook_name
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels.features import DenseFeatures, Features
 
@@ -72,7 +73,7 @@ def live_sae(run: RunConfig, training: Training) -> ExportedSAE:
     described: dict[str, Any] = dict(
         architecture=training.sae.exports_as or run.architecture.name,
         weights=weights,
-        hook_name="synthetic" if run.synthetic else f"blocks.{run.layer.index}.hook_{run.layer.hook}",
+        hook_name="synthetic" if run.synthetic else hook_name(run.layer),
         model_name=run.model.path or run.model.name,
         metadata={
             "context_size": run.data.context,
@@ -129,6 +130,6 @@ def trained_sae(run: RunConfig, folder: RunFolder) -> ExportedSAE:
     from sae_sweeps.training.checkpoint import load_checkpoint
     from sae_sweeps.training.step import Training
 
-    training = Training(run, 1.0, torch.zeros(run.model.d_in or 0), torch.device("cpu"))
+    training = Training(run, 1.0, torch.zeros(run.d_in), torch.device("cpu"))
     load_checkpoint(training, folder.checkpoint)
     return live_sae(run, training)

@@ -283,7 +283,7 @@ def warnings_of(run: RunConfig) -> list[str]:
 
 def weights_gb(run: RunConfig) -> float:
     """Memory that a run keeps between its steps, in GB: weights, gradients and two moments."""
-    return 2 * (run.model.d_in or 0) * run.architecture.d_sae * 4 * run.train.bytes() / 1e9
+    return 2 * run.d_in * run.architecture.d_sae * 4 * run.train.bytes() / 1e9
 
 
 def step_gb(run: RunConfig) -> float:

@@ -8,6 +8,7 @@ import torch
 
 from sae_sweeps.activations import language_model as module
 from sae_sweeps.activations.language_model import LanguageModel, load_language_model
+from sae_sweeps.config.hooks import hook_name
 from sae_sweeps.config.schema import LayerConfig, ModelConfig
 from sae_sweeps.errors import ConfigError, DataError, NoNetwork
 
@@ -54,12 +55,13 @@ def test_every_hook_is_transformer_lens_hook(folders, tokens_SL, family):
     for layer in layers:
         acts_SLD = lm.activations(tokens_SL, layer)
         assert acts_SLD.shape == (2, 16, 32) and acts_SLD.dtype == torch.float64
-        torch.testing.assert_close(acts_SLD, cache[lm.hook_name(layer)], atol=limit, rtol=limit)
+        torch.testing.assert_close(acts_SLD, cache[hook_name(layer)], atol=limit, rtol=limit)
     torch.testing.assert_close(lm.logits(tokens_SL), bridge(tokens_SL), atol=limit, rtol=limit)
 
 
 def test_later_layers_are_not_computed(folders, tokens_SL):
     lm = load(folders["gpt_neox"])
+    lm.site(LayerConfig("attn_out", 1))  # runs a few tokens through the whole model, once
     ran = []
     for number, block in enumerate(lm.model.base_model.layers):
         block.register_forward_hook(lambda *args, number=number: ran.append(number))
@@ -68,6 +70,11 @@ def test_later_layers_are_not_computed(folders, tokens_SL):
     ran.clear()
     lm.activations(tokens_SL, LayerConfig("attn_out", 1))
     assert ran == [0]
+    ran.clear()
+    three = [LayerConfig("attn_out", 1), LayerConfig("resid_pre", 1), LayerConfig("resid_post", 0)]
+    together = lm.activations_at(tokens_SL, three)
+    assert ran == [0]
+    assert all(torch.equal(x, lm.activations(tokens_SL, place)) for x, place in zip(together, three, strict=True))
     assert not any(m._forward_hooks for m in lm.model.modules() if m not in set(lm.model.base_model.layers))
 
 
@@ -92,8 +99,7 @@ def test_replace_changes_the_logits_at_that_place_only(folders, tokens_SL, hook)
 def test_special_tokens_dtype_and_default_layer(folders):
     lm = load(folders["gemma2"], dtype="bfloat16")
     assert (lm.bos_id, lm.special_ids, lm.dtype) == (0, {0, 1, 2}, torch.bfloat16)
-    assert lm.hook_name(LayerConfig()) == "blocks.1.hook_resid_post"
-    assert lm.hook_name(LayerConfig("mlp_out", 2)) == "blocks.2.hook_mlp_out"
+    assert lm.layer_index(LayerConfig()) == 1
     assert load(folders["gemma2"], default_layer=2).layer_index(LayerConfig()) == 2
     assert lm.activations(torch.tensor([[0, 5]]), LayerConfig()).dtype == torch.bfloat16
 
@@ -117,8 +123,8 @@ def test_layer_beyond_the_model(folders):
     lm = load(folders["llama"])
     with pytest.raises(ConfigError, match="layer=3: the model has 3 layers"):
         lm.activations(torch.tensor([[0, 5]]), LayerConfig(index=3))
-    with pytest.raises(ConfigError, match="layer.hook=mlp"):
-        lm.hook_name(LayerConfig("mlp", 1))
+    with pytest.raises(ConfigError, match="layer.hook=hook_mlp: LlamaForCausalLM has no such hook.*hook_mlp_out"):
+        lm.activations(torch.tensor([[0, 5]]), LayerConfig("mlp", 1))
 
 
 def test_folders_that_do_not_hold_a_model(folders, tmp_path):

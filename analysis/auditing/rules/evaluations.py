@@ -5,6 +5,8 @@ from analysis.auditing.rules.rule import Found, Rules
 from analysis.auditing.run import Run
 from analysis.metrics import JUDGED
 from sae_sweeps.config.evaluations import BUILTIN
+from sae_sweeps.config.hooks import hook_name
+from sae_sweeps.config.schema import LayerConfig
 
 RULES = Rules()
 
@@ -21,7 +23,7 @@ def other_layer(comparison: Comparison) -> Found:
         if trained is not None and judged is not None and trained != judged:
             found.setdefault(f"trained on layer {trained}, evaluated on layer {judged}.", []).append(run)
         if run.source is None and run.config.get("model") != "synthetic" and trained is not None:
-            expected = f"blocks.{trained}.hook_{run.config.get('layer.hook')}"
+            expected = hook_name(LayerConfig(str(run.config.get("layer.hook")), int(trained)))
             for name, cfg in run.evidence.judged.items():
                 hook = cfg.get("hook_name", expected)
                 if hook != expected:
