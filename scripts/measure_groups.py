@@ -72,9 +72,9 @@ def trained_together(plan: Plan, outputs: Path, session: RunSession) -> None:
 def one_pass(plan: Plan, cache: Path, session: RunSession) -> list[Any]:
     """Every batch of one run, and what a run starts from."""
     run = plan.runs[0].run
-    batches = Batches(run, session, cache)
+    batches = Batches([run], session, cache)
     batches.prepare(run, fresh=True)
-    sampler = Sampler(batches.store, run.batch_size, run.data_seed)
+    sampler = Sampler(batches.store(run), run.batch_size, run.data_seed)
     return [batches.first[stream_of(run)], *(sampler.batch(step) for step in range(run.total_steps))]
 
 
