@@ -68,6 +68,7 @@ def train_together(tasks: list[RunTask], session: RunSession, cache: Path) -> No
         with task.isolate_failure():
             batches.prepare(task.run, fresh=not has_checkpoint(task.folder.checkpoint))
             prepared.append(task)
+    batches.draw_first()
     for thread in compiling:
         thread.join()
     share = (time.monotonic() - began) / len(tasks)
@@ -78,7 +79,7 @@ def train_together(tasks: list[RunTask], session: RunSession, cache: Path) -> No
             member.add_shared_seconds(share)
             member.seconds += time.monotonic() - began
             members.append(member)
-    batches.first.clear()
+    batches.forget_first()
 
     def tokens_done(step: int) -> int:
         return sum(min(max(step, member.start), member.total) * member.run.batch_size for member in members)

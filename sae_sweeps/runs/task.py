@@ -119,7 +119,7 @@ class RunTask(TrainingCallbacks):
             training = Training(run, 1.0, torch.zeros(store.d_in, device=session.device), session.device)
             start = load_checkpoint(training, folder.checkpoint)
         else:
-            x = batches.first[stream_of(run)]
+            x = batches.first(run)
             training = Training(run, activation_scale(x, run.train), decoder_bias(x, run.train), session.device)
             start = 0
         check_format(run, training)

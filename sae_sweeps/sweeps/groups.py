@@ -24,6 +24,8 @@ USABLE_MEMORY = 0.8
 """Share of the memory that is planned with; the rest is for what estimates leave out."""
 SHARD_GB = 0.14
 """Memory for harvesting a further layer to disk: a shard in the making."""
+START_TOKENS = 16_384
+"""Tokens of a further layer that its runs start from, all layers at the same time."""
 
 
 class Tokens(NamedTuple):
@@ -154,6 +156,7 @@ def memory_of(runs: list[PlannedRun], on_gpu: bool = False) -> float:
     """Estimated peak of a group in GB; activations that are kept in main memory do not count on a GPU."""
     configs = [planned.run for planned in runs]
     beside = 0.0 if on_gpu else activations_of(runs)
+    beside += sum(START_TOKENS * run.d_in * 4 / 1e9 for run in one_of_each_layer(configs)[1:])
     return language_model_gb(configs[0]) + beside + sum(map(weights_gb, configs)) + max(map(step_gb, configs))
 
 

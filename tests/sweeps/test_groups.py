@@ -85,8 +85,8 @@ def test_layers_share_a_group_as_far_as_their_activations_have_room():
     (layer, *_) = plan_groups(planned("model=builtin", "seed=0,1,2", "layer=0", "num_tokens=512000"))
     (seed, *_) = plan_groups(planned("model=builtin", "seed=0", "layer=0,1,2", "num_tokens=512000"))
     kept = 512_000 * 160 * 4 / 1e9
-    weights = 2 * 160 * 64 * 16 / 1e9
-    assert whole.memory_gb - layer.memory_gb == pytest.approx(2 * kept + 6 * weights)
+    weights, start = 2 * 160 * 64 * 16 / 1e9, 16_384 * 160 * 4 / 1e9
+    assert whole.memory_gb - layer.memory_gb == pytest.approx(2 * (kept + start) + 6 * weights)
     assert whole.memory_gb - seed.memory_gb == pytest.approx(6 * weights)
     pieces = plan_groups(plan, ClusterConfig(memory_gb=layer.memory_gb + kept / 2))
     assert [[one.run.layer.index for one in piece.runs] for piece in pieces] == [[0] * 3, [1] * 3, [2] * 3]
