@@ -1,6 +1,6 @@
 """Time of harvesting against the bare model's forward pass to the same layer, interleaved; read the ratios.
 
-    python -m scripts.measure_harvest [MODEL_FOLDER] [--layer N] [--beside M ...] [--rounds N] [--batches N] [--no-bridge]
+    python -m scripts.measure_harvest [MODEL_FOLDER] [--layer N] [--beside M ...] [--rounds N] [--batches N]
 
 Without a folder: a GPTNeoX with random weights (d_in 512, 6 layers, Pythia-70M's shape). `bare` is transformers' own
 base model with the layers after N cut off; `harvest` everything from token rows to the stored shards' content;
