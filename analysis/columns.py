@@ -5,7 +5,8 @@ from collections.abc import Callable, Hashable, Iterable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from analysis.metrics import FIRST, Column, badness, short_name
+from analysis.metrics import FIRST, REPORTED_FIRST, Column, badness, short_name
+from analysis.reading.names import COLUMN_NAMES
 from analysis.text import clean
 from sae_sweeps.errors import ConfigError
 
@@ -69,25 +70,37 @@ def differing(full: "pd.DataFrame") -> list[Column]:
     return found
 
 
+def has_reported(full: "pd.DataFrame") -> bool:
+    """Whether a run is imported."""
+    return ("run", "source") in full.columns and set(full["run", "source"]) != {"run"}
+
+
 def ordered_metrics(full: "pd.DataFrame") -> list[Column]:
-    """All metrics, those of FIRST first."""
+    """All metrics: those of REPORTED_FIRST where a run is imported, those of FIRST, then the others."""
     metrics = dict.fromkeys(of_kind(full, "metrics"))
-    first = [("metrics", name) for name in FIRST if ("metrics", name) in metrics]
+    names = (*REPORTED_FIRST, *FIRST) if has_reported(full) else FIRST
+    first = [("metrics", name) for name in names if ("metrics", name) in metrics]
     return list(dict.fromkeys([*first, *metrics]))
 
 
 def find_columns(full: "pd.DataFrame", word: str) -> list[Column]:
-    """The columns for a user's word: a full name, a key's last components, a short name, or a pattern with `*`.
+    """The columns for a user's word: a full name, a key's last components, a name of COLUMN_NAMES, a short name, or a
+    pattern with `*`.
 
     Of several keys with these last components the least nested ones count, of equal columns the first.
     """
     columns = [column for kind in ("run", "metrics", "config") for column in of_kind(full, kind)]
-    if exact := [column for column in columns if column[1] == word]:
+    named = "layer.index" if word == "layer" else word
+    if exact := [column for column in columns if column[1] == named]:
         return exact[:1]
-    ends = [c for c in columns if c[1].endswith(f".{word}") or (word, c[1]) == ("layer", "layer.index")]
-    if ends:
+    if ends := [c for c in columns if c[1].endswith(f".{word}")]:
         depth = min(name.count(".") for _, name in ends)
         return distinct(full, [column for column in ends if column[1].count(".") == depth])
+    if (other := COLUMN_NAMES.get(word, word)) != word:
+        try:
+            return find_columns(full, other)
+        except ConfigError:
+            raise ConfigError(f"no run has a column {clean(word)!r}: it is {other}, which none has.") from None
     tests: tuple[Callable[[Column], bool], ...] = (
         lambda column: column[0] == "metrics" and short_name(column[1]) == word,
         lambda column: fnmatchcase(column[1], word),
@@ -97,7 +110,8 @@ def find_columns(full: "pd.DataFrame", word: str) -> list[Column]:
             return found
     if word in ("tokens_to_fvu", "seconds_to_fvu"):
         raise ConfigError(f"no run has {word} here; give --target-fvu X, for the runs' common target is not known yet.")
-    near = difflib.get_close_matches(word, [part for _, name in columns for part in (name, last_part((_, name)))], n=1)
+    parts = [part for _, name in columns for part in (name, last_part((_, name)))]
+    near = difflib.get_close_matches(word, [*parts, *COLUMN_NAMES], n=1)
     hint = f"did you mean {clean(near[0])}?" if near else "`--format csv` lists the names."
     raise ConfigError(f"no run has a column {clean(word)!r}; {hint}")
 

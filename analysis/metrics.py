@@ -1,5 +1,6 @@
 """Properties of metrics: order, groups, short names, direction (which value is better), targets."""
 
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
@@ -26,6 +27,8 @@ FIRST = (
     "nearest_neighbour_cosine", "recovery_share", "feature_mi", "tokens_to_fvu", "seconds_to_fvu", "penalty_loss",
 )  # fmt: skip
 """The metrics of a default text table, in its order; all others follow in the other formats."""
+REPORTED_FIRST = ("steps", "final_loss")
+"""The metrics before these where a run is imported: many records have no others."""
 DIRECTIONS = {"recon_loss": "lower", "tokens_to_fvu": "lower", "seconds_to_fvu": "lower"}
 """What is better of the metrics of training: lower, higher, or one (nearest to 1). Each evaluation describes its own.
 
@@ -39,7 +42,7 @@ TARGETS = {
 """Published targets on SAEBench's data: (lower or higher, value). Scores on built-in data have none."""
 GROUPS = {
     "convergence": ("tokens_to_fvu", "seconds_to_fvu"),
-    "budget": ("tokens", "steps"),
+    "budget": ("tokens", "steps", "*_steps"),
     "core": ("fvu", "ce_loss*", "kl_div*", "explained_variance*", "mse*", "cossim", "*_loss", "l2_*", "relative_*"),
     "sparsity": ("l0", "l1", "dead_features", "frac_alive", "freq_over_*", "normalized_freq_over_*"),
     "probing": ("sae_test_accuracy", "sae_top_*", "llm_test_accuracy", "llm_top_*"),
@@ -92,6 +95,11 @@ def remember(descriptions: dict[str, Any]) -> None:
         described.cache_clear()
 
 
+def outside(metrics: Iterable[str]) -> dict[str, list[str | None]]:
+    """How metrics of evaluations from outside are described, as `remember` takes it."""
+    return {metric: list(_recorded[metric]) for metric in metrics if metric in _recorded}
+
+
 def short_name(metric: str) -> str:
     """The metric's name for a header: itself where it has no shorter one."""
     short = described(metric.removeprefix(BUILTIN))[1]
@@ -108,8 +116,10 @@ def badness(metric: str, value: float) -> float:
     return {"higher": -value, "one": abs(value - 1)}.get(direction(metric) or "", value)
 
 
-def unfitness(l0: float | None, d_sae: float | None, d_in: float | None) -> str | None:
-    """Why an SAE is never marked best: it is dead, or not sparse. None for an SAE that may be."""
+def unfitness(l0: float | None, d_sae: float | None, d_in: float | None, steps: float | None = None) -> str | None:
+    """Why an SAE is never marked best: it was not trained, is dead, or not sparse. None for an SAE that may be."""
+    if steps == 0:
+        return "never trained: 0 steps"
     if l0 is None or l0 != l0:
         return None
     if l0 == 0:

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import os
-import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -70,9 +69,11 @@ def convert(file: Path, folder: Path) -> None:
         model.save_pretrained(made)
         tokenizer.save_pretrained(made)
         _describe(made / "config.json", file, types)
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        os.replace(made, folder)
+        try:
+            os.replace(made, folder)
+        except OSError:
+            if not folder.is_dir():  # another process has made the same one
+                raise
 
 
 def _sha256(file: Path) -> str:

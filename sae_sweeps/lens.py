@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_sweeps.errors import ConfigError
+from sae_sweeps.errors import ConfigError, UserError
 
 Change = Callable[[Tensor], Tensor | None]
 """What takes an activation's place; None where it is only read."""
@@ -176,8 +176,21 @@ def hook_width(config_file: Path, name: str) -> int:
     """Width of a hook's activation, read from a model of one layer that is made by a config.json, with few tokens.
 
     Raises:
-        ConfigError: the family has no such hook, or the hook has no row for each position.
+        ConfigError: the family has no such hook, the hook has no row for each position, or no such model can be made.
     """
+    try:
+        return _width_of_one_layer(config_file, name)
+    except UserError:
+        raise
+    except Exception as error:  # transformers and TransformerLens raise many types here
+        text = " ".join(str(error).split())
+        raise ConfigError(
+            f"layer.hook={name}: its width cannot be read from {config_file} ({type(error).__name__}: {text}); give it "
+            "as layer.d_in=WIDTH."
+        ) from error
+
+
+def _width_of_one_layer(config_file: Path, name: str) -> int:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(config_file.parent)

@@ -3,3 +3,4 @@
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["SAE_SWEEPS_LOCAL"] = "none"  # conf/local.yaml of whoever measures

@@ -108,6 +108,8 @@ class World:
             self.saes.append((place.name, sae))
         self.data = ""
         self.label = ""
+        self.measured = "test"
+        """The stream of test rows: "measured" while TPP measures, which draws its negatives anew."""
         self.sae = ""
         self.prepared: set[str] = set()
 
@@ -123,7 +125,7 @@ class World:
         prepare, train = probe_training.prepare_probe_data, probe_training.train_probe_gpu
 
         def prepared(acts: dict[str, Any], label: str, perform_scr: bool = False) -> Any:
-            split = "train" if len(acts[label]) == TRAIN // 2 else "test"
+            split = "train" if len(acts[label]) == TRAIN // 2 else self.measured
             self.label = label
             torch.manual_seed(stream_seed(SEED, "rows", self.data, label, split))
             return prepare(acts, label, perform_scr)
@@ -218,6 +220,14 @@ def scr_or_tpp(world: World, scr: bool) -> dict[str, Any]:
     config.n_values = [2, 5, 10, 20, 50, 100, 500]
     accuracies: dict[str, dict[str, Any]] = {}
     ablate, single = module.perform_feature_ablations, module.run_eval_single_sae
+    measure = module.get_probe_test_accuracy
+
+    def measured(*args: Any, **kwargs: Any) -> Any:
+        world.measured = "test" if scr else "measured"
+        try:
+            return measure(*args, **kwargs)
+        finally:
+            world.measured = "test"
 
     def noted(*args: Any) -> Any:
         found = ablate(*args)
@@ -230,8 +240,10 @@ def scr_or_tpp(world: World, scr: bool) -> dict[str, Any]:
         return single(config, sae, *args, **kwargs)
 
     module.perform_feature_ablations, module.run_eval_single_sae = noted, named
+    module.get_probe_test_accuracy = measured
     module.run_eval(config, world.saes, "cpu", "out", artifacts_path="artifacts")
     module.perform_feature_ablations, module.run_eval_single_sae = ablate, single
+    module.get_probe_test_accuracy = measure
     found = results(world.work / "out" / ("scr" if scr else "tpp"), world.saes)
     for name, result in found.items():
         result["eval_result_unstructured"] = (result["eval_result_unstructured"] or {}) | {

@@ -43,7 +43,8 @@ WORDS = [
     f"eval.ablation.train_rows={SIZES['train']}", f"eval.ablation.test_rows={SIZES['test']}",
     "eval.absorption.min_probe_f1=0.05", "eval.absorption.min_letters=5", "eval.absorption.max_words=1200",
     "eval.unlearning.contexts=24", "eval.unlearning.context=128", "eval.unlearning.side_effect=0.9",
-    "eval.unlearning.all_orders=false",
+    "eval.unlearning.all_orders=false", "eval.unlearning.model=same",
+    "eval.selection=test", "eval.probing.k_values=[1,2,5]",  # what SAEBench does
     "eval.unlearning.retain_thresholds=[0.01,0.05]", "eval.recon_batches=8", "eval.sparsity_batches=16",
     "eval.llm_batch=32", "device=cpu",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+os.environ["SAE_SWEEPS_LOCAL"] = "none"  # conf/local.yaml of whoever runs the tests
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported

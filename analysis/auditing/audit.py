@@ -1,4 +1,8 @@
-"""What makes a comparison unsound: every rule of `auditing/rules`, applied to any number of runs at once."""
+"""What makes a comparison unsound: every rule of `auditing/rules`, applied to any number of runs at once.
+
+Runs of this project are one comparison; each imported study is one of its own, since nobody compares their runs one by
+one. Rules that are registered as `across` see the runs of all of them.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from analysis.auditing.comparison import Comparison
 from analysis.auditing.finding import LEVELS, Finding
-from analysis.auditing.run import runs_of
+from analysis.auditing.run import Run, runs_of
 from analysis.text import clean
 from sae_sweeps.storage.sweep_folder import read_manifest
 
@@ -23,13 +27,37 @@ def audit(full: "pd.DataFrame", varied: Iterable[str] = ()) -> list[Finding]:
     """
     from analysis.auditing.rules import RULES
 
-    comparison = Comparison(runs_of(full), set(varied))
+    runs, keys = runs_of(full), set(varied)
+    everything = Comparison(runs, keys)
+    studies = [Comparison(own, keys) for own in by_study(runs).values()]
     found = [
-        Finding(rule.code, rule.level, clean(sentence, 400), tuple(dict.fromkeys(run.run_id for run in runs)))
+        Finding(
+            rule.code,
+            rule.level,
+            clean(sentence, 600),
+            tuple(dict.fromkeys(run.run_id for run in concerned)),
+            study_of(concerned),
+            rule.mend,
+        )
         for rule in RULES
-        for sentence, runs in rule.find(comparison)
+        for comparison in ([everything] if rule.across else studies)
+        for sentence, concerned in rule.find(comparison)
     ]
     return sorted(found, key=lambda finding: LEVELS.index(finding.level))
+
+
+def by_study(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """The runs of each study; those of this project, and single SAEs, are under an empty name."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.study, []).append(run)
+    return found
+
+
+def study_of(runs: Iterable[Run]) -> str | None:
+    """The study of the runs, None where they are of several."""
+    found = {run.study for run in runs}
+    return found.pop() if len(found) == 1 else None
 
 
 def varied_by(paths: Iterable[str | Path]) -> set[str]:

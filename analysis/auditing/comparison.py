@@ -1,11 +1,12 @@
-"""All runs of an audit."""
+"""The runs that one rule of the audit sees at once."""
 
+import re
 from collections.abc import Collection
 from functools import cached_property
 from typing import Any
 
 from analysis.auditing.run import Run
-from analysis.reading.record import ABSENT
+from analysis.reading.record import ABSENT, Study
 
 SEEDS = ("seed", "data_seed")
 """Keys in which repeated runs of one configuration differ."""
@@ -16,7 +17,7 @@ NOT_THE_METHOD = (
 
 
 class Comparison:
-    """All runs of an audit, and the keys that their sweep varies."""
+    """The runs of one study, or all runs of this project, and the keys that their sweep varies."""
 
     def __init__(self, runs: list[Run], varied: Collection[str] = ()):
         self.runs, self.varied = runs, varied
@@ -26,12 +27,45 @@ class Comparison:
         return [run for run in self.runs if run.measured]
 
     @cached_property
+    def compared(self) -> list[Run]:
+        """The measured runs without those that keep a record's own budget on purpose."""
+        return [run for run in self.measured if not run.as_recorded]
+
+    @cached_property
+    def imported(self) -> bool:
+        """Whether these are runs of an imported study."""
+        return any(run.study for run in self.runs)
+
+    @cached_property
+    def notes(self) -> Study:
+        """What the notes of an imported study have beside its runs."""
+        return next((run.recorded.study for run in self.runs), Study())
+
+    @cached_property
+    def model(self) -> str | None:
+        """The one model that an imported study names for its training, if it is one."""
+        found = {str(run.config["model"]) for run in self.runs if run.study and run.config.get("model")}
+        return found.pop() if len(found) == 1 else None
+
+    @cached_property
+    def baselines(self) -> list[Run]:
+        """The measured runs without the method under study: without a penalty, or called a baseline."""
+        return [run for run in self.measured if is_baseline(run)]
+
+    @cached_property
+    def others(self) -> list[Run]:
+        """The compared runs that are no baseline."""
+        return [run for run in self.compared if not is_baseline(run)]
+
+    @cached_property
     def configurations(self) -> list[list[Run]]:
-        """The measured runs in lists; runs of one list differ only in their seeds."""
+        """The compared runs in lists; runs of one list differ only in their seeds."""
         keys = self.method_keys
         found: dict[tuple[Any, ...], list[Run]] = {}
-        for run in self.measured:
-            found.setdefault((run.source, *(run.config.get(key) for key in keys)), []).append(run)
+        for run in self.compared:
+            # notes name few keys, so runs that share those are still different configurations
+            own = run.run_id if run.study else None
+            found.setdefault((run.source, own, *(run.config.get(key) for key in keys)), []).append(run)
         return list(found.values())
 
     @cached_property
@@ -46,3 +80,9 @@ class Comparison:
         configs = [run.config for run in self.measured]
         judged = (key for key in self.keys if key.partition(".")[0] not in NOT_THE_METHOD)
         return [key for key in judged if len({config.get(key, ABSENT) for config in configs}) > 1]
+
+
+def is_baseline(run: Run) -> bool:
+    if run.source is None:
+        return run.config.get("penalty", "none") == "none"
+    return run.config.get("penalty") == "none" or re.search(r"\bbaseline\b", run.title, re.IGNORECASE) is not None

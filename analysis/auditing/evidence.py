@@ -74,26 +74,41 @@ class Evidence:
             return None
 
     @cached_property
-    def judged(self) -> dict[str, dict[str, str]]:
-        """Evaluation name -> hook_name and model_name of the SAE that it judged, as its file records them.
+    def is_run(self) -> bool:
+        """Whether the folder is a run's; an SAE from elsewhere has its own cfg.json in it."""
+        return self.folder is None or not os.path.exists(f"{self.folder}/cfg.json")
 
-        SAEBench writes them after the details of each feature, so only the end of the file is read.
+    @cached_property
+    def judged(self) -> dict[str, dict[str, str]]:
+        """Evaluation name -> `model`, `hook` and `eval_id` of its file, `sae_model` and `sae_hook` of the SAE's config.
+
+        SAEBench writes the config after the details of each feature, and this project what it measured on after it, so
+        only the two ends of a file are read.
         """
         assert self.folder is not None or not self.evaluations
         found = {}
         for name in self.evaluations:
-            _, marker, cfg = end_of(Path(self.folder or "") / "evals" / f"{name}.json").rpartition(b'"sae_cfg_dict"')
-            found[name] = dict(texts_in(cfg, "hook_name", "model_name")) if marker else {}
+            head, tail = ends_of(Path(self.folder or "") / "evals" / f"{name}.json")
+            how, _, _ = head.partition(b'"eval_result_metrics"')
+            _, marker, cfg = tail.rpartition(b'"sae_cfg_dict"')
+            own = dict(texts_in(how, model="model_name", eval_id="eval_id"))
+            if name == "core":
+                own.pop("model", None)  # in older files that of the SAE's config
+            own |= dict(texts_in(cfg, sae_model="model_name", sae_hook="hook_name")) if marker else {}
+            _, marker, place = cfg.rpartition(b'"measured_on"')
+            found[name] = own | (dict(texts_in(place, model="model_name", hook="hook_name")) if marker else {})
         return found
 
 
-def end_of(path: Path) -> bytes:
+def ends_of(path: Path) -> tuple[bytes, bytes]:
+    """The first and the last PART of a file, which overlap where it is short."""
     try:
         with open(path, "rb") as file:
+            head = file.read(PART)
             file.seek(max(0, os.fstat(file.fileno()).st_size - PART))
-            return file.read()
+            return head, file.read()
     except OSError:
-        return b""
+        return b"", b""
 
 
 def parts_of(path: str) -> list[bytes]:
@@ -123,7 +138,8 @@ def pattern_of(key: str) -> re.Pattern[bytes]:
     return re.compile(re.escape(f'"{key}"'.encode()) + rb": ?" + NUMBER)
 
 
-def texts_in(text: bytes, *keys: str) -> Iterator[tuple[str, Any]]:
-    for key in keys:
+def texts_in(text: bytes, **keys: str) -> Iterator[tuple[str, Any]]:
+    """Each name with the first string under its key in the text, where there is one."""
+    for name, key in keys.items():
         if found := re.search(re.escape(f'"{key}"'.encode()) + rb': ?"([^"\\]*)"', text):
-            yield key, found[1].decode("utf-8", "replace")
+            yield name, found[1].decode("utf-8", "replace")

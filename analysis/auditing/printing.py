@@ -1,8 +1,9 @@
 """Findings as text, and as the lines and marks of a table."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from analysis.auditing.finding import LEVELS, Finding
+from analysis.auditing.finding import LEVELS, Finding, run_names, who
+from analysis.text import clean, markdown_cell
 
 MAX_LINES = 20
 """The most lines of findings under a table."""
@@ -30,35 +31,86 @@ def marks(findings: Iterable[Finding]) -> dict[str, str]:
     return worst
 
 
-def printed(findings: list[Finding], n_runs: int, format: str = "text") -> str:
-    """Findings grouped by level, as text, markdown or json."""
+def printed(
+    findings: list[Finding], n_runs: int, format: str = "text", studies: Mapping[str, int] | None = None
+) -> str:
+    """Findings grouped by study and level, with what to do, as text, markdown or json.
+
+    Args:
+        studies: the runs of each imported study, and under an empty name those of this project.
+    """
     if format == "json":
         import json
 
-        content = [{"code": f.code, "level": f.level, "sentence": f.sentence, "runs": list(f.runs)} for f in findings]
+        content = [
+            {
+                "code": f.code,
+                "level": f.level,
+                "sentence": f.sentence,
+                "do": f.mend,
+                "study": f.study,
+                "runs": list(f.runs),
+            }
+            for f in findings
+        ]
         return json.dumps({"runs": n_runs, "findings": content}, indent=2, ensure_ascii=False)
-    counted = ", ".join(
+    named = [study for study in studies or {} if study]
+    of = f" of {len(named)} studies" if len(named) > 1 else ""
+    lines = [f"{n_runs} run{'s' * (n_runs != 1)}{of} audited: {counted(findings) or 'nothing found'}"]
+    several = len(studies or {}) > 1
+    for study, n in (studies or {"": n_runs}).items():
+        own = [f for f in findings if f.study == study]
+        if several:
+            title = clean(study, 100) or "runs"
+            lines += ["", heading(f"{title}: {n} run{'s' * (n != 1)}, {counted(own) or 'nothing found'}", 2, format)]
+        lines += by_level(own, n, format, several)
+    across = [f for f in findings if f.study is None]
+    if across:
+        lines += [
+            "",
+            heading(f"several studies: {counted(across)}", 2, format),
+            *by_level(across, n_runs, format, True),
+        ]
+    return "\n".join(lines)
+
+
+def counted(findings: list[Finding]) -> str:
+    """`2 errors, 1 note`."""
+    return ", ".join(
         f"{count} {level}{'s' * (count != 1)}"
         for level in LEVELS
         if (count := sum(finding.level == level for finding in findings))
     )
-    lines = [f"{n_runs} run{'s' * (n_runs != 1)} audited: {counted or 'nothing found'}"]
+
+
+def by_level(findings: list[Finding], n_runs: int, format: str, nested: bool) -> list[str]:
+    """The lines of findings under a heading for each level."""
+    lines = []
     for level in LEVELS:
         of_level = [finding for finding in findings if finding.level == level]
         if of_level:
-            lines += ["", f"## {level}s" if format == "markdown" else f"{level}s", *[""] * (format == "markdown")]
+            lines += ["", heading(f"{level}s", 3 if nested else 2, format), *[""] * (format == "markdown")]
             lines += [line_of(finding, n_runs, format) for finding in of_level]
-    return "\n".join(lines)
+    return lines
+
+
+def heading(words: str, level: int, format: str) -> str:
+    return f"{'#' * level} {markdown_cell(words)}" if format == "markdown" else words
 
 
 def line_of(finding: Finding, n_runs: int, format: str) -> str:
     """One finding as a list item of Markdown, or as text wrapped beside its code."""
-    text = finding.text(n_runs)
+    text = clean(f"{whose(finding, n_runs)}{finding.advice()}", 1000)
     if format == "markdown":
-        from analysis.text import markdown_cell
-
         return f"- `{finding.code}` {markdown_cell(text)}"
     import textwrap
 
     body = textwrap.wrap(text, 96, break_long_words=False, break_on_hyphens=False)
     return f"  {finding.code:<18} " + ("\n" + " " * 21).join(body)
+
+
+def whose(finding: Finding, n_runs: int) -> str:
+    """The runs before a sentence: numbers within a study, else ids; nothing where all runs are meant."""
+    if not finding.study or len(finding.runs) == n_runs > 1:
+        return who(finding.runs, n_runs)
+    return f"{run_names(run.rpartition('/')[2] for run in finding.runs)}: "

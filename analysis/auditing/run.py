@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.auditing.evidence import Evidence
 from analysis.columns import of_kind
+from analysis.metrics import BUDGETS
+from analysis.reading.record import Recorded
+from sae_sweeps.storage.budget import AS_RECORDED
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+SINGLE_SAE = "as reported in SAEBench's files"
+"""How the source of an import of result files begins."""
 
 
 @dataclass
@@ -30,11 +37,42 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     evidence: Evidence = field(default_factory=lambda: Evidence(None))
+    not_finite: list[str] = field(default_factory=list)
+    """Of an imported record: those of `nulls` that it has as nan or an infinity."""
+    recorded: Recorded = field(default_factory=Recorded)
+    """What else the notes have of an imported run."""
+
+    @cached_property
+    def study(self) -> str:
+        """The imported study that it belongs to; empty for a run of this project and for a single SAE."""
+        if self.source is None or self.source.startswith(SINGLE_SAE):
+            return ""
+        return str(self.config.get("study") or self.run_id.rpartition("/")[0] or self.source)
+
+    @cached_property
+    def name(self) -> str:
+        """Its number or name within its study."""
+        return self.run_id.rpartition("/")[2] if self.study else self.run_id
+
+    @cached_property
+    def place(self) -> int | None:
+        """Its number within its study, where it has one."""
+        return int(self.name) if self.study and self.name.isdecimal() and len(self.name) < 6 else None
+
+    @cached_property
+    def as_recorded(self) -> bool:
+        """Whether it keeps the settings of an earlier study's record, budget included."""
+        return AS_RECORDED in str(self.config.get("tags"))
+
+    @cached_property
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """What is recorded of each evaluation: model, layer or hook, eval_id, commit, and the SAE that it judged."""
+        return self.recorded.evaluations if self.source else self.evidence.judged
 
     @property
     def measured(self) -> bool:
-        """Whether it has metrics to compare."""
-        return bool(self.metrics)
+        """Whether it has metrics to compare, not its budget alone."""
+        return not self.metrics.keys() <= BUDGETS.keys()
 
     @cached_property
     def steps(self) -> float | None:
@@ -54,7 +92,8 @@ class Run:
     @property
     def diverged(self) -> bool:
         """Whether its loss stopped being a number."""
-        return self.state == "diverged" or ("final_loss" in self.nulls and self.steps != 0)
+        missing = self.not_finite if self.source else self.nulls
+        return self.state == "diverged" or ("final_loss" in missing and self.steps != 0)
 
 
 def number(value: Any) -> float | None:
@@ -89,4 +128,6 @@ def run_of(fields: dict[str, Any], config: dict[str, Any], metrics: dict[str, fl
         config=config,
         metrics=metrics,
         evidence=Evidence(folder),
+        not_finite=list(fields.get("not_finite") or []),
+        recorded=fields.get("recorded") or Recorded(),
     )

@@ -11,9 +11,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "audit",
         help="what makes the comparison unsound",
         description="What makes a comparison unsound, by the rules of docs/analysis.md. The exit status is 1 where "
-        "there is an error (with --strict: or a warning), 0 otherwise, 2 for a mistake in the command.",
+        "there is an error (with --strict: or a warning), 0 otherwise, 2 for a mistake in the command. A file of run "
+        "notes is read as `import` reads it; each imported study is audited by itself.",
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="runs, sweeps, outputs, imports, reference")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="runs, sweeps, outputs, imports, reference, notes")
     parser.add_argument("--format", choices=FORMATS, default="text", help="default: text")
     parser.add_argument("--level", choices=LEVELS, default="note", help="show findings of this level and worse")
     parser.add_argument("--strict", action="store_true", help="warnings count for the exit status too")
@@ -21,13 +22,15 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def run(args: argparse.Namespace) -> int:
-    from analysis.auditing.audit import audit, varied_by
+    from analysis.auditing.audit import audit, by_study, varied_by
     from analysis.auditing.printing import printed
+    from analysis.auditing.run import runs_of
     from analysis.reading.records import records
 
-    full = records(args.paths)
+    full = records(args.paths, sources=True)
     findings = audit(full, varied_by(args.paths))
     shown = [finding for finding in findings if LEVELS.index(finding.level) <= LEVELS.index(args.level)]
-    print(printed(shown, len(full), args.format))
+    studies = {study: len(runs) for study, runs in by_study(runs_of(full)).items()}
+    print(printed(shown, len(full), args.format, studies))
     counting = ("error", "warning") if args.strict else ("error",)
     return int(any(finding.level in counting for finding in findings))

@@ -33,4 +33,7 @@ def run(args: argparse.Namespace) -> None:
         warned = f", {doubts} doubt{'s' * (doubts != 1)} (see `analysis audit`)" if doubts else ""
         runs = f"{len(one.runs)} run{'s' * (len(one.runs) != 1)}"
         numbers = f"{one.n_numbers():,} number{'s' * (one.n_numbers() != 1)}"
-        print(f"{one.source}: {runs}, {numbers}{warned} -> {path} ({how})")
+        detail = f", {one.n_details():,} per class" if one.n_details() else ""
+        print(f"{one.source}: {runs}, {numbers}{detail}{warned} -> {path} ({how})")
+        for message in one.messages:
+            print(f"  {message}")

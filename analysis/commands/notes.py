@@ -6,13 +6,16 @@ import argparse
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "notes",
-        help="run notes: what was varied, results, description, comparison, warnings",
-        description="Run notes, one block per run; `import` reads them back.",
+        help="run notes in the shape of the studies' records, which `import` reads back",
+        description="Run notes, one block per run, the baseline first: state, what was varied against the baseline, "
+        "findings of the audit, results, description. `import` reads them back to the same facts.",
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="runs, sweeps, outputs, imports, reference")
     parser.add_argument("-o", "--output", metavar="FILE", help="write there (default: print)")
     parser.add_argument(
-        "--baseline", metavar="RUN", help="a run id or title (default: the first run without a penalty)"
+        "--baseline",
+        metavar="RUN",
+        help="a run id or title (default: the runs tagged baseline, else those without a penalty)",
     )
     parser.set_defaults(run=run)
 

@@ -57,12 +57,8 @@ def text(table: Table, width: int | None, color: bool) -> str:
     if width is not None and not table.columns_chosen and not table.pivot:
         while total_width(shown) > width and shown.columns[-1].column[0] in ("metrics", "difference"):
             left_out.insert(0, shown.columns.pop().name)
-    lines = draw(shown, color)
-    legend = shown.legend
-    if left_out:
-        legend.append(f"left out for want of room: {', '.join(left_out)}")
-    warnings = [f"warning: {warning}" for warning in shown.warnings]
-    return "\n".join([*lines, *legend, *shown.notes, *warnings])
+    missing = [f"left out for want of room: {', '.join(left_out)}"] if left_out else []
+    return "\n".join([*draw(shown, color), *shown.remarks(left_out=missing)])
 
 
 def total_width(shown: View) -> int:
@@ -156,9 +152,7 @@ def markdown(table: Table, width: int | None, color: bool) -> str:
         marked = (word + (f" {sign}" if (sign := column.marks(row, best="")) else "") for row, word in enumerate(words))
         content.append([f"**{word}**" if row in column.best else word for row, word in enumerate(marked)])
     lines = ["| " + " | ".join(line) + " |" for line in (head, rule, *zip(*content, strict=True))]
-    legend = [line for line in shown.legend if not line.startswith("*")]
-    notes = [f"- {markdown_cell(line)}" for line in (*legend, *shown.notes)]
-    notes += [f"- warning: {markdown_cell(warning)}" for warning in shown.warnings]
+    notes = [f"- {markdown_cell(line)}" for line in shown.remarks(best=False)]
     return "\n".join([*lines, *([""] if notes else []), *notes])
 
 
@@ -185,11 +179,8 @@ def latex(table: Table, width: int | None, color: bool) -> str:
             word = f"\\textbf{{{word}}}" if row in column.best else word
             parts.append(word + ("$^{\\dagger}$" if row in column.reached else ""))
         lines.append(" & ".join(parts) + r" \\")
-    lines += ["\\bottomrule", "\\end{tabular}"]
-    legend = [line for line in shown.legend if not line.startswith("*")]
-    for note in (*legend, *shown.notes, *(f"warning: {warning}" for warning in shown.warnings)):
-        lines.append(f"\\par{{\\footnotesize {latex_cell(clean(note, 400))}}}")
-    return "\n".join(lines)
+    notes = [f"\\par{{\\footnotesize {latex_cell(clean(note, 400))}}}" for note in shown.remarks(best=False)]
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", *notes])
 
 
 def csv(table: Table, width: int | None, color: bool) -> str:
@@ -230,10 +221,11 @@ def to_json(table: Table, width: int | None, color: bool) -> str:
     content: dict[str, Any] = {"rows" if table.pivot else "runs": runs}
     for name, rows_of in (("best", best_rows), ("reached", reached_rows)):
         found = {column[1]: sorted(rows_of(table, column)) for column in frame.columns if column[0] == "metrics"}
-        named = {
-            metric: [row if table.pivot else runs[row]["run_id"] for row in rows] for metric, rows in found.items()
+        content[name] = {
+            metric: [row if table.pivot else runs[row]["run_id"] for row in rows]
+            for metric, rows in found.items()
+            if rows
         }
-        content[name] = {metric: rows for metric, rows in named.items() if rows}
     content["warnings"] = table.warnings
     more = {
         "notes": table.notes,

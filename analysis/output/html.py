@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from analysis.output.view import BEST, REACHED, Shown, view
+from analysis.output.view import REACHED, Shown, view
 from analysis.tables.table import Table
 from analysis.text import clean
 
@@ -91,12 +91,10 @@ def html_table(table: Table, links: Mapping[str, str] | None = None) -> str:
         parts = [f'<td data-v="{shown.marks[row]}">{shown.marks[row]}</td>'] if has_marks else []
         parts += [body(c, row, kind(c, at in starts), links) for at, c in enumerate(shown.columns)]
         lines.append(f"<tr>{''.join(parts)}</tr>")
-    legend = [line for line in shown.legend if not line.startswith(BEST)]
-    notes = [*legend, *shown.notes, *(f"warning: {warning}" for warning in shown.warnings)]
-    listed = "".join(f"<li>{text(note, 400)}</li>" for note in notes)
+    listed = "".join(f"<li>{text(note, 400)}</li>" for note in shown.remarks(best=False))
     return "\n".join(
         ['<div class="runs">', "<table>", "<thead>", *lines, "</tbody>", "</table>", "</div>"]
-        + ([f'<ul class="runs-notes">{listed}</ul>'] if notes else [])
+        + ([f'<ul class="runs-notes">{listed}</ul>'] if listed else [])
     )
 
 
@@ -104,24 +102,20 @@ def html_page(table: Table, title: str = "Runs") -> str:
     """A page of its own. Its policy forbids the browser to fetch anything."""
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     style = ":root { color-scheme: light dark; } body { font: 15px/1.4 system-ui, sans-serif; margin: 1rem; }"
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en">',
-            "<head>",
-            '<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{text(title)}</title>",
-            f"<style>{style}{TABLE_CSS}</style>",
-            "</head>",
-            "<body>",
-            html_table(table),
-            f"<script>{TABLE_JS}</script>",
-            "</body>",
-            "</html>",
-        ]
-    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{text(title)}</title>
+<style>{style}{TABLE_CSS}</style>
+</head>
+<body>
+{html_table(table)}
+<script>{TABLE_JS}</script>
+</body>
+</html>"""
 
 
 def kind(column: Shown, opens_group: bool) -> str:

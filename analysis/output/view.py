@@ -6,7 +6,8 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any
 
-from analysis.metrics import FIRST, STATISTICS, TARGETS, Column, direction, group, short_name
+from analysis.columns import has_reported
+from analysis.metrics import FIRST, REPORTED_FIRST, STATISTICS, TARGETS, Column, direction, group, short_name
 from analysis.tables.marks import best_rows, reached_rows
 from analysis.tables.table import Table
 from analysis.text import cell, clean, interval, signed, with_spread
@@ -79,6 +80,11 @@ class View:
             found.append(", ".join(f"{sign} {level}" for level, sign in MARKS.items() if sign in self.marks))
         return found
 
+    def remarks(self, best: bool = True, left_out: Iterable[str] = ()) -> list[str]:
+        """The lines below the table: the legend (`best`: with the mark of the best), notes and warnings."""
+        legend = [line for line in self.legend if best or not line.startswith(BEST)]
+        return [*legend, *left_out, *self.notes, *(f"warning: {warning}" for warning in self.warnings)]
+
 
 def name_of(column: Shown) -> str:
     """The metric of a column; in a pivot all columns have the same one."""
@@ -109,12 +115,16 @@ def view(table: Table) -> View:
 
 
 def shown_columns(table: Table) -> list[Column]:
-    """The chosen columns; by default run, differing keys, FIRST, and tokens and steps where they differ."""
+    """The chosen columns; by default run, differing keys, FIRST, and tokens and steps where they differ.
+
+    Where a run is imported, also REPORTED_FIRST.
+    """
     frame = table.frame
     there = [column for column in frame.columns if column[0] not in BESIDE and column != ("run", "runs")]
     if table.columns_chosen or table.pivot:
         return there
     has_keys = any(kind == "config" for kind, _ in there)
+    main = (*REPORTED_FIRST, *FIRST) if has_reported(frame) else FIRST
 
     def shown(column: Column) -> bool:
         kind, name = column
@@ -124,7 +134,7 @@ def shown_columns(table: Table) -> list[Column]:
         if kind == "difference":
             return name in FIRST and direction(name) is not None
         differs = name in ("tokens", "steps") and frame[column].nunique() > 1
-        return kind == "config" or name in FIRST or differs
+        return kind == "config" or name in main or differs
 
     return [column for column in there if shown(column)]
 
@@ -161,7 +171,13 @@ def labels(columns: Iterable[Column], short: bool = False) -> dict[Column, str]:
     keys = {column: SHORT_KEYS.get(column[1], column[1]).split(".") for column in columns if column[0] == "config"}
     for column, parts in keys.items():
         ends = (parts[-n:] for n in range(1, len(parts) + 1))
-        names = (".".join(end) for end in ends if sum(other[-len(end) :] == end for other in keys.values()) == 1)
+        others = [other for key, other in keys.items() if key != column]
+        # a whole name is no other key's even where other keys end in it
+        names = (
+            ".".join(end)
+            for end in ends
+            if not any((other if end == parts else other[-len(end) :]) == end for other in others)
+        )
         result[column] = next((name for name in names if name not in taken), f"config.{column[1]}")
     return result
 
@@ -184,7 +200,7 @@ def cells(table: Table, column: Column) -> list[str]:
             return [signed(value) for value in values]
         return [interval(*row) for row in zip(values, *(frame[bound] for bound in bounds), strict=True)]
     if kind != "metrics":
-        return [cell(value, "config") for value in values]
+        return ["" if kind == "run" and value is None else cell(value, "config") for value in values]
     if ("std", name) in frame.columns and name not in ("tokens", "steps") and any(frame["n", name] > 1):
         return [with_spread(*row) for row in zip(values, frame["std", name], frame["n", name], strict=True)]
     whole = all(value != value or value == int(value) for value in values)

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from analysis.plots.registry import PLOTS
+from analysis.plots.registry import OLDER, PLOTS
 from analysis.plots.study import Missing, Study
 from analysis.plots.style import png, style, svg
 from sae_sweeps.errors import ConfigError
@@ -40,7 +40,8 @@ def draw(
 
 
 def known(names: Sequence[str]) -> list[str]:
-    """The names, each once. Raises ConfigError for one that no figure has."""
+    """The names of today, each once. Raises ConfigError for one that no figure has."""
+    names = [OLDER.get(name, name) for name in names]
     for name in names:
         if name not in PLOTS:
             near = difflib.get_close_matches(name, PLOTS, n=1)

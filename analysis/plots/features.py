@@ -1,11 +1,12 @@
-"""Figures of relations between features: similarity, competition, correlation, contrast."""
+"""Figures of relations between features: similarity, watched pairs, contrast."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.plots.lines import beside, legend_of, legend_of_points, line, lines_note, named_variants
-from analysis.plots.study import PHASES, Missing, Study, Variant, evenly
+from analysis.plots.lines import Panel, beside, legend_of, line_panels, named_variants
+from analysis.plots.study import PHASES, Missing, Study, Variant, evenly, shared_steps
 from analysis.plots.style import COLOURS, DASHES, GREY, Room, add_below, finish, log_scale, look, panels
 
 if TYPE_CHECKING:
@@ -15,13 +16,22 @@ MATRICES = 5
 """The most runs whose matrices are drawn."""
 WATCHED = 5
 """The most runs whose pairs are drawn."""
-CLASSES = ("high", "median", "low")
-"""Overlap of the watched pairs at a quarter of the training, in the order in which `ortho` lists them."""
+CLASSES = ("highest", "median", "lowest")
+"""Overlap of the watched pairs when they were chosen, in the order in which the monitors list them."""
+PAIR_NUMBERS = {
+    "overlap": ("overlap n_ij", "overlap"),
+    "abs_cosine": ("|cosine|", "|cosine| of w_i and w_j"),
+    "correlation": ("correlation", "correlation of f_i and f_j"),
+    "c": ("competition c_ij", "c_ij"),
+}
+"""What the monitors record of pairs: title and unit."""
+
+Records = list[dict[str, Any]]
 
 
 def similarity_matrices(study: Study) -> "Figure":
     """|w_i . w_j| of the fixed block at the four phases; darker is more alike, the diagonal left out."""
-    variants, left_out = sample_by_fvu(with_snapshots(study), study, MATRICES)
+    variants, left_out = study.sample(with_snapshots(study), MATRICES)
     blocks = {row: seriated(blocks_of(study, row)) for variant in variants for row in variant.rows[:1]}
     top = max(float(np.quantile(block, 0.999)) for found in blocks.values() for block in found.values())
     room = Room(left=0.05, right=0.05, bottom=0.05, top=0.2)
@@ -78,136 +88,24 @@ def pooled(block: np.ndarray, size: int = 128) -> np.ndarray:
 
 def similarity_histograms(study: Study) -> "Figure":
     """Histograms of the pairs' |cosine| at the four phases."""
+
+    def shares(variant: Variant, percent: int) -> tuple[np.ndarray, np.ndarray] | None:
+        kept = [row for row in variant.rows if percent in study.phases(row)]
+        found = [study.snapshot(row, percent, "histogram", "edges") for row in kept]
+        if not found:
+            return None
+        edges = found[0][1]
+        values = np.stack([histogram / max(histogram.sum(), 1) for histogram, _ in found])
+        return (edges[1:] + edges[:-1]) / 2, np.where(values > 0, values, np.nan)
+
+    shown = [
+        Panel(f"{p} % of the training", "share of the pairs", partial(shares, percent=p), x="|cosine| of decoder rows")
+        for p in PHASES
+    ]
     variants = with_snapshots(study)
-    named = named_variants(study, variants)
-    fig, axes = panels(4, 2, (3.4, 2.1), sharex=True, sharey=True)
-    for ax, percent in zip(axes, PHASES, strict=True):
-        for number, variant in enumerate(named):
-            kept = (row for row in variant.rows if percent in study.phases(row))
-            found = [study.snapshot(row, percent, "histogram", "edges") for row in kept]
-            if found:
-                shares = np.stack([histogram / max(histogram.sum(), 1) for histogram, _ in found])
-                edges = found[0][1]
-                line(ax, (edges[1:] + edges[:-1]) / 2, np.where(shares > 0, shares, np.nan), number)
-        ax.set_title(f"{percent} % of the training")
-    log_scale(axes[0], "y")
-    for ax in axes[::2]:
-        ax.set_ylabel("share of the pairs")
-    for ax in axes[2:]:
-        ax.set_xlabel("|cosine| of decoder rows")
-    note = lines_note(study, variants, named).replace("; the others are grey", "")
-    return finish(fig, *legend_of(named), note=f"{note} Bins of 0.02.".strip())
-
-
-def competition(study: Study) -> "Figure":
-    """c_ij of the watched pairs: a thin line for each, the mean of each class thick. A row of panels for each run."""
-    return watched_pairs(study, "c", "competition c_ij", (-0.03, 1.03))
-
-
-def pair_correlation(study: Study) -> "Figure":
-    """Correlation of the activations of the watched pairs."""
-    return watched_pairs(study, "correlation", "correlation of f_i and f_j", None)
-
-
-def pair_similarity(study: Study) -> "Figure":
-    """|w_i . w_j| of the watched pairs."""
-    return watched_pairs(study, "abs_cosine", "|cosine| of w_i and w_j", None)
-
-
-def watched_pairs(study: Study, what: str, unit: str, limits: tuple[float, float] | None) -> "Figure":
-    variants = [variant for variant in study.followed if (study.monitors(variant.rows[0], "competition"))]
-    if not variants:
-        raise Missing("no run watched pairs of features (penalty=ortho, from a quarter of the training)")
-    variants, left_out = sample_by_fvu(variants, study, WATCHED)
-    room = Room(left=0.1, right=0.1, bottom=0.15, top=0.25)
-    fig, axes = panels(3 * len(variants), 3, (2.3, 1.6), room, left=0.75, sharey=True, sharex=True)
-    add_below(fig, 0.25)
-    for place, ax in enumerate(axes):
-        variant, kind = variants[place // 3], place % 3
-        steps, values, overlap = pairs_of(study.monitors(variant.rows[0], "competition"), what)
-        size = -(-values.shape[1] // 3)
-        inside = slice(kind * size, (kind + 1) * size)
-        if values[:, inside].size:
-            ax.plot(steps, values[:, inside], color=COLOURS[kind], linewidth=0.5, alpha=0.45)
-            ax.plot(steps, values[:, inside].mean(1), color=COLOURS[kind], linestyle=DASHES[kind], linewidth=2)
-            at_first = overlap[0, inside]
-            ax.set_title(f"{CLASSES[kind]} overlap ({at_first.min():.2g} to {at_first.max():.2g})", fontsize=7.5)
-        if limits:
-            ax.set_ylim(*limits)
-        if kind == 0:
-            ax.set_ylabel(f"{beside(variant)}\n{unit}", fontsize=7)
-        if place >= 3 * (len(variants) - 1):
-            ax.set_xlabel("training step")
-    note = f"Pairs chosen by their overlap at a quarter of the training, first seed; thick: their mean. {left_out}"
-    return finish(fig, note=note.strip())
-
-
-def pairs_of(records: list[dict[str, Any]], what: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps [n], values [n, pairs] and overlap [n, pairs] of the records of `competition`."""
-    size = len(records[-1]["pairs"])
-    records = evenly([record for record in records if len(record["pairs"]) == size], 120)
-    nan = float("nan")
-    numbers = [np.array([[nan if v is None else v for v in r[name]] for r in records]) for name in (what, "overlap")]
-    return np.array([record["step"] for record in records]), numbers[0], numbers[1]
-
-
-def pairs_at_the_end(study: Study) -> "Figure":
-    """|cosine| of the watched pairs against their overlap and their correlation, at the end."""
-    variants = [variant for variant in study.followed if study.monitors(variant.rows[0], "competition")]
-    if not variants:
-        raise Missing("no run watched pairs of features (penalty=ortho, from a quarter of the training)")
-    named = named_variants(study, variants)
-    fig, axes = panels(2, 2, (3.4, 2.5), sharey=True)
-    for ax, (name, unit) in zip(axes, (("overlap", "overlap n_ij"), ("correlation", "correlation")), strict=True):
-        for number, variant in enumerate(named):
-            last = study.monitors(variant.rows[0], "competition")[-1]
-            shape = look(number) | {"linestyle": "none"}
-            ax.plot(last[name], last["abs_cosine"], **shape, alpha=0.6)
-        ax.set(xlabel=f"{unit} of the pair")
-    axes[0].set_ylabel("|cosine| of w_i and w_j")
-    return finish(fig, *legend_of_points(named), note="Watched pairs at the last record, first seed.")
-
-
-def contrast(study: Study) -> "Figure":
-    """Alignment, uniformity and retrieval of positives; dotted grey is retrieval by chance."""
-    variants = [variant for variant in study.followed if study.monitors(variant.rows[0], "contrastive")]
-    if not variants:
-        raise Missing("no run has a contrastive head (penalty=contrastive)")
-    named = named_variants(study, variants)
-    units = {
-        "alignment": "mean cosine of positives",
-        "uniformity": "log potential (lower: more even)",
-        "retrieval": "share of anchors",
-    }
-    fig, axes = panels(3)
-    for ax, (name, unit) in zip(axes, units.items(), strict=True):
-        for number, variant in enumerate(named):
-            for key in (name, "chance") if name == "retrieval" else (name,):
-                found = monitored(study, variant, "contrastive", key)
-                if found is None:
-                    continue
-                if key == "chance":
-                    ax.plot(found[0], found[1].mean(0), color=GREY, linestyle=":", linewidth=1)
-                else:
-                    line(ax, *found, number)
-        ax.set(title=name, xlabel="training step", ylabel=unit)
-    note = lines_note(study, variants, named).replace("; the others are grey", "")
-    return finish(fig, *legend_of(named), note=f"{note} Dotted: what chance retrieves.".strip())
-
-
-def monitored(study: Study, variant: Variant, monitor: str, key: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Steps [n] and values [seeds, n] of a monitor's number, at the steps that all runs of the variant share."""
-    found = []
-    for row in variant.rows:
-        numbers = {r["step"]: r[key] for r in study.monitors(row, monitor) if isinstance(r.get(key), int | float)}
-        if numbers:
-            found.append(numbers)
-    if not found:
-        return None
-    steps = sorted(set.intersection(*map(set, found)))
-    if not steps:
-        found, steps = found[:1], sorted(found[0])
-    return np.array(steps), np.array([[numbers[step] for step in steps] for numbers in found])
+    fig = line_panels(study, variants, shown, 2, "Bins of 0.02.", size=(3.4, 2.1), sharex=True, sharey=True)
+    log_scale(fig.axes[0], "y")
+    return fig
 
 
 def with_snapshots(study: Study) -> list[Variant]:
@@ -217,8 +115,143 @@ def with_snapshots(study: Study) -> list[Variant]:
     return variants
 
 
-def sample_by_fvu(variants: list[Variant], study: Study, n: int) -> tuple[list[Variant], str]:
-    """At most n variants, evenly from the lowest to the highest fvu, and a sentence where some are left out."""
-    if len(variants) <= n:
-        return variants, ""
-    return evenly(study.ranked(variants), n), f"{n} of {len(variants)} runs, from the lowest to the highest fvu."
+# Watched pairs --------------------------------------------------------------------------------------------------------
+
+
+def by_moment(study: Study, row: int) -> dict[int, Records]:
+    """The records of a run's watched pairs by the percent of the training at which these were chosen.
+
+    Earlier runs, and no others, have the monitor `competition` alone: pairs that `ortho` chose at 25 %.
+    """
+    found: dict[int, Records] = {}
+    for record in study.monitors(row, "pairs"):
+        found.setdefault(record["chosen"], []).append(record)
+    older = study.monitors(row, "competition")
+    return found or ({25: older} if older else {})
+
+
+def watching(study: Study, what: str = "abs_cosine") -> list[Variant]:
+    """The variants whose watched pairs have that number."""
+    variants = [v for v in study.followed if any(what in r[-1] for r in by_moment(study, v.rows[0]).values())]
+    if not variants:
+        why = "no run has a penalty that lets pairs compete (penalty=ortho)" if what == "c" else ""
+        raise Missing(why or "no run watched pairs of features (train.monitor_every, from 2 % of the training)")
+    return variants
+
+
+def of_class(records: Records, what: str, place: int) -> dict[int, np.ndarray]:
+    """Step -> the number [pairs] of the pairs of CLASSES[place]."""
+    size = len(records[-1]["pairs"])
+    third = -(-size // 3)
+    kept = evenly([record for record in records if len(record["pairs"]) == size and what in record], 120)
+    return {r["step"]: np.array(r[what][place * third : (place + 1) * third], dtype=float) for r in kept}
+
+
+def competition(study: Study) -> "Figure":
+    """Trajectories of c_ij."""
+    return trajectories(study, "c", (-0.03, 1.03))
+
+
+def pair_correlation(study: Study) -> "Figure":
+    """Trajectories of the correlation of the activations."""
+    return trajectories(study, "correlation", None)
+
+
+def pair_similarity(study: Study) -> "Figure":
+    """Trajectories of |w_i . w_j|."""
+    return trajectories(study, "abs_cosine", None)
+
+
+def trajectories(study: Study, what: str, limits: tuple[float, float] | None) -> "Figure":
+    """A row of panels for each run, a panel for each class: a thin line for each pair, their mean thick."""
+    from matplotlib.lines import Line2D
+
+    variants, left_out = study.sample(watching(study, what), WATCHED)
+    room = Room(left=0.1, right=0.1, bottom=0.15, top=0.3)
+    fig, axes = panels(3 * len(variants), 3, (2.3, 1.65), room, left=0.75, sharey=True, sharex=True)
+    add_below(fig, 0.25)
+    moments: dict[int, int] = {}
+    for number, ax in enumerate(axes):
+        variant, place = variants[number // 3], number % 3
+        records_of = by_moment(study, variant.rows[0])
+        for percent, records in records_of.items():
+            found = of_class(records, what, place)
+            if not found or not next(iter(found.values())).size:
+                continue
+            colour = moments.setdefault(percent, len(moments))
+            steps, values = list(found), np.array(list(found.values()))
+            ax.plot(steps, values, color=COLOURS[colour], linewidth=0.5, alpha=0.4)
+            ax.plot(steps, values.mean(1), color=COLOURS[colour], linestyle=DASHES[colour], linewidth=2)
+            first = next(iter(of_class(records, "overlap", place).values()))
+            side = {"ha": "right", "x": 1} if percent != min(records_of) else {"ha": "left", "x": 0}
+            words = f"{first.min():.2g} to {first.max():.2g}"
+            ax.text(y=1.02, s=words, transform=ax.transAxes, fontsize=6, color=COLOURS[colour], **side)
+        if number < 3:
+            ax.set_title(f"{CLASSES[place]} overlap", pad=8)
+        if limits:
+            ax.set_ylim(*limits)
+        if place == 0:
+            ax.set_ylabel(f"{beside(variant)}\n{PAIR_NUMBERS[what][1]}", fontsize=7)
+        if number >= 3 * (len(variants) - 1):
+            ax.set_xlabel("training step")
+    handles = [Line2D([], [], color=COLOURS[n], linestyle=DASHES[n], linewidth=2) for n in moments.values()]
+    names = [f"pairs chosen at {percent} % of the training" for percent in moments]
+    note = f"Each run's own pairs; above a panel their overlap when chosen; thick: their mean. First seed. {left_out}"
+    return finish(fig, handles, names, note=note.strip())
+
+
+def pair_means(study: Study) -> "Figure":
+    """Means over the pairs that were chosen first, a row for each number and a panel for each class."""
+
+    def mean(variant: Variant, what: str, place: int) -> tuple[np.ndarray, np.ndarray] | None:
+        chosen = [by_moment(study, row) for row in variant.rows]
+        first = [of_class(moments[min(moments)], what, place) for moments in chosen if moments]
+        return shared_steps([{step: float(v.mean()) for step, v in found.items() if v.size} for found in first])
+
+    variants = watching(study)
+    names = [what for what in PAIR_NUMBERS if what != "c" or any(mean(v, "c", 0) for v in variants)]
+    shown = [
+        Panel(f"{PAIR_NUMBERS[what][0]}, {label} overlap", "mean of the pairs", partial(mean, what=what, place=place))
+        for what in names
+        for place, label in enumerate(CLASSES)
+    ]
+    moments = sorted({min(by_moment(study, variant.rows[0])) for variant in variants})
+    note = f"Each run's own pairs, chosen at {' or '.join(map(str, moments))} % of the training."
+    return line_panels(study, variants, shown, 3, note)
+
+
+def pairs_at_the_end(study: Study) -> "Figure":
+    """|cosine| of the watched pairs against their overlap and their correlation, at the end."""
+    named = named_variants(study, watching(study))
+    fig, axes = panels(2, 2, (3.4, 2.5), sharey=True)
+    for ax, name in zip(axes, ("overlap", "correlation"), strict=True):
+        for number, variant in enumerate(named):
+            for records in by_moment(study, variant.rows[0]).values():
+                shape = look(number) | {"linestyle": "none"}
+                ax.plot(records[-1][name], records[-1]["abs_cosine"], **shape, alpha=0.6)
+        ax.set_xlabel(f"{PAIR_NUMBERS[name][0]} of the pair")
+    axes[0].set_ylabel(PAIR_NUMBERS["abs_cosine"][1])
+    return finish(fig, *legend_of(named, points=True), note="Watched pairs at the last record, first seed.")
+
+
+# Contrast -------------------------------------------------------------------------------------------------------------
+
+
+def contrast(study: Study) -> "Figure":
+    """Alignment, uniformity and retrieval of positives; dotted grey is retrieval by chance."""
+    variants = [variant for variant in study.followed if study.monitors(variant.rows[0], "contrastive")]
+    if not variants:
+        raise Missing("no run has a contrastive head (penalty=contrastive)")
+    units = {
+        "alignment": "mean cosine of positives",
+        "uniformity": "log potential (lower: more even)",
+        "retrieval": "share of anchors",
+    }
+    shown = [
+        Panel(name, unit, partial(study.monitored, monitor="contrastive", key=name)) for name, unit in units.items()
+    ]
+    fig = line_panels(study, variants, shown, note="Dotted: what chance retrieves.")
+    for variant in named_variants(study, variants):
+        if found := study.monitored(variant, "contrastive", "chance"):
+            fig.axes[2].plot(found[0], found[1].mean(0), color=GREY, linestyle=":", linewidth=1)
+    return fig

@@ -1,12 +1,14 @@
 """Panels of curves, one line for each variant, and their legends and notes."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.plots.study import Missing, Study, Variant, evenly
+from analysis.plots.study import SHARE, WEIGHTED, Missing, Study, Variant, evenly
 from analysis.plots.style import GREY, finish, log_scale, look, panels
 from analysis.text import clean
 
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
 DISTINCT = 10
 """The most lines with colours of their own; of more, NAMED are coloured and the rest is grey."""
 NAMED = 5
-LABEL = 48
-"""The most characters of a label."""
 
 TITLES = {
     "fvu": ("fvu, batch", "fraction of variance"),
@@ -29,6 +29,8 @@ TITLES = {
     "p": ("p of the L_p norm", "exponent"),
     "loss": ("total loss", None),
     "recon_loss": ("reconstruction loss", None),
+    WEIGHTED: ("penalty, times its weight", None),
+    SHARE: ("penalty's share of the loss", "share"),
     "tokens_per_s": ("speed", "tokens per second"),
     "penalty/competing_pairs": ("competing pairs", "pairs of features"),
     "penalty/threshold": ("competition threshold", "overlap"),
@@ -69,6 +71,71 @@ def named_variants(study: Study, variants: list[Variant]) -> list[Variant]:
     return variants if len(variants) <= DISTINCT else evenly(study.ranked(variants), NAMED)
 
 
+@dataclass
+class Panel:
+    """A panel of curves."""
+
+    title: str
+    unit: str
+    curve: Callable[[Variant], tuple[np.ndarray, np.ndarray] | None]
+    """x [n] and values [seeds, n] of a variant, or None."""
+    scale: str = ""
+    """`zero` for an axis from 0; `log` for a logarithmic one where all values are positive, else the same."""
+    x: str = "training step"
+
+
+def line_panels(
+    study: Study,
+    variants: list[Variant],
+    shown: Sequence[Panel],
+    columns: int = 3,
+    note: str = "",
+    grey: bool = False,
+    **kwargs: Any,
+) -> "Figure":
+    """Panels with a line for each variant; those of several seeds as mean and band.
+
+    grey: where only some variants are named, the others are lines too. kwargs: of `panels`.
+    """
+    named = named_variants(study, variants)
+    fig, axes = panels(len(shown), columns, **kwargs)
+    bands = draw_panels(axes, named, shown, [variant for variant in variants if grey and variant not in named])
+    for ax in axes[:-columns]:
+        ax.set_xlabel("")
+    return finish(fig, *legend_of(named), note=f"{lines_note(study, variants, named, bands, grey)} {note}".strip())
+
+
+def draw_panels(
+    axes: Sequence[Any], named: Sequence[Variant], shown: Sequence[Panel], others: Sequence[Variant] = ()
+) -> bool:
+    """Draw the panels into axes: a line for each named variant, over grey ones of the others. Returns whether there
+    are bands."""
+    bands = False
+    for ax, panel in zip(axes, shown, strict=True):
+        lowest = []
+        for number, variant in [*((None, other) for other in others), *enumerate(named)]:
+            if found := panel.curve(variant):
+                x, values = found
+                lowest.append(values.min())
+                if number is None:
+                    ax.plot(x, values.mean(0), color=GREY, linewidth=0.5, alpha=0.6, zorder=1)
+                else:
+                    line(ax, x, values, number)
+                    bands |= len(values) > 1
+        ax.set(title=panel.title, ylabel=panel.unit, xlabel=panel.x)
+        low = min(lowest, default=0.0)
+        if panel.scale == "log" and low > 0:
+            log_scale(ax, "y")
+        elif panel.scale or 0 < ax.get_ylim()[0] < 0.5 * ax.get_ylim()[1]:
+            ax.set_ylim(bottom=0 if low >= 0 else None)
+    return bands
+
+
+def over_steps(records: Sequence[dict[str, Any]], value: Callable[[Any], float]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps [n] and a number [1, n] of each of a run's records."""
+    return np.array([record["step"] for record in records]), np.array([[value(record) for record in records]])
+
+
 def curve_panels(
     study: Study,
     names: Sequence[str],
@@ -78,42 +145,23 @@ def curve_panels(
     zero: bool = False,
     note: str = "",
 ) -> "Figure":
-    """A panel for each logged number, a line for each variant; those of several seeds as mean and band.
+    """A panel for each logged number.
 
-    log: names that may have a logarithmic axis; zero: begin all other axes at 0.
+    log: names that have a logarithmic axis where they are positive; zero: begin all other axes at 0.
     """
-    variants = [
-        variant for variant in study.followed if any(study.curve(variant, name, x) is not None for name in names)
-    ]
+    variants = [v for v in study.followed if any(study.curve(v, name, x) is not None for name in names)]
     if not variants or not names:
         raise Missing("no run has logged them")
-    named = named_variants(study, variants)
-    fig, axes = panels(len(names), columns)
-    for ax, name in zip(axes, names, strict=True):
-        if len(named) < len(variants):
-            for variant in variants:
-                if found := study.curve(variant, name, x):
-                    ax.plot(found[0], found[1].mean(0), color=GREY, linewidth=0.5, alpha=0.6, zorder=1)
-        for number, variant in enumerate(named):
-            if found := study.curve(variant, name, x):
-                line(ax, *found, number)
-        title, unit = title_and_unit(name, study)
-        ax.set(title=title, ylabel=unit)
-        if name in log and has_wide_range(study, variants, name, x):
-            log_scale(ax, "y")
-        elif zero or 0 < ax.get_ylim()[0] < 0.5 * ax.get_ylim()[1]:
-            above = all((found := study.curve(variant, name, x)) is None or found[1].min() >= 0 for variant in variants)
-            ax.set_ylim(bottom=0 if above else None)
-    for ax in axes[-min(columns, len(axes)) :]:
-        ax.set_xlabel({"step": "training step", "tokens": "training tokens"}[x])
-    return finish(fig, *legend_of(named), note=" ".join(filter(None, [lines_note(study, variants, named), note])))
-
-
-def has_wide_range(study: Study, variants: Sequence[Variant], name: str, x: str = "step") -> bool:
-    """Whether the positive values of a curve differ by more than a factor of 5, so that a log axis is of use."""
-    values = [found[1][found[1] > 0] for variant in variants if (found := study.curve(variant, name, x))]
-    values = [v for v in values if v.size]
-    return bool(values) and max(v.max() for v in values) > 5 * min(v.min() for v in values)
+    shown = [
+        Panel(
+            *title_and_unit(name, study),
+            partial(study.curve, name=name, x=x),
+            "log" if name in log else "zero" if zero else "",
+            {"step": "training step", "tokens": "training tokens"}[x],
+        )
+        for name in names
+    ]
+    return line_panels(study, variants, shown, columns, note, grey=True)
 
 
 def line(ax: Any, x: np.ndarray, values: np.ndarray, number: int, **kwargs: Any) -> None:
@@ -130,27 +178,19 @@ def markers(n: int, number: int) -> Any:
     return (min(number * max(1, step // 6), max(n - 1, 0)) % step, step)
 
 
-def legend_of(variants: Sequence[Variant]) -> tuple[list[Any], list[str]]:
-    """Legend handles and labels of the variants' lines."""
+def legend_of(variants: Sequence[Variant], points: bool = False) -> tuple[list[Any], list[str]]:
+    """Legend handles and labels of the variants' lines, or of their markers alone."""
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], **look(number)) for number in range(len(variants))]
+    style = {"linestyle": "none"} if points else {}
+    handles = [Line2D([], [], **(look(number) | style)) for number in range(len(variants))]
     return handles, [short(variant) for variant in variants]
 
 
-def legend_of_points(variants: Sequence[Variant]) -> tuple[list[Any], list[str]]:
-    """Legend handles and labels of the variants' markers."""
-    from matplotlib.lines import Line2D
-
-    return [Line2D([], [], **(look(n) | {"linestyle": "none"})) for n in range(len(variants))], [
-        short(a) for a in variants
-    ]
-
-
 def short(variant: Variant) -> str:
-    """The variant's label and its number of seeds."""
+    """The variant's label, its number of seeds, and how runs ended that did not complete."""
     seeds = f" (n={variant.begun})" if len(variant.rows) > 1 else ""
-    return clean(variant.label, LABEL) + seeds
+    return variant.label + seeds + (f", {variant.ended}" if variant.ended else "")
 
 
 def beside(variant: Variant, width: int = 22) -> str:
@@ -158,15 +198,19 @@ def beside(variant: Variant, width: int = 22) -> str:
     return "\n".join(textwrap.wrap(short(variant), width, max_lines=3, placeholder="…"))
 
 
-def lines_note(study: Study, variants: Sequence[Variant], named: Sequence[Variant]) -> str:
-    """The note below curves: what lines and bands are, and how many variants are drawn and named."""
+def lines_note(
+    study: Study, variants: Sequence[Variant], named: Sequence[Variant], bands: bool, grey: bool = False
+) -> str:
+    """The note below curves: what lines and bands are, and how many variants are drawn and named.
+
+    grey: the others are drawn in grey.
+    """
     notes = []
-    if any(len(variant.rows) > 1 for variant in named):
+    if bands:
         notes.append("Lines are means over n seeds, bands go from the least to the largest.")
     if len(study.variants) > len(study.followed):
         notes.append(f"{len(study.followed)} of {len(study.variants)} are drawn.")
     if len(named) < len(variants):
-        notes.append(
-            f"{len(named)} of {len(variants)} are named, from the lowest to the highest fvu; the others are grey."
-        )
+        others = "; the others are grey" if grey else ""
+        notes.append(f"{len(named)} of {len(variants)} are named, from the lowest to the highest fvu{others}.")
     return " ".join(notes)

@@ -1,16 +1,14 @@
 """Figures of results: metrics, budgets, Pareto fronts."""
 
+import math
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from analysis.metrics import FIRST, TARGETS, direction
 from analysis.plots.bars import bar_panels
-from analysis.plots.lines import (
-    legend_of,
-    legend_of_points,
-    lines_note,
-    named_variants,
-)
+from analysis.plots.groups import layer_records
+from analysis.plots.lines import legend_of, lines_note, named_variants
 from analysis.plots.study import Missing, Study, Variant, evenly
 from analysis.plots.style import GREY, Room, finish, log_scale, look, panels
 from sae_sweeps.config.evaluations import BUILTIN
@@ -19,20 +17,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BETTER = {"higher": "higher is better", "lower": "lower is better", "one": "nearest to 1 is best"}
+LEGACY = "explained_variance_legacy"
+"""What SAEBench called explained variance before; drawn where a run has only that."""
 EVALUATED = (
-    "explained_variance", "kl_div_score", "cossim", "nmi", "feature_mi", "silhouette", "mean_abs_cosine",
+    "kl_div_score", "explained_variance", LEGACY, "cossim", "nmi", "feature_mi", "silhouette", "mean_abs_cosine",
     "hierarchy_coarse_top_1_accuracy", "hierarchy_fine_top_1_accuracy",
 )  # fmt: skip
 """The metrics that are drawn after those of FIRST."""
 NO_BARS = ("tokens_to_fvu", "seconds_to_fvu", "penalty_loss")
 FRONTS = (("ce_loss_score", "loss recovered"), ("explained_variance", "explained variance"), ("fvu", "fvu"))
-BUDGETS = (("steps", "training steps"), ("tokens", "training tokens"), ("final_loss", "final total loss"))
+BUDGETS = (("steps", "training steps"), ("final_loss", "final total loss"), ("tokens", "training tokens"))
 RECOVERY = ("recovery_mmcs", "recovery_matched", "recovery_share", "recovery_split", "recovery_merged")
-FEATURE_PANELS = (
-    ("nearest_neighbour_cosine", "nearest neighbour\ncosine of decoder rows"),
-    ("nmi", "NMI\nof features and labels"),
-    ("silhouette", "silhouette\nof labels in feature space"),
-)
+FINAL = {"sparsity_loss": "final sparsity loss", "recon_loss": "final L2 loss", "mi": "final MI loss"}
+SPARSITY = {"l0": "L0\nactive features per token", "l1": "L1\nof the activations"}
+SEPARATION = {
+    "nearest_neighbour_cosine": "nearest neighbour\ncosine of decoder rows",
+    "nmi": "NMI\nof features and labels",
+    "silhouette": "silhouette\nof labels in feature space",
+}
 SERIES = {
     "sparse probing": (r"(?:sae|llm)_top_(\d+)_test_accuracy", "features of the probe", "accuracy"),
     "SCR": (r"scr_metric_threshold_(\d+)", "features ablated", "SCR score"),
@@ -60,43 +62,60 @@ def targets_of(names: list[str]) -> dict[str, tuple[float, str]]:
     }
 
 
+def metric_bars(study: Study, titles: Iterable[tuple[str, str]], missing: str) -> "Figure":
+    """Bars of those of the metrics (name, title) that any run has. Raises Missing with the sentence where none has."""
+    there = set(study.metric_names())
+    names = [(name, title) for name, title in titles if name in there]
+    if not names:
+        raise Missing(missing)
+    return bar_panels(study, names, targets_of([name for name, _ in names]))
+
+
 def evaluation_metrics(study: Study) -> "Figure":
-    there = study.metric_names()
-    wanted = [*FIRST, *EVALUATED, *(BUILTIN + name for name in EVALUATED)]
-    names = [name for name in wanted if name in there and name not in NO_BARS]
-    if not names:
-        raise Missing("no run has been evaluated")
-    return bar_panels(study, [(name, headed(name)) for name in names], targets_of(names))
+    old = any(study.values(v, LEGACY) and not study.values(v, "explained_variance") for v in study.variants)
+    wanted = dict.fromkeys((*FIRST, *EVALUATED, *(BUILTIN + name for name in EVALUATED)))
+    names = [(name, headed(name)) for name in wanted if name not in NO_BARS and (name != LEGACY or old)]
+    return metric_bars(study, names, "no run has been evaluated")
 
 
-def unlearning(study: Study) -> "Figure":
-    there = study.metric_names()
-    names = [name for name in ("unlearning_score", BUILTIN + "unlearning_score") if name in there]
-    if not names:
-        raise Missing("no run has an unlearning score (eval.evaluations=[unlearning])")
-    return bar_panels(study, [(name, headed(name)) for name in names], targets_of(names))
+def unlearning_scores(study: Study) -> "Figure":
+    names = [(name, headed(name)) for name in ("unlearning_score", BUILTIN + "unlearning_score")]
+    return metric_bars(study, names, "no run has an unlearning score (eval.evaluations=[unlearning])")
 
 
-def budgets(study: Study) -> "Figure":
-    names = [(name, title) for name, title in BUDGETS if any(value == value for value in study.column(name))]
+def sparsity_analysis(study: Study) -> "Figure":
+    return metric_bars(study, SPARSITY.items(), "no run has been evaluated (eval=core)")
+
+
+def feature_separation(study: Study) -> "Figure":
+    return metric_bars(study, SEPARATION.items(), "no run has measured its features (eval.evaluations=[separation])")
+
+
+def recovery(study: Study) -> "Figure":
+    return metric_bars(study, [(name, headed(name)) for name in RECOVERY], "only model=synthetic has true features")
+
+
+def training_metrics(study: Study) -> "Figure":
+    recorded = {name for nulls in study.full["run", "nulls"] for name in nulls or ()}
+    names = [(n, title) for n, title in BUDGETS if n in recorded or any(map(math.isfinite, study.column(n)))]
     if not names:
         raise Missing("no run is complete")
     return bar_panels(study, names)
 
 
-def recovery(study: Study) -> "Figure":
-    names = [name for name in RECOVERY if name in study.metric_names()]
-    if not names:
-        raise Missing("only model=synthetic has true features")
-    return bar_panels(study, [(name, headed(name)) for name in names])
-
-
 def feature_metrics(study: Study) -> "Figure":
-    there = study.metric_names()
-    names = [(name, title) for name, title in FEATURE_PANELS if name in there]
+    """The last logged sparsity, reconstruction and MI loss of each completed run, each before its weight."""
+
+    def values(variant: Variant, name: str) -> list[float]:
+        if name != "mi":
+            return study.final_values(variant, name)
+        found = (layer_records(study, row) for row in variant.rows if study.state(row) == "completed")
+        return [records[-1]["mi_mean"] for records in found if records]
+
+    names = [(name, title) for name, title in FINAL.items() if any(values(v, name) for v in study.followed)]
     if not names:
-        raise Missing("no run has measured its features (eval.evaluations=[separation])")
-    return bar_panels(study, names)
+        raise Missing("no run is complete and has logged its losses")
+    return bar_panels(study, names, values=values)
 
 
 def by_number(study: Study) -> "Figure":
@@ -115,6 +134,7 @@ def by_number(study: Study) -> "Figure":
         a for a in study.variants if any(study.values(a, n) for ns in found.values() for m in ns.values() for n in m)
     ]
     named = named_variants(study, variants)
+    means = " Means over n seeds." * any(len(variant.rows) > 1 for variant in named)
     fig, axes = panels(len(found))
     for ax, ((title, where), numbers) in zip(axes, found.items(), strict=True):
         for number, variant in enumerate(named):
@@ -137,7 +157,7 @@ def by_number(study: Study) -> "Figure":
         ax.set_xticks(ticks, [str(tick) for tick in ticks])
         ax.minorticks_off()
         ax.set(title=f"{title} ({where})", xlabel=SERIES[title][1], ylabel=SERIES[title][2])
-    return finish(fig, *legend_of(named), note=lines_note(study, variants, named).replace("; the others are grey", ""))
+    return finish(fig, *legend_of(named), note=f"{lines_note(study, variants, named, False)}{means}".strip())
 
 
 # Fronts --------------------------------------------------------------------------------------------------------------
@@ -172,7 +192,7 @@ def pareto(study: Study) -> "Figure":
     note = "Rings and the dashed line are the front: no run is as sparse and better than one on it."
     if len(named) < len(variants):
         note += f" {len(named)} of {len(variants)} are named, those on the front first."
-    return finish(fig, *legend_of_points(named), note=note)
+    return finish(fig, *legend_of(named, points=True), note=note)
 
 
 def points_of(study: Study, variant: Variant, name: str) -> list[tuple[float, float]]:

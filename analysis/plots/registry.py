@@ -23,38 +23,51 @@ class Plot:
     """Raises Missing where they are not there."""
 
 
+METRICS, RESULTS, MONITORS = "metrics.jsonl", "results.json or imported notes", "monitors.jsonl"
+SNAPSHOTS = "monitors/*.npz"
+
 PLOTS: dict[str, Plot] = {
-    "training_curves": Plot("all loss terms and fvu over the training", "metrics.jsonl", training.training_curves),
-    "held_out": Plot("fvu on held-out text over the tokens", "metrics.jsonl", training.held_out),
-    "sparsity": Plot("L0 and dead features over the training", "metrics.jsonl", training.sparsity),
-    "penalty_terms": Plot("every number that penalties log", "metrics.jsonl", training.penalty_terms),
-    "schedules": Plot("learning rate, k, weights and thresholds, as used", "metrics.jsonl", training.schedules),
-    "gradient_norms": Plot("each loss term's gradient on W_dec and W_enc", "metrics.jsonl", training.gradient_norms),
-    "budgets": Plot("steps and tokens per run, and its final loss", "results.json", outcomes.budgets),
-    "evaluation_metrics": Plot("each metric per run, with its target", "results.json", outcomes.evaluation_metrics),
-    "by_number": Plot("probing, SCR and TPP for each number of features", "results.json", outcomes.by_number),
-    "unlearning": Plot("the unlearning score per run, with its target", "results.json", outcomes.unlearning),
-    "pareto": Plot("L0 against loss recovered, explained variance and fvu", "results.json", outcomes.pareto),
-    "feature_metrics": Plot("three panels: neighbours, NMI, silhouette", "results.json", outcomes.feature_metrics),
-    "recovery": Plot("true features found, split and merged (model=synthetic)", "results.json", outcomes.recovery),
+    "training_curves": Plot("all loss terms and fvu over the training", METRICS, training.training_curves),
+    "held_out": Plot("fvu on held-out text over the tokens", METRICS, training.held_out),
+    "sparsity": Plot("L0 and dead features over the training", METRICS, training.sparsity),
+    "penalty_and_reconstruction": Plot(
+        "the weighted penalty beside the reconstruction loss, and its share",
+        METRICS,
+        training.penalty_and_reconstruction,
+    ),
+    "penalty_terms": Plot("every number that penalties log", METRICS, training.penalty_terms),
+    "schedules": Plot("learning rate, k, weights and thresholds, as used", METRICS, training.schedules),
+    "gradient_norms": Plot("each loss term's gradient on W_dec and W_enc", METRICS, training.gradient_norms),
+    "training_metrics": Plot("training steps, final loss and tokens per run", RESULTS, outcomes.training_metrics),
+    "evaluation_metrics": Plot("each metric per run, with its target", RESULTS, outcomes.evaluation_metrics),
+    "sparsity_analysis": Plot("L0 and L1 per run", RESULTS, outcomes.sparsity_analysis),
+    "by_number": Plot("probing, SCR and TPP for each number of features", RESULTS, outcomes.by_number),
+    "unlearning_scores": Plot("the unlearning score per run, with its target", RESULTS, outcomes.unlearning_scores),
+    "pareto": Plot("L0 against loss recovered, explained variance and fvu", RESULTS, outcomes.pareto),
+    "feature_metrics": Plot("three panels: final sparsity, L2 and MI loss", METRICS, outcomes.feature_metrics),
+    "feature_separation": Plot("three panels: neighbours, NMI, silhouette", RESULTS, outcomes.feature_separation),
+    "recovery": Plot("true features found, split and merged (model=synthetic)", RESULTS, outcomes.recovery),
     "similarity_matrices": Plot(
-        "|cosine| of a block of features at the four phases", "monitors/*.npz", features.similarity_matrices
+        "|cosine| of a block of features at the four phases", SNAPSHOTS, features.similarity_matrices
     ),
     "similarity_histograms": Plot(
-        "|cosine| of pairs of features at the four phases", "monitors/*.npz", features.similarity_histograms
+        "|cosine| of pairs of features at the four phases", SNAPSHOTS, features.similarity_histograms
     ),
-    "competition": Plot("trajectories of c_ij (ortho)", "monitors.jsonl", features.competition),
-    "pair_correlation": Plot("correlation of pairs of features (ortho)", "monitors.jsonl", features.pair_correlation),
-    "pair_similarity": Plot("|cosine| of the same pairs (ortho)", "monitors.jsonl", features.pair_similarity),
+    "competition": Plot("trajectories of c_ij of the watched pairs (ortho)", MONITORS, features.competition),
+    "pair_correlation": Plot("correlation of the watched pairs", MONITORS, features.pair_correlation),
+    "pair_similarity": Plot("|cosine| of the watched pairs", MONITORS, features.pair_similarity),
+    "pair_means": Plot("means of the watched pairs, run beside run", MONITORS, features.pair_means),
     "pairs_at_the_end": Plot(
-        "|cosine| of pairs against overlap and correlation (ortho)", "monitors.jsonl", features.pairs_at_the_end
+        "|cosine| of the watched pairs against overlap and correlation", MONITORS, features.pairs_at_the_end
     ),
-    "contrast": Plot("alignment, uniformity and retrieval (contrastive)", "monitors.jsonl", features.contrast),
-    "group_mi": Plot("mutual information of groups (group layer)", "monitors.jsonl", groups.group_mi),
-    "group_events": Plot("when groups adapt, and their sizes (group layer)", "monitors.jsonl", groups.group_events),
-    "group_activity": Plot("energy and activity of groups (group layer)", "monitors.jsonl", groups.group_activity),
+    "contrast": Plot("alignment, uniformity and retrieval (contrastive)", MONITORS, features.contrast),
+    "group_mi": Plot("mutual information of groups (group layer)", MONITORS, groups.group_mi),
+    "group_events": Plot("when groups adapt, and their sizes (group layer)", MONITORS, groups.group_events),
+    "group_activity": Plot("energy and activity of groups (group layer)", MONITORS, groups.group_activity),
     "feature_statistics": Plot(
-        "three panels: mean, maximum, spread (selective_ortho)", "monitors.jsonl", groups.feature_statistics
+        "three panels: mean, maximum, spread (selective_ortho)", MONITORS, groups.feature_statistics
     ),
-    "selective_groups": Plot("the features in group 1 (selective_ortho)", "monitors.jsonl", groups.selective_groups),
+    "selective_groups": Plot("the features in group 1 (selective_ortho)", MONITORS, groups.selective_groups),
 }
+OLDER = {"unlearning": "unlearning_scores", "budgets": "training_metrics"}
+"""Names that figures had before."""

@@ -4,6 +4,7 @@ import json
 import re
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,8 +25,10 @@ from sae_sweeps.storage.run_folder import RunFolder
 if TYPE_CHECKING:
     import pandas as pd
 
-LONGEST_KEYS = 44
-"""The longest label of differing keys, in characters; with longer ones titles are used, even where some are equal."""
+LABEL = 48
+"""The most characters of a label."""
+NEVER_CUT = ("penalty", "architecture")
+"""Keys that stay in a label however long it is; of the others the groups' choices go last."""
 PHASES = (25, 50, 75, 100)
 """Percent of the training."""
 POINTS = 240
@@ -34,7 +37,12 @@ POINTS = 240
 FOLLOWED = 150
 """The most variants whose files are read for curves; no figure shows more lines."""
 
+WEIGHTED, SHARE = "weighted_penalty", "penalty_share"
+"""Curves that are computed: the penalty's loss times its weight, and its share of the whole loss."""
+
 SEED = ("config", "seed")
+UNDER_WAY = ("completed", "queued", "running")
+"""States that a label does not mention: all others are ends without a result, or with a doubtful one."""
 
 
 class Missing(Exception):
@@ -50,6 +58,8 @@ class Variant:
     """Row numbers in the study's frame."""
     begun: int = 1
     """The number of runs that have begun."""
+    ended: str = ""
+    """How runs ended that did not complete: `diverged`, `1 of 3 diverged`."""
 
 
 @dataclass
@@ -78,10 +88,16 @@ class Study:
     def folder(self, row: int) -> RunFolder:
         return RunFolder(self.full["run", "folder"].iloc[row])
 
+    def state(self, row: int) -> str:
+        return self.full["run", "state"].iloc[row]
+
     def curves(self, row: int) -> dict[str, np.ndarray]:
-        """The numbers of metrics.jsonl as name -> array [n], nan where a row lacks it, with `step` and `tokens`."""
+        """The numbers of metrics.jsonl as name -> array [n], nan where a row lacks it; with WEIGHTED and SHARE."""
         if row not in self._curves:
-            self._curves[row] = columns_of(thinned_rows(self.folder(row).metrics, POINTS))
+            curves = self._curves[row] = columns_of(thinned_rows(self.folder(row).metrics, POINTS))
+            if {"penalty_loss", "penalty_weight", "loss"} <= set(curves):
+                curves[WEIGHTED] = curves["penalty_loss"] * curves["penalty_weight"]
+                curves[SHARE] = curves[WEIGHTED] / np.where(curves["loss"] != 0, curves["loss"], np.nan)
         return self._curves[row]
 
     def curve_names(self) -> list[str]:
@@ -114,6 +130,14 @@ class Study:
             self._monitors[row] = self.folder(row).monitors.rows()
         return [record for record in self._monitors[row] if record.get("monitor") == name]
 
+    def monitored(self, variant: Variant, monitor: str, key: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Steps [n] and values [seeds, n] of a monitor's number, at the steps that all runs of the variant share."""
+        found = [
+            {r["step"]: r[key] for r in self.monitors(row, monitor) if isinstance(r.get(key), int | float)}
+            for row in variant.rows
+        ]
+        return shared_steps(found)
+
     def phases(self, row: int) -> list[int]:
         """Percents of the training at which similarities were kept."""
         folder = self.folder(row).path / "monitors"
@@ -136,9 +160,10 @@ class Study:
             values = self.full["metrics", name].tolist() if there else [float("nan")] * len(self.full)
             if name == "steps":  # of diverged runs and imported records: the step at which they ended
                 ends = zip(values, self.full["run", "step"], self.full["run", "state"], strict=True)
-                ended = ("completed", "diverged")
+                open_ends = ("queued", "running")
                 values = [
-                    float(b) if a != a and state in ended and b == b and b is not None else a for a, b, state in ends
+                    float(b) if a != a and state not in open_ends and b is not None and b == b else a
+                    for a, b, state in ends
                 ]
             self._columns[name] = values
         return self._columns[name]
@@ -147,6 +172,29 @@ class Study:
         """A metric's values in the variant's runs that have it."""
         column = self.column(name)
         return [value for row in variant.rows if (value := column[row]) == value]
+
+    def final_values(self, variant: Variant, name: str) -> list[float]:
+        """The last logged value of a number in each of the variant's completed runs that logged it."""
+        logged = [self.curves(row).get(name) for row in variant.rows if self.state(row) == "completed"]
+        return [float(curve[-1]) for curve in logged if curve is not None and np.isfinite(curve[-1])]
+
+    def absence(self, variant: Variant, name: str) -> str:
+        """Why a variant has no value of a metric: NaN, diverged, None (recorded without a number), not measured, ..."""
+        recorded = {
+            kind: any(name in (self.full["run", kind].iloc[row] or ()) for row in variant.rows)
+            for kind in ("not_finite", "nulls")
+        }
+        if recorded["not_finite"]:
+            return "NaN"
+        if recorded["nulls"] and "diverged" not in variant.ended:
+            return "None"
+        imported = self.full["run", "source"].iloc[variant.rows[0]] != "run"
+        if imported and not recorded["nulls"]:
+            return "not recorded"
+        return variant.ended or "not measured"
+
+    def under_way(self, variant: Variant) -> bool:
+        return all(self.state(row) in ("queued", "running") for row in variant.rows)
 
     def mean(self, variant: Variant, name: str) -> float:
         values = self.values(variant, name)
@@ -165,6 +213,16 @@ class Study:
 
         return sorted(variants, key=key)
 
+    def sample(self, variants: list[Variant], n: int) -> tuple[list[Variant], str]:
+        """At most n variants, one without a penalty among them, and a sentence where some are left out."""
+        if len(variants) <= n:
+            return variants, ""
+        penalties = self.full["config", "penalty"] if ("config", "penalty") in self.full.columns else None
+        plain = [v for v in variants if penalties is not None and penalties.iloc[v.rows[0]] == "none"][:1]
+        others = evenly(self.ranked([variant for variant in variants if variant not in plain]), n - len(plain))
+        baseline = " beside one without a penalty" * len(plain)
+        return [*plain, *others], f"{n} of {len(variants)} runs, from the lowest to the highest fvu{baseline}."
+
     def units(self) -> str:
         """The unit of the reconstruction loss."""
         column = ("config", "train.recon")
@@ -172,6 +230,17 @@ class Study:
         return {frozenset({"norm"}): "activation units", frozenset({"squared"}): "activation units²"}.get(
             frozenset(forms), "activation units (or units²)" if forms else "activation units²"
         )
+
+
+def shared_steps(runs: list[dict[int, float]]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Steps [n] and values [runs, n] of runs' numbers by step, at the steps that all that have any share."""
+    found = [numbers for numbers in runs if numbers]
+    if not found:
+        return None
+    steps = sorted(set.intersection(*map(set, found)))
+    if not steps:
+        found, steps = found[:1], sorted(found[0])
+    return np.array(steps), np.array([[numbers[step] for step in steps] for numbers in found])
 
 
 def thinned_rows(file: RowFile, points: int) -> list[dict[str, Any]]:
@@ -233,34 +302,63 @@ def variants_of(full: "pd.DataFrame") -> list[Variant]:
         else:
             groups.setdefault(group, []).append(row)
     states = list(full["run", "state"])
-    variants = [Variant("", rows, sum(states[row] != "queued" for row in rows)) for rows in groups.values()]
+    variants = [
+        Variant("", rows, sum(states[row] != "queued" for row in rows), ended_of([states[row] for row in rows]))
+        for rows in groups.values()
+    ]
     for variant, label in zip(variants, labels_of(full, variants, keys), strict=True):
         variant.label = label
     return variants
 
 
+def ended_of(states: list[str]) -> str:
+    """How runs in these states ended, where not all completed or are under way."""
+    ends = [state for state in dict.fromkeys(states) if state not in UNDER_WAY]
+    return ", ".join(end if len(states) == 1 else f"{states.count(end)} of {len(states)} {end}" for end in ends)
+
+
 def labels_of(full: "pd.DataFrame", variants: list[Variant], keys: list[tuple[str, str]]) -> list[str]:
-    """A unique label for each variant: its title where titles differ, else its differing keys; then the run id."""
+    """A label for each variant, of LABEL characters at most and no two alike: its title where titles differ, else the
+    keys that tell the variants apart; with the run id where these do not."""
     firsts = [variant.rows[0] for variant in variants]
-    titles = [full["run", "title"].iloc[row] for row in firsts]
-    given = [
-        without_seed(clean(title, 80)) if len(variant.rows) > 1 else clean(title, 80)
-        for variant, title in zip(variants, titles, strict=True)
-        if isinstance(title, str) and title.strip()
-    ]
-    if len(given) < len(variants) or len(set(given)) < len(given):
-        names, by_keys = labels(keys), []
-        for row in firsts:
-            known = [(names[column], value) for column in keys if (value := full[column].iloc[row]) == value]
-            by_keys.append(", ".join(f"{name}={cell(value, 'config')}" for name, value in known))
-        if len(given) < len(variants) or max(map(len, by_keys)) <= LONGEST_KEYS:
-            given = by_keys
-    counts = {label: given.count(label) for label in given} if len(given) <= 200 else {}
+    titles = [clean(title, 80) if isinstance(title, str) else "" for title in full["run", "title"].iloc[firsts]]
+    given = [without_seed(title) if len(v.rows) > 1 else title for v, title in zip(variants, titles, strict=True)]
+    own = [
+        n for n, row in enumerate(firsts) if full["run", "source"].iloc[row] == "run"
+    ]  # other configs are partly known
+    if not all(given) or len(set(given)) < len(given):
+        by_keys = labels_by_keys(full, [firsts[n] for n in own], keys)
+        if not all(given[n] for n in own) or max(map(len, by_keys), default=0) <= LABEL:
+            for n, label in zip(own, by_keys, strict=True):
+                given[n] = label or given[n]
+    counts = Counter(clean(label, LABEL) for label in given)
     out = []
     for label, row in zip(given, firsts, strict=True):
         run_id = clean(full["run", "run_id"].iloc[row], 30)
-        out.append(clean(label, 80) if label and counts.get(label, 1) == 1 else " ".join(filter(None, [label, run_id])))
+        alone = label and counts[clean(label, LABEL)] == 1
+        beside = f"{clean(label, max(0, LABEL - 1 - len(run_id)))} " if label else ""
+        out.append(clean(label, LABEL) if alone else beside + run_id)
     return out
+
+
+def labels_by_keys(full: "pd.DataFrame", rows: list[int], keys: list[tuple[str, str]]) -> list[str]:
+    """The keys' values of each row; where that is long, without keys that are not needed to tell the rows apart."""
+
+    content = {key: full[key].iloc[rows].tolist() for key in keys}
+    keys = [key for key in keys if len(set(map(repr, content[key]))) > 1]
+
+    def given(keys: list[tuple[str, str]]) -> list[str]:
+        names = labels(keys)
+        known = [[(names[key], value) for key in keys if (value := content[key][n]) == value] for n in range(len(rows))]
+        return [", ".join(f"{name}={cell(value, 'config')}" for name, value in pairs) for pairs in known]
+
+    found = given(keys)
+    different = len(set(found))
+    for key in sorted((key for key in keys if key[1] not in NEVER_CUT), key=lambda key: -key[1].count(".")):
+        fewer = [other for other in keys if other != key]
+        if max(map(len, found), default=0) > LABEL and len(set(shorter := given(fewer))) == different:
+            keys, found = fewer, shorter
+    return found
 
 
 def without_seed(title: str) -> str:

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito (2008), without yellow, which is too pale on white."""
-DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-GREY = "#9a9a9a"
+GREY, DIM = "#9a9a9a", "#6b6b6b"
+"""Of lines in the background, and of words in place of a value."""
 BAR, EDGE = "#a9c9e2", "#2b5d86"
 """Fill and edge of all bars; their labels identify them."""
 
@@ -154,21 +155,18 @@ def finish(fig: "Figure", handles: Sequence[Any] = (), labels: Sequence[str] = (
     return fig
 
 
-def from_zero(ax: Any) -> None:
-    """The vertical axis from 0 up, with some air above the largest value."""
-    ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
-
-
 def log_scale(ax: Any, letter: str) -> None:
     """A logarithmic axis (x or y) with plain labels, some between the powers of ten where there are few."""
-    from matplotlib.ticker import LogFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     getattr(ax, f"set_{letter}scale")("log", nonpositive="mask")
     axis = getattr(ax, f"{letter}axis")
     low, high = axis.get_view_interval()
-    axis.set_major_formatter(LogFormatter())
-    few = high / max(low, 1e-300) < 100
-    axis.set_minor_formatter(LogFormatter(minor_thresholds=(3, 1)) if few else NullFormatter())
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    decades = high / max(low, 1e-300)
+    axis.set_major_formatter(plain)
+    axis.set_minor_locator(LogLocator(subs=range(2, 10) if decades < 3 else (2, 3, 5)))
+    axis.set_minor_formatter(plain if decades < 100 else NullFormatter())
 
 
 def png(fig: "Figure", dpi: int = 150) -> bytes:

@@ -1,18 +1,10 @@
 """Figures of what happens while SAEs train."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from analysis.plots.lines import (
-    curve_panels,
-    has_wide_range,
-    legend_of,
-    line,
-    lines_note,
-    named_variants,
-    title_and_unit,
-)
-from analysis.plots.study import Missing, Study
-from analysis.plots.style import finish, log_scale, panels
+from analysis.plots.lines import Panel, curve_panels, line_panels, title_and_unit
+from analysis.plots.study import SHARE, WEIGHTED, Missing, Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,6 +46,13 @@ def sparsity(study: Study) -> "Figure":
     return curve_panels(study, names, columns=2, zero=True)
 
 
+def penalty_and_reconstruction(study: Study) -> "Figure":
+    names = ["recon_loss", WEIGHTED, SHARE]
+    if not moving(study, [WEIGHTED]):
+        raise Missing("no run has a penalty that acts (penalty=none)")
+    return curve_panels(study, names, log=("recon_loss",), zero=True)
+
+
 def penalty_terms(study: Study) -> "Figure":
     names = [name for name in study.curve_names() if name.startswith("penalty/") and "_loss" not in name]
     names = moving(study, names)
@@ -75,22 +74,20 @@ def schedules(study: Study) -> "Figure":
 def gradient_norms(study: Study) -> "Figure":
     """A row for each weight matrix, a panel for each loss term; then the penalty's share of the whole."""
     logged = [name for name in study.curve_names() if name.startswith("grad_norm/")]
-    terms = moving(study, [n for n in logged if not n.endswith("_enc") and n != "grad_norm/total"])
+    found = [name for name in logged if not name.endswith("_enc") and name != "grad_norm/total"]
+    terms = [term for term in found if moving(study, [term + suffix for suffix in MATRICES.values()])]
     if not terms:
         raise Missing("no run has logged gradients (train.monitor_every)")
-    variants = [variant for variant in study.followed if any(study.curve(variant, name) is not None for name in terms)]
-    named = named_variants(study, variants)
-    fig, axes = panels(2 * len(terms), len(terms), (2.7, 2.0), sharex=True)
-    places = [(matrix, suffix, term) for matrix, suffix in MATRICES.items() for term in terms]
-    for ax, (matrix, suffix, term) in zip(axes, places, strict=True):
-        for number, variant in enumerate(named):
-            if found := study.curve(variant, term + suffix):
-                line(ax, *found, number)
-        title, _ = title_and_unit(term.removeprefix("grad_norm/") + "_loss", study)
-        ax.set(title=f"{title}, on {matrix}", ylabel="norm of the gradient")
-        if has_wide_range(study, named, term + suffix):
-            log_scale(ax, "y")
-    for ax in axes[-len(terms) :]:
-        ax.set_xlabel("training step")
-    note = lines_note(study, variants, named).replace("; the others are grey", "")
-    return finish(fig, *legend_of(named), note=f"{note} Each term times its weight, before clipping.".strip())
+    variants = [v for v in study.followed if any(study.curve(v, term) is not None for term in terms)]
+    shown = [
+        Panel(
+            f"{title_and_unit(term.removeprefix('grad_norm/') + '_loss', study)[0]}, on {matrix}",
+            "norm of the gradient",
+            partial(study.curve, name=term + suffix),
+            "log",
+        )
+        for matrix, suffix in MATRICES.items()
+        for term in terms
+    ]
+    note = "Each term times its weight, before clipping."
+    return line_panels(study, variants, shown, len(terms), note, size=(2.7, 2.0), sharex=True)

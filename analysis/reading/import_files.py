@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from analysis.metrics import remember
 from analysis.reading.figures import REFERENCE, REFERENCE_PATH, figures_import
 from analysis.reading.imports import FORM, Import
-from analysis.reading.record import ABSENT, Record
+from analysis.reading.record import ABSENT, Record, Recorded, Study
 from sae_sweeps.errors import DamagedFile, DataError
 from sae_sweeps.storage.files import read_json, write_json
 
@@ -56,7 +57,17 @@ def reference_records(study: str | None = None) -> list[Record]:
     if not runs:
         studies = ", ".join(dict.fromkeys(run["config"]["study"] for run in found.runs))
         raise DataError(f"{REFERENCE}:{study}: there is no such study; choose one of {studies}.")
-    return [record_of(run, found.source, REFERENCE_PATH) for run in runs]
+    return [record_of(run, found.source, REFERENCE_PATH, found.study) for run in runs]
+
+
+def source_records(path: str | Path) -> list[Record]:
+    """The runs in a file of notes, figures or SAEBench's results, without writing an import; empty for other paths."""
+    from analysis.reading.sources import read_sources
+
+    path = Path(path)
+    if not path.is_file() or path.name in ("results.json", "manifest.json"):
+        return []
+    return [record_of(run, one.source, path, one.study) for one in read_sources([path]) for run in one.runs]
 
 
 def is_import(path: Path) -> bool:
@@ -70,24 +81,32 @@ def is_import(path: Path) -> bool:
 def read_import(path: Path) -> list[Record]:
     content = read_json(path)
     try:
-        return [record_of(run, content["source"], path) for run in content["runs"]]
+        study = Study(**content.get("study", {}))
+        return [record_of(run, content["source"], path, study) for run in content["runs"]]
     except (TypeError, KeyError, AttributeError, ValueError):
         raise DamagedFile(f"{path} is damaged (it does not list imported runs); restore it, or import again.") from None
 
 
-def record_of(run: dict[str, Any], source: str, path: Path) -> Record:
+def record_of(run: dict[str, Any], source: str, path: Path, study: Study) -> Record:
     metrics = {name: ABSENT if value is None else float(value) for name, value in run["metrics"].items()}
+    recorded = Recorded(**run.get("recorded", {}), study=study)
+    if run["steps"] is not None and not recorded.own:
+        metrics.setdefault("steps", float(run["steps"]))
+    remember(recorded.own.get("described", {}))
     return Record(
         run_id=run["run_id"],
         folder=path.resolve().with_suffix("") / run["run_id"],  # there is none, so it holds nothing
         title=run["title"] or None,
         state=run["state"],
         step=run["steps"],
-        total_steps=run["steps"],
+        total_steps=recorded.own.get("total_steps", run["steps"]),
+        error=recorded.own.get("error"),
         warnings=list(run["warnings"]),
         config=dict(run["config"]),
         metrics=metrics,
         source=f"as reported in {source}",
         description=run["description"] or None,
         nulls=[name for name, value in run["metrics"].items() if value is None],
+        not_finite=list(run.get("not_finite", ())),
+        recorded=recorded,
     )

@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def records(paths: Iterable[str | Path]) -> "pd.DataFrame":
+def records(paths: Iterable[str | Path], sources: bool = False) -> "pd.DataFrame":
     """One row per run of the paths, in their order, each run once.
 
     A path is a run folder, a results.json, a sweep folder (or its manifest.json), or an outputs tree; or imported
     records: a file that `analysis import` wrote, a folder with such files, `reference`. Runs without results appear
-    with their state. Raises DataError for a path that is missing or holds no run, DamagedFile for a file that does not
-    read back.
+    with their state. With `sources`, a file of notes, figures or SAEBench's results is read as `import` reads it.
+    Raises DataError for a path that is missing or holds no run, DamagedFile for a file that does not read back.
     """
-    from analysis.reading.import_files import imported_records
+    from analysis.reading.import_files import imported_records, source_records
 
     found: dict[Path, Record] = {}
     real = cache(Path.resolve)  # of the few folders that hold the runs
     for path in paths:
-        imported = imported_records(path)
+        imported = imported_records(path) or (source_records(path) if sources else [])
         listed = [] if imported and not Path(path).is_dir() else list(runs_at(Path(path)))
         if not listed and not imported:
             raise DataError(f"{path} holds no runs; give a run's folder, a sweep's folder or the outputs folder.")

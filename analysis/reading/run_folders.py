@@ -89,4 +89,5 @@ def read_run(folder: Path, title: str | None = None, run_id: str | None = None) 
     elif run.config_path.exists():
         record.config = flat_config(read_yaml(run.config_path))
         record.title = title or record.config.get("title")
+    record.description = record.config.get("description") or None
     return record

@@ -35,8 +35,7 @@ def read_sources(paths: Iterable[str | Path]) -> list[Import]:
             else:
                 raise DataError(f"{path} is neither SAEBench's result file nor figures of runs; {what_it_is(content)}.")
         else:
-            runs = parse_notes(text, safe_stem(path.stem), path)
-            found.append(Import(safe_stem(path.stem), path.name, "notes", runs))
+            found.append(parse_notes(text, safe_stem(path.stem), path))
     return found + saebench_imports(results)
 
 
@@ -56,7 +55,12 @@ def read_source(path: Path) -> str:
     try:
         if path.stat().st_size > LARGEST:
             raise DataError(f"{path} is larger than {LARGEST >> 20} MiB; give the notes or result file itself.")
-        return path.read_text("utf-8-sig")
+        text = path.read_text("utf-8-sig")
+        if "\0" in text:
+            raise DataError(f"{path} is not text; give a notes file or a JSON file.")
+        if not text.strip():
+            raise DataError(f"{path} is empty; give notes with runs, or a result file.")
+        return text
     except FileNotFoundError:
         raise DataError(
             f"{path} does not exist; give a notes file, a result file or a folder with result files."

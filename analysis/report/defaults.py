@@ -39,7 +39,7 @@ def top_level() -> dict[str, Any]:
     found = {key: value for key, value in vars(RootConfig()).items() if not isinstance(value, dict)} | read_yaml(path)
     choices = [item for item in found.pop("defaults", []) if isinstance(item, dict)]
     found.pop("hydra", None)
-    named = {key: value for item in choices for key, value in item.items() if not key.startswith("override")}
+    named = {key: value for item in choices for key, value in item.items() if " " not in key}
     return flat_config(found) | {key: value for key, value in named.items() if value is not None}
 
 

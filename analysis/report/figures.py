@@ -9,9 +9,10 @@ from analysis.plots.study import Missing, Study
 from analysis.plots.style import small_png, style
 
 DEFAULT = (
-    "pareto", "evaluation_metrics", "training_curves", "by_number", "unlearning", "recovery", "feature_metrics",
-    "sparsity", "penalty_terms", "schedules", "gradient_norms", "contrast", "group_mi", "group_events", "competition",
-    "pair_correlation", "similarity_histograms", "selective_groups", "feature_statistics", "budgets",
+    "pareto", "evaluation_metrics", "training_curves", "by_number", "unlearning_scores", "recovery",
+    "penalty_and_reconstruction", "feature_metrics", "feature_separation", "sparsity", "penalty_terms", "schedules",
+    "gradient_norms", "contrast", "group_mi", "group_events", "competition", "pair_correlation",
+    "similarity_histograms", "selective_groups", "feature_statistics", "training_metrics", "sparsity_analysis",
     "similarity_matrices",
 )  # fmt: skip
 """What a report shows, most wanted first: where room is short the last are left out."""

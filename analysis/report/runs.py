@@ -31,6 +31,8 @@ class Section:
     progress: str
     folder: str
     headline: str
+    description: list[str]
+    """Its lines."""
     facts: list[tuple[str, str]]
     against_baseline: list[tuple[str, str, str]]
     """Key, baseline, here."""
@@ -87,6 +89,7 @@ def section(
         progress=done,
         folder=clean(run["folder"], 300),
         headline=", ".join(shown),
+        description=[clean(line, 2_000) for line in (run["description"] or "").splitlines()],
         facts=facts,
         against_baseline=[] if baseline is None else differences(baseline, config, shown_key),
         against_defaults=differences(defaults_of(config), config, shown_key, missing=False),

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from analysis.auditing.audit import audit, varied_by
 from analysis.auditing.printing import marks, sentences
 from analysis.auditing.run import number
-from analysis.columns import differing, find_columns, order, ordered_metrics
+from analysis.columns import differing, find_columns, has_reported, order, ordered_metrics
 from analysis.metrics import DIFFERENCES, STATISTICS, Column, unfitness
 from analysis.reading.convergence import with_convergence
+from analysis.reading.names import COLUMN_NAMES
 from analysis.reading.records import records
 from analysis.tables.aggregate import aggregated
 from analysis.tables.baseline import against_baseline
@@ -109,16 +110,31 @@ def compared(
     if sort is not None:
         frame = frame.iloc[order(frame, sort)]
     if columns is None:
-        named = ("source",) if set(full["run", "source"]) != {"run"} else ()  # only where something was imported
+        named = ("source",) if has_reported(full) else ()
         of_runs = (("run", name) for name in (*RUN_COLUMNS, *named))
         shown = [*(c for c in of_runs if c in frame.columns), *differing(frame), *ordered_metrics(frame)]
     else:
-        chosen = [column for word in columns for column in find_columns(frame, word)]
+        frame, chosen = chosen_columns(frame, columns)
         shown = list(dict.fromkeys([("run", "run_id"), *chosen]))
         if aggregate and ("run", "runs") not in shown:
             shown.insert(1, ("run", "runs"))
     result.frame = frame[with_companions(frame, shown)].reset_index(drop=True)
     return result
+
+
+def chosen_columns(frame: "pd.DataFrame", words: Iterable[str]) -> tuple["pd.DataFrame", list[Column]]:
+    """The columns for a user's words, and the frame with those that a word of COLUMN_NAMES means under that word."""
+    frame, chosen = frame.copy(deep=False), list[Column]()
+    for word in words:
+        found = find_columns(frame, word)
+        kind, name = found[0]
+        if word in COLUMN_NAMES and name.rpartition(".")[2] != word and word != "layer":
+            for own in (kind, *STATISTICS, *DIFFERENCES):
+                if (own, name) in frame.columns:
+                    frame[own, word] = frame[own, name]
+            found = [(kind, word)]
+        chosen += found
+    return frame, chosen
 
 
 def with_companions(frame: "pd.DataFrame", columns: Iterable[Column]) -> list[Column]:
@@ -133,7 +149,7 @@ def with_companions(frame: "pd.DataFrame", columns: Iterable[Column]) -> list[Co
 def unfit_runs(full: "pd.DataFrame") -> dict[str, str]:
     """Run id -> why the run is never marked best."""
     sizes: list[list[float | None]] = []
-    for column in (("metrics", "l0"), ("config", "architecture.d_sae"), ("config", "model.d_in")):
+    for column in (("metrics", "l0"), ("config", "architecture.d_sae"), ("config", "model.d_in"), ("metrics", "steps")):
         sizes.append([number(v) for v in full[column]] if column in full.columns else [None] * len(full))
     reasons = (unfitness(*size) for size in zip(*sizes, strict=True))
     return {run_id: why for run_id, why in zip(full["run", "run_id"], reasons, strict=True) if why}

@@ -134,39 +134,38 @@ class Where:
     def _take(self) -> Token:
         return self._tokens.pop(0) if len(self._tokens) > 1 else self._tokens[0]
 
+    def _takes(self, text: str) -> bool:
+        """Take the next token if it is this word or sign."""
+        fits = self._next.is_word(text) or self._next.is_sign(text)
+        if fits:
+            self._take()
+        return fits
+
     def _refuse(self, what: str) -> NoReturn:
         raise ConfigError(f"--where {clean(self.text)!r}: {self._next} at position {self._next.position} {what}.")
 
     # Grammar ---------------------------------------------------------------------------------------------------------
 
     def _expression(self) -> Test:
-        tests = [self._term()]
-        while self._next.is_word("or"):
-            self._take()
-            tests.append(self._term())
-        return tests[0] if len(tests) == 1 else lambda row: any(test(row) for test in tests)
+        return self._joined("or", any, lambda: self._joined("and", all, self._factor))
 
-    def _term(self) -> Test:
-        tests = [self._factor()]
-        while self._next.is_word("and"):
-            self._take()
-            tests.append(self._factor())
-        return tests[0] if len(tests) == 1 else lambda row: all(test(row) for test in tests)
+    def _joined(self, word: str, join: Callable[[Iterator[bool]], bool], part: Callable[[], Test]) -> Test:
+        tests = [part()]
+        while self._takes(word):
+            tests.append(part())
+        return tests[0] if len(tests) == 1 else lambda row: join(test(row) for test in tests)
 
     def _factor(self) -> Test:
         self._depth += 1
         if self._depth > DEEPEST:
             self._refuse(f"is nested more than {DEEPEST} deep; write it with fewer parentheses")
-        if self._next.is_word("not"):
-            self._take()
+        if self._takes("not"):
             inner = self._factor()
             test: Test = lambda row: not inner(row)  # noqa: E731
-        elif self._next.is_sign("("):
-            self._take()
+        elif self._takes("("):
             test = self._expression()
-            if not self._next.is_sign(")"):
+            if not self._takes(")"):
                 self._refuse("comes where a parenthesis should close; add )")
-            self._take()
         else:
             test = self._comparison()
         self._depth -= 1
@@ -179,11 +178,8 @@ class Where:
         name = token.text[1:-1] if token.kind == "quoted" else token.text
         column = find_column(self.full, name)
         self.columns.append(column)
-        negated = self._next.is_word("not")
-        if negated:
-            self._take()
-        if self._next.is_word("in"):
-            self._take()
+        negated = self._takes("not")
+        if self._takes("in"):
             literals = self._list()
             return lambda row: any(literal.equals(row[column]) for literal in literals) != negated
         if negated or not self._next.is_sign(*COMPARISONS, "=="):
@@ -220,16 +216,13 @@ class Where:
         return test
 
     def _list(self) -> list[Literal]:
-        if not self._next.is_sign("("):
+        if not self._takes("("):
             self._refuse("is not a list; write in (a, b)")
-        self._take()
         literals = [self._literal()]
-        while self._next.is_sign(","):
-            self._take()
+        while self._takes(","):
             literals.append(self._literal())
-        if not self._next.is_sign(")"):
+        if not self._takes(")"):
             self._refuse("comes where the list should go on or end; write in (a, b)")
-        self._take()
         return literals
 
     def _literal(self) -> Literal:

@@ -11,8 +11,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.metrics import HEADLINES
 from sae_sweeps.errors import ConfigError, NoNetwork
 from sae_sweeps.storage.files import one_line, write_text
+from sae_sweeps.tracking.wandb_sink import CLASSES, FIELDS, WATCHED
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report
@@ -25,18 +27,24 @@ KEYS = (
 )  # fmt: skip
 """Config keys of the parallel coordinates and the run table where no runs are given that differ in some."""
 RESULTS = ("fvu", "ce_loss_score", "l0", "dead_features")
+NOTED = ("training_steps", "final_loss", *FIELDS)
+"""Fields of the run notes, in each run's summary."""
+EVALUATED = (
+    "kl_div_score", "ce_loss_score", "explained_variance", "explained_variance_legacy", "mse", "cossim", "l0", "l1",
+    "sae_test_accuracy", "llm_test_accuracy", *HEADLINES,
+)  # fmt: skip
+"""The evaluations' metrics of which a bar is drawn, under SAEBench's names, as in the run notes."""
 CURVES = {
     "Losses": ("loss", "recon_loss", "sparsity_loss", "penalty_loss"),
     "Sparsity": ("l0", "dead_features", "fvu", "held_out_fvu"),
     "As used": ("lr", "penalty_weight", "k", "tokens_per_s"),
     "Gradient norms": ("grad_norm/total", "grad_norm/recon", "grad_norm/penalty"),
+    "Watched pairs": tuple(f"pairs/{label}/{name}" for name in WATCHED for label in CLASSES),
 }
-"""Sections of curves and the metrics.jsonl keys in each."""
+"""Sections of curves and the metrics.jsonl keys in each; means of the watched pairs are added to its rows."""
+TERMS = {"Terms of penalties": "^penalty/", "Losses of terms": "_loss$"}
+"""Panels of all curves whose names match: those that penalties log are each penalty's own."""
 PARETO = (("l0", "ce_loss_score"), ("l0", "explained_variance"), ("l0", "fvu"))
-JUDGED = (
-    "sae_top_1_test_accuracy", "mean_absorption_score", "unlearning_score", "scr_metric_threshold_10",
-    "tpp_threshold_10_total_metric",
-)  # fmt: skip
 
 
 def split_project(word: str) -> tuple[str, str]:
@@ -60,19 +68,23 @@ def varied_keys(paths: Iterable[str | Path]) -> list[str]:
 
 def panels(keys: Sequence[str], results: Sequence[str]) -> dict[str, list[Any]]:
     """Sections and their panels; those on `results` use each run's summary, the others its history."""
-    wr = _library().reports
+    wr, _ = _library()
     group = wr.Config("penalty.name")
     sections: dict[str, list[Any]] = {
         name: [wr.LinePlot(title=metric, x="tokens", y=[metric], groupby=group) for metric in metrics]
         for name, metrics in CURVES.items()
     }
+    sections["Penalties' terms"] = [
+        wr.LinePlot(title=title, x="tokens", metric_regex=pattern, groupby=group) for title, pattern in TERMS.items()
+    ]
     columns = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(key)) for key in keys]
     columns += [wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(name)) for name in results]
     scatter = [
         wr.ScatterPlot(title=f"{y} against {x}", x=wr.SummaryMetric(x), y=wr.SummaryMetric(y)) for x, y in PARETO
     ]
-    bars = [wr.BarPlot(title=name, metrics=[name], groupby=group) for name in (*results, *JUDGED)]
+    bars = [wr.BarPlot(title=name, metrics=[name], groupby=group) for name in dict.fromkeys((*results, *EVALUATED))]
     return {
+        "As in the run notes": [wr.BarPlot(title=name, metrics=[name]) for name in NOTED],
         "Pareto": scatter,
         "Keys and results": [wr.ParallelCoordinatesPlot(title="Keys and results", columns=columns)],
         **sections,
@@ -84,7 +96,7 @@ def panels(keys: Sequence[str], results: Sequence[str]) -> dict[str, list[Any]]:
 
 def workspace(entity: str, project: str, keys: Sequence[str] = KEYS, results: Sequence[str] = RESULTS) -> Workspace:
     """The project's workspace: runs grouped by sweep, the sections of `panels`."""
-    ws = _library().workspaces
+    _, ws = _library()
     made = ws.Workspace(
         entity=entity,
         project=project,
@@ -96,7 +108,8 @@ def workspace(entity: str, project: str, keys: Sequence[str] = KEYS, results: Se
         settings=ws.WorkspaceSettings(x_axis="tokens"),
         runset_settings=ws.RunsetSettings(
             groupby=[ws.Metric("group")],
-            pinned_columns=[f"config:{nested(key)}" for key in keys] + [f"summary:{name}" for name in results],
+            pinned_columns=[f"config:{nested(key)}" for key in keys]
+            + [f"summary:{name}" for name in (*NOTED[:2], *results)],
         ),
     )
     made._internal_name = f"nw-{_fixed_name(entity, project)}-v"  # the same each time, so that saving replaces
@@ -105,7 +118,7 @@ def workspace(entity: str, project: str, keys: Sequence[str] = KEYS, results: Se
 
 def report(entity: str, project: str, keys: Sequence[str] = KEYS, results: Sequence[str] = RESULTS) -> Report:
     """The same panels as a report that can be shared, with a run table per section."""
-    wr = _library().reports
+    wr, _ = _library()
     blocks: list[Any] = [
         wr.TableOfContents(),
         wr.P("One run per training; runs of a sweep share its group. `python -m analysis audit` checks comparisons."),
@@ -163,21 +176,13 @@ def _fixed_name(entity: str, project: str) -> str:
     return hashlib.sha256(f"{entity}/{project}".encode()).hexdigest()[:11]
 
 
-class _Library:
-    """wandb-workspaces, which is an optional extra."""
-
-    def __init__(self) -> None:
+def _library() -> tuple[Any, Any]:
+    """wandb-workspaces, an optional extra: its modules for reports and for workspaces."""
+    try:
         import wandb_workspaces.reports.v2 as reports
         import wandb_workspaces.workspaces as workspaces
-
-        self.reports: Any = reports
-        self.workspaces: Any = workspaces
-
-
-def _library() -> _Library:
-    try:
-        return _Library()
     except ImportError:
         raise ConfigError(
             "dashboard needs wandb-workspaces: pip install 'sae-sweeps[dashboard]', or pip install wandb-workspaces."
         ) from None
+    return reports, workspaces

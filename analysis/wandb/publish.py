@@ -84,6 +84,8 @@ def publish_run(listed: Listed, logger: LoggerConfig, keys: list[str], print_lin
         folder=record.folder,
         title=record.title,
     )
+    for monitored in folder.monitors.rows():
+        sink.monitor(monitored)
     sink.replay(rows)
     warning = sink.finish(0 if record.state == "completed" else 1, record.metrics, notes=notes_of(record, keys))
     print_line(f"{record.run_id}: " + (f"warning: {warning}" if warning else f"{len(rows)} rows, {record.state}"))

@@ -20,7 +20,7 @@ from sae_sweeps.config.hooks import STREAM, hook_in_block, hook_name, with_short
 from sae_sweeps.config.schema import LayerConfig, ModelConfig
 from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError, DataError, NoNetwork
-from sae_sweeps.lens import SWITCHES, Lens, Site
+from sae_sweeps.lens import SWITCHES, Lens, Site, without_copies
 from sae_sweeps.storage.files import one_line
 from sae_sweeps.storage.hub import hub_is_reachable
 
@@ -297,6 +297,13 @@ class LanguageModel:
             self._switched[switch] = Lens(self.model)
         return self._switched[switch]
 
+    @cached_property
+    def _plain(self) -> Any:
+        """A twin of the model that computes attention by plain products, as TransformerLens does."""
+        twin = without_copies(self.model)
+        twin.set_attn_implementation("eager")
+        return twin
+
     @torch.no_grad()
     def _site_of_lens(self, layer: LayerConfig) -> Site:
         """The place on the model's own modules where that is what TransformerLens' hook is, else TransformerLens'.
@@ -315,28 +322,44 @@ class LanguageModel:
             raise ConfigError(f"layer.hook={layer.hook}: {self.family} computes nothing from it; choose another hook.")
         if (place := lens.place(of_lens.module)) is not None:
             path, kind = place
-            own = Site(self.model, self.model.get_submodule(path), "stream" if layer.hook == "resid_mid" else kind)
-            if self._close(self._at(own), x_SLD) and self._close(self._with(own, x_SLD / 2), halved):
-                return own
-        if layer.hook == "resid_mid" or not self._close(self.model(self._few_tokens, use_cache=False).logits, logits):
+            kind = "stream" if layer.hook == "resid_mid" else kind
+            plain = Site(self._plain, self._plain.get_submodule(path), kind)
+            after = Site(self._plain, self._plain.get_submodule(self._path_of_block(index)), "output")
+            if self._close(self._at(plain), x_SLD) and self._close(
+                self._with(plain, x_SLD / 2, after if layer.hook == "resid_mid" else None), halved
+            ):
+                return Site(self.model, self.model.get_submodule(path), kind)
+        if layer.hook == "resid_mid" or not self._close(self._plain(self._few_tokens, use_cache=False).logits, logits):
             raise ConfigError(
                 f"layer.hook={layer.hook}: what TransformerLens computes for {self.family} is not what the model "
                 "itself does; use resid_pre or resid_post."
             )
         return of_lens
 
+    def _path_of_block(self, index: int) -> str:
+        block = self._blocks()[index]
+        return next(name for name, module in self.model.named_modules() if module is block)
+
     def _of_lens(self, layer: LayerConfig, site: Site) -> tuple[Tensor, Tensor, Tensor]:
-        """TransformerLens' activation of a few tokens, what is unembedded where it is halved, and its logits."""
+        """TransformerLens' activation of a few tokens, what is unembedded where it is halved, and its logits.
+
+        For resid_mid, the stream after the layer instead of what is unembedded: TransformerLens gives a replaced
+        stream to the norm alone, and here it is to reach the residual too, as if attention had added the difference.
+        """
+        lens, index = self._lens, layer.index or 0
         x_SLD = self._at(site)
         if x_SLD is None:
             raise ConfigError(f"layer.hook={layer.hook}: {self.family} never computes it; choose another hook.")
         if layer.hook in ("attn_out", "mlp_out", "resid_mid"):
             self._check_terms(layer)
         if layer.hook == "resid_mid":
-            # TransformerLens gives the replaced stream to the norm alone; here it is to reach the residual too
-            attn_out = Site(site.model, self._lens.point(layer.index or 0, "hook_attn_out"), "point")
-            pre_SLD = self._read(self.model, {0: self.site(replace(layer, hook="resid_pre"))}, self._few_tokens)[0]
-            halved = self._with(attn_out, x_SLD / 2 - pre_SLD)
+            attn_out, before, after = (
+                Site(site.model, lens.point(index, f"hook_{name}"), "point")
+                for name in ("attn_out", "resid_pre", "resid_post")
+            )
+            pre_SLD = self._at(before)
+            assert pre_SLD is not None
+            halved = self._with(attn_out, (x_SLD.double() / 2 - pre_SLD).to(x_SLD.dtype), after)
         else:
             halved = self._with(site, x_SLD / 2)
         return x_SLD, halved, site.model(self._few_tokens, use_cache=False).logits
@@ -345,17 +368,19 @@ class LanguageModel:
         """The activation of a few tokens."""
         return self._read(site.model, {0: site}, self._few_tokens).get(0)
 
-    def _with(self, site: Site, x_SLD: Tensor) -> Tensor:
-        """What is unembedded for a few tokens with `x_SLD` at the place."""
+    def _with(self, site: Site, x_SLD: Tensor, read: Site | None = None) -> Tensor:
+        """What is unembedded for a few tokens with `x_SLD` at the place; with `read`, the activation there."""
         with site.hooked(self._few_tokens, lambda _: x_SLD.clone()):
-            return self._before_unembedding(site.model, self._few_tokens)
+            found = self._before_unembedding(site.model, self._few_tokens) if read is None else self._at(read)
+        assert found is not None
+        return found
 
     def _close(self, x: Tensor | None, y: Tensor | None) -> bool:
-        """Whether two ways to compute the same differ by no more than rounding: by half of the dtype's digits."""
+        """Whether two ways to compute the same differ by no more than rounding: at each token by half of the digits."""
         if x is None or y is None or x.shape != y.shape:
             return False
         x, y = x.double(), y.double()
-        return float((x - y).norm()) <= torch.finfo(self.dtype).eps ** 0.5 * float(y.norm())
+        return bool(((x - y).norm(dim=-1) <= torch.finfo(self.dtype).eps ** 0.5 * y.norm(dim=-1)).all())
 
     def _check_terms(self, layer: LayerConfig) -> None:
         """Raise ConfigError unless resid_pre + attn_out + mlp_out = resid_post, with a replaced term too.
@@ -405,6 +430,12 @@ def load_language_model(cfg: ModelConfig, device: torch.device | str) -> Languag
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise DataError(f"model={name}: the weights lack {missing}; save or download the model again.")
+    if info["unexpected_keys"]:  # less those that transformers knows to be harmless
+        found = ", ".join(sorted(info["unexpected_keys"])[:3])
+        raise DataError(
+            f"model={name}: {type(model).__name__} has no place for the weights {found}, so its logits would be wrong; "
+            "save the model as an architecture that has them."
+        )
     return LanguageModel(model.to(device), tokenizer, cfg.default_layer)
 
 

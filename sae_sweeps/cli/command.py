@@ -15,9 +15,14 @@ from omegaconf import DictConfig
 
 from sae_sweeps.cli.compose import MULTIRUN, AnotherSweeper, compose_points, register
 from sae_sweeps.cli.mistakes import guarded, let_threads_sleep
+from sae_sweeps.config.local import Local, read_local
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.plugins import search_path_words, set_search_path
 from sae_sweeps.config.words import rewrite
+from sae_sweeps.storage.printing import print_line
+
+HELPING = {"-h", "--help", "--hydra-help", "-sc", "--shell-completion"}
+"""Flags that work whatever is in conf/local.yaml."""
 
 
 def main(words: list[str] | None = None) -> int:
@@ -33,19 +38,23 @@ def main(words: list[str] | None = None) -> int:
 def run_command(words: list[str]) -> int:
     """Compose the points of the command and launch them. Returns the exit status."""
     flags = [word for word in words if word.startswith("-") and word not in (*MULTIRUN, "--dry-run")]
+    set_search_path(words)
+    local = None if HELPING & set(flags) else read_local(words)
     if not flags:
         try:
-            points = compose_points(words, single=True)
+            points = compose_points(words, single=True, local=local)
         except AnotherSweeper:
-            pass
-        else:
+            points = None
+        if local:
+            print_line(local.sentence())
+        if points is not None:
             from sae_sweeps.cli.launch import launch
 
             return launch(points).status
-    return run_hydra(words)
+    return run_hydra(words, local)
 
 
-def run_hydra(words: list[str]) -> int:
+def run_hydra(words: list[str], local: Local | None) -> int:
     """Hand the command to Hydra itself: flags such as --help and --cfg, and sweepers that need the results of points.
 
     The launcher of hydra_plugins/ launches the points and keeps the exit status.
@@ -54,9 +63,12 @@ def run_hydra(words: list[str]) -> int:
 
     register()
     before, os.environ["HYDRA_FULL_ERROR"] = os.environ.get("HYDRA_FULL_ERROR"), "1"  # errors are ours to print
-    # Hydra's parser wants its flags before the first key
+    # Hydra's parser wants its flags, each with its value, before the first key
     set_search_path(words)
-    given = sorted([*rewrite(words), *search_path_words()], key=lambda word: not word.startswith("-"))
+    rewritten = rewrite(words)
+    if local:
+        local.make_choice()
+    given = sorted([*rewritten, *search_path_words()], key=lambda word: "=" in word and not word.startswith("-"))
     argv, sys.argv = sys.argv, [sys.argv[0], *given]
     try:
         hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(_single)()

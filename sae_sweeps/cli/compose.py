@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sae_sweeps.config.content import register_schemas
+from sae_sweeps.config.local import Local
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.plugins import choices, made_folder, search_path_words, set_search_path
 from sae_sweeps.config.words import rewrite
@@ -34,10 +35,11 @@ def register() -> None:
     OmegaConf.register_new_resolver("scratch", lambda: str(made_folder() / "sweeper"), replace=True)
 
 
-def compose_points(words: list[str], single: bool = False) -> list[Point]:
+def compose_points(words: list[str], single: bool = False, local: Local | None = None) -> list[Point]:
     """Every point of the product that the words of a command describe.
 
     Args:
+        local: the user's conf/local.yaml, which launches alone read.
         single: several values are a mistake unless the words, or the config that they choose, make a sweep.
 
     Raises ConfigError and Hydra's errors for a mistake, AnotherSweeper where the points come from elsewhere.
@@ -45,6 +47,8 @@ def compose_points(words: list[str], single: bool = False) -> list[Point]:
     register()
     set_search_path(words)
     given = rewrite(words)
+    if local:
+        local.make_choice()
     overrides = [word for word in given if word not in MULTIRUN]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         parsed = _parsed(overrides)

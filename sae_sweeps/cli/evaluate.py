@@ -109,7 +109,7 @@ def evaluate_targets(group: list[Target], session: RunSession, console: Console)
     subjects, held, leases = [], {}, []
     try:
         for target in group:
-            todo = [name for name in wanted(target.run) if not is_done(target.run.eval, target.folder, name)]
+            todo = [name for name in wanted(target.run) if not is_done(target.run, target.folder, name)]
             if not todo:
                 console.print(f"  {target.name}: done before")
                 continue

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from sae_sweeps.config.paths import PACKAGE
 from sae_sweeps.config.plugins import evaluation_module
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.fields import AtLeastOne, NotNegative, Positive, SomePositive, at_least
+from sae_sweeps.fields import AtLeastOne, NotNegative, Positive, SomePositive, at_least, one_of
 
 BUILTIN = "builtin_"
 """Begins the name of a metric that was measured on built-in data, to distinguish it from SAEBench's."""
@@ -20,6 +20,9 @@ EVALUATIONS = (
 )  # fmt: skip
 """Files of sae_sweeps/evaluation that hold an evaluation, in the order in which they run: neighbours share
 activations."""
+
+VERSION = "version"
+"""In recorded settings: that of the evaluation's definition, where it is not the first."""
 
 Metrics = Mapping[str, tuple[str | None, str | None]]
 """By a regular expression for the whole name of a metric: which values are better (higher, lower, one for nearest to 1,
@@ -45,6 +48,8 @@ class Evaluation:
     """Whether an SAE with a weight that is not finite is left out, with a warning."""
     no_effect: tuple[str, ...] = ()
     """Keys within `reads` that change no number, such as `autointerp.price_in`."""
+    version: int = 1
+    """Raised whenever the same settings would give other numbers: older results are then evaluated again."""
     digest: str | None = None
     """Digest of the code of an evaluation from outside: evaluated again where it differs."""
 
@@ -101,9 +106,24 @@ def readers() -> dict[str, list[str]]:
     for name in evaluation_names():
         evaluation = find_evaluation(name)
         own = (name,) if evaluation.config else ()
-        for key in (*evaluation.reads, *own, *(("llm_batch",) if evaluation.needs_model else ())):
+        for key in (*evaluation.reads, *own, *(("llm_batch", "sae_batch") if evaluation.needs_model else ())):
             out.setdefault(key, []).append(name)
     return out
+
+
+def same_settings(then: Mapping[str, Any], cfg: "EvalConfig", name: str) -> bool:
+    """Whether an evaluation that was done with the settings `then` would give the same numbers now.
+
+    A key that did not exist then had its default.
+    """
+    now = settings_of(cfg, name)
+    if then.get(VERSION, 1) != now.get(VERSION, 1) or find_evaluation(name).config is not None:
+        return dict(then) == now
+    usual = settings_of(EvalConfig(), name)
+    for key, value in usual.items():
+        given = then.get(key, value)
+        usual[key] = {**value, **given} if isinstance(value, dict) and isinstance(given, Mapping) else given
+    return bool(usual == now)
 
 
 def config_of(cfg: "EvalConfig", name: str) -> Any:
@@ -119,6 +139,8 @@ def settings_of(cfg: "EvalConfig", name: str) -> dict[str, Any]:
         found[name] = cfg.own[name]
     if evaluation.digest is not None:
         found["code"] = evaluation.digest
+    if evaluation.version > 1:
+        found[VERSION] = evaluation.version
     for key, value in found.items():
         if is_dataclass(value) and not isinstance(value, type):
             found[key] = {k: v for k, v in asdict(value).items() if f"{key}.{k}" not in evaluation.no_effect}
@@ -137,10 +159,16 @@ class ProbingConfig:
     """Likewise; built-in data have 200."""
     context: Annotated[int, at_least(2)] = 128
     """Tokens of a row that are read."""
-    k_values: SomePositive[int] = field(default_factory=lambda: [1, 2, 5])
-    """Numbers of features that a sparse probe may use."""
+    k_values: SomePositive[int] = field(default_factory=lambda: [1, 2, 5, 10, 20, 50])
+    """Numbers of features that a sparse probe may use (SAEBench: 1, 2, 5)."""
     all_features: bool = True
     """Also train a probe on all features (the slowest part); false leaves `sae_test_accuracy` out."""
+    probe_epochs: AtLeastOne[int] = 100
+    """Of the probe on all features."""
+    probe_batch: AtLeastOne[int] = 250
+    probe_lr: Positive[float] = 1e-2
+    probe_patience: AtLeastOne[int] = 10
+    """Epochs without a better accuracy after which it ends."""
 
 
 @dataclass
@@ -149,14 +177,21 @@ class AblationConfig:
 
     n_values: SomePositive[int] = field(default_factory=lambda: [2, 5, 10, 20, 50, 100, 500])
     """Numbers of features that are ablated."""
+    datasets: list[str] | None = None
+    """Data sets of TPP; null means SAEBench's two, or both built-in ones."""
+    pairs: dict[str, Any] | None = None
+    """Pairs of classes for SCR by data set, as {DATASET: [[professor, nurse], ...]}; null means SAEBench's eight, or
+    four built-in ones. A pair of which the data have too few rows is left out and named."""
     train_rows: Annotated[int, at_least(4)] = 4000
     """Rows of SCR's tasks; each quadrant gives a quarter of them. Built-in data have 400."""
     test_rows: Annotated[int, at_least(4)] = 1000
     """Likewise; built-in data have 200."""
     probe_epochs: AtLeastOne[int] = 20
     probe_batch: AtLeastOne[int] = 16
-    probe_lr: float = 1e-3
-    probe_l1: float = 1e-3
+    probe_lr: Positive[float] = 1e-3
+    probe_l1: NotNegative[float] = 1e-3
+    probe_patience: AtLeastOne[int] = 20
+    """Epochs without a better accuracy after which it ends."""
 
 
 @dataclass
@@ -184,15 +219,29 @@ class AbsorptionConfig:
     """A letter counts when the model's own probe exceeds this F1."""
     min_letters: AtLeastOne[int] = 20
     """With fewer such letters nothing is scored."""
-    l1_decay: float = 0.01
+    template: str = "{word} has the first letter:"
+    """Of a prompt's lines; a letter follows in the examples."""
+    token_pos: int | None = None
+    """Token of the prompt whose activation is used, from the end; null means the word's last (SAEBench: -6)."""
+    l1_decay: NotNegative[float] = 0.01
     epochs: AtLeastOne[int] = 50
     """Of the probe on the model's activations and of the L1 probe on the features."""
+    probe_batch: AtLeastOne[int | None] = None
+    """Words per step of the L1 probe; null means SAEBench's 4096, or 16 on built-in data, which have 250 words."""
 
 
 @dataclass
 class UnlearningConfig:
     """Clamping of features that fire on text to forget and hardly on text to retain, judged by questions."""
 
+    model: str = "auto"
+    """Model that is judged: a hub name, a folder, `same` (the one that the SAE was trained on), or auto: the
+    instruction-tuned sibling that `model.instruct` names where it names one, else same."""
+    datasets: list[str] | None = None
+    """Sets of questions, the one to forget among them; null means SAEBench's five, or both built-in ones."""
+    questions: Annotated[str, one_of("correct", "correct-iff-question", "correct-no-tricks")] = "correct"
+    """Which of the questions that the model answers right count: all; those that it does not answer right by the
+    choices alone; or those without choices such as `All of the above`."""
     retain_thresholds: SomePositive[float] = field(default_factory=lambda: [0.001, 0.01])
     """Features that fire on at least this share of the tokens to retain are not clamped."""
     n_features: SomePositive[int] = field(default_factory=lambda: [10, 20])
@@ -225,12 +274,31 @@ class AutointerpConfig:
     price_out: float = 0.60
     """Dollars per million tokens received."""
     n_latents: AtLeastOne[int] = 1000
+    latents: list[int] | None = None
+    """Exactly these features in the place of a draw."""
     dead_below: float = 15
     """Features that fire on at most this many tokens are excluded."""
     total_tokens: AtLeastOne[int] = 2_000_000
     """Held-out tokens searched for examples."""
     buffer: AtLeastOne[int] = 10
     """Tokens shown on each side of an example."""
+    no_overlap: bool = True
+    """The strongest examples of a feature have no token in common."""
+    act_threshold: Annotated[float, at_least(0)] = 0.01
+    """Share of the largest activation above which a token counts as active."""
+    scoring: bool = True
+    """false: explanations only, without a score."""
+    demos: bool = True
+    """Examples of explanations in the request for one."""
+    top_shown: AtLeastOne[int] = 10
+    """Strongest examples for the explanation."""
+    sampled_shown: NotNegative[int] = 5
+    """Further ones, drawn by the square of their activation."""
+    top_scored: NotNegative[int] = 2
+    """The same for the prediction."""
+    sampled_scored: NotNegative[int] = 2
+    random_scored: NotNegative[int] = 10
+    """Examples from anywhere."""
     max_tokens_in_explanation: int = 30
     concurrency: AtLeastOne[int] = 10
     """Requests at a time."""
@@ -247,6 +315,12 @@ class EvalConfig:
     that holds SAEBench's data sets under their names, or auto: builtin for the built-in model, else saebench."""
     seed: NotNegative[int] = 42
     """Seed of the draws of rows, prompts and initial probe weights; results do not depend on the evaluations' order."""
+    selection: Annotated[str, one_of("validation", "test")] = "validation"
+    """Rows on which anything is chosen (a probe's epoch, SCR's direction, a letter's features, unlearning's setting):
+    `validation`, one half of the test rows while the other half is measured, and the other way round; `test`, the rows
+    that are measured, as in SAEBench, which raises the numbers."""
+    sae_batch: AtLeastOne[int] = 4096
+    """Tokens that an SAE encodes at once."""
     llm_batch: AtLeastOne[int] = 32
     """Rows per forward pass of the language model."""
     batch_size: Positive[int] = 16
@@ -257,6 +331,20 @@ class EvalConfig:
     """Batches for reconstruction, sparsity and density metrics, following the former in the stream (SAEBench: 2000)."""
     exclude_special_tokens: bool = True
     """Leave the activation at BOS, EOS and padding as it is when the SAE's output is put in its place."""
+    compute_kl: bool = True
+    """The core evaluation's `kl_div_...`."""
+    compute_ce_loss: bool = True
+    """`ce_loss_...`."""
+    compute_l2_norms: bool = True
+    """`l2_...` and `relative_reconstruction_bias`."""
+    compute_sparsity_metrics: bool = True
+    """`l0` and `l1`."""
+    compute_variance_metrics: bool = True
+    """`explained_variance...`, `mse...`, `cossim` and `fvu`."""
+    compute_featurewise_density_statistics: bool = True
+    """How often each feature fires, and the metrics that follow from it."""
+    compute_featurewise_weight_based_metrics: bool = True
+    """Norms and cosines of each feature's weights, and their means."""
     composition: bool = False
     """Also train a small SAE on the decoder's rows, to see how far they are sums of others (seconds to minutes)."""
     label_tokens: Positive[int] = 4096

@@ -207,6 +207,15 @@ def made_folder() -> Path:
     return folder
 
 
+def make_choice(group: str, name: str, node: dict[str, Any], everywhere: bool = False) -> None:
+    """Write a choice where Hydra finds it first; `everywhere`: its keys are those of the whole config."""
+    made.add((group, name))
+    file = made_folder() / group / f"{name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    package = "# @package _global_\n" if everywhere else ""
+    file.write_text(package + yaml.safe_dump(node, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
 def search_path_words() -> list[str]:
     """The override by which Hydra searches the same folders, for choices made of outside code and for plain YAML."""
     places = folders()

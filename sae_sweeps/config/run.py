@@ -15,6 +15,7 @@ from sae_sweeps.config.data import find_source, unused_data_keys
 from sae_sweeps.config.evaluations import EvalConfig, Evaluation, evaluation_names, find_evaluation, readers, register
 from sae_sweeps.config.facts import ModelFacts, activation_width, model_facts
 from sae_sweeps.config.hooks import with_short_hook
+from sae_sweeps.config.judged import judged_model
 from sae_sweeps.config.penalties import Combination, PenaltyTerm, finite
 from sae_sweeps.config.plugins import KEYS, TARGET, Code, Component, code_of, component
 from sae_sweeps.config.schema import (
@@ -151,7 +152,10 @@ class RunConfig:
             out |= {"layer": "model=synthetic has no layers", "data": "model=synthetic makes its own activations"}
             why = "model=synthetic has no forward pass to judge"
             out["activations.harvest_batch"] = why
-            out |= {"eval.recon_batches": why, "eval.exclude_special_tokens": why}
+            out |= {
+                f"eval.{key}": why
+                for key in ("recon_batches", "exclude_special_tokens", "compute_kl", "compute_ce_loss")
+            }
             of_model = (key for key, names in readers().items() if all(find_evaluation(n).needs_model for n in names))
             out |= dict.fromkeys((f"eval.{key}" for key in of_model), "model=synthetic has no language model")
         if self.model.source not in ("local", "hub"):
@@ -374,6 +378,7 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
     run.group_layer.check(run.architecture.d_sae)
     run.penalty.check()
     run.penalty.check_run(run)
+    judged_model(run.eval.unlearning.model, run.model)
     folds, rows = run.eval.hierarchy.folds, run.eval.hierarchy.rows
     if folds > rows // 2:
         raise ConfigError(f"eval.hierarchy.folds={folds}: leaves fewer than two rows in a fold.")

@@ -41,6 +41,8 @@ class ModelConfig:
     """Width of the residual stream; read from the model's config.json where there is one."""
     n_layers: int | None = None
     """Number of layers; read from the model's config.json where there is one."""
+    instruct: str | None = None
+    """Its instruction-tuned sibling on the hub, or a folder: the model that unlearning is judged on."""
 
 
 @dataclass
@@ -199,7 +201,7 @@ class TrainConfig:
 class LoggerConfig:
     name: str = "none"
     """none, or wandb."""
-    mode: str = "offline"
+    mode: Annotated[str, one_of("offline", "online")] = "offline"
     """offline (no key, no network) or online."""
     project: str = "sae-sweeps"
     entity: str | None = None

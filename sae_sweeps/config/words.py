@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
@@ -38,6 +37,10 @@ def rewrite(words: list[str]) -> list[str]:
         elif re.match(r"\[|\{|null$", value) and (plugins.choices(key) or key.startswith("hydra/")):
             known = plugins.choices(key)
             raise ConfigError(f"{word}: {key} takes one choice{', of ' * bool(known)}{', '.join(known)}.")
+        elif key == "local" and equals:
+            raise ConfigError(
+                f"{word}: no such key; conf/local.yaml is read without a word, SAE_SWEEPS_LOCAL=none ignores it."
+            )
         elif key == "layer" and re.fullmatch(r"[\d,\s-]+|range\(.*\)", value):
             out.append(f"layer.index={value}")
         elif key == "layer" and any(name_of_hook(part) for part in value.split(",")):
@@ -101,7 +104,8 @@ def with_targets(words: list[str]) -> list[str]:
         name = given[-1] if given else target.rpartition(".")[0].rpartition(".")[2] or target
         if not re.fullmatch(r"[\w-]+", name) or (plugins.config_dir() / group / f"{name}.yaml").is_file():
             raise ConfigError(f"{group}{suffix}={target}: goes with one name of your own, as in {group}=NAME.")
-        _store(group, name, plugins.target_node(group, name, target))
+        made = plugins.target_node(group, name, target)
+        plugins.make_choice(group, name, made, everywhere=group in made)
         out = [word for word in out if _split(word)[0] != group] + [f"{group}={name}"]
     return out
 
@@ -156,22 +160,13 @@ def _outside(group: str, path: Path) -> str:
     """An outside choice with code, in Hydra's store with all keys of its dataclass; YAML without code is Hydra's."""
     node = plugins.outside_node(group, path)
     if node is not None:
-        _store(group, path.stem, node)
+        plugins.make_choice(group, path.stem, node, everywhere=group in node)
     elif path.parent not in (folder / group for folder in plugins.folders()):
         raise ConfigError(
             f"{group}={path}: has no _target_ and lies in no folder that is searched; give its folder, as "
             f"hydra.searchpath=[file://{path.parent.parent}] {group}={path.stem}."
         )
     return path.stem
-
-
-def _store(group: str, name: str, node: dict[str, Any]) -> None:
-    """Put a choice where Hydra finds it before the file that it was made of."""
-    plugins.made.add((group, name))
-    file = plugins.made_folder() / group / f"{name}.yaml"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    package = "# @package _global_\n" if group in node else ""
-    file.write_text(package + yaml.safe_dump(node, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _combination(value: str) -> str:

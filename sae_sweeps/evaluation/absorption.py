@@ -21,9 +21,20 @@ from torch.nn.functional import cosine_similarity
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import AbsorptionConfig, Evaluation
 from sae_sweeps.evaluation.draws import stream
-from sae_sweeps.evaluation.first_letters import LETTERS, TEMPLATE, FirstLetters, f1_score, first_letters, letter_probe
+from sae_sweeps.evaluation.first_letters import (
+    BATCH,
+    LETTERS,
+    FirstLetters,
+    f1_score,
+    first_letters,
+    learning_rates,
+    letter_probe,
+    token_position,
+)
 from sae_sweeps.evaluation.logistic import fitted
+from sae_sweeps.evaluation.probes import unconverged
 from sae_sweeps.evaluation.result import Result
+from sae_sweeps.evaluation.selection import fold_masks
 from sae_sweeps.evaluation.shared import Shared
 
 SILENT = 1e-8
@@ -35,6 +46,8 @@ ALIGNED_FRACTION = 0.1
 SHARE = 0.4
 """Of the word's projection that absorbers must carry."""
 MOST_ABSORBERS = 3
+PROBE_BATCH, BUILTIN_PROBE_BATCH = 4096, 16
+"""Words per step of the L1 probe: SAEBench's, and for the 250 words of built-in data, of which that is one step."""
 
 METRICS = {
     "mean_absorption_score": ("lower", "absorption"),
@@ -57,7 +70,8 @@ class LetterAbsorption:
     """One letter of one SAE; fractions are of the words that the model's probe gets right."""
 
     letter: int
-    split_features: list[int]
+    n_split: float
+    """Features of the letter; the mean over folds."""
     fraction: float
     n_full: int
     n_words: int
@@ -70,7 +84,7 @@ class LetterAbsorption:
             "full_absorption_rate": self.n_full / self.n_words,
             "num_full_absorption": self.n_full,
             "num_probe_true_positives": self.n_words,
-            "num_split_features": len(self.split_features),
+            "num_split_features": round(self.n_split),  # a whole number in SAEBench's file
         }
 
 
@@ -78,16 +92,17 @@ def evaluate_absorption(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: Ab
     """Absorption of SAEs of one hook."""
     letters = first_letters(shared)
     known = [letter for letter, f1 in enumerate(letters.f1()) if f1 > cfg.min_probe_f1]
+    few = few_steps(len(letters.train_x_ND), cfg, probe_batch(shared))
     out = {}
     for name, sae in shared.each("absorption", saes):
-        warnings, found = [], []
+        warnings, found = list(few), []
         if len(known) < cfg.min_letters:
             warnings.append(
                 f"not scored: the model's probe finds {len(known)} first letters (F1 above {cfg.min_probe_f1}), and "
                 f"{cfg.min_letters} are needed"
             )
         else:
-            found = absorption(sae, letters, known, cfg, shared.cfg.seed)
+            found = absorption(sae, letters, known, shared)
             absent = [LETTERS[i] for i in known if i not in {letter.letter for letter in found}]
             if absent:
                 warnings.append(f"letters without a word to judge: {', '.join(absent)}")
@@ -101,32 +116,54 @@ def evaluate_absorption(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: Ab
 
 
 @torch.no_grad()
-def absorption(
-    sae: ExportedSAE, letters: FirstLetters, known: list[int], cfg: AbsorptionConfig, seed: int
-) -> list[LetterAbsorption]:
-    """What each known letter's features do on the words of that letter."""
-    train_NF, test_NF = (encode(sae, x) for x in (letters.train_x_ND, letters.test_x_ND))
+def absorption(sae: ExportedSAE, letters: FirstLetters, known: list[int], shared: Shared) -> list[LetterAbsorption]:
+    """What each known letter's features do on the words of that letter, none of which chose how many they are."""
+    cfg = shared.cfg.absorption
+    train_NF, test_NF = (encode(sae, x, shared.cfg.sae_batch) for x in (letters.train_x_ND, letters.test_x_ND))
     weight_26F, _ = letter_probe(
-        train_NF, letters.train_letter_N, stream(seed, "feature probe"),
-        batch_size=4096, epochs=cfg.epochs, weight_decay=1e-6, l1=cfg.l1_decay,
+        train_NF, letters.train_letter_N, stream(shared.cfg.seed, "feature probe"),
+        batch_size=probe_batch(shared), epochs=cfg.epochs, weight_decay=1e-6, l1=cfg.l1_decay,
     )  # fmt: skip
+    train, test_letter_N = (train_NF, letters.train_letter_N), letters.test_letter_N
+    parts = fold_masks(test_letter_N, shared.cfg.selection)
     out = []
     for letter in known:
         here = letters.words_letter_N == letter
         if not here.any():
             continue
-        train, test = (train_NF, letters.train_letter_N), (test_NF, letters.test_letter_N)
-        split = split_features(letter, weight_26F[letter], train, test, cfg)
-        fraction_n, full_n = absorbed(sae, letters.words_x_ND[here], letters.weight_26D[letter], split)
-        out.append(
-            LetterAbsorption(letter, split, fraction_n.double().mean().item(), int(full_n.sum()), int(here.sum()))
-        )
+        n_split, fraction, full = [], [], []
+        for choosing_N, measured_N in parts:
+            words = here & measured_N[letters.words_at]
+            if not words.any():
+                continue
+            test = test_NF[choosing_N.to(test_NF.device)], test_letter_N[choosing_N]
+            split = split_features(letter, weight_26F[letter], train, test, cfg)
+            fraction_n, full_n = absorbed(sae, letters.words_x_ND[words], letters.weight_26D[letter], split)
+            n_split.append(len(split))
+            fraction.append(fraction_n)
+            full.append(full_n)
+        share = torch.cat(fraction).double().mean().item()
+        out.append(LetterAbsorption(letter, mean(n_split), share, int(torch.cat(full).sum()), int(here.sum())))
     return out
 
 
-def encode(sae: ExportedSAE, x_ND: Tensor) -> Tensor:
-    """Features of the activations [n, d_sae], float32, 4096 at a time."""
-    return torch.cat([sae.encode(part.to(sae.device)).float() for part in x_ND.split(4096)])
+def probe_batch(shared: Shared) -> int:
+    """Words per step of the L1 probe."""
+    usual = BUILTIN_PROBE_BATCH if shared.source.kind == "builtin" else PROBE_BATCH
+    return shared.cfg.absorption.probe_batch or usual
+
+
+def few_steps(n_words: int, cfg: AbsorptionConfig, batch: int) -> list[str]:
+    """Warnings where one of the probes takes too few steps to converge."""
+    lrs = learning_rates(cfg.epochs)
+    mends = {BATCH: "raise eval.absorption.epochs", batch: "lower eval.absorption.probe_batch"}
+    found = {size: unconverged(n_words, size, lrs) for size in mends}
+    return [f"{why}; {mends[size]}" for size, why in found.items() if why]
+
+
+def encode(sae: ExportedSAE, x_ND: Tensor, at_once: int = 4096) -> Tensor:
+    """Features of the activations [n, d_sae], float32, `at_once` at a time."""
+    return torch.cat([sae.encode(part.to(sae.device)).float() for part in x_ND.split(at_once)])
 
 
 def split_features(
@@ -180,7 +217,7 @@ def summary(found: list[LetterAbsorption]) -> dict[str, float]:
     columns = [
         [letter.fraction for letter in found],
         [letter.n_full / letter.n_words for letter in found],
-        [float(len(letter.split_features)) for letter in found],
+        [float(letter.n_split) for letter in found],
     ]
     means = [mean(column) if column else float("nan") for column in columns]
     spreads = [stdev(column) if len(column) > 1 else float("nan") for column in columns]
@@ -194,12 +231,12 @@ def eval_config(shared: Shared, cfg: AbsorptionConfig) -> dict[str, Any]:
         "random_seed": shared.cfg.seed,
         "f1_jump_threshold": cfg.f1_jump,
         "max_k_value": cfg.max_k,
-        "prompt_template": TEMPLATE,
-        "prompt_token_pos": -6,
-        "llm_batch_size": 64,
+        "prompt_template": cfg.template,
+        "prompt_token_pos": token_position(cfg, shared.lm.tokenizer),
+        "llm_batch_size": shared.cfg.llm_batch,
         "llm_dtype": shared.llm_dtype,
         "k_sparse_probe_l1_decay": cfg.l1_decay,
-        "k_sparse_probe_batch_size": 4096,
+        "k_sparse_probe_batch_size": probe_batch(shared),
         "k_sparse_probe_num_epochs": cfg.epochs,
         "min_GT_probe_f1": cfg.min_probe_f1,
         "min_feats_for_eval": cfg.min_letters,
@@ -208,4 +245,6 @@ def eval_config(shared: Shared, cfg: AbsorptionConfig) -> dict[str, Any]:
     }
 
 
-EVALUATION = Evaluation("absorption", evaluate_absorption, METRICS, reads=("data", "seed", "absorption"))
+EVALUATION = Evaluation(
+    "absorption", evaluate_absorption, METRICS, reads=("data", "seed", "selection", "absorption"), version=2
+)

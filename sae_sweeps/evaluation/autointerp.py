@@ -34,16 +34,7 @@ METRICS = {"autointerp_score": ("higher", "autointerp")}
 ANSWERS = "autointerp.answers.jsonl"
 """Beside `autointerp.json`: the judge's answers as they came."""
 
-TOP_SHOWN, SAMPLED_SHOWN = 10, 5
-"""Examples for the explanation: the strongest, and some drawn by the square of their activation."""
-TOP_SCORED, SAMPLED_SCORED, RANDOM_SCORED = 2, 2, 10
-"""Examples for the prediction."""
-SCORED = TOP_SCORED + SAMPLED_SCORED + RANDOM_SCORED
-ACTIVE = 0.01
-"""Share of the largest activation above which a token counts as active."""
 CHARS_PER_TOKEN = 4
-PREDICTION_TOKENS = 2 * SCORED + 5
-"""Most tokens of a prediction."""
 
 EXPLAIN = (
     "We're studying neurons in a neural network. Each neuron activates on some particular "
@@ -57,11 +48,15 @@ EXPLAIN = (
     "is specific to a single word if all words in a sentence cause the neuron to activate). Pay attention to "
     "things like the capitalization and punctuation of the activating words or concepts, if that seems "
     "relevant. Keep the explanation as short and simple as possible, limited to 20 words or less. Omit "
-    'punctuation and formatting. You should avoid giving long lists of words. Some examples: "This neuron '
+    "punctuation and formatting. You should avoid giving long lists of words."
+)
+DEMOS = (
+    ' Some examples: "This neuron '
     "activates on the word 'knows' in rhetorical questions\", and \"This neuron activates on verbs related to "
     "decision-making and preferences\", and \"This neuron activates on the substring 'Ent' at the start of "
     'words", and "This neuron activates on text about government economic policy".'
 )
+NO_DEMOS = 'Your response should be in the form "This neuron activates on...".'
 PREDICT = (
     "We're studying neurons in a neural network. Each neuron activates on some particular "
     "word/words/substring/concept in a short document. You will be given a short explanation of what this "
@@ -104,15 +99,23 @@ class Question:
     scored: list[Example]
     """For the prediction, shuffled."""
     example_answer: str
+    demos: bool = True
+
+    @property
+    def prediction_tokens(self) -> int:
+        """Most tokens of a prediction."""
+        return 2 * len(self.scored) + 5
 
     def explain(self) -> Messages:
         lines = "\n".join(f"{i}. {example.text(True)}" for i, example in enumerate(self.shown, 1))
-        return _messages(EXPLAIN, f"The activating documents are given below:\n\n{lines}")
+        return _messages(
+            EXPLAIN + (DEMOS if self.demos else NO_DEMOS), f"The activating documents are given below:\n\n{lines}"
+        )
 
     def predict(self, explanation: str) -> Messages:
         lines = "\n".join(f"{i}. {example.text(False)}" for i, example in enumerate(self.scored, 1))
         user = f"Here is the explanation: this neuron fires on {explanation}.\n\nHere are the examples:\n\n{lines}"
-        return _messages(PREDICT.format(n=SCORED, example=self.example_answer), user)
+        return _messages(PREDICT.format(n=len(self.scored), example=self.example_answer), user)
 
     def active(self) -> list[int]:
         return [i for i, example in enumerate(self.scored, 1) if example.active]
@@ -153,6 +156,8 @@ def evaluate_autointerp(
     tokens_NL = tokens_NL[: max(1, cfg.total_tokens // tokens_NL.shape[1])]
     counts = shared.firing_counts("autointerp: features", saes, tokens_NL, shared.cfg.llm_batch)
     latents = {name: chosen_latents(count_F.cpu(), cfg, seed) for name, count_F in counts.items()}
+    if not cfg.top_scored + cfg.sampled_scored + cfg.random_scored:
+        raise ConfigError("eval.autointerp.random_scored=0: no example is left to predict; give at least one.")
     values = activations_of(saes, latents, tokens_NL, shared)
     questions = {
         name: [
@@ -181,7 +186,10 @@ def _answered(
 ) -> dict[str, Any] | None:
     """Explanation, prediction and score of one feature; None for an answer that cannot be read."""
     explanation = parse_explanation(answers.get(judge, question.explain(), cfg.max_tokens_in_explanation))
-    predicted = parse_predictions(answers.get(judge, question.predict(explanation), PREDICTION_TOKENS))
+    if not cfg.scoring:
+        shared.advance()
+        return {"latent": question.latent, "explanation": explanation}
+    predicted = parse_predictions(answers.get(judge, question.predict(explanation), question.prediction_tokens))
     shared.advance()
     if predicted is None:
         return None
@@ -191,7 +199,7 @@ def _answered(
         "explanation": explanation,
         "predictions": predicted,
         "correct seqs": right,
-        "score": mean((i in predicted) == (i in right) for i in range(1, SCORED + 1)),
+        "score": mean((i in predicted) == (i in right) for i in range(1, len(question.scored) + 1)),
     }
 
 
@@ -206,9 +214,9 @@ def result(
 ) -> Result:
     cfg = shared.cfg.autointerp
     kept = [found for found in answered if found is not None]
-    scores = [found["score"] for found in kept]
+    scores = [found["score"] for found in kept if cfg.scoring]
     warnings = []
-    if len(latents) < cfg.n_latents:
+    if cfg.latents is None and len(latents) < cfg.n_latents:
         warnings.append(f"{len(latents)} features fire often enough, fewer than n_latents={cfg.n_latents}")
     if len(questions) < len(latents):
         warnings.append(f"{len(latents) - len(questions)} features have too few examples")
@@ -225,7 +233,15 @@ def result(
 
 
 def chosen_latents(count_F: Tensor, cfg: AutointerpConfig, seed: int) -> list[int]:
-    """Features that fire on more than `dead_below` tokens, `n_latents` of them drawn by the seed."""
+    """Features that fire on more than `dead_below` tokens, `n_latents` of them drawn by the seed; or those given.
+
+    Raises ConfigError for a feature that the SAE does not have.
+    """
+    if cfg.latents is not None:
+        for latent in cfg.latents:
+            if not 0 <= latent < len(count_F):
+                raise ConfigError(f"eval.autointerp.latents={latent}: the SAE has features 0 to {len(count_F) - 1}.")
+        return cfg.latents
     alive = (count_F > cfg.dead_below).nonzero()[:, 0].tolist()
     if len(alive) <= cfg.n_latents:
         return alive
@@ -254,22 +270,25 @@ def activations_of(
 
 def question_about(latent: int, a_NL: Tensor, tokens_NL: Tensor, shared: Shared, seed: int) -> Question | None:
     """Examples of one feature, drawn from its own streams; None where it has too few."""
-    buffer = shared.cfg.autointerp.buffer
-    top = largest(a_NL, TOP_SHOWN + TOP_SCORED, buffer)
-    if len(top) < TOP_SHOWN + TOP_SCORED:
+    cfg = shared.cfg.autointerp
+    buffer, n_top, n_sampled = cfg.buffer, cfg.top_shown + cfg.top_scored, cfg.sampled_shown + cfg.sampled_scored
+    top = largest(a_NL, n_top, buffer, cfg.no_overlap)
+    if len(top) < n_top:
         return None
     below = torch.where(a_NL >= a_NL[top[:, 0], top[:, 1]].min(), 0.0, a_NL)[:, buffer:-buffer]
-    if int((below > 1e-6).sum()) < SAMPLED_SHOWN + SAMPLED_SCORED:
+    if int((below > 1e-6).sum()) < n_sampled:
         return None
     generator = stream(seed, "autointerp", "examples", str(latent))
-    drawn = torch.multinomial(below.flatten().square(), SAMPLED_SHOWN + SAMPLED_SCORED, generator=generator)
+    drawn = torch.empty(0, dtype=torch.long)
+    if n_sampled:
+        drawn = torch.multinomial(below.flatten().square(), n_sampled, generator=generator)
     width = below.shape[1]
     sampled = torch.stack([drawn // width, drawn % width + buffer], dim=1)
     n, length = a_NL.shape
     anywhere = torch.stack(
         [
-            torch.randint(0, n, (RANDOM_SCORED,), generator=generator),
-            torch.randint(buffer, length - buffer, (RANDOM_SCORED,), generator=generator),
+            torch.randint(0, n, (cfg.random_scored,), generator=generator),
+            torch.randint(buffer, length - buffer, (cfg.random_scored,), generator=generator),
         ],
         dim=1,
     )
@@ -281,22 +300,23 @@ def question_about(latent: int, a_NL: Tensor, tokens_NL: Tensor, shared: Shared,
             here = slice(at - buffer, at + buffer + 1)
             a = [0.0] * (2 * buffer + 1) if silent else a_NL[row, here].tolist()
             words = [shared.lm.tokenizer.decode([token]) for token in tokens_NL[row, here].tolist()]
-            out.append(Example(words, a, ACTIVE * peak))
+            out.append(Example(words, a, cfg.act_threshold * peak))
         return out
 
     top = top[torch.randperm(len(top), generator=generator)]
     sampled = sampled[torch.randperm(len(sampled), generator=generator)]
-    shown = examples(top[:TOP_SHOWN]) + examples(sampled[:SAMPLED_SHOWN])
-    scored = examples(top[TOP_SHOWN:]) + examples(sampled[SAMPLED_SHOWN:]) + examples(anywhere, silent=True)
+    shown = examples(top[: cfg.top_shown]) + examples(sampled[: cfg.sampled_shown])
+    scored = examples(top[cfg.top_shown :]) + examples(sampled[cfg.sampled_shown :]) + examples(anywhere, silent=True)
     rng = random.Random(stream_seed(seed, "autointerp", "order", str(latent)))
     rng.shuffle(scored)
-    answer = sorted(rng.sample(range(1, SCORED + 1), TOP_SCORED + SAMPLED_SCORED))
+    answer = sorted(rng.sample(range(1, len(scored) + 1), cfg.top_scored + cfg.sampled_scored))
     shown.sort(key=lambda example: -max(example.activations))
-    return Question(latent, shown, scored, ", ".join(map(str, answer)))
+    return Question(latent, shown, scored, ", ".join(map(str, answer)), cfg.demos)
 
 
-def largest(a_NL: Tensor, k: int, buffer: int) -> Tensor:
-    """Places [<= k, 2] (row, position) of the largest values, none within `buffer` of a larger one or a row's end."""
+def largest(a_NL: Tensor, k: int, buffer: int, no_overlap: bool = True) -> Tensor:
+    """Places [<= k, 2] (row, position) of the largest values, none within `buffer` of a row's end or, under
+    `no_overlap`, of a larger one."""
     inner = a_NL[:, buffer:-buffer]
     width = inner.shape[1]
     taken: list[tuple[int, int]] = []
@@ -304,7 +324,7 @@ def largest(a_NL: Tensor, k: int, buffer: int) -> Tensor:
         row, at = place // width, place % width + buffer
         if inner[row, at - buffer] <= 0 or len(taken) == k:
             break
-        if all(row != other or abs(at - near) > buffer for other, near in taken):
+        if not no_overlap or all(row != other or abs(at - near) > buffer for other, near in taken):
             taken.append((row, at))
     return torch.tensor(taken, dtype=torch.long).view(-1, 2)
 
@@ -325,9 +345,11 @@ def missing(question: Question, answers: Answers, cfg: AutointerpConfig) -> list
     explain, allowed = question.explain(), cfg.max_tokens_in_explanation
     explanation = answers.known(explain, allowed)
     if explanation is None:
-        return [(explain, allowed), (question.predict("x" * 100), PREDICTION_TOKENS)]
+        return [(explain, allowed), (question.predict("x" * 100), question.prediction_tokens)][: 1 + cfg.scoring]
     predict = question.predict(parse_explanation(explanation))
-    return [] if answers.known(predict, PREDICTION_TOKENS) is not None else [(predict, PREDICTION_TOKENS)]
+    if not cfg.scoring or answers.known(predict, question.prediction_tokens) is not None:
+        return []
+    return [(predict, question.prediction_tokens)]
 
 
 def cost(
@@ -340,7 +362,8 @@ def cost(
     sent = sum(len(message["content"]) for messages, _ in requests for message in messages) / CHARS_PER_TOKEN
     received = sum(allowed for _, allowed in requests)
     dollars = (sent * cfg.price_in + received * cfg.price_out) / 1e6
-    before = f" ({2 * n - len(requests):,} answered before)" if len(requests) < 2 * n else ""
+    answered = (1 + cfg.scoring) * n - len(requests)
+    before = f" ({answered:,} answered before)" if answered else ""
     return len(requests), (
         f"autointerp: {n:,} features of {len(questions)} SAEs, {len(requests):,} requests to {cfg.model} at {cfg.judge}"
         f"{before}, about {(sent + received) / 1e6:.2f} million tokens, ${dollars:.2f}"
@@ -353,7 +376,7 @@ def eval_config(shared: Shared, context: int) -> dict[str, Any]:
     return {
         "model_name": shared.model_name,
         "n_latents": cfg.n_latents,
-        "override_latents": None,
+        "override_latents": cfg.latents,
         "dead_latent_threshold": cfg.dead_below,
         "random_seed": shared.cfg.seed,
         "dataset_name": "held-out text",
@@ -361,17 +384,17 @@ def eval_config(shared: Shared, context: int) -> dict[str, Any]:
         "llm_batch_size": shared.cfg.llm_batch,
         "llm_dtype": shared.llm_dtype,
         "buffer": cfg.buffer,
-        "no_overlap": True,
-        "act_threshold_frac": ACTIVE,
+        "no_overlap": cfg.no_overlap,
+        "act_threshold_frac": cfg.act_threshold,
         "total_tokens": cfg.total_tokens,
-        "scoring": True,
+        "scoring": cfg.scoring,
         "max_tokens_in_explanation": cfg.max_tokens_in_explanation,
-        "use_demos_in_explanation": True,
-        "n_top_ex_for_generation": TOP_SHOWN,
-        "n_iw_sampled_ex_for_generation": SAMPLED_SHOWN,
-        "n_top_ex_for_scoring": TOP_SCORED,
-        "n_random_ex_for_scoring": RANDOM_SCORED,
-        "n_iw_sampled_ex_for_scoring": SAMPLED_SCORED,
+        "use_demos_in_explanation": cfg.demos,
+        "n_top_ex_for_generation": cfg.top_shown,
+        "n_iw_sampled_ex_for_generation": cfg.sampled_shown,
+        "n_top_ex_for_scoring": cfg.top_scored,
+        "n_random_ex_for_scoring": cfg.random_scored,
+        "n_iw_sampled_ex_for_scoring": cfg.sampled_scored,
     }
 
 

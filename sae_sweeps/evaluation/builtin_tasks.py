@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import ast
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import chain, islice
 from typing import Any
 
 from sae_sweeps.builtin.text import corpus
 from sae_sweeps.builtin.text.topics import FORGET, topic_of
-from sae_sweeps.errors import DataError
+from sae_sweeps.config.evaluations import UnlearningConfig
+from sae_sweeps.errors import ConfigError, DataError
 from sae_sweeps.evaluation.draws import stream_seed
 from sae_sweeps.evaluation.questions import Candidates, QuestionSet
-from sae_sweeps.evaluation.tasks import Hierarchy, Pair, Task, six_classes
+from sae_sweeps.evaluation.tasks import Hierarchy, Pair, Task, chosen, six_classes
 
 ROW_CHARS = 240
 """About 64 tokens of the built-in tokenizer."""
@@ -53,6 +54,7 @@ FINE = {
     "testing": ("doctest", "pdb", "unittest"),
 }
 HIERARCHY = "builtin/topics_and_packages"
+QUESTION_SETS = ("builtin/forget_continuations", "builtin/retain_continuations")
 
 
 class BuiltinSource:
@@ -62,6 +64,7 @@ class BuiltinSource:
     probing: tuple[str, ...] = (*TOPICS, PACKAGES, KIND_TASK)
     tpp: tuple[str, ...] = tuple(TOPICS)
     pairs: tuple[Pair, ...] = tuple(Pair("builtin/topics_set1", pair) for pair in PAIRS)
+    attributes: Mapping[str, tuple[str, ...]] = TOPICS
     hierarchies: tuple[str, ...] = (HIERARCHY,)
 
     @property
@@ -111,10 +114,13 @@ class BuiltinSource:
     def corpus_size(self, contexts: int, context: int) -> tuple[int, int]:
         return min(contexts, CONTEXTS), min(context, CONTEXT)
 
-    def questions(self, lm: Any, seed: int, all_orders: bool) -> list[Candidates]:
+    def questions(self, lm: Any, cfg: UnlearningConfig, seed: int) -> list[Candidates]:
         """Which of four continuations of a piece of code is the real one; the others come from the same corpus."""
+        if cfg.questions != "correct":
+            raise ConfigError(f"eval.unlearning.questions={cfg.questions}: built-in data have `correct` alone.")
         made = []
-        for name, forget in (("builtin/forget_continuations", True), ("builtin/retain_continuations", False)):
+        for name in chosen(QUESTION_SETS, cfg.datasets, "eval.unlearning.datasets"):
+            forget = name == QUESTION_SETS[0]
             texts = [t for (topic, _, kind, _), t in rows() if (topic == FORGET) == forget and kind == "code"]
             rng = random.Random(stream_seed(seed, "questions", name))
             tokens = tokenized(rng.sample(texts, len(texts)), lm.tokenizer)
@@ -169,13 +175,14 @@ def sample(texts: list[str], n: int, rng: random.Random, where: str) -> list[str
 
 @cache
 def rows() -> list[tuple[tuple[str, str, str, str], str]]:
-    """((topic, package, prose or code, train or test), text) of every row of every module."""
-    return [
-        ((topic_of(name), name.partition(".")[0], kind, split), text)
-        for name, source in documents()
-        for kind, part in zip(KINDS, prose_and_code(source), strict=True)
-        for split, text in pieces(part, name)
-    ]
+    """((topic, package, prose or code, train or test), text) of every row of every module, each text once: a licence
+    that two modules share must not be in both splits."""
+    found: dict[str, tuple[str, str, str, str]] = {}
+    for name, source in documents():
+        for kind, part in zip(KINDS, prose_and_code(source), strict=True):
+            for split, text in pieces(part, name):
+                found.setdefault(text, (topic_of(name), name.partition(".")[0], kind, split))
+    return [(row, text) for text, row in found.items()]
 
 
 @cache

@@ -6,6 +6,7 @@ the language model's dtype: the numbers agree to float32 precision with a float3
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,18 @@ FEATURE_COLUMNS = [
 ]  # fmt: skip
 """SAEBench's statistics of each feature, in the order of its file."""
 
+LEFT_OUT = {
+    "compute_kl": "kl_div_.*",
+    "compute_ce_loss": "ce_loss_.*",
+    "compute_l2_norms": "l2_.*|relative_reconstruction_bias",
+    "compute_sparsity_metrics": "l0|l1",
+    "compute_variance_metrics": "explained_variance.*|mse.*|cossim|fvu",
+    "compute_featurewise_density_statistics":
+        "feature_density|consistent_activation_heuristic|.*freq_over_.*|frac_alive|dead_features",
+    "compute_featurewise_weight_based_metrics": "encoder_.*|.*max_(en|de)coder_cosine_sim",
+}  # fmt: skip
+"""Metrics and columns that are absent where a key of `eval` is false."""
+
 OURS = ["fvu", "explained_variance_correct", "mse_per_token", "dead_features"]
 """Metrics that SAEBench does not have (see ReconstructionStats); its schema's place for them is `unstructured`."""
 
@@ -96,7 +109,7 @@ class CoreResult:
             for index, row in enumerate(zip(*columns, strict=True))
         ]
         metrics = {group: {metric: self.metrics.get(metric) for metric in names} for group, names in GROUPS.items()}
-        ours = {metric: self.metrics[metric] for metric in OURS} | {"warnings": self.warnings}
+        ours = {metric: self.metrics[metric] for metric in OURS if metric in self.metrics} | {"warnings": self.warnings}
         return envelope("core", self.eval_config, metrics, details, ours, self.name, self.sae_cfg)
 
 
@@ -106,10 +119,18 @@ def evaluate(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: EvalConfig) -
         shared.begin("core", 1, "evaluation")
         n_tokens = cfg.sparsity_batches * cfg.batch_size * DataConfig().context
         source = SyntheticSource(shared.world, DataConfig().context, "held_out", torch.float32)
-        return evaluate_activations(saes, (batch.x for batch in source.stream(0, n_tokens)))
+        results = evaluate_activations(saes, (batch.x for batch in source.stream(0, n_tokens)), cfg)
+        return named(results, shared)
     tokens_NL = shared.contexts(cfg.batch_size * (cfg.recon_batches + cfg.sparsity_batches))
     shared.begin("core", len(tokens_NL), "context")
-    return evaluate_core(saes, cfg, shared.lm, shared.layer, tokens_NL, shared.tick)
+    return named(evaluate_core(saes, cfg, shared.lm, shared.layer, tokens_NL, shared.tick), shared)
+
+
+def named(results: dict[str, CoreResult], shared: Shared) -> dict[str, CoreResult]:
+    """The results with the name of the model that they were measured on, which may not be what an SAE's cfg names."""
+    for result in results.values():
+        result.eval_config["model_name"] = shared.model_name
+    return results
 
 
 def evaluate_core(
@@ -141,7 +162,9 @@ def evaluate_core(
             done += len(tokens_SL)
             progress(done)
 
-    preserved = preservation(saes, lm, layer, counted(recon_batches), cfg.exclude_special_tokens)
+    preserved: dict[str, dict[str, float]] = {name: {} for name in saes}
+    if cfg.compute_kl or cfg.compute_ce_loss:
+        preserved = preservation(saes, lm, layer, counted(recon_batches), cfg.exclude_special_tokens)
     stats = reconstruct(saes, (plain_activations(lm, layer, tokens_SL) for tokens_SL in counted(sparsity_batches)))
 
     batch_size, context = recon_batches[0].shape
@@ -158,12 +181,14 @@ def evaluate_core(
         "total_tokens_eval_sparsity_variance": len(sparsity_batches) * batch_size * context,
     }
     return {
-        name: summary(name, sae, *stats[name], preserved[name] | token_stats, measured, warnings)
+        name: summary(name, sae, *stats[name], preserved[name] | token_stats, measured, warnings, cfg)
         for name, sae in saes.items()
     }
 
 
-def evaluate_activations(saes: Mapping[str, ExportedSAE], activations: Iterable[Tensor]) -> dict[str, CoreResult]:
+def evaluate_activations(
+    saes: Mapping[str, ExportedSAE], activations: Iterable[Tensor], cfg: EvalConfig | None = None
+) -> dict[str, CoreResult]:
     """The part of the core evaluation that needs no language model, on held-out batches x_BD of any size.
 
     Cross-entropy, KL divergence and numbers of contexts are absent from the metrics and null in the file.
@@ -177,7 +202,7 @@ def evaluate_activations(saes: Mapping[str, ExportedSAE], activations: Iterable[
             "total_tokens_eval_reconstruction": 0,
             "total_tokens_eval_sparsity_variance": features.n_tokens,
         }
-        results[name] = summary(name, sae, recon, features, token_stats, measured, [])
+        results[name] = summary(name, sae, recon, features, token_stats, measured, [], cfg or EvalConfig())
     return results
 
 
@@ -212,13 +237,22 @@ def summary(
     metrics: dict[str, float],
     measured: dict[str, Any],
     warnings: list[str],
+    cfg: EvalConfig,
 ) -> CoreResult:
     """One SAE's result from its statistics and, in `metrics` and `measured`, the numbers that need the model."""
     columns = features.columns() | weight_stats(sae)
     metrics = metrics | recon.metrics() | density_metrics(columns["feature_density"])
     for side in ("encoder", "decoder"):
         metrics[f"average_max_{side}_cosine_sim"] = columns[f"max_{side}_cosine_sim"].mean().item()
+    warnings = warnings + doubts(metrics, sae)
     with_model = "ce_loss_score" in metrics
+    left_out = [pattern for flag, pattern in LEFT_OUT.items() if not getattr(cfg, flag)]
+
+    def kept(name: str) -> bool:
+        return not any(re.fullmatch(pattern, name) for pattern in left_out)
+
+    metrics = {name: value for name, value in metrics.items() if kept(name)}
+    columns = {name: column for name, column in columns.items() if kept(name)}
     eval_config = {
         "model_name": sae.model_name or "",
         "llm_dtype": "float32",
@@ -227,17 +261,12 @@ def summary(
         "n_eval_sparsity_variance_batches": None,
         "dataset": sae.metadata.get("dataset_path") or "",
         "context_size": None,
-        "compute_kl": with_model,
-        "compute_ce_loss": with_model,
-        "compute_l2_norms": True,
-        "compute_sparsity_metrics": True,
-        "compute_variance_metrics": True,
-        "compute_featurewise_density_statistics": True,
-        "compute_featurewise_weight_based_metrics": True,
+        **{flag: getattr(cfg, flag) for flag in LEFT_OUT},
+        **({} if with_model else {"compute_kl": False, "compute_ce_loss": False}),
         "exclude_special_tokens_from_reconstruction": False,
         "verbose": False,
     }
-    return CoreResult(name, metrics, columns, warnings + doubts(metrics, sae), eval_config | measured, sae.cfg())
+    return CoreResult(name, metrics, columns, warnings, eval_config | measured, sae.cfg())
 
 
 def doubts(metrics: dict[str, float], sae: ExportedSAE) -> list[str]:
@@ -267,6 +296,7 @@ def rounded(value: float | None) -> float | None:
 
 
 EVALUATION = Evaluation(
-    "core", evaluate, METRICS, reads=("batch_size", "recon_batches", "sparsity_batches", "exclude_special_tokens"),
+    "core", evaluate, METRICS,
+    reads=("batch_size", "recon_batches", "sparsity_batches", "exclude_special_tokens", *LEFT_OUT),
     needs_model=False, finite_only=False,
 )  # fmt: skip

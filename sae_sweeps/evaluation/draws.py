@@ -62,8 +62,9 @@ def against(n_by_class: dict[str, int], name: str, other: str, generator: torch.
 
 
 def _shuffled(positive: Tensor, negative: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    n = len(positive)
+    n = min(len(positive), len(negative))  # fewer negatives only where an odd number of rows was halved
     negative = negative[torch.randperm(len(negative), generator=generator)[:n]]
-    order = torch.randperm(n + len(negative), generator=generator)
-    labels = torch.cat([torch.ones(n, dtype=torch.bool), torch.zeros(len(negative), dtype=torch.bool)])
+    positive = positive[:n]
+    order = torch.randperm(2 * n, generator=generator)
+    labels = torch.cat([torch.ones(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)])
     return torch.cat([positive, negative])[order], labels[order]

@@ -14,28 +14,29 @@ from __future__ import annotations
 import math
 import random
 import string
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate, repeat
+from operator import mul
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
-from sae_sweeps.config.schema import LayerConfig
-from sae_sweeps.errors import DataError
+from sae_sweeps.config.evaluations import AbsorptionConfig
+from sae_sweeps.errors import ConfigError, DataError
 from sae_sweeps.evaluation.draws import stream, stream_seed
 from sae_sweeps.evaluation.questions import padded
 from sae_sweeps.evaluation.shared import Shared
 
 LETTERS = string.ascii_lowercase
-TEMPLATE = "{word} has the first letter:"
+WORD = "{word}"
 EXAMPLES = 10
 TRAIN_SHARE = 0.8
 BUILTIN_WORDS = 250
 """With more, a probe on the built-in model finds too few of the letters."""
-BATCH = 64
-"""Prompts per forward pass."""
+BATCH, LR, LAST_LR = 64, 0.01, 1e-5
+"""Words per step of the model's own probe, and learning rates of both probes, falling exponentially."""
 
 
 @dataclass
@@ -55,6 +56,8 @@ class FirstLetters:
     """Activations of the test words that the probe gets right, in new prompts; letter by letter."""
     words_letter_N: Tensor
     """Their letters."""
+    words_at: Tensor
+    """Their numbers among the test words."""
     words: list[str]
 
     def f1(self) -> list[float]:
@@ -87,18 +90,20 @@ def letter_of(word: str) -> int:
     return LETTERS.index(word.strip()[0].lower())
 
 
-def prompt(word: str, examples: list[str], rng: random.Random) -> str:
+def prompt(template: str, word: str, examples: list[str], rng: random.Random) -> str:
     """Ten examples, none of them the word, and the word's own line."""
     shown = rng.sample(examples, EXAMPLES)
     while word in shown:
         shown = rng.sample(examples, EXAMPLES)
-    lines = [f"{TEMPLATE.format(word=example)} {example.strip()[0].upper()}" for example in shown]
-    return "\n".join(["", *lines, TEMPLATE.format(word=word)])
+    lines = [f"{template.replace(WORD, example)} {example.strip()[0].upper()}" for example in shown]
+    return "\n".join(["", *lines, template.replace(WORD, word)])
 
 
 def first_letters(shared: Shared) -> FirstLetters:
     """Words, activations and probe, computed once. Raises DataError for too small a vocabulary."""
     cfg, seed = shared.cfg.absorption, shared.cfg.seed
+    if cfg.template.count(WORD) != 1:
+        raise ConfigError(f"eval.absorption.template={cfg.template}: must have {WORD} in it once.")
     builtin = shared.source.kind == "builtin"
     words = vocabulary(shared.lm.tokenizer, BUILTIN_WORDS if builtin else None)
     random.Random(stream_seed(seed, "words")).shuffle(words)
@@ -115,20 +120,20 @@ def first_letters(shared: Shared) -> FirstLetters:
         made = {}
         for split, part in (("train", train), ("test", test)):
             rng = random.Random(stream_seed(seed, "prompts", split))
-            made[f"{split}_x"] = at_words([prompt(w, part, rng) for w in part], shared.lm, shared.layer, shared.advance)
+            made[f"{split}_x"] = at_words([prompt(cfg.template, w, part, rng) for w in part], shared)
         letters = torch.tensor([letter_of(word) for word in train])
         made["weight"], made["bias"] = letter_probe(
             made["train_x"], letters, stream(seed, "letter probe"),
-            batch_size=64, epochs=cfg.epochs, weight_decay=1e-4,
+            batch_size=BATCH, epochs=cfg.epochs, weight_decay=1e-4,
         )  # fmt: skip
         right = right_words(made["test_x"] @ made["weight"].T + made["bias"], test)
         rng = random.Random(stream_seed(seed, "prompts", "absorption"))
-        prompts = [prompt(test[i], words, rng) for i in right]
-        made["words_x"] = at_words(prompts, shared.lm, shared.layer, shared.advance)
+        made["words_x"] = at_words([prompt(cfg.template, test[i], words, rng) for i in right], shared)
         return made
 
     how = {"seed": seed, "words": cfg.max_words, "epochs": cfg.epochs, "builtin": builtin}
     key = shared.model_key() | {"what": "first letters"} | how
+    key |= {"template": cfg.template, "token_pos": cfg.token_pos}
     kept = shared.kept(key, make)
     right = right_words(kept["test_x"] @ kept["weight"].T + kept["bias"], test)
     return FirstLetters(
@@ -139,7 +144,8 @@ def first_letters(shared: Shared) -> FirstLetters:
         kept["weight"],
         kept["bias"],
         kept["words_x"],
-        torch.tensor([letter_of(test[i]) for i in right]),
+        torch.tensor([letter_of(test[i]) for i in right], dtype=torch.long),
+        torch.tensor(right, dtype=torch.long),
         [test[i] for i in right],
     )
 
@@ -152,18 +158,37 @@ def right_words(scores_N26: Tensor, words: list[str]) -> list[int]:
 
 
 @torch.no_grad()
-def at_words(prompts: list[str], lm: Any, layer: LayerConfig, advance: Callable[[int], None]) -> Tensor:
-    """Activations [n, d_in], float32, at the last token of each prompt's word."""
-    behind = len(lm.tokenizer(TEMPLATE.format(word=""), add_special_tokens=False)["input_ids"])
+def at_words(prompts: list[str], shared: Shared) -> Tensor:
+    """Activations [n, d_in], float32, at `token_pos` of each prompt, or at the last token of its word."""
+    lm, batch = shared.lm, shared.cfg.llm_batch
+    position = token_position(shared.cfg.absorption, lm.tokenizer)
     out = []
-    for first in range(0, len(prompts), BATCH):
-        rows = lm.tokenizer(prompts[first : first + BATCH], add_special_tokens=False)["input_ids"]
+    for first in range(0, len(prompts), batch):
+        rows = lm.tokenizer(prompts[first : first + batch], add_special_tokens=False)["input_ids"]
         rows = [([] if lm.bos_id is None else [lm.bos_id]) + row for row in rows]
         tokens_SL, length_S = padded(rows)
-        x_SLD = lm.activations(tokens_SL, layer)
-        out.append(x_SLD[torch.arange(len(rows)), (length_S - behind - 1).to(x_SLD.device)].float().cpu())
-        advance(len(rows))
+        if position >= 0 or min(length_S) < -position:
+            raise ConfigError(
+                f"eval.absorption.token_pos={position}: must be a token from the end, -1 to {-int(min(length_S))}."
+            )
+        x_SLD = lm.activations(tokens_SL, shared.layer)
+        out.append(x_SLD[torch.arange(len(rows)), (length_S + position).to(x_SLD.device)].float().cpu())
+        shared.advance(len(rows))
     return torch.cat(out)
+
+
+def token_position(cfg: AbsorptionConfig, tokenizer: Any) -> int:
+    """The token of a prompt whose activation is used, from the end: SAEBench's prompt_token_pos."""
+    if cfg.token_pos is not None:
+        return cfg.token_pos
+    behind = cfg.template.partition(WORD)[2]
+    return -len(tokenizer(behind, add_special_tokens=False)["input_ids"]) - 1
+
+
+def learning_rates(epochs: int) -> list[float]:
+    """Of each epoch of a probe on letters."""
+    gamma = math.exp(math.log(LAST_LR / LR) / epochs)
+    return list(accumulate(repeat(gamma, epochs - 1), mul, initial=LR))
 
 
 def letter_probe(
@@ -176,7 +201,7 @@ def letter_probe(
     weight_decay: float,
     l1: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """weight [26, d] and bias [26] of 26 logistic regressions by Adam, lr 0.01 falling exponentially to 1e-5.
+    """weight [26, d] and bias [26] of 26 logistic regressions by Adam, lr falling exponentially.
 
     Positives weigh as much as negatives; `l1` times the mean over letters of sum |weight| is added to the loss.
     """
@@ -188,11 +213,10 @@ def letter_probe(
     y_N26 = one_hot(letter_N, 26).to(device=device, dtype=x_ND.dtype)
     positive = y_N26.sum(0)
     balance = (len(y_N26) - positive) / positive.clamp(min=1)
-    optimizer = torch.optim.Adam([weight, bias], lr=0.01, weight_decay=weight_decay)
-    gamma = math.exp(math.log(1e-5 / 0.01) / epochs)
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma)
+    optimizer = torch.optim.Adam([weight, bias], lr=LR, weight_decay=weight_decay)
     with torch.enable_grad():
-        for _ in range(epochs):
+        for lr in learning_rates(epochs):
+            optimizer.param_groups[0]["lr"] = lr
             for rows in torch.randperm(len(x_ND), generator=generator).to(device).split(batch_size):
                 optimizer.zero_grad()
                 scores = torch.nn.functional.linear(x_ND[rows], weight, bias)
@@ -201,5 +225,4 @@ def letter_probe(
                     loss = loss + l1 * weight.abs().sum(-1).mean()
                 loss.backward()
                 optimizer.step()
-            scheduler.step()
     return weight.detach(), bias.detach()

@@ -37,10 +37,10 @@ def evaluate_hierarchy(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: Hie
     of_model: dict[str, Scores] = {}
     for data in shared.source.hierarchies:
         rows = shared.hierarchy_rows(data)
-        folds = list(tasks(rows.n_by_class, cfg.folds, shared.cfg.seed))
+        folds = list(tasks(rows.n_by_class, cfg.folds, shared.cfg.seed, rows.text_R))
         of_model[data] = cross_validated(mean_activations(rows, shared.device), folds, cfg)
         for name, sae in shared.each("hierarchy", saes):
-            found[name][data] = cross_validated(mean_features(rows, sae), folds, cfg)
+            found[name][data] = cross_validated(mean_features(rows, sae, shared.cfg.sae_batch), folds, cfg)
     out = {}
     for name, sae in saes.items():
         metrics = flat("hierarchy", found[name]) | flat("hierarchy_llm", of_model)
@@ -75,13 +75,21 @@ def cross_validated(means_RD: Tensor, by_fold: list[tuple[int, str, BinaryTask]]
     return {metric: [mean(values) for values in folds] for metric, folds in scores.items()}
 
 
-def tasks(n_by_class: dict[str, int], n_folds: int, seed: int) -> Iterator[tuple[int, str, BinaryTask]]:
-    """(fold, coarse or fine, task) of every class; labels are coarse TAB fine."""
+def tasks(n_by_class: dict[str, int], n_folds: int, seed: int, text_R: Tensor) -> Iterator[tuple[int, str, BinaryTask]]:
+    """(fold, coarse or fine, task) of every class; labels are coarse TAB fine.
+
+    Rows of the same text, `text_R`, are in the same fold, so that no text is both trained on and measured.
+    """
     parts: dict[str, list[Tensor]] = {}
+    fold_of: dict[int, int] = {}
     start = 0
     for label, n in n_by_class.items():
         order = start + torch.randperm(n, generator=stream(seed, "folds", label))
-        parts[label] = list(order.tensor_split(n_folds))
+        members: list[list[int]] = [[] for _ in range(n_folds)]
+        for fold, rows in enumerate(order.tensor_split(n_folds)):
+            for row in rows.tolist():
+                members[fold_of.setdefault(int(text_R[row]), fold)].append(row)
+        parts[label] = [torch.tensor(rows, dtype=torch.long) for rows in members]
         start += n
     coarse: dict[str, list[str]] = {}
     for label in n_by_class:
@@ -118,4 +126,6 @@ def _task(groups: dict[str, list[str]], name: str, parts: dict[str, list[Tensor]
     return BinaryTask(*side(False), *side(True))
 
 
-EVALUATION = Evaluation("hierarchy", evaluate_hierarchy, METRICS, reads=("data", "seed", "probing", "hierarchy"))
+EVALUATION = Evaluation(
+    "hierarchy", evaluate_hierarchy, METRICS, reads=("data", "seed", "probing", "hierarchy"), version=2
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,8 +31,8 @@ class Probes:
 
     weight_CD: Tensor
     bias_C: Tensor
-    test_accuracy_C: Tensor
-    """Of the best epoch, chosen on the test rows as SAEBench does."""
+    accuracy_C: Tensor
+    """Of the best epoch, on the rows that chose it."""
 
 
 def accuracy(logits_n: Tensor, labels_n: Tensor) -> float:
@@ -43,7 +44,7 @@ def accuracy(logits_n: Tensor, labels_n: Tensor) -> float:
 def train_probes(
     train_RD: Tensor,
     test_RD: Tensor,
-    tasks: list[BinaryTask],
+    choosing: Sequence[Sequence[BinaryTask]],
     generators: list[torch.Generator],
     *,
     batch_size: int,
@@ -51,23 +52,26 @@ def train_probes(
     lr: float,
     l1: float = 0.0,
     patience: int,
-) -> Probes:
-    """Logistic regressions by AdamW (weight decay 0.01), side by side; each keeps its best epoch on the test rows.
+) -> list[Probes]:
+    """Logistic regressions by AdamW (weight decay 0.01), side by side; each is kept as it was in its best epoch.
 
-    A task ends after `patience` epochs without a strictly better test accuracy. Initialisation and order of rows come
-    from each task's own generator, in torch.nn.Linear's and SAEBench's order, so a task's probe is the same alone and
-    beside others. Gradients are written out: (sigmoid(z) - y) x / B + l1 sign(w).
+    The best epoch is chosen on a task's test rows, and no epoch counts after `patience` epochs without a strictly
+    better accuracy. `choosing` has the tasks once for each choice, with other test rows: one training serves all of
+    them. Initialisation and order of rows come from each task's own generator, in torch.nn.Linear's and SAEBench's
+    order, so a task's probe is the same alone and beside others. Gradients are written out:
+    (sigmoid(z) - y) x / B + l1 sign(w).
     """
     device, d = train_RD.device, train_RD.shape[1]
+    tasks = choosing[0]
     n_tasks, n_train = len(tasks), len(tasks[0].train_rows)
     w_CD, b_C = torch.empty(n_tasks, d), torch.empty(n_tasks)
     for c, generator in enumerate(generators):
         torch.nn.init.kaiming_uniform_(w_CD[c : c + 1], a=math.sqrt(5), generator=generator)
         b_C[c].uniform_(-1 / math.sqrt(d), 1 / math.sqrt(d), generator=generator)
     w_CD, b_C = w_CD.to(device), b_C.to(device)
-    best = Probes(w_CD.clone(), b_C.clone(), torch.zeros(n_tasks))
+    best = [Probes(w_CD.clone(), b_C.clone(), torch.zeros(n_tasks)) for _ in choosing]
     moments = [torch.zeros_like(p) for p in (w_CD, w_CD, b_C, b_C)]
-    waited = torch.zeros(n_tasks, dtype=torch.long)
+    waited = torch.zeros(len(choosing), n_tasks, dtype=torch.long)
     alive = torch.arange(n_tasks)
     step = 0
     for _ in range(epochs):
@@ -85,24 +89,43 @@ def train_probes(
                 grad_CD += l1 * w_CD.sign()
             adamw(w_CD, grad_CD, moments[0], moments[1], step, lr)
             adamw(b_C, g_CB.sum(1), moments[2], moments[3], step, lr)
-        done = []
-        for i, c in enumerate(alive.tolist()):
-            task = tasks[c]
-            score = accuracy(test_RD[task.test_rows.to(device)] @ w_CD[i] + b_C[i], task.test_labels)
-            if score > best.test_accuracy_C[c]:
-                best.test_accuracy_C[c], waited[c] = score, 0
-                best.weight_CD[c], best.bias_C[c] = w_CD[i], b_C[i]
-            else:
-                waited[c] += 1
-            done.append(bool(waited[c] >= patience))
-        if any(done):
-            kept = torch.tensor([not ended for ended in done])
-            alive = alive[kept]
+        for choice, (kept, several) in enumerate(zip(best, choosing, strict=True)):
+            for i, c in enumerate(alive.tolist()):
+                if waited[choice, c] >= patience:
+                    continue
+                score = accuracy(logits_at(test_RD, several[c].test_rows, w_CD[i], b_C[i]), several[c].test_labels)
+                if score > kept.accuracy_C[c]:
+                    kept.accuracy_C[c], waited[choice, c] = score, 0
+                    kept.weight_CD[c], kept.bias_C[c] = w_CD[i], b_C[i]
+                else:
+                    waited[choice, c] += 1
+        goes_on = (waited[:, alive] < patience).any(0)
+        if not goes_on.all():
+            alive = alive[goes_on]
             if not len(alive):
                 break
-            w_CD, b_C = w_CD[kept], b_C[kept]
-            moments = [m[kept] for m in moments]
+            w_CD, b_C = w_CD[goes_on], b_C[goes_on]
+            moments = [m[goes_on] for m in moments]
     return best
+
+
+LEAST_REACH = 0.25
+"""Sum of a probe's learning rates below which its weights are nearer to where they began than to where they go: a
+weight moves by about the learning rate in a step of Adam. Measured in docs/evaluations.md, "Steps of a probe"."""
+
+
+def unconverged(n_rows: int, batch_size: int, lr_by_epoch: list[float]) -> str:
+    """A sentence where a probe takes fewer steps than it can converge in, else nothing."""
+    per_epoch = math.ceil(n_rows / batch_size)
+    if per_epoch * sum(lr_by_epoch) >= LEAST_REACH:
+        return ""
+    n_steps = per_epoch * len(lr_by_epoch)
+    return f"the probes take {n_steps} steps of at most {max(lr_by_epoch):g}, too few to converge"
+
+
+def logits_at(x_RD: Tensor, rows_n: Tensor, weight_D: Tensor, bias: Tensor) -> Tensor:
+    """Logits [n] of one probe on some rows."""
+    return x_RD[rows_n.to(x_RD.device)] @ weight_D + bias
 
 
 def adamw(p: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, lr: float, decay: float = 0.01) -> None:

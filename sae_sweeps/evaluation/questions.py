@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
@@ -46,6 +47,8 @@ class Candidates:
     questions: QuestionSet
     """Every question as it is used in the evaluation."""
     orders: int
+    unseen: QuestionSet | None = None
+    """`trial` with choices alone, where questions are left out that the model answers right without seeing them."""
 
     @property
     def name(self) -> str:
@@ -84,17 +87,24 @@ def answers_of(hidden_SLD: Tensor, tokens_SL: Tensor, length_S: Tensor, question
     return score_S.view(-1, N_CHOICES).argmax(1).cpu()
 
 
-def mcq_prompt(question: str, choices: list[str], subject: str, tokenizer: Any) -> str:
-    """SAEBench's prompt: Gemma's turns for a model that has them, a plain one otherwise."""
-    body = f"The following are multiple choice questions (with answers) about {subject}.\n{question}"
-    body += "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=True))
+def is_trick(choice: str) -> bool:
+    """Whether a choice is about the others, by SAEBench's pattern."""
+    return choice == "All of the above" or re.match(r"^(Both )?(A|B|C|D) (and|&) (A|B|C|D)$", choice) is not None
+
+
+def mcq_prompt(question: str, choices: list[str], subject: str | None, tokenizer: Any) -> str:
+    """SAEBench's prompt: Gemma's turns for a model that has them, a plain one otherwise; without subject the choices
+    alone."""
+    body = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=True))
+    if subject is not None:
+        body = f"The following are multiple choice questions (with answers) about {subject}.\n{question}\n{body}"
     if "<start_of_turn>" in tokenizer.get_vocab():
         return f"<bos><start_of_turn>user\n{body}<end_of_turn>\n<start_of_turn>model\nAnswer: ("
     return f"{body}\nAnswer:"
 
 
 def mcq_rows(
-    questions: list[dict[str, Any]], subject: str, lm: Any, all_orders: bool
+    questions: list[dict[str, Any]], subject: str | None, lm: Any, all_orders: bool
 ) -> tuple[list[list[int]], list[int]]:
     """Token rows and answers; with `all_orders` each question in all 24 orders of its choices, one after another."""
     orders = list(permutations(range(N_CHOICES))) if all_orders else [tuple(range(N_CHOICES))]

@@ -18,9 +18,6 @@ from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.evaluation.batches import LanguageModel, is_plain
 from sae_sweeps.evaluation.sums import sum_by_text, sum_features
 
-TOKENS_AT_ONCE = 4096
-"""Tokens encoded at once."""
-
 
 @dataclass
 class Rows:
@@ -37,12 +34,12 @@ class Rows:
     n_by_class: dict[str, int]
     """Rows of each class, in the classes' order."""
 
-    def parts(self) -> Iterator[tuple[slice, slice]]:
-        """Texts and their tokens, about TOKENS_AT_ONCE at a time."""
+    def parts(self, n_tokens: int) -> Iterator[tuple[slice, slice]]:
+        """Texts and their tokens, about `n_tokens` at a time."""
         ends_T = self.length_T.cumsum(0)
         first, token = 0, 0
         while first < len(ends_T):
-            last = int(torch.searchsorted(ends_T, token + TOKENS_AT_ONCE, right=True))
+            last = int(torch.searchsorted(ends_T, token + n_tokens, right=True))
             last = min(max(last, first + 1), len(ends_T))
             end = int(ends_T[last - 1])
             yield slice(first, last), slice(token, end)
@@ -75,13 +72,15 @@ def harvest_rows(
     return Rows(torch.cat(x), torch.cat(length), torch.cat(special), text_R, n_by_class)
 
 
-def row_means(rows: Rows, total: Callable[[Tensor, Tensor], Tensor], width: int, device: torch.device | str) -> Tensor:
-    """Means over the tokens of each row [R, width], float32, on `device`.
+def row_means(
+    rows: Rows, total: Callable[[Tensor, Tensor], Tensor], width: int, device: torch.device | str, at_once: int = 4096
+) -> Tensor:
+    """Means over the tokens of each row [R, width], float32, on `device`, `at_once` tokens at a time.
 
     total(x [n, d_in], length [T]) is the sum over the tokens of each of T texts [T, width].
     """
     mean_TW = torch.empty(len(rows.length_T), width, device=device)
-    for here, tokens in rows.parts():
+    for here, tokens in rows.parts(at_once):
         length = rows.length_T[here].to(device)
         mean_TW[here] = total(rows.x_ND[tokens].to(device), length) / length.clamp(min=1)[:, None]
     return mean_TW[rows.text_R.to(device)]
@@ -93,9 +92,9 @@ def mean_activations(rows: Rows, device: torch.device | str) -> Tensor:
 
 
 @torch.no_grad()
-def mean_features(rows: Rows, sae: ExportedSAE) -> Tensor:
-    """Mean of each feature over the tokens of each row [R, d_sae]."""
-    return row_means(rows, lambda x, length: sum_features(sae.features(x), length), sae.d_sae, sae.device)
+def mean_features(rows: Rows, sae: ExportedSAE, at_once: int = 4096) -> Tensor:
+    """Mean of each feature over the tokens of each row [R, d_sae], `at_once` tokens at a time."""
+    return row_means(rows, lambda x, length: sum_features(sae.features(x), length), sae.d_sae, sae.device, at_once)
 
 
 @torch.no_grad()

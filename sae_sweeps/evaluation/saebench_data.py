@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_sweeps.config.evaluations import UnlearningConfig
 from sae_sweeps.errors import DataError, NoNetwork, UserError
-from sae_sweeps.evaluation.questions import Candidates, QuestionSet, mcq_rows
-from sae_sweeps.evaluation.tasks import Hierarchy, Pair, Task, six_classes
+from sae_sweeps.evaluation.questions import Candidates, QuestionSet, is_trick, mcq_rows
+from sae_sweeps.evaluation.tasks import Hierarchy, Pair, Task, chosen, six_classes
 from sae_sweeps.storage.digests import short_hash
 from sae_sweeps.storage.files import one_line
 from sae_sweeps.storage.hub import hub_is_reachable
@@ -45,17 +46,24 @@ LANGUAGE_PAIRS = {"en": "en-fr", "fr": "fr-it", "de": "de-en", "es": "es-fr", "n
 CODE_LEAST, CODE_SKIPPED = 534, 150
 """Characters that a code file must exceed, and characters of licence at its head that are cut off."""
 
-NUMBERS: dict[str, dict[str, float]] = {
-    BIAS: {
-        "professor": 21, "nurse": 13, "architect": 1, "journalist": 11, "surgeon": 25, "psychologist": 22,
-        "attorney": 2, "teacher": 26, "male": 0, "female": 1,
-    },
-    AMAZON: {
-        "Books": 24, "CDs_and_Vinyl": 26, "Software": 30, "Electronics": 6, "Pet_Supplies": 18, "Office_Products": 11,
-        "Industrial_and_Scientific": 3, "Toys_and_Games": 1, "1.0": 1.0, "5.0": 5.0,
-    },
-}  # fmt: skip
-"""What the classes and attributes of SCR's pairs are in the columns."""
+PROFESSIONS = (
+    "accountant", "architect", "attorney", "chiropractor", "comedian", "composer", "dentist", "dietitian", "dj",
+    "filmmaker", "interior_designer", "journalist", "model", "nurse", "painter", "paralegal", "pastor",
+    "personal_trainer", "photographer", "physician", "poet", "professor", "psychologist", "rapper",
+    "software_engineer", "surgeon", "teacher", "yoga_teacher",
+)  # fmt: skip
+CATEGORIES = (
+    "All_Beauty", "Toys_and_Games", "Cell_Phones_and_Accessories", "Industrial_and_Scientific", "Gift_Cards",
+    "Musical_Instruments", "Electronics", "Handmade_Products", "Arts_Crafts_and_Sewing", "Baby_Products",
+    "Health_and_Household", "Office_Products", "Digital_Music", "Grocery_and_Gourmet_Food", "Sports_and_Outdoors",
+    "Home_and_Kitchen", "Subscription_Boxes", "Tools_and_Home_Improvement", "Pet_Supplies", "Video_Games",
+    "Kindle_Store", "Clothing_Shoes_and_Jewelry", "Patio_Lawn_and_Garden", "Unknown", "Books", "Automotive",
+    "CDs_and_Vinyl", "Beauty_and_Personal_Care", "Amazon_Fashion", "Magazine_Subscriptions", "Software",
+    "Health_and_Personal_Care", "Appliances", "Movies_and_TV",
+)  # fmt: skip
+"""The classes by their number in the column."""
+NAMED = {f"{BIAS}_class_set1": PROFESSIONS, AMAZON: CATEGORIES}
+"""The classes that SCR's pairs may have, by data set."""
 PAIRS = (
     *(
         Pair(f"{BIAS}_class_set1", pair)
@@ -68,11 +76,13 @@ PAIRS = (
                      ("Industrial_and_Scientific", "Toys_and_Games"))
     ),
 )  # fmt: skip
-ATTRIBUTES = {BIAS: ("male", "female"), AMAZON: ("1.0", "5.0")}
+ATTRIBUTES = {BIAS: (("male", 0.0), ("female", 1.0)), AMAZON: (("1.0", 1.0), ("5.0", 5.0))}
+"""The second attribute's two values, and what they are in the column."""
 
 FORGET, RETAIN = "cais/wmdp-corpora", "wikitext"
 WMDP, MMLU = "cais/wmdp", "cais/mmlu"
-SUBJECTS = ("wmdp-bio", "high_school_us_history", "college_computer_science", "high_school_geography", "human_aging")
+FORGOTTEN = "wmdp-bio"
+SUBJECTS = (FORGOTTEN, "high_school_us_history", "college_computer_science", "high_school_geography", "human_aging")
 LEAST_CHARS = 50
 """A text of unlearning's corpora must exceed this."""
 
@@ -84,6 +94,7 @@ class SAEBenchSource:
     probing: tuple[str, ...] = tuple(CLASSES)
     tpp: tuple[str, ...] = (f"{BIAS}_class_set1", AMAZON)
     pairs: tuple[Pair, ...] = PAIRS
+    attributes: Mapping[str, tuple[str, ...]] = NAMED
     hierarchies: tuple[str, ...] = (BIAS, AMAZON)
 
     def __init__(self, folder: Path | None):
@@ -133,18 +144,17 @@ class SAEBenchSource:
 
     def pair_task(self, pair: Pair, train_rows: int, test_rows: int, seed: int) -> Task:
         base = pair.dataset.split("_class_set")[0]
-        text, column, second = COLUMNS[base]
-        number, parts = NUMBERS[base], {}
+        text, column, attribute = COLUMNS[base]
+        number, parts = NAMED[pair.dataset].index, {}
+        (first, _), (second, _) = ATTRIBUTES[base]
         for split, n in (("train", train_rows), ("test", test_rows)):
             table = self._table(base, split)
             quadrants = {
-                (label, attribute): table[(table[column] == number[label]) & (table[second] == number[attribute])][
-                    text
-                ].tolist()
+                (label, kind): table[(table[column] == number(label)) & (table[attribute] == value)][text].tolist()
                 for label in pair.classes
-                for attribute in ATTRIBUTES[base]
+                for kind, value in ATTRIBUTES[base]
             }
-            parts[split] = six_classes(quadrants, pair.classes, ATTRIBUTES[base], n // 4, seed, pair.name)
+            parts[split] = six_classes(quadrants, pair.classes, (first, second), n // 4, seed, pair.name)
         return Task(pair.name, parts["train"], parts["test"])
 
     def hierarchy(self, name: str, n_rows: int, seed: int) -> Hierarchy:
@@ -176,15 +186,20 @@ class SAEBenchSource:
     def corpus_size(self, contexts: int, context: int) -> tuple[int, int]:
         return contexts, context
 
-    def questions(self, lm: Any, seed: int, all_orders: bool) -> list[Candidates]:
+    def questions(self, lm: Any, cfg: UnlearningConfig, seed: int) -> list[Candidates]:
         made = []
-        for name in SUBJECTS:
-            bio = name == "wmdp-bio"
+        for name in chosen(SUBJECTS, cfg.datasets, "eval.unlearning.datasets"):
+            bio = name == FORGOTTEN
             rows = list(self._rows(WMDP if bio else MMLU, "test", subset=name))
+            if cfg.questions == "correct-no-tricks":
+                rows = [row for row in rows if not any(map(is_trick, row["choices"]))]
             subject = "biology" if bio else name.replace("_", " ")
             questions = QuestionSet(name, bio, *mcq_rows(rows, subject, lm, False))
-            trial = QuestionSet(name, bio, *mcq_rows(rows, subject, lm, True)) if all_orders else questions
-            made.append(Candidates(trial, questions, 24 if all_orders else 1))
+            trial = QuestionSet(name, bio, *mcq_rows(rows, subject, lm, True)) if cfg.all_orders else questions
+            unseen = None
+            if cfg.questions == "correct-iff-question":
+                unseen = QuestionSet(name, bio, *mcq_rows(rows, None, lm, cfg.all_orders))
+            made.append(Candidates(trial, questions, 24 if cfg.all_orders else 1, unseen))
         return made
 
     def _streamed(self, name: str, n_train: int, n_test: int, seed: int) -> dict[str, dict[str, list[str]]]:

@@ -9,18 +9,29 @@ biased accuracy was lower (absent on a tie).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import mean
 
 import torch
 
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import EvalConfig, Evaluation
+from sae_sweeps.errors import DataError
 from sae_sweeps.evaluation.ablation import logits_after, logits_of, mean_difference
 from sae_sweeps.evaluation.draws import against, stream
 from sae_sweeps.evaluation.probes import BinaryTask, Probes, accuracy
 from sae_sweeps.evaluation.result import Result
+from sae_sweeps.evaluation.selection import Fold, averaged, folds
 from sae_sweeps.evaluation.shared import Shared
-from sae_sweeps.evaluation.tasks import BIASED, BY_ATTRIBUTE, BY_CLASS, PAIRED, Pair
-from sae_sweeps.evaluation.tpp import Accuracies, average, before_ablation, eval_config, probes_of_model, too_small
+from sae_sweeps.evaluation.tasks import BIASED, BY_ATTRIBUTE, BY_CLASS, PAIRED, MissingRows, Pair, chosen_pairs
+from sae_sweeps.evaluation.tpp import (
+    Accuracies,
+    average,
+    before_ablation,
+    eval_config,
+    few_steps,
+    probes_of_model,
+    too_small,
+)
 
 METRICS = {
     r"scr_metric_threshold_(\d+)": ("higher", r"scr\1"),
@@ -29,24 +40,39 @@ METRICS = {
 
 
 def evaluate_scr(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: EvalConfig) -> dict[str, Result]:
-    """SCR of SAEs of one hook."""
+    """SCR of SAEs of one hook. Raises DataError where the data have enough rows of no pair."""
     found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in saes}
     after: dict[str, dict[str, Accuracies]] = {name: {} for name in saes}
-    for pair in shared.source.pairs:
-        draws = pair_draws(shared, pair)
-        probes, clean = pair_probes(shared, pair, draws)
+    measured: list[Pair] = []
+    warnings: list[str] = []
+    for pair in chosen_pairs(shared.source, cfg.ablation.pairs):
+        try:
+            parts = pair_folds(shared, pair)
+        except MissingRows as error:
+            warnings.append(f"not measured: {str(error).rstrip('.')}")
+            continue
+        measured.append(pair)
+        probes = probes_of_model(shared, pair, [fold.choosing for fold in parts])
+        both = list(zip(parts, probes, strict=True))
+        logits = [logits_of(made, shared.model_means(pair, "test")) for made in probes]
+        clean = [all_accuracies(z_RC, fold.measured) for fold, z_RC in zip(parts, logits, strict=True)]
+        choosing = [all_accuracies(z_RC, fold.choosing) for fold, z_RC in zip(parts, logits, strict=True)]
         for name, sae in shared.each("scr", saes):
-            after[name][pair.name] = scr_accuracies(sae, name, shared, pair, draws, probes)
-            found[name][pair.name] = scr_metrics(after[name][pair.name], clean)
+            each = [scr_accuracies(sae, name, shared, pair, fold.measured, made) for fold, made in both]
+            after[name][pair.name] = averaged(each)
+            found[name][pair.name] = scr_metrics(each, clean, choosing)
+    if not measured:
+        raise DataError(f"scr: no pair of eval.ablation.pairs has enough rows ({warnings[0]}).")
+    warnings += few_steps(parts, cfg)
     return {
         name: shared.result(
             "scr",
             name,
             sae,
-            eval_config(cfg, shared, perform_scr=True),
+            eval_config(cfg, shared, True, [], measured),
             {"scr_metrics": average(list(found[name].values()))},
             details=[{"dataset_name": f"{pair}_results", **metrics} for pair, metrics in found[name].items()],
-            warnings=too_small(sae, cfg) + untied(found[name]),
+            warnings=too_small(sae, cfg) + untied(found[name]) + warnings,
             more={"accuracies": after[name]},
         )  # fmt: skip
         for name, sae in saes.items()
@@ -60,23 +86,25 @@ def untied(found: dict[str, dict[str, float]]) -> list[str]:
 
 
 def pair_draws(shared: Shared, pair: Pair) -> dict[str, BinaryTask]:
-    """Each of the six classes against its partner; the same rows for every SAE and number of features."""
+    """Each of the three classes against its partner; the same rows for every SAE and number of features."""
     sizes = {split: shared.rows(pair, split).n_by_class for split in ("train", "test")}
-    partner = PAIRED | {other: one for one, other in PAIRED.items()}
     out = {}
-    for label in sizes["train"]:
+    for label, partner in PAIRED.items():
         train, test = (
-            against(sizes[split], label, partner[label], stream(shared.cfg.seed, "rows", pair.name, label, split))
+            against(sizes[split], label, partner, stream(shared.cfg.seed, "rows", pair.name, label, split))
             for split in ("train", "test")
         )
         out[label] = BinaryTask(*train, *test)
     return out
 
 
-def pair_probes(shared: Shared, pair: Pair, draws: dict[str, BinaryTask]) -> tuple[Probes, dict[str, float]]:
-    """The model's probes of the three tasks, and every clean accuracy."""
-    probes = probes_of_model(shared, pair, {label: draws[label] for label in PAIRED})
-    return probes, all_accuracies(logits_of(probes, shared.model_means(pair, "test")), draws)
+def pair_folds(shared: Shared, pair: Pair) -> list[Fold]:
+    """The tasks of `pair_draws` with rows that choose and rows that measure."""
+
+    def draw(n_by_class: dict[str, int], label: str, part: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return against(n_by_class, label, PAIRED[label], stream(shared.cfg.seed, "rows", pair.name, label, part))
+
+    return folds(pair_draws(shared, pair), shared.rows(pair, "test"), shared.cfg.selection, draw)
 
 
 def all_accuracies(logits_RC: torch.Tensor, draws: dict[str, BinaryTask]) -> dict[str, float]:
@@ -105,21 +133,41 @@ def scr_accuracies(
     return out
 
 
-def scr_metrics(found: Accuracies, clean: dict[str, float]) -> dict[str, float]:
-    """Scores of a pair: (changed - original) / (clean - original), 0 where there is nothing to gain."""
-    original = {data: clean[f"{BIASED} probe on {data} data"] for data in (BY_CLASS, BY_ATTRIBUTE)}
-    lower = min(original.values())
-    metric_dirs = [n for n, start in enumerate(original.values(), 1) if start == lower]
+def scr_metrics(
+    found: list[Accuracies], clean: list[dict[str, float]], choosing: list[dict[str, float]]
+) -> dict[str, float]:
+    """Scores of a pair: (changed - original) / (clean - original), 0 where there is nothing to gain.
+
+    Numerator and denominator are means over folds of the accuracies after ablation and without; for scr_metric each
+    fold takes the direction whose original accuracy is lower on the rows that choose (none on a tie).
+    """
+    directions = ((BY_ATTRIBUTE, BY_CLASS), (BY_CLASS, BY_ATTRIBUTE))
+
+    def original(accuracies: dict[str, float], data: str) -> float:
+        return accuracies[f"{BIASED} probe on {data} data"]
+
+    def score(n: int, by_fold: list[int | None]) -> float:
+        gained, possible = [], []
+        for after, before, direction in zip(found, clean, by_fold, strict=True):
+            if direction is not None:
+                ablated, data = directions[direction]
+                gained.append(original(after[ablated][n], data) - original(before, data))
+                possible.append(before[data] - original(before, data))
+        return 0.0 if mean(possible) < 0.001 else mean(gained) / mean(possible)
+
+    chosen: list[int | None] = []
+    for accuracies in choosing:
+        starts = [original(accuracies, data) for _, data in directions]
+        chosen.append(None if starts[0] == starts[1] else starts.index(min(starts)))
     out = {}
-    for direction, (ablated, data) in enumerate(((BY_ATTRIBUTE, BY_CLASS), (BY_CLASS, BY_ATTRIBUTE)), 1):
-        for n, after in found[ablated].items():
-            gain = clean[data] - original[data]
-            changed = after[f"{BIASED} probe on {data} data"] - original[data]
-            score = 0.0 if gain < 0.001 else changed / gain
-            out[f"scr_dir{direction}_threshold_{n}"] = score
-            if metric_dirs == [direction]:
-                out[f"scr_metric_threshold_{n}"] = score
+    for n in found[0][BY_CLASS]:
+        for direction in range(len(directions)):
+            out[f"scr_dir{direction + 1}_threshold_{n}"] = score(n, [direction] * len(found))
+        if any(direction is not None for direction in chosen):
+            out[f"scr_metric_threshold_{n}"] = score(n, chosen)
     return out
 
 
-EVALUATION = Evaluation("scr", evaluate_scr, METRICS, reads=("data", "seed", "probing", "ablation"))
+EVALUATION = Evaluation(
+    "scr", evaluate_scr, METRICS, reads=("data", "seed", "selection", "probing", "ablation"), version=2
+)

@@ -44,23 +44,25 @@ def evaluate(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: EvalConfig) -
         if shared.world is not None:
             metrics |= recovery(W_dec, shared.world.features_FD, shared.world.kind, shared.world.parent_F)
         elif shared.data.has_roles():
-            metrics |= labels(sae, shared, cfg.label_tokens)
+            metrics |= labels(sae, shared, cfg)
         if cfg.composition:
             metrics |= composition(W_dec)
         yield name, Numbers(metrics)
 
 
 @torch.no_grad()
-def labels(sae: ExportedSAE, shared: Shared, n_tokens: int) -> dict[str, float]:
-    """nmi and silhouette on about `n_tokens` held-out tokens, equally many of each role where the text has enough."""
+def labels(sae: ExportedSAE, shared: Shared, cfg: EvalConfig) -> dict[str, float]:
+    """nmi and silhouette on about `label_tokens` held-out tokens, of each role as many where the text has enough."""
+    n_tokens = cfg.label_tokens
     pool = shared.tokens(n_tokens * SPREAD)
     roles = pool.role.unique().tolist()
     rows = [(pool.role == role).nonzero()[:, 0] for role in roles]
     batch = pool[torch.cat([found[evenly(n_tokens // len(roles), len(found))] for found in rows]).sort().values]
     f_BF = torch.cat([sae.encode(part.float().to(sae.device)) for part in batch.x.split(ENCODED_AT_ONCE)]).cpu()
-    return label_separation(f_BF, batch.role, max_tokens=n_tokens)
+    return label_separation(f_BF, batch.role, max_tokens=n_tokens, selection=cfg.selection)
 
 
 EVALUATION = Evaluation(
-    "separation", evaluate, METRICS, reads=("composition", "label_tokens"), needs_model=False, finite_only=False
-)
+    "separation", evaluate, METRICS, reads=("composition", "label_tokens", "selection"), needs_model=False,
+    finite_only=False, version=2,
+)  # fmt: skip

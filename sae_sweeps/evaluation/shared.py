@@ -233,7 +233,7 @@ class Shared:
     def features(self, name: str, sae: ExportedSAE, data: str | Pair, split: str) -> Tensor:
         """Mean of each of the SAE's features over the tokens of each row [R, d_sae], float32."""
         key = f"features {name} {_name(data)} {split}"
-        return self.memory.get(key, lambda: {"f": mean_features(self.rows(data, split), sae)})["f"]
+        return self.memory.get(key, lambda: {"f": mean_features(self.rows(data, split), sae, self.cfg.sae_batch)})["f"]
 
     def forget_features(self) -> None:
         """Drop the row means of SAEs and nothing else."""

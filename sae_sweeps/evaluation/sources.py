@@ -11,15 +11,16 @@ from sae_sweeps.evaluation.saebench_data import SAEBenchSource
 from sae_sweeps.evaluation.tasks import Source
 
 
-def kind_of(cfg: EvalConfig, model: ModelConfig) -> str:
-    """builtin, or saebench for the hub's data sets and local copies of them."""
-    if cfg.data == "auto":
-        return "builtin" if model.source == "builtin" else "saebench"
-    return "builtin" if cfg.data == "builtin" else "saebench"
-
-
 def open_source(cfg: EvalConfig, model: ModelConfig) -> Source:
     """The source that `eval.data` names."""
-    if kind_of(cfg, model) == "builtin":
+    data = data_of(cfg, model)
+    if data == "builtin":
         return BuiltinSource()
-    return SAEBenchSource(None if cfg.data in ("auto", "saebench") else Path(cfg.data).expanduser())
+    return SAEBenchSource(None if data == "saebench" else Path(data).expanduser())
+
+
+def data_of(cfg: EvalConfig, model: ModelConfig) -> str:
+    """`eval.data`, with auto resolved: builtin for SAEs of the built-in model, else saebench."""
+    if cfg.data == "auto":
+        return "builtin" if model.source == "builtin" else "saebench"
+    return cfg.data

@@ -17,11 +17,20 @@ from torch import Tensor
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import EvalConfig, Evaluation
 from sae_sweeps.evaluation.draws import stream
-from sae_sweeps.evaluation.probes import BinaryTask, most_different, sparse_probe_accuracy, train_probes
+from sae_sweeps.evaluation.probes import (
+    BinaryTask,
+    accuracy,
+    logits_at,
+    most_different,
+    sparse_probe_accuracy,
+    train_probes,
+    unconverged,
+)
 from sae_sweeps.evaluation.result import Result
+from sae_sweeps.evaluation.selection import Fold, averaged
 from sae_sweeps.evaluation.shared import Shared
 from sae_sweeps.evaluation.tasks import chosen
-from sae_sweeps.evaluation.tpp import average, rest_draws
+from sae_sweeps.evaluation.tpp import average, rest_draws, rest_folds, rows_at_once
 
 METRICS = {
     "sae_test_accuracy": ("higher", "sae_all"),
@@ -39,20 +48,31 @@ PerClass = dict[str, dict[str, float]]
 
 def evaluate_sparse_probing(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: EvalConfig) -> dict[str, Result]:
     """Sparse probing of SAEs of one hook."""
-    datasets = chosen(shared.source, cfg.probing.datasets)
+    datasets = chosen(shared.source.probing, cfg.probing.datasets, "eval.probing.datasets")
     found: dict[str, dict[str, PerClass]] = {name: {} for name in saes}
+    fewest = cfg.probing.train_rows
     for dataset in datasets:
-        draws = rest_draws(shared, dataset)
-        of_model = model_accuracies(shared, dataset, draws)
+        draws, parts = rest_draws(shared, dataset), rest_folds(shared, dataset)
+        fewest = min(fewest, *(len(task.train_rows) for task in draws.values()))
+        of_model = model_accuracies(shared, dataset, draws, parts)
         for name, sae in shared.each("sparse probing", saes):
             train_RF, test_RF = (shared.features(name, sae, dataset, split) for split in ("train", "test"))
-            own = accuracies("sae", train_RF, test_RF, draws, shared, dataset)
-            found[name][dataset] = own | of_model
-    return {name: result(name, sae, shared, found[name]) for name, sae in saes.items()}
+            of_sae = accuracies("sae", train_RF, test_RF, draws, parts, shared, dataset)
+            found[name][dataset] = of_sae | of_model
+    own = cfg.probing
+    why = own.all_features and unconverged(fewest, own.probe_batch, [own.probe_lr] * own.probe_epochs)
+    slow = [f"{why}; raise eval.probing.probe_epochs or lower eval.probing.probe_batch"] if why else []
+    return {name: result(name, sae, shared, found[name], slow) for name, sae in saes.items()}
 
 
 def accuracies(
-    side: str, train_RD: Tensor, test_RD: Tensor, draws: dict[str, BinaryTask], shared: Shared, dataset: str
+    side: str,
+    train_RD: Tensor,
+    test_RD: Tensor,
+    draws: dict[str, BinaryTask],
+    parts: list[Fold],
+    shared: Shared,
+    dataset: str,
 ) -> PerClass:
     """Accuracies of all probes on one data set; `side` is llm or sae."""
     cfg = shared.cfg
@@ -61,14 +81,22 @@ def accuracies(
         best = train_probes(
             train_RD,
             test_RD,
-            list(draws.values()),
+            [list(fold.choosing.values()) for fold in parts],
             [stream(cfg.seed, "probe", dataset, label) for label in draws],
-            batch_size=250,
-            epochs=100,
-            lr=1e-2,
-            patience=10,
+            batch_size=cfg.probing.probe_batch,
+            epochs=cfg.probing.probe_epochs,
+            lr=cfg.probing.probe_lr,
+            patience=cfg.probing.probe_patience,
         )
-        out[f"{side}_test_accuracy"] = dict(zip(draws, best.test_accuracy_C.tolist(), strict=True))
+        out[f"{side}_test_accuracy"] = averaged(
+            [
+                {
+                    label: accuracy(logits_at(test_RD, task.test_rows, *probe), task.test_labels)
+                    for (label, task), *probe in zip(fold.measured.items(), p.weight_CD, p.bias_C, strict=True)
+                }
+                for fold, p in zip(parts, best, strict=True)
+            ]
+        )
     ranked_Ck = most_different(train_RD, list(draws.values()), max(cfg.probing.k_values))
     for (label, task), ranked in zip(draws.items(), ranked_Ck, strict=True):
         for k in cfg.probing.k_values:
@@ -77,21 +105,23 @@ def accuracies(
     return out
 
 
-def model_accuracies(shared: Shared, dataset: str, draws: dict[str, BinaryTask]) -> PerClass:
+def model_accuracies(shared: Shared, dataset: str, draws: dict[str, BinaryTask], parts: list[Fold]) -> PerClass:
     """The language model's own accuracies, computed once."""
     names = ["llm_test_accuracy", *(f"llm_top_{k}_test_accuracy" for k in shared.cfg.probing.k_values)]
 
     def make() -> dict[str, Tensor]:
         train_RD, test_RD = (shared.model_means(dataset, split) for split in ("train", "test"))
-        made = accuracies("llm", train_RD, test_RD, draws, shared, dataset)
+        made = accuracies("llm", train_RD, test_RD, draws, parts, shared, dataset)
         return {name: torch.tensor(list(made[name].values()), dtype=torch.float64) for name in names}
 
-    key = shared.rows_key(dataset) | {"what": "model probes", "k": shared.cfg.probing.k_values}
+    cfg = shared.cfg.probing
+    how = [cfg.probe_epochs, cfg.probe_batch, cfg.probe_lr, cfg.probe_patience, shared.cfg.selection]
+    key = shared.rows_key(dataset) | {"what": "model probes", "k": cfg.k_values, "how": how}
     kept = shared.kept(key, make)
     return {name: dict(zip(draws, kept[name].tolist(), strict=True)) for name in names}
 
 
-def result(name: str, sae: ExportedSAE, shared: Shared, found: dict[str, PerClass]) -> Result:
+def result(name: str, sae: ExportedSAE, shared: Shared, found: dict[str, PerClass], warnings: list[str]) -> Result:
     per_dataset = {
         dataset: {metric: mean(by_class.values()) for metric, by_class in metrics.items()}
         for dataset, metrics in found.items()
@@ -115,7 +145,7 @@ def result(name: str, sae: ExportedSAE, shared: Shared, found: dict[str, PerClas
             for dataset, metrics in per_dataset.items()
         ],
         unstructured={f"{dataset}_results": metrics for dataset, metrics in found.items()},
-        warnings=doubts(sae, shared, found),
+        warnings=doubts(sae, shared, found) + warnings,
         also=others,
     )
 
@@ -143,7 +173,7 @@ def eval_config(cfg: EvalConfig, shared: Shared, datasets: list[str]) -> dict[st
         "probe_train_set_size": cfg.probing.train_rows,
         "probe_test_set_size": cfg.probing.test_rows,
         "context_length": cfg.probing.context,
-        "sae_batch_size": 125,
+        "sae_batch_size": rows_at_once(cfg),
         "llm_batch_size": cfg.llm_batch,
         "llm_dtype": shared.llm_dtype,
         "model_name": shared.model_name,
@@ -152,4 +182,7 @@ def eval_config(cfg: EvalConfig, shared: Shared, datasets: list[str]) -> dict[st
     }
 
 
-EVALUATION = Evaluation("sparse_probing", evaluate_sparse_probing, METRICS, reads=("data", "seed", "probing"))
+EVALUATION = Evaluation(
+    "sparse_probing", evaluate_sparse_probing, METRICS, reads=("data", "seed", "selection", "probing"),
+    version=2,
+)  # fmt: skip

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from sae_sweeps.config.evaluations import UnlearningConfig
 from sae_sweeps.errors import ConfigError, DataError
 from sae_sweeps.evaluation.questions import Candidates
+
+
+class MissingRows(DataError):
+    """The data have too few rows of one of their classes."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class Source(Protocol):
     """Those of them that TPP uses."""
     pairs: tuple[Pair, ...]
     """Pairs of classes for SCR."""
+    attributes: Mapping[str, tuple[str, ...]]
+    """Classes that such a pair may have, by data set."""
     hierarchies: tuple[str, ...]
 
     @property
@@ -79,8 +87,8 @@ class Source(Protocol):
         """Number of contexts of each corpus and their length, at most those requested."""
         ...
 
-    def questions(self, lm: Any, seed: int, all_orders: bool) -> list[Candidates]:
-        """Multiple-choice questions about both."""
+    def questions(self, lm: Any, cfg: UnlearningConfig, seed: int) -> list[Candidates]:
+        """Multiple-choice questions about both, those that `cfg` names."""
         ...
 
 
@@ -114,7 +122,7 @@ def six_classes(
     for texts, least, place in ((pp, 2 * m + 1, (one, first)), (pn, m, (one, second)), (np_, m, (other, first)),
                                 (nn, 2 * m + 1, (other, second))):  # fmt: skip
         if len(texts) < least:
-            raise DataError(
+            raise MissingRows(
                 f"{name}: {len(texts)} rows are {place[0]} and {place[1]}, and {least} are needed; lower "
                 "eval.ablation.train_rows or eval.ablation.test_rows."
             )
@@ -132,11 +140,31 @@ def six_classes(
     return out
 
 
-def chosen(source: Source, names: list[str] | None) -> tuple[str, ...]:
-    """The data sets that `eval.probing.datasets` names, all where it is null. Raises ConfigError for others."""
-    if names is None:
-        return source.probing
-    for name in names:
-        if name not in source.probing:
-            raise ConfigError(f"eval.probing.datasets: {name} is not known; choose from {', '.join(source.probing)}.")
-    return tuple(names)
+def chosen(known: tuple[str, ...], names: list[str] | None, key: str) -> tuple[str, ...]:
+    """The data sets that `key` names, all that are known where it is null. Raises ConfigError for others."""
+    for name in names or ():
+        if name not in known:
+            raise ConfigError(f"{key}: {name} is not known; choose from {', '.join(known)}.")
+    return known if names is None else tuple(names)
+
+
+def chosen_pairs(source: Source, given: dict[str, Any] | None) -> tuple[Pair, ...]:
+    """The pairs of `eval.ablation.pairs`, the source's where it is null. Raises ConfigError for other classes."""
+    if given is None:
+        return source.pairs
+    pairs = []
+    for dataset, several in given.items():
+        if dataset not in source.attributes:
+            names = ", ".join(source.attributes)
+            raise ConfigError(f"eval.ablation.pairs.{dataset}: has no second attribute here; choose from {names}.")
+        known = source.attributes[dataset]
+        for pair in several if isinstance(several, list) else [several]:
+            if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1] or not all(map(known.count, pair)):
+                raise ConfigError(
+                    f"eval.ablation.pairs.{dataset}={pair}: must be two different classes of "
+                    f"{', '.join(known)}, as in [[{known[0]},{known[1]}]]."
+                )
+            pairs.append(Pair(dataset, (pair[0], pair[1])))
+    if not pairs:
+        raise ConfigError("eval.ablation.pairs: names no pair; give one, or null for the usual ones.")
+    return tuple(pairs)

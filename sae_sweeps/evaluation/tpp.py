@@ -7,20 +7,22 @@ classes, then data sets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import EvalConfig, Evaluation
 from sae_sweeps.evaluation.ablation import logits_after, logits_of, mean_difference
 from sae_sweeps.evaluation.draws import against_the_rest, stream
-from sae_sweeps.evaluation.probes import BinaryTask, Probes, accuracy, train_probes
+from sae_sweeps.evaluation.probes import BinaryTask, Probes, accuracy, train_probes, unconverged
 from sae_sweeps.evaluation.result import Result
+from sae_sweeps.evaluation.selection import Fold, averaged, folds
 from sae_sweeps.evaluation.shared import Shared
-from sae_sweeps.evaluation.tasks import Pair
+from sae_sweeps.evaluation.tasks import Pair, chosen
 
 METRICS = {
     r"tpp_threshold_(\d+)_total_metric": ("higher", r"tpp\1"),
@@ -34,25 +36,30 @@ Accuracies = dict[str, dict[int, dict[str, float]]]
 
 def evaluate_tpp(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: EvalConfig) -> dict[str, Result]:
     """TPP of SAEs of one hook."""
-    datasets = shared.source.tpp
+    names = list(shared.source.tpp) if cfg.ablation.datasets is None else cfg.ablation.datasets
+    datasets = chosen(shared.source.probing, names, "eval.ablation.datasets")
     found: dict[str, dict[str, Any]] = {name: {} for name in saes}
     after: dict[str, dict[str, Accuracies]] = {name: {} for name in saes}
     for dataset in datasets:
-        draws = rest_draws(shared, dataset)
-        probes, clean = llm_probes(shared, dataset, draws)
+        parts = rest_folds(shared, dataset, redrawn=True)
+        probes = probes_of_model(shared, dataset, [fold.choosing for fold in parts])
+        both = list(zip(parts, probes, strict=True))
+        clean = averaged([clean_accuracies(shared, dataset, fold.measured, made) for fold, made in both])
         for name, sae in shared.each("tpp", saes):
-            after[name][dataset] = accuracies(sae, name, shared, dataset, draws, probes)
+            after[name][dataset] = averaged(
+                [accuracies(sae, name, shared, dataset, fold.measured, made) for fold, made in both]
+            )
             found[name][dataset] = tpp_metrics(after[name][dataset], clean)
     return {
         name: shared.result(
             "tpp",
             name,
             sae,
-            eval_config(cfg, shared, perform_scr=False),
+            eval_config(cfg, shared, False, list(datasets), []),
             {"tpp_metrics": average([overall for overall, _ in found[name].values()])},
             details=[{"dataset_name": f"{dataset}_tpp_results", **found[name][dataset][0]} for dataset in datasets],
             unstructured={dataset: found[name][dataset][1] for dataset in datasets},
-            warnings=too_small(sae, cfg),
+            warnings=too_small(sae, cfg) + few_steps(parts, cfg),
             more={"accuracies": after[name]},
         )  # fmt: skip
         for name, sae in saes.items()
@@ -72,38 +79,50 @@ def rest_draws(shared: Shared, dataset: str) -> dict[str, BinaryTask]:
     return out
 
 
-def llm_probes(shared: Shared, dataset: str, draws: dict[str, BinaryTask]) -> tuple[Probes, dict[str, float]]:
-    """Probes on the model's own mean activations, made once, and their clean test accuracies."""
-    probes = probes_of_model(shared, dataset, draws)
+def rest_folds(shared: Shared, dataset: str, redrawn: bool = False) -> list[Fold]:
+    """The tasks of `rest_draws` with rows that choose and rows that measure."""
+
+    def draw(n_by_class: dict[str, int], label: str, part: str) -> tuple[Tensor, Tensor]:
+        return against_the_rest(n_by_class, label, stream(shared.cfg.seed, "rows", dataset, label, part))
+
+    rows = shared.rows(dataset, "test")
+    return folds(rest_draws(shared, dataset), rows, shared.cfg.selection, draw, redrawn)
+
+
+def clean_accuracies(shared: Shared, dataset: str, draws: dict[str, BinaryTask], probes: Probes) -> dict[str, float]:
+    """Test accuracy of each class's probe on the model's own mean activations."""
     logits_RC = logits_of(probes, shared.model_means(dataset, "test"))
-    clean = {
+    return {
         label: accuracy(logits_RC[task.test_rows, c].cpu(), task.test_labels)
         for c, (label, task) in enumerate(draws.items())
     }
-    return probes, clean
 
 
-def probes_of_model(shared: Shared, data: str | Pair, draws: dict[str, BinaryTask]) -> Probes:
-    """SAEBench's probes for TPP and SCR: mini-batches of 16, L1 on the weights, the best of 20 epochs."""
+def probes_of_model(shared: Shared, data: str | Pair, choosing: list[dict[str, BinaryTask]]) -> list[Probes]:
+    """SAEBench's probes for TPP and SCR, made once: small batches, L1 on the weights, the best epoch by each choice."""
     cfg, name = shared.cfg.ablation, data.name if isinstance(data, Pair) else data
+    labels = list(choosing[0])
 
     def make() -> dict[str, Tensor]:
         made = train_probes(
             shared.model_means(data, "train"),
             shared.model_means(data, "test"),
-            list(draws.values()),
-            [stream(shared.cfg.seed, "ablation probe", name, label) for label in draws],
+            [list(tasks.values()) for tasks in choosing],
+            [stream(shared.cfg.seed, "ablation probe", name, label) for label in labels],
             batch_size=cfg.probe_batch,
             epochs=cfg.probe_epochs,
             lr=cfg.probe_lr,
             l1=cfg.probe_l1,
-            patience=20,
+            patience=cfg.probe_patience,
         )
-        return {"weight": made.weight_CD, "bias": made.bias_C, "accuracy": made.test_accuracy_C}
+        stacked = {"weight": [p.weight_CD for p in made], "bias": [p.bias_C for p in made]}
+        return {key: torch.stack(parts) for key, parts in stacked.items()} | {
+            "accuracy": torch.stack([p.accuracy_C for p in made])
+        }
 
-    how = [cfg.probe_batch, cfg.probe_epochs, cfg.probe_lr, cfg.probe_l1]
-    made = shared.kept(shared.rows_key(data) | {"what": "ablation probes", "how": how}, make)
-    return Probes(made["weight"], made["bias"], made["accuracy"])
+    how = [cfg.probe_batch, cfg.probe_epochs, cfg.probe_lr, cfg.probe_l1, cfg.probe_patience, shared.cfg.selection]
+    kept = shared.kept(shared.rows_key(data) | {"what": "ablation probes", "how": how}, make)
+    return [Probes(*one) for one in zip(kept["weight"], kept["bias"], kept["accuracy"], strict=True)]
 
 
 def before_ablation(
@@ -167,18 +186,26 @@ def too_small(sae: ExportedSAE, cfg: EvalConfig) -> list[str]:
     return [f"n_values {', '.join(map(str, beyond))} exceed d_sae = {sae.d_sae}: all features were ablated there"]
 
 
-def eval_config(cfg: EvalConfig, shared: Shared, perform_scr: bool) -> dict[str, Any]:
+def few_steps(parts: list[Fold], cfg: EvalConfig) -> list[str]:
+    """A warning where the probes of the last data set take too few steps to converge."""
+    n_rows, own = len(next(iter(parts[0].choosing.values())).train_rows), cfg.ablation
+    why = unconverged(n_rows, own.probe_batch, [own.probe_lr] * own.probe_epochs)
+    return [f"{why}; raise eval.ablation.probe_epochs or lower eval.ablation.probe_batch"] if why else []
+
+
+def eval_config(
+    cfg: EvalConfig, shared: Shared, perform_scr: bool, datasets: list[str], pairs: Sequence[Pair]
+) -> dict[str, Any]:
     """By SAEBench's names."""
     lookup: dict[str, list[list[str]]] = {}
-    for pair in shared.source.pairs:
+    for pair in pairs:
         lookup.setdefault(pair.dataset, []).append(list(pair.classes))
-    datasets = list(lookup) if perform_scr else list(shared.source.tpp)
     sizes = cfg.ablation if perform_scr else cfg.probing
     return {
         "random_seed": cfg.seed,
-        "dataset_names": datasets,
+        "dataset_names": datasets or list(lookup),
         "perform_scr": perform_scr,
-        "early_stopping_patience": 20,
+        "early_stopping_patience": cfg.ablation.probe_patience,
         "train_set_size": sizes.train_rows,
         "test_set_size": sizes.test_rows,
         "context_length": cfg.probing.context,
@@ -187,7 +214,7 @@ def eval_config(cfg: EvalConfig, shared: Shared, perform_scr: bool) -> dict[str,
         "probe_epochs": cfg.ablation.probe_epochs,
         "probe_lr": cfg.ablation.probe_lr,
         "probe_l1_penalty": cfg.ablation.probe_l1,
-        "sae_batch_size": 125,
+        "sae_batch_size": rows_at_once(cfg),
         "llm_batch_size": cfg.llm_batch,
         "llm_dtype": shared.llm_dtype,
         "lower_vram_usage": False,
@@ -197,4 +224,12 @@ def eval_config(cfg: EvalConfig, shared: Shared, perform_scr: bool) -> dict[str,
     }
 
 
-EVALUATION = Evaluation("tpp", evaluate_tpp, METRICS, reads=("data", "seed", "probing", "ablation"))
+def rows_at_once(cfg: EvalConfig) -> int:
+    """SAEBench's sae_batch_size: rows that an SAE encodes at once."""
+    return max(1, cfg.sae_batch // cfg.probing.context)
+
+
+EVALUATION = Evaluation(
+    "tpp", evaluate_tpp, METRICS, reads=("data", "seed", "selection", "probing", "ablation"),
+    version=2,
+)  # fmt: skip

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import Evaluation, UnlearningConfig
-from sae_sweeps.errors import DataError
+from sae_sweeps.errors import ConfigError, DataError
 from sae_sweeps.evaluation.batches import is_plain
 from sae_sweeps.evaluation.draws import stream, stream_seed
 from sae_sweeps.evaluation.questions import Candidates, QuestionSet, answers_of, padded
@@ -46,6 +47,8 @@ class Setting:
     """Share of the questions about what is to be forgotten."""
     side: float
     """Share of all other questions."""
+    halves: tuple[tuple[float, float], ...] = ()
+    """Both shares on each half of the questions, where one half chooses the setting and the other measures it."""
 
     @property
     def name(self) -> str:
@@ -54,24 +57,28 @@ class Setting:
 
 def evaluate_unlearning(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: UnlearningConfig) -> dict[str, Result]:
     """Unlearning with SAEs of one hook."""
-    firing = {split: firing_shares(saes, corpus_tokens(shared, split), shared) for split in ("forget", "retain")}
     questions = answered(shared)
+    firing = {split: firing_shares(saes, corpus_tokens(shared, split), shared) for split in ("forget", "retain")}
     batches = list(question_batches(questions, shared))
-    counts = {kind: sum(len(q.answers) for q in questions if q.forget == kind) for kind in (True, False)}
+    counts = {(kind, half): 0 for kind, half in product((True, False), (False, True))}
+    for batch in batches:
+        for half in batch.second.tolist():
+            counts[batch.questions.forget, half] += 1
     out = {}
     for name, sae in shared.each("unlearning", saes):
         warnings = [
             f"the model answers none of the questions about what is to be {word} right: there is nothing to measure"
             for kind, word in ((True, "forgotten"), (False, "retained"))
-            if not counts[kind]
+            if not counts[kind, False]
         ]
         settings: list[Setting] = []
         if not warnings:
             found = {split: firing[split][name] for split in firing}
             settings, few = all_settings(sae, found["forget"], found["retain"], batches, counts, cfg, shared)
             warnings += few
-            if not any(setting.side >= cfg.side_effect for setting in settings):
-                warnings.append(f"no setting leaves {cfg.side_effect:.0%} of the other answers right: the score is 0")
+            if shared.cfg.selection == "validation" and not all(counts.values()):
+                warnings.append("too few questions for two halves: those that choose the setting also measure it")
+            warnings += side_effects(settings, cfg)
         out[name] = shared.result(
             "unlearning", name, sae, eval_config(shared, cfg, [q.name for q in questions]),
             {"unlearning": {"unlearning_score": score(settings, cfg)}},
@@ -81,11 +88,38 @@ def evaluate_unlearning(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: Un
     return out
 
 
+def chosen_settings(settings: list[Setting], cfg: UnlearningConfig) -> list[tuple[float, float] | None]:
+    """Shares of forget and of other answers of the best setting without side effects, in each fold; None without one.
+
+    The first half of the questions chooses and the second measures, then the other way round; where settings have no
+    halves, as in SAEBench, the questions that choose also measure.
+    """
+    found: list[tuple[float, float] | None] = []
+    for choose, measure in ((0, 1), (1, 0)) if settings and settings[0].halves else ((0, 0),):
+        shares = [setting.halves or ((setting.forget, setting.side),) for setting in settings]
+        allowed = [share for share in shares if share[choose][1] >= cfg.side_effect]
+        found.append(min(allowed, key=lambda share: share[choose][0])[measure] if allowed else None)
+    return found
+
+
 def score(settings: list[Setting], cfg: UnlearningConfig) -> float:
-    """1 - the least share of forget answers among settings without side effects; nan where nothing was measured."""
+    """1 - the share of forget answers in the chosen setting, mean over folds; nan where nothing was measured."""
     if not settings:
         return float("nan")
-    return 1.0 - min(setting.forget if setting.side >= cfg.side_effect else 1.0 for setting in settings)
+    return 1.0 - mean(1.0 if shares is None else shares[0] for shares in chosen_settings(settings, cfg))
+
+
+def side_effects(settings: list[Setting], cfg: UnlearningConfig) -> list[str]:
+    """Warnings where no setting is allowed, or the chosen one has side effects on the questions that measure it."""
+    chosen = chosen_settings(settings, cfg)
+    if None in chosen:
+        where = "" if len(chosen) == 1 else " of one half" if any(chosen) else " of either half"
+        left = f"no setting leaves {cfg.side_effect:.0%} of the other answers{where} right"
+        return [f"{left}: the score {'counts 0 there' if any(chosen) else 'is 0'}"]
+    side = mean(shares[1] for shares in chosen if shares is not None)
+    if side >= cfg.side_effect:
+        return []
+    return [f"the chosen setting leaves {side:.1%} of the other answers right, fewer than {cfg.side_effect:.0%}"]
 
 
 def corpus_tokens(shared: Shared, split: str) -> Tensor:
@@ -128,13 +162,21 @@ def firing_shares(saes: Mapping[str, ExportedSAE], tokens_NL: Tensor, shared: Sh
 
 def answered(shared: Shared) -> list[QuestionSet]:
     """The questions that the model answers right by itself, found once."""
-    seed, all_orders = shared.cfg.seed, shared.cfg.unlearning.all_orders
-    every = shared.source.questions(shared.lm, seed, all_orders)
+    seed, cfg = shared.cfg.seed, shared.cfg.unlearning
+    every = shared.source.questions(shared.lm, cfg, seed)
+    if {q.questions.forget for q in every} != {True, False}:
+        raise ConfigError(
+            f"eval.unlearning.datasets={cfg.datasets}: must name a set of questions to forget and one to retain."
+        )
 
     def make() -> dict[str, Tensor]:
         return {q.name: right_questions(q, shared) for q in every}
 
-    how = {"source": shared.source.digest, "seed": seed, "all_orders": all_orders}
+    how = {"source": shared.source.digest, "seed": seed, "all_orders": cfg.all_orders}
+    if cfg.questions != "correct":
+        how["questions"] = cfg.questions
+    if cfg.datasets is not None:
+        how["sets"] = cfg.datasets
     key = shared.model_key() | {"what": "questions"} | how
     kept = shared.kept(key, make)
     return [q.questions.only(kept[q.name].nonzero()[:, 0].tolist()) for q in every]
@@ -142,10 +184,17 @@ def answered(shared: Shared) -> list[QuestionSet]:
 
 @torch.no_grad()
 def right_questions(candidates: Candidates, shared: Shared) -> Tensor:
-    """Which questions the model answers right in every order of the choices that is put to it [n], bool."""
-    shared.begin(candidates.name, len(candidates.trial.rows), "prompt")
+    """Which questions the model answers right in every order of the choices that is put to it [n], bool; less those
+    that it answers right in every order without seeing the question, where they are to be left out."""
+    right = all_right(candidates.trial, candidates, shared)
+    return right & ~all_right(candidates.unseen, candidates, shared) if candidates.unseen is not None else right
+
+
+def all_right(trial: QuestionSet, candidates: Candidates, shared: Shared) -> Tensor:
+    """Which questions are answered right in all their orders [n], bool."""
+    shared.begin(candidates.name, len(trial.rows), "prompt")
     right = [torch.empty(0, dtype=torch.bool)]
-    for batch in question_batches([candidates.trial], shared):
+    for batch in question_batches([trial], shared):
         hidden = shared.lm.resume(batch.tokens_SL, shared.layer, batch.x_SLD)
         chosen = answers_of(hidden, batch.tokens_SL, batch.length_S, batch.questions, shared.lm)
         right.append(chosen == batch.answers)
@@ -162,6 +211,8 @@ class QuestionBatch:
     length_S: Tensor
     x_SLD: Tensor
     answers: Tensor
+    second: Tensor
+    """Which questions are in the second half [n], bool; none where the questions that choose also measure."""
 
 
 @torch.no_grad()
@@ -169,12 +220,13 @@ def question_batches(questions: list[QuestionSet], shared: Shared) -> Iterator[Q
     """The questions in batches, run up to the layer once for all SAEs and settings."""
     for one in questions:
         n = one.per_question
+        second = (torch.arange(len(one.answers)) % 2).bool() & (shared.cfg.selection == "validation")
         step = shared.cfg.llm_batch // n * n or n
         for first in range(0, len(one.rows), step):
             tokens_SL, length_S = padded(one.rows[first : first + step])
             x_SLD = shared.lm.activations(tokens_SL, shared.layer)
-            answers = torch.tensor(one.answers[first // n : (first + step) // n])
-            yield QuestionBatch(one, tokens_SL, length_S, x_SLD, answers)
+            here = slice(first // n, (first + step) // n)
+            yield QuestionBatch(one, tokens_SL, length_S, x_SLD, torch.tensor(one.answers[here]), second[here])
 
 
 def candidates_for(forget_F: np.ndarray, retain_F: np.ndarray, threshold: float) -> np.ndarray:
@@ -190,7 +242,7 @@ def all_settings(
     forget_F: np.ndarray,
     retain_F: np.ndarray,
     batches: list[QuestionBatch],
-    counts: dict[bool, int],
+    counts: dict[tuple[bool, bool], int],
     cfg: UnlearningConfig,
     shared: Shared,
 ) -> tuple[list[Setting], list[str]]:
@@ -203,7 +255,7 @@ def all_settings(
     wanted = {(t, n): features[t][:n] for t, n in sizes}  # where features are few, two numbers mean the same ones
     few = [f"{len(features[t])} (threshold {t})" for t in features if len(features[t]) < max(cfg.n_features)]
     warnings = [f"fewer than {max(cfg.n_features)} features to clamp: {', '.join(few)}"] if few else []
-    wrong = {(t, n, m): {True: 0, False: 0} for (t, n), m in product(wanted, cfg.multipliers)}
+    wrong = {(t, n, m): dict.fromkeys(counts, 0) for (t, n), m in product(wanted, cfg.multipliers)}
     union = torch.cat(list(features.values())).unique()
     W_dec = sae.weights["W_dec"]
     for batch in batches:
@@ -226,9 +278,21 @@ def all_settings(
                 x = batch.x_SLD[rows].to(shift) + shift
                 hidden = shared.lm.resume(batch.tokens_SL[rows], shared.layer, x)
                 chosen_S = answers_of(hidden, batch.tokens_SL[rows], batch.length_S[rows], batch.questions, shared.lm)
-                wrong[t, n, m][batch.questions.forget] += int((chosen_S != batch.answers[whole]).sum())
+                is_wrong, is_second = chosen_S != batch.answers[whole], batch.second[whole]
+                for half in (False, True):
+                    wrong[t, n, m][batch.questions.forget, half] += int((is_wrong & (is_second == half)).sum())
+
+    def right(w: dict[tuple[bool, bool], int], *halves: bool) -> tuple[float, float]:
+        forget, side = (
+            1 - sum(w[kind, half] for half in halves) / max(1, sum(counts[kind, half] for half in halves))
+            for kind in (True, False)
+        )
+        return forget, side
+
+    has_halves = all(counts.values())
     settings = [
-        Setting(t, n, m, 1 - w[True] / counts[True], 1 - w[False] / counts[False]) for (t, n, m), w in wrong.items()
+        Setting(t, n, m, *right(w, False, True), (right(w, False), right(w, True)) if has_halves else ())
+        for (t, n, m), w in wrong.items()
     ]
     return settings, warnings
 
@@ -246,7 +310,7 @@ def eval_config(shared: Shared, cfg: UnlearningConfig, names: list[str]) -> dict
         "dataset_size": n,
         "seq_len": length,
         "n_batch_loss_added": 50,
-        "target_metric": "correct",
+        "target_metric": cfg.questions,
         "save_metrics": True,
         "model_name": shared.model_name,
         "llm_batch_size": shared.cfg.llm_batch,
@@ -254,4 +318,6 @@ def eval_config(shared: Shared, cfg: UnlearningConfig, names: list[str]) -> dict
     }
 
 
-EVALUATION = Evaluation("unlearning", evaluate_unlearning, METRICS, reads=("data", "seed", "unlearning"))
+EVALUATION = Evaluation(
+    "unlearning", evaluate_unlearning, METRICS, reads=("data", "seed", "selection", "unlearning"), version=2
+)

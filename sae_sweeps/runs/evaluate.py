@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,23 @@ from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import (
     BUILTIN,
     EVALUATIONS,
-    EvalConfig,
     config_of,
     describe,
     evaluation_names,
     find_evaluation,
+    same_settings,
     settings_of,
 )
+from sae_sweeps.config.hooks import hook_name
+from sae_sweeps.config.judged import judged_model
 from sae_sweeps.config.plugins import blamed
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import SyntheticConfig
-from sae_sweeps.errors import ConfigError, DamagedFile, Interrupted, UserError
+from sae_sweeps.errors import ConfigError, DamagedFile, DataError, Interrupted, NoNetwork, UserError
 from sae_sweeps.evaluation.draws import evenly
 from sae_sweeps.evaluation.result import Measured, Result
 from sae_sweeps.evaluation.shared import Shared
+from sae_sweeps.evaluation.sources import data_of
 from sae_sweeps.runs.session import RunSession, held_out_pool
 from sae_sweeps.storage.files import one_line, read_json, write_json, write_text
 from sae_sweeps.storage.run_folder import RunFolder
@@ -75,17 +78,38 @@ class Failure:
 
 
 def wanted(run: RunConfig) -> list[str]:
-    """The evaluations that the config names and the model allows, in their order."""
+    """The evaluations that the config names and the model allows, in their order; those on another model at the end,
+    so that each model is loaded once."""
     if run.eval.name == "none":
         return []
     chosen = [name for name in evaluation_names() if name in run.eval.evaluations]
-    return [name for name in chosen if not (run.synthetic and find_evaluation(name).needs_model)]
+    possible = [name for name in chosen if not (run.synthetic and find_evaluation(name).needs_model)]
+    return sorted(possible, key=lambda name: judged(run, name) is not run)
 
 
-def is_done(cfg: EvalConfig, folder: Path, name: str) -> bool:
-    """Whether the folder has this evaluation with the same settings."""
+def judged(run: RunConfig, name: str) -> RunConfig:
+    """The run with the model of `eval.unlearning.model` where the evaluation is unlearning, else the run itself."""
+    model = judged_model(run.eval.unlearning.model, run.model)
+    if name != "unlearning" or model is run.model:
+        return run
+    return replace(run, model=model, eval=replace(run.eval, data=data_of(run.eval, run.model)))
+
+
+def measured_on(run: RunConfig) -> dict[str, Any]:
+    """The model, layer and hook of an evaluation, as its files record them."""
+    if run.synthetic:
+        return {"model_name": "synthetic", "hook_name": "synthetic", "hook_layer": 0}
+    hook = hook_name(run.layer)
+    return {"model_name": run.model.path or run.model.name, "hook_name": hook, "hook_layer": run.layer.index}
+
+
+def is_done(run: RunConfig, folder: Path, name: str) -> bool:
+    """Whether the folder has this evaluation with the same settings, on the same model and layer."""
     path = folder / "evals" / f"{name}{SUMMARY}"
-    return path.exists() and read_summary(path)["settings"] == settings_of(cfg, name)
+    if not path.exists():
+        return False
+    done, place = read_summary(path), measured_on(judged(run, name))
+    return same_settings(done["settings"], run.eval, name) and done.get("measured_on", place) == place
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -97,7 +121,7 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def is_evaluated(run: RunConfig, folder: RunFolder) -> bool:
-    return all(is_done(run.eval, folder.path, name) for name in wanted(run))
+    return all(is_done(run, folder.path, name) for name in wanted(run))
 
 
 def evaluate_group(
@@ -108,12 +132,14 @@ def evaluate_group(
     for subject in subjects:
         subject.sae = subject.sae.to(session.device)
     for name in wanted(subjects[0].run):
-        pending = [subject for subject in subjects if not is_done(subject.run.eval, subject.folder, name)]
+        pending = [subject for subject in subjects if not is_done(subject.run, subject.folder, name)]
         began = time.monotonic()
         found = _attempt(name, pending, session, cache) if pending else []
         failures += found
         before = f", {len(subjects) - len(pending)} done before" if len(pending) < len(subjects) else ""
-        report(f"{name}: {len(pending) - len(found)} done in {time.monotonic() - began:.1f} s{before}")
+        run = subjects[0].run
+        other = f" on {judged(run, name).model.path}" if judged(run, name) is not run else ""
+        report(f"{name}: {len(pending) - len(found)} done{other} in {time.monotonic() - began:.1f} s{before}")
         for failure in found:
             report(f"{failure.subject}: {failure}")
     session.forget_features()
@@ -140,7 +166,8 @@ def _attempt(name: str, subjects: list[Subject], session: RunSession, cache: Pat
 
 def _evaluate(name: str, subjects: list[Subject], session: RunSession, cache: Path) -> None:
     """One evaluation of SAEs of one model, layer and text: `evals/NAME.json` and its summary."""
-    evaluation, shared = find_evaluation(name), shared_of(subjects, session, cache)
+    evaluation, run = find_evaluation(name), judged(subjects[0].run, name)
+    shared = shared_of(run, subjects, session, cache)
     finite = {}
     for subject in subjects:
         broken = [key for key, w in subject.sae.weights.items() if not torch.isfinite(w).all()]
@@ -152,8 +179,8 @@ def _evaluate(name: str, subjects: list[Subject], session: RunSession, cache: Pa
             finite[subject.name] = subject
     if not finite:
         return
-    cfg = subjects[0].run.eval
-    results = evaluation.evaluate({key: subject.sae for key, subject in finite.items()}, shared, config_of(cfg, name))
+    own = config_of(run.eval, name)
+    results = evaluation.evaluate({key: subject.sae for key, subject in finite.items()}, shared, own)
     done = set()
     for key, result in results.items() if isinstance(results, Mapping) else results:
         if key not in finite or not hasattr(result, "flat"):
@@ -167,10 +194,28 @@ def _evaluate(name: str, subjects: list[Subject], session: RunSession, cache: Pa
         raise ConfigError(f"eval.evaluations={name}: gave no result for {', '.join(sorted(finite.keys() - done))}.")
 
 
-def shared_of(subjects: list[Subject], session: RunSession, cache: Path) -> Shared:
-    """What evaluations of these SAEs share, with access to held-out text."""
-    run = subjects[0].run
-    shared = session.shared(run, cache)
+def shared_of(run: RunConfig, subjects: list[Subject], session: RunSession, cache: Path) -> Shared:
+    """What evaluations of these SAEs on the run's model share, with access to held-out text.
+
+    Raises ConfigError, DataError or NoNetwork for another model than the training's that cannot be used in its place.
+    """
+    trained = subjects[0].run
+    if run is trained:
+        shared = session.shared(run, cache)
+    else:
+        mend = "give eval.unlearning.model=same to judge the model that the SAE was trained on"
+        try:
+            shared = session.shared(run, cache)
+        except (ConfigError, DataError, NoNetwork) as error:
+            raise type(error)(
+                f"eval.unlearning.model={run.model.path}: could not be loaded ({str(error).rstrip('.')}); {mend}."
+            ) from error
+        sizes, needed = (shared.lm.d_in, shared.lm.n_layers), (trained.model.d_in, trained.model.n_layers)
+        if sizes != needed:
+            raise ConfigError(
+                f"eval.unlearning.model={run.model.path}: has d_in={sizes[0]} and {sizes[1]} layers, and "
+                f"{trained.model.name} has d_in={needed[0]} and {needed[1]}; give its sibling, or {mend}."
+            )
     shared.data, shared.folders = run.data, {subject.name: subject.folder / "evals" for subject in subjects}
     shared.contexts = lambda n: session.held_out(run, n)
     shared.tokens = lambda n: held_out_pool(run, session, cache, n)
@@ -181,12 +226,17 @@ def shared_of(subjects: list[Subject], session: RunSession, cache: Path) -> Shar
 def _write(subject: Subject, name: str, result: Measured) -> None:
     content = result.to_json()
     if content is not None:
+        note = content["eval_result_unstructured"].setdefault("sae_sweeps", {})
+        note["measured_on"] = measured_on(judged(subject.run, name))
+        if "selection" in find_evaluation(name).reads:
+            note["selection"] = subject.run.eval.selection
         write_json(subject.folder / "evals" / f"{name}.json", content)
     summarise(subject, name, result.flat(), result.warnings)
 
 
 def summarise(subject: Subject, name: str, metrics: Mapping[str, Any], warnings: list[str]) -> None:
     content = {"settings": settings_of(subject.run.eval, name), "metrics": metrics, "warnings": warnings}
+    content["measured_on"] = measured_on(judged(subject.run, name))
     if name not in EVALUATIONS:  # tables read these, since they never run code from outside
         found = {metric: describe(metric.removeprefix(BUILTIN), find_evaluation(name).metrics) for metric in metrics}
         content["described"] = {metric.removeprefix(BUILTIN): how for metric, how in found.items() if how}

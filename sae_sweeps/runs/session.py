@@ -55,6 +55,7 @@ class RunSession:
             from sae_sweeps.activations.language_model import load_language_model
 
             self._models.clear()  # one at a time: the next may be as large
+            self._shared.clear()  # these hold it too
             self._models[digest] = load_language_model(run.model, self.device)
         return self._models[digest]
 

@@ -143,6 +143,8 @@ class RunTask(TrainingCallbacks):
 
     def on_monitor(self, record: dict[str, Any]) -> None:
         self.folder.monitors.append(record)
+        if self.sink is not None:
+            self.sink.monitor(record)
 
     def measure(self, training: Training) -> dict[str, float]:
         if self._held_out is None:

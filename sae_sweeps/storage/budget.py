@@ -20,6 +20,9 @@ BUDGET = {
 SO = dict.fromkeys(("num_tokens", "total_steps", "batch_size", "k", "d_sae"), "they are not compared at equal budgets")
 SO |= {"recon": "their losses do not compare"}
 
+AS_RECORDED = "as_recorded"
+"""The tag of runs that keep the budget of an earlier study's record on purpose: for reproduction, not conclusions."""
+
 NEVER_EXEMPT = ("num_tokens", "total_steps")
 """Keys that have to agree even where the sweep varies them."""
 
@@ -35,9 +38,20 @@ def unequal(key: str, values: Iterable[Any], varied: Collection[str] = ()) -> st
     found = {value for value in values if value is not None}
     if len(found) < 2 or exempt(key, varied):
         return None
-    ordered = sorted(found, key=lambda value: (isinstance(value, str), value))
+    return f"the runs differ in {key} ({listed(found)}): {SO.get(key, 'they do not compare')}"
+
+
+def kept_values(key: str, own: Iterable[Any], values: Iterable[Any], varied: Collection[str] = ()) -> str | None:
+    """`key 40, 320`, the values `own` of runs that keep a record's budget, where not all runs have one; else None."""
+    found = set(own) - {None}
+    return f"{key} {listed(found)}" if found and unequal(key, values, varied) else None
+
+
+def listed(values: Iterable[Any]) -> str:
+    """The values in their order, of more than six the ends."""
+    ordered = sorted(values, key=lambda value: (isinstance(value, str), value))
     shown = ordered if len(ordered) <= 6 else [*ordered[:3], "...", *ordered[-2:]]
-    return f"the runs differ in {key} ({', '.join(map(_word, shown))}): {SO.get(key, 'they do not compare')}"
+    return ", ".join(map(_word, shown))
 
 
 def _word(value: Any) -> str:

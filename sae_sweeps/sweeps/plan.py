@@ -17,7 +17,7 @@ from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.penalties import Combination
 from sae_sweeps.config.run import RunConfig, activations_gb, run_config, used_top_keys
 from sae_sweeps.errors import ConfigError, NeedsRoles, who_has
-from sae_sweeps.storage.budget import BUDGET, unequal
+from sae_sweeps.storage.budget import AS_RECORDED, BUDGET, kept_values, unequal
 
 NOT_IN_TITLES = (
     "outputs", "dry_run", "device", "logger", "eval", "tags", "description", "experiment", "objective", "report",
@@ -233,8 +233,18 @@ def refuse_inactive(run: RunConfig) -> None:
 
 
 def budget_warnings(runs: list[PlannedRun], varied: list[str]) -> list[str]:
-    """Runs compared at unequal budgets. What the command itself varies is exempt, tokens and steps never."""
-    found = (unequal(key, (_budget(planned.run, key) for planned in runs), varied) for key in BUDGET)
+    """Runs compared at unequal budgets. What the command itself varies is exempt, tokens and steps never; runs that
+    keep a record's budget are one sentence."""
+    keeping = [planned.run for planned in runs if AS_RECORDED in planned.run.tags]
+    compared = [planned.run for planned in runs if AS_RECORDED not in planned.run.tags]
+    found = [unequal(key, (_budget(run, key) for run in compared), varied) for key in BUDGET]
+    every = [*compared, *keeping]
+    own = [
+        kept_values(key, (_budget(run, key) for run in keeping), (_budget(run, key) for run in every), varied)
+        for key in BUDGET
+    ]
+    if any(own):
+        found.append(f"the runs tagged {AS_RECORDED} keep the budgets of their record: {'; '.join(filter(None, own))}")
     return [sentence for sentence in found if sentence]
 
 

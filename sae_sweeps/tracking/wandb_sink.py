@@ -18,6 +18,14 @@ from sae_sweeps.tracking.wandb_client import FINISH_TIMEOUT_S
 QUEUE_ROWS = 10_000
 """Rows that wait for a slow server; beyond that, rows are dropped and counted."""
 ROOT = Path(__file__).parents[2]
+FIELDS = {
+    "layer": "layer.index", "dict_size": "architecture.d_sae", "learning_rate": "lr_schedule.lr",
+    "sparsity_penalty": "architecture.l1_penalty",
+}  # fmt: skip
+"""Fields of the summary that run notes have under these names -> their config keys."""
+WATCHED = ("overlap", "abs_cosine", "correlation", "c")
+CLASSES = ("highest", "median", "lowest")
+"""Numbers of the watched pairs, and the thirds of the pairs, by their overlap when they were chosen."""
 
 
 class Logger(Protocol):
@@ -68,6 +76,9 @@ class WandbSink:
             "mode": logger.mode,
             "resume": "allow",
         }
+        self._fields = {name: value for name, key in FIELDS.items() if (value := value_of(config, key)) is not None}
+        self._watched: dict[int, dict[str, float]] = {}
+        self._steps: int | None = None
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(QUEUE_ROWS)
         self._dropped = 0
         self._problem: str | None = None
@@ -82,21 +93,34 @@ class WandbSink:
         """Send a table of text and numbers, for the run's summary under `name`."""
         self.log({"table": {"name": name, "columns": columns, "data": data}})
 
+    def monitor(self, record: dict[str, Any]) -> None:
+        """Take a record of monitors.jsonl, before the row of its step: of pairs that were watched first the means."""
+        if record.get("monitor") == "pairs":
+            self._watched.setdefault(record["step"], pair_means(record))
+
     def log(self, row: dict[str, Any]) -> None:
         """Send one row of metrics.jsonl; its `step` becomes W&B's step. Returns at once, whatever happens."""
+        row = self._with_pairs(row)
         if self._problem is not None:
             return
         try:
-            self._queue.put_nowait(dict(row))
+            self._queue.put_nowait(row)
         except queue.Full:
             self._dropped += 1
 
+    def _with_pairs(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with the means of its step's pairs; a copy."""
+        if "step" not in row:
+            return dict(row)
+        self._steps = row["step"] + 1
+        return row | self._watched.pop(row["step"], {})
+
     def replay(self, rows: Iterable[dict[str, Any]]) -> None:
         """Send the rows of a run that has ended; waits for a slow client, and drops none while it lives."""
-        for row in rows:
+        for row in map(self._with_pairs, rows):
             while self._problem is None and self._thread.is_alive():
                 try:
-                    self._queue.put(dict(row), timeout=0.1)
+                    self._queue.put(row, timeout=0.1)
                     break
                 except queue.Full:
                     continue
@@ -112,11 +136,13 @@ class WandbSink:
 
         Args:
             exit_code: 0 marks the run finished at W&B, anything else failed.
-            summary: the run's final metrics.
+            summary: the run's final metrics; the fields of its notes are added.
             notes: what W&B shows as the run's notes.
         """
         deadline = time.monotonic() + timeout
-        self._exit_code, self._summary, self._notes = exit_code, summary or {}, notes
+        steps = (summary or {}).get("steps", self._steps)
+        fields = self._fields | ({} if steps is None else {"training_steps": steps})
+        self._exit_code, self._summary, self._notes = exit_code, fields | (summary or {}), notes
         while self._thread.is_alive() and time.monotonic() < deadline:
             try:
                 self._queue.put(None, timeout=0.05)
@@ -148,6 +174,25 @@ class WandbSink:
             self._problem = one_line(json.loads(client.stdout.readline() or '{"problem": "it ended"}')["problem"])
         except Exception as error:
             self._problem = self._problem or one_line(error)
+
+
+def value_of(config: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key of a nested config; None where it has none."""
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def pair_means(record: dict[str, Any]) -> dict[str, float]:
+    """Means over each class of a record of watched pairs, as `pairs/highest/abs_cosine`."""
+    third = -(-len(record["pairs"]) // len(CLASSES))
+    return {
+        f"pairs/{label}/{name}": sum(part) / len(part)
+        for name in WATCHED
+        for place, label in enumerate(CLASSES)
+        if (part := record.get(name, [])[place * third : (place + 1) * third])
+    }
 
 
 def start_client() -> subprocess.Popen[str]:

@@ -13,7 +13,7 @@ from tests.analysis.outputs import add_run
 SCORES = {
     "unlearning_score": 0.05, "sae_top_1_test_accuracy": 0.7, "sae_top_2_test_accuracy": 0.75,
     "llm_top_1_test_accuracy": 0.8, "llm_top_2_test_accuracy": 0.85, "nearest_neighbour_cosine": 0.3, "nmi": 0.1,
-    "silhouette": 0.02, "recovery_mmcs": 0.9,
+    "silhouette": 0.02, "l1": 40.0, "recovery_mmcs": 0.9,
 }  # fmt: skip
 
 
@@ -46,8 +46,11 @@ def monitors(step: int, draw: np.random.Generator) -> list[dict[str, Any]]:
     deciles = {name: np.sort(draw.random(11)).tolist() for name in ("mean", "max", "std", "frequency")}
     layer = {"sizes": [8] * 4, "mean_energy": draw.random(4).tolist(), "active_share": draw.random(4).tolist()}
     layer |= {"mi_mean": 0.1, "mi_quantiles": {"0.5": 0.1, "0.9": 0.2}, "mi": mi}
+    watched = {"pairs": [[i, i + 1] for i in range(6)], **pairs}
     return [
-        {"monitor": "competition", "pairs": [[i, i + 1] for i in range(6)], **pairs},
+        {"monitor": "pairs", "chosen": 2, "chosen_at": 0, **watched},
+        {"monitor": "pairs", "chosen": 25, "chosen_at": 3, **watched},
+        {"monitor": "competition", **watched},
         {"monitor": "groups", **layer},
         {"monitor": "groups", "sizes": [3, 5], "first": [1, 0, 1, 0, 1, 0, 0, 0], "deciles": deciles},
         {"monitor": "group_event", "kind": "mi", "moved": 3, "sizes_after": [9, 7, 8, 8]},

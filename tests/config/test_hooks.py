@@ -107,3 +107,12 @@ def test_an_encoder_decoder_model_is_refused_when_planning(tmp_path):
 def test_the_model_that_is_made_here_names_the_command_that_makes_it(tmp_path):
     with pytest.raises(DataError, match="`make smollm2` downloads"):
         model_facts(ModelConfig(name="smollm2-135m", source="local", path=str(tmp_path / "absent")))
+
+
+def test_a_width_that_cannot_be_read_can_be_given(tmp_path):
+    from sae_sweeps.lens import hook_width
+
+    cfg = _folder(tmp_path, model_type="of-tomorrow", hidden_size=8, num_hidden_layers=2)
+    assert model_facts(cfg) == ModelFacts(8, 2)
+    with pytest.raises(ConfigError, match="layer.hook=attn.hook_z: its width cannot be read.*layer.d_in=WIDTH"):
+        hook_width(tmp_path / "config.json", "attn.hook_z")

@@ -313,6 +313,14 @@ def test_unequal_budgets_are_warned_of_and_what_is_varied_is_exempt_but_tokens()
     assert any("total_steps" in w for w in plan("model=synthetic", "batch_size=512,1024").warnings)
 
 
+def test_runs_that_keep_a_records_budget_are_one_warning():
+    both = plan("model=synthetic", "num_tokens=10240,20480", "tags=[as_recorded]")
+    assert both.warnings[:1] == [
+        "the runs tagged as_recorded keep the budgets of their record: num_tokens 10240, 20480; total_steps 10, 20"
+    ]
+    assert not any("the runs differ" in warning for warning in both.warnings)
+
+
 def test_a_learning_rate_that_never_peaks_is_warned_of():
     warnings = plan("model=synthetic", "lr_schedule.warmup=1000").warnings
     assert len(warnings) == 1 and "never at lr=0.001" in warnings[0]
@@ -333,7 +341,7 @@ def test_names_of_links_are_safe(title):
 
 def test_evaluations_are_checked_and_their_unused_keys_refused():
     full = one("model=builtin", "eval=full").run.eval
-    assert full.recon_batches == 200 and "tpp" in full.evaluations and full.probing.k_values == [1, 2, 5]
+    assert full.recon_batches == 200 and "tpp" in full.evaluations and full.probing.k_values == [1, 2, 5, 10, 20, 50]
     assert one(
         "model=builtin", "eval.evaluations=[core,tpp]", "eval.ablation.n_values=[3]"
     ).run.eval.ablation.n_values == [3]

@@ -1,16 +1,18 @@
 import math
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from bounds import Rounding
 from toy_lm import D_IN, toy_sae
 
-from sae_sweeps.config.evaluations import AbsorptionConfig
+from sae_sweeps.config.evaluations import AbsorptionConfig, EvalConfig
+from sae_sweeps.config.schema import LayerConfig
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.evaluation.absorption import NAMES, LetterAbsorption, absorbed, split_features, summary
 from sae_sweeps.evaluation.draws import stream, stream_seed
 from sae_sweeps.evaluation.first_letters import (
-    TEMPLATE,
     at_words,
     f1_score,
     letter_of,
@@ -19,6 +21,7 @@ from sae_sweeps.evaluation.first_letters import (
     right_words,
     vocabulary,
 )
+from sae_sweeps.evaluation.shared import Shared
 
 
 def one_word(sae, x, direction, split):
@@ -80,7 +83,7 @@ def test_split_features_stop_when_f1_stops_rising():
 
 def test_summary_and_its_undefined_cases():
     assert all(math.isnan(value) for value in summary([]).values())
-    one, two = LetterAbsorption(0, [1], 0.5, 1, 4), LetterAbsorption(3, [1, 2], 0.1, 2, 4)
+    one, two = LetterAbsorption(0, 1, 0.5, 1, 4), LetterAbsorption(3, 2, 0.1, 2, 4)
     found = summary([one, two])
     assert list(found) == list(NAMES) and found["mean_full_absorption_score"] == pytest.approx(0.375)
     assert found["std_dev_num_split_features"] == pytest.approx(math.sqrt(0.5))
@@ -116,12 +119,12 @@ def test_words_are_sorted_and_letters_only():
 
 def test_a_prompt_shows_ten_others_and_the_activation_is_the_words():
     words = [f"w{chr(97 + i)}" for i in range(20)]
-    text = prompt("wa", words, random.Random(0))
+    template = AbsorptionConfig().template
+    text = prompt(template, "wa", words, random.Random(0))
     lines = text.split("\n")
     assert lines[0] == "" and len(lines) == 12 and lines[-1] == "wa has the first letter:" and "wa" not in lines[1:-1]
-    assert lines[1].endswith(" W") and text == prompt("wa", words, random.Random(0)) != prompt(
-        "wa", words, random.Random(1)
-    )
+    assert lines[1].endswith(" W") and text == prompt(template, "wa", words, random.Random(0))
+    assert text != prompt(template, "wa", words, random.Random(1))
 
     class LM:
         tokenizer, bos_id, device = Tokenizer(), 0, torch.device("cpu")
@@ -129,9 +132,17 @@ def test_a_prompt_shows_ten_others_and_the_activation_is_the_words():
         def activations(self, tokens_SL, layer):
             return tokens_SL[..., None].float()
 
-    found = at_words([text, "wb has the first letter:"], LM(), None, lambda n: None)
+    def found(**changes):
+        cfg = EvalConfig(absorption=AbsorptionConfig(**changes))
+        shared = Shared(cfg, LM(), LayerConfig(), "toy", "toy", None, Path())
+        return at_words([text, "wb has the first letter:"], shared)[:, 0].tolist()
+
     seen = LM.tokenizer.seen
-    assert found[:, 0].tolist() == [seen["wa"], seen["wb"]] and TEMPLATE.format(word="x").endswith("letter:")
+    assert found() == found(token_pos=-6) == [seen["wa"], seen["wb"]]
+    assert found(token_pos=-1) == [seen[":"], seen[":"]]
+    for position in (0, 3, -8):
+        with pytest.raises(ConfigError, match=f"eval.absorption.token_pos={position}: must be a token from the end, "):
+            found(token_pos=position)
 
 
 def saebenchs_probe(x, letters, seed, l1, weight_decay, batch_size=16, epochs=6):

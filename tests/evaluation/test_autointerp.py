@@ -11,7 +11,6 @@ from sae_sweeps.evaluation import autointerp
 from sae_sweeps.evaluation import judge as judge_module
 from sae_sweeps.evaluation.answers import Answers
 from sae_sweeps.evaluation.autointerp import (
-    SCORED,
     evaluate_autointerp,
     largest,
     parse_explanation,
@@ -161,7 +160,7 @@ def requested(server):
 
 
 def test_answers_that_were_paid_for_are_not_asked_for_again(server, tmp_path):
-    server.answer = lambda user: str(1 + len(user) % SCORED)  # the same question has the same answer
+    server.answer = lambda user: str(1 + len(user) % 14)  # the same question has the same answer
     undisturbed = evaluate(server, tmp_path / "undisturbed", confirm=True)["it"]
     every = requested(server)
     server.requests.clear()
@@ -211,8 +210,39 @@ def test_examples_are_the_strongest_and_stand_apart(server, tmp_path):
     g = torch.Generator().manual_seed(0)
     values = torch.rand(200, 16, generator=g) * (torch.rand(200, 16, generator=g) < 0.3)
     question = question_about(3, values, tokens(200), shared, 42)
-    assert len(question.shown) == 15 and len(question.scored) == SCORED and len(question.active()) == 4
+    assert len(question.shown) == 15 and len(question.scored) == 14 and len(question.active()) == 4
     peaks = [max(example.activations) for example in question.shown]
     assert peaks == sorted(peaks, reverse=True) and "<<" in question.explain()[1]["content"]
     assert "<<" not in question.predict("x")[1]["content"]
     assert question_about(3, torch.zeros(200, 16), tokens(200), shared, 42) is None
+
+
+def test_given_features_and_explanations_alone(server, tmp_path):
+    result = evaluate(server, tmp_path, confirm=True, latents=[2, 5], scoring=False)["it"]
+    assert set(result.unstructured) <= {"2", "5"} and len(server.requests) == len(result.unstructured) > 0
+    assert all(set(one) == {"latent", "explanation"} for one in result.unstructured.values())
+    assert result.to_json()["eval_result_metrics"]["autointerp"]["autointerp_score"] == -1
+    assert result.eval_config["override_latents"] == [2, 5] and result.eval_config["scoring"] is False
+    with pytest.raises(ConfigError, match="eval.autointerp.latents=9: the SAE has features 0 to 8"):
+        evaluate(server, tmp_path, latents=[9])
+
+
+def test_numbers_of_examples_overlap_and_demos_are_keys(server, tmp_path):
+    a = torch.zeros(1, 20)
+    a[0, 5], a[0, 6] = 5.0, 4.9
+    assert largest(a, 10, buffer=2, no_overlap=False).tolist() == [[0, 5], [0, 6]]
+    g = torch.Generator().manual_seed(0)
+    values = torch.rand(200, 16, generator=g) * (torch.rand(200, 16, generator=g) < 0.3)
+    changes = dict(top_shown=3, sampled_shown=0, top_scored=1, sampled_scored=0, random_scored=4, demos=False)
+    question = question_about(3, values, tokens(200), shared_for(server, tmp_path, **changes), 42)
+    assert (len(question.shown), len(question.scored), question.prediction_tokens) == (3, 5, 15)
+    assert (
+        "Some examples" not in question.explain()[0]["content"]
+        and "5 example seq" in question.predict("x")[0]["content"]
+    )
+    usual = question_about(3, values, tokens(200), shared_for(server, tmp_path), 42)
+    assert "Some examples" in usual.explain()[0]["content"]
+    high = question_about(3, values, tokens(200), shared_for(server, tmp_path, act_threshold=0.99), 42)
+    assert high.explain()[1]["content"].count("<<") < usual.explain()[1]["content"].count("<<")
+    with pytest.raises(ConfigError, match="eval.autointerp.random_scored=0: no example is left to predict"):
+        evaluate(server, tmp_path, top_scored=0, sampled_scored=0, random_scored=0)

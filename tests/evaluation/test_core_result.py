@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -150,3 +151,30 @@ def test_worse_than_the_mean_is_said() -> None:
     metrics = {"l0": 0.5, "dead_features": 0.0, "fvu": 1.5}
     assert doubts(metrics, sae) == ["fvu = 1.50: the mean activation would be a better reconstruction"]
     assert doubts(metrics | {"fvu": 0.9}, sae) == []
+
+
+@pytest.mark.parametrize(
+    ("flag", "gone"),
+    [
+        ("compute_kl", GROUPS["model_behavior_preservation"]),
+        ("compute_ce_loss", GROUPS["model_performance_preservation"]),
+        ("compute_l2_norms", GROUPS["shrinkage"]),
+        ("compute_sparsity_metrics", GROUPS["sparsity"]),
+        ("compute_variance_metrics", [*GROUPS["reconstruction_quality"], *OURS[:3]]),
+        ("compute_featurewise_density_statistics", [*GROUPS["misc_metrics"][:4], "frac_alive", "dead_features"]),
+        ("compute_featurewise_weight_based_metrics", GROUPS["misc_metrics"][4:6]),
+    ],
+)
+def test_a_part_that_is_not_wanted_is_absent_and_null_in_the_file(flag: str, gone: list[str]) -> None:
+    lm, tokens_NL = ToyLM(), toy_tokens(10)
+    whole = evaluate_core({"it": toy_sae()}, CFG, ToyLM(), LAYER, tokens_NL)["it"]
+    part = evaluate_core({"it": toy_sae()}, replace(CFG, **{flag: False}), lm, LAYER, tokens_NL)["it"]
+    assert part.metrics == {name: value for name, value in whole.metrics.items() if name not in gone}
+    content = json.loads(json.dumps(part.to_json()))
+    named = {name: value for group in content["eval_result_metrics"].values() for name, value in group.items()}
+    assert {named[name] for name in gone if name in named} == {None}
+    assert content["eval_config"][flag] is False and part.warnings == whole.warnings
+    neither = replace(CFG, compute_kl=False, compute_ce_loss=False)
+    lm = ToyLM()
+    evaluate_core({"it": toy_sae()}, neither, lm, LAYER, tokens_NL)
+    assert lm.n_forwards == 0  # past the layer

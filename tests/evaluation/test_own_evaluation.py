@@ -63,7 +63,7 @@ def test_it_runs_with_its_config_and_is_not_repeated(own: Evaluation, tmp_path: 
     remember(descriptions(tmp_path)["described"])
     assert (direction("own_norm"), short_name("own_norm")) == ("lower", "norm")
     assert summary["settings"] == {"own_norms": {"power": 3}, "code": "1"}
-    assert is_done(run.eval, tmp_path, "own_norms") and not is_done(run_with().eval, tmp_path, "own_norms")
+    assert is_done(run, tmp_path, "own_norms") and not is_done(run_with(), tmp_path, "own_norms")
     assert not (tmp_path / "evals" / "own_norms.json").exists()
 
 

@@ -6,7 +6,15 @@ import torch
 from torch import nn
 
 from sae_sweeps.evaluation.draws import stream
-from sae_sweeps.evaluation.probes import BinaryTask, accuracy, most_different, sparse_probe_accuracy, train_probes
+from sae_sweeps.evaluation.first_letters import learning_rates
+from sae_sweeps.evaluation.probes import (
+    BinaryTask,
+    accuracy,
+    most_different,
+    sparse_probe_accuracy,
+    train_probes,
+    unconverged,
+)
 
 
 def tasks(n=3, rows=60, d=7, seed=0):
@@ -50,20 +58,41 @@ def with_torch(x, task, generator, *, batch_size, epochs, lr, l1, patience):
 def test_probes_are_torchs_side_by_side(in_float64, l1, patience, batch_size):
     x, several = tasks()
     how = dict(batch_size=batch_size, epochs=12, lr=1e-2, l1=l1, patience=patience)
-    found = train_probes(x, x, several, [stream(0, "p", str(c)) for c in range(3)], **how)
+    (found,) = train_probes(x, x, [several], [stream(0, "p", str(c)) for c in range(3)], **how)
     for c, task in enumerate(several):
         weight, bias, best = with_torch(x, task, stream(0, "p", str(c)), **how)
         torch.testing.assert_close(found.weight_CD[c], weight, rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(found.bias_C[c], bias, rtol=1e-9, atol=1e-11)
-        assert round(20 * float(found.test_accuracy_C[c])) == round(20 * best)  # of 20 rows
+        assert round(20 * float(found.accuracy_C[c])) == round(20 * best)  # of 20 rows
 
 
 def test_a_probe_is_the_same_alone(in_float64):
     x, several = tasks()
     how = dict(batch_size=16, epochs=5, lr=1e-2, patience=3)
-    together = train_probes(x, x, several, [stream(0, "p", str(c)) for c in range(3)], **how)
-    alone = train_probes(x, x, several[1:2], [stream(0, "p", "1")], **how)
+    (together,) = train_probes(x, x, [several], [stream(0, "p", str(c)) for c in range(3)], **how)
+    (alone,) = train_probes(x, x, [several[1:2]], [stream(0, "p", "1")], **how)
     torch.testing.assert_close(together.weight_CD[1], alone.weight_CD[0], rtol=1e-9, atol=1e-11)
+
+
+def test_one_training_serves_several_choices(in_float64):
+    """Each as if it were alone, also where one ends before the other."""
+    x, several = tasks()
+    others = [BinaryTask(t.train_rows, t.train_labels, t.test_rows[:7], t.test_labels[:7]) for t in several]
+    how = dict(batch_size=16, epochs=12, lr=1e-2, patience=2)
+
+    def made(*choosing):
+        return train_probes(x, x, choosing, [stream(0, "p", str(c)) for c in range(3)], **how)
+
+    for together, alone in zip(made(several, others), [*made(several), *made(others)], strict=True):
+        assert torch.equal(together.accuracy_C, alone.accuracy_C)
+        torch.testing.assert_close(together.weight_CD, alone.weight_CD, rtol=1e-9, atol=1e-11)
+
+
+def test_a_probe_that_cannot_converge_is_named():
+    """The words of the case in which 4,096 words a step made 50 steps, and 512 make 250."""
+    lrs = learning_rates(50)
+    assert unconverged(2360, 4096, lrs) == "the probes take 50 steps of at most 0.01, too few to converge"
+    assert not unconverged(2360, 512, lrs) and not unconverged(4000, 16, [1e-3] * 20)
 
 
 def test_most_different_dimensions_and_the_probe_on_them():

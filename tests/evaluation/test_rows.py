@@ -5,7 +5,6 @@ from toy_lm import BOS, D_IN, PAD, ToyLM, toy_sae
 
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.schema import LayerConfig
-from sae_sweeps.evaluation import rows as rows_module
 from sae_sweeps.evaluation.ablation import logits_after, logits_of, mean_difference, strongest
 from sae_sweeps.evaluation.probes import Probes
 from sae_sweeps.evaluation.rows import at_special_tokens, harvest_rows, mean_activations, mean_features
@@ -30,8 +29,7 @@ TEXTS = {"a": ["123", "1234567890", "5"], "b": ["88", "123", "4"]}
 
 
 @pytest.fixture
-def harvested(monkeypatch):
-    monkeypatch.setattr(rows_module, "TOKENS_AT_ONCE", 5)
+def harvested():
     return harvest_rows(TEXTS, RowLM(), LayerConfig(), CONTEXT, 2)
 
 
@@ -55,7 +53,7 @@ def test_means_are_those_of_each_text_alone(harvested):
         with rounding:
             f = sae.encode(x * 1.0)  # rows are stored in float32
             expected = (x[plain] * 1.0).mean(0), f[plain].mean(0), f[~plain].sum(0) / plain.sum()
-        means = mean_activations(harvested, "cpu"), mean_features(harvested, sae), at_special_tokens(harvested, sae)
+        means = mean_activations(harvested, "cpu"), mean_features(harvested, sae, 5), at_special_tokens(harvested, sae)
         for one, other in zip(means, expected, strict=True):
             rounding.assert_close(one[row], other)
 
@@ -75,7 +73,7 @@ def test_both_ways_to_sum_give_the_same_bits():
 def test_ablation_is_what_running_the_sae_again_gives(harvested):
     """SAEBench: decode with the features at 0, add the error, sum all positions, divide by the plain ones."""
     sae = toy_sae(architecture="standard")
-    features = mean_features(harvested, sae) + at_special_tokens(harvested, sae)
+    features = mean_features(harvested, sae, 5) + at_special_tokens(harvested, sae)
     g = torch.Generator().manual_seed(1)
     probes = Probes(torch.randn(2, D_IN, generator=g), torch.randn(2, generator=g), torch.zeros(2))
     base = logits_of(probes, mean_activations(harvested, "cpu"))

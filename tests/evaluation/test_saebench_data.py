@@ -2,14 +2,19 @@ import json
 
 import pandas as pd
 import pytest
+import torch
+from toy_lm import D_IN, toy_sae
 
-from sae_sweeps.config.evaluations import EvalConfig
-from sae_sweeps.config.schema import ModelConfig
+from sae_sweeps.config.evaluations import AblationConfig, EvalConfig
+from sae_sweeps.config.schema import LayerConfig, ModelConfig
 from sae_sweeps.errors import ConfigError, DataError
 from sae_sweeps.evaluation import builtin_tasks as builtin
-from sae_sweeps.evaluation.saebench_data import AMAZON, BIAS, CLASSES, EUROPARL, NEWS, SAEBenchSource, balanced
+from sae_sweeps.evaluation.questions import is_trick
+from sae_sweeps.evaluation.saebench_data import AMAZON, BIAS, CLASSES, EUROPARL, NEWS, PAIRS, SAEBenchSource, balanced
+from sae_sweeps.evaluation.scr import evaluate_scr
+from sae_sweeps.evaluation.shared import Shared
 from sae_sweeps.evaluation.sources import open_source
-from sae_sweeps.evaluation.tasks import Pair, chosen
+from sae_sweeps.evaluation.tasks import Pair, chosen, chosen_pairs
 
 
 def write(folder, split, rows):
@@ -78,6 +83,67 @@ def test_quadrants_of_a_pair(hub):
     assert {text[:10] for text in task.test["nurse_data_only"]} == {"test 13 0 ", "test 13 1 "}
 
 
+class OneToken:
+    """An activation of one number for each text."""
+
+    device, dtype, special_ids = torch.device("cpu"), torch.float32, frozenset()
+
+    def tokenize_rows(self, texts, context):
+        return torch.tensor([[sum(map(ord, text))] for text in texts])
+
+    def activations(self, tokens_SL, layer):
+        return (tokens_SL[..., None] % torch.arange(2, 2 + D_IN)).float()
+
+
+def test_pairs_that_the_data_lack_are_named_and_the_others_measured(hub, tmp_path):
+    """The folder has rows of two professions that pair, of the others none."""
+    cfg = EvalConfig(ablation=AblationConfig(train_rows=12, test_rows=8, n_values=[2]))
+    shared = Shared(cfg, OneToken(), LayerConfig(), "toy", "toy", SAEBenchSource(hub), tmp_path)
+    shared.source.pairs = tuple(pair for pair in PAIRS if pair.dataset != AMAZON)
+    sae = toy_sae(architecture="standard").to(dtype=torch.float32)
+    found = evaluate_scr({"it": sae}, shared, cfg)["it"]
+    assert found.eval_config["column1_vals_lookup"] == {f"{BIAS}_class_set1": [["professor", "nurse"]]}
+    assert [detail["dataset_name"] for detail in found.details] == [
+        "LabHC/bias_in_bios_class_set1_scr_professor_nurse_results"
+    ]
+    missing = [warning for warning in found.warnings if warning.startswith("not measured")]
+    assert len(missing) == 3 and missing[0] == (
+        "not measured: LabHC/bias_in_bios_class_set1_scr_architect_journalist: 0 rows are journalist and male, and 3 "
+        "are needed; lower eval.ablation.train_rows or eval.ablation.test_rows"
+    )
+    cfg.ablation.pairs = {f"{BIAS}_class_set1": [["nurse", "attorney"], ["professor", "accountant"]]}
+    assert len(evaluate_scr({"it": sae}, shared, cfg)["it"].details) == 2
+    cfg.ablation.pairs = {f"{BIAS}_class_set1": [["surgeon", "teacher"]]}
+    with pytest.raises(DataError, match="scr: no pair of eval.ablation.pairs has enough rows .*surgeon and male"):
+        evaluate_scr({"it": sae}, shared, cfg)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            {NEWS: [["0", "1"]]},
+            f"eval.ablation.pairs.{NEWS}: has no second attribute here; choose from {BIAS}",
+        ),
+        ({AMAZON: [["Books"]]}, "must be two different classes of All_Beauty, .*, as in .*All_Beauty,Toys_and_Games"),
+        ({AMAZON: [["Books", "Books"]]}, "must be two different classes of"),
+        ({AMAZON: ["Books", "Software"]}, "must be two different classes of"),
+        ({AMAZON: [["Books", "Boots"]]}, "must be two different classes of"),
+        ({AMAZON: [[[], "Books"]]}, "must be two different classes of"),
+        ({AMAZON: []}, "names no pair"),
+        ({}, "names no pair"),
+    ],
+)
+def test_pairs_of_other_classes_are_refused(given, words):
+    with pytest.raises(ConfigError, match=words):
+        chosen_pairs(SAEBenchSource(None), given)
+
+
+def test_questions_with_tricks_are_known_by_saebenchs_pattern():
+    tricks = ("All of the above", "A and B", "Both A & C")
+    assert all(map(is_trick, tricks)) and not any(map(is_trick, ("all of it", "A and B alone", "Band and C")))
+
+
 def test_what_is_missing_or_too_small_is_named(hub, tmp_path):
     source = SAEBenchSource(hub)
     with pytest.raises(DataError, match="train part has too few rows of class 0, 1"):
@@ -95,9 +161,9 @@ def test_the_source_follows_the_model_and_the_key(hub):
     assert open_source(EvalConfig(), ModelConfig(source="hub", path="org/name")).kind == "saebench"
     local = open_source(EvalConfig(data=str(hub)), ModelConfig())
     assert local.kind == "saebench" and local.digest != SAEBenchSource(None).digest
-    assert chosen(local, [NEWS]) == (NEWS,) and chosen(local, None) == tuple(CLASSES)
+    assert chosen(local.probing, [NEWS], "x") == (NEWS,) and chosen(local.probing, None, "x") == tuple(CLASSES)
     with pytest.raises(ConfigError, match="eval.probing.datasets: nonsense is not known"):
-        chosen(local, ["nonsense"])
+        chosen(local.probing, ["nonsense"], "eval.probing.datasets")
 
 
 def test_hierarchies_have_the_second_attribute_inside_the_class(hub):
@@ -113,7 +179,7 @@ def test_builtin_rows_are_balanced_apart_and_the_seed_decides():
         sizes = {len(texts) for texts in task.train.values()}
         assert len(sizes) == 1 and max(sizes) <= 200 and len(task.train) == len(task.test) > 1
         train, test = ({t for texts in part.values() for t in texts} for part in (task.train, task.test))
-        assert len(train & test) < 5  # a licence or two stands in several modules
+        assert not train & test
         assert task.train == source.task(name, 4000, 1000, 42).train != source.task(name, 4000, 1000, 1).train
     pair = source.pair_task(source.pairs[0], 400, 200, 42)
     assert {len(texts) for texts in pair.train.values()} == {200} and {len(t) for t in pair.test.values()} == {100}

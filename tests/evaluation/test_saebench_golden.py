@@ -22,7 +22,7 @@ from sae_sweeps.evaluation.scr import all_accuracies, pair_draws, scr_accuracies
 from sae_sweeps.evaluation.shared import Shared
 from sae_sweeps.evaluation.sparse_probing import accuracies as probing_accuracies
 from sae_sweeps.evaluation.tasks import PAIRED, Pair
-from sae_sweeps.evaluation.tpp import accuracies, rest_draws, tpp_metrics
+from sae_sweeps.evaluation.tpp import accuracies, rest_draws, rest_folds, tpp_metrics
 from sae_sweeps.evaluation.unlearning import candidates_for
 
 HERE = Path(__file__).parent
@@ -54,7 +54,9 @@ class GoldenShared(Shared):
 @pytest.fixture
 def shared(tmp_path):
     lm = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
-    cfg = EvalConfig(probing=ProbingConfig(k_values=[1, 2, 5]), ablation=AblationConfig(n_values=N_VALUES))
+    cfg = EvalConfig(
+        selection="test", probing=ProbingConfig(k_values=[1, 2, 5]), ablation=AblationConfig(n_values=N_VALUES)
+    )
     return GoldenShared(cfg, lm, LayerConfig(), "toy", "toy", None, tmp_path)
 
 
@@ -74,8 +76,9 @@ def strings(found):
 
 def test_sparse_probing_per_class(shared, name):
     draws = rest_draws(shared, "toy")
+    parts = rest_folds(shared, "toy")
     means = [shared.features(name, sae_of(name), "toy", split) for split in ("train", "test")]
-    found = probing_accuracies("sae", *means, draws, shared, "toy")
+    found = probing_accuracies("sae", *means, draws, parts, shared, "toy")
     assert found.keys() == GOLDEN[name]["sparse_probing"].keys()
     for metric, by_class in GOLDEN[name]["sparse_probing"].items():
         assert found[metric] == pytest.approx(by_class, abs=1e-6), metric  # counts over a few dozen rows
@@ -97,7 +100,7 @@ def test_every_scr_accuracy_and_metric(shared, name):
     assert strings(found) == GOLDEN[name]["scr"]["accuracies"]
     clean = all_accuracies(logits_of(probes, shared.model_means(PAIR, "test")), draws)
     assert clean == GOLDEN[name]["scr"]["clean"]
-    assert scr_metrics(found, clean) == pytest.approx(GOLDEN[name]["scr"]["metrics"])
+    assert scr_metrics([found], [clean], [clean]) == pytest.approx(GOLDEN[name]["scr"]["metrics"])
 
 
 def test_absorption_of_every_word(name):

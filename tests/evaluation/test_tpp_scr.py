@@ -39,17 +39,22 @@ def clean(original_class, original_attribute):
     }
 
 
+def of_pair(changed, clean):
+    """Where the rows that measure also choose."""
+    return scr_metrics([accuracies(changed)], [clean], [clean])
+
+
 def test_scr_is_the_share_of_the_gap_that_closes():
-    found = scr_metrics(accuracies({BY_CLASS: 0.8, BY_ATTRIBUTE: 0.6}), clean(0.6, 0.8))
+    found = of_pair({BY_CLASS: 0.8, BY_ATTRIBUTE: 0.6}, clean(0.6, 0.8))
     assert found["scr_dir1_threshold_2"] == pytest.approx((0.8 - 0.6) / (0.9 - 0.6))
     assert found["scr_dir2_threshold_2"] == pytest.approx((0.6 - 0.8) / (0.95 - 0.8))  # may be negative
     assert found["scr_metric_threshold_2"] == found["scr_dir1_threshold_2"]  # the direction that starts lower
-    other = scr_metrics(accuracies({BY_CLASS: 0.8, BY_ATTRIBUTE: 0.6}), clean(0.85, 0.8))
+    other = of_pair({BY_CLASS: 0.8, BY_ATTRIBUTE: 0.6}, clean(0.85, 0.8))
     assert other["scr_metric_threshold_2"] == other["scr_dir2_threshold_2"]
 
 
 def test_scr_with_nothing_to_gain_is_0_and_a_tie_has_no_metric():
-    found = scr_metrics(accuracies({BY_CLASS: 0.8, BY_ATTRIBUTE: 0.6}), clean(0.9, 0.9))
+    found = of_pair({BY_CLASS: 0.8, BY_ATTRIBUTE: 0.6}, clean(0.9, 0.9))
     assert found["scr_dir1_threshold_2"] == 0 and "scr_metric_threshold_2" not in found
     assert "both directions start from the same accuracy" in untied({"books": found})[0]
     assert average([{"x": 1.0}, {"x": 3.0, "y": 5.0}]) == {"x": 2.0, "y": 5.0}
@@ -68,6 +73,4 @@ def test_six_classes_are_saebenchs_halves_and_quadrants():
     assert out == six_classes(quadrants, ("prof", "nurse"), ("m", "f"), 4, 0, "test")
     with pytest.raises(DataError, match="9 rows are prof and m, and 11 are needed"):
         six_classes(quadrants, ("prof", "nurse"), ("m", "f"), 5, 0, "test")
-    assert not math.isnan(
-        scr_metrics(accuracies({BY_CLASS: 1.0, BY_ATTRIBUTE: 1.0}), clean(0.5, 0.6))["scr_dir1_threshold_2"]
-    )
+    assert not math.isnan(of_pair({BY_CLASS: 1.0, BY_ATTRIBUTE: 1.0}, clean(0.5, 0.6))["scr_dir1_threshold_2"])

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from sae_sweeps.evaluation.unlearning import (
     firing_shares,
     joined,
     score,
+    side_effects,
 )
 
 
@@ -51,7 +54,7 @@ class Source:
     def corpus_size(self, contexts, context):
         return contexts, context
 
-    def questions(self, lm, seed, all_orders):
+    def questions(self, lm, cfg, seed):
         g = torch.Generator().manual_seed(4)
         made = []
         for name, forget, tail in (("bio", True, 0), ("other", False, 0), ("rest", False, 2)):
@@ -70,7 +73,7 @@ CFG = UnlearningConfig(
 
 @pytest.fixture
 def shared(tmp_path):
-    cfg = EvalConfig(unlearning=CFG, llm_batch=16)
+    cfg = EvalConfig(unlearning=CFG, llm_batch=16, selection="test")
     return Shared(cfg, LM(), LayerConfig(index=0), "toy", "digest", Source(), tmp_path)
 
 
@@ -109,6 +112,42 @@ def test_every_setting_is_what_a_whole_forward_pass_gives(shared):
     assert result.metrics["unlearning"]["unlearning_score"] == pytest.approx(1 - min(allowed, default=1.0))
 
 
+def test_one_half_of_the_questions_chooses_the_setting_that_the_other_measures(shared):
+    saes = {"it": toy_sae(architecture="standard", d_sae=16)}
+    whole = evaluate_unlearning(saes, shared, shared.cfg.unlearning)["it"]
+    shared.cfg.selection = "validation"
+    halved = evaluate_unlearning(saes, shared, shared.cfg.unlearning)["it"]
+    assert halved.unstructured == whole.unstructured  # shares of every setting are of all questions
+    assert halved.metrics["unlearning"]["unlearning_score"] < whole.metrics["unlearning"]["unlearning_score"]
+    a = Setting(0.1, 1, 1, 0.4, 1.0, ((0.2, 1.0), (0.6, 1.0)))
+    b = Setting(0.1, 2, 1, 0.5, 1.0, ((0.7, 1.0), (0.3, 1.0)))
+    assert score([a, b], UnlearningConfig()) == pytest.approx(1 - (0.6 + 0.7) / 2)
+    assert score([a, replace(b, halves=((0.7, 1.0), (0.3, 0.5)))], UnlearningConfig()) == pytest.approx(1 - 0.4)
+    none = replace(a, halves=((0.2, 1.0), (0.6, 0.5)))
+    assert score([none], UnlearningConfig()) == pytest.approx(1 - (0.6 + 1.0) / 2)
+    assert "no setting leaves 99% of the other answers of one half right" in side_effects([none], UnlearningConfig())[0]
+
+
+def test_no_signal_in_the_settings_gives_no_unlearning():
+    """Answers that stay right or not by chance, 16 settings: the best of them, chosen and measured on the same 100
+    questions, looks like unlearning."""
+    rng = np.random.default_rng(0)
+    by_way = {"test": [], "validation": []}
+    for _ in range(300):
+        right = rng.random((16, 100)) < 0.9
+        parts = [(right[:, ::2].mean(1), right[:, 1::2].mean(1)), right.mean(1)]
+        halved = [Setting(0.1, 1, m, 0, 1, ((parts[0][0][m], 1.0), (parts[0][1][m], 1.0))) for m in range(16)]
+        whole = [Setting(0.1, 1, m, parts[1][m], 1.0) for m in range(16)]
+        by_way["test"].append(score(whole, UnlearningConfig()))
+        by_way["validation"].append(score(halved, UnlearningConfig()))
+    assert abs(z(by_way["validation"], 0.1)) < 4 < z(by_way["test"], 0.1)
+
+
+def z(values, expected):
+    """Distance of the mean from what is expected, in standard errors."""
+    return (np.mean(values) - expected) / (np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
 def test_only_questions_that_are_answered_right_count(shared):
     for q in answered(shared):
         tokens, length = padded(q.rows)
@@ -139,7 +178,7 @@ def test_scores_without_a_setting_that_is_allowed():
 
 
 def test_a_model_that_answers_nothing_right_is_told_of(shared):
-    shared.source.questions = lambda lm, seed, all_orders: [
+    shared.source.questions = lambda lm, cfg, seed: [
         Candidates(QuestionSet(name, forget, [], []), QuestionSet(name, forget, [], []), 1)
         for name, forget in (("bio", True), ("other", False))
     ]

@@ -24,6 +24,7 @@ def wheel(tmp_path_factory):
     shutil.copytree(
         ROOT, source, ignore=shutil.ignore_patterns(".git", ".venv*", "outputs", "build", "__pycache__", ".*_cache")
     )
+    (source / "conf" / "local.yaml").write_text("logger: wandb\n")
     subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", made], cwd=source, check=True)
     (file,) = made.glob("*.whl")
     return file
@@ -41,8 +42,8 @@ def installed(wheel, tmp_path_factory):
     return home / "bin"
 
 
-def run(installed, folder, *words, expect=0):
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "HYDRA_FULL_ERROR")}
+def run(installed, folder, *words, expect=0, environment=os.environ):
+    environment = {key: value for key, value in environment.items() if key not in ("PYTHONPATH", "HYDRA_FULL_ERROR")}
     command = [installed / words[0], *map(str, words[1:])]
     done = subprocess.run(
         command, cwd=folder, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
@@ -53,8 +54,8 @@ def run(installed, folder, *words, expect=0):
 
 def test_the_wheel_holds_the_configs_and_no_tests(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").rglob("*.yaml") if path.name != "local.yaml"}
-    assert {f"sae_sweeps/{name}" for name in ours} <= names
+    ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").rglob("*.yaml")} - {"conf/local.yaml"}
+    assert {name for name in names if name.startswith("sae_sweeps/conf/")} == {f"sae_sweeps/{name}" for name in ours}
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {
         "sae_sweeps", "analysis", "hydra_plugins",
     }  # fmt: skip
@@ -79,6 +80,15 @@ def test_processes_of_its_own_and_a_penalty_of_the_working_folder(installed, tmp
     words = ("sae-sweeps", "launch", *SMALL, "penalty=alignment", "k=4", "cluster=local", "cluster.processes=1")
     assert "completed:" in run(installed, tmp_path, *words)
     assert "penalty=alignment" in run(installed, tmp_path, "sae-sweeps", "schedule", *SMALL, "penalty=alignment")
+
+
+def test_local_yaml_of_the_working_folder(installed, tmp_path):
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "local.yaml").write_text("logger: wandb\n")
+    words = ("sae-sweeps", "launch", "--dry-run", *SMALL, "k=4")
+    environment = {key: value for key, value in os.environ.items() if key != "SAE_SWEEPS_LOCAL"}
+    assert run(installed, tmp_path, *words, environment=environment).startswith("conf/local.yaml sets logger=wandb\n")
+    assert "local.yaml" not in run(installed, tmp_path, *words)  # which the suite's environment forbids
 
 
 def test_mistakes_are_one_sentence(installed, tmp_path):

@@ -5,8 +5,10 @@ file of its subject, with its code, its level and what it guards against, and a 
 one that does not.
 """
 
-from analysis.auditing.rules import budgets, differences, evaluations, recorded, results
+from analysis.auditing.rules import budgets, differences, evaluations, gaps, prose, recorded, results
 from analysis.auditing.rules.rule import Rule
 
-RULES: list[Rule] = [*budgets.RULES, *recorded.RULES, *results.RULES, *evaluations.RULES, *differences.RULES]
+RULES: list[Rule] = [
+    rule for subject in (budgets, recorded, results, evaluations, differences, prose, gaps) for rule in subject.RULES
+]
 """All rules, in the order in which findings of one level are listed."""

@@ -4,9 +4,10 @@ from functools import partial
 from typing import Any
 
 from analysis.auditing.comparison import Comparison
+from analysis.auditing.finding import joined
 from analysis.auditing.rules.rule import Found, Rule, Rules
 from analysis.auditing.run import Run
-from sae_sweeps.storage.budget import BUDGET, unequal
+from sae_sweeps.storage.budget import AS_RECORDED, BUDGET, kept_values, unequal
 
 RULES = Rules()
 
@@ -27,10 +28,10 @@ def budget_of(run: Run, key: str) -> Any:
 
 
 def unequal_budget(key: str, comparison: Comparison) -> Found:
-    values = {id(run): budget_of(run, key) for run in comparison.measured}
+    values = {id(run): budget_of(run, key) for run in comparison.compared}
     sentence = unequal(key, values.values(), comparison.varied)
     if sentence:
-        yield f"{sentence}.", [run for run in comparison.measured if values[id(run)] is not None]
+        yield f"{sentence}.", [run for run in comparison.compared if values[id(run)] is not None]
 
 
 BUDGET_CODES = {"num_tokens": "budget-tokens", "total_steps": "budget-steps"}
@@ -46,12 +47,79 @@ ABOUT_BUDGET = {
     "data_seed": "Compared runs saw the data in different orders, which the sweep does not vary.",
     "recon": "Compared runs minimise different forms of the reconstruction loss, so their losses do not compare.",
 }
+USUAL = "train the others with the same value, or vary it on purpose in one sweep"
+MEND = {
+    "num_tokens": "train them on the same number of tokens",
+    "total_steps": "train them for the same number of steps",
+    "recon": "compare fvu, or train them with one form",
+}
+"""What to do about unequal budgets."""
 for _key, _about in ABOUT_BUDGET.items():
     _code = BUDGET_CODES.get(_key, f"budget-{_key.replace('_', '-')}")
-    RULES.append(Rule(_code, LEVEL_OF.get(_key, "warning"), _about, partial(unequal_budget, _key)))
+    RULES.append(
+        Rule(_code, LEVEL_OF.get(_key, "warning"), _about, MEND.get(_key, USUAL), partial(unequal_budget, _key))
+    )
 
 
-@RULES.add("budget-seeds", "warning", "Some configurations were repeated with other seeds than others.")
+@RULES.add(
+    "budget-recorded",
+    "warning",
+    "Runs keep an earlier record's budget on purpose, which is not the one of the runs beside them.",
+    "they reproduce the record; draw conclusions from the other runs",
+)
+def recorded_budgets(comparison: Comparison) -> Found:
+    keeping = [run for run in comparison.measured if run.as_recorded]
+    differing = [
+        found
+        for key in BUDGET
+        if (
+            found := kept_values(
+                key,
+                (budget_of(run, key) for run in keeping),
+                (budget_of(run, key) for run in comparison.measured),
+                comparison.varied,
+            )
+        )
+    ]
+    if differing:
+        yield f"the runs tagged {AS_RECORDED} keep the budgets of their record: {'; '.join(differing)}.", keeping
+
+
+NEAR = 1.5
+"""L0 of two runs at matched sparsity differ by at most this factor."""
+
+
+@RULES.add(
+    "no-control",
+    "warning",
+    "No baseline has the sparsity of the runs that it is compared with, so nothing shows what their method changes.",
+    "train a baseline at their L0",
+)
+def no_control(comparison: Comparison) -> Found:
+    controls = [(run, l0) for run in comparison.baselines if (l0 := run.metrics.get("l0"))]
+    alone = [
+        run
+        for run in comparison.others
+        if (l0 := run.metrics.get("l0")) and not any(1 / NEAR <= l0 / other <= NEAR for _, other in controls)
+    ]
+    if controls and alone:
+        listed = joined(
+            f"{l0:,.0f}" for l0 in dict.fromkeys(l0 for _, l0 in sorted(controls, key=lambda pair: pair[1]))
+        )
+        own = joined(f"{l0:,.0f}" for l0 in sorted({run.metrics["l0"] for run in alone}))
+        yield (
+            f"L0 is {own}, that of the baseline{'s' * (len(controls) > 1)} {listed}: nothing shows what the method "
+            "changes.",
+            alone,
+        )
+
+
+@RULES.add(
+    "budget-seeds",
+    "warning",
+    "Some configurations were repeated with other seeds than others.",
+    "train each with the same seeds",
+)
 def seed_policy(comparison: Comparison) -> Found:
     kinds: dict[frozenset[Any], list[list[Run]]] = {}
     for group in comparison.configurations:

@@ -1,6 +1,7 @@
 """Rules on differences between runs, or their absence."""
 
 import math
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -8,6 +9,7 @@ from analysis.auditing.comparison import Comparison
 from analysis.auditing.rules.rule import Found, Rules
 from analysis.auditing.run import Run
 from analysis.metrics import HEADLINES, direction
+from analysis.text import cell
 from sae_sweeps.config.evaluations import BUILTIN
 
 RULES = Rules()
@@ -21,10 +23,14 @@ RESULTS = (
     "explained_variance_legacy",
 )  # fmt: skip
 """Measurements that two different SAEs do not share to the last digit."""
+PROBE = re.compile(rf"({BUILTIN})?sae_top_(\d+)_test_accuracy")
 
 
 @RULES.add(
-    "identical", "warning", "Different configurations have identical results: the key between them does nothing."
+    "identical",
+    "warning",
+    "Different configurations have identical results: the key between them does nothing.",
+    "check that the key reaches the loss",
 )
 def identical(comparison: Comparison) -> Found:
     found: dict[tuple[Any, ...], list[Run]] = {}
@@ -34,22 +40,27 @@ def identical(comparison: Comparison) -> Found:
             found.setdefault(values, []).append(run)
     for runs in found.values():
         keys = [key for key in (*comparison.method_keys, "seed") if len({run.config.get(key) for run in runs}) > 1]
-        if keys and len({run.run_id for run in runs}) > 1:
-            shown = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
-            yield f"identical results although {shown} differ{'s' * (len(keys) == 1)}.", runs
+        if len({run.run_id for run in runs}) > 1 and (keys or comparison.imported):
+            name, value = next((name, runs[0].metrics[name]) for name in RESULTS if name in runs[0].metrics)
+            shown = [
+                f"{key} ({', '.join(cell(run.config.get(key), 'config') for run in runs[:4])})" for key in keys[:4]
+            ]
+            why = f"although {', '.join([*shown, *['...'] * (len(keys) > 4)])} differ{'s' * (len(keys) == 1)}"
+            yield f"identical results ({name} {value:.7g}) {why if keys else 'of runs described as different'}.", runs
 
 
-@RULES.add("floor", "warning", "A metric is at its floor in every run, so it separates no runs.")
+@RULES.add(
+    "floor",
+    "warning",
+    "A metric is at its floor in every run, so it separates no runs.",
+    "draw no conclusion from it, or choose settings that lift a baseline above it",
+)
 def at_floor(comparison: Comparison) -> Found:
-    studies: dict[Any, list[Run]] = {}
-    for run in comparison.measured:
-        studies.setdefault(run.config.get("study"), []).append(run)
-    for runs in studies.values():
-        for metric in dict.fromkeys(name for run in runs for name in run.metrics):
-            floor = floor_of(metric.removeprefix(BUILTIN))
-            having = [run for run in runs if metric in run.metrics] if floor is not None else []
-            if len(having) > 1 and all(run.metrics[metric] == floor for run in having):
-                yield f"{metric} is {floor:g} in every run: at its floor, it separates no runs.", having
+    for metric in dict.fromkeys(name for run in comparison.measured for name in run.metrics):
+        floor = floor_of(metric.removeprefix(BUILTIN))
+        having = [run for run in comparison.measured if metric in run.metrics] if floor is not None else []
+        if len(having) > 1 and all(run.metrics[metric] == floor for run in having):
+            yield f"{metric} is {floor:g} in every run: at its floor, it separates no runs.", having
 
 
 @lru_cache(maxsize=4096)
@@ -59,7 +70,12 @@ def floor_of(metric: str) -> float | None:
     return next((floor for pattern, floor in FLOORS.items() if fnmatchcase(metric, pattern)), None)
 
 
-@RULES.add("single-seed", "warning", "Configurations with one seed: a difference between them may be chance.")
+@RULES.add(
+    "single-seed",
+    "warning",
+    "Configurations with one seed: a difference between them may be chance.",
+    "repeat each with three seeds",
+)
 def single_seed(comparison: Comparison) -> Found:
     groups = comparison.configurations
     single = [run for group in groups if len(group) == 1 for run in group]
@@ -69,7 +85,10 @@ def single_seed(comparison: Comparison) -> Found:
 
 
 @RULES.add(
-    "within-seeds", "note", "The best configuration differs from others by no more than their seeds do (Welch's t)."
+    "within-seeds",
+    "note",
+    "The best configuration differs from others by no more than their seeds do (Welch's t).",
+    "call them equal, or add seeds",
 )
 def within_seeds(comparison: Comparison) -> Found:
     groups = [group for group in comparison.configurations if len(group) > 1]
@@ -114,3 +133,47 @@ def welch(sample: list[float], others: list[list[float]]) -> list[float]:
         t = np.abs(mean - other[:, 0]) / np.sqrt(total)
         df = total**2 / (square**2 / (n - 1) + other[:, 1] ** 2 / (other[:, 2] - 1))
         return [float(p) for p in np.where(total > 0, 2 * stdtr(df, -t), np.where(mean == other[:, 0], np.nan, 0.0))]
+
+
+@RULES.add(
+    "probe-below",
+    "note",
+    "Probes on the SAE's features are worse than probes on as many dimensions of the activations.",
+    "show both beside each other",
+)
+def probes_below(comparison: Comparison) -> Found:
+    below: dict[str, list[int]] = {}
+    runs: list[Run] = []
+    for run in comparison.measured:
+        found = [k for k, (sae, llm) in probes_of(run).items() if sae < llm]
+        if found:
+            below[run.run_id] = sorted(found)
+            runs.append(run)
+    if runs:
+        several = len(set(map(tuple, below.values()))) > 1
+        first = below[runs[0].run_id]
+        sae, llm = probes_of(runs[0])[first[-1]]
+        where = "some k" if several else f"k = {', '.join(map(str, first))}"
+        yield (
+            f"its features probe worse than as many activation dimensions at {where} ({sae:.3f} against {llm:.3f} at "
+            f"k = {first[-1]}{f' in {runs[0].name}' * (len(runs) > 1)}).",
+            runs,
+        )
+
+
+def probes_of(run: Run) -> dict[int, tuple[float, float]]:
+    """k -> accuracies of the probe on k features and on k dimensions, of an SAE that is not dead."""
+    pairs = {
+        k: (value, run.metrics.get(other))
+        for name, value in run.metrics.items()
+        if value != 0.5
+        for k, other in beside(name)
+    }
+    return {k: (sae, llm) for k, (sae, llm) in pairs.items() if llm is not None}
+
+
+@lru_cache(maxsize=4096)
+def beside(metric: str) -> tuple[tuple[int, str], ...]:
+    """Of the accuracy of a probe on k features: k, and the name of that on k dimensions."""
+    found = PROBE.fullmatch(metric)
+    return ((int(found[2]), f"{found[1] or ''}llm_top_{found[2]}_test_accuracy"),) if found else ()

@@ -1,7 +1,14 @@
-"""Rules on what evaluations judged."""
+"""Rules on what evaluations judged, and on which runs have them."""
+
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import Any
 
 from analysis.auditing.comparison import Comparison
-from analysis.auditing.rules.rule import Found, Rules
+from analysis.auditing.finding import joined, run_names
+from analysis.auditing.rules.rule import Found, Rules, by_sentence
 from analysis.auditing.run import Run
 from analysis.metrics import JUDGED
 from sae_sweeps.config.evaluations import BUILTIN
@@ -13,39 +20,210 @@ RULES = Rules()
 
 STALE_S = 60.0
 """File times closer than this are those of a copy, not of two events."""
+SIBLING = r"[-_](it|instruct|chat|sft|dpo)$"
+"""How the name of a model ends that was tuned for instructions."""
+KINDS = {
+    "core": ("fvu", "ce_loss_score"),
+    "sparse_probing": ("sae_*test_accuracy",),
+    "scr": ("scr_metric_*",),
+    "tpp": ("tpp_*",),
+    "absorption": ("mean_*absorption_score",),
+    "unlearning": ("unlearning_score",),
+    "autointerp": ("autointerp_score",),
+}
+"""Each evaluation of SAEBench with names of metrics that it alone gives."""
 
 
-@RULES.add("eval-layer", "error", "An SAE was evaluated on another layer than it was trained on.")
+@RULES.add(
+    "eval-layer",
+    "error",
+    "An SAE was evaluated on another layer than it was trained on.",
+    "evaluate it again on the layer that it was trained on, and leave these scores out until then",
+)
 def other_layer(comparison: Comparison) -> Found:
-    found: dict[str, list[Run]] = {}
-    for run in comparison.runs:
-        trained, judged = run.config.get("layer.index"), run.config.get("eval.layer")
-        if trained is not None and judged is not None and trained != judged:
-            found.setdefault(f"trained on layer {trained}, evaluated on layer {judged}.", []).append(run)
-        if run.source is None and run.config.get("model") != "synthetic" and trained is not None:
-            expected = hook_name(LayerConfig(str(run.config.get("layer.hook")), int(trained)))
-            for name, cfg in run.evidence.judged.items():
-                hook = cfg.get("hook_name", expected)
-                if hook != expected:
-                    found.setdefault(f"trained on {expected}, evaluated ({name}) on {hook}.", []).append(run)
-    yield from found.items()
+    yield from by_sentence(
+        (run, sentence)
+        for run in comparison.runs
+        for sentence in (imported_layers(run) if run.source else hooks_of(run))
+    )
 
 
-@RULES.add("eval-model", "error", "An SAE was evaluated on another model than it was trained on.")
+def imported_layers(run: Run) -> Iterator[str]:
+    trained = run.config.get("layer.index")
+    layers: dict[Any, list[str]] = {}
+    for name, how in run.evaluations.items():
+        if how.get("layer") is not None:
+            layers.setdefault(how["layer"], []).append(name)
+    if not layers and run.config.get("eval.layer") is not None:
+        layers = {run.config["eval.layer"]: []}
+    others = sorted((pair for pair in layers.items() if pair[0] != trained), key=str)
+    if trained is not None and others:
+        if len(run.evaluations) < 2:
+            yield f"trained on layer {trained}, evaluated on layer {others[0][0]}."
+        else:
+            elsewhere = joined(f"{joined(sorted(names))} evaluated on layer {layer}" for layer, names in others)
+            own = f" ({joined(sorted(layers[trained]))} on layer {trained})" if trained in layers else ""
+            yield f"trained on layer {trained}, {elsewhere}{own}."
+
+
+def hooks_of(run: Run) -> Iterator[str]:
+    trained = run.config.get("layer.index")
+    if run.config.get("model") == "synthetic" or trained is None:
+        return
+    here = hook_name(LayerConfig(str(run.config.get("layer.hook")), int(trained)))
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, how in run.evaluations.items():
+        own = how.get("sae_hook", here)
+        pair = (here, own) if run.evidence.is_run else (own, how.get("hook", here))
+        if pair[0] != pair[1]:
+            found.setdefault(pair, []).append(name)
+    for (of_training, of_evaluation), names in found.items():
+        yield f"trained on {of_training}, evaluated ({', '.join(names)}) on {of_evaluation}."
+
+
+@RULES.add(
+    "eval-model",
+    "error",
+    "An SAE was evaluated on another model than it was trained on.",
+    "evaluate it on the model that it was trained on, or name both beside the score",
+)
 def other_model(comparison: Comparison) -> Found:
-    for run in comparison.runs:
-        trained, judged = run.config.get("model"), run.config.get("eval.model")
-        if run.source is None:
-            trained = run.config.get("model.path") or trained
-            found = [cfg.get("model_name") for cfg in run.evidence.judged.values()]
-            judged = next((name for name in found if name and name != trained), None)
-        if trained and judged and last_name(trained) != last_name(judged):
-            yield f"trained on model {trained}, evaluated on {judged}.", [run]
+    yield from by_sentence(
+        (run, f"trained on model {trained}, evaluated{in_names(run, names)} on {judged}.")
+        for run in comparison.runs
+        for (trained, judged), names in models_of(run, comparison.model).items()
+        if not is_sibling(trained, judged)
+    )
+
+
+@RULES.add(
+    "eval-sibling",
+    "note",
+    "An SAE was evaluated on the instruction-tuned sibling of the model that it was trained on.",
+    "name both models beside the score",
+)
+def sibling_model(comparison: Comparison) -> Found:
+    yield from by_sentence(
+        (run, f"trained on {trained}, evaluated{in_names(run, names)} on its instruction-tuned sibling {judged}.")
+        for run in comparison.runs
+        for (trained, judged), names in models_of(run, comparison.model).items()
+        if is_sibling(trained, judged)
+    )
+
+
+def in_names(run: Run, names: list[str]) -> str:
+    return f" ({', '.join(sorted(names))})" if 0 < len(names) < len(run.evaluations) else ""
+
+
+def models_of(run: Run, usual: str | None) -> dict[tuple[str, str], list[str]]:
+    """(model of the training, model of an evaluation) where they are two -> the evaluations.
+
+    A run of an imported study without a model has the one of its study, `usual`.
+    """
+    own = run.config.get("model.path") or run.config.get("model") or usual
+    here = {last_name(name) for name in (own, run.config.get("model")) if name}
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, how in run.evaluations.items():
+        if run.source:
+            trained, judged = own, how.get("model")
+        elif run.evidence.is_run:  # the file names the model of the SAE that it judged, and the one that it ran on
+            judged = next((how[k] for k in ("sae_model", "model") if how.get(k) and last_name(how[k]) not in here), own)
+            trained = own
+        else:  # an SAE from elsewhere: the folder's config is of its evaluation, the SAE's own of its training
+            trained, judged = how.get("sae_model"), how.get("model") or own
+        if (
+            trained
+            and judged
+            and last_name(trained) != last_name(judged)
+            and not {*map(last_name, (trained, judged))} <= here
+        ):
+            found.setdefault((str(trained), str(judged)), []).append(name)
+    if run.source and not run.evaluations and own and run.config.get("eval.model"):
+        if last_name(own) != last_name(run.config["eval.model"]):
+            found[own, run.config["eval.model"]] = []
+    return found
 
 
 def last_name(model: str) -> str:
     """google/gemma-2-2b and gemma-2-2b are one model."""
     return str(model).rstrip("/").rpartition("/")[2]
+
+
+def is_sibling(trained: str, judged: str) -> bool:
+    name, base = last_name(judged), last_name(trained)
+    return re.sub(SIBLING, "", name, flags=re.IGNORECASE) == base != name
+
+
+@RULES.add(
+    "shared-eval",
+    "error",
+    "One evaluation is shown as the result of several runs.",
+    "it measured one SAE: count it once, and evaluate the others",
+    across=True,
+)
+def shared_evaluation(comparison: Comparison) -> Found:
+    found: dict[tuple[str, str], list[Run]] = {}
+    for run in comparison.runs:
+        for name, how in run.evaluations.items():
+            if how.get("eval_id"):
+                found.setdefault((how["eval_id"], name), []).append(run)
+    for (eval_id, name), runs in found.items():
+        if len({run.run_id for run in runs}) > 1:
+            yield f"the {name} of these runs is one evaluation (eval_id {eval_id[:8]}).", runs
+
+
+@RULES.add(
+    "nothing-shared",
+    "error",
+    "No evaluation is recorded of both a baseline and another run.",
+    "run the same evaluations on all of them",
+)
+def nothing_shared(comparison: Comparison) -> Found:
+    first = kinds_of_all(comparison.baselines)
+    second = kinds_of_all(comparison.others)
+    if first and second and not set(first) & set(second):
+        yield (
+            f"the baseline has {joined(first)} and the other runs {joined(second)}: nothing compares them.",
+            [*comparison.baselines, *comparison.others],
+        )
+
+
+@RULES.add(
+    "eval-missing",
+    "warning",
+    "An evaluation is recorded of some of the compared runs only.",
+    "run the same evaluations on all of them",
+)
+def missing_evaluations(comparison: Comparison) -> Found:
+    runs = [run for run in comparison.compared if run.study or run.state == "completed"]
+    without: dict[tuple[str, ...], list[str]] = {}
+    for kind in kinds_of_all(runs):
+        having = tuple(run.name for run in runs if kind in kinds_of(run))
+        if len(having) < len(runs):
+            without.setdefault(having, []).append(kind)
+    if without and not list(nothing_shared(comparison)):
+        listed = (
+            f"{joined(kinds)} {'are' if len(kinds) > 1 else 'is'} recorded of "
+            f"{run_names(having) if len(having) < 9 else f'{len(having)} runs'} alone"
+            for having, kinds in without.items()
+        )
+        yield f"{'; '.join(listed)}.", [run for run in runs if any(run.name not in having for having in without)]
+
+
+def kinds_of(run: Run) -> set[str]:
+    """The evaluations of which the run has a metric; on built-in data they are the same."""
+    return set().union(*map(kinds_with, run.metrics))
+
+
+@lru_cache(maxsize=4096)
+def kinds_with(metric: str) -> frozenset[str]:
+    name = metric.removeprefix(BUILTIN)
+    return frozenset(kind for kind, own in KINDS.items() if any(fnmatchcase(name, pattern) for pattern in own))
+
+
+def kinds_of_all(runs: list[Run]) -> list[str]:
+    found = set().union(*map(kinds_of, runs)) if runs else set()
+    return [kind for kind in KINDS if kind in found]
 
 
 @RULES.add("stale-eval", "warning", "An evaluation is older than the weights that it is shown for.")
@@ -59,13 +237,60 @@ def stale_evaluation(comparison: Comparison) -> Found:
             yield f"the weights were written after {', '.join(old)}: evaluate again.", [run]
 
 
-@RULES.add("builtin-beside", "warning", "Scores on built-in data are listed beside scores on SAEBench's.")
+@RULES.add(
+    "builtin-beside",
+    "warning",
+    "Scores on built-in data are listed beside scores on SAEBench's.",
+    "show them in tables of their own",
+    across=True,
+)
 def builtin_beside(comparison: Comparison) -> Found:
     for metric in JUDGED:
         ours = [run for run in comparison.measured if BUILTIN + metric in run.metrics]
         theirs = [run for run in comparison.measured if metric in run.metrics]
         if ours and theirs:
             yield f"{BUILTIN}{metric} is on built-in data and does not compare with {metric}.", [*ours, *theirs]
+
+
+@RULES.add(
+    "other-classes",
+    "warning",
+    "A score is a mean over other classes in one run than in another.",
+    "compare the classes that all of them have",
+)
+def other_classes(comparison: Comparison) -> Found:
+    for kind in dict.fromkeys(name for run in comparison.runs for name in run.recorded.details):
+        having = [run for run in comparison.runs if kind in run.recorded.details]
+        classes = [set(map(class_of, run.recorded.details[kind])) for run in having]
+        everything = set().union(*classes)
+        short = [
+            f"{len(own)} in {run_names([run.name])} (no {', '.join(sorted(everything - own)[:4])})"
+            for run, own in zip(having, classes, strict=True)
+            if own != everything
+        ]
+        if short:
+            yield f"the mean of {kind} is over {len(everything)} classes, but {joined(short)}.", having
+
+
+def class_of(detail: dict[str, Any]) -> str:
+    """What one row of an evaluation's details is about."""
+    return str(detail.get("first_letter") or detail.get("dataset_name") or "")
+
+
+@RULES.add(
+    "eval-version",
+    "note",
+    "Evaluations of one study were made with different versions of SAEBench.",
+    "name the versions",
+)
+def versions(comparison: Comparison) -> Found:
+    found: dict[str, list[Run]] = {}
+    for run in comparison.runs:
+        for how in run.evaluations.values():
+            if how.get("commit"):
+                found.setdefault(str(how["commit"])[:7], []).append(run)
+    if len(found) > 1:
+        yield f"evaluated with {len(found)} versions of SAEBench ({', '.join(found)}).", sum(found.values(), [])
 
 
 @RULES.add("reported", "note", "Imported figures are as reported; they were not measured by this project.")

@@ -1,8 +1,6 @@
-"""Rules that compare the recorded config and prose with the values in the logs."""
+"""Rules that compare the recorded config with the values that were used and logged."""
 
 import math
-import re
-from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
@@ -62,16 +60,28 @@ def lr_settings(comparison: Comparison) -> list[Settings]:
     ]
 
 
-@RULES.add("lr-used", "error", "The learning rate in metrics.jsonl is not the one that the config records.")
+RATE = "lr_schedule.lr"
+
+
+@RULES.add(
+    "lr-used",
+    "error",
+    "The learning rate that was used is not the one that is recorded.",
+    "report the one that was used, and compare runs of one learning rate",
+)
 def learning_rate_used(comparison: Comparison) -> Found:
     settings = lr_settings(comparison)
-    found = ((run, other_rate(run, own)) for run, own in zip(comparison.measured, settings, strict=True))
+    found = [(run, other_rate(run, own)) for run, own in zip(comparison.measured, settings, strict=True)]
+    for run in comparison.runs:
+        used, logged = number(run.config.get(RATE)), number(run.config.get(f"{RATE}_logged"))
+        if used is not None and logged is not None and not math.isclose(used, logged, rel_tol=1e-6):
+            found.append((run, f"lr={used:g} was used, lr={logged:g} is logged with the results."))
     yield from by_sentence((run, sentence) for run, sentence in found if sentence)
 
 
 def other_rate(run: Run, settings: Settings) -> str | None:
     """How the logged learning rates differ from what the recorded schedule gives, or None."""
-    recorded = number(run.config.get("lr_schedule.lr"))
+    recorded = number(run.config.get(RATE))
     used = [value for value in run.evidence.sampled("lr") if value == value]
     if recorded is None or not used:
         return None
@@ -88,11 +98,16 @@ def other_rate(run: Run, settings: Settings) -> str | None:
     return None
 
 
-@RULES.add("lr-peak", "warning", "Warm-up and decay leave no room for the learning rate to reach its peak.")
+@RULES.add(
+    "lr-peak",
+    "warning",
+    "Warm-up and decay leave no room for the learning rate to reach its peak.",
+    "shorten the warm-up or train for longer",
+)
 def never_peaks(comparison: Comparison) -> Found:
     found: dict[str, list[Run]] = {}
     for run, settings in zip(comparison.measured, lr_settings(comparison), strict=True):
-        recorded, total = number(run.config.get("lr_schedule.lr")), run.total_steps
+        recorded, total = number(run.config.get(RATE)), run.total_steps
         peak = highest(settings, int(total)) if recorded and total and run.source is None else None
         if peak is not None and recorded is not None and peak < 0.999 * recorded:
             sentence = f"the learning rate peaks at {peak:.3g}, never at lr={recorded:g}, in {total:,} steps."
@@ -100,7 +115,9 @@ def never_peaks(comparison: Comparison) -> Found:
     yield from found.items()
 
 
-@RULES.add("k-used", "error", "The k in metrics.jsonl is not the one that the config records.")
+@RULES.add(
+    "k-used", "error", "The k in metrics.jsonl is not the one that the config records.", "report the one that was used"
+)
 def k_used(comparison: Comparison) -> Found:
     for run in comparison.measured:
         recorded = number(run.config.get("architecture.k"))
@@ -111,7 +128,12 @@ def k_used(comparison: Comparison) -> Found:
             yield f"k={recorded:g} is recorded, but the last step was taken with k={used:g}.", [run]
 
 
-@RULES.add("steps-done", "error", "A completed run took another number of steps than its config gives.")
+@RULES.add(
+    "steps-done",
+    "error",
+    "A completed run took another number of steps than its config gives.",
+    "report the steps that it took",
+)
 def steps_done(comparison: Comparison) -> Found:
     for run in comparison.measured:
         tokens, batch = number(run.config.get("num_tokens")), number(run.config.get("batch_size"))
@@ -122,52 +144,26 @@ def steps_done(comparison: Comparison) -> Found:
             yield f"its config means {planned:,.0f} steps, it took {run.steps:,.0f}.", [run]
 
 
-MENTIONS = {
-    "lr_schedule.lr": r"(?:learning rate|\blr)(?: of| is| was| at|:| ?=)? ?([0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?)",
-    "architecture.k": r"\bk ?= ?([0-9]+)\b",
-    "architecture.d_sae": r"(?:\bd_sae|dictionary size)(?: of| is| was|:| ?=)? ?([0-9][0-9,]*)\b",
-    "layer.index": r"\blayer(?: ?=)? ?([0-9]+)\b",
-    "steps": r"(?:trained for|after) ([0-9][0-9,]*) (?:training )?steps\b",
-    "final_loss": r"final loss(?: of| is| was|:| ?=)? ?(-?[0-9][0-9,]*(?:\.[0-9]+)?)",
-}
-"""Patterns that find a recorded number in prose."""
-
-
-@RULES.add("prose-number", "warning", "The description or title gives a number that is not the recorded one.")
-def prose_number(comparison: Comparison) -> Found:
+@RULES.add(
+    "logged-unused",
+    "warning",
+    "A value is logged that the run did not use.",
+    "leave it out of tables and notes",
+)
+def logged_unused(comparison: Comparison) -> Found:
+    found: dict[str, list[Run]] = {}
     for run in comparison.runs:
-        text = f"{run.title}. {run.description}"
-        for key, pattern in MENTIONS.items():
-            recorded = [
-                value
-                for value in map(number, (run.config.get(key), run.steps if key == "steps" else run.metrics.get(key)))
-                if value is not None
-            ]
-            written = re.findall(pattern, text, re.IGNORECASE) if recorded else []
-            if written and not any(agrees(number_text, value) for number_text in written for value in recorded):
-                name = key.rpartition(".")[2].replace("index", "layer")
-                yield f"its text has {name} {written[0]}, its record {recorded[0]:g}.", [run]
+        for key, logged in run.config.items():
+            name = key.removesuffix("_logged")
+            if name == key or name == RATE or logged is None:
+                continue
+            used = run.config.get(name)
+            if used is None or not math.isclose(float(used), float(logged)):
+                what = "nothing used it" if used is None else f"{used:g} was used"
+                found.setdefault(f"{name.rpartition('.')[2]}={logged:g} is logged, but {what}.", []).append(run)
+    yield from found.items()
 
 
-def agrees(number_text: str, value: float) -> bool:
-    """Whether a number in prose is the value, rounded to the digits that the prose has."""
-    written = Decimal(number_text.replace(",", "").rstrip("."))
-    exponent = written.as_tuple().exponent
-    half_a_digit = 0.5 * 10.0 ** (exponent if isinstance(exponent, int) else 0)
-    return abs(float(written) - value) <= half_a_digit * (1 + 1e-6)
-
-
-PRAISE = r"(?<!not )(?<!never )(?<!less )\b(stable|stably|stability|converged|converges|smoothly|successfully)\b"
-
-
-@RULES.add("prose-stable", "error", "A text praises a run as stable or converged whose loss is not a number.")
-def praised(comparison: Comparison) -> Found:
-    for run in comparison.runs:
-        word = re.search(PRAISE, f"{run.title}. {run.description}", re.IGNORECASE)
-        if word and run.diverged:
-            yield f"its text has `{word[1]}`, its loss is not a number.", [run]
-
-
-@RULES.add("import-doubt", "warning", "An import found a number doubtful.")
+@RULES.add("import-doubt", "warning", "An import found a number doubtful.", "correct the notes")
 def import_doubt(comparison: Comparison) -> Found:
     yield from by_sentence((run, f"{warning}.") for run in comparison.runs if run.source for warning in run.warnings)

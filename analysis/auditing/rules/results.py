@@ -18,21 +18,36 @@ PERFECT = 0.999
 """A CE score that only an SAE which is not sparse reaches."""
 
 
-@RULES.add("never-trained", "error", "A run of 0 steps is compared with trained ones.")
+@RULES.add(
+    "never-trained",
+    "error",
+    "A run of 0 steps is compared with trained ones.",
+    "train it, or leave it out of every comparison",
+)
 def never_trained(comparison: Comparison) -> Found:
     runs = [run for run in comparison.runs if run.steps == 0 and (run.measured or run.source)]
     if runs:
-        yield "0 steps: never trained, so its numbers are those of its initial weights.", runs
+        yield "0 steps: never trained, so the numbers are those of initial weights.", runs
 
 
-@RULES.add("one-step", "error", "A run of a single step is compared with trained ones.")
+@RULES.add(
+    "one-step",
+    "error",
+    "A run of a single step is compared with trained ones.",
+    "train it, or leave it out of every comparison",
+)
 def one_step(comparison: Comparison) -> Found:
     runs = [run for run in comparison.measured if run.steps == 1]
     if runs:
         yield "trained for 1 step.", runs
 
 
-@RULES.add("dead", "error", "The SAE is dead: L0 is 0, every probe is at exactly 0.5, or its output has no direction.")
+@RULES.add(
+    "dead",
+    "error",
+    "The SAE is dead: L0 is 0, every probe is at exactly 0.5, or its output has no direction.",
+    "train it again: it is no baseline",
+)
 def dead(comparison: Comparison) -> Found:
     found: dict[str, list[Run]] = {}
     for run in comparison.measured:
@@ -55,33 +70,78 @@ def density(run: Run) -> str | None:
     l0, d_sae, d_in = (
         run.metrics.get("l0"),
         number(run.config.get("architecture.d_sae")),
-        number(run.config.get("model.d_in")),
+        number(run.config.get("layer.d_in") or run.config.get("model.d_in")),
     )
     if l0 is None:
         return None
     if d_in is not None and l0 > d_in:
-        return f"L0 = {l0:,.0f} is above d_in = {d_in:,.0f}"
+        return f"is above d_in = {d_in:,.0f}"
     if d_sae is not None and l0 > SPARSE_SHARE * d_sae:
-        return f"L0 = {l0:,.0f} of {d_sae:,.0f} features"
+        return f"of {d_sae:,.0f} features"
     return None
 
 
-@RULES.add("not-sparse", "warning", "More than a tenth of the features, or more than d_in of them, fire on a token.")
+@RULES.add(
+    "not-sparse",
+    "warning",
+    "More than a tenth of the features, or more than d_in of them, fire on a token.",
+    "raise its sparsity term, or leave it out of comparisons with sparse SAEs",
+)
 def not_sparse(comparison: Comparison) -> Found:
+    found: dict[str, list[Run]] = {}
     for run in comparison.measured:
-        if why := density(run):
-            yield f"not sparse: {why}.", [run]
+        if run.metrics.get("ce_loss_score", 0) < PERFECT and (why := density(run)):  # else it is an error, below
+            found.setdefault(why, []).append(run)
+    for why, runs in found.items():
+        yield f"not sparse: {l0_of(runs)} {why}.", runs
 
 
-@RULES.add("perfect-score", "error", "A perfect CE score comes from an SAE that is not sparse.")
+def l0_of(runs: list[Run]) -> str:
+    """`L0 = 103`, or `L0 = 103 to 128` of several runs."""
+    shown = dict.fromkeys(f"{l0:,.0f}" for l0 in sorted(run.metrics["l0"] for run in runs))
+    return f"L0 = {' to '.join([next(iter(shown)), *list(shown)[1:][-1:]])}"
+
+
+@RULES.add(
+    "not-overcomplete",
+    "note",
+    "A dictionary is no larger than the activations that it explains.",
+    "name the size beside the results",
+)
+def not_overcomplete(comparison: Comparison) -> Found:
+    found: dict[str, list[Run]] = {}
+    for run in comparison.measured:
+        d_sae, d_in = (
+            number(run.config.get("architecture.d_sae")),
+            number(run.config.get("layer.d_in") or run.config.get("model.d_in")),
+        )
+        if d_sae is not None and d_in is not None and d_sae <= d_in:
+            found.setdefault(f"d_sae = {d_sae:,.0f} is no larger than d_in = {d_in:,.0f}.", []).append(run)
+    yield from found.items()
+
+
+@RULES.add(
+    "perfect-score",
+    "error",
+    "A perfect CE score comes from an SAE that is not sparse.",
+    "compare at matched L0",
+)
 def perfect_score(comparison: Comparison) -> Found:
     for run in comparison.measured:
         score = run.metrics.get("ce_loss_score", 0)
         if score >= PERFECT and (why := density(run)):
-            yield f"a CE score of {score:.4g} from an SAE that is not sparse ({why}) means nothing.", [run]
+            yield (
+                f"a CE score of {score:.4g} from an SAE that is not sparse ({l0_of([run])} {why}) means nothing.",
+                [run],
+            )
 
 
-@RULES.add("diverged", "error", "The loss of a run stopped being a number; whatever else it shows is not a result.")
+@RULES.add(
+    "diverged",
+    "error",
+    "The loss of a run stopped being a number; whatever else it shows is not a result.",
+    "train again with clipping, a lower weight or a lower learning rate, and leave the scores out",
+)
 def diverged(comparison: Comparison) -> Found:
     found: dict[str, list[Run]] = {}
     for run in comparison.runs:
@@ -92,12 +152,17 @@ def diverged(comparison: Comparison) -> Found:
             sentence = f"diverged ({run.error or 'no error recorded'}), so there is no result."
         else:
             shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-            sentence = f"its loss is not a number{f', so {shown} is not a result' if others else ''}."
+            sentence = f"the loss is not a number{f', so {shown} is not a result' if others else ''}."
         found.setdefault(sentence, []).append(run)
     yield from found.items()
 
 
-@RULES.add("unfinished", "warning", "A run failed or was interrupted, cancelled or lost, and has no result.")
+@RULES.add(
+    "unfinished",
+    "warning",
+    "A run failed or was interrupted, cancelled or lost, and has no result.",
+    "launch the same command again",
+)
 def unfinished(comparison: Comparison) -> Found:
     found: dict[str, list[Run]] = {}
     for run in comparison.runs:
@@ -108,6 +173,18 @@ def unfinished(comparison: Comparison) -> Found:
     yield from found.items()
 
 
+@RULES.add(
+    "no-result",
+    "warning",
+    "A run of an imported study has no result.",
+    "run it, or leave it out",
+)
+def no_result(comparison: Comparison) -> Found:
+    runs = [run for run in comparison.runs if run.study and not run.measured and not run.diverged]
+    if runs:
+        yield "no result is recorded.", runs
+
+
 @RULES.add("pending", "note", "A run is queued or still running.")
 def pending(comparison: Comparison) -> Found:
     for state in PENDING:
@@ -116,7 +193,12 @@ def pending(comparison: Comparison) -> Found:
             yield f"{len(runs)} of {len(comparison.runs)} runs are {state}.", runs
 
 
-@RULES.add("penalty-silent", "error", "A penalty never acted: its weight, value or gradient was 0 in every row.")
+@RULES.add(
+    "penalty-silent",
+    "error",
+    "A penalty never acted: its weight, value or gradient was 0 in every row.",
+    "call it a run without the penalty, or raise the weight",
+)
 def silent_penalty(comparison: Comparison) -> Found:
     found: dict[str, list[Run]] = {}
     for run in comparison.measured:

@@ -17,17 +17,21 @@ class Rule:
     level: str
     about: str
     """What it guards against, in one sentence."""
+    mend: str
+    """What to do about a finding, as the end of a sentence; empty where its sentence has it."""
     find: Find
+    across: bool = False
+    """Whether it sees all runs at once, rather than those of one study."""
 
 
 class Rules(list[Rule]):
     """The rules of one subject, in the order in which their findings are listed."""
 
-    def add(self, code: str, level: str, about: str) -> Callable[[Find], Find]:
+    def add(self, code: str, level: str, about: str, mend: str = "", across: bool = False) -> Callable[[Find], Find]:
         """Decorates the function that finds."""
 
         def register(find: Find) -> Find:
-            self.append(Rule(code, level, about, find))
+            self.append(Rule(code, level, about, mend, find, across))
             return find
 
         return register

@@ -115,6 +115,23 @@ def test_steps_that_differ_by_the_batch_alone(outputs):
     assert "budget-steps" in codes and not {"budget-tokens", "budget-batch-size"} & set(codes)
 
 
+def test_runs_that_keep_a_records_budget_are_one_sentence(outputs):
+    for name in "ab":
+        add_run(outputs, name, metrics={"fvu": 0.1 + ord(name) / 1e4})
+    for number, (k, tokens) in enumerate([(40, 50_000), (320, 100_000), (40, 100_000)]):
+        own = {"architecture.k": k, "num_tokens": tokens, "tags": ["as_recorded"]}
+        add_run(outputs, f"r{number}", own, {"tokens": tokens, "steps": tokens // 1000, "fvu": 0.2 + number / 100})
+    budgets = [f for f in audit(records([outputs]), ["seed"]) if f.code.startswith("budget")]
+    assert [(f.code, f.level, f.runs) for f in budgets] == [("budget-recorded", "warning", ("r0", "r1", "r2"))]
+    assert budgets[0].sentence == (
+        "the runs tagged as_recorded keep the budgets of their record: num_tokens 50000, 100000; total_steps 50, 100; "
+        "k 40, 320."
+    )
+    assert "budget-k" not in found(outputs, ["k"])
+    add_run(outputs, "c", {"architecture.k": 64}, {"fvu": 0.3})  # not tagged, so compared
+    assert found(outputs)["budget-k"] == {"a", "b", "c"}
+
+
 def test_seed_policy_and_single_seeds(outputs):
     three_seeds(outputs, "none", 0.05)
     assert not {"budget-seeds", "single-seed"} & set(found(outputs))
@@ -172,6 +189,7 @@ def test_k_used_and_steps_done(outputs):
         ("final loss of 30", False),
         ("final loss of 31.2", True),
         ("k_start=8", False),
+        ("The record's run was evaluated on layer 7. It is smaller", False),
     ],
 )
 def test_prose_that_gives_another_number(outputs, title, contradicts):
@@ -217,7 +235,7 @@ def test_not_sparse_and_perfect(outputs):
     add_run(outputs, "b", {"architecture.d_sae": 8192}, {"l0": 129.0, "fvu": 0.2})
     add_run(outputs, "c", metrics={"l0": 102.0, "ce_loss_score": 1.0, "fvu": 0.3})
     codes = found(outputs)
-    assert codes["not-sparse"] == {"a", "b"} and codes["perfect-score"] == {"a"}
+    assert codes["not-sparse"] == {"b"} and codes["perfect-score"] == {"a"}  # of one SAE the worse of the two
 
 
 def test_diverged_unfinished_and_pending(outputs):
@@ -290,6 +308,28 @@ def test_evaluated_on_another_layer_or_model(outputs):
     assert codes["eval-layer"] == {"b"} and codes["eval-model"] == {"c"}
 
 
+def from_elsewhere(folder, trained, judged, hook="blocks.2.hook_resid_post"):
+    """What `evaluate` leaves beside an SAE without a run: the config is that of the evaluation."""
+    config = {"model": {"name": judged, "path": f"org/{judged}"}, "layer": {"hook": "resid_post", "index": 2}}
+    write_json(folder / "cfg.json", {"d_in": 128, "metadata": {"model_name": trained, "hook_name": hook}})
+    write_json(folder / "results.json", {"run_id": folder.name, "config": config, "metrics": {"fvu": 0.1}})
+    evaluated(folder, "core", hook=hook, model=trained)
+
+
+def test_an_sae_from_elsewhere_was_trained_on_what_its_own_config_names(tmp_path):
+    def sentences(**how):
+        from_elsewhere(tmp_path / "mine", **how)
+        return {f.code: f.sentence for f in audit(records([tmp_path / "mine"]))}
+
+    assert sentences(trained="hub/gemma", judged="gemma") == {}
+    assert sentences(trained="hub/gemma", judged="llama") == {
+        "eval-model": "trained on model hub/gemma, evaluated on org/llama."
+    }
+    assert sentences(trained="hub/gemma", judged="gemma", hook="blocks.1.hook_resid_post") == {
+        "eval-layer": "trained on blocks.1.hook_resid_post, evaluated (core) on blocks.2.hook_resid_post."
+    }
+
+
 def test_an_evaluation_of_older_weights(outputs):
     folder = add_run(outputs, "a")
     evaluated(folder, "core")
@@ -320,7 +360,7 @@ def test_identical_results_of_different_configurations(outputs):
     add_run(outputs, "c", {"penalty.alpha": 0.1}, same | {"fvu": 0.2})
     findings = [f for f in audit(records([outputs])) if f.code == "identical"]
     assert [f.runs for f in findings] == [("a", "b")]
-    assert findings[0].sentence == "identical results although penalty.alpha differs."
+    assert findings[0].sentence == "identical results (final_loss 204.3647) although penalty.alpha (0.5, 0.3) differs."
 
 
 def test_a_metric_at_its_floor_in_every_run(outputs):
@@ -381,7 +421,16 @@ def test_the_exit_status(outputs, capsys):
     content = json.loads(capsys.readouterr().out)
     assert content == {
         "runs": 3,
-        "findings": [{"code": "dead", "level": "error", "sentence": "the SAE is dead: L0 = 0.", "runs": ["c"]}],
+        "findings": [
+            {
+                "code": "dead",
+                "level": "error",
+                "sentence": "the SAE is dead: L0 = 0.",
+                "do": "train it again: it is no baseline",
+                "study": "",
+                "runs": ["c"],
+            }
+        ],
     }
     assert OFFERED == LEVELS
 
@@ -408,6 +457,7 @@ def test_marks_are_the_worst_level_of_each_run(outputs):
 def test_codes_are_unique_and_documented():
     codes = [rule.code for rule in RULES]
     assert len(codes) == len(set(codes)) and {rule.level for rule in RULES} == set(LEVELS)
+    assert not [rule.code for rule in RULES if rule.mend.endswith(".")]
     from pathlib import Path
 
     docs = Path(__file__).parents[3] / "docs"

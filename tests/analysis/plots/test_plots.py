@@ -1,4 +1,5 @@
 import io
+import json
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -6,14 +7,17 @@ import pytest
 from PIL import Image
 
 from analysis.__main__ import main
-from analysis.plots.draw import draw
-from analysis.plots.features import pooled, seriated
+from analysis.plots.draw import draw, known
+from analysis.plots.features import by_moment, pooled, seriated
 from analysis.plots.outcomes import front
 from analysis.plots.registry import PLOTS
-from analysis.plots.study import Study, evenly, thinned_rows
-from analysis.plots.style import COLOURS, palette_bytes, small_png, style, svg
+from analysis.plots.study import Missing, Study, evenly, thinned_rows
+from analysis.plots.style import COLOURS, GREY, palette_bytes, small_png, style, svg
+from analysis.reading.imports import Import, imported_run
 from sae_sweeps.errors import ConfigError, DamagedFile
+from sae_sweeps.storage.files import write_json
 from sae_sweeps.storage.rows import RowFile
+from sae_sweeps.storage.run_folder import RunFolder
 from tests.analysis.outputs import add_run
 from tests.analysis.trained import add_trained
 
@@ -78,6 +82,127 @@ def test_files_are_whole_and_the_same_each_time(outputs, tmp_path):
     assert "dc:date" not in words and "$x_1$" in words and "\u202e" not in words
 
 
+def texts(fig):
+    return [text.get_text() for ax in fig.axes for text in ax.texts]
+
+
+def drawn(name, study):
+    with style():
+        return PLOTS[name].draw(study)
+
+
+NAMED = {
+    "selective": ("training_curves", "evaluation_metrics", "sparsity_analysis"),
+    "contrastive": ("training_metrics", "unlearning_scores"),
+    "bottleneck": ("unlearning_scores", "training_curves", "group_mi", "feature_metrics"),
+    "progressive": ("penalty_and_reconstruction", "gradient_norms", "similarity_matrices", "competition"),
+}
+"""Figures that the studies' records name, and those that the progressive one asks for."""
+
+
+def test_the_figures_of_the_records_exist_under_their_names():
+    assert {name for names in NAMED.values() for name in names} <= set(PLOTS)
+    assert known(["unlearning", "budgets", "unlearning_scores"]) == ["unlearning_scores", "training_metrics"]
+
+
+def test_their_panels(study):
+    titles = {
+        name: [ax.get_title(loc="left") for ax in drawn(name, study).axes]
+        for name in ("training_metrics", "feature_metrics")
+    }
+    assert titles["training_metrics"][:2] == ["training steps", "final total loss"]
+    assert titles["feature_metrics"] == ["final sparsity loss", "final L2 loss", "final MI loss"]
+    assert [ax.get_title(loc="left")[:2] for ax in drawn("sparsity_analysis", study).axes] == ["L0", "L1"]
+    assert drawn("training_curves", study).axes[0].get_yscale() == "log"
+    for variant in study.variants:
+        last = [study.folder(row).metrics.rows()[-1] for row in variant.rows]
+        assert study.final_values(variant, "recon_loss") == [row["recon_loss"] for row in last]
+        steps, weighted = study.curve(variant, "weighted_penalty")
+        assert weighted[:, -1].tolist() == [row["penalty_loss"] * row["penalty_weight"] for row in last]
+        assert study.curve(variant, "penalty_share")[1][:, -1].tolist() == [
+            row["penalty_loss"] * row["penalty_weight"] / row["loss"] for row in last
+        ]
+
+
+def test_a_run_without_a_number_has_a_word_in_its_row(tmp_path):
+    """Never a bar of 0, and never no row at all."""
+    runs = [
+        imported_run("n/0", "Run 0", {}, {"final_loss": 200.0, "l0": 0.0, "unlearning_score": 0.0}, 10),
+        imported_run("n/1", "Run 1", {}, {"final_loss": float("nan"), "unlearning_score": 0.0}, 10, "diverged"),
+        imported_run("n/2", "Run 2", {}, {"final_loss": None, "l0": 85.0}, 0, "untrained"),
+        imported_run("n/3", "Run 3", {}, {"l0": 85.0}),
+    ]
+    file = tmp_path / "notes.json"
+    write_json(file, Import("notes", "notes.txt", "notes", runs).to_json())
+    add_run(tmp_path / "outputs", "gone", {"seed": 1}, state="diverged", step=7)
+    add_run(tmp_path / "outputs", "open", {"num_tokens": 2}, state="running", step=7)
+    study = Study.of([file, tmp_path / "outputs"])
+    assert texts(drawn("unlearning_scores", study)) == ["0", "0", "not recorded", "not recorded", "diverged"]
+    assert texts(drawn("training_metrics", study))[:10] == [
+        *("10", "10", "0", "7", "not recorded"),
+        *("200", "NaN", "None", "not recorded", "diverged"),
+    ]
+    assert texts(drawn("sparsity_analysis", study)) == ["0", "85", "85", "not recorded", "diverged"]
+    labels = [label.get_text() for label in drawn("sparsity_analysis", study).axes[0].get_yticklabels()]
+    assert labels == ["Run 0", "Run 1, diverged", "Run 2, untrained", "Run 3", "num_tokens=100,000, diverged"]
+    with pytest.raises(Missing, match="no run has logged a step"):
+        drawn("training_curves", study)
+
+
+def test_seeds_that_diverged_are_counted(tmp_path):
+    for seed, state in enumerate(("completed", "diverged", "completed")):
+        add_run(tmp_path, f"run{seed}", {"seed": seed}, state=state)
+    (variant,) = Study.of([tmp_path]).variants
+    assert variant.ended == "1 of 3 diverged"
+
+
+def test_labels_stay_distinct_when_they_are_long(tmp_path):
+    long = {"architecture.aux_weight": 0.03125, "penalty.base_threshold": 0.123456789, "train.checkpoint_every": 12345}
+    for number, penalty in enumerate(("selective_ortho", "adaptive_sharing", "none")):
+        add_run(tmp_path, f"run{number}", {"penalty.name": penalty} | {k: v + number for k, v in long.items()})
+    assert [v.label for v in Study.of([tmp_path]).variants] == [
+        *("penalty=selective_ortho", "penalty=adaptive_sharing", "penalty=none"),
+    ]
+    titled = tmp_path / "titled"
+    for run_id in "ab":
+        add_run(titled, run_id, {"num_tokens": run_id}, title=f"{'the same words, ' * 5}{run_id}")
+    labels = [variant.label for variant in Study.of([titled]).variants]
+    assert len(set(labels)) == 2 and all(len(label) <= 48 for label in labels)
+
+
+def test_pairs_of_runs_with_and_without_a_penalty(tmp_path):
+    """Files of before, with the monitor `competition` alone, are drawn beside those of today."""
+    add_trained(tmp_path, "today", {"penalty.name": "ortho"})
+    plain = RunFolder(add_trained(tmp_path, "plain", {"penalty.name": "none"}))
+    older = RunFolder(add_trained(tmp_path, "older", {"penalty.lambda2_max": 9}))
+    for run, keep in ((plain, lambda r: r["monitor"] == "pairs"), (older, lambda r: r["monitor"] == "competition")):
+        records = [record for record in run.monitors.rows() if keep(record)]
+        if run is plain:
+            records = [{key: value for key, value in record.items() if key != "c"} for record in records]
+        run.monitors.path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    study = Study.of([tmp_path])
+    older_variant, plain_variant, _ = study.variants
+    assert list(by_moment(study, older_variant.rows[0])) == [25]
+    assert list(by_moment(study, plain_variant.rows[0])) == [2, 25]
+    assert len(drawn("pair_similarity", study).axes) == 9 and len(drawn("competition", study).axes) == 6
+    means = drawn("pair_means", study)
+    assert [len(ax.lines) for ax in means.axes] == 9 * [3] + 3 * [2]
+    first = by_moment(study, plain_variant.rows[0])[2]
+    line = means.axes[3].lines[1]
+    assert line.get_xdata().tolist() == [record["step"] for record in first]
+    assert np.allclose(line.get_ydata(), [np.mean(record["abs_cosine"][:2]) for record in first])
+
+
+def test_a_choice_of_many_runs_keeps_one_without_a_penalty(tmp_path):
+    for number in range(8):
+        penalty = "none" if number == 5 else "ortho"
+        add_run(tmp_path, f"r{number}", {"penalty.name": penalty, "lr": number}, {"fvu": 0.1 * number})
+    study = Study.of([tmp_path])
+    chosen, note = study.sample(study.variants, 3)
+    assert [v.rows[0] for v in chosen] == [5, 0, 7] and "beside one without a penalty" in note
+    assert study.sample(study.variants, 8) == (study.variants, "")
+
+
 def test_what_is_missing_is_told_in_a_line(tmp_path, capsys):
     add_run(tmp_path, "a", state="queued")
     assert main(["plots", str(tmp_path), "-o", str(tmp_path / "figures")]) == 1
@@ -116,7 +241,8 @@ def test_many_runs_stay_legible(tmp_path):
         curves, bars = PLOTS["training_curves"].draw(study), PLOTS["evaluation_metrics"].draw(study)
     (legend,) = curves.legends
     assert [text.get_text() for text in legend.get_texts()][0] == "lr=0.049" and len(legend.get_texts()) == 5
-    assert len(curves.axes[0].lines) == 50 + 5
+    assert len(curves.axes[0].lines) == 50
+    assert [line.get_color() for line in curves.axes[0].lines].count(GREY) == 45
     assert len(bars.axes[0].get_yticks()) == 20
     assert "20 of 50" in " ".join(text.get_text() for text in bars.texts)
 

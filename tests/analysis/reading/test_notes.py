@@ -1,22 +1,17 @@
-"""Notes as they are written, and any notes as they are read."""
+"""Notes by any hand, as they are read."""
 
-import math
 from pathlib import Path
 
 import pytest
 
 from analysis.__main__ import main
-from analysis.output.notes import notes
 from analysis.reading.import_files import imported_records, write_import
 from analysis.reading.imports import Import
-from analysis.reading.literals import Literal, braces, leaves, read_literal
+from analysis.reading.literals import leaves, read_dict
 from analysis.reading.notes import parse_notes
 from analysis.reading.records import records
-from analysis.reading.sources import read_sources
-from sae_sweeps.errors import ConfigError, DamagedFile, DataError
-from tests.analysis.outputs import METRICS, add_run, add_sweep
-
-HOSTILE = "=1+1 [red]x[/red]\n## Run 9: x\nResults: {'fvu': 9} `*| <b>&\x1b[31m\u202e ''' {"
+from sae_sweeps.errors import DamagedFile, DataError
+from tests.analysis.outputs import add_run, add_sweep
 
 
 @pytest.fixture
@@ -33,81 +28,7 @@ def sweep(outputs):
 
 
 def read(text):
-    return parse_notes(text, "n", Path("n.txt"))
-
-
-# Writing
-
-
-def test_the_form_of_the_studies(sweep):
-    text = notes(records([sweep]))
-    assert text == notes(records([sweep]))
-    assert "Baseline: as bbbb (bbbb), the first run without a penalty." in text
-    blocks = text.split("\n## Run ")
-    assert [block.splitlines()[0] for block in blocks[1:]] == ["0: as aaaa", "1: as bbbb", "2: as cccc"]
-    assert "Varied: {'penalty': 'ortho', 'penalty.lambda2_max': 0.5, 'seed': 0}" in blocks[1]
-    assert "Results: {'final_loss': 30.5," in blocks[1] and "'kl_div_score': None" in blocks[1]
-    assert (
-        "Description: topk SAE of 1,024 features (k = 32) on builtin layer 2, with penalty ortho (weight" in blocks[1]
-    )
-    against = " ".join(blocks[1].partition("Against the baseline: ")[2].split())
-    assert against.startswith("fvu 0.04000 (0.01 lower, better); ce_loss_score 0.9000 (equal);")
-    assert "Against the baseline" not in blocks[2] + blocks[3]
-    assert "State: diverged at step 40 of 100: penalty_loss is not finite at step 40" in blocks[3]
-    assert "- error, diverged: diverged (penalty_loss is not finite at step 40), so there is no result." in " ".join(
-        blocks[3].split()
-    )
-    assert max(map(len, text.splitlines())) <= 100
-
-
-def test_the_baseline_is_named_or_chosen(sweep, outputs):
-    assert "Baseline: as aaaa (aaaa), as requested." in notes(records([sweep]), baseline="aa")
-    assert "Baseline: as aaaa (aaaa), as requested." in notes(records([sweep]), baseline="as aaaa")
-    only = notes(records([outputs / "runs" / "aaaa", outputs / "runs" / "cccc"]))
-    assert "Baseline: ortho 0.5 (aaaa), the first run with results." in only
-    for word, what in (("zz", "no run"), ("", "3 runs")):
-        with pytest.raises(ConfigError, match=f"{what} of these paths"):
-            notes(records([sweep]), baseline=word)
-
-
-def test_written_notes_read_back_as_the_same_numbers(sweep, tmp_path):
-    (tmp_path / "back.txt").write_text(notes(records([sweep])))
-    path, _ = write_import(read_sources([tmp_path / "back.txt"])[0], tmp_path)
-    before, after = records([sweep]), records([path])
-    assert list(after["run", "run_id"]) == ["back/0", "back/1", "back/2"]
-    for name in ("title", "state"):
-        assert list(after["run", name]) == list(before["run", name])
-    for _, metric in [column for column in before.columns if column[0] == "metrics"]:
-        for a, b in zip(before["metrics", metric], after["metrics", metric], strict=True):
-            assert a == b or (math.isnan(a) and math.isnan(b))
-    assert list(after["run", "nulls"]) == [["kl_div_score"], [], []]
-    assert list(after["config", "penalty.lambda2_max"]) == [0.5, 0.1, 0.1]
-    assert list(after["config", "architecture.k"]) == [32, 32, 32]
-
-
-def test_hostile_text_never_passes_for_a_run(outputs, tmp_path):
-    add_run(outputs, "a", {"penalty.name": HOSTILE, "seed": 1}, title=HOSTILE, warnings=(HOSTILE,))
-    add_run(outputs, "b", {"seed": 2}, state="failed", error=HOSTILE)
-    text = notes(records([outputs]))
-    assert not {c for c in text if not c.isprintable()} - {"\n"}
-    (tmp_path / "h.txt").write_text(text)
-    (found,) = read_sources([tmp_path / "h.txt"])
-    assert [run["run_id"] for run in found.runs] == ["h/0", "h/1"]
-    assert found.runs[0]["metrics"]["fvu"] == METRICS["fvu"] and found.runs[0]["config"]["penalty"] == HOSTILE
-    path, _ = write_import(found, tmp_path)
-    again = notes(records([path]))
-    assert again.count("\n## Run ") == 2
-
-
-def test_the_command_writes_whole_files(sweep, tmp_path, capsys):
-    assert main(["notes", str(sweep), "-o", str(tmp_path / "n" / "notes.txt")]) == 0
-    assert capsys.readouterr().out == f"3 runs -> {tmp_path / 'n' / 'notes.txt'}\n"
-    assert main(["notes", str(sweep)]) == 0
-    assert capsys.readouterr().out == (tmp_path / "n" / "notes.txt").read_text()
-    assert main(["notes", str(sweep), "--baseline", "nobody"]) == 2
-    assert (
-        capsys.readouterr().err == "error: --baseline nobody: no run of these paths; give a run id or a whole title.\n"
-    )
+    return parse_notes(text, "n", Path("n.txt")).runs
 
 
 # Reading
@@ -162,20 +83,16 @@ def test_what_contradicts_itself_keeps_both_words():
     (run,) = read(
         "## Run 1: x\nResults: {'fvu': 0.1, 'lr': 3e-4, 'test': {'fvu': 0.2}}\nConfig: {'learning_rate': 2e-4}\n"
     )
-    assert run["metrics"] == {"fvu": 0.1, "test.fvu": 0.2} and run["config"] == {"lr_schedule.lr": 3e-4}
-    assert run["warnings"] == [
-        "fvu is 0.1 in one place and 0.2 in another",
-        "lr_schedule.lr is 0.0003 in one place and 0.0002 in another",
-    ]
+    assert run["metrics"] == {"fvu": 0.1, "test.fvu": 0.2}
+    assert run["config"] == {"lr_schedule.lr": 2e-4, "lr_schedule.lr_logged": 3e-4}
+    assert run["warnings"] == ["fvu is 0.1 in one place and 0.2 in another"]
 
 
-@pytest.mark.parametrize(
-    "results",
-    ["{'a': __import__('os').getcwd()}", "{'a': 1 + 1}", "{'a': x}", "{'a': [1}", "{'a': 1", "{**a}", "{'a': f'{b}'}"],
-)
-def test_what_is_no_literal_is_refused_by_file_and_line(results):
-    with pytest.raises(DataError, match=r"n\.txt, line 3: Results does not read as a dict"):
-        read(f"## Run 1: x\n\nResults: {results}\n")
+@pytest.mark.parametrize("results", ["{'a': 1", "{**a}", "{'a', 'b'}", "{'a': x}"])
+def test_what_is_no_dict_is_listed_with_its_line(results):
+    (run,) = read(f"## Run 1: x\n\nResults: {results}\nConfig: {{'k': 40}}\n")
+    assert run["metrics"] == {} and run["config"] == {"architecture.k": 40}
+    assert [(unread["line"], results[:2] in unread["text"]) for unread in run["recorded"]["unread"]] == [(3, True)]
 
 
 def test_notes_without_runs_are_refused():
@@ -183,18 +100,50 @@ def test_notes_without_runs_are_refused():
         read("# Title\nResults: {'a': 1}\n")
 
 
-@pytest.mark.parametrize("text", ["[" * 500, "-" * 100_000 + "1", "{'a':" * 60 + "1" + "}" * 60, "lambda: 0", "''.x"])
-def test_literals_that_are_none(text):
-    with pytest.raises(ValueError):
-        read_literal(text)
+def dict_in(text):
+    return read_dict(text, text.index("{"))
 
 
-def test_literals():
-    value = read_literal("{'a': 1, 'a': 2, 'b': {'c': (1, -2)}, 3: float('nan')}")
-    assert isinstance(value, Literal) and value["a"] == 1 and value.doubled == ("a",) and value["b"]["c"] == [1, -2]
-    assert [path for path, _ in leaves(value)] == [("a",), ("b", "c"), ("3",)]
-    text = 'x {\'}\': \'\\\'}\', """b}""": 1} y'
-    assert text[braces(text, 2) :] == " y"
+@pytest.mark.parametrize("text", ["{see the table}", "{this and", "{**a}", "{", "{x: 1}", "{-x}"])
+def test_braces_of_prose_are_no_dict(text):
+    assert dict_in(text) is None
+
+
+def test_a_dict():
+    text = "x {'a': 1, 'a': 2, 'b': {'c': (1, -2)}, 3: float('nan'), '}': '\\'}', \"q\": \"\"\"b}\"\"\"} y"
+    found = dict_in(text)
+    assert found.value["a"] == 1 and found.value.doubled == ("a",) and found.value["b"]["c"] == [1, -2]
+    assert [path for path, _ in leaves(found.value)] == [("a",), ("b", "c"), ("3",), ("}",), ("q",)]
+    assert text[found.end :] == " y" and found.cut is None and not found.unread
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["__import__('os').getcwd()", "1 + 1", "x", "f'{b}'", "device(type='cuda')", "9" * 1_500, "[" * 60 + "]" * 60],
+)
+def test_a_value_that_is_no_literal_is_passed_over_and_listed(text):
+    found = dict_in(f"{{'a': 1.5, 'b': {text}, 'c': 2}}")
+    assert {key: value for key, value in found.value.items() if key != "b"} == {"a": 1.5, "c": 2}
+    assert len(found.unread) == 1 and found.cut is None
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("{'a': 1", {}),  # 1 may be the beginning of 12
+        ("{'a': 1, 'b': 20", {"a": 1}),
+        ("{'a': 1, 'b': 2, ... [33 characters]", {"a": 1, "b": 2}),
+        ("{'a': 1, 'b': 2\nDescription: of x, y", {"a": 1}),
+        ("{'a': 1, 'b': 'open\nDescription: it', 'q': 3}", {"a": 1}),
+        ("{'a': {'b': {'c': 1.25, 'd': 0.3", {"a": {"b": {"c": 1.25}}}),
+        ("{'a': 1, 'b': [{'c': 2}, {'c': 3, 'd': [4, 5", {"a": 1, "b": [{"c": 2}, {"c": 3, "d": [4]}]}),
+        ("{'a': 1, 'b': [1}", {"a": 1, "b": []}),
+        ("{'a': x[" + "[" * 20_000, {}),
+    ],
+)
+def test_of_a_dict_that_was_cut_short_what_is_whole_is_read(text, whole):
+    found = dict_in(text)
+    assert found.value == whole and found.cut
 
 
 # Imports
@@ -263,8 +212,6 @@ def test_a_damaged_import_is_named(tmp_path):
         records([path])
 
 
-def test_braces_that_open_nothing_are_looked_at_so_often_and_no_more():
-    (run,) = read("## Run 1: x\nsee {this and\n{that\nResults: {'a': 1}\n")
+def test_braces_that_open_nothing_hide_nothing():
+    (run,) = read("## Run 1: x\nsee {this and\n{that\n" + "{\n" * 200 + "Results: {'a': 1}\n")
     assert run["metrics"] == {"a": 1}
-    with pytest.raises(DataError, match="too many braces that hold no literal"):
-        read("## Run 1: x\n" + "{\n" * 200)

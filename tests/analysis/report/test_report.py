@@ -65,8 +65,8 @@ def test_a_page_that_needs_nothing_beside_it(sweep, tmp_path, capsys):
 
 def test_names_and_texts_are_data(tmp_path):
     add_trained(
-        tmp_path, "a", {"penalty": {"name": HOSTILE}, HOSTILE: HOSTILE, "model.name": HOSTILE}, {HOSTILE: 1.0},
-        title=HOSTILE, warnings=(HOSTILE,),
+        tmp_path, "a", {"penalty": {"name": HOSTILE}, HOSTILE: HOSTILE, "model.name": HOSTILE,
+        "description": HOSTILE}, {HOSTILE: 1.0}, title=HOSTILE, warnings=(HOSTILE,),
     )  # fmt: skip
     add_run(tmp_path, "b", {"penalty.x": HOSTILE}, state="failed", error=HOSTILE)
     words = report([tmp_path], title=HOSTILE, figures=["training_curves", "evaluation_metrics"])
@@ -75,6 +75,13 @@ def test_names_and_texts_are_data(tmp_path):
     assert "{{ 7*7 }}" in words and "\x1b" not in words and "\u202e" not in words
     assert all(address.startswith(("#", "data:")) for address in page.addresses)
     assert max(map(len, re.findall("x{50,}", words))) <= 400
+
+
+def test_a_run_has_its_description(tmp_path):
+    add_run(tmp_path, "a", {"description": "1. <b>fewer</b> shared features\n2. the same fvu"})
+    words = report([tmp_path], figures=[])
+    assert "<p>1. &lt;b&gt;fewer&lt;/b&gt; shared features<br>2. the same fvu</p>" in words
+    assert 'scope="row">description' not in words  # no key of the config against the defaults
 
 
 def test_a_sweep_that_runs(tmp_path):

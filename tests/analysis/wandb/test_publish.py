@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.wandb.dashboard import EVALUATED, NOTED
 from sae_sweeps.storage.run_folder import RunFolder
 from tests.analysis.outputs import add_run, add_sweep
 from tests.wandb_stub import WandbStub
@@ -38,7 +39,13 @@ def sweep(tmp_path):
     outputs = tmp_path / "outputs"
     hostile = "=cmd|<script>'\"\n, x"
     folders = [
-        add_run(outputs, "aaa", {"penalty.lambda2_max": 0.1}, {"fvu": 0.25}, title="weak"),
+        add_run(
+            outputs,
+            "aaa",
+            {"penalty.lambda2_max": 0.1, "lr_schedule.lr": 0.003, "architecture.l1_penalty": 0.04},
+            {"fvu": 0.25},
+            title="weak",
+        ),
         add_run(outputs, "bbb", {"penalty.lambda2_max": 1.0}, {"fvu": 0.5}, title=hostile, warnings=("dead",)),
         add_run(outputs, "ccc", state="diverged", error="recon_loss is not finite at step 20"),
     ]
@@ -46,6 +53,9 @@ def sweep(tmp_path):
         run = RunFolder(folder)
         for step in range(0, 50, 10):
             run.metrics.append({"step": step, "tokens": 1000 * (step + 1), "loss": 1 / (step + 1)})
+            pairs = {"pairs": [[0, 1], [1, 2], [2, 3]], "overlap": [0.5, 0.2, 0.1], "abs_cosine": [step / 100, 0, 0]}
+            for chosen, record in ((2, pairs), (25, pairs | {"overlap": [1, 1, 1]})):
+                run.monitors.append({"step": step, "monitor": "pairs", "chosen": chosen, **record})
         run.close()
     return add_sweep(outputs, "20260101-000000-abcd", ["aaa", "bbb", "ccc"])
 
@@ -62,6 +72,12 @@ def test_a_sweep_published_twice_is_what_it_is_once(sweep, tmp_path):
     assert timeless[0] == timeless[1]
     assert [row["_step"] for row in stub.runs["aaa"].history] == [0, 10, 20, 30, 40]
     assert [row["loss"] for row in stub.runs["aaa"].history] == [1 / (step + 1) for step in range(0, 50, 10)]
+    assert [row["pairs/highest/abs_cosine"] for row in stub.runs["aaa"].history] == [0, 0.1, 0.2, 0.3, 0.4]
+    assert {row["pairs/lowest/overlap"] for row in stub.runs["aaa"].history} == {0.1}
+    summary = stub.runs["aaa"].summary
+    noted = {"training_steps": 100, "final_loss": 30.5, "learning_rate": 0.003, "sparsity_penalty": 0.04}
+    assert noted | {"dict_size": 1024, "layer": 2} == {name: summary[name] for name in (*noted, "dict_size", "layer")}
+    assert stub.runs["ccc"].summary["training_steps"] == 41 and "final_loss" not in stub.runs["ccc"].summary
     assert stub.runs["aaa"].summary["fvu"] == 0.25 and stub.runs["aaa"].exit_code == 0
     assert stub.runs["ccc"].exit_code == 1 and "not finite at step 20" in stub.runs["ccc"].notes
     assert stub.runs["aaa"].group == "20260101-000000-abcd"
@@ -120,8 +136,9 @@ def test_the_dashboard_is_saved_once_however_often_it_is_asked_for(sweep, tmp_pa
     assert (workspace["type"], report["type"]) == ("project-view", "runs")
     for view in (workspace, report):
         assert view["displayName"] == "SAE sweeps" and view["projectName"] == "sae-sweeps"
-        for shown in ("held_out_fvu", "ce_loss_score", "config:penalty.value.lambda2_max", "run_notes"):
+        for shown in ("held_out_fvu", "config:penalty.value.lambda2_max", "run_notes", "^penalty/", *NOTED, *EVALUATED):
             assert shown in view["spec"], shown
+        assert "pairs/highest/abs_cosine" in view["spec"]
         assert "Parallel Coordinates Plot" in view["spec"] and "Scatter Plot" in view["spec"]
 
 

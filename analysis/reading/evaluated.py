@@ -1,0 +1,49 @@
+"""What the files of a run's folder have about its evaluations, in the form of `Recorded`."""
+
+from pathlib import Path
+from typing import Any
+
+from analysis.reading.record import Recorded
+from analysis.reading.saebench import layer_in
+from sae_sweeps.config.evaluations import EVALUATIONS
+from sae_sweeps.storage.files import read_json
+
+SUMMARY = ".summary.json"
+LONGEST = 100
+"""Entries of an evaluation's detail that are kept: per class, not per feature."""
+
+
+def evaluated(folder: Path | None, state: str) -> Recorded:
+    """The evaluations of a completed run, each with its metrics, settings, layer and detail per class."""
+    found = Recorded()
+    if folder is None or state != "completed":
+        return found
+    names = sorted(path.name.removesuffix(SUMMARY) for path in (folder / "evals").glob(f"*{SUMMARY}"))
+    for name in sorted(names, key=lambda name: EVALUATIONS.index(name) if name in EVALUATIONS else len(EVALUATIONS)):
+        summary = read_json(folder / "evals" / f"{name}{SUMMARY}")
+        whole = folder / "evals" / f"{name}.json"
+        content = read_json(whole) if whole.exists() else {}
+        found.evaluations[name] = facts(content) | {
+            "settings": content.get("eval_config") or summary["settings"],
+            "metrics": list(summary["metrics"]),
+        }
+        details = content.get("eval_result_details")
+        if details and len(details) <= LONGEST:
+            found.details[name] = details
+    return found
+
+
+def facts(content: dict[str, Any]) -> dict[str, Any]:
+    """The layer, hook and model of the SAE that a file of SAEBench's form is about, and how the file was made."""
+    sae = content.get("sae_cfg_dict") or {}
+    metadata = sae.get("metadata") or {}
+    hook = sae.get("hook_name") or metadata.get("hook_name")
+    found = {
+        "layer": layer_in(hook) if hook else None,
+        "hook": hook,
+        "model": sae.get("model_name") or metadata.get("model_name"),
+        "eval_id": content.get("eval_id"),
+        "time_ms": content.get("datetime_epoch_millis"),
+        "commit": content.get("sae_bench_commit_hash"),
+    }
+    return {key: value for key, value in found.items() if value is not None}

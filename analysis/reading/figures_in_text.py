@@ -1,0 +1,164 @@
+"""Figures that text gives: `label: number` lists, `label number` results, `key=value` and `label (number)` phrases."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.reading.names import CONFIG_NAMES, LABELS, PLAIN_CONFIG, STEPS, is_config
+
+NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?"
+VALUE = rf"(?:{NUMBER}|NaN|nan|None|null|[-+]?inf(?:inity)?)"
+ENDS = r"(?![\w%×]|[.,:/-]\d|\.\.)"
+"""What cannot follow a number that is whole: 5M, 10x, 25%, 3/4, 0.79-0.80."""
+ITEM = re.compile(
+    rf"^\s*(?P<mark>[-*+•]|\d+[.)])?\s*\**(?P<label>[A-Za-z][^:=\n{{}}]{{0,60}}?)\**\s*(?P<sign>[:=])\**\s*"
+    rf"(?P<value>{VALUE}){ENDS}(?P<rest>.*)$"
+)
+ATTEMPT = re.compile(
+    r"^\s*(?P<mark>[-*+•]|\d+[.)])?\s*\**(?P<label>[A-Za-z][^:=\n{}]{0,60}?)\**\s*[:=]\**\s*(?P<value>[~≈<>]?\s*[-+.]?\d\S*)"
+)
+"""A list's item whose value begins as a number and is none."""
+PAIR = re.compile(rf"\b(?P<label>[A-Za-z][\w -]{{1,40}}?)\s+(?P<value>{VALUE}){ENDS}\s*(?:,|;|$|and\b)")
+LABEL = re.compile(
+    r"^\s*(?P<mark>[-*+•]\s+|\d+[.)]\s+)?\**(?P<label>[A-Z][^:.\n{}]{0,60}?)\**:\**(?:\s+(?P<rest>.*))?$"
+)
+TRAILING = re.compile(r"([^.:;]+):\s*$")
+"""The end of a line that introduces a list."""
+COMMENT = re.compile(
+    r"\b(?:analysis|insights?|observations?|next|plan(?:ned|s)?|suggest\w*|consider|recommend\w*|conclusions?|future|"
+    r"implementation|interpretation|limitations?|ideas?|todo|hypothes\w+|expect\w*|command|note)\b",
+    re.IGNORECASE,
+)
+"""Labels of blocks that comment on figures or plan: no figures of the run are read there."""
+RESULTS = re.compile(r"\b(?:results?|metrics?|scores?|evaluations?|final)\b", re.IGNORECASE)
+HEDGE = re.compile(
+    r"\b(?:consider|need|needs|may|might|should|could|would|will|plan|target|suggest\w*|propose\w*|try|instead|"
+    r"baseline|compared|versus|vs|next|previous|than|runs?\s+\d)\b",
+    re.IGNORECASE,
+)
+"""Words after which a number of a sentence may be another run's, or none's."""
+HEDGE_AFTER = re.compile(r"\b(?:needs?\s+to|might|should|could|would|will|plan\w*|next|tr(?:y|ied))\b", re.IGNORECASE)
+"""Words that make a proposal of what is before them."""
+PLAIN = (name for name in PLAIN_CONFIG if "_" in name or name == "seed")  # the others are words of any sentence
+NAMED = sorted({*LABELS, *CONFIG_NAMES, *STEPS, *PLAIN}, key=len, reverse=True)
+PHRASE = re.compile(
+    rf"\b(?P<label>{'|'.join(re.escape(name) for name in NAMED)})"
+    rf"(?:\s*[=(]\s*|\s+(?:of|at|to|is|was|(?:remain|stay)(?:s|ed)\s+at|from\s+{NUMBER}\s+to)\s+)(?P<value>{NUMBER}){ENDS}",
+    re.IGNORECASE,
+)
+SPACED = re.compile(r"\b(?P<label>layer)\s+(?P<value>\d+)\b(?!\s*(?:-|to|and)\s*\d)", re.IGNORECASE)
+STEPS_DONE = re.compile(rf"\b(?:at|for|completed|after)\s+(?P<value>{NUMBER})\s+(?P<label>(?:training )?steps)\b", re.I)
+PERCENT = re.compile(r"\btop (?P<value>\d+(?:\.\d+)?)% (?:most )?active\b", re.IGNORECASE)
+INITIAL = re.compile(rf"\bscal(?:e|ing) starting at (?P<value>{NUMBER}){ENDS}", re.IGNORECASE)
+
+PHRASES = (PHRASE, SPACED, STEPS_DONE, PERCENT, INITIAL)
+ASIDE = re.compile(rf"\((?=[^()]*(?:{HEDGE.pattern}|\bfrom\b))[^()]*\)", re.IGNORECASE)
+"""Brackets that speak of another run: `(vs baseline 2441)`, `(up from 1)`."""
+
+
+@dataclass(frozen=True)
+class TextFigure:
+    """One figure that text gives."""
+
+    name: str
+    """As a dict would call it."""
+    value: Any
+    line: int
+    phrase: str
+    is_config: bool
+    remark: str = ""
+
+
+def value_of(text: str) -> Any:
+    """The number that a text has; nan and infinities as floats, None for None."""
+    word = text.strip().lower().replace(",", "")
+    if word in ("none", "null"):
+        return None
+    if word.lstrip("+-") in ("nan", "inf", "infinity"):
+        return float(word)
+    value = float(word)
+    whole = re.fullmatch(r"[-+]?\d+", word) and abs(value) < 2**53
+    return int(word) if whole else (value if math.isfinite(value) else None)
+
+
+def name_of(label: str) -> str | None:
+    """The name that a label has in dicts, or None for a label that nothing is known of."""
+    words = " ".join(label.strip(" *_`").split()).lower()
+    snake = re.sub(r"[^\w]+", "_", words).strip("_")
+    if words in LABELS:
+        return LABELS[words]
+    for name in (words, snake):
+        if is_config(name) or name in STEPS:
+            return name
+    return snake if re.search(r"_(?:score|accuracy|loss|metric)$", snake) else None
+
+
+def figures_in(lines: list[tuple[int, str]]) -> Iterator[TextFigure | tuple[int, str, str]]:
+    """The figures of a run's text, in order, and (line, text, why) of what looks like one and cannot be read.
+
+    Args:
+        lines: (line number, text) of the run's own text, without its dicts.
+    """
+    comment, results = False, False
+    for number, text in lines:
+        if not text.strip():
+            continue
+        item = ITEM.match(text)
+        label = None if item and name_of(item["label"]) else LABEL.match(text)
+        if label and not item:
+            is_comment = COMMENT.search(label["label"]) is not None
+            if label["mark"]:  # an item of a list is of its block
+                comment = comment or is_comment
+            else:
+                comment, results = is_comment, RESULTS.search(label["label"]) is not None
+        if not comment:
+            yield from line_figures(number, text, item, label, results)
+        if not (label and label["mark"]) and text.rstrip().endswith(":") and (found := TRAILING.search(text)):
+            tail = found[1]
+            comment = COMMENT.search(tail) is not None
+            results = RESULTS.search(tail) is not None
+
+
+def line_figures(
+    number: int, text: str, item: re.Match[str] | None, label: re.Match[str] | None, results: bool
+) -> Iterator[TextFigure | tuple[int, str, str]]:
+    """The figures of one line."""
+    if item:
+        name = name_of(item["label"])
+        if name is None and item["mark"] and item["sign"] == ":" and len(item["label"].split()) <= 5:
+            name = re.sub(r"\W+", "_", item["label"].strip().lower()).strip("_")
+            known = not results
+        else:
+            known = name is not None and (is_config(name) or name in STEPS)
+        if name is not None:
+            remark = item["rest"].strip().strip("()").strip()
+            yield TextFigure(name, value_of(item["value"]), number, text.strip(), known, remark)
+            return
+    elif (tried := ATTEMPT.match(text)) and (name_of(tried["label"]) or (results and tried["mark"])):
+        yield number, text.strip(), f"{tried['value']} is no whole number"
+        return
+    if label and label["rest"] and results:
+        for pair in PAIR.finditer(label["rest"]):
+            if name := name_of(pair["label"]):
+                yield TextFigure(name, value_of(pair["value"]), number, pair[0].strip(" ,;"), is_config(name))
+    for sentence in re.split(r"[.;]\s+(?=[A-Z])", label["rest"] or "" if label else text):
+        sentence = ASIDE.sub("", sentence)
+        hedge = HEDGE.search(sentence)
+        end = hedge.start() if hedge else len(sentence)
+        start = max((found.start() for found in HEDGE_AFTER.finditer(sentence)), default=-1)
+        for pattern in PHRASES:
+            for found in pattern.finditer(sentence):
+                if start < found.end() and found.start() < end:
+                    yield phrase_figure(number, found, pattern)
+
+
+def phrase_figure(number: int, found: re.Match[str], pattern: re.Pattern[str]) -> TextFigure:
+    value = value_of(found["value"])
+    if pattern is PERCENT:
+        return TextFigure("active_fraction", value / 100, number, found[0], True)
+    if pattern is INITIAL:
+        return TextFigure("initial_scale", value, number, found[0], True)
+    name = name_of(found["label"]) or found["label"].lower()
+    return TextFigure(name, value, number, found[0].strip(), is_config(name) or name in STEPS)
