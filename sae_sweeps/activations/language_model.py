@@ -100,8 +100,8 @@ class LanguageModel:
     def activations_at(self, tokens_SL: Tensor, layers: Sequence[LayerConfig]) -> list[Tensor]:
         """Activations [S, L, width] at each of the layers, of one pass that ends at the deepest.
 
-        What is on none of the model's own modules has a pass to itself: TransformerLens computes differently, to the
-        last bit, where other hooks are read.
+        What is on none of the model's own modules has a pass to itself: some modules of TransformerLens take another
+        path where they are hooked, and each place is to have the bits that it has alone.
         """
         sites = [self.site(layer) for layer in layers]
         passes: dict[int | None, dict[int, Site]] = {}
