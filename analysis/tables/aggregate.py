@@ -1,5 +1,6 @@
 """Aggregates runs that differ only in given keys to one row: mean, std and n."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,7 @@ def aggregated_frame(full: "pd.DataFrame", keys: Sequence[Column], members: list
     kept = [column for column in first.columns if column[0] != "metrics" and column not in keys]
     head = first[kept].copy()
     ids, titles, warnings = (list(full["run", name]) for name in ("run_id", "title", "warnings"))
-    common = [{titles[row] for row in rows} for rows in members]
+    common = [{without(titles[row], keys) for row in rows} for rows in members]
     head["run", "title"] = objects([found.pop() if len(found) == 1 else None for found in common])
     head["run", "runs"] = objects([[ids[row] for row in rows] for rows in members])
     head["run", "warnings"] = objects(
@@ -81,6 +82,12 @@ def aggregated_frame(full: "pd.DataFrame", keys: Sequence[Column], members: list
     )
     labels = labels_of(members, len(full))
     return pd.concat([head, statistics(full[of_kind(full, "metrics")], labels)], axis=1)
+
+
+def without(title: str | None, keys: Sequence[Column]) -> str | None:
+    """The title without its words for `keys`, such as `seed=1`, in which the runs of a row differ."""
+    names = "|".join(re.escape(name) for _, name in keys)
+    return re.sub(rf"\s*(?<!\S)(?:{names})=\S+", "", title).strip() if title else title
 
 
 def signatures_of(full: "pd.DataFrame", keys: Sequence[Column]) -> list[tuple]:

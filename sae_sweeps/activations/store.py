@@ -149,24 +149,24 @@ def open_layers(
     if num_tokens < 1:
         raise ConfigError(f"num_tokens={num_tokens} gives nothing to train on; choose at least 1.")
     check_values(activations, "activations")
+    if activations.mode == "auto":  # RunConfig decides, so that a run is the same on every machine
+        raise ConfigError("activations.mode=auto: is for a launch to decide; give memory, disk or stream.")
     folder = Path(folder)
 
     def found(layer: LayerConfig, key: dict[str, Any]) -> ActivationStore | _Harvest | Exception:
         key = {**key, "split": split, "format_version": FORMAT_VERSION}
         place = folder / _short_hash(key)
         shared = _in_memory.get(place)
-        if shared is not None and _choose_mode(activations, _size_of(shared, shared.n_tokens), folder) == "memory":
+        if shared is not None and activations.mode == "memory":
             _in_memory.move_to_end(place)
             return shared
         try:
             stored = None if activations.mode == "stream" else _open_disk(place, key)
             if stored is None:
-                source = _source(model, layer, data, activations, split, device, lm)
-                return _Harvest(place, key, source, _choose_mode(activations, _size_of(source, num_tokens), folder))
+                return _Harvest(place, key, _source(model, layer, data, activations, split, device, lm))
         except Exception as error:
             return error
-        mode = _choose_mode(activations, _size_of(stored, stored.n_tokens), folder, on_disk=True)
-        return stored if mode == "disk" else _Harvest(place, key, stored, mode)
+        return stored if activations.mode == "disk" else _Harvest(place, key, stored)
 
     opened = [found(layer, key) for layer, key in layers]
     made: dict[Path, ActivationStore | Exception] = {}
@@ -188,7 +188,6 @@ class _Harvest:
     place: Path
     key: dict[str, Any]
     source: Source
-    mode: str
 
 
 def _passes(harvests: list[_Harvest]) -> Iterable[list[_Harvest]]:
@@ -196,7 +195,7 @@ def _passes(harvests: list[_Harvest]) -> Iterable[list[_Harvest]]:
     passes: dict[str, list[_Harvest]] = {}
     for harvest in harvests:
         on_disk = isinstance(harvest.source, DiskStore)
-        passes.setdefault(str(harvest.place) if on_disk else harvest.mode, []).append(harvest)
+        passes.setdefault(harvest.place.name if on_disk else "", []).append(harvest)
     return passes.values()
 
 
@@ -209,11 +208,11 @@ def _read_once(
     most_in_memory: int,
 ) -> Sequence[ActivationStore]:
     """The stores of one pass; none of them has been read before."""
-    sources, mode = [harvest.source for harvest in harvests], harvests[0].mode
-    if mode == "stream":
+    sources = [harvest.source for harvest in harvests]
+    if activations.mode == "stream":
         window = Window(sources, num_tokens, activations.buffer_tokens, data)
         return [StreamStore(window, number) for number in range(len(sources))]
-    if mode == "memory":
+    if activations.mode == "memory":
         while _in_memory and len(_in_memory) + len(harvests) > most_in_memory:
             _in_memory.popitem(last=False)
         n_tokens = sources[0].count(num_tokens) if isinstance(sources[0], DiskStore) else num_tokens
@@ -221,6 +220,7 @@ def _read_once(
         kept = {h.place: MemoryStore(batch, data) for h, batch in zip(harvests, collected, strict=True)}
         _in_memory.update(kept)
         return list(kept.values())
+    _refuse_full_disk(sum(_size_of(source, num_tokens) for source in sources), harvests[0].place.parent)
     _write(harvests, _counted(streams(sources, 0, num_tokens), progress), data)
     stores = [_open_disk(harvest.place, harvest.key) for harvest in harvests]
     for harvest, store in zip(harvests, stores, strict=True):
@@ -459,24 +459,18 @@ def _source(
     return TextSource(lm, layer, data, split, dtype, activations.harvest_batch)
 
 
-def _choose_mode(cfg: ActivationsConfig, size: int, folder: Path, on_disk: bool = False) -> str:
-    if cfg.mode != "auto":
-        return cfg.mode
-    if size <= cfg.memory_gb * 1e9:
-        return "memory"
-    if on_disk:
-        return "disk"
-    if size > cfg.disk_gb * 1e9:
-        return "stream"
+def _refuse_full_disk(size: int, folder: Path) -> None:
+    """Raise DiskFull where the disk cannot hold `size` bytes, before hours of harvest."""
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
-    if size > 0.9 * free:
-        log.warning("%s needs %.1f GB and has %.1f free: activations are streamed.", folder, size / 1e9, free / 1e9)
-        return "stream"
-    return "disk"
+    if size > free:
+        raise DiskFull(
+            f"activations.mode=disk: {folder} needs {size / 1e9:.1f} GB and has {free / 1e9:.1f} free; free some "
+            "space, give outputs=FOLDER on another disk, fewer num_tokens, or activations.mode=stream (another run)."
+        )
 
 
-def _size_of(source: Source | MemoryStore, n_tokens: int) -> int:
+def _size_of(source: Source, n_tokens: int) -> int:
     """Bytes of the tokens with their token id, sequence, position (4 each) and role (1)."""
     return n_tokens * (source.d_in * source.dtype.itemsize + 13)
 

@@ -17,6 +17,7 @@ from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.config import plugins
 from sae_sweeps.config.aliases import canonical_words
 from sae_sweeps.config.hooks import layer_of_hook_name
+from sae_sweeps.config.hub import unpinned
 from sae_sweeps.config.identity import canonical
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.run import RunConfig, run_config
@@ -26,8 +27,10 @@ from sae_sweeps.runs.evaluate import Failure, Subject, collected, descriptions, 
 from sae_sweeps.runs.export import trained_sae
 from sae_sweeps.runs.results import TRAINED, write_results
 from sae_sweeps.runs.session import RunSession, device_for
+from sae_sweeps.runs.unchanged import refuse_changed
 from sae_sweeps.storage.digests import short_hash
 from sae_sweeps.storage.files import read_json, write_json
+from sae_sweeps.storage.hub import COMMIT
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
 
@@ -49,6 +52,8 @@ class Target:
     cache: Path
     is_run: bool
     title: str
+    doubt: str | None = None
+    """Why its model or text may not be the one that it was trained on, for printing and results.json."""
 
 
 def evaluate(paths: list[Path], words: list[str]) -> int:
@@ -119,6 +124,8 @@ def evaluate_targets(group: list[Target], session: RunSession, console: Console)
                     console.print(f"  {target.name}: {Lease.holder(target.folder)} is working on it; skipped")
                     continue
                 leases.append(lease)
+            if target.doubt:
+                console.print(f"  {target.name}: warning: {target.doubt}")
             subjects.append(Subject(target.name, target.run, target.folder, sae_of(target)))
             held[target.name] = target
         if not subjects:
@@ -137,10 +144,11 @@ def evaluate_targets(group: list[Target], session: RunSession, console: Console)
 
 def record(target: Target, failures: list[Failure]) -> None:
     """Write results.json from all evaluations in the folder."""
+    doubts = list(filter(None, [target.doubt]))
     if target.is_run:
-        write_results(target.run, target.name, RunFolder(target.folder), target.title, failures)
+        write_results(target.run, target.name, RunFolder(target.folder), target.title, failures, doubts)
     else:
-        write_foreign(target, [str(failure) for failure in failures])
+        write_foreign(target, [*doubts, *map(str, failures)])
 
 
 def sae_of(target: Target) -> ExportedSAE:
@@ -186,8 +194,12 @@ def of_run(folder: Path, cfg: DictConfig) -> Target:
     node.dry_run, node.variants, node.arms = False, {}, {}
     run = run_config(node)
     results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
+    if unknown := unpinned(run.model, run.data):
+        raise ConfigError(unknown[0])
     outputs = folder.resolve().parents[1]
-    return Target(folder.resolve().name, folder, run, outputs / "activations", True, results.get("title") or "")
+    doubt = refuse_changed(run, folder, outputs)
+    title = results.get("title") or ""
+    return Target(folder.resolve().name, folder, run, outputs / "activations", True, title, doubt)
 
 
 def foreign(folder: Path, cfg: DictConfig, words: list[str]) -> Target:
@@ -198,6 +210,8 @@ def foreign(folder: Path, cfg: DictConfig, words: list[str]) -> Target:
     more = []
     if "model" not in given:
         more += model_words(metadata.get("model_name"), folder)
+        if COMMIT.fullmatch(str(metadata.get("model_revision"))):
+            more.append(f"model.revision={metadata['model_revision']}")
     if "layer" not in given:
         more += layer_words(metadata.get("hook_name"), folder)
     if "data" not in given:
@@ -211,7 +225,11 @@ def foreign(folder: Path, cfg: DictConfig, words: list[str]) -> Target:
             f"{folder}: the SAE reads d_in={sae_cfg.get('d_in')} and {run.model.name} has {run.d_in}; give the "
             "model that it was trained on, as model=PATH."
         )
-    return Target(folder.resolve().name, folder, run, Path(run.outputs) / "activations", False, folder.resolve().name)
+    unknown = unpinned(run.model, run.data)
+    if unknown and run.model.source == "hub" and not COMMIT.fullmatch(run.model.revision or ""):
+        raise ConfigError(unknown[0])
+    name, cache = folder.resolve().name, Path(run.outputs) / "activations"
+    return Target(name, folder, run, cache, False, name, unknown[0] if unknown else None)
 
 
 def model_words(name: str | None, folder: Path) -> list[str]:

@@ -41,6 +41,8 @@ def launch(points: list[Point]) -> Outcome:
 
         print_line(describe(plan, describe_submission(plan, cluster)))
         return Outcome(0, unknown)
+    if plan.provisional:
+        raise ConfigError(plan.provisional[0])
     for note in plan.notes:
         print_line(note)
     for warning in plan.warnings:

@@ -116,7 +116,7 @@ def files_of(cfg: DataConfig) -> list[Path]:
 
 
 def data_digest(cfg: DataConfig, cache: Path | None = None) -> str:
-    """Content digest of local text; name, subset, split and revision of a hub data set; code of a source from outside.
+    """Content digest of local text; name, subset, split and commit of a hub data set; code of a source from outside.
 
     Raises ConfigError and DataError as `check_data` does.
     """
@@ -128,6 +128,9 @@ def data_digest(cfg: DataConfig, cache: Path | None = None) -> str:
     if cfg.kind == "forget_retain":
         return short_hash([data_digest(source(cfg, key), cache) for key in ("forget", "retain")])
     if cfg.kind == "hub":
+        if (folder := Path(str(cfg.path))).is_dir():  # a copy of the data set, which `datasets` reads in its place
+            files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not _is_hidden(file, folder)]
+            return short_hash([digest_of_files(files, cache), cfg.subset, cfg.split])
         return f"hub:{cfg.path}/{cfg.subset or ''}/{cfg.split}@{cfg.revision or 'main'}"
     if cfg.kind in _registered:
         given = getattr(cfg.own, "path", None) or cfg.path
@@ -137,8 +140,13 @@ def data_digest(cfg: DataConfig, cache: Path | None = None) -> str:
     return digest_of_files(files_of(cfg), cache)
 
 
+def _is_hidden(file: Path, folder: Path) -> bool:
+    """Whether a part of the file's path below the folder begins with a dot, as what `hf download` notes there does."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
 def source(cfg: DataConfig, key: str) -> DataConfig:
-    """The config of one of two corpora, `data.forget` or `data.retain`: a file, a folder, or a hub name.
+    """The config of one of two corpora, `data.forget` or `data.retain`: a file, a folder, or ORG/NAME:SUBSET@REVISION.
 
     Raises ConfigError for a source that is not given or whose format is unclear, DataError for one that is missing.
     """
@@ -153,7 +161,8 @@ def source(cfg: DataConfig, key: str) -> DataConfig:
             what = "no text" if not kinds else f"several formats ({', '.join(sorted(kinds))})"
             raise ConfigError(f"data.{key}={value}: holds {what}; give files of one of {', '.join(ENDINGS)}.")
         return replace(cfg, name=key, kind=kinds.pop(), path=str(path))
-    name, _, subset = value.partition(":")
+    name, _, revision = value.partition("@")
+    name, _, subset = name.partition(":")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise DataError(f"data.{key}={value}: no such file or folder, and no hub name of the form ORG/NAME:SUBSET.")
-    return replace(cfg, name=key, kind="hub", path=name, subset=subset or None)
+    return replace(cfg, name=key, kind="hub", path=name, subset=subset or None, revision=revision or None)

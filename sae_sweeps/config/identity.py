@@ -18,16 +18,19 @@ METHOD_VERSION = 4
 LEFT_OUT = (
     "outputs", "device", "title", "description", "tags", "logger", "eval",
     "model.name", "model.source", "model.path", "model.default_layer", "model.default_d_sae", "model.instruct",
-    "data.name", "data.path",
-    "data.forget", "data.retain",
+    "data.name", "data.path", "data.forget", "data.retain",
     "activations.mode", "activations.memory_gb", "activations.disk_gb",
     "train.log_every", "train.checkpoint_every", "train.monitor_every", "train.held_out_tokens",
     "train.kernels", "layer.d_in",
 )  # fmt: skip
 
 
+IDENTITY = "identity.json"
+"""In a run's folder: what its id is the hash of."""
+
+
 def model_digest(cfg: ModelConfig, cache: Path | None = None) -> str:
-    """Content digest of a local model; name and revision of a hub model; the world of a synthetic one."""
+    """Content digest of a local model; name and commit of a hub model; the world of a synthetic one."""
     if cfg.source == "synthetic":
         return "synthetic"
     folder = model_folder(cfg)
@@ -50,6 +53,33 @@ def canonical(run: RunConfig, cache: Path | None = None) -> dict[str, Any]:
         config["data"]["digest"] = data_digest(run.data, cache)
     config["method_version"] = METHOD_VERSION
     return config
+
+
+def digests_of(identity: dict[str, Any]) -> dict[str, str]:
+    """The digests of model and text in what `canonical` returns; synthetic activations have no text."""
+    return {key: identity[key]["digest"] for key in ("model", "data") if key in identity}
+
+
+def changed(run: RunConfig, before: dict[str, str], now: dict[str, str]) -> str | None:
+    """Which of the run's model and text have other digests than before, in one sentence; None where none has."""
+    found = [
+        f"{_named(run, key)} holds {what} than the run's (digest {now.get(key)}, was {before[key]})"
+        for key, what in (("model", "another model"), ("data", "other text"))
+        if key in before and before[key] != now.get(key)
+    ]
+    if not found:
+        return None
+    return f"{' and '.join(found)}; restore it, or launch the command again for a run of its own."
+
+
+def _named(run: RunConfig, group: str) -> str:
+    """The words of a command that choose the run's model or text."""
+    node = getattr(run, group)
+    if node.path:
+        return f"{group}.path={node.path}"
+    if group == "data" and node.kind == "forget_retain":
+        return f"data.forget={node.forget} data.retain={node.retain}"
+    return f"{group}={node.name}"
 
 
 def run_id(run: RunConfig, cache: Path | None = None) -> str:

@@ -15,6 +15,7 @@ from sae_sweeps.config.data import find_source, unused_data_keys
 from sae_sweeps.config.evaluations import EvalConfig, Evaluation, evaluation_names, find_evaluation, readers, register
 from sae_sweeps.config.facts import ModelFacts, activation_width, model_facts
 from sae_sweeps.config.hooks import with_short_hook
+from sae_sweeps.config.hub import pin
 from sae_sweeps.config.judged import judged_model
 from sae_sweeps.config.penalties import Combination, PenaltyTerm, finite
 from sae_sweeps.config.plugins import KEYS, TARGET, Code, Component, code_of, component
@@ -221,6 +222,7 @@ def run_config(cfg: DictConfig) -> RunConfig:
         code=code,
         **{key: cfg[key] for key in ("num_tokens", "batch_size", "seed", "data_seed", "outputs", "device", "title")},
     )
+    pin(run.model, run.data)
     facts = model_facts(run.model)
     _fill(run, facts)
     _check(run, facts)
@@ -340,7 +342,10 @@ def activations_gb(run: RunConfig) -> float:
 
 
 def _mode_for(size_gb: float, cfg: ActivationsConfig) -> str:
-    """Where activations are kept: from the config alone, not the machine, since a stream gives other batches."""
+    """Where activations are kept: by their size and the config's limits alone, since a stream gives other batches.
+
+    The only place that decides: planning, execution and resume, on whatever machine, read what it wrote.
+    """
     if size_gb <= cfg.memory_gb:
         return "memory"
     return "disk" if size_gb <= cfg.disk_gb else "stream"

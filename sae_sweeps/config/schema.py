@@ -30,7 +30,7 @@ class ModelConfig:
     path: str | None = None
     """Folder for `local`, hub name for `hub`."""
     revision: str | None = None
-    """Commit or tag on the hub; null means the newest."""
+    """Commit, branch or tag on the hub, main where null; recorded as the commit that it is at."""
     dtype: DType = "float32"
     """Weights and forward pass: float32, bfloat16 or float16."""
     default_layer: int | None = None
@@ -103,6 +103,7 @@ class DataConfig:
     split: str = "train"
     """The hub data set's split."""
     revision: str | None = None
+    """As in `model`."""
     text_field: str = "text"
     """Column of JSONL, Parquet and hub rows that holds the text."""
     context: Annotated[int, at_least(2, "a context holds at least BOS and one token; give 2 or more.")] = 128
@@ -112,7 +113,7 @@ class DataConfig:
     train_on: Annotated[str, one_of("non_special", "all")] = "non_special"
     """Which tokens train the SAE: non_special (not BOS, EOS or padding) or all."""
     forget: str | None = None
-    """Text to forget: a file, a folder, or a hub name as ORG/NAME or ORG/NAME:SUBSET."""
+    """Text to forget: a file, a folder, or a hub name as ORG/NAME, ORG/NAME:SUBSET or ORG/NAME:SUBSET@REVISION."""
     retain: str | None = None
     """Text to retain, given in the same way."""
     forget_share: float = 0.5
@@ -140,7 +141,7 @@ class DataConfig:
 @dataclass
 class ActivationsConfig:
     mode: Annotated[str, one_of("auto", "memory", "disk", "stream")] = "auto"
-    """memory, disk (safetensors shards), stream (a rolling buffer), or auto: the first of these with room."""
+    """memory, disk (safetensors shards), stream (a rolling buffer), or auto: by the activations' size alone."""
     dtype: Annotated[str, one_of("auto", "float32", "bfloat16", "float16")] = "auto"
     """How activations are stored: float32, bfloat16, float16, or auto, the model's own."""
     buffer_tokens: Positive[int] = 262144

@@ -39,6 +39,7 @@ from sae_sweeps.evaluation.shared import Shared
 from sae_sweeps.evaluation.sources import data_of
 from sae_sweeps.runs.session import RunSession, held_out_pool
 from sae_sweeps.storage.files import one_line, read_json, write_json, write_text
+from sae_sweeps.storage.hub import commit_of
 from sae_sweeps.storage.run_folder import RunFolder
 
 SUMMARY = ".summary.json"
@@ -92,6 +93,8 @@ def judged(run: RunConfig, name: str) -> RunConfig:
     model = judged_model(run.eval.unlearning.model, run.model)
     if name != "unlearning" or model is run.model:
         return run
+    if model.source == "hub":
+        model = replace(model, revision=commit_of("model", str(model.path), model.revision)[0])
     return replace(run, model=model, eval=replace(run.eval, data=data_of(run.eval, run.model)))
 
 

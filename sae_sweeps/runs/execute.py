@@ -17,6 +17,7 @@ from sae_sweeps.runs.export import trained_sae
 from sae_sweeps.runs.results import write_results
 from sae_sweeps.runs.session import RunSession
 from sae_sweeps.runs.task import EvaluationsFailed, LeaseLost, RunTask
+from sae_sweeps.runs.unchanged import refuse_changed
 from sae_sweeps.sweeps.groups import one_of_each_layer
 from sae_sweeps.training.checkpoint import has_checkpoint
 from sae_sweeps.training.loop import Member, train
@@ -103,6 +104,7 @@ def evaluate_together(tasks: list[RunTask], session: RunSession, cache: Path) ->
     stopped: Exception | None = None
     for task in tasks:
         with task.isolate_failure():
+            refuse_changed(task.run, task.folder.path, Path(task.run.outputs))
             if not is_evaluated(task.run, task.folder):
                 subjects.append(Subject(task.run_id, task.run, task.folder.path, trained_sae(task.run, task.folder)))
     if subjects:

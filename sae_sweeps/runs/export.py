@@ -79,6 +79,7 @@ def live_sae(run: RunConfig, training: Training) -> ExportedSAE:
             "context_size": run.data.context,
             "prepend_bos": run.data.prepend_bos,
             "dataset_path": run.data.path or run.data.name,
+            **({"model_revision": run.model.revision} if run.model.source == "hub" else {}),
         },
         **settings,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -37,9 +38,12 @@ def write_config(run: RunConfig, folder: RunFolder) -> None:
 
 
 def write_results(
-    run: RunConfig, run_id: str, folder: RunFolder, title: str, failures: list[Failure]
+    run: RunConfig, run_id: str, folder: RunFolder, title: str, failures: list[Failure], doubts: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """results.json from the last row of metrics.jsonl, `trained.json` and everything in `evals/`."""
+    """results.json from the last row of metrics.jsonl, `trained.json` and everything in `evals/`.
+
+    `doubts` are further warnings.
+    """
     last = folder.metrics.rows()[-1]
     trained = read_json(folder.path / TRAINED)
     metrics: dict[str, Any] = {("final_loss" if key == "loss" else key): last.get(key) for key in LAST_STEP}
@@ -50,7 +54,7 @@ def write_results(
         "config": run.to_dict(),
         "metrics": metrics | {"tokens": last["tokens"], "steps": last["step"] + 1} | measured,
         "provenance": trained["provenance"],
-        "warnings": [*trained["warnings"], *warnings, *map(str, failures)],
+        "warnings": [*trained["warnings"], *warnings, *doubts, *map(str, failures)],
     }
     results |= descriptions(folder.path)
     write_json(folder.results_path, results)

@@ -26,6 +26,7 @@ from sae_sweeps.runs.provenance import provenance
 from sae_sweeps.runs.results import TRAINED, in_brief, write_config
 from sae_sweeps.runs.session import RunSession
 from sae_sweeps.runs.signals import Stop
+from sae_sweeps.runs.unchanged import record_identity
 from sae_sweeps.storage.files import one_line, read_json, write_bytes, write_json, write_text
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
@@ -107,8 +108,9 @@ class RunTask(TrainingCallbacks):
             self.on_failure(as_exception(error))
 
     def begin(self) -> None:
-        """Write config.yaml and mark the run running."""
+        """Write config.yaml and identity.json and mark the run running."""
         with self.isolate_failure():
+            record_identity(self.planned, self.folder)
             write_config(self.run, self.folder)
             self.folder.set_status(state="running", total_steps=self.run.total_steps)
 

@@ -11,13 +11,15 @@ from typing import Any
 from omegaconf import DictConfig
 
 from sae_sweeps.config.evaluations import find_evaluation
-from sae_sweeps.config.identity import run_id
+from sae_sweeps.config.hub import unpinned
+from sae_sweeps.config.identity import canonical, digests_of
 from sae_sweeps.config.keys import TOP_KEYS
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.penalties import Combination
 from sae_sweeps.config.run import RunConfig, activations_gb, run_config, used_top_keys
 from sae_sweeps.errors import ConfigError, NeedsRoles, who_has
 from sae_sweeps.storage.budget import AS_RECORDED, BUDGET, kept_values, unequal
+from sae_sweeps.storage.digests import short_hash
 
 NOT_IN_TITLES = (
     "outputs", "dry_run", "device", "logger", "eval", "tags", "description", "experiment", "objective", "report",
@@ -53,6 +55,8 @@ class PlannedRun:
     """The further points that are the same run: their titles, or their overrides where those are the same too."""
     pinned: list[str] = field(default_factory=list)
     """Those that its variant keeps whatever the command gives."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """Of its model and text when it was planned."""
 
 
 @dataclass
@@ -65,6 +69,8 @@ class Plan:
     """The run id of each point, in the order of the command; equal points have the same."""
     notes: list[str] = field(default_factory=list)
     """What the command asks for and variants do not do: words that they refuse, variants that are left out."""
+    provisional: list[str] = field(default_factory=list)
+    """Why ids of its runs may change, and a launch has to wait: hub models and data sets whose commit is not known."""
 
 
 def make_plan(points: list[Point]) -> Plan:
@@ -82,15 +88,22 @@ def make_plan(points: list[Point]) -> Plan:
     identities: list[str] = []
     for point, run in zip(points, configs, strict=True):
         refuse_inactive(run)
-        identity = run_id(run, outputs / "activations" / "digests")
+        content = canonical(run, outputs / "activations" / "digests")
+        identity = short_hash(content)
         identities.append(identity)
         title = title_of(point, within[point.variant], run)
         if identity not in runs:
-            runs[identity] = PlannedRun(run, identity, title, point.overrides, pinned=point.pinned)
+            runs[identity] = PlannedRun(
+                run, identity, title, point.overrides, pinned=point.pinned, digests=digests_of(content)
+            )
         elif (title, point.overrides) != (runs[identity].title, runs[identity].overrides):
             runs[identity].equals.append(title if title != runs[identity].title else " ".join(point.overrides))
     planned = list(runs.values())
-    return Plan(planned, [*budget_warnings(planned, varied), *run_warnings(planned)], varied, identities, notes)
+    warnings = [*budget_warnings(planned, varied), *run_warnings(planned)]
+    provisional = list(
+        dict.fromkeys(sentence for each in planned for sentence in unpinned(each.run.model, each.run.data))
+    )
+    return Plan(planned, warnings, varied, identities, notes, provisional)
 
 
 def with_roles(points: list[Point]) -> tuple[list[Point], list[RunConfig], list[str]]:
@@ -319,7 +332,8 @@ def describe(plan: Plan, groups: Sequence[str] = ()) -> str:
         run, T = planned.run, planned.run.total_steps
         model = f"{run.model.name}" + ("" if run.synthetic else f" layer {run.layer.index} {run.layer.hook}")
         data = "synthetic" if run.synthetic else run.data.name
-        lines.append(f"run {number}  {planned.run_id}  {planned.title}")
+        provisional = " (provisional)" * bool(unpinned(run.model, run.data))
+        lines.append(f"run {number}  {planned.run_id}{provisional}  {planned.title}")
         if run.description:
             lines.append(f"  {run.description}")
         lines.append(f"  {model}, data {data}, activations in {run.activations.mode}, eval {run.eval.name}")
@@ -343,6 +357,7 @@ def describe(plan: Plan, groups: Sequence[str] = ()) -> str:
     lines += groups
     lines += plan.notes
     lines += [f"warning: {warning}" for warning in plan.warnings]
+    lines += [f"provisional run ids, nothing can be launched yet: {why}" for why in plan.provisional]
     return "\n".join(lines)
 
 

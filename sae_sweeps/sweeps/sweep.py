@@ -14,10 +14,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sae_sweeps.config.identity import run_id
+from sae_sweeps.config.identity import canonical, changed, digests_of
 from sae_sweeps.config.run import RunConfig, run_config
 from sae_sweeps.config.schema import ClusterConfig
 from sae_sweeps.errors import ConfigError, DamagedFile, DataError
+from sae_sweeps.storage.digests import short_hash
 from sae_sweeps.storage.files import naming_full_disk, read_json, write_json
 from sae_sweeps.storage.lease import this_process
 from sae_sweeps.storage.sweep_folder import CONFIGS, MANIFEST, outputs_of, read_manifest, run_path
@@ -28,7 +29,8 @@ def create_sweep(outputs: Path, plan: Plan, cluster: ClusterConfig | None = None
     """Make `outputs/sweeps/<name>/` with its manifest and links. Names never collide: mkdir is atomic."""
     folder = _new_folder(outputs / "sweeps")
     runs: list[dict[str, Any]] = [
-        {"run_id": p.run_id, "title": p.title, "overrides": p.overrides, "equal": p.equals} for p in plan.runs
+        {"run_id": p.run_id, "title": p.title, "overrides": p.overrides, "equal": p.equals, "digests": p.digests}
+        for p in plan.runs
     ]
     manifest: dict[str, Any] = {
         "name": folder.name,
@@ -88,12 +90,16 @@ def stored_plan(sweep: Path, only: Collection[str] | None = None) -> Plan:
         if not isinstance(configs, dict) or not isinstance(configs.get(identity), dict):
             raise DamagedFile(f"{sweep / CONFIGS} is damaged (it has no {identity}); launch the command again.")
         run = restored(configs[identity], outputs)
-        if run_id(run, outputs / "activations" / "digests") != identity:
-            raise DataError(
-                f"{identity} ({listed['title']}): its model, its text or the code has changed since the sweep was "
-                "launched; launch the command again."
+        content = canonical(run, outputs / "activations" / "digests")
+        digests = digests_of(content)
+        if short_hash(content) != identity:
+            why = changed(run, listed.get("digests", {}), digests) or (
+                "its model, its text or the code has changed since the sweep was launched, or an earlier version "
+                "recorded no commit of the hub; launch the command again."
             )
-        runs.append(PlannedRun(run, identity, listed["title"], listed["overrides"], listed.get("equal", [])))
+            raise DataError(f"{identity} ({listed['title']}): {why}")
+        again = listed.get("equal", [])
+        runs.append(PlannedRun(run, identity, listed["title"], listed["overrides"], again, digests=digests))
     return Plan(runs, manifest["warnings"], manifest["varied"])
 
 

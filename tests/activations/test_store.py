@@ -31,9 +31,7 @@ def small_and_forgetful(monkeypatch):
 
 
 def open_synthetic(folder, num_tokens=1000, mode="disk", key=None, data=None, **more):
-    more_activations = {
-        name: more.pop(name) for name in ("buffer_tokens", "memory_gb", "disk_gb", "dtype") if name in more
-    }
+    more_activations = {name: more.pop(name) for name in ("buffer_tokens", "dtype") if name in more}
     return open_activations(
         WORLD,
         LayerConfig(),
@@ -95,20 +93,19 @@ def test_starts_where_there_are_none(tmp_path):
     assert len(open_synthetic(tmp_path, 3, "memory").rows(0, 3).starts(16)) == 0
 
 
-def test_auto_takes_the_first_that_fits(tmp_path):
-    size = 1000 * (8 * 4 + 13) / 1e9
-    assert open_synthetic(tmp_path / "a", mode="auto").mode == "memory"
-    assert open_synthetic(tmp_path / "b", mode="auto", memory_gb=size / 2).mode == "disk"
-    assert open_synthetic(tmp_path / "c", mode="auto", memory_gb=size / 2, disk_gb=size / 2).mode == "stream"
-    assert (
-        open_synthetic(tmp_path / "b", mode="auto", disk_gb=size / 2, memory_gb=size / 2).mode == "disk"
-    )  # it is there
-
-
-def test_auto_does_not_fill_the_disk(tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    assert open_synthetic(tmp_path / "not" / "there", mode="auto", memory_gb=0).mode == "stream"
+def test_too_little_disk_is_an_error_before_the_harvest_and_never_another_mode(tmp_path, monkeypatch):
+    usage, size = shutil.disk_usage(tmp_path), 1000 * (8 * 4 + 13)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=size - 1))
+    monkeypatch.setattr(module, "_write", lambda *args: pytest.fail("harvested"))
+    with pytest.raises(
+        DiskFull, match=r"activations.mode=disk: .* needs .* free some space, .*activations.mode=stream"
+    ):
+        open_synthetic(tmp_path / "not" / "there")
+    assert open_synthetic(tmp_path, mode="memory").mode == "memory"
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "SHARD_BYTES", 100 * 8 * 4)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=size))
+    assert open_synthetic(tmp_path, num_tokens=1000).mode == "disk"
 
 
 def test_harvested_once(tmp_path, monkeypatch):
@@ -118,7 +115,6 @@ def test_harvested_once(tmp_path, monkeypatch):
     in_memory = open_synthetic(tmp_path, mode="memory")  # from the shards
     shutil.rmtree(tmp_path)
     assert open_synthetic(tmp_path, mode="memory") is in_memory
-    assert open_synthetic(tmp_path, mode="auto") is in_memory
 
 
 def test_memory_keeps_the_latest_two(tmp_path):
@@ -232,6 +228,7 @@ def test_abandoned_temporary_folders_are_removed(tmp_path):
     "change, words",
     [
         ({"mode": "ram"}, "activations.mode=ram"),
+        ({"mode": "auto"}, "activations.mode=auto: is for a launch to decide"),
         ({"dtype": "int8"}, "activations.dtype=int8"),
         ({"buffer_tokens": 0}, "activations.buffer_tokens=0"),
         ({"num_tokens": 0}, "num_tokens=0"),

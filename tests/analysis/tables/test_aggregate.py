@@ -101,6 +101,15 @@ def test_where_a_run_was_made_does_not_keep_it_apart(tmp_path):
     assert len(table([tmp_path], aggregate=["seed"]).frame) == 1
 
 
+def test_titles_lose_the_words_of_the_aggregated_keys_alone(tmp_path):
+    for seed, title in enumerate(("TopK k=8", "TopK seed=1 k=8", "TopK k=8 seed=2")):
+        add_run(tmp_path, f"r{seed}", {"seed": seed}, title=title)
+    for seed, title in enumerate(("one data_seed=3", "other")):
+        add_run(tmp_path, f"s{seed}", {"seed": seed, "k": 4}, title=title)
+    result = table([tmp_path], aggregate=["seed"])
+    assert list(result.frame["run", "title"]) == ["TopK k=8", None]
+
+
 def test_runs_without_the_key_and_equal_seeds(tmp_path):
     for name in "abc":
         add_run(tmp_path, name, {"seed": 0, "device": name})
