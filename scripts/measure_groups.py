@@ -22,7 +22,7 @@ import torch
 from sae_sweeps.activations import store
 from sae_sweeps.activations.sampler import Sampler
 from sae_sweeps.cli.compose import compose_points
-from sae_sweeps.runs.batches import Batches, stream_of
+from sae_sweeps.runs.batches import Batches
 from sae_sweeps.runs.console import Console
 from sae_sweeps.runs.execute import train_together
 from sae_sweeps.runs.inline import run_all
@@ -72,10 +72,11 @@ def trained_together(plan: Plan, outputs: Path, session: RunSession) -> None:
 def one_pass(plan: Plan, cache: Path, session: RunSession) -> list[Any]:
     """Every batch of one run, and what a run starts from."""
     run = plan.runs[0].run
-    batches = Batches(run, session, cache)
+    batches = Batches([run], session, cache)
     batches.prepare(run, fresh=True)
-    sampler = Sampler(batches.store, run.batch_size, run.data_seed)
-    return [batches.first[stream_of(run)], *(sampler.batch(step) for step in range(run.total_steps))]
+    sampler = Sampler(batches.store(run), run.batch_size, run.data_seed)
+    batches.draw_first()
+    return [batches.first(run), *(sampler.batch(step) for step in range(run.total_steps))]
 
 
 def bare_steps(plan: Plan, x: torch.Tensor, batches: list[Any]) -> None:

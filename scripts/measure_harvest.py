@@ -1,9 +1,10 @@
 """Time of harvesting against the bare model's forward pass to the same layer, interleaved; read the ratios.
 
-    python -m scripts.measure_harvest [MODEL_FOLDER] [--layer N] [--rounds N]
+    python -m scripts.measure_harvest [MODEL_FOLDER] [--layer N] [--beside M ...] [--rounds N] [--batches N]
 
 Without a folder: a GPTNeoX with random weights (d_in 512, 6 layers, Pythia-70M's shape). `bare` is transformers' own
 base model with the layers after N cut off; `harvest` everything from token rows to the stored shards' content;
+`together` the same for the layers M and N in one pass, of which the last column has the ratio to `harvest`;
 `bridge` TransformerLens' run_with_cache(names_filter=..., stop_at_layer=...), for comparison.
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_sweeps.activations.harvest import TextSource
+from sae_sweeps.activations.harvest import TextSource, streams
 from sae_sweeps.activations.language_model import LanguageModel, load_language_model
 from sae_sweeps.builtin import MODEL_FOLDER
 from sae_sweeps.config.schema import DataConfig, LayerConfig, ModelConfig
@@ -60,22 +61,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--layer", type=int, default=3)
+    parser.add_argument("--beside", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batches", type=int, default=16, help="of 32 contexts, in each round")
+    parser.add_argument("--no-bridge", action="store_true")
     words = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = words.folder or random_model(Path(scratch))
         lm = load_language_model(ModelConfig(source="local", path=str(folder)), "cpu")
-        layer, data, batches = LayerConfig(index=words.layer), DataConfig(), 16
-        source = TextSource(lm, layer, data, "train", lm.dtype, 32)
+        layers, data, batches = (
+            [LayerConfig(index=number) for number in (words.layer, *words.beside)],
+            DataConfig(),
+            words.batches,
+        )
+        sources = [TextSource(lm, layer, data, "train", lm.dtype, 32) for layer in layers]
+        source = sources[0]
         groups = source._groups()
         tokens = [torch.from_numpy(next(groups)[0]).long() for _ in range(batches)]
         n_tokens = batches * 32 * (data.context - 1)
-        bare, bridge = bare_forward(lm, words.layer), bridge_forward(folder, words.layer)
+        bare = bare_forward(lm, words.layer)
         ways: dict[str, Callable[[], Any]] = {
             "bare": lambda: [bare(rows) for rows in tokens],
             "harvest": lambda: list(source.stream(0, n_tokens)),
-            "bridge": lambda: [bridge(rows) for rows in tokens],
+            "together": lambda: list(streams(sources, 0, n_tokens)),
         }
+        if not words.no_bridge:
+            bridge = bridge_forward(folder, words.layer)
+            ways["bridge"] = lambda: [bridge(rows) for rows in tokens]
         times: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(words.rounds + 1):
             for name, way in ways.items():
@@ -83,8 +95,12 @@ def main() -> None:
                 way()
                 times[name].append(time.perf_counter() - start)
     for name, seconds in times.items():
-        ratios = [mine / theirs for mine, theirs in zip(seconds[1:], times["bare"][1:], strict=True)]
-        print(f"{name:8} {1e3 * statistics.median(seconds[1:]):8.1f} ms   {statistics.median(ratios):.2f} x bare")
+        bare_ratio, harvest_ratio = (
+            statistics.median(mine / theirs for mine, theirs in zip(seconds[1:], times[base][1:], strict=True))
+            for base in ("bare", "harvest")
+        )
+        milliseconds = 1e3 * statistics.median(seconds[1:])
+        print(f"{name:8} {milliseconds:8.1f} ms   {bare_ratio:.2f} x bare   {harvest_ratio:.2f} x harvest")
 
 
 if __name__ == "__main__":

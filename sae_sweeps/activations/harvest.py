@@ -1,6 +1,6 @@
 """The stream of tokens that train the SAE, with their activations, in the same order wherever reading starts."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -53,22 +53,30 @@ class TextSource:
         self.d_in = self.lm.width(self.layer)
 
     def stream(self, start: int, stop: int) -> Iterator[Batch]:
-        """Contexts before `start` are tokenised but not run. They are batched in the same way whatever `start` and
-        `stop`, so that an activation always has the same bits."""
+        return (batch for (batch,) in self.streams([self], start, stop))
+
+    @staticmethod
+    def streams(sources: Sequence["TextSource"], start: int, stop: int) -> Iterator[list[Batch]]:
+        """The streams of sources that differ in nothing but the layer, from one pass of the language model.
+
+        Contexts before `start` are tokenised but not run. They are batched in the same way whatever `start`, `stop` and
+        the layers, so that an activation always has the same bits.
+        """
         done = sequences = 0
-        for tokens_SL, role_SL, keep_SL in self._groups():
+        lm, layers = sources[0].lm, [source.layer for source in sources]
+        for tokens_SL, role_SL, keep_SL in sources[0]._groups():
             n_kept = int(keep_SL.sum())
             wanted = slice(max(start - done, 0), min(stop - done, n_kept))
             if wanted.start < wanted.stop:
-                acts_SLD = self.lm.activations(torch.from_numpy(tokens_SL).long(), self.layer)
+                acts = lm.activations_at(torch.from_numpy(tokens_SL).long(), layers)
                 sequence, position = (torch.from_numpy(i[wanted]) for i in np.nonzero(keep_SL))
-                yield Batch(
-                    x=acts_SLD[sequence.to(acts_SLD.device), position.to(acts_SLD.device)].to(self.dtype).cpu(),
-                    token_ids=torch.from_numpy(tokens_SL)[sequence, position],
-                    sequence=(sequence + sequences).to(torch.int32),
-                    position=position.to(torch.int32),
-                    role=torch.from_numpy(role_SL)[sequence, position],
-                )
+                at = sequence.to(lm.device), position.to(lm.device)
+                token_ids, role = (torch.from_numpy(t_SL)[sequence, position] for t_SL in (tokens_SL, role_SL))
+                place = (sequence + sequences).to(torch.int32), position.to(torch.int32)
+                yield [
+                    Batch(acts_SLD[at].to(source.dtype).cpu(), token_ids, *place, role)
+                    for source, acts_SLD in zip(sources, acts, strict=True)
+                ]
             done += n_kept
             sequences += len(tokens_SL)
             if done >= stop:
@@ -114,16 +122,31 @@ class SyntheticSource:
         return stop
 
 
-def regroup(batches: Iterable[Batch], n: int) -> Iterator[Batch]:
-    """The same tokens in batches of exactly `n`, but for the last."""
-    held: list[Batch] = []
-    n_held = 0
-    for batch in batches:
-        held.append(batch)
-        n_held += len(batch)
-        while n_held >= n:
-            joined = Batch.concatenate(held)
-            yield joined[:n]
-            held, n_held = [joined[n:]], n_held - n
-    if n_held:
-        yield Batch.concatenate(held)
+def streams(sources: Sequence[Source], start: int, stop: int) -> Iterator[list[Batch]]:
+    """A batch of each source at a time, for the same tokens: one source, or several of one text."""
+    texts = [source for source in sources if isinstance(source, TextSource)]
+    if len(texts) == len(sources):
+        return TextSource.streams(texts, start, stop)
+    return map(list, zip(*(source.stream(start, stop) for source in sources), strict=True))
+
+
+class Regrouped:
+    """Takes batches and gives the same tokens in batches of exactly `n`, but for the last."""
+
+    def __init__(self, n: int):
+        self.n = n
+        self._held: list[Batch] = []
+
+    def add(self, batch: Batch) -> Iterator[Batch]:
+        """The batches that are full now."""
+        self._held.append(batch)
+        while sum(map(len, self._held)) >= self.n:
+            joined = Batch.concatenate(self._held)
+            yield joined[: self.n]
+            self._held = [joined[self.n :]]
+
+    def rest(self) -> Iterator[Batch]:
+        """What is left, if anything."""
+        if sum(map(len, self._held)):
+            yield Batch.concatenate(self._held)
+        self._held = []

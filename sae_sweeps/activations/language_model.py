@@ -20,7 +20,7 @@ from sae_sweeps.config.hooks import STREAM, hook_in_block, hook_name, with_short
 from sae_sweeps.config.schema import LayerConfig, ModelConfig
 from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError, DataError, NoNetwork
-from sae_sweeps.lens import Lens, Site, without_copies
+from sae_sweeps.lens import SWITCHES, Lens, Site, without_copies
 from sae_sweeps.storage.files import one_line
 from sae_sweeps.storage.hub import hub_is_reachable
 
@@ -58,6 +58,7 @@ class LanguageModel:
         self.bos_id: int | None = eos_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self.special_ids = frozenset(i for i in (tokenizer.pad_token_id, eos_id, self.bos_id) if i is not None)
         self._sites: dict[str, Site] = {}
+        self._switched: dict[str, Lens] = {}
 
     def layer_index(self, layer: LayerConfig) -> int:
         """Number of the layer from 0; the model's default when `layer.index` is null."""
@@ -99,13 +100,16 @@ class LanguageModel:
     def activations_at(self, tokens_SL: Tensor, layers: Sequence[LayerConfig]) -> list[Tensor]:
         """Activations [S, L, width] at each of the layers, of one pass that ends at the deepest.
 
-        Of two passes where some are on the model's own modules and others on TransformerLens'.
+        What is on none of the model's own modules has a pass to itself: some modules of TransformerLens take another
+        path where they are hooked, and each place is to have the bits that it has alone.
         """
         sites = [self.site(layer) for layer in layers]
+        passes: dict[int | None, dict[int, Site]] = {}
+        for number, site in enumerate(sites):
+            passes.setdefault(None if site.kind != "point" else number, {})[number] = site
         found: dict[int, Tensor] = {}
-        for model in {id(site.model): site.model for site in sites}.values():
-            here = [number for number, site in enumerate(sites) if site.model is model]
-            found |= self._read(model, {number: sites[number] for number in here}, tokens_SL.to(self.device))
+        for read in passes.values():
+            found |= self._read(next(iter(read.values())).model, read, tokens_SL.to(self.device))
         if unread := [layers[number] for number in range(len(layers)) if number not in found]:
             raise ConfigError(f"layer.hook={unread[0].hook}: {self.family} never computes it; choose another hook.")
         return [found[number] for number in range(len(layers))]
@@ -284,6 +288,15 @@ class LanguageModel:
     def _lens(self) -> Lens:
         return Lens(self.model)
 
+    def _lens_for(self, hook: str) -> Lens:
+        """One of its own for hooks that have to be switched on: the switch changes how others are computed."""
+        switch = next((switch for ending, switch in SWITCHES.items() if hook.endswith(ending)), None)
+        if switch is None:
+            return self._lens
+        if switch not in self._switched:
+            self._switched[switch] = Lens(self.model)
+        return self._switched[switch]
+
     @cached_property
     def _plain(self) -> Any:
         """A twin of the model that computes attention by plain products, as TransformerLens does."""
@@ -297,7 +310,7 @@ class LanguageModel:
 
         Both are run on a few tokens, as they are and with the activation halved.
         """
-        lens, index = self._lens, layer.index or 0
+        lens, index = self._lens_for(hook_in_block(layer.hook)), layer.index or 0
         of_lens = Site(lens.model, lens.point(index, hook_in_block(layer.hook)), "point")
         try:
             x_SLD, halved, logits = self._of_lens(layer, of_lens)

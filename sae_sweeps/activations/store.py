@@ -14,7 +14,9 @@ import shutil
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -24,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_sweeps.activations.harvest import Source, SyntheticSource, TextSource, regroup
+from sae_sweeps.activations.harvest import Regrouped, Source, SyntheticSource, TextSource, streams
 from sae_sweeps.activations.language_model import DTYPES, LanguageModel, load_language_model
 from sae_sweeps.activations.synthetic import SyntheticWorld
 from sae_sweeps.architectures.batch import Batch
@@ -82,8 +84,10 @@ class ActivationStore(Protocol):
     mode: str
     d_in: int
     dtype: torch.dtype
-    n_tokens: int
     buffer_tokens: int | None
+
+    @property
+    def n_tokens(self) -> int: ...
 
     def rows(self, start: int, stop: int) -> Rows:
         """Tokens `start` to `stop` of a stream; from memory and disk always all tokens."""
@@ -116,38 +120,113 @@ def open_activations(
         DiskFull: the partly written artifact was removed.
         DamagedFile: an artifact on disk is not what was written.
     """
+    (store,) = open_layers(
+        model, [(layer, key)], data, activations, num_tokens, folder, device, split=split, lm=lm, progress=progress
+    )
+    if isinstance(store, Exception):
+        raise store
+    return store
+
+
+def open_layers(
+    model: ModelConfig,
+    layers: Sequence[tuple[LayerConfig, dict[str, Any]]],
+    data: DataConfig,
+    activations: ActivationsConfig,
+    num_tokens: int,
+    folder: Path,
+    device: torch.device | str,
+    *,
+    split: str = "train",
+    lm: LanguageModel | None = None,
+    progress: Progress | None = None,
+) -> list[ActivationStore | Exception]:
+    """What `open_activations` gives for each of the layers with its key, or the error that concerns it alone.
+
+    Layers that were not harvested before are harvested in one pass of the language model, and each is the artifact that
+    it is alone. Their streams share one window. Raises what concerns several of them.
+    """
     if num_tokens < 1:
         raise ConfigError(f"num_tokens={num_tokens} gives nothing to train on; choose at least 1.")
     check_values(activations, "activations")
     if activations.mode == "auto":  # RunConfig decides, so that a run is the same on every machine
         raise ConfigError("activations.mode=auto: is for a launch to decide; give memory, disk or stream.")
-    key = {**key, "split": split, "format_version": FORMAT_VERSION}
-    place = Path(folder) / _short_hash(key)
-    shared = _in_memory.get(place)
-    if shared is not None and activations.mode == "memory":
-        _in_memory.move_to_end(place)
-        return shared
+    folder = Path(folder)
 
-    stored = None if activations.mode == "stream" else _open_disk(place, key)
+    def found(layer: LayerConfig, key: dict[str, Any]) -> ActivationStore | _Harvest | Exception:
+        key = {**key, "split": split, "format_version": FORMAT_VERSION}
+        place = folder / _short_hash(key)
+        shared = _in_memory.get(place)
+        if shared is not None and activations.mode == "memory":
+            _in_memory.move_to_end(place)
+            return shared
+        try:
+            stored = None if activations.mode == "stream" else _open_disk(place, key)
+            if stored is None:
+                return _Harvest(place, key, _source(model, layer, data, activations, split, device, lm))
+        except Exception as error:
+            return error
+        return stored if activations.mode == "disk" else _Harvest(place, key, stored)
+
+    opened = [found(layer, key) for layer, key in layers]
+    made: dict[Path, ActivationStore | Exception] = {}
+    for harvests in _passes([one for one in opened if isinstance(one, _Harvest)]):
+        try:
+            stores = _read_once(harvests, num_tokens, activations, data, progress, most_in_memory=2 * len(layers))
+            made |= {harvest.place: store for harvest, store in zip(harvests, stores, strict=True)}
+        except Exception as error:
+            if len(harvests) > 1:
+                raise
+            made[harvests[0].place] = error
+    return [made[one.place] if isinstance(one, _Harvest) else one for one in opened]
+
+
+@dataclass
+class _Harvest:
+    """Activations that are to be read from `source` and kept at `place`, in memory or on disk, or as a stream."""
+
+    place: Path
+    key: dict[str, Any]
     source: Source
-    source = stored if stored is not None else _source(model, layer, data, activations, split, device, lm)
-    n_tokens = stored.n_tokens if stored is not None else num_tokens
+
+
+def _passes(harvests: list[_Harvest]) -> Iterable[list[_Harvest]]:
+    """Those that are read in one pass of the language model; what is on disk is read by itself."""
+    passes: dict[str, list[_Harvest]] = {}
+    for harvest in harvests:
+        on_disk = isinstance(harvest.source, DiskStore)
+        passes.setdefault(harvest.place.name if on_disk else "", []).append(harvest)
+    return passes.values()
+
+
+def _read_once(
+    harvests: list[_Harvest],
+    num_tokens: int,
+    activations: ActivationsConfig,
+    data: DataConfig,
+    progress: Progress | None,
+    most_in_memory: int,
+) -> Sequence[ActivationStore]:
+    """The stores of one pass; none of them has been read before."""
+    sources = [harvest.source for harvest in harvests]
     if activations.mode == "stream":
-        return StreamStore(source, num_tokens, activations.buffer_tokens, data)
+        window = Window(sources, num_tokens, activations.buffer_tokens, data)
+        return [StreamStore(window, number) for number in range(len(sources))]
     if activations.mode == "memory":
-        batches = _counted(source.stream(0, n_tokens), progress)
-        store = MemoryStore(_collect(batches, n_tokens, source.d_in, source.dtype), data)
-        _in_memory[place] = store
-        while len(_in_memory) > 2:
+        while _in_memory and len(_in_memory) + len(harvests) > most_in_memory:
             _in_memory.popitem(last=False)
-        return store
-    if stored is None:
-        _refuse_full_disk(_size_of(source, num_tokens), Path(folder))
-        _write(place, key, source, _counted(source.stream(0, num_tokens), progress), data)
-        stored = _open_disk(place, key)
-    if stored is None:
-        raise DataError(f"{place} vanished right after it was written; run again.")
-    return stored
+        n_tokens = sources[0].count(num_tokens) if isinstance(sources[0], DiskStore) else num_tokens
+        collected = _collect(_counted(streams(sources, 0, n_tokens), progress), n_tokens, sources)
+        kept = {h.place: MemoryStore(batch, data) for h, batch in zip(harvests, collected, strict=True)}
+        _in_memory.update(kept)
+        return list(kept.values())
+    _refuse_full_disk(sum(_size_of(source, num_tokens) for source in sources), harvests[0].place.parent)
+    _write(harvests, _counted(streams(sources, 0, num_tokens), progress), data)
+    stores = [_open_disk(harvest.place, harvest.key) for harvest in harvests]
+    for harvest, store in zip(harvests, stores, strict=True):
+        if store is None:
+            raise DataError(f"{harvest.place} vanished right after it was written; run again.")
+    return [store for store in stores if store is not None]
 
 
 class IndexedRows:
@@ -300,46 +379,64 @@ class DiskStore(IndexedRows):
         return self._shards[number]
 
 
-class StreamStore:
-    """A window that moves along the stream; moving it back harvests the text again from the start."""
+class Window:
+    """A part of the streams of sources of one text; moving it back harvests the text again from the start."""
 
-    mode: str = "stream"
-
-    def __init__(self, source: Source, num_tokens: int, buffer_tokens: int, data: DataConfig):
-        self.d_in, self.dtype = source.d_in, source.dtype
-        self.n_tokens = num_tokens
-        self.buffer_tokens: int | None = buffer_tokens
-        self._source, self._data = source, data
-        self._window, self._rows = (0, 0), ResidentRows(Batch(*(torch.empty(0) for _ in range(5))))
-        self._batches: Iterator[Batch] = iter(())
-        self._left: list[Batch] = []
+    def __init__(self, sources: Sequence[Source], num_tokens: int, buffer_tokens: int, data: DataConfig):
+        self.sources, self.n_tokens, self.buffer_tokens = sources, num_tokens, buffer_tokens
+        self._data = data
+        self._part: tuple[int, int] | None = None
+        self._rows: list[ResidentRows] = []
+        self._batches: Iterator[list[Batch]] = iter(())
+        self._left: list[list[Batch]] = []
         self._next = -1
 
-    def rows(self, start: int, stop: int) -> Rows:
-        if self._window != (start, stop):
-            # The old window is freed first: memory holds one at a time.
-            self._window, self._rows = (0, 0), ResidentRows(Batch(*(torch.empty(0) for _ in range(5))))
-            self._rows = ResidentRows(self._read(start, stop))
-            self._window = (start, stop)
+    def rows(self, start: int, stop: int) -> list[ResidentRows]:
+        """Tokens `start` to `stop` of each source."""
+        if self._part != (start, stop):
+            # The old part is freed first: memory holds one at a time.
+            self._part, self._rows = None, []
+            self._rows = [ResidentRows(batch) for batch in self._read(start, stop)]
+            self._part = (start, stop)
         return self._rows
 
-    def _read(self, start: int, stop: int) -> Batch:
+    def _read(self, start: int, stop: int) -> list[Batch]:
         if start != self._next:
-            self._batches, self._left = self._source.stream(start, self.n_tokens), []
+            self._batches, self._left = streams(self.sources, start, self.n_tokens), []
         left, self._left = self._left, []
-        window = _collect(chain(left, self._batches), stop - start, self.d_in, self.dtype, self._left)
-        self._next = start + len(window)
+        part = _collect(chain(left, self._batches), stop - start, self.sources, self._left)
+        n_read = len(part[0])
+        self._next = start + n_read
         if self._next < stop:
             # Without any token the text ends before `start`, and its length has to be counted.
-            self.n_tokens, self._next = self._next if len(window) else self._source.count(start), -1
+            self.n_tokens, self._next = self._next if n_read else self.sources[0].count(start), -1
             if not self.n_tokens:
                 raise _no_tokens(self._data)
             log.warning("The text of data=%s ends after %d tokens: it is read again.", self._data.name, self.n_tokens)
-        return window
+        return part
+
+
+class StreamStore:
+    """One source's rows in a window that moves along the stream, for all sources at once."""
+
+    mode: str = "stream"
+
+    def __init__(self, window: Window, number: int = 0):
+        source = window.sources[number]
+        self.d_in, self.dtype = source.d_in, source.dtype
+        self.buffer_tokens: int | None = window.buffer_tokens
+        self._window, self._number = window, number
+
+    @property
+    def n_tokens(self) -> int:
+        return self._window.n_tokens
+
+    def rows(self, start: int, stop: int) -> Rows:
+        return self._window.rows(start, stop)[self._number]
 
 
 _in_memory: OrderedDict[Path, MemoryStore] = OrderedDict()
-"""The latest two artifacts held in memory: the runs of a sweep in one process harvest once."""
+"""The latest artifacts held in memory, two of each layer: the runs of a sweep in one process harvest once."""
 
 _verified: dict[Path, tuple[int, int]] = {}
 """Shards whose checksum held in this process, with the size and time that they had."""
@@ -378,37 +475,45 @@ def _size_of(source: Source, n_tokens: int) -> int:
     return n_tokens * (source.d_in * source.dtype.itemsize + 13)
 
 
-def _counted(batches: Iterator[Batch], progress: Progress | None) -> Iterator[Batch]:
+def _counted(batches: Iterator[list[Batch]], progress: Progress | None) -> Iterator[list[Batch]]:
     done = 0
-    for batch in batches:
-        yield batch
-        done += len(batch)
+    for together in batches:
+        yield together
+        done += len(together[0])
         if progress is not None:
             progress(done)
 
 
-def _collect(batches: Iterable[Batch], n: int, d_in: int, dtype: torch.dtype, left: list[Batch] | None = None) -> Batch:
-    """The first `n` tokens in one block, filled in place; the rest of the last batch is appended to `left`."""
-    try:
-        x = torch.empty(n, d_in, dtype=dtype)
-    except RuntimeError as error:
-        needed = n * d_in * dtype.itemsize / 1e9
-        raise ConfigError(
-            f"{n} tokens of {d_in} numbers need {needed:.1f} GB of memory, more than there is; use "
-            "activations.mode=disk or stream, or a smaller activations.buffer_tokens."
-        ) from error
-    whole = Batch(x, *(torch.empty(n, dtype=t) for t in (torch.int32, torch.int32, torch.int32, torch.int8)))
+def _collect(
+    batches: Iterable[list[Batch]], n: int, sources: Sequence[Source], left: list[list[Batch]] | None = None
+) -> list[Batch]:
+    """The first `n` tokens of each source in one block, filled in place; the rest of the last batches is appended to
+    `left`."""
+    wholes = [_empty(n, source) for source in sources]
     done = 0
-    for batch in batches:
-        used = min(len(batch), n - done)
-        for block, part in zip(whole.fields(), batch.fields(), strict=True):
-            block[done : done + used] = part[:used]
+    for together in batches:
+        used = min(len(together[0]), n - done)
+        for whole, batch in zip(wholes, together, strict=True):
+            for block, part in zip(whole.fields(), batch.fields(), strict=True):
+                block[done : done + used] = part[:used]
+        if left is not None and used < len(together[0]):
+            left.append([batch[used:] for batch in together])
         done += used
-        if left is not None and used < len(batch):
-            left.append(batch[used:])
         if done == n:
             break
-    return whole[:done]
+    return [whole[:done] for whole in wholes]
+
+
+def _empty(n: int, source: Source) -> Batch:
+    try:
+        x = torch.empty(n, source.d_in, dtype=source.dtype)
+    except RuntimeError as error:
+        needed = n * source.d_in * source.dtype.itemsize / 1e9
+        raise ConfigError(
+            f"{n} tokens of {source.d_in} numbers need {needed:.1f} GB of memory, more than there is; use "
+            "activations.mode=disk or stream, or a smaller activations.buffer_tokens."
+        ) from error
+    return Batch(x, *(torch.empty(n, dtype=t) for t in (torch.int32, torch.int32, torch.int32, torch.int8)))
 
 
 def _find_starts(sequence: Tensor, position: Tensor, span: int) -> np.ndarray:
@@ -436,44 +541,67 @@ def _no_tokens(data: DataConfig) -> DataError:
     )
 
 
-def _write(place: Path, key: dict[str, Any], source: Source, batches: Iterator[Batch], data: DataConfig) -> None:
-    """Harvest into a temporary folder and rename it once complete; where another process was first, keep its folder."""
-    per_shard = max(1, SHARD_BYTES // (source.d_in * source.dtype.itemsize))
-    temporary = place.parent / f".{place.name}.{os.getpid()}.{secrets.token_hex(4)}"
+def _write(harvests: list[_Harvest], batches: Iterator[list[Batch]], data: DataConfig) -> None:
+    """Harvest into temporary folders, renamed once all is read; where another process was first, keep its folder."""
+    parent = harvests[0].place.parent
     try:
-        with naming_full_disk(temporary):
-            temporary.mkdir(parents=True)
+        with ExitStack() as stack:
+            written = [_WrittenArtifact(harvest, stack) for harvest in harvests]
+            for together in batches:
+                for artifact, batch in zip(written, together, strict=True):
+                    artifact.add(artifact.regrouped.add(batch))
+            for artifact in written:
+                artifact.complete(data)
+    except DiskFull as error:
+        size = sum(_size_of(harvest.source, 1) for harvest in harvests)
+        raise DiskFull(
+            f"the disk of {parent} is full: activations take {size:,} bytes per token there; free some space, or "
+            "use activations.mode=stream."
+        ) from error
+    except PermissionError as error:
+        raise DataError(f"{parent} cannot be written ({error.strerror}); choose another place.") from error
+
+
+class _WrittenArtifact:
+    """An artifact in the making, in a temporary folder that `stack` removes."""
+
+    def __init__(self, harvest: _Harvest, stack: ExitStack):
+        self.harvest = harvest
+        self.shards: list[dict[str, Any]] = []
+        place, source = harvest.place, harvest.source
+        self.regrouped = Regrouped(max(1, SHARD_BYTES // (source.d_in * source.dtype.itemsize)))
+        self.temporary = place.parent / f".{place.name}.{os.getpid()}.{secrets.token_hex(4)}"
+        stack.callback(shutil.rmtree, self.temporary, ignore_errors=True)
+        with naming_full_disk(self.temporary):
+            self.temporary.mkdir(parents=True)
         _remove_abandoned(place)
-        shards: list[dict[str, Any]] = []
-        for batch in regroup(batches, per_shard):
-            shards.append(_write_shard(temporary, len(shards), batch))
-        if not shards:
+
+    def add(self, batches: Iterable[Batch]) -> None:
+        """Write each batch as a shard."""
+        for batch in batches:
+            self.shards.append(_write_shard(self.temporary, len(self.shards), batch))
+
+    def complete(self, data: DataConfig) -> None:
+        """Write what is left and give the folder its name. Raises DataError where there was no token at all."""
+        place, source = self.harvest.place, self.harvest.source
+        self.add(self.regrouped.rest())
+        if not self.shards:
             raise _no_tokens(data)
         meta = {
             "format_version": FORMAT_VERSION,
-            "key": key,
-            "n_tokens": sum(shard["n_tokens"] for shard in shards),
+            "key": self.harvest.key,
+            "n_tokens": sum(shard["n_tokens"] for shard in self.shards),
             "d_in": source.d_in,
             "dtype": str(source.dtype).removeprefix("torch."),
-            "shards": shards,
+            "shards": self.shards,
         }
-        write_json(temporary / "meta.json", meta)
+        write_json(self.temporary / "meta.json", meta)
         try:
-            temporary.rename(place)
+            self.temporary.rename(place)
         except OSError:
             if not place.exists():  # else another process was first
                 raise
         fsync_folder(place.parent)
-    except DiskFull as error:
-        size = _size_of(source, 1)
-        raise DiskFull(
-            f"the disk of {place.parent} is full: activations take {size:,} bytes per token there; free some space, or "
-            "use activations.mode=stream."
-        ) from error
-    except PermissionError as error:
-        raise DataError(f"{place.parent} cannot be written ({error.strerror}); choose another place.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_shard(folder: Path, number: int, batch: Batch) -> dict[str, Any]:

@@ -1,52 +1,89 @@
-"""The batches of a group: one pass over one store of activations, one batch for all runs with the same stream."""
+"""The batches of a group: one pass over its text, one batch for all runs with the same layer and stream."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 from sae_sweeps.activations.sampler import Sampler
+from sae_sweeps.activations.store import ActivationStore
 from sae_sweeps.architectures.batch import Batch
+from sae_sweeps.config.hooks import hook_name
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.runs.evaluate import held_out_activations
 from sae_sweeps.runs.session import RunSession, open_split
+from sae_sweeps.sweeps.groups import one_of_each_layer
 from sae_sweeps.training.loop import Member
-from sae_sweeps.training.start import first_tokens
+from sae_sweeps.training.start import n_start_steps
 
-Stream = tuple[int, int, str, int]
-"""What decides a run's batches within one store: batch size, data seed, sampling and window."""
+Stream = tuple[str, int, int, str, int]
+"""What decides a run's batches within a group: layer, batch size, data seed, sampling and window."""
 
 
 def stream_of(run: RunConfig) -> Stream:
-    return run.batch_size, run.data_seed, run.train.sampling, run.train.window
+    return hook_name(run.layer), run.batch_size, run.data_seed, run.train.sampling, run.train.window
 
 
 class Batches:
-    """The batches of runs that share a store; `run` is any of them. Raises what opening the store does."""
+    """The batches of runs that differ in nothing that decides their text. Raises what opening it does."""
 
-    def __init__(self, run: RunConfig, session: RunSession, cache: Path):
+    def __init__(self, runs: Sequence[RunConfig], session: RunSession, cache: Path):
         self.session, self.cache = session, cache
-        self.store = open_split(run, session, cache, "train", run.total_steps * run.batch_size)
-        self.first: dict[Stream, torch.Tensor] = {}
-        """Activations [n, d_in] for the scale and decoder bias of runs that start at step 0, by stream."""
-        self.held_out: dict[int, torch.Tensor | None] = {}
-        """Held-out activations by `train.held_out_tokens`."""
+        run, layers = runs[0], [run.layer for run in one_of_each_layer(runs)]
+        stores = open_split(run, layers, session, cache, "train", run.total_steps * run.batch_size)
+        self._stores = dict(zip(map(hook_name, layers), stores, strict=True))
+        self._n_first: dict[Stream, int] = {}
+        """First steps that runs which start at step 0 take their scale and decoder bias from."""
+        self._first: dict[Stream, torch.Tensor | Exception] = {}
+        self._held_out: dict[tuple[str, int], torch.Tensor | None] = {}
         self._samplers: dict[Stream, Sampler] = {}
 
+    def store(self, run: RunConfig) -> ActivationStore:
+        """The activations of the run's layer. Raises why there are none of this layer."""
+        store = self._stores[hook_name(run.layer)]
+        if isinstance(store, Exception):
+            raise store
+        return store
+
+    def held_out(self, run: RunConfig) -> torch.Tensor | None:
+        """`train.held_out_tokens` held-out activations [n, d_in] of the run's layer."""
+        return self._held_out[hook_name(run.layer), run.train.held_out_tokens]
+
     def prepare(self, run: RunConfig, fresh: bool) -> None:
-        """Open what the run shares with others of its stream; `fresh` where it starts at step 0."""
-        stream, n_tokens = stream_of(run), run.train.held_out_tokens
-        if n_tokens not in self.held_out:
-            self.held_out[n_tokens] = held_out_activations(run, self.session, self.cache)
+        """Open what the run shares with others of its stream; `fresh` where it starts at step 0 and needs `first`."""
+        stream, store = stream_of(run), self.store(run)
+        name, size, seed, kind, window = stream
+        if (name, run.train.held_out_tokens) not in self._held_out:
+            self._held_out[name, run.train.held_out_tokens] = held_out_activations(run, self.session, self.cache)
         if stream not in self._samplers:
-            size, seed, kind, window = stream
-            self._samplers[stream] = Sampler(
-                self.store, size, seed, kind=kind, window=window, device=self.session.device
-            )
-        if fresh and stream not in self.first:
-            self.first[stream] = first_tokens(self._samplers[stream], run.batch_size, run.total_steps)
+            self._samplers[stream] = Sampler(store, size, seed, kind=kind, window=window, device=self.session.device)
+        if fresh:
+            self._n_first[stream] = n_start_steps(run.batch_size, run.total_steps)
+
+    def draw_first(self) -> None:
+        """Draw what `first` gives, step by step for all at once, so that a stream is read once."""
+        drawn: dict[Stream, list[torch.Tensor]] = {stream: [] for stream in self._n_first}
+        for step in range(max(self._n_first.values(), default=0)):
+            for stream, n_steps in self._n_first.items():
+                if step < n_steps and stream not in self._first:
+                    try:
+                        drawn[stream].append(self._samplers[stream].batch(step).x)
+                    except Exception as error:
+                        self._first[stream] = error
+        for stream in self._n_first.keys() - self._first.keys():
+            self._first[stream] = torch.cat(drawn.pop(stream))
+
+    def first(self, run: RunConfig) -> torch.Tensor:
+        """Activations [n, d_in] of the run's first steps. Raises the error that prevented them."""
+        first = self._first[stream_of(run)]
+        if isinstance(first, Exception):
+            raise first
+        return first
+
+    def forget_first(self) -> None:
+        self._first.clear()
 
     def draw(self, members: Iterable[Member], step: int) -> dict[Stream, Batch | Exception]:
         """A step's batch for each stream that a member takes, or the error that prevented it."""

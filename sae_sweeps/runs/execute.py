@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from sae_sweeps.config.hooks import hook_name
+from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.kernels.choose import prepare as prepare_kernels
 from sae_sweeps.runs.batches import Batches
 from sae_sweeps.runs.evaluate import Failure, Subject, evaluate_group, is_evaluated
@@ -16,6 +18,7 @@ from sae_sweeps.runs.results import write_results
 from sae_sweeps.runs.session import RunSession
 from sae_sweeps.runs.task import EvaluationsFailed, LeaseLost, RunTask
 from sae_sweeps.runs.unchanged import refuse_changed
+from sae_sweeps.sweeps.groups import one_of_each_layer
 from sae_sweeps.training.checkpoint import has_checkpoint
 from sae_sweeps.training.loop import Member, train
 
@@ -23,7 +26,8 @@ from sae_sweeps.training.loop import Member, train
 def execute(tasks: list[RunTask], session: RunSession) -> None:
     """Bring the runs of a group to their results, side by side, doing only what is not done yet.
 
-    The runs share model, layer, text, budget, `eval` and `outputs`. Each ends by its own `RunTask.end`.
+    The runs share model, text, budget, `eval` and `outputs`, and each pass of the language model serves all of their
+    layers; evaluations go layer by layer. Each run ends by its own `RunTask.end`.
     """
     if not tasks:
         return
@@ -35,7 +39,14 @@ def execute(tasks: list[RunTask], session: RunSession) -> None:
             if session.device.type == "cuda":
                 torch.cuda.empty_cache()
             train_together([task], session, cache)
-    evaluate_together([task for task in tasks if not task.ended], session, cache)
+    trained = [task for task in tasks if not task.ended]
+    session.layers = layers_of(trained)
+    for name in map(hook_name, session.layers):
+        evaluate_together([task for task in trained if hook_name(task.run.layer) == name], session, cache)
+
+
+def layers_of(tasks: list[RunTask]) -> list[LayerConfig]:
+    return [run.layer for run in one_of_each_layer(task.run for task in tasks)]
 
 
 def train_together(tasks: list[RunTask], session: RunSession, cache: Path) -> None:
@@ -45,7 +56,8 @@ def train_together(tasks: list[RunTask], session: RunSession, cache: Path) -> No
     began = time.monotonic()
     compiling = [prepare_kernels(kernels, session.device) for kernels in {task.run.train.kernels for task in tasks}]
     try:
-        batches = Batches(tasks[0].run, session, cache)
+        session.layers = layers_of(tasks)
+        batches = Batches([task.run for task in tasks], session, cache)
     except Exception as error:
         for task in tasks:
             task.end(error)
@@ -57,6 +69,7 @@ def train_together(tasks: list[RunTask], session: RunSession, cache: Path) -> No
         with task.isolate_failure():
             batches.prepare(task.run, fresh=not has_checkpoint(task.folder.checkpoint))
             prepared.append(task)
+    batches.draw_first()
     for thread in compiling:
         thread.join()
     share = (time.monotonic() - began) / len(tasks)
@@ -67,7 +80,7 @@ def train_together(tasks: list[RunTask], session: RunSession, cache: Path) -> No
             member.add_shared_seconds(share)
             member.seconds += time.monotonic() - began
             members.append(member)
-    batches.first.clear()
+    batches.forget_first()
 
     def tokens_done(step: int) -> int:
         return sum(min(max(step, member.start), member.total) * member.run.batch_size for member in members)
@@ -84,7 +97,8 @@ def train_together(tasks: list[RunTask], session: RunSession, cache: Path) -> No
 
 
 def evaluate_together(tasks: list[RunTask], session: RunSession, cache: Path) -> None:
-    """Evaluate trained runs on shared passes and write their results; what was done before an interruption counts."""
+    """Evaluate trained runs of one layer on shared passes and write their results; what was done before an interruption
+    counts."""
     subjects: list[Subject] = []
     failures: list[Failure] = []
     stopped: Exception | None = None
@@ -95,6 +109,7 @@ def evaluate_together(tasks: list[RunTask], session: RunSession, cache: Path) ->
                 subjects.append(Subject(task.run_id, task.run, task.folder.path, trained_sae(task.run, task.folder)))
     if subjects:
         try:
+            session.raise_if_stopped()
             failures = evaluate_group(subjects, session, cache)
         except Exception as error:
             stopped = error

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sae_sweeps.activations.store import ActivationStore, open_activations
+from sae_sweeps.activations.store import ActivationStore, open_layers
 from sae_sweeps.architectures.batch import Batch
+from sae_sweeps.config.hooks import hook_name
 from sae_sweeps.config.identity import canonical
 from sae_sweeps.config.run import RunConfig
-from sae_sweeps.config.schema import DataConfig
+from sae_sweeps.config.schema import DataConfig, LayerConfig
 from sae_sweeps.errors import ConfigError, Interrupted
 from sae_sweeps.storage.digests import short_hash
 
@@ -40,6 +41,8 @@ class RunSession:
     progress: Progress = field(default_factory=Progress)
     flush: Callable[[], bool] = lambda: False
     """When it returns True, every run in training writes a checkpoint and goes on."""
+    layers: Sequence[LayerConfig] = ()
+    """Those that runs at hand differ in: what one of them needs of the text is harvested for all, in one pass."""
     _models: dict[str, LanguageModel] = field(default_factory=dict)
     _held_out: dict[str, torch.Tensor] = field(default_factory=dict)
     _shared: dict[str, Shared] = field(default_factory=dict)
@@ -70,7 +73,6 @@ class RunSession:
 
     def shared(self, run: RunConfig, cache: Path) -> Shared:
         """The shared parts of evaluations of this model, layer and `eval`."""
-        from sae_sweeps.config.schema import LayerConfig
         from sae_sweeps.evaluation.shared import Shared
         from sae_sweeps.evaluation.sources import open_source
 
@@ -93,6 +95,9 @@ class RunSession:
         """Report progress outside the training loop; there a stop needs no checkpoint."""
         self.progress.tick(done)
         self.flush()  # nothing to write here, but the request is answered and its event cleared
+        self.raise_if_stopped()
+
+    def raise_if_stopped(self) -> None:
         if self.stop():
             raise Interrupted("stopped outside the training steps")
 
@@ -119,20 +124,34 @@ def activation_key(run: RunConfig, identity: dict[str, Any], split: str, num_tok
     return key | {"split": split, "num_tokens": num_tokens, "dtype": run.activations.dtype}
 
 
-def open_split(run: RunConfig, session: RunSession, cache: Path, split: str, num_tokens: int) -> ActivationStore:
-    """Activations of the training or the held-out text, harvested unless they exist; held-out ones in memory."""
+def open_split(
+    run: RunConfig, layers: Sequence[LayerConfig], session: RunSession, cache: Path, split: str, num_tokens: int
+) -> list[ActivationStore | Exception]:
+    """Activations of the training or the held-out text at each of the layers, or the error that concerns it alone.
+
+    They are harvested in one pass, unless they exist; held-out ones are kept in memory. `run` has any of the layers.
+    """
     identity = canonical(run, cache / "digests")
     session.progress.stage("harvest", num_tokens, "tok")
     data = DataConfig() if run.synthetic else run.data  # no text decides synthetic activations
     kept = run.activations if split == "train" else replace(run.activations, mode="memory")
-    return open_activations(
-        run.model, run.layer, data, kept, num_tokens, cache, session.device,
-        split=split, key=activation_key(run, identity, split, num_tokens),
-        lm=session.language_model(run, identity["model"]["digest"]), progress=session.check,
+    keyed = []
+    for layer in layers:
+        place = {key: value for key, value in asdict(layer).items() if key in identity.get("layer", {})}
+        of_layer = identity | ({"layer": place} if "layer" in identity else {})
+        keyed.append((layer, activation_key(run, of_layer, split, num_tokens)))
+    return open_layers(
+        run.model, keyed, data, kept, num_tokens, cache, session.device,
+        split=split, lm=session.language_model(run, identity["model"]["digest"]), progress=session.check,
     )  # fmt: skip
 
 
 def held_out_pool(run: RunConfig, session: RunSession, cache: Path, n_tokens: int) -> Batch:
     """The first `n_tokens` held-out tokens with their activations, on the CPU; fewer where the text is shorter."""
-    store = open_split(run, session, cache, "held_out", n_tokens)
+    names = list(map(hook_name, session.layers))
+    layers = session.layers if (name := hook_name(run.layer)) in names else [run.layer]
+    stores = open_split(run, layers, session, cache, "held_out", n_tokens)
+    store = stores[names.index(name) if name in names else 0]
+    if isinstance(store, Exception):
+        raise store
     return store.rows(0, store.n_tokens).take(torch.arange(store.n_tokens).numpy())

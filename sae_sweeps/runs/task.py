@@ -116,18 +116,18 @@ class RunTask(TrainingCallbacks):
 
     def start_training(self, batches: Batches, session: RunSession) -> Member:
         """The run at its checkpoint, or at step 0."""
-        run, folder, d_in = self.run, self.folder, batches.store.d_in
+        run, folder, store = self.run, self.folder, batches.store(self.run)
         if has_checkpoint(folder.checkpoint):
-            training = Training(run, 1.0, torch.zeros(d_in, device=session.device), session.device)
+            training = Training(run, 1.0, torch.zeros(store.d_in, device=session.device), session.device)
             start = load_checkpoint(training, folder.checkpoint)
         else:
-            x = batches.first[stream_of(run)]
+            x = batches.first(run)
             training = Training(run, activation_scale(x, run.train), decoder_bias(x, run.train), session.device)
             start = 0
         check_format(run, training)
         folder.truncate(start - 1)
         self.on_checkpoint(start)
-        self._held_out, self._n_tokens = batches.held_out[run.train.held_out_tokens], batches.store.n_tokens
+        self._held_out, self._n_tokens = batches.held_out(run), store.n_tokens
         return Member(training, start, folder.checkpoint, self, stream_of(run))
 
     # While it trains -------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -10,20 +11,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sae_sweeps.config.facts import model_folder
-from sae_sweeps.config.run import RunConfig
+from sae_sweeps.config.hooks import hook_name
+from sae_sweeps.config.run import RunConfig, activations_gb
 from sae_sweeps.config.schema import ClusterConfig
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.sweeps.plan import Plan, PlannedRun, kept_gb, step_gb, weights_gb
 
+MORE_PASSES = " (and one more for each hook that is on none of its own modules)"
 LARGEST_GROUP = 32
 """Runs in a group without `cluster.group_size`; an interruption stops all of them."""
 USABLE_MEMORY = 0.8
 """Share of the memory that is planned with; the rest is for what estimates leave out."""
+SHARD_GB = 0.14
+"""Memory for harvesting a further layer to disk: a shard in the making."""
+START_TOKENS = 16_384
+"""Tokens of a further layer that its runs start from, all layers at the same time."""
 
 
 class Tokens(NamedTuple):
     harvested: int
-    """Tokens that the language model reads to train on, once for the group; 0 for synthetic activations."""
+    """Tokens that the language model reads to train on, once for the group and all its layers; 0 for synthetic
+    activations."""
     trained: int
     """Tokens that the group's SAEs train on, all together."""
 
@@ -34,17 +42,27 @@ class Group:
 
     runs: list[PlannedRun]
     key: str
-    """Model, layer, data and tokens that they share, for printing."""
+    """Model, layers, data and tokens, for printing."""
     memory_gb: float
     """Estimated peak."""
     tokens: Tokens
+
+    @property
+    def reading(self) -> str:
+        """How the tokens `{}` are read, for printing."""
+        layers = one_of_each_layer(planned.run for planned in self.runs)
+        if len(layers) == 1:
+            return "the language model reads {} tokens"
+        more = any(run.layer.hook not in ("resid_pre", "resid_post") for run in layers)
+        return "one pass of the language model reads {} tokens for all layers" + MORE_PASSES * more
 
 
 def plan_groups(plan: Plan, limits: ClusterConfig | None = None) -> list[Group]:
     """The plan's runs in groups, in the order of their first runs, within `group_size` and `memory_gb` of `limits`.
 
-    A group shares model, layer, data, token budget, how activations are kept and the evaluations; from a stream also
-    the batch size, which decides the parts that a stream is read in. Raises ConfigError for limits out of range.
+    A group shares model, data, token budget, how activations are kept and the evaluations; from a stream also the batch
+    size, which decides the parts that a stream is read in. Runs of several layers come into one group as far as it has
+    room, layer after layer. Raises ConfigError for limits out of range.
     """
     limits = limits or ClusterConfig()
     if limits.group_size is not None and limits.group_size < 1:
@@ -59,25 +77,48 @@ def plan_groups(plan: Plan, limits: ClusterConfig | None = None) -> list[Group]:
     on_gpu, available = usable_memory_gb(plan.runs[0].run.device)
     available = limits.memory_gb or available
     most = limits.group_size or LARGEST_GROUP
-    return [_group(runs) for shared in alike.values() for runs in _split(shared, most, available, on_gpu)]
+    beside = math.inf if not on_gpu or limits.memory_gb == math.inf else USABLE_MEMORY * machine_gb()
+    room = Room(most, available, on_gpu, beside)
+    number = {planned.run_id: n for n, planned in enumerate(plan.runs)}
+    pieces = [piece for shared in alike.values() for piece in _split(_by_layer(shared), room)]
+    return [_group(sorted(piece, key=lambda planned: number[planned.run_id])) for piece in pieces]
 
 
 def _shared_config(run: RunConfig) -> str:
     """The part of a run's config that the runs of a group have in common, as JSON."""
-    nodes: dict[str, Any] = {
-        name: asdict(getattr(run, name)) for name in ("model", "layer", "data", "activations", "eval")
-    }
+    nodes: dict[str, Any] = {name: asdict(getattr(run, name)) for name in ("model", "data", "activations", "eval")}
     nodes |= {"tokens": run.total_steps * run.batch_size, "outputs": run.outputs, "device": run.device}
     if run.activations.mode == "stream":
         nodes["batch_size"] = run.batch_size
     return json.dumps(nodes, sort_keys=True)
 
 
-def _split(runs: list[PlannedRun], most: int, available_gb: float, on_gpu: bool) -> Iterable[list[PlannedRun]]:
-    """The runs in their order, at most `most` in a piece and within `available_gb` where a piece has several."""
+class Room(NamedTuple):
+    """What limits a group."""
+
+    runs: int
+    device_gb: float
+    """Memory of the device that trains."""
+    on_gpu: bool
+    main_gb: float
+    """Main memory for activations where that is another."""
+
+    def holds(self, runs: list[PlannedRun]) -> bool:
+        fits = memory_of(runs, self.on_gpu) <= self.device_gb and activations_of(runs) <= self.main_gb
+        return len(runs) <= self.runs and fits
+
+
+def _by_layer(runs: list[PlannedRun]) -> list[PlannedRun]:
+    """Layer after layer, so that pieces hold the activations of as few layers as can be."""
+    order = list(dict.fromkeys(hook_name(planned.run.layer) for planned in runs))
+    return sorted(runs, key=lambda planned: order.index(hook_name(planned.run.layer)))
+
+
+def _split(runs: list[PlannedRun], room: Room) -> Iterable[list[PlannedRun]]:
+    """The runs in their order, in pieces of several where there is room."""
     piece: list[PlannedRun] = []
     for planned in runs:
-        if piece and (len(piece) == most or memory_of([*piece, planned], on_gpu) > available_gb):
+        if piece and not room.holds([*piece, planned]):
             yield piece
             piece = []
         piece.append(planned)
@@ -88,21 +129,42 @@ def _group(runs: list[PlannedRun]) -> Group:
     run = runs[0].run
     budget = run.total_steps * run.batch_size
     tokens = Tokens(0 if run.synthetic else budget, budget * len(runs))
-    return Group(runs, describe_shared(run), memory_of(runs), tokens)
+    return Group(runs, describe_shared(runs), memory_of(runs), tokens)
 
 
-def describe_shared(run: RunConfig) -> str:
+def one_of_each_layer(runs: Iterable[RunConfig]) -> list[RunConfig]:
+    """The first of the runs of each layer, in their order."""
+    first: dict[str, RunConfig] = {}
+    for run in runs:
+        first.setdefault(hook_name(run.layer), run)
+    return list(first.values())
+
+
+def describe_shared(runs: list[PlannedRun]) -> str:
+    run, layers = runs[0].run, [one.layer for one in one_of_each_layer(planned.run for planned in runs)]
     tokens = f"{run.total_steps * run.batch_size:,} tokens"
     if run.synthetic:
         return f"{run.model.name}, {tokens}"
-    return f"{run.model.name} layer {run.layer.index} {run.layer.hook}, data {run.data.name}, {tokens}"
+    if len({layer.hook for layer in layers}) == 1:
+        where = f"{', '.join(str(layer.index) for layer in layers)} {run.layer.hook}"
+    else:
+        where = ", ".join(f"{layer.index} {layer.hook}" for layer in layers)
+    return f"{run.model.name} layer{'s' * (len(layers) > 1)} {where}, data {run.data.name}, {tokens}"
 
 
 def memory_of(runs: list[PlannedRun], on_gpu: bool = False) -> float:
     """Estimated peak of a group in GB; activations that are kept in main memory do not count on a GPU."""
     configs = [planned.run for planned in runs]
-    beside = 0.0 if on_gpu else kept_gb(configs[0])
+    beside = 0.0 if on_gpu else activations_of(runs)
+    beside += sum(START_TOKENS * run.d_in * 4 / 1e9 for run in one_of_each_layer(configs)[1:])
     return language_model_gb(configs[0]) + beside + sum(map(weights_gb, configs)) + max(map(step_gb, configs))
+
+
+def activations_of(runs: list[PlannedRun]) -> float:
+    """Activations in main memory, in GB: those that are kept of each layer, and shards that are written together."""
+    first, *further = one_of_each_layer(planned.run for planned in runs)
+    shards = sum(min(activations_gb(run), SHARD_GB) for run in further if run.activations.mode == "disk")
+    return kept_gb(first) + sum(map(kept_gb, further)) + shards
 
 
 def language_model_gb(run: RunConfig) -> float:
@@ -158,15 +220,16 @@ def describe_groups(groups: list[Group], plan: Plan) -> list[str]:
     lines = []
     for n, group in enumerate(groups, 1):
         lines.append(f"group {n}  run{'s' * (len(group.runs) > 1)} {ranges([number[p.run_id] for p in group.runs])}")
-        lines.append(f"  {group.key}: {counted(group.tokens)}, memory about {group.memory_gb:.2f} GB")
+        counts = counted(group.tokens, group.reading)
+        lines.append(f"  {group.key}: {counts}, memory about {group.memory_gb:.2f} GB")
     if len(groups) > 1:
         whole = Tokens(*(sum(part) for part in zip(*(group.tokens for group in groups), strict=True)))
         lines.append(f"in all: {counted(whole)}")
     return lines
 
 
-def counted(tokens: Tokens) -> str:
-    read = f"the language model reads {tokens.harvested:,} tokens, " if tokens.harvested else ""
+def counted(tokens: Tokens, reading: str = "the language model reads {} tokens") -> str:
+    read = f"{reading.format(f'{tokens.harvested:,}')}, " if tokens.harvested else ""
     return f"{read}SAEs train on {tokens.trained:,}"
 
 

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
-from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.schema import TrainConfig
 
 N_START_TOKENS = 16_384
 
 
-class Batches(Protocol):
-    def batch(self, step: int) -> Batch: ...
-
-
-def first_tokens(sampler: Batches, batch_size: int, total_steps: int) -> Tensor:
-    """Activations of the first batches [n, d_in], about N_START_TOKENS of them."""
-    n_batches = min(total_steps, max(1, -(-N_START_TOKENS // batch_size)))
-    return torch.cat([sampler.batch(step).x for step in range(n_batches)])
+def n_start_steps(batch_size: int, total_steps: int) -> int:
+    """How many first steps have about N_START_TOKENS tokens."""
+    return min(total_steps, max(1, -(-N_START_TOKENS // batch_size)))
 
 
 def activation_scale(x: Tensor, cfg: TrainConfig) -> float:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sae_sweeps.activations.contexts import contexts
-from sae_sweeps.activations.harvest import TextSource, regroup
+from sae_sweeps.activations.harvest import Regrouped, TextSource, streams
 from sae_sweeps.activations.language_model import load_language_model
 from sae_sweeps.activations.text import documents
 from sae_sweeps.architectures.batch import Batch
@@ -14,6 +14,7 @@ from sae_sweeps.config.schema import DataConfig, LayerConfig, ModelConfig
 from sae_sweeps.errors import ConfigError
 
 CONTEXT = 16
+DTYPES = [torch.float32, torch.bfloat16, torch.float32]
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,7 @@ def whole(batches) -> Batch:
 def test_every_token_stands_where_it_says(lm, data, monkeypatch):
     """Against one context at a time, a token at a time; in float64, where rounding is nothing beside another token."""
     monkeypatch.setattr(lm, "model", copy.deepcopy(lm.model).double())
+    monkeypatch.setattr(lm, "_sites", {})
     tokens = whole(source(lm, data, dtype=torch.float64).stream(0, 10**9))
     expected = []
     for number, context in enumerate(contexts(documents(data, "train"), lm, data)):
@@ -71,15 +73,33 @@ def test_a_part_has_the_bits_of_the_whole(lm, data, start, stop):
 
 def test_contexts_before_the_start_are_not_run(lm, data, monkeypatch):
     calls = []
-    real = lm.activations
-    monkeypatch.setattr(lm, "activations", lambda *args: calls.append(0) or real(*args))
+    real = lm.activations_at
+    monkeypatch.setattr(lm, "activations_at", lambda *args: calls.append(0) or real(*args))
     whole(source(lm, data).stream(400, 401))
     assert len(calls) == 1
 
 
+PLACES = [LayerConfig("resid_post", 0), LayerConfig("resid_pre", 2), LayerConfig("resid_post", 1)]
+
+
+@pytest.mark.parametrize("start, stop", [(0, 10**9), (59, 301)])
+def test_layers_together_have_the_bits_of_each_alone_from_one_pass(lm, data, monkeypatch, start, stop):
+    sources = [source(lm, data, layer=layer, dtype=dtype) for layer, dtype in zip(PLACES, DTYPES, strict=True)]
+    alone = [whole(one.stream(start, stop)) for one in sources]
+    ran, forward = [], type(lm.model.base_model).forward
+    monkeypatch.setattr(
+        type(lm.model.base_model), "forward", lambda *args, **more: ran.append(0) or forward(*args, **more)
+    )
+    together = [whole(batches) for batches in zip(*streams(sources, start, stop), strict=True)]
+    assert len(ran) == len({int(i) // 4 for i in alone[0].sequence})
+    for one, other in zip(together, alone, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.fields(), other.fields(), strict=True))
+    assert [batch.x.dtype for batch in together] == DTYPES
+
+
 def test_count(lm, data, monkeypatch):
     n = len(whole(source(lm, data).stream(0, 10**9)))
-    monkeypatch.setattr(lm, "activations", lambda *args: pytest.fail("counting needs no activation"))
+    monkeypatch.setattr(lm, "activations_at", lambda *args: pytest.fail("counting needs no activation"))
     assert source(lm, data).count(10**9) == n and source(lm, data).count(n - 5) == n - 5
 
 
@@ -107,7 +127,9 @@ def test_mistakes(lm, data):
 
 
 @pytest.mark.parametrize("n", [1, 3, 7, 50, 1000])
-def test_regroup_keeps_every_token(lm, data, n):
-    pieces = list(regroup(source(lm, data).stream(0, 200), n))
+def test_regrouping_keeps_every_token(lm, data, n):
+    regrouped = Regrouped(n)
+    pieces = [piece for batch in source(lm, data).stream(0, 200) for piece in regrouped.add(batch)]
+    pieces += regrouped.rest()
     assert [len(piece) for piece in pieces[:-1]] == [n] * (len(pieces) - 1) and 0 < len(pieces[-1]) <= n
     assert torch.equal(whole(pieces).x, whole(source(lm, data).stream(0, 200)).x)

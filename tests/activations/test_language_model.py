@@ -78,6 +78,22 @@ def test_later_layers_are_not_computed(folders, tokens_SL):
     assert not any(m._forward_hooks for m in lm.model.modules() if m not in set(lm.model.base_model.layers))
 
 
+def test_hooks_of_the_bridge_have_the_bits_together_that_they_have_alone(folders, tokens_SL):
+    """Some of its modules compute otherwise where they are hooked, and switches change whole layers."""
+    places = [
+        LayerConfig("ln1.hook_normalized", 0),
+        LayerConfig("attn.hook_result", 0),
+        LayerConfig("mlp.hook_post", 1),
+    ]
+    places += [LayerConfig("ln2.hook_normalized", 2), LayerConfig("resid_post", 2)]
+    lm = load(folders["llama"])
+    together = lm.activations_at(tokens_SL, places)
+    assert [lm.site(place).kind == "point" for place in places] == [True, True, False, True, False]
+    for x_SLD, place in zip(together, places, strict=True):
+        alone = load(folders["llama"])
+        assert torch.equal(x_SLD, alone.activations(tokens_SL, place)), place
+
+
 @pytest.mark.parametrize("hook", ["resid_post", "mlp_out", "attn_out"])
 def test_replace_changes_the_logits_at_that_place_only(folders, tokens_SL, hook):
     lm = load(folders["gemma2"])

@@ -7,7 +7,7 @@ import torch
 
 from sae_sweeps.activations import store as module
 from sae_sweeps.activations.sampler import Sampler
-from sae_sweeps.activations.store import MemoryStore, StreamStore
+from sae_sweeps.activations.store import MemoryStore, StreamStore, Window
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.schema import DataConfig
 from sae_sweeps.errors import ConfigError, DataError
@@ -40,7 +40,7 @@ def memory(n):
 
 
 def stream(n, num_tokens, buffer_tokens):
-    return StreamStore(NumberedSource(n), num_tokens, buffer_tokens, DataConfig())
+    return StreamStore(Window([NumberedSource(n)], num_tokens, buffer_tokens, DataConfig()))
 
 
 def ids(sampler, steps):
@@ -112,7 +112,7 @@ def test_stream_draws_from_one_buffer_after_the_other():
 def test_stream_harvests_each_token_once():
     store = stream(10**6, 320, 64)
     ids(Sampler(store, 16), range(20))
-    assert store._source.pulled == 320
+    assert store._window.sources[0].pulled == 320
 
 
 def test_stream_begins_again_when_the_text_ends(caplog):

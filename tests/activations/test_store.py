@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from sae_sweeps.activations import store as module
-from sae_sweeps.activations.language_model import load_language_model
+from sae_sweeps.activations.language_model import LanguageModel, load_language_model
 from sae_sweeps.activations.sampler import Sampler
-from sae_sweeps.activations.store import open_activations
+from sae_sweeps.activations.store import open_activations, open_layers
 from sae_sweeps.config.schema import ActivationsConfig, DataConfig, LayerConfig, ModelConfig, SyntheticConfig
 from sae_sweeps.errors import ConfigError, DamagedFile, DataError
 from sae_sweeps.storage.files import DiskFull
@@ -316,3 +316,111 @@ def test_text_that_ends_early_or_at_once(tiny_llama_folder, tmp_path):
                 model, LayerConfig(), short, ActivationsConfig(mode=mode), 100, tmp_path / "s", "cpu", key={}, lm=lm
             )
             store.rows(0, 10)
+
+
+LAYERS = [LayerConfig("resid_post", 0), LayerConfig("mlp.hook_post", 1), LayerConfig("resid_post", 2)]
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Counts passes of the language model over a batch of contexts."""
+    counted, read = [], LanguageModel._read
+    monkeypatch.setattr(LanguageModel, "_read", lambda *args: counted.append(len(args[2])) or read(*args))
+    return counted
+
+
+def layers_of_llama(folder, llama, lm, layers, mode, n_tokens=300, **more):
+    model = ModelConfig(source="local", path=str(llama))
+    data = write_text(folder.parent / "a.jsonl", 40)
+    keyed = [(layer, {"layer": f"{layer.index} {layer.hook}", "num_tokens": n_tokens}) for layer in layers]
+    settings = ActivationsConfig(mode=mode, buffer_tokens=100, harvest_batch=4)
+    return open_layers(model, keyed, data, settings, n_tokens, folder, "cpu", lm=lm, **more)
+
+
+@pytest.fixture
+def llama_lm(tiny_llama_folder):
+    lm = load_language_model(ModelConfig(source="local", path=str(tiny_llama_folder)), "cpu")
+    lm.site(LAYERS[1])  # compared with TransformerLens' before anything is counted
+    return lm
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_layers_together_are_the_artifacts_that_each_is_alone(tiny_llama_folder, llama_lm, tmp_path, passes):
+    """Files byte by byte under the same names, also of hooks of different widths; one pass where there were three."""
+    together, alone, half = (tmp_path / name for name in ("together", "alone", "half"))
+    counted = []
+    stores = layers_of_llama(together, tiny_llama_folder, llama_lm, LAYERS, "disk", progress=counted.append)
+    n_together = len(passes)
+    for layer in LAYERS:
+        layers_of_llama(alone, tiny_llama_folder, llama_lm, [layer], "disk")
+    assert n_together and len(passes) - n_together > 2.9 * n_together - 3  # the widths are read by a pass each time
+    assert contents(together) == contents(alone) and len({path.parts[0] for path in contents(alone)}) == 3
+    assert [store.d_in for store in stores] == [32, 64, 32] and counted[-1] == 300
+
+    layers_of_llama(half, tiny_llama_folder, llama_lm, LAYERS[1:2], "disk")
+    before = contents(half)
+    layers_of_llama(half, tiny_llama_folder, llama_lm, LAYERS, "disk")  # finds one, harvests two
+    assert contents(half) == contents(together) and before.items() <= contents(half).items()
+    passes.clear()
+    layers_of_llama(together, tiny_llama_folder, llama_lm, LAYERS[::-1], "disk")
+    assert not passes
+
+
+def test_layers_together_in_memory_and_as_a_stream(tiny_llama_folder, llama_lm, tmp_path, passes):
+    stores = layers_of_llama(tmp_path / "d", tiny_llama_folder, llama_lm, LAYERS, "disk")
+    whole = [everything(store) for store in stores]
+    for mode in ("memory", "stream"):
+        passes.clear()
+        found = layers_of_llama(tmp_path / mode, tiny_llama_folder, llama_lm, LAYERS, mode)
+        for start, stop in ((0, 100), (100, 200), (200, 300)):
+            for store, expected in zip(found, whole, strict=True):
+                rows = store.rows(start, stop)
+                index = np.arange(100) + (start if mode == "memory" else 0)
+                assert same(rows.take(index), expected[start:stop])
+        contexts = -(-int(whole[0].sequence[-1] + 1) // 4)
+        assert len(passes) <= contexts + 1  # one more to read the width of mlp.hook_post
+    passes.clear()
+    again = layers_of_llama(tmp_path / "memory", tiny_llama_folder, llama_lm, LAYERS, "memory")
+    more = layers_of_llama(tmp_path / "memory", tiny_llama_folder, llama_lm, LAYERS, "memory", split="held_out")
+    assert len(module._in_memory) == 6
+    assert again == layers_of_llama(tmp_path / "memory", tiny_llama_folder, llama_lm, LAYERS, "memory")
+    assert more != again
+    layers_of_llama(tmp_path / "memory", tiny_llama_folder, llama_lm, LAYERS[:1], "memory", n_tokens=200)
+    assert len(module._in_memory) == 2
+
+
+def test_a_stream_of_layers_whose_text_ends(tiny_llama_folder, llama_lm, tmp_path):
+    stores = layers_of_llama(tmp_path / "s", tiny_llama_folder, llama_lm, LAYERS, "stream", n_tokens=10**6)
+    (alone,) = layers_of_llama(tmp_path / "s", tiny_llama_folder, llama_lm, LAYERS[:1], "stream", n_tokens=10**6)
+    samplers = [Sampler(store, 32) for store in (*stores, alone)]
+    for step in (0, 1, 30, 25, 60):
+        batches = [sampler.batch(step) for sampler in samplers]
+        assert torch.equal(batches[0].x, batches[-1].x)
+        assert all(torch.equal(batch.token_ids, batches[-1].token_ids) for batch in batches)
+    assert {store.n_tokens for store in (*stores, alone)} == {alone.n_tokens} and alone.n_tokens < 10**6
+
+
+@pytest.mark.parametrize("mode", ["disk", "memory", "stream"])
+def test_what_is_wrong_with_one_layer_leaves_the_others(tiny_llama_folder, llama_lm, tmp_path, mode):
+    layers = [LayerConfig("resid_post", 0), LayerConfig("mlp.hook_pots", 1), LayerConfig("resid_post", 9), LAYERS[2]]
+    first, misspelt, beyond, last = layers_of_llama(tmp_path / "s", tiny_llama_folder, llama_lm, layers, mode)
+    assert isinstance(misspelt, ConfigError) and "mlp.hook_post" in str(misspelt)
+    assert isinstance(beyond, ConfigError) and "layer=9" in str(beyond)
+    assert first.n_tokens == last.n_tokens == 300
+    assert len(first.rows(0, 300)) and len(last.rows(0, 300))
+    if mode == "disk":
+        next(first.place.glob("activations-00000*")).unlink()
+        damaged, found = layers_of_llama(tmp_path / "s", tiny_llama_folder, llama_lm, [layers[0], LAYERS[2]], mode)
+        assert isinstance(damaged, DamagedFile) and found.n_tokens == 300
+
+
+def test_layers_together_that_are_interrupted_leave_nothing(tiny_llama_folder, llama_lm, tmp_path):
+    def stop(done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        layers_of_llama(tmp_path / "s", tiny_llama_folder, llama_lm, LAYERS, "disk", progress=stop)
+    assert list((tmp_path / "s").iterdir()) == []

@@ -5,6 +5,7 @@ import pytest
 from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.config.schema import ClusterConfig
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.sweeps import groups as module
 from sae_sweeps.sweeps.groups import describe_groups, plan_groups, ranges
 from sae_sweeps.sweeps.plan import describe, make_plan
 
@@ -20,12 +21,12 @@ def test_groups_share_what_the_language_model_reads():
         "model=pythia-70m", "layer=1,2", "data=builtin", "num_tokens=5120,10240", "seed=0,1", "data_seed=0,1"
     )
     groups = plan_groups(plan, ClusterConfig(memory_gb=100.0))
-    assert [len(group.runs) for group in groups] == [4, 4, 4, 4]
+    assert [len(group.runs) for group in groups] == [8, 8]
     for group in groups:
-        assert len({(one.run.layer.index, one.run.num_tokens) for one in group.runs}) == 1
-        budget = group.runs[0].run.num_tokens
-        assert group.tokens == (budget, 4 * budget)
-    assert groups[0].key == "pythia-70m layer 1 resid_post, data builtin, 5,120 tokens"
+        assert {one.run.layer.index for one in group.runs} == {1, 2}
+        (budget,) = {one.run.num_tokens for one in group.runs}
+        assert group.tokens == (budget, 8 * budget)
+    assert groups[0].key == "pythia-70m layers 1, 2 resid_post, data builtin, 5,120 tokens"
     assert sorted(id(one) for group in groups for one in group.runs) == sorted(map(id, plan.runs))
 
 
@@ -58,11 +59,47 @@ def test_memory_counts_the_language_model_once():
 
 
 def test_the_dry_run_lists_groups_tokens_and_memory():
-    plan = planned("model=builtin", "layer=1,2", "seed=0,1")
+    plan = planned("model=builtin", "num_tokens=5120,10240", "seed=0,1")
     text = describe(plan, describe_groups(plan_groups(plan), plan))
-    assert "group 2  runs 3-4\n  builtin layer 2 resid_post, data builtin, 5,120 tokens: " in text
+    assert "group 2  runs 3-4\n  builtin layer 2 resid_post, data builtin, 10,240 tokens: " in text
     assert "the language model reads 5,120 tokens, SAEs train on 10,240, memory about 0." in text
-    assert "in all: the language model reads 10,240 tokens, SAEs train on 20,480" in text
+    assert "in all: the language model reads 15,360 tokens, SAEs train on 30,720" in text
+
+
+def test_the_dry_run_shows_layers_that_share_a_pass():
+    text = "\n".join(describe_groups(plan_groups(plan := planned("model=builtin", "layer=0,1,2", "seed=0,1")), plan))
+    assert text.startswith(
+        "group 1  runs 1-6\n  builtin layers 0, 1, 2 resid_post, data builtin, 5,120 tokens: one pass of the language "
+        "model reads 5,120 tokens for all layers, SAEs train on 30,720, memory about 0."
+    )
+    plan = planned("model=builtin", "layer=resid_post,mlp.hook_post", "layer=1")
+    text = "\n".join(describe_groups(plan_groups(plan), plan))
+    assert "builtin layers 1 resid_post, 1 mlp.hook_post, data" in text
+    assert "for all layers (and one more for each hook that is on none of its own modules), SAEs train" in text
+
+
+def test_layers_share_a_group_as_far_as_their_activations_have_room():
+    """Each layer's come on top; seeds by layer keep the pieces' layers few, and no piece has fewer runs than alone."""
+    plan = planned("model=builtin", "seed=0,1,2", "layer=0,1,2", "activations.mode=memory", "num_tokens=512000")
+    (whole,) = plan_groups(plan, ClusterConfig(memory_gb=100.0))
+    (layer, *_) = plan_groups(planned("model=builtin", "seed=0,1,2", "layer=0", "num_tokens=512000"))
+    (seed, *_) = plan_groups(planned("model=builtin", "seed=0", "layer=0,1,2", "num_tokens=512000"))
+    kept = 512_000 * 160 * 4 / 1e9
+    weights, start = 2 * 160 * 64 * 16 / 1e9, 16_384 * 160 * 4 / 1e9
+    assert whole.memory_gb - layer.memory_gb == pytest.approx(2 * (kept + start) + 6 * weights)
+    assert whole.memory_gb - seed.memory_gb == pytest.approx(6 * weights)
+    pieces = plan_groups(plan, ClusterConfig(memory_gb=layer.memory_gb + kept / 2))
+    assert [[one.run.layer.index for one in piece.runs] for piece in pieces] == [[0] * 3, [1] * 3, [2] * 3]
+    pieces = plan_groups(plan, ClusterConfig(memory_gb=100.0, group_size=6))
+    assert [sorted({one.run.layer.index for one in piece.runs}) for piece in pieces] == [[0, 1], [2]]
+
+
+def test_activations_of_many_layers_need_main_memory_where_a_gpu_trains(monkeypatch):
+    monkeypatch.setattr(module, "usable_memory_gb", lambda device: (True, 80.0))
+    plan = planned("model=builtin", "layer=0,1,2", "activations.mode=memory", "num_tokens=512000")
+    for gb, sizes in ((10.0, [3]), (0.9, [2, 1]), (0.1, [1, 1, 1])):
+        monkeypatch.setattr(module, "machine_gb", lambda gb=gb: gb)
+        assert [len(group.runs) for group in plan_groups(plan)] == sizes
 
 
 @pytest.mark.parametrize(("numbers", "text"), [([1, 2, 3, 5], "1-3,5"), ([4], "4"), ([2, 4, 5], "2,4-5"), ([], "")])

@@ -7,11 +7,12 @@ from functools import cache
 import pytest
 import torch
 
+from sae_sweeps.activations import store
 from sae_sweeps.activations.harvest import SyntheticSource
 from sae_sweeps.activations.language_model import LanguageModel
 from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.config.schema import ClusterConfig
-from sae_sweeps.errors import Diverged
+from sae_sweeps.errors import ConfigError, Diverged
 from sae_sweeps.runs import evaluate
 from sae_sweeps.runs import task as task_module
 from sae_sweeps.runs.console import Console
@@ -20,7 +21,7 @@ from sae_sweeps.runs.signals import Stop
 from sae_sweeps.runs.task import RunTask
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
-from sae_sweeps.sweeps.plan import make_plan
+from sae_sweeps.sweeps.plan import Plan, make_plan
 from sae_sweeps.training.step import Training
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("side_by_side")]  # its fixture is made once
@@ -112,7 +113,7 @@ def test_a_stream_is_harvested_once_for_all(tmp_path, monkeypatch):
     monkeypatch.setattr(SyntheticSource, "stream", counting)
     words = ["activations.mode=stream", "activations.buffer_tokens=1024", "eval=none", "seed=0,1", "data_seed=0,1"]
     plan = planned(*words)
-    for size, passes in ((4, 3), (1, 8)):  # one to train on, and one by each run or order of the data to start from
+    for size, passes in ((4, 2), (1, 8)):  # of each group one to start from and one to train on
         harvested.clear()
         carried_out(plan, tmp_path / str(size), size)
         assert sum(harvested) == passes * 5120
@@ -120,13 +121,13 @@ def test_a_stream_is_harvested_once_for_all(tmp_path, monkeypatch):
 
 
 def test_a_language_model_reads_its_text_once_for_all(tmp_path, monkeypatch, tiny_gpt_neox_folder):
-    calls, activations = [], LanguageModel.activations
+    calls, activations = [], LanguageModel.activations_at
 
-    def counting(lm, tokens_SL, layer):
+    def counting(lm, tokens_SL, layers):
         calls.append(len(tokens_SL))
-        return activations(lm, tokens_SL, layer)
+        return activations(lm, tokens_SL, layers)
 
-    monkeypatch.setattr(LanguageModel, "activations", counting)
+    monkeypatch.setattr(LanguageModel, "activations_at", counting)
     words = ["activations.mode=stream", "activations.buffer_tokens=2560", "data.context=32", "eval.recon_batches=1"]
     words += ["train.held_out_tokens=0", "eval.batch_size=2", "seed=0,1,2", "num_tokens=2560"]
     plan = planned(f"model={tiny_gpt_neox_folder}", *words)
@@ -137,6 +138,107 @@ def test_a_language_model_reads_its_text_once_for_all(tmp_path, monkeypatch, tin
     assert sum(alone) == 3 * sum(together) > 0  # to train and to evaluate
     assert_same(plan, tmp_path / "3", tmp_path / "1")
     assert all("ce_loss_score" in numbers(folder)[2] for folder in folders(plan, tmp_path / "3"))
+
+
+LAYERS = [
+    "num_tokens=2560", "d_sae=64", "k=8", "data.context=32", "eval.batch_size=2", "eval.recon_batches=1",
+    "eval.evaluations=[core]", "train.checkpoint_every=5",
+]  # fmt: skip
+HOOKS = "layer=resid_post,mlp.hook_post"
+MODES = {mode: [f"activations.mode={mode}"] for mode in ("memory", "disk", "stream")}
+MODES["stream"] += ["activations.buffer_tokens=1024"]
+
+
+def layers_of(llama, *words):
+    return planned(f"model={llama}", *LAYERS, *words)
+
+
+@pytest.fixture(scope="module")
+def layers_alone(tmp_path_factory, tiny_llama_folder):
+    """Each layer and hook launched by itself, by how activations are kept."""
+    found = {}
+    for mode, kept in MODES.items():
+        found[mode] = tmp_path_factory.mktemp(mode)
+        for one in layers_of(tiny_llama_folder, HOOKS, "layer=0,2", *kept).runs:
+            store._in_memory.clear()
+            assert list(carried_out(Plan([one], [], []), found[mode]).ended.values()) == ["completed"]
+    return found
+
+
+def harvest_passes(monkeypatch):
+    """Counts batches of contexts that the language model reads up to a layer, by the number of layers."""
+    calls, activations = [], LanguageModel.activations_at
+
+    def counting(lm, tokens_SL, layers):
+        calls.append(len(layers))
+        return activations(lm, tokens_SL, layers)
+
+    monkeypatch.setattr(LanguageModel, "activations_at", counting)
+    return calls
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_layers_together_end_with_the_numbers_of_each_alone(
+    layers_alone, tiny_llama_folder, tmp_path, monkeypatch, mode
+):
+    """Two layers with two hooks of different widths, stopped in the middle; one goes on alone, three together."""
+    plan = layers_of(tiny_llama_folder, HOOKS, "layer=0,2", *MODES[mode])
+    assert len({one.run.d_in for one in plan.runs}) == 2 and len(plan.runs) == 4
+    store._in_memory.clear()
+    with monkeypatch.context() as patch:
+        states = carried_out(deepcopy(plan), tmp_path, stop=stop_after(7, patch))
+    assert states.interrupted and list(states.ended.values()) == ["interrupted"] * 4
+    store._in_memory.clear()
+    one = Plan(deepcopy(plan.runs[1:2]), [], [])
+    assert list(carried_out(one, tmp_path).ended.values()) == ["completed"]
+    store._in_memory.clear()
+    calls = harvest_passes(monkeypatch)
+    assert list(carried_out(plan, tmp_path).ended.values()) == ["completed"] * 4
+    assert 3 in calls
+    assert_same(plan, tmp_path, layers_alone[mode])
+    if mode == "disk":
+        assert artifacts(tmp_path) == artifacts(layers_alone[mode]) != {}
+
+
+def artifacts(outputs):
+    """The stored activations, file by file."""
+    folder = outputs / "activations"
+    return {path.relative_to(folder): path.read_bytes() for path in folder.glob("*/*") if "digests" not in path.parts}
+
+
+def test_three_layers_take_the_passes_of_one(tiny_llama_folder, tmp_path, monkeypatch):
+    words = ["num_tokens=2560", "data.context=32", "eval=none", "k=8", *MODES["stream"]]
+    calls, counts = harvest_passes(monkeypatch), []
+    for layers in ("layer=2", "layer=0,1,2"):
+        calls.clear()
+        store._in_memory.clear()
+        carried_out(planned(f"model={tiny_llama_folder}", *words, layers), tmp_path / layers)
+        counts.append(list(calls))
+    assert counts == [[1] * len(counts[0]), [3] * len(counts[0])] and counts[0]
+
+
+def test_what_happens_to_one_layer_does_not_reach_the_others(layers_alone, tiny_llama_folder, tmp_path, monkeypatch):
+    plan = layers_of(tiny_llama_folder, HOOKS, "layer=0,2", "activations.mode=memory")
+    of = {(one.run.layer.hook, one.run.layer.index): one.run_id for one in plan.runs}
+    doomed = {("resid_post", 2): Diverged(3, "loss"), ("mlp.hook_post", 2): ValueError("a bug")}
+    with monkeypatch.context() as patch:
+        failing(patch, lambda run, step: doomed.get((run.layer.hook, run.layer.index)) if step == 3 else None)
+        site = LanguageModel.site
+
+        def refused(lm, layer):
+            if (layer.hook, layer.index) == ("mlp.hook_post", 0):
+                raise ConfigError("no such hook")
+            return site(lm, layer)
+
+        patch.setattr(LanguageModel, "site", refused)
+        store._in_memory.clear()
+        states = carried_out(plan, tmp_path)
+    ended = {place: states.ended[name] for place, name in of.items()}
+    assert ended.pop(("resid_post", 2)) == "diverged" and ended.pop(("mlp.hook_post", 2)) == "failed"
+    assert ended.pop(("mlp.hook_post", 0)) == "failed" and ended == {("resid_post", 0): "completed"}
+    refused_folder = tmp_path / "runs" / of["mlp.hook_post", 0]
+    assert read(refused_folder, "status.json")["error"] == "no such hook"
+    assert_same(plan, tmp_path, layers_alone["memory"], but={name for place, name in of.items() if place not in ended})
 
 
 def stop_after(n_rows, monkeypatch, kind=Stop, **state):
