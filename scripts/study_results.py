@@ -41,20 +41,22 @@ PRESETS = [
     Preset(
         "progressive_orthogonality",
         COMMON,
-        "TopK|Run 3|Run 4|fixed weight|static|k grows|standard at matched L0|Gated|strict|OrtSAE",
+        "TopK|TopK, *|Run 3|Run 4|fixed weight|static|k grows|standard at matched L0|Gated|strict|OrtSAE",
     ),
     Preset(
         "selective_orthogonality",
         [*COMMON, "nmi", "silhouette"],
-        "standard at matched L0|TopK|alpha 0.3 at matched L0|k-means at matched L0|forget against retain",
+        "standard at matched L0|TopK|TopK, *|alpha 0.3 at matched L0|k-means at matched L0|forget against retain",
     ),
     Preset(
-        "adaptive_sharing", [*COMMON, "nmi"], "standard at matched L0|TopK|strict at matched L0|adaptive at matched L0"
+        "adaptive_sharing",
+        [*COMMON, "nmi"],
+        "standard at matched L0|TopK|TopK, *|strict at matched L0|adaptive at matched L0",
     ),
     Preset(
         "contrastive",
         [*COMMON, "nmi", "silhouette"],
-        "standard at matched L0|TopK|adjacent at matched L0|top 5 similar at matched L0|forget and retain pairs",
+        "standard at matched L0|TopK|TopK, *|adjacent at matched L0|top 5 similar at *|forget and retain pairs",
     ),
     Preset("information_bottleneck", COMMON, "standard at matched L0|bottleneck|masks|groups by MI|contrast between *"),
 ]
