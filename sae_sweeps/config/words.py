@@ -20,6 +20,10 @@ from sae_sweeps.errors import ConfigError
 LATE = ("penalty", "schedule", "architecture", "group_layer", "lr_schedule", "model", "data")
 """Groups whose choices differ in their keys, or bring along a choice of another that does."""
 
+LAYERS = r"[\d,\s-]+|range\(.*\)"
+NO_NAME = r"\s*([+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf|nan|true|false)\s*"
+"""What Hydra reads as a number or a truth value, where a group's choice is a name."""
+
 
 def rewrite(words: list[str]) -> list[str]:
     """The command's words as Hydra reads them. Raises ConfigError for words that would be ignored or misread."""
@@ -34,15 +38,16 @@ def rewrite(words: list[str]) -> list[str]:
             raise ConfigError(f"{word}: keys cannot be added or removed; give key=value for a key that exists.")
         elif equals and not value and not key.startswith("-"):
             raise ConfigError(f"{key}=: the value is empty; give one, or leave the word out.")
-        elif re.match(r"\[|\{|null$", value) and (plugins.choices(key) or key.startswith("hydra/")):
+        elif key == "layer" and re.fullmatch(LAYERS, value):
+            out.append(f"layer.index={value}")
+        elif _is_no_name(value) and (plugins.choices(key) or key.startswith("hydra/")):
             known = plugins.choices(key)
-            raise ConfigError(f"{word}: {key} takes one choice{', of ' * bool(known)}{', '.join(known)}.")
+            choices = f", {'a whole number, a hook or one ' * (key == 'layer')}of {', '.join(known)}" if known else ""
+            raise ConfigError(f"{word}: {key} takes one choice{choices}.")
         elif key == "local" and equals:
             raise ConfigError(
                 f"{word}: no such key; conf/local.yaml is read without a word, SAE_SWEEPS_LOCAL=none ignores it."
             )
-        elif key == "layer" and re.fullmatch(r"[\d,\s-]+|range\(.*\)", value):
-            out.append(f"layer.index={value}")
         elif key == "layer" and any(name_of_hook(part) for part in value.split(",")):
             out.append(f"layer.hook={value}")
         elif key in (*plugins.GROUPS, "model") and equals:
@@ -61,6 +66,11 @@ def rewrite(words: list[str]) -> list[str]:
     refuse_keys_of_variants(out)
     # Hydra's parser wants its flags before the first key
     return sorted(out, key=lambda word: word not in ("-m", "--multirun"))
+
+
+def _is_no_name(value: str) -> bool:
+    parts = value.split(",")
+    return bool(re.match(r"\[|\{|null$", value)) or any(re.fullmatch(NO_NAME, part, re.IGNORECASE) for part in parts)
 
 
 def refuse_keys_of_variants(words: list[str]) -> None:
