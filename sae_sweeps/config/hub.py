@@ -65,7 +65,8 @@ def unpinned(model: ModelConfig, data: DataConfig) -> list[str]:
         files = f"{group if found.key.endswith('.revision') else found.key}=DIR"
         out.append(
             f"{found.key}={found.at(revision)}: the commit of {what}{found.name} is not known, because the cache has "
-            f"no record of it and {why}; run `hf download {found.name}{option}` where there is a network, or give "
-            f"{found.key}={found.at('COMMIT')} or a local copy as {files}."
+            f"no record of it and {why}; run `hf download {found.name}{option}` here once there is a network, or with "
+            f"--local-dir DIR on a machine that has one, copy DIR here and give {files}; a commit whose files "
+            f"the cache has is {found.key}={found.at('COMMIT')}."
         )
     return out

@@ -82,11 +82,11 @@ def test_both_of_two_corpora_are_at_commits(cache):
 
 UNKNOWN = {
     ("model=pythia-70m", "data=builtin"): rf"model.revision=main: .*{PYTHIA} is not known.*out of reach.*"
-    rf"`hf download {PYTHIA}`.*model.revision=COMMIT or .*model=DIR\.",
+    rf"`hf download {PYTHIA}`.*--local-dir DIR.*model=DIR; .*model.revision=COMMIT\.",
     ("model=pythia-70m", "data=builtin", "model.revision=v1"): "model.revision=v1: ",
     ("model=builtin", "data=wikitext"): rf"data.revision=main: .*data set {WIKITEXT} .*--repo-type dataset.*"
-    r"data.revision=COMMIT or .*data=DIR\.",
-    ("model=builtin", "data=wmdp_bio"): rf"data.forget={WMDP}@main: .*data.forget={WMDP}@COMMIT or .*data.forget=DIR",
+    r"--local-dir DIR.*data=DIR; .*data.revision=COMMIT\.",
+    ("model=builtin", "data=wmdp_bio"): rf"data.forget={WMDP}@main: .*data.forget=DIR.*data.forget={WMDP}@COMMIT",
 }  # fmt: skip
 
 
