@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.metrics import metric_named
 from analysis.reading.names import CONFIG_NAMES, LABELS, PLAIN_CONFIG, STEPS, is_config
 
 NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?"
@@ -21,6 +22,8 @@ ATTEMPT = re.compile(
 )
 """A list's item whose value begins as a number and is none."""
 PAIR = re.compile(rf"\b(?P<label>[A-Za-z][\w -]{{1,40}}?)\s+(?P<value>{VALUE}){ENDS}\s*(?:,|;|$|and\b)")
+PAIR_ATTEMPT = re.compile(r"\b(?!and\b)(?P<label>[A-Za-z][\w -]{1,40}?)\s+(?P<value>[~≈<>]?[-+.]?\d[^\s,;]*)")
+"""A pair whose value begins as a number and may be none."""
 LABEL = re.compile(
     r"^\s*(?P<mark>[-*+•]\s+|\d+[.)]\s+)?\**(?P<label>[A-Z][^:.\n{}]{0,60}?)\**:\**(?:\s+(?P<rest>.*))?$"
 )
@@ -92,7 +95,7 @@ def name_of(label: str) -> str | None:
     for name in (words, snake):
         if is_config(name) or name in STEPS:
             return name
-    return snake if re.search(r"_(?:score|accuracy|loss|metric)$", snake) else None
+    return metric_named(snake) or (snake if re.search(r"_(?:score|accuracy|loss|metric)$", snake) else None)
 
 
 def figures_in(lines: list[tuple[int, str]]) -> Iterator[TextFigure | tuple[int, str, str]]:
@@ -136,13 +139,19 @@ def line_figures(
             remark = item["rest"].strip().strip("()").strip()
             yield TextFigure(name, value_of(item["value"]), number, text.strip(), known, remark)
             return
-    elif (tried := ATTEMPT.match(text)) and (name_of(tried["label"]) or (results and tried["mark"])):
-        yield number, text.strip(), f"{tried['value']} is no whole number"
+    elif (tried := ATTEMPT.match(text)) and (name_of(tried["label"]) or tried["mark"]):
+        yield number, text.strip(), no_number(tried["value"])
         return
     if label and label["rest"] and results:
         for pair in PAIR.finditer(label["rest"]):
+            phrase = pair[0].removesuffix("and").strip(" ,;")
             if name := name_of(pair["label"]):
-                yield TextFigure(name, value_of(pair["value"]), number, pair[0].strip(" ,;"), is_config(name))
+                yield TextFigure(name, value_of(pair["value"]), number, phrase, is_config(name))
+            elif RESULTS.search(label["label"]) and len(pair["label"].split()) <= 3:
+                yield number, phrase, f"{pair['label']} is the name of no figure"
+        for pair in PAIR_ATTEMPT.finditer(label["rest"]):
+            if name_of(pair["label"]) and not re.fullmatch(VALUE, pair["value"]):
+                yield number, pair[0].strip(" ,;"), no_number(pair["value"])
     for sentence in re.split(r"[.;]\s+(?=[A-Z])", label["rest"] or "" if label else text):
         sentence = ASIDE.sub("", sentence)
         hedge = HEDGE.search(sentence)
@@ -152,6 +161,13 @@ def line_figures(
             for found in pattern.finditer(sentence):
                 if start < found.end() and found.start() < end:
                     yield phrase_figure(number, found, pattern)
+
+
+def no_number(value: str) -> str:
+    """Why a value that begins as a number is not read."""
+    if found := re.fullmatch(rf"({NUMBER})%[.,;]?", value):
+        return f"a percentage; write it as {value_of(found[1]) / 100:.10g}"
+    return f"{value} is no whole number"
 
 
 def phrase_figure(number: int, found: re.Match[str], pattern: re.Pattern[str]) -> TextFigure:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from analysis.__main__ import main
+from analysis.metrics import metric_named, short_name
 from analysis.reading.import_files import imported_records, write_import
 from analysis.reading.imports import Import
 from analysis.reading.literals import leaves, read_dict
@@ -215,3 +216,40 @@ def test_a_damaged_import_is_named(tmp_path):
 def test_braces_that_open_nothing_hide_nothing():
     (run,) = read("## Run 1: x\nsee {this and\n{that\n" + "{\n" * 200 + "Results: {'a': 1}\n")
     assert run["metrics"] == {"a": 1}
+
+
+# Metrics that text gives
+
+
+@pytest.mark.parametrize(
+    ("text", "metrics"),
+    [
+        ("- fvu: 0.3\n- l0: 32", {"fvu": 0.3, "l0": 32}),
+        ("- MSE: 2\n* dead: 3\n- Top5: 0.7", {"mse": 2, "dead_features": 3, "sae_top_5_test_accuracy": 0.7}),
+        ("L0 = 32\nFVU: 0.3\nexplained_variance: 0.7", {"l0": 32, "fvu": 0.3, "explained_variance": 0.7}),
+        ("Results: FVU 0.3, L0 32, training loss 2", {"fvu": 0.3, "l0": 32, "final_loss": 2}),
+    ],
+)
+def test_metrics_of_this_project_are_never_settings(text, metrics):
+    (run,) = read(f"## Run 1: a\n{text}\n")
+    assert run["metrics"].items() >= metrics.items() and run["config"] == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("- explained variance: 93%", "a percentage; write it as 0.93"),
+        ("- gizmo: 12x", "12x is no whole number"),
+        ("Results: L0 32 and explained variance 93%", "a percentage; write it as 0.93"),
+        ("Results: L0 32, gizmo 3", "gizmo is the name of no figure"),
+    ],
+)
+def test_what_is_no_figure_is_listed_with_its_reason(text, why):
+    (run,) = read(f"## Run 1: a\n{text}\n")
+    assert [(one["line"], one["why"]) for one in run["recorded"]["unread"]] == [(2, why)]
+
+
+def test_every_short_name_leads_to_its_metric():
+    for metric in ("sae_top_5_test_accuracy", "scr_dir1_threshold_10", "explained_variance", "builtin_sae_all"):
+        assert short_name(metric_named(short_name(metric))) == short_name(metric_named(metric))
+    assert metric_named("penalty_weight") is None and metric_named("scr10_dir1") == "scr_dir1_threshold_10"
