@@ -130,13 +130,14 @@ def metric_named(word: str) -> str | None:
     if word in names or describe(word, known) or any(fnmatchcase(word, pattern) for pattern in patterns):
         return word
     for pattern, (_, short) in known.items():
-        groups = re.findall(r"\(.*?\)", pattern)
-        form = re.sub(
-            r"\\(\d)", lambda found, of=groups: f"(?P<of{found[1]}>{of[int(found[1]) - 1][1:-1]})", short or ""
-        )
-        if found := re.fullmatch(form, word):
-            values = iter(range(1, len(groups) + 1))
-            return re.sub(r"\(.*?\)", lambda _, of=found, n=values: of[f"of{next(n)}"], pattern)
+        form, metric = short or "", pattern
+        groups = list(enumerate(re.findall(r"\(.*?\)", pattern), 1))
+        for number, group_ in groups:
+            form = form.replace(f"\\{number}", f"(?P<of{number}>{group_[1:-1]})")
+        if form and (found := re.fullmatch(form, word)):
+            for number, group_ in groups:
+                metric = metric.replace(group_, found[f"of{number}"], 1)
+            return metric
     return None
 
 
