@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from analysis.metrics import metric_named
@@ -56,6 +56,8 @@ STEPS_DONE = re.compile(rf"\b(?:at|for|completed|after)\s+(?P<value>{NUMBER})\s+
 PERCENT = re.compile(r"\btop (?P<value>\d+(?:\.\d+)?)% (?:most )?active\b", re.IGNORECASE)
 INITIAL = re.compile(rf"\bscal(?:e|ing) starting at (?P<value>{NUMBER}){ENDS}", re.IGNORECASE)
 
+ROW = re.compile(r"^\s*\|(.*?)\|?\s*$")
+"""A row of a table in Markdown."""
 PHRASES = (PHRASE, SPACED, STEPS_DONE, PERCENT, INITIAL)
 ASIDE = re.compile(rf"\((?=[^()]*(?:{HEDGE.pattern}|\bfrom\b))[^()]*\)", re.IGNORECASE)
 """Brackets that speak of another run: `(vs baseline 2441)`, `(up from 1)`."""
@@ -104,8 +106,17 @@ def figures_in(lines: list[tuple[int, str]]) -> Iterator[TextFigure | tuple[int,
     Args:
         lines: (line number, text) of the run's own text, without its dicts.
     """
-    comment, results = False, False
+    comment, results, table = False, False, ""
     for number, text in lines:
+        row = ROW.match(text)
+        if row:
+            cells = [cell.strip(" *`") for cell in row[1].split("|")]
+            is_header = not table and not any(re.search(r"\d", cell) for cell in cells[1:])
+            table = table or (cells[0] if is_header else "-")
+            if not (comment or is_header or re.fullmatch(r"[\s|:-]+", text)):
+                yield from row_figures(number, text.strip(), cells, results or RESULTS.search(table) is not None)
+            continue
+        table = ""
         if not text.strip():
             continue
         item = ITEM.match(text)
@@ -122,6 +133,20 @@ def figures_in(lines: list[tuple[int, str]]) -> Iterator[TextFigure | tuple[int,
             tail = found[1]
             comment = COMMENT.search(tail) is not None
             results = RESULTS.search(tail) is not None
+
+
+def row_figures(number: int, text: str, cells: list[str], results: bool) -> Iterator[TextFigure | tuple[int, str, str]]:
+    """The figures of a table's row: of two cells as `label: number`."""
+    if len(cells) != 2:
+        if any(re.search(r"\d", cell) for cell in cells):
+            yield number, text, "a table's row of two cells is read, a name and a number"
+        return
+    line = f"- {cells[0]}: {cells[1]}"
+    found = list(line_figures(number, line, ITEM.match(line), None, results))
+    for one in found:
+        yield replace(one, phrase=text) if isinstance(one, TextFigure) else (number, text, one[2])
+    if not found:
+        yield number, text, "no name and number"
 
 
 def line_figures(

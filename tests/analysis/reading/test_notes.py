@@ -253,3 +253,13 @@ def test_every_short_name_leads_to_its_metric():
     for metric in ("sae_top_5_test_accuracy", "scr_dir1_threshold_10", "explained_variance", "builtin_sae_all"):
         assert short_name(metric_named(short_name(metric))) == short_name(metric_named(metric))
     assert metric_named("penalty_weight") is None and metric_named("scr10_dir1") == "scr_dir1_threshold_10"
+
+
+def test_tables_of_two_columns_are_read_and_other_rows_listed():
+    (run,) = read(
+        "## Run 1: a\n| metric | value |\n|---|---:|\n| **FVU** | **0.3** |\n| gizmo | 4 |\n| k | 40 |\n"
+        "| penalty | ortho |\n\n| a | b | c |\n|---|---|---|\n| x | 2 | 3 |\n"
+    )
+    assert run["metrics"] == {"fvu": 0.3, "gizmo": 4} and run["config"] == {"architecture.k": 40}
+    assert [one["line"] for one in run["recorded"]["unread"]] == [7, 11]
+    assert read("## Run 1\n| final_loss | 3.5 |")[0]["metrics"] == {"final_loss": 3.5}
