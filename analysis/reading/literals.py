@@ -113,10 +113,13 @@ class _Reader:
         doubled = []
         while not self.takes("}"):
             before = self.place
-            key = self.key()
+            try:
+                key = self.key()
+            except Cut as cut:
+                raise Cut(*cut.args, into) from None
             if not self.takes(":"):
                 self.place = before
-                raise Cut("a key without a value")
+                raise Cut("a key without a value", into)
             try:
                 value = self.item(depth, "}", str(key))
             except Cut as cut:

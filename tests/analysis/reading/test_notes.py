@@ -263,3 +263,12 @@ def test_tables_of_two_columns_are_read_and_other_rows_listed():
     assert run["metrics"] == {"fvu": 0.3, "gizmo": 4} and run["config"] == {"architecture.k": 40}
     assert [one["line"] for one in run["recorded"]["unread"]] == [7, 11]
     assert read("## Run 1\n| final_loss | 3.5 |")[0]["metrics"] == {"final_loss": 3.5}
+
+
+@pytest.mark.parametrize("tail", ["'training_st", "'training_steps'", "'training_steps':", "'training_steps': 12", ""])
+@pytest.mark.parametrize("blank", ["\n", "\n\n"])
+def test_a_dict_cut_short_keeps_its_whole_figures(tail, blank):
+    cut = f"Results: {{'final_info': {{'final_loss': 3.5, {tail}"
+    one, two = read(f"## Run 1: a\n{cut}{blank}## Run 2: b\nResults: {{'final_loss': 2}}\n")
+    assert one["metrics"] == {"final_loss": 3.5} and two["metrics"] == {"final_loss": 2}
+    assert one["recorded"]["unread"][0]["why"].startswith("cut short")
