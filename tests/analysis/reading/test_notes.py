@@ -185,13 +185,15 @@ def test_importing_again_changes_nothing_and_other_content_is_in_the_way(tmp_pat
 def test_mistaken_sources_are_named(tmp_path, capsys):
     (tmp_path / "x.json").write_text("{")
     (tmp_path / "y.json").write_text('{"runs": []}')
+    (tmp_path / "own.json").write_text('{"runs": [{"run_id": "a"}]}')
     (tmp_path / "z.txt").write_bytes(b"\xff\xfe")
     (tmp_path / "none").mkdir()
     for name, sentence in (
         ("nowhere", "does not exist"),
         ("x.json", "does not read as JSON"),
-        ("y.json", "belongs to this project's runs"),
-        ("z.txt", "not text in UTF-8"),
+        ("y.json", "its `runs` are an empty list"),
+        ("own.json", "belongs to this project's runs"),
+        ("z.txt", "not text in UTF-8; save it as UTF-8"),
         ("none", "holds no JSON file"),
     ):
         assert main(["import", str(tmp_path / name)]) == 2
@@ -272,3 +274,11 @@ def test_a_dict_cut_short_keeps_its_whole_figures(tail, blank):
     one, two = read(f"## Run 1: a\n{cut}{blank}## Run 2: b\nResults: {{'final_loss': 2}}\n")
     assert one["metrics"] == {"final_loss": 3.5} and two["metrics"] == {"final_loss": 2}
     assert one["recorded"]["unread"][0]["why"].startswith("cut short")
+
+
+@pytest.mark.parametrize("value", ["9" * 6000, "{'a': " * 5000 + "1" + "}" * 5000])
+def test_a_value_too_long_to_read_is_not_called_cut_short(value):
+    (run,) = read(f"## Run 1: a\nResults: {{'final_loss': 3.5, 'x': {value}}}\n")
+    assert run["metrics"] == {"final_loss": 3.5}
+    assert "no end within 2,000 characters" in run["recorded"]["unread"][0]["why"]
+    assert "cut short" not in run["recorded"]["unread"][0]["why"]
