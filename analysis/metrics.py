@@ -1,5 +1,6 @@
 """Properties of metrics: order, groups, short names, direction (which value is better), targets."""
 
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from functools import cache
@@ -43,7 +44,18 @@ TARGETS = {
 GROUPS = {
     "convergence": ("tokens_to_fvu", "seconds_to_fvu"),
     "budget": ("tokens", "steps", "*_steps"),
-    "core": ("fvu", "ce_loss*", "kl_div*", "explained_variance*", "mse*", "cossim", "*_loss", "l2_*", "relative_*"),
+    "core": (
+        "fvu",
+        "ce_loss*",
+        "kl_div*",
+        "explained_variance*",
+        "mse*",
+        "cossim",
+        "*_loss",
+        "l2_norm_*",
+        "l2_ratio",
+        "relative_*",
+    ),
     "sparsity": ("l0", "l1", "dead_features", "frac_alive", "freq_over_*", "normalized_freq_over_*"),
     "probing": ("sae_test_accuracy", "sae_top_*", "llm_test_accuracy", "llm_top_*"),
     "SCR/TPP": ("scr_*", "tpp_*"),
@@ -104,6 +116,29 @@ def short_name(metric: str) -> str:
     """The metric's name for a header: itself where it has no shorter one."""
     short = described(metric.removeprefix(BUILTIN))[1]
     return metric if short is None else (BUILTIN if metric.startswith(BUILTIN) else "") + short
+
+
+@cache
+def metric_named(word: str) -> str | None:
+    """The metric of this name or short name, or None for a word that is neither."""
+    if word.startswith(BUILTIN):
+        metric = metric_named(word.removeprefix(BUILTIN))
+        return metric and BUILTIN + metric
+    known = known_metrics()
+    patterns = [pattern for name in ("core", "sparsity") for pattern in GROUPS[name]]
+    names = {*FIRST, *DIRECTIONS, *(name for names in GROUPS.values() for name in names if "*" not in name)}
+    if word in names or describe(word, known) or any(fnmatchcase(word, pattern) for pattern in patterns):
+        return word
+    for pattern, (_, short) in known.items():
+        form, metric = short or "", pattern
+        groups = list(enumerate(re.findall(r"\(.*?\)", pattern), 1))
+        for number, group_ in groups:
+            form = form.replace(f"\\{number}", f"(?P<of{number}>{group_[1:-1]})")
+        if form and (found := re.fullmatch(form, word)):
+            for number, group_ in groups:
+                metric = metric.replace(group_, found[f"of{number}"], 1)
+            return metric
+    return None
 
 
 def direction(metric: str) -> str | None:

@@ -25,6 +25,7 @@ from analysis.reading.notes import parse_notes
 from analysis.reading.own_notes import (
     COMMON,
     COMPOSED,
+    COUNTED,
     DESCRIPTION,
     EVALUATION,
     FIELDS,
@@ -94,7 +95,9 @@ class Noted:
     @property
     def values(self) -> dict[str, Any]:
         """The metrics, with None or nan for those without a number."""
-        return self.run.metrics | {name: ABSENT if name in self.not_finite else None for name in self.run.nulls}
+        missing = {name: ABSENT if name in self.not_finite else None for name in self.run.nulls}
+        counted = {"steps"} if self.recorded.counted else set[str]()
+        return {name: value for name, value in self.run.metrics.items() if name not in counted} | missing
 
     def value(self, key: str) -> str:
         """The value of a config key, so written that equal texts are equal values."""
@@ -364,6 +367,7 @@ def state_of(run: Noted, heading: str) -> dict[str, Any]:
         "total_steps": state.total_steps,
     }
     content |= {"error": state.error, "warnings": state.warnings, "described": outside(state.metrics)}
+    content |= {"steps": COUNTED} if run.recorded.counted else {}
     content = {key: value for key, value in content.items() if value not in (None, [], {})}
     is_plain = re.fullmatch(r"\w([\w =.,+/()-]*[\w)])?", heading) and heading == state.title
     return content if is_plain else content | {"title": state.title or None}

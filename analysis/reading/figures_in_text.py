@@ -3,9 +3,10 @@
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from analysis.metrics import metric_named
 from analysis.reading.names import CONFIG_NAMES, LABELS, PLAIN_CONFIG, STEPS, is_config
 
 NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?"
@@ -21,6 +22,8 @@ ATTEMPT = re.compile(
 )
 """A list's item whose value begins as a number and is none."""
 PAIR = re.compile(rf"\b(?P<label>[A-Za-z][\w -]{{1,40}}?)\s+(?P<value>{VALUE}){ENDS}\s*(?:,|;|$|and\b)")
+PAIR_ATTEMPT = re.compile(r"\b(?!and\b)(?P<label>[A-Za-z][\w -]{1,40}?)\s+(?P<value>[~≈<>]?[-+.]?\d[^\s,;]*)")
+"""A pair whose value begins as a number and may be none."""
 LABEL = re.compile(
     r"^\s*(?P<mark>[-*+•]\s+|\d+[.)]\s+)?\**(?P<label>[A-Z][^:.\n{}]{0,60}?)\**:\**(?:\s+(?P<rest>.*))?$"
 )
@@ -53,6 +56,8 @@ STEPS_DONE = re.compile(rf"\b(?:at|for|completed|after)\s+(?P<value>{NUMBER})\s+
 PERCENT = re.compile(r"\btop (?P<value>\d+(?:\.\d+)?)% (?:most )?active\b", re.IGNORECASE)
 INITIAL = re.compile(rf"\bscal(?:e|ing) starting at (?P<value>{NUMBER}){ENDS}", re.IGNORECASE)
 
+ROW = re.compile(r"^\s*\|(.*?)\|?\s*$")
+"""A row of a table in Markdown."""
 PHRASES = (PHRASE, SPACED, STEPS_DONE, PERCENT, INITIAL)
 ASIDE = re.compile(rf"\((?=[^()]*(?:{HEDGE.pattern}|\bfrom\b))[^()]*\)", re.IGNORECASE)
 """Brackets that speak of another run: `(vs baseline 2441)`, `(up from 1)`."""
@@ -92,7 +97,7 @@ def name_of(label: str) -> str | None:
     for name in (words, snake):
         if is_config(name) or name in STEPS:
             return name
-    return snake if re.search(r"_(?:score|accuracy|loss|metric)$", snake) else None
+    return metric_named(snake) or (snake if re.search(r"_(?:score|accuracy|loss|metric)$", snake) else None)
 
 
 def figures_in(lines: list[tuple[int, str]]) -> Iterator[TextFigure | tuple[int, str, str]]:
@@ -101,8 +106,17 @@ def figures_in(lines: list[tuple[int, str]]) -> Iterator[TextFigure | tuple[int,
     Args:
         lines: (line number, text) of the run's own text, without its dicts.
     """
-    comment, results = False, False
+    comment, results, table = False, False, ""
     for number, text in lines:
+        row = ROW.match(text)
+        if row:
+            cells = [cell.strip(" *`") for cell in row[1].split("|")]
+            is_header = not table and not any(re.search(r"\d", cell) for cell in cells[1:])
+            table = table or (cells[0] if is_header else "-")
+            if not (comment or is_header or re.fullmatch(r"[\s|:-]+", text)):
+                yield from row_figures(number, text.strip(), cells, results or RESULTS.search(table) is not None)
+            continue
+        table = ""
         if not text.strip():
             continue
         item = ITEM.match(text)
@@ -121,6 +135,20 @@ def figures_in(lines: list[tuple[int, str]]) -> Iterator[TextFigure | tuple[int,
             results = RESULTS.search(tail) is not None
 
 
+def row_figures(number: int, text: str, cells: list[str], results: bool) -> Iterator[TextFigure | tuple[int, str, str]]:
+    """The figures of a table's row: of two cells as `label: number`."""
+    if len(cells) != 2:
+        if any(re.search(r"\d", cell) for cell in cells):
+            yield number, text, "a table's row of two cells is read, a name and a number"
+        return
+    line = f"- {cells[0]}: {cells[1]}"
+    found = list(line_figures(number, line, ITEM.match(line), None, results))
+    for one in found:
+        yield replace(one, phrase=text) if isinstance(one, TextFigure) else (number, text, one[2])
+    if not found:
+        yield number, text, "no name and number"
+
+
 def line_figures(
     number: int, text: str, item: re.Match[str] | None, label: re.Match[str] | None, results: bool
 ) -> Iterator[TextFigure | tuple[int, str, str]]:
@@ -136,13 +164,19 @@ def line_figures(
             remark = item["rest"].strip().strip("()").strip()
             yield TextFigure(name, value_of(item["value"]), number, text.strip(), known, remark)
             return
-    elif (tried := ATTEMPT.match(text)) and (name_of(tried["label"]) or (results and tried["mark"])):
-        yield number, text.strip(), f"{tried['value']} is no whole number"
+    elif (tried := ATTEMPT.match(text)) and (name_of(tried["label"]) or tried["mark"]):
+        yield number, text.strip(), no_number(tried["value"])
         return
     if label and label["rest"] and results:
         for pair in PAIR.finditer(label["rest"]):
+            phrase = pair[0].removesuffix("and").strip(" ,;")
             if name := name_of(pair["label"]):
-                yield TextFigure(name, value_of(pair["value"]), number, pair[0].strip(" ,;"), is_config(name))
+                yield TextFigure(name, value_of(pair["value"]), number, phrase, is_config(name))
+            elif RESULTS.search(label["label"]) and len(pair["label"].split()) <= 3:
+                yield number, phrase, f"{pair['label']} is the name of no figure"
+        for pair in PAIR_ATTEMPT.finditer(label["rest"]):
+            if name_of(pair["label"]) and not re.fullmatch(VALUE, pair["value"]):
+                yield number, pair[0].strip(" ,;"), no_number(pair["value"])
     for sentence in re.split(r"[.;]\s+(?=[A-Z])", label["rest"] or "" if label else text):
         sentence = ASIDE.sub("", sentence)
         hedge = HEDGE.search(sentence)
@@ -152,6 +186,13 @@ def line_figures(
             for found in pattern.finditer(sentence):
                 if start < found.end() and found.start() < end:
                     yield phrase_figure(number, found, pattern)
+
+
+def no_number(value: str) -> str:
+    """Why a value that begins as a number is not read."""
+    if found := re.fullmatch(rf"({NUMBER})%[.,;]?", value):
+        return f"a percentage; write it as {value_of(found[1]) / 100:.10g}"
+    return f"{value} is no whole number"
 
 
 def phrase_figure(number: int, found: re.Match[str], pattern: re.Pattern[str]) -> TextFigure:

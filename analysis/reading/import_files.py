@@ -90,8 +90,8 @@ def read_import(path: Path) -> list[Record]:
 def record_of(run: dict[str, Any], source: str, path: Path, study: Study) -> Record:
     metrics = {name: ABSENT if value is None else float(value) for name, value in run["metrics"].items()}
     recorded = Recorded(**run.get("recorded", {}), study=study)
-    if run["steps"] is not None and not recorded.own:
-        metrics.setdefault("steps", float(run["steps"]))
+    if run["steps"] is not None and "steps" not in metrics and (recorded.counted or not recorded.own):
+        metrics["steps"], recorded.counted = float(run["steps"]), True
     remember(recorded.own.get("described", {}))
     return Record(
         run_id=run["run_id"],

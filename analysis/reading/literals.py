@@ -64,6 +64,7 @@ class Cut(Exception):
     """The dict does not go on; `args` are the reason and what its innermost container held."""
 
 
+NO_END = f"a value has no end within {FARTHEST:,} characters"
 NOTHING = object()
 """In the place of a value that is no literal."""
 
@@ -113,10 +114,13 @@ class _Reader:
         doubled = []
         while not self.takes("}"):
             before = self.place
-            key = self.key()
+            try:
+                key = self.key()
+            except Cut as cut:
+                raise Cut(*cut.args, into) from None
             if not self.takes(":"):
                 self.place = before
-                raise Cut("a key without a value")
+                raise Cut("a key without a value", into)
             try:
                 value = self.item(depth, "}", str(key))
             except Cut as cut:
@@ -222,8 +226,8 @@ class _Reader:
                 self.place = found.end() if mark == "," else found.start()
                 return self.text[start : found.start()]
             elif depth == 0 and mark in ")]}":
-                break
-        raise Cut("the brackets do not close")
+                raise Cut("the brackets do not close")
+        raise Cut(NO_END if len(self.text) > start + FARTHEST else "the brackets do not close")
 
 
 def text_of(literal: str) -> Any:

@@ -21,6 +21,8 @@ FINDINGS = "Findings of the audit:"
 HEADING = re.compile(rf"## Run (\d+[a-z]?): (.*)\n{STATE}: \{{")
 COMPOSED = "Description, from the config"
 """The label of a description that is no one's own words."""
+COUNTED = "counted"
+"""In a run's State where its metric `steps` is its `step`, so that it is not written twice."""
 TRAINING = "training results"
 FIELDS = (
     "architecture", "activation_dim", "dict_size", "k", "lr", "l1_penalty", "warmup_steps", "seed", "layer", "lm_name",
@@ -80,7 +82,8 @@ def own_run(run_id: str, title: str, text: str, common: dict[str, Any], findings
     results, rest = dict_after(RESULTS, rest)
     training = results.pop(TRAINING)
     metrics = {key: value for key, value in training["final_info"].items() if key not in REPEATED}
-    recorded = Recorded(own={"run_id": state["run_id"], "findings": findings + findings_in(head)})
+    own = {"run_id": state["run_id"], "findings": findings + findings_in(head)}
+    recorded = Recorded(counted=state.get("steps") == COUNTED, own=own)
     recorded.own |= {key: state[key] for key in ("total_steps", "error", "described") if key in state}
     for content in results.values():
         name, sae = content["eval_type_id"], content.get("sae_cfg_dict", {})

@@ -67,6 +67,8 @@ class Recorded:
     """Of a run whose notes this project wrote: `run_id`, `step`, `total_steps` and `error` of the run that they are
     about, the `findings` of the audit that they list and, of metrics of evaluations from outside, how they are
     `described`; only what the notes have."""
+    counted: bool = False
+    """Whether the metric `steps` is the run's number of steps, and no metric of the notes."""
     moved: str = ""
     """Where results stood under another run's heading: why they are this run's, in a sentence."""
     study: Study = field(default_factory=Study)

@@ -9,7 +9,7 @@ from typing import Any
 from analysis.reading.figures_in_dicts import CONFIG_BLOCK, RESULT_BLOCK, Block, Figure, block_of
 from analysis.reading.figures_in_text import TextFigure, figures_in
 from analysis.reading.lines import CODE, OWN, Line, read_lines
-from analysis.reading.literals import Found, read_dict
+from analysis.reading.literals import NO_END, Found, read_dict
 from analysis.reading.names import STEPS, config_name
 from analysis.reading.older_notes import OWN_RUN, STATE
 from analysis.text import clean
@@ -235,7 +235,8 @@ def add_dict(section: Section, found: Dict, lines: list[Line]) -> None:
         section.unread.append({"line": found.first + 1, "text": written, "why": "no literal"})
     if found.found.cut:
         tail = lines[found.last].text[-60:]
-        section.unread.append({"line": found.last + 1, "text": f"... {tail}", "why": f"cut short, {found.found.cut}"})
+        why = f"{'read up to there' if found.found.cut == NO_END else 'cut short'}, {found.found.cut}"
+        section.unread.append({"line": found.last + 1, "text": f"... {tail}", "why": why})
 
 
 def text_after(lines: list[Line], found: Dict) -> str:

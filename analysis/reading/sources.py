@@ -57,7 +57,7 @@ def read_source(path: Path) -> str:
             raise DataError(f"{path} is larger than {LARGEST >> 20} MiB; give the notes or result file itself.")
         text = path.read_text("utf-8-sig")
         if "\0" in text:
-            raise DataError(f"{path} is not text; give a notes file or a JSON file.")
+            raise DataError(f"{path} is not text in UTF-8; save it as UTF-8 if it is text, or give another file.")
         if not text.strip():
             raise DataError(f"{path} is empty; give notes with runs, or a result file.")
         return text
@@ -66,7 +66,7 @@ def read_source(path: Path) -> str:
             f"{path} does not exist; give a notes file, a result file or a folder with result files."
         ) from None
     except UnicodeDecodeError:
-        raise DataError(f"{path} is not text in UTF-8; give a notes file or a JSON file.") from None
+        raise DataError(f"{path} is not text in UTF-8; save it as UTF-8 if it is text, or give another file.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from None
 
@@ -81,6 +81,10 @@ def parse_json(path: Path, text: str) -> Any:
 def what_it_is(content: Any) -> str:
     if isinstance(content, dict) and content.get("form") == FORM:
         return "it is an import already, which `analysis table` takes as it is"
-    if isinstance(content, dict) and ("run_id" in content or "runs" in content):
+    runs = content.get("runs") if isinstance(content, dict) else None
+    if runs == []:
+        return "its `runs` are an empty list"
+    listed = runs if isinstance(runs, list) else [content]
+    if any(isinstance(run, dict) and "run_id" in run for run in listed):
         return "it belongs to this project's runs, which `analysis table` takes as they are"
     return "a result file has eval_result_metrics, figures have runs, each with metrics"

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from analysis.__main__ import main
+from analysis.metrics import metric_named, short_name
 from analysis.reading.import_files import imported_records, write_import
 from analysis.reading.imports import Import
 from analysis.reading.literals import leaves, read_dict
@@ -184,13 +185,15 @@ def test_importing_again_changes_nothing_and_other_content_is_in_the_way(tmp_pat
 def test_mistaken_sources_are_named(tmp_path, capsys):
     (tmp_path / "x.json").write_text("{")
     (tmp_path / "y.json").write_text('{"runs": []}')
+    (tmp_path / "own.json").write_text('{"runs": [{"run_id": "a"}]}')
     (tmp_path / "z.txt").write_bytes(b"\xff\xfe")
     (tmp_path / "none").mkdir()
     for name, sentence in (
         ("nowhere", "does not exist"),
         ("x.json", "does not read as JSON"),
-        ("y.json", "belongs to this project's runs"),
-        ("z.txt", "not text in UTF-8"),
+        ("y.json", "its `runs` are an empty list"),
+        ("own.json", "belongs to this project's runs"),
+        ("z.txt", "not text in UTF-8; save it as UTF-8"),
         ("none", "holds no JSON file"),
     ):
         assert main(["import", str(tmp_path / name)]) == 2
@@ -215,3 +218,67 @@ def test_a_damaged_import_is_named(tmp_path):
 def test_braces_that_open_nothing_hide_nothing():
     (run,) = read("## Run 1: x\nsee {this and\n{that\n" + "{\n" * 200 + "Results: {'a': 1}\n")
     assert run["metrics"] == {"a": 1}
+
+
+# Metrics that text gives
+
+
+@pytest.mark.parametrize(
+    ("text", "metrics"),
+    [
+        ("- fvu: 0.3\n- l0: 32", {"fvu": 0.3, "l0": 32}),
+        ("- MSE: 2\n* dead: 3\n- Top5: 0.7", {"mse": 2, "dead_features": 3, "sae_top_5_test_accuracy": 0.7}),
+        ("L0 = 32\nFVU: 0.3\nexplained_variance: 0.7", {"l0": 32, "fvu": 0.3, "explained_variance": 0.7}),
+        ("Results: FVU 0.3, L0 32, training loss 2", {"fvu": 0.3, "l0": 32, "final_loss": 2}),
+    ],
+)
+def test_metrics_of_this_project_are_never_settings(text, metrics):
+    (run,) = read(f"## Run 1: a\n{text}\n")
+    assert run["metrics"].items() >= metrics.items() and run["config"] == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("- explained variance: 93%", "a percentage; write it as 0.93"),
+        ("- gizmo: 12x", "12x is no whole number"),
+        ("Results: L0 32 and explained variance 93%", "a percentage; write it as 0.93"),
+        ("Results: L0 32, gizmo 3", "gizmo is the name of no figure"),
+    ],
+)
+def test_what_is_no_figure_is_listed_with_its_reason(text, why):
+    (run,) = read(f"## Run 1: a\n{text}\n")
+    assert [(one["line"], one["why"]) for one in run["recorded"]["unread"]] == [(2, why)]
+
+
+def test_every_short_name_leads_to_its_metric():
+    for metric in ("sae_top_5_test_accuracy", "scr_dir1_threshold_10", "explained_variance", "builtin_sae_all"):
+        assert short_name(metric_named(short_name(metric))) == short_name(metric_named(metric))
+    assert metric_named("penalty_weight") is None and metric_named("scr10_dir1") == "scr_dir1_threshold_10"
+
+
+def test_tables_of_two_columns_are_read_and_other_rows_listed():
+    (run,) = read(
+        "## Run 1: a\n| metric | value |\n|---|---:|\n| **FVU** | **0.3** |\n| gizmo | 4 |\n| k | 40 |\n"
+        "| penalty | ortho |\n\n| a | b | c |\n|---|---|---|\n| x | 2 | 3 |\n"
+    )
+    assert run["metrics"] == {"fvu": 0.3, "gizmo": 4} and run["config"] == {"architecture.k": 40}
+    assert [one["line"] for one in run["recorded"]["unread"]] == [7, 11]
+    assert read("## Run 1\n| final_loss | 3.5 |")[0]["metrics"] == {"final_loss": 3.5}
+
+
+@pytest.mark.parametrize("tail", ["'training_st", "'training_steps'", "'training_steps':", "'training_steps': 12", ""])
+@pytest.mark.parametrize("blank", ["\n", "\n\n"])
+def test_a_dict_cut_short_keeps_its_whole_figures(tail, blank):
+    cut = f"Results: {{'final_info': {{'final_loss': 3.5, {tail}"
+    one, two = read(f"## Run 1: a\n{cut}{blank}## Run 2: b\nResults: {{'final_loss': 2}}\n")
+    assert one["metrics"] == {"final_loss": 3.5} and two["metrics"] == {"final_loss": 2}
+    assert one["recorded"]["unread"][0]["why"].startswith("cut short")
+
+
+@pytest.mark.parametrize("value", ["9" * 6000, "{'a': " * 5000 + "1" + "}" * 5000])
+def test_a_value_too_long_to_read_is_not_called_cut_short(value):
+    (run,) = read(f"## Run 1: a\nResults: {{'final_loss': 3.5, 'x': {value}}}\n")
+    assert run["metrics"] == {"final_loss": 3.5}
+    assert "no end within 2,000 characters" in run["recorded"]["unread"][0]["why"]
+    assert "cut short" not in run["recorded"]["unread"][0]["why"]

@@ -9,7 +9,7 @@ import pytest
 from analysis.auditing.audit import audit
 from analysis.output.formats import render
 from analysis.output.notes import notes
-from analysis.reading.figures import REFERENCE_PATH
+from analysis.reading.figures import REFERENCE_PATH, figures_import
 from analysis.reading.import_files import write_import
 from analysis.reading.names import OLDER_METRICS
 from analysis.reading.records import records
@@ -48,7 +48,9 @@ def test_every_number_comes_through_notes_and_back(tmp_path):
     (found,) = read_sources([tmp_path / "all.txt"])
     path, how = write_import(found, tmp_path)
     assert how == "new" and write_import(found, tmp_path) == (path, "as before")
+    assert found.n_numbers() == figures_import(REFERENCE_PATH, FIGURES).n_numbers()
     before, after = records(["reference"]), records([path])
+    assert {name for name in before if name[0] == "metrics"} == {name for name in after if name[0] == "metrics"}
     after["run", "run_id"] = [recorded.own["run_id"] for recorded in after["run", "recorded"]]
     assert every_number(after, lambda place, run: f"{run['study']}/{run['run']}") == 271
     after = after.set_index(("run", "run_id"), drop=False).loc[list(before["run", "run_id"])]

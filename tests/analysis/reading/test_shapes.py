@@ -266,7 +266,7 @@ def test_what_looks_like_a_figure_and_is_none_is_listed():
     assert run["config"] == {"lr_schedule.lr": 3e-4, "architecture.k": 40}
     assert [(unread["line"], unread["why"]) for unread in run["recorded"]["unread"]] == [
         (10, "no budget of tokens"), (10, "no literal"), (4, "~200.22 is no whole number"),
-        (5, "80-90 is no whole number"), (6, "25% is no whole number"), (8, "0.61/0.75 is no whole number"),
+        (5, "80-90 is no whole number"), (6, "a percentage; write it as 0.25"), (8, "0.61/0.75 is no whole number"),
     ]  # fmt: skip
 
 
