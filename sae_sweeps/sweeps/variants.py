@@ -8,7 +8,7 @@
         name: progressive, k 40
         words: architecture=topk penalty=ortho lr=2e-4
         recorded: k=40 num_tokens=999424
-        description: 488 steps, a fifth of the baseline's.
+        description: In the record 488 steps, a fifth of the baseline's.
 
 Every point of the command is run in every variant. `study` holds for all of them on the model it names, where neither
 the command nor the variant gives the key. A key on the command line wins over a variant of words alone. Those of a
@@ -156,7 +156,7 @@ def variant_of(name: str, node: Any, own: bool) -> Variant:
         choices_of(name, words),
         pinned=True,
         tags=tags,
-        description=" ".join([*str(parts.get("description") or "").split(), *([SCALED] if tags == ["scaled"] else [])]),
+        description=" ".join([*str(parts.get("description") or "").split(), *([SCALED] if tags and not own else [])]),
     )
 
 

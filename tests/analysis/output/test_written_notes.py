@@ -361,7 +361,8 @@ def test_notes_of_imports_are_of_their_studies(tmp_path):
 
 
 def test_a_penalty_that_is_not_recorded_is_not_taken_for_none(tmp_path):
-    run = "## Run {}: {}\nResults: {{'training results': {{'config': {{'k': {}}}, 'final_info': {{'final_loss': {}}}}}}}\n"
+    results = "{{'training results': {{'config': {{'k': {}}}, 'final_info': {{'final_loss': {}}}}}}}"
+    run = f"## Run {{}}: {{}}\nResults: {results}\n"
     titles = ("Orthogonality penalty, weight 0.5", "Another weight", "Baseline")
     lines = [run.format(n, title, n, n) for n, title in enumerate(titles, 1)]
     for count, baseline, reason in (
