@@ -29,6 +29,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from sae_sweeps.config.aliases import variants_of
@@ -164,10 +165,17 @@ def choices_of(variant: str, words: str) -> dict[str, list[str]]:
     """The overrides of each key of a variant's words: one, or one for each value of a sweep. The last word of a key
     holds."""
     out = {}
-    for word in rewrite(shlex.split(words)):
+    try:
+        parts = rewrite(shlex.split(words))
+    except ValueError:
+        raise ConfigError(f"variants.{variant}: `{words}` has a quotation mark without its second one.") from None
+    for word in parts:
         if "=" not in word:
             raise ConfigError(f"variants.{variant}: `{word}` is not a word of the form key=value.")
-        override = OverridesParser.create().parse_override(word)
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException:
+            raise ConfigError(f"variants.{variant}: `{word}` cannot be read as key=value; quote its value.") from None
         values = (
             override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_element_as_str()]
         )
