@@ -3,11 +3,15 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from shlex import quote
 
 from analysis.commands import audit, dashboard, import_, notes, plots, publish, report, table
-from sae_sweeps.errors import UserError
+from sae_sweeps.errors import DataError, UserError
 
+READ_NOTES = ("audit", "import")
+"""Commands that read a file of run notes as it is."""
 COMMANDS = (table, notes, plots, report, audit, import_, publish, dashboard)
 
 
@@ -31,10 +35,24 @@ def with_values(argv: Sequence[str]) -> list[str]:
     return words
 
 
+def check_no_notes(paths: Iterable[str]) -> None:
+    """Raises DataError for a text file, which `import` has to read before other commands can."""
+    from analysis.reading.import_files import is_import
+
+    for path in map(Path, paths):
+        if path.suffix.lower() in ("", ".txt", ".md") and path.is_file() and not is_import(path):
+            raise DataError(
+                f"{path} is neither a results.json nor a manifest.json; if it holds run notes, read it with "
+                f"`python -m analysis import {quote(str(path))}` and give the file that this writes."
+            )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status, 2 for a mistake, which is printed as one sentence."""
     words = parser().parse_args(with_values(sys.argv[1:] if argv is None else argv))
     try:
+        if words.command not in READ_NOTES:
+            check_no_notes(getattr(words, "paths", ()))
         return words.run(words) or 0
     except UserError as error:
         if words.debug:

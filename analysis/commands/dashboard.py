@@ -18,7 +18,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def run(args: argparse.Namespace) -> None:
     from analysis.wandb.dashboard import KEYS, dump, save, split_project, varied_keys
+    from sae_sweeps.storage.files import check_output
 
+    if args.dump is not None:
+        check_output("--dump", args.dump)
     entity, project = split_project(args.project)
     keys = varied_keys(args.paths) if args.paths else list(KEYS)
     made = save(entity, project, keys) if args.dump is None else dump(entity, project, keys, args.dump)

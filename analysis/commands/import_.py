@@ -23,7 +23,10 @@ def run(args: argparse.Namespace) -> None:
     from analysis.reading.import_files import write_import
     from analysis.reading.sources import read_sources
     from sae_sweeps.errors import ConfigError
+    from sae_sweeps.storage.files import check_output
 
+    if args.output is not None:
+        check_output("-o", args.output, "import.json" if args.output.endswith(".json") else None)
     found = read_sources(args.files)
     if args.output is not None and args.output.endswith(".json") and len(found) > 1:
         raise ConfigError(f"-o {args.output}: there are {len(found)} imports and one file; give a folder.")

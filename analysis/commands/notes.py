@@ -24,8 +24,10 @@ def run(args: argparse.Namespace) -> None:
     from analysis.auditing.audit import varied_by
     from analysis.output.notes import notes
     from analysis.reading.records import records
-    from sae_sweeps.storage.files import write_text
+    from sae_sweeps.storage.files import check_output, write_text
 
+    if args.output is not None:
+        check_output("-o", args.output, "notes.txt")
     full = records(args.paths)
     text = notes(full, args.baseline, tuple(varied_by(args.paths)))
     if args.output is None:

@@ -31,7 +31,9 @@ def run(args: argparse.Namespace) -> int:
     if not args.output:
         raise ConfigError("plots: no folder is given for the figures; give one with -o DIR.")
     from analysis.plots.draw import draw
+    from sae_sweeps.storage.files import check_output
 
+    check_output("-o", args.output)
     only = [name for name in args.only.split(",") if name] if args.only is not None else None
     files = draw(args.paths, args.output, only)
     print(f"{len(files)} files in {args.output}" if files else "nothing to draw")

@@ -26,11 +26,11 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def run(args: argparse.Namespace) -> None:
     from analysis.report.page import SECTIONS, write_report
+    from sae_sweeps.storage.files import check_output
 
     if args.runs is not None and args.runs < 0:
         raise ConfigError(f"--runs {args.runs}: write how many runs get a section, 0 or more.")
-    if args.output.is_dir():
-        raise ConfigError(f"-o {args.output}: that is a folder; name a file, such as report.html.")
+    check_output("-o", args.output, "report.html")
     figures = None
     if args.figures is not None:
         figures = [name.strip() for name in args.figures.split(",") if name.strip() and name.strip() != "none"]

@@ -54,8 +54,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def run(args: argparse.Namespace) -> None:
     from analysis.output.formats import format_of, render
-    from sae_sweeps.storage.files import write_text
+    from sae_sweeps.storage.files import check_output, write_text
 
+    if args.output is not None:
+        check_output("-o", args.output, "table.md")
     if args.aggregate is not None and not listed(args.aggregate):
         raise ConfigError("--aggregate names no key; name one, such as seed.")
     format = args.format or ("text" if args.output is None else format_of(args.output))

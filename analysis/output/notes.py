@@ -192,16 +192,19 @@ def add_findings(runs: Sequence[Noted], full: "pd.DataFrame", varied: tuple[str,
 def baselines_of(runs: Sequence[Noted], word: str | None) -> tuple[list[Noted], str]:
     """The baselines, the one from which all runs differ in the fewest keys first, and how they were chosen.
 
-    They are the run that `word` names; or those tagged `baseline`; or those without a penalty, of them those whose
-    title has the word baseline if there are any; or the first run with results. Where that is every run, only the first
+    They are the run that `word` names; or those tagged `baseline`; or those without a penalty or, where none is
+    recorded, with the word baseline in their title, of them those with that word if there are any; or the first run
+    with results. Where that is every run, only the first
     is one. Every other run gets the baseline from which it differs in the fewest keys.
     """
     found, reason = named(runs, word), "as requested"
     if not found:
         found, reason = [run for run in runs if '"baseline"' in str(run.run.config.get("tags"))], "tagged baseline"
     if not found:
-        found, reason = [r for r in runs if r.run.config.get("penalty") in ("none", None)], "without a penalty"
-        found = [run for run in found if re.search(r"\bbaseline\b", run.run.title, re.I)] or found
+        titled = [run for run in runs if re.search(r"\bbaseline\b", run.run.title, re.I)]
+        plain = [run for run in runs if run.run.config.get("penalty") == "none"]
+        found = [run for run in titled if run.run.config.get("penalty") in ("none", None)] or plain
+        reason = "without a penalty" if all(run in plain for run in found) else "a baseline by its title"
     if not found and len(runs) > 1:
         found, reason = [run for run in runs if run.run.measured][:1], "the first with results"
     keys = [key for key in differing(runs) if key.partition(".")[0] not in NOT_VARIED]
@@ -330,12 +333,13 @@ def sae_description(config: dict[str, Any]) -> str:
 
 
 def penalty_description(config: dict[str, Any]) -> str:
-    """`with penalty NAME (weight X, schedule Y)`, or `without a penalty`."""
-    penalty = config.get("penalty", "none")
+    """`with penalty NAME (weight X, schedule Y)`, `without a penalty`, or `penalty not recorded`."""
+    penalty = config.get("penalty")
     if penalty == "none":
         return "without a penalty"
     settings = [f"{name} {config[key]}" for key, name in PENALTY_WORDS.items() if config.get(key) is not None]
-    return f"with penalty {penalty}" + (f" ({', '.join(settings)})" if settings else "")
+    text = "penalty not recorded" if penalty is None else f"with penalty {penalty}"
+    return text + (f" ({', '.join(settings)})" if settings else "")
 
 
 # One run -------------------------------------------------------------------------------------------------------------

@@ -62,9 +62,12 @@ def _add_schedule(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _schedule(words: argparse.Namespace) -> None:
     from sae_sweeps.cli.compose import compose_points
+    from sae_sweeps.storage.files import check_output
     from sae_sweeps.sweeps.curves import draw, write
     from sae_sweeps.sweeps.plan import make_plan
 
+    if words.output is not None:
+        check_output("-o", words.output, "curves.csv")
     plan = make_plan(compose_points(words.words))
     print(draw(plan.runs))
     for warning in plan.warnings:

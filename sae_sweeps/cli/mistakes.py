@@ -25,7 +25,7 @@ def guarded(command: Callable[[], int], debug: bool) -> int:
         from sae_sweeps.config.mistakes import sentence
         from sae_sweeps.config.plugins import blamed, suspected
 
-        if isinstance(error, UserError) or type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):
+        if isinstance(error, UserError) or type(error).__module__.partition(".")[0] in ("hydra", "omegaconf", "yaml"):
             message = sentence(error)
         elif (outside := blamed(error) or suspected(error)) is not None:
             message = f"{outside}; --debug shows the traceback."

@@ -12,7 +12,7 @@ import difflib
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,16 @@ class Local:
     values: dict[str, Any]
     """Dotted key -> value."""
     left_out: list[str]
-    """Its words that have no effect: the command has its own, or chooses a logger or cluster without such a key."""
+    """Its words that have no effect: the command has its own, or the logger or cluster in use has no such key."""
+    reasons: list[str] = field(default_factory=list)
+    """Why, and the line that mends it, where neither the command nor this file chooses that logger or cluster."""
 
     def words(self) -> list[str]:
         return [f"{key}={_word(value)}" for key, value in (self.choices | self.values).items()]
 
     def sentence(self) -> str:
         left_out = f"; left out here: {' '.join(self.left_out)}" if self.left_out else ""
-        return f"{_shown(self.path)} sets {' '.join(self.words()) or 'nothing'}{left_out}"
+        return "; ".join([f"{_shown(self.path)} sets {' '.join(self.words()) or 'nothing'}{left_out}", *self.reasons])
 
     def make_choice(self) -> None:
         """Make the choice that the defaults list names."""
@@ -143,10 +145,17 @@ def _without_others(local: Local, words: list[str]) -> Local:
     given = dict(word.split("=", 1) for word in canonical_words(words) if "=" in word)
     for group in GROUPS:
         name = given.get(group, local.choices.get(group) or _of_preset(group, given.get("experiment")))
+        unused = set()
         for key in [key for key in local.values if key.startswith(f"{group}.")]:
             unknown = plugins.choice_file(group, name) is None  # several, or one that Hydra refuses
-            if key in given or unknown or name == "none" or key.partition(".")[2] not in _keys(group, name):
+            leaf = key.partition(".")[2]
+            if key in given or unknown or name == "none" or leaf not in _keys(group, name):
                 local.left_out.append(f"{key}={_word(local.values.pop(key))}")
+                unused |= set() if key in given or unknown else {leaf}
+        if unused and group not in given and group not in local.choices:
+            users = [choice for choice in plugins.choices(group) if choice != "none" and unused <= _keys(group, choice)]
+            lines = " or ".join(f"`{group}: {choice}`" for choice in users) or f"`{group}: NAME`"
+            local.reasons.append(f"{group}={name} is in use, which has no {', '.join(sorted(unused))}: add {lines}")
         if group in local.choices and given.get(group, local.choices[group]) != local.choices[group]:
             local.left_out.insert(0, f"{group}={local.choices.pop(group)}")
     return local

@@ -40,6 +40,12 @@ def sentence(error: Exception) -> str:
                 else "--info searchpath lists where Hydra looks."
             )
             return f"{group}={value}: no such choice; {mend}"
+    if found := re.search(r"^In 'experiment/([^']+)':.*?raised while composing", text):
+        if wrong := in_experiment(text):
+            return f"experiment={found[1]}: {wrong}"
+    found = re.search(r"full_key: ((?:variants|arms|study|shared)\.\S.*?)\s*(?:\n|$)", text)
+    if found and "nterpolation" in text:
+        return f"{found[1]}: {text.splitlines()[0]}; mend the file of conf/experiment that has it."
     if found := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(found[1].split("@")[0], text)
     if found := re.search(r"Value '(.*)' (?:\(?of type '\w+'\)? could not be converted to|is not a valid) (\w+)", text):
@@ -59,6 +65,17 @@ def sentence(error: Exception) -> str:
     if found := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'", text, re.DOTALL):
         return f"{found[1]}: several values make a sweep; add -m."
     return " ".join(text.split())
+
+
+def in_experiment(text: str) -> str | None:
+    """What is wrong with a file of conf/experiment that Hydra refuses to merge, and the mend; None for other errors."""
+    if "Key 'experiment' not in" in text:
+        return "its file lacks `# @package _global_`; write that as the first line."
+    if found := re.search(rf"Cannot assign \w+ to Dict.*?full_key: ({'|'.join(OF_EXPERIMENTS)})\b", text, re.DOTALL):
+        return f"its file's {found[1]} must be indented lines of NAME: WORDS."
+    if "Cannot merge DictConfig with ListConfig" in text:
+        return "its file has a list where indented lines of NAME: WORDS belong, as below `variants:`."
+    return None
 
 
 def unknown_key(key: str, text: str) -> str:

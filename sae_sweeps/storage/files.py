@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps.errors import DamagedFile, DataError, UserError
+from sae_sweeps.errors import ConfigError, DamagedFile, DataError, UserError
 
 FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 
@@ -21,6 +21,22 @@ class DiskFull(UserError):
 
 class MissingFile(DataError):
     """There is no file at the path."""
+
+
+def check_output(option: str, path: str | Path, example: str | None = None) -> None:
+    """Check that a command can write to a path, a file such as `example`, or without one a folder.
+
+    Raises ConfigError where a folder is at the file's path, a file at the folder's or above, or writing is not allowed.
+    """
+    path = Path(path)
+    if example is not None and path.is_dir():
+        raise ConfigError(f"{option} {path}: that is a folder; name a file, such as {example}.")
+    folder = path if example is None else path.parent
+    above = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not above.is_dir():
+        raise ConfigError(f"{option} {path}: {above} is not a folder; give another path.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ConfigError(f"{option} {path}: nothing may be written in {above}; give another path.")
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

@@ -8,7 +8,7 @@
         name: progressive, k 40
         words: architecture=topk penalty=ortho lr=2e-4
         recorded: k=40 num_tokens=999424
-        description: 488 steps, a fifth of the baseline's.
+        description: In the record 488 steps, a fifth of the baseline's.
 
 Every point of the command is run in every variant. `study` holds for all of them on the model it names, where neither
 the command nor the variant gives the key. A key on the command line wins over a variant of words alone. Those of a
@@ -29,6 +29,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from sae_sweeps.config.aliases import variants_of
@@ -156,7 +157,7 @@ def variant_of(name: str, node: Any, own: bool) -> Variant:
         choices_of(name, words),
         pinned=True,
         tags=tags,
-        description=" ".join([*str(parts.get("description") or "").split(), *([SCALED] if tags == ["scaled"] else [])]),
+        description=" ".join([*str(parts.get("description") or "").split(), *([SCALED] if tags and not own else [])]),
     )
 
 
@@ -164,10 +165,17 @@ def choices_of(variant: str, words: str) -> dict[str, list[str]]:
     """The overrides of each key of a variant's words: one, or one for each value of a sweep. The last word of a key
     holds."""
     out = {}
-    for word in rewrite(shlex.split(words)):
+    try:
+        parts = rewrite(shlex.split(words))
+    except ValueError:
+        raise ConfigError(f"variants.{variant}: `{words}` has a quotation mark without its second one.") from None
+    for word in parts:
         if "=" not in word:
             raise ConfigError(f"variants.{variant}: `{word}` is not a word of the form key=value.")
-        override = OverridesParser.create().parse_override(word)
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException:
+            raise ConfigError(f"variants.{variant}: `{word}` cannot be read as key=value; quote its value.") from None
         values = (
             override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_element_as_str()]
         )

@@ -68,13 +68,25 @@ def test_command_over_file_over_preset(write, tmp_path):
     [
         ("logger: {name: wandb, entity: lab}", "", "sets logger=wandb logger.entity=lab"),
         ("wandb_entity: lab", "logger=wandb", "sets logger.entity=lab"),
-        ("wandb_entity: lab", "", "sets nothing; left out here: logger.entity=lab"),
+        (
+            "wandb_entity: lab",
+            "",
+            "sets nothing; left out here: logger.entity=lab; logger=none is in use, which has no entity: "
+            "add `logger: wandb`",
+        ),
+        ("logger: {mode: offline}", "", "; logger=none is in use, which has no mode: add `logger: wandb`"),
+        ("logger.mode: offline", "logger=none", "sets nothing; left out here: logger.mode=offline"),
         ("logger: wandb", "logger=wandb", "sets logger=wandb"),
         ("logger: wandb", "-m logger=none,wandb", "sets nothing; left out here: logger=wandb"),
         (SLURM, "cluster=inline", "sets nothing; left out here: cluster=slurm cluster.partition=gpu"),
         (SLURM, "cluster.partition=cpu", "sets cluster=slurm; left out here: cluster.partition=gpu"),
         (SLURM, "cluster=slurm_node", "sets cluster.partition=gpu; left out here: cluster=slurm"),
-        ("cluster.gpus: 0\ncluster.exclusive: true", "", "left out here: cluster.gpus=0 cluster.exclusive=true"),
+        (
+            "cluster.gpus: 0\ncluster.exclusive: true",
+            "",
+            "left out here: cluster.gpus=0 cluster.exclusive=true; cluster=inline is in use, which has no "
+            "exclusive, gpus: add `cluster: slurm` or `cluster: slurm_node`",
+        ),
     ],
 )
 def test_a_launch_prints_what_it_set(write, text, words, sentence):

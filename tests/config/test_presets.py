@@ -11,7 +11,7 @@ from sae_sweeps.activations import language_model
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.sweeps.plan import describe
-from sae_sweeps.sweeps.variants import variant_of
+from sae_sweeps.sweeps.variants import SCALED, variant_of
 
 STUDIES = {
     "selective_orthogonality": "gemma-2-2b",
@@ -342,3 +342,17 @@ def test_a_local_copy_of_the_model_is_the_studys_own_by_its_name(folder, words, 
     (tmp_path / folder).mkdir()
     (found,) = points("experiment=contrastive", f"model={tmp_path / folder}", "only=Run 0", *words)
     assert found.variant == f"Run 0, {kind}: baseline"
+
+
+def test_descriptions_hold_at_every_budget():
+    """A size that only the study's own model has is in a sentence about the record; a scaled run has SCALED beside."""
+    size = re.compile(r"\bk (is |still )?\d|\d steps|\d M tokens|batch(es)? of \d|layer \d|d_sae \d")
+    for study in RECORDED:
+        node = OmegaConf.load(config_dir() / "experiment" / f"{study}.yaml")
+        OmegaConf.resolve(node)
+        for name, words in node.variants.items():
+            scaled = variant_of(name, words, own=False)
+            assert scaled.description.endswith(SCALED) == bool(scaled.tags), (study, name)
+            for sentence in re.split(r"(?<=[a-z\d)]\.) ", scaled.description):
+                assert not size.search(sentence) or re.search("record|study's own model", sentence), (study, sentence)
+        assert SCALED not in " ".join(variant.description for variant in variants(study))

@@ -58,6 +58,7 @@ def test_a_figure(tmp_path, ending, capsys):
     [
         (["penalty=nonsense"], "penalty=nonsense: no such choice"),
         (["lambda2_max=0.5"], "lambda2_max=0.5: no run of this command uses it"),
+        (["-o", "."], "-o .: that is a folder; name a file, such as curves.csv."),
         (["-o", "x.txt"], "-o x.txt: the ending decides the format"),
         (["+k=3"], "keys cannot be added"),
         (["schedule.warmup=0", "penalty=ortho", "schedule=linear"], "schedule.warmup=0.0: must be above 0"),

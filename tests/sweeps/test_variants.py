@@ -4,6 +4,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from sae_sweeps.cli.compose import register
+from sae_sweeps.cli.main import main
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.words import rewrite
 from sae_sweeps.errors import ConfigError
@@ -167,3 +168,27 @@ def test_an_experiment_runs_every_variant(tmp_path):
     out = run("-m", "experiment=demo", *small, f"outputs={tmp_path}").stdout
     assert len(run_folders(tmp_path)) == 3 and "lambda2_max=0.5" in out
     assert "report" not in out and not list(tmp_path.glob("sweeps/*/report.html")), "report=false"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("variants: []", "experiment=mine: its file has a list where indented lines of NAME: WORDS belong"),
+        ("variants: penalty=none", "experiment=mine: its file's variants must be indented lines of NAME: WORDS."),
+        ("study: builtin", "experiment=mine: its file's study must be indented lines of NAME: WORDS."),
+        ("variants: {x y: 'k=${share:a,b}'}", "variants.x y: "),
+        ("variants: {x: 'k=${shared.nope}'}", "variants.x: Interpolation key 'shared.nope' not found; mend the file"),
+        ("variants: {x: 'k=a( penalty=none'}", "variants.x: `k=a(` cannot be read as key=value"),
+        ("variants:\n  x: k='8", "variants.x: `k='8` has a quotation mark without its second one"),
+        ("variants: {x: 'k='8'}", "while parsing a flow mapping"),
+        (None, "experiment=mine: its file lacks `# @package _global_`; write that as the first line."),
+    ],
+)
+def test_a_mistake_in_a_file_of_variants_is_one_sentence(tmp_path, monkeypatch, capsys, text, message):
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    file = tmp_path / "conf" / "experiment" / "mine.yaml"
+    file.write_text("variants: {x: k=4}" if text is None else f"# @package _global_\n{text}\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["launch", "experiment=mine", "model=synthetic", "--dry-run"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {message}") and printed.count("\n") == 1

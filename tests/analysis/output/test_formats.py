@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from analysis.__main__ import main
 from analysis.output.formats import ENDINGS, FORMATS, format_of, render
 from analysis.output.html import TABLE_CSS, TABLE_JS, html_page, html_table
 from analysis.tables.compare import table
@@ -189,3 +190,26 @@ def test_the_format_of_a_file():
         format_of("x.pdf")
     with pytest.raises(ConfigError, match="no ending names no format"):
         format_of("x")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("notes reference -o {}", "that is a folder; name a file, such as notes.txt"),
+        ("table reference -o {} --format csv", "that is a folder; name a file, such as table.md"),
+        ("report reference -o {}", "that is a folder; name a file, such as report.html"),
+        ("import nowhere.txt -o {}/folder.json", "that is a folder; name a file, such as import.json"),
+        ("notes {}/file", "file is neither a results.json nor a manifest.json; if it holds run notes, read it"),
+        ("table {}/notes.txt", "notes.txt` and give the file that this writes"),
+        ("notes reference -o {}/file/notes.txt", "file is not a folder; give another path"),
+        ("import nowhere.txt -o {}/file", "file is not a folder"),
+        ("plots reference -o {}/file/figures", "file is not a folder"),
+        ("dashboard a/b --dump {}/file", "file is not a folder"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_one_sentence(tmp_path, words, sentence, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "notes.txt").write_text("## Run 1: x")
+    (tmp_path / "folder.json").mkdir()
+    assert main(words.format(tmp_path).split()) == 2
+    assert sentence in capsys.readouterr().err

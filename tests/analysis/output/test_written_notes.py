@@ -358,3 +358,19 @@ def test_notes_of_imports_are_of_their_studies(tmp_path):
     again = notes(records([imported(text, tmp_path)]))
     assert again == text
     assert len(table([tmp_path / "n.json"]).frame) == 4
+
+
+def test_a_penalty_that_is_not_recorded_is_not_taken_for_none(tmp_path):
+    results = "{{'training results': {{'config': {{'k': {}}}, 'final_info': {{'final_loss': {}}}}}}}"
+    run = f"## Run {{}}: {{}}\nResults: {results}\n"
+    titles = ("Orthogonality penalty, weight 0.5", "Another weight", "Baseline")
+    lines = [run.format(n, title, n, n) for n, title in enumerate(titles, 1)]
+    for count, baseline, reason in (
+        (1, None, None),
+        (2, "Run 1: Baseline: Orthogonality", "the first with results"),
+        (3, "Run 3: Baseline", "a baseline by its title"),
+    ):
+        text = " ".join(notes(records([imported("# Title: x\n" + "\n".join(lines[:count]), tmp_path)])).split())
+        assert "without a penalty" not in text and text.count("penalty not recorded") == count
+        assert [baseline is not None, reason is not None] == [f"## {baseline}" in text, f", {reason}." in text]
+        assert ("aseline: Orth" in text) == (count == 2)
