@@ -2,6 +2,7 @@
 
 import atexit
 import json.decoder
+import logging
 import os
 import shutil
 import tempfile
@@ -62,6 +63,18 @@ def save_language_model(model, folder: Path, add_bos: bool = False) -> Path:
 def _sizes(**more):
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
     return sizes | {"intermediate_size": 64, "max_position_embeddings": 64} | more
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """Hydra's main sets up logging to the stderr of its test, which is closed in those that follow."""
+    root = logging.getLogger()
+    level, before = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    for handler in [handler for handler in root.handlers if handler not in before]:
+        if type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -151,6 +151,7 @@ def studies():
         def refused(*_, **__):
             raise AssertionError("a dry run loads no model and needs no network")
 
+        patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setattr(socket.socket, "connect", refused)
         patch.setattr(language_model, "load_language_model", refused)
         return {
