@@ -3,4 +3,4 @@
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ["SAE_SWEEPS_LOCAL"] = "none"  # conf/local.yaml of whoever measures
+os.environ["SAE_SWEEPS_LOCAL"] = "none"  # measurements do not depend on a user's conf/local.yaml

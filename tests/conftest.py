@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-os.environ["SAE_SWEEPS_LOCAL"] = "none"  # conf/local.yaml of whoever runs the tests
+os.environ["SAE_SWEEPS_LOCAL"] = "none"  # tests do not depend on a user's conf/local.yaml
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # no hub but a local stand-in, and no cache but the tests' own
 os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="hub-")

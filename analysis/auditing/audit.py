@@ -1,7 +1,7 @@
 """What makes a comparison unsound: every rule of `auditing/rules`, applied to any number of runs at once.
 
-Runs of this project are one comparison; each imported study is one of its own, since nobody compares their runs one by
-one. Rules that are registered as `across` see the runs of all of them.
+Runs of this project are one comparison; each imported study is one of its own, since runs of different
+studies are not comparable. Rules that are registered as `across` see the runs of all of them.
 """
 
 from collections.abc import Iterable

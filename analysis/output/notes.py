@@ -210,10 +210,10 @@ def baselines_of(runs: Sequence[Noted], word: str | None) -> tuple[list[Noted], 
     keys = [key for key in differing(runs) if key.partition(".")[0] not in NOT_VARIED]
     values = {id(run): [run.value(key) for key in keys] for run in runs}
 
-    def apart(run: Noted, base: Noted) -> int:
+    def n_differences(run: Noted, base: Noted) -> int:
         return sum(a != b for a, b in zip(values[id(run)], values[id(base)], strict=True))
 
-    totals = {id(base): sum(apart(run, base) for run in runs) for base in found}
+    totals = {id(base): sum(n_differences(run, base) for run in runs) for base in found}
     first = min(found, key=lambda base: totals[id(base)], default=None)
     found = [base for base in found if base is first] if len(found) == len(runs) else found
     reason += ", from which the others differ in the fewest keys" if len(found) > 1 else ""
@@ -221,7 +221,7 @@ def baselines_of(runs: Sequence[Noted], word: str | None) -> tuple[list[Noted], 
     found.sort(key=lambda base: (base is not first, by_number(base)))
     for run in runs:
         run.is_baseline = run in found
-        run.baseline = None if run.is_baseline else min(found, key=lambda base: apart(run, base), default=None)
+        run.baseline = None if run.is_baseline else min(found, key=lambda base: n_differences(run, base), default=None)
     return found, reason
 
 
@@ -284,8 +284,8 @@ def composed_title(runs: Sequence[Noted]) -> str:
 
 def composed_experiment(runs: Sequence[Noted], reason: str) -> str:
     """What all runs share, what was varied, and the baseline, as numbered points on one line."""
-    apart = differing(runs)
-    points = [sae_description({key: value for key, value in runs[0].run.config.items() if key not in apart})]
+    differing_keys = differing(runs)
+    points = [sae_description({key: value for key, value in runs[0].run.config.items() if key not in differing_keys})]
     varied = [f"{key} ({values})" for key, values in varied_words(runs)]
     if varied:
         more = f" and {len(varied) - VALUES} more keys" if len(varied) > VALUES else ""

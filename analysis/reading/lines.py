@@ -37,7 +37,7 @@ def read_lines(text: str) -> list[Line]:
             if not EDIT_ENDS.match(line):
                 line, voice = line[quoted.end() :], TOOL if chat else OWN
         if chat and voice != before:
-            fence, edit = "", False  # whoever speaks next closes it
+            fence, edit = "", False  # the next speaker's line closes it
         before = voice
         if mark := FENCE.match(line):
             if fence:

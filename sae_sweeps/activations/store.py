@@ -72,7 +72,7 @@ class Rows(Protocol):
 
 
 class ActivationStore(Protocol):
-    """Activations as `open_activations` returns them.
+    """Activations as `open_layers` returns them.
 
     Attributes:
         mode: memory, disk or stream.
@@ -94,40 +94,6 @@ class ActivationStore(Protocol):
         ...
 
 
-def open_activations(
-    model: ModelConfig,
-    layer: LayerConfig,
-    data: DataConfig,
-    activations: ActivationsConfig,
-    num_tokens: int,
-    folder: Path,
-    device: torch.device | str,
-    *,
-    split: str = "train",
-    key: dict[str, Any],
-    lm: LanguageModel | None = None,
-    progress: Progress | None = None,
-) -> ActivationStore:
-    """The first `num_tokens` tokens that train the SAE, in stream order, harvested unless that was done before.
-
-    Args:
-        folder: where artifacts live, one sub-folder each.
-        key: everything that determines the content, JSON-able; `split` and the format's version are added.
-        lm: the language model; loaded if it is needed and not given.
-
-    Raises:
-        ConfigError, DataError, NoNetwork: a setting is wrong, or the model or the text cannot be read.
-        DiskFull: the partly written artifact was removed.
-        DamagedFile: an artifact on disk is not what was written.
-    """
-    (store,) = open_layers(
-        model, [(layer, key)], data, activations, num_tokens, folder, device, split=split, lm=lm, progress=progress
-    )
-    if isinstance(store, Exception):
-        raise store
-    return store
-
-
 def open_layers(
     model: ModelConfig,
     layers: Sequence[tuple[LayerConfig, dict[str, Any]]],
@@ -141,10 +107,22 @@ def open_layers(
     lm: LanguageModel | None = None,
     progress: Progress | None = None,
 ) -> list[ActivationStore | Exception]:
-    """What `open_activations` gives for each of the layers with its key, or the error that concerns it alone.
+    """For each layer the first `num_tokens` tokens that train the SAE, in stream order, or the error that concerns it
+    alone.
 
     Layers that were not harvested before are harvested in one pass of the language model, and each is the artifact that
-    it is alone. Their streams share one window. Raises what concerns several of them.
+    it is alone. Their streams share one window.
+
+    Args:
+        layers: each with its key, everything that determines the content, JSON-able; `split` and the format's version
+            are added.
+        folder: where artifacts are kept, one sub-folder each.
+        lm: the language model; loaded if it is needed and not given.
+
+    Raises:
+        ConfigError, DataError, NoNetwork: a setting is wrong, or the model or the text cannot be read.
+        DiskFull: the partly written artifact was removed.
+        DamagedFile: an artifact on disk is not what was written.
     """
     if num_tokens < 1:
         raise ConfigError(f"num_tokens={num_tokens} gives nothing to train on; choose at least 1.")

@@ -29,7 +29,7 @@ def with_short_hook(layer: LayerConfig) -> LayerConfig:
     return LayerConfig(hook if "." in hook else hook.removeprefix("hook_"), index, layer.d_in)
 
 
-def name_of_hook(word: str) -> bool:
+def is_hook_name(word: str) -> bool:
     """Whether `layer=WORD` is a hook's name, and no choice of the group and no number."""
     return word.strip() in ("resid_pre", "resid_mid") or "hook_" in word
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from sae_sweeps.config import plugins
 from sae_sweeps.config.aliases import canonical_words
 from sae_sweeps.config.data import ENDINGS
-from sae_sweeps.config.hooks import name_of_hook
+from sae_sweeps.config.hooks import is_hook_name
 from sae_sweeps.config.mistakes import OF_EXPERIMENTS, of_experiments
 from sae_sweeps.config.penalties import combined_node
 from sae_sweeps.errors import ConfigError
@@ -48,7 +48,7 @@ def rewrite(words: list[str]) -> list[str]:
             raise ConfigError(
                 f"{word}: no such key; conf/local.yaml is read without a word, SAE_SWEEPS_LOCAL=none ignores it."
             )
-        elif key == "layer" and any(name_of_hook(part) for part in value.split(",")):
+        elif key == "layer" and any(is_hook_name(part) for part in value.split(",")):
             out.append(f"layer.hook={value}")
         elif key in (*plugins.GROUPS, "model") and equals:
             out.append(f"{key}={','.join(_choice(key, part) for part in _parts(value))}")

@@ -11,7 +11,7 @@ TIMEOUT_S = 5.0
 COMMIT = re.compile(r"[0-9a-f]{40}")
 OUT_OF_REACH = "the hub is out of reach"
 
-_asked: dict[tuple[str | None, ...], tuple[str | None, str]] = {}
+_answers: dict[tuple[str | None, ...], tuple[str | None, str]] = {}
 """The hub's answers in this process: all runs of a command are at one commit, and a slow hub is asked once."""
 
 
@@ -36,7 +36,7 @@ def hub_is_reachable(timeout: float = TIMEOUT_S) -> bool:
 def commit_of(kind: str, name: str, revision: str | None) -> tuple[str | None, str]:
     """The commit of a repository's branch, tag or commit, or None and why it is not known.
 
-    The cache's own record comes first, so that a launch uses what was downloaded; without one the hub is asked.
+    The cache's own record comes first, so that a launch uses what was downloaded; without one the hub is queried.
 
     Args:
         kind: model or dataset.
@@ -70,14 +70,14 @@ def _cache_of(kind: str, name: str) -> Path:
 def _ask(kind: str, name: str, revision: str) -> tuple[str | None, str]:
     """The hub's answer, or the one that it gave before; once it was out of reach it is not tried again."""
     hub = (os.environ.get("HF_ENDPOINT"), os.environ.get("HF_HUB_OFFLINE"))
-    if (*hub, OUT_OF_REACH) in _asked:
+    if (*hub, OUT_OF_REACH) in _answers:
         return None, OUT_OF_REACH
     key = (*hub, kind, name, revision)
-    if key not in _asked:
-        _asked[key] = _request(hub[0], kind, name, revision)
-        if _asked[key] == (None, OUT_OF_REACH):
-            _asked[*hub, OUT_OF_REACH] = _asked[key]
-    return _asked[key]
+    if key not in _answers:
+        _answers[key] = _request(hub[0], kind, name, revision)
+        if _answers[key] == (None, OUT_OF_REACH):
+            _answers[*hub, OUT_OF_REACH] = _answers[key]
+    return _answers[key]
 
 
 def _request(endpoint: str | None, kind: str, name: str, revision: str) -> tuple[str | None, str]:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from opening import open_activations
 
 from sae_sweeps.activations.language_model import load_language_model
 from sae_sweeps.activations.roles import FORGET, RETAIN
 from sae_sweeps.activations.sampler import Sampler
-from sae_sweeps.activations.store import open_activations
 from sae_sweeps.activations.text import documents, roles
 from sae_sweeps.builtin.text.topics import LABELS, topic_of
 from sae_sweeps.config.schema import ActivationsConfig, DataConfig, LayerConfig, ModelConfig

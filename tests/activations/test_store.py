@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from opening import open_activations
 
 from sae_sweeps.activations import store as module
 from sae_sweeps.activations.language_model import LanguageModel, load_language_model
 from sae_sweeps.activations.sampler import Sampler
-from sae_sweeps.activations.store import open_activations, open_layers
+from sae_sweeps.activations.store import open_layers
 from sae_sweeps.config.schema import ActivationsConfig, DataConfig, LayerConfig, ModelConfig, SyntheticConfig
 from sae_sweeps.errors import ConfigError, DamagedFile, DataError
 from sae_sweeps.storage.files import DiskFull

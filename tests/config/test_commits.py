@@ -25,7 +25,7 @@ def cache(tmp_path, monkeypatch):
     """An empty cache, a hub that nobody may ask, and no answer of another test."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(hub, "_asked", {})
+    monkeypatch.setattr(hub, "_answers", {})
     return tmp_path / "hub"
 
 

@@ -83,7 +83,7 @@ def test_wandb_offline_changes_no_number_and_leaves_its_files(text, tiny_gpt_neo
 def test_no_network_is_one_sentence_that_says_what_to_do(tmp_path, text):
     done = run("model=pythia-70m", f"data={text}", *SMALL, f"outputs={tmp_path}", expect=2)
     assert "model=DIR" in done.stderr and "EleutherAI/pythia-70m" in done.stderr and done.stderr.count("\n") == 1
-    commit = f"model.revision={'c' * 40}"  # known to whoever gives it, and not to this machine
+    commit = f"model.revision={'c' * 40}"  # given by the user and unknown to this machine
     done = run("model=pythia-70m", commit, f"data={text}", *SMALL, f"outputs={tmp_path}", expect=1)
     assert "model=DIR" in done.stdout and "EleutherAI/pythia-70m" in done.stdout and "Traceback" not in done.stdout
     done = run("model=hub", "model.path=no-such/model", f"data={text}", *SMALL, f"outputs={tmp_path}", expect=2)

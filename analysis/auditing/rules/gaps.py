@@ -7,7 +7,7 @@ from typing import Any
 
 from analysis.auditing.comparison import Comparison
 from analysis.auditing.finding import joined, run_names
-from analysis.auditing.rules.rule import Found, Rules, by_sentence
+from analysis.auditing.rules.rule import Found, Rules, by_run, by_sentence
 from analysis.auditing.run import Run, number
 from sae_sweeps.storage.budget import listed
 
@@ -26,7 +26,7 @@ def alone(comparison: Comparison) -> Found:
     "run-missing",
     "warning",
     "The numbers of an imported study's runs have a gap.",
-    "find its results, or say why it has none",
+    "find its results, or record why it has none",
 )
 def missing_run(comparison: Comparison) -> Found:
     places = {run.place for run in comparison.runs if run.place is not None}
@@ -39,18 +39,17 @@ def missing_run(comparison: Comparison) -> Found:
     "unrecorded",
     "warning",
     "Steps or final loss of an imported run are not recorded.",
-    "find the logs, or train again: without them nobody can tell how far training went",
+    "find the logs, or train again: without them it is unknown how far training went",
 )
 def unrecorded(comparison: Comparison) -> Found:
-    found: dict[str, list[Run]] = {}
-    for run in comparison.runs:
-        if run.study and run.measured and run.steps != 0:
-            missing = ["steps"] * (run.steps is None) + ["final loss"] * (
-                "final_loss" not in run.metrics and not run.diverged
-            )
-            if missing:
-                found.setdefault(f"no {' and no '.join(missing)} recorded.", []).append(run)
-    yield from found.items()
+    trained = (run for run in comparison.runs if run.study and run.measured and run.steps != 0)
+    return by_run(trained, missing_of_training)
+
+
+def missing_of_training(run: Run) -> str | None:
+    missing = ["steps"] * (run.steps is None)
+    missing += ["final loss"] * ("final_loss" not in run.metrics and not run.diverged)
+    return f"no {' and no '.join(missing)} recorded." if missing else None
 
 
 @RULES.add(

@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 
 from analysis.auditing.comparison import Comparison
-from analysis.auditing.rules.rule import Found, Rules, by_sentence
+from analysis.auditing.rules.rule import Found, Rules, by_run, by_sentence
 from analysis.auditing.run import Run, number
 
 RULES = Rules()
@@ -49,15 +49,15 @@ def one_step(comparison: Comparison) -> Found:
     "train it again: it is no baseline",
 )
 def dead(comparison: Comparison) -> Found:
-    found: dict[str, list[Run]] = {}
-    for run in comparison.measured:
-        probes = [value for name, value in run.metrics.items() if is_probe(name)]
-        signs = ["L0 = 0"] * (run.metrics.get("l0") == 0)
-        signs += ["every probe accuracy exactly 0.5"] * (len(probes) > 1 and set(probes) == {0.5})
-        signs += ["cosine similarity not a number"] * ("cossim" in run.nulls and "mse" in run.metrics)
-        if signs:
-            found.setdefault(f"the SAE is dead: {', '.join(signs)}.", []).append(run)
-    yield from found.items()
+    return by_run(comparison.measured, signs_of_a_dead_sae)
+
+
+def signs_of_a_dead_sae(run: Run) -> str | None:
+    probes = [value for name, value in run.metrics.items() if is_probe(name)]
+    signs = ["L0 = 0"] * (run.metrics.get("l0") == 0)
+    signs += ["every probe accuracy exactly 0.5"] * (len(probes) > 1 and set(probes) == {0.5})
+    signs += ["cosine similarity not a number"] * ("cossim" in run.nulls and "mse" in run.metrics)
+    return f"the SAE is dead: {', '.join(signs)}." if signs else None
 
 
 @lru_cache(maxsize=4096)
@@ -109,15 +109,15 @@ def l0_of(runs: list[Run]) -> str:
     "name the size beside the results",
 )
 def not_overcomplete(comparison: Comparison) -> Found:
-    found: dict[str, list[Run]] = {}
-    for run in comparison.measured:
-        d_sae, d_in = (
-            number(run.config.get("architecture.d_sae")),
-            number(run.config.get("layer.d_in") or run.config.get("model.d_in")),
-        )
-        if d_sae is not None and d_in is not None and d_sae <= d_in:
-            found.setdefault(f"d_sae = {d_sae:,.0f} is no larger than d_in = {d_in:,.0f}.", []).append(run)
-    yield from found.items()
+    return by_run(comparison.measured, small_dictionary)
+
+
+def small_dictionary(run: Run) -> str | None:
+    d_sae = number(run.config.get("architecture.d_sae"))
+    d_in = number(run.config.get("layer.d_in") or run.config.get("model.d_in"))
+    if d_sae is None or d_in is None or d_sae > d_in:
+        return None
+    return f"d_sae = {d_sae:,.0f} is no larger than d_in = {d_in:,.0f}."
 
 
 @RULES.add(
@@ -143,18 +143,15 @@ def perfect_score(comparison: Comparison) -> Found:
     "train again with clipping, a lower weight or a lower learning rate, and leave the scores out",
 )
 def diverged(comparison: Comparison) -> Found:
-    found: dict[str, list[Run]] = {}
-    for run in comparison.runs:
-        if not run.diverged:
-            continue
-        others = [name for name in run.metrics if name not in ("tokens", "steps")]
-        if run.source is None:
-            sentence = f"diverged ({run.error or 'no error recorded'}), so there is no result."
-        else:
-            shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-            sentence = f"the loss is not a number{f', so {shown} is not a result' if others else ''}."
-        found.setdefault(sentence, []).append(run)
-    yield from found.items()
+    return by_run((run for run in comparison.runs if run.diverged), end_of_a_diverged_run)
+
+
+def end_of_a_diverged_run(run: Run) -> str:
+    if run.source is None:
+        return f"diverged ({run.error or 'no error recorded'}), so there is no result."
+    others = [name for name in run.metrics if name not in ("tokens", "steps")]
+    shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+    return f"the loss is not a number{f', so {shown} is not a result' if others else ''}."
 
 
 @RULES.add(
@@ -164,13 +161,12 @@ def diverged(comparison: Comparison) -> Found:
     "launch the same command again",
 )
 def unfinished(comparison: Comparison) -> Found:
-    found: dict[str, list[Run]] = {}
-    for run in comparison.runs:
-        if run.state in ENDED_EARLY:
-            at = f" at step {run.step:,} of {run.total_steps:,}" if run.step and run.total_steps else ""
-            sentence = f"{run.state}{at}, so there is no result{f' ({run.error})' if run.error else ''}."
-            found.setdefault(sentence, []).append(run)
-    yield from found.items()
+    return by_run((run for run in comparison.runs if run.state in ENDED_EARLY), end_of_an_unfinished_run)
+
+
+def end_of_an_unfinished_run(run: Run) -> str:
+    at = f" at step {run.step:,} of {run.total_steps:,}" if run.step and run.total_steps else ""
+    return f"{run.state}{at}, so there is no result{f' ({run.error})' if run.error else ''}."
 
 
 @RULES.add(

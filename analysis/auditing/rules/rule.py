@@ -43,3 +43,8 @@ def by_sentence(found: Iterable[tuple[Run, str]]) -> Found:
     for run, sentence in found:
         runs.setdefault(sentence, []).append(run)
     return runs.items()
+
+
+def by_run(runs: Iterable[Run], sentence: Callable[[Run], str | None]) -> Found:
+    """What `sentence` finds in each run, each sentence once, with all its runs."""
+    return by_sentence((run, found) for run in runs if (found := sentence(run)))
