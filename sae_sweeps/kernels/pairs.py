@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -14,6 +15,21 @@ if TYPE_CHECKING:
 
 
 @dataclass
+class Link:
+    """What a later loss term adds, in place, to the weight gradient of an earlier operation on the pairs.
+
+    The term takes an output of the operation as an input, so that its backward pass, which sets `add`, runs first.
+    """
+
+    add: Callable[..., None] | None = None
+
+    def take(self) -> Callable[..., None] | None:
+        """What is to be added in this backward pass."""
+        add, self.add = self.add, None
+        return add
+
+
+@dataclass
 class Pairs:
     start: Tensor
     """The pairs of token b are start[b] .. start[b + 1] - 1 [B + 1], int64."""
@@ -22,6 +38,10 @@ class Pairs:
     n_features: int
     kernels: Kernels
     """Kernels that compute with the pairs."""
+    encoder: Link | None = None
+    """Of `sparse.chosen`, where it was called: add(gradient on W_enc, gradient on b_enc)."""
+    decoder: Link | None = None
+    """Of `sparse.residual`, where it was called: add(gradient on W_dec)."""
 
     @property
     def n_tokens(self) -> int:
