@@ -63,6 +63,17 @@ def residual(pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor) -> t
     return error, squares
 
 
+def prefix_residuals(
+    pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor, ends: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """As `residual`, and the squares of the error of each prefix of the features beside: [parts, B].
+
+    Prefix p has the features below ends[p]; the last is d_sae. For pairs in the order of token, then feature.
+    """
+    error, squares = PrefixResiduals.apply(pairs, values, W, b, x, ends)
+    return error, squares
+
+
 class PreActivations(torch.autograd.Function):
     """The dense backward pass runs only where a loss term uses z itself."""
 
@@ -180,6 +191,42 @@ class Residual(torch.autograd.Function):
             on_W = torch.zeros_like(W) if on_W is None else on_W
             add(on_W)
         return None, on_values, on_W, on_b, None
+
+
+class PrefixResiduals(torch.autograd.Function):
+    """Each pair is multiplied once: by its row of W in the forward pass, by the prefixes' errors together backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor, ends: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        ctx.parts, ctx.link = pairs.by_part(ends), Link()
+        pairs.decoder = ctx.link
+        errors = pairs.kernels.decode(ctx.parts, values, W).view(len(x), len(ends), -1)
+        torch.cumsum(errors, 1, out=errors).neg_().add_((x - b)[:, None])
+        ctx.save_for_backward(values, W, errors)
+        ctx.set_materialize_grads(False)
+        return errors[:, -1].clone(), errors.square().sum(2).T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        values, W, errors = ctx.saved_tensors
+        (on_error, on_squares), add, parts = grads, ctx.link.take(), ctx.parts
+        on_values = on_W = on_b = None
+        if on_error is not None or on_squares is not None:
+            # gradient on each prefix's x_hat, then on each part, which is in its prefix and all longer ones
+            g = torch.zeros_like(errors) if on_squares is None else errors * (-2 * on_squares.T[:, :, None])
+            if on_error is not None:
+                g[:, -1] -= on_error
+            for part in reversed(range(g.shape[1] - 1)):
+                g[:, part] += g[:, part + 1]
+            on_b, g = g[:, 0].sum(0), g.flatten(0, 1)
+            on_values, on_W = parts.kernels.dots(parts, W, g), parts.kernels.weight_gradient(parts, values, g)
+        if add is not None:
+            on_W = torch.zeros_like(W) if on_W is None else on_W
+            add(on_W)
+        return None, on_values, on_W, on_b, None, None
 
 
 def _dtype(W_enc: Tensor, requested: torch.dtype | None) -> torch.dtype:
