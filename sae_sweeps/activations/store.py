@@ -45,6 +45,14 @@ Progress = Callable[[int], None]
 log = logging.getLogger(__name__)
 
 
+class Index(Protocol):
+    """Rows that are picked from by their place, as of an array."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: np.ndarray, /) -> np.ndarray: ...
+
+
 class Rows(Protocol):
     """Tokens that a sampler can pick from, in stream order."""
 
@@ -54,7 +62,7 @@ class Rows(Protocol):
         """The tokens at `index_B` [B], in that order, on the CPU in the stored dtype."""
         ...
 
-    def starts(self, span: int) -> np.ndarray:
+    def starts(self, span: int) -> Index:
         """Every row from which `span` consecutive tokens of one context follow [n_starts], int64; `span` > 1."""
         ...
 
