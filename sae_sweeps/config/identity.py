@@ -20,8 +20,8 @@ LEFT_OUT = (
     "model.name", "model.source", "model.path", "model.default_layer", "model.default_d_sae", "model.instruct",
     "data.name", "data.path", "data.forget", "data.retain",
     "activations.mode", "activations.memory_gb", "activations.disk_gb",
-    "train.log_every", "train.checkpoint_every", "train.monitor_every", "train.held_out_tokens",
-    "train.kernels", "layer.d_in",
+    "train.log_every", "train.checkpoint_every", "train.checkpoint_minutes", "train.monitor_every",
+    "train.held_out_tokens", "train.kernels", "layer.d_in",
 )  # fmt: skip
 
 

@@ -94,7 +94,7 @@ class RunTask(TrainingCallbacks):
         self._held_out: torch.Tensor | None = None
         self._norms: NormStats | None = None
         self._n_tokens = 0
-        self._status_written = 0.0
+        self._status_step, self._status_written = 0, 0.0
 
     @property
     def ended(self) -> bool:
@@ -165,8 +165,9 @@ class RunTask(TrainingCallbacks):
         write_bytes(self.folder.path / "monitors" / f"similarity_{percent}.npz", content.getvalue())
 
     def on_checkpoint(self, step: int) -> None:
-        self.folder.set_status(step=step)
-        self._status_written = time.monotonic()
+        if step >= self._status_step:  # a checkpoint is on the disk some steps later, and the status knows those
+            self.folder.set_status(step=step)
+            self._status_step, self._status_written = step, time.monotonic()
 
     def on_complete(self, member: Member) -> None:
         """Export `sae/`; write trained.json last."""
