@@ -236,3 +236,5 @@ FORMATS: dict[str, Callable[[Path], Parts]] = {
     "sae.safetensors": _sparsify,
 }
 """Readers by the name of the file that holds the weights."""
+FILES = (*FORMATS, saelens.CFG_FILE, "config.json")
+"""All files that describe an SAE."""

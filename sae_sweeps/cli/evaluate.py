@@ -6,7 +6,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from sae_sweeps.runs.export import trained_sae
 from sae_sweeps.runs.results import TRAINED, write_results
 from sae_sweeps.runs.session import RunSession, device_for
 from sae_sweeps.runs.unchanged import refuse_changed
-from sae_sweeps.storage.digests import short_hash
+from sae_sweeps.storage.digests import digest_of_files, short_hash
 from sae_sweeps.storage.files import read_json, write_json
 from sae_sweeps.storage.hub import COMMIT
 from sae_sweeps.storage.lease import Lease
@@ -52,6 +52,8 @@ class Target:
     cache: Path
     is_run: bool
     title: str
+    inputs: dict[str, Any] = field(default_factory=dict)
+    """As `Subject.inputs`."""
     doubt: str | None = None
     """Why its model or text may not be the one that it was trained on, for printing and results.json."""
 
@@ -114,7 +116,7 @@ def evaluate_targets(group: list[Target], session: RunSession, console: Console)
     subjects, held, leases = [], {}, []
     try:
         for target in group:
-            todo = [name for name in wanted(target.run) if not is_done(target.run, target.folder, name)]
+            todo = [name for name in wanted(target.run) if not is_done(target.run, target.folder, name, target.inputs)]
             if not todo:
                 console.print(f"  {target.name}: done before")
                 continue
@@ -126,7 +128,7 @@ def evaluate_targets(group: list[Target], session: RunSession, console: Console)
                 leases.append(lease)
             if target.doubt:
                 console.print(f"  {target.name}: warning: {target.doubt}")
-            subjects.append(Subject(target.name, target.run, target.folder, sae_of(target)))
+            subjects.append(Subject(target.name, target.run, target.folder, sae_of(target), target.inputs))
             held[target.name] = target
         if not subjects:
             return False
@@ -170,6 +172,7 @@ def find_targets(paths: list[Path], cfg: DictConfig, words: list[str]) -> Iterat
         if (sae := foreign.folder_of(path)) is not None:
             found = [of_other_library(sae, words)]
         else:
+            refuse_words_of_the_run(words)
             found = [of_run(folder, cfg) for folder, _ in runs_at(path) if (folder / TRAINED).exists()]
         if not found:
             raise DataError(
@@ -180,6 +183,16 @@ def find_targets(paths: list[Path], cfg: DictConfig, words: list[str]) -> Iterat
             if target.folder.resolve() not in seen:
                 seen.add(target.folder.resolve())
                 yield target
+
+
+def refuse_words_of_the_run(words: list[str]) -> None:
+    """Raise ConfigError for another model, layer or text than a run has in its config."""
+    for word in words:
+        if word.partition("=")[0].partition(".")[0] in ("model", "layer", "data", "num_tokens"):
+            raise ConfigError(
+                f"{word}: a run is evaluated on its own model, layer and text; leave the word out, or copy the run's "
+                "sae/ elsewhere and evaluate the copy."
+            )
 
 
 def of_run(folder: Path, cfg: DictConfig) -> Target:
@@ -199,7 +212,7 @@ def of_run(folder: Path, cfg: DictConfig) -> Target:
     outputs = folder.resolve().parents[1]
     doubt = refuse_changed(run, folder, outputs)
     title = results.get("title") or ""
-    return Target(folder.resolve().name, folder, run, outputs / "activations", True, title, doubt)
+    return Target(folder.resolve().name, folder, run, outputs / "activations", True, title, doubt=doubt)
 
 
 def of_other_library(folder: Path, words: list[str]) -> Target:
@@ -230,7 +243,16 @@ def of_other_library(folder: Path, words: list[str]) -> Target:
     if unknown and run.model.source == "hub" and not COMMIT.fullmatch(run.model.revision or ""):
         raise ConfigError(unknown[0])
     name, cache = folder.resolve().name, Path(run.outputs) / "activations"
-    return Target(name, folder, run, cache, False, name, unknown[0] if unknown else None)
+    doubt = unknown[0] if unknown else None
+    return Target(name, folder, run, cache, False, name, inputs_of(run, folder, cache / "digests"), doubt)
+
+
+def inputs_of(run: RunConfig, folder: Path, digests: Path) -> dict[str, Any]:
+    """What decides an evaluation of an SAE of another library besides its settings, model and layer by name."""
+    identity = canonical(run, digests)
+    files = sorted(folder / name for name in foreign.FILES if (folder / name).is_file())
+    inputs = {"model_digest": identity["model"]["digest"], "sae_digest": digest_of_files(files, digests)}
+    return inputs | {"data": identity["data"]} if "data" in identity else inputs
 
 
 def model_words(name: str | None, folder: Path) -> list[str]:
