@@ -6,7 +6,7 @@ Runs that train side by side on the same batches are one `Training` each, indepe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +118,8 @@ class Training:
         betas = (run.train.beta1, run.train.beta2)
         self.optimizer = optimizer(self.sae, [p for _, p in self.named_parameters()], betas)
         self.nonfinite_guard = NonFiniteGuard(device, self._explain)
+        self.before_update: Callable[[], None] = lambda: None
+        """Called before parameters and moments change: a checkpoint may still be copying them."""
 
     def placed(self, module: Any) -> Any:
         """On the run's device and in its precision."""
@@ -205,6 +207,7 @@ class Training:
         norms = gradient_norms(self.sae, gradients) if monitored else {}
         norm = self.optimizer.project_gradients()
         skip = self._check_gradients(step, batch, loss.loss, norm)
+        self.before_update()
         self.optimizer.step(self.run.learning_rate(step), self._clip_divisor(norm), skip)
 
         self.sae.observe(loss.ctx)
