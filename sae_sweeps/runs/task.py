@@ -18,10 +18,10 @@ from sae_sweeps.activations.outliers import NormStats
 from sae_sweeps.config.plugins import blamed
 from sae_sweeps.errors import OUT_OF_MEMORY, Diverged, Interrupted, UserError, as_exception
 from sae_sweeps.evaluation.geometry import similarity_snapshot
+from sae_sweeps.evaluation.held_out import HeldOut
 from sae_sweeps.kernels.choose import name as kernels_name
 from sae_sweeps.runs.batches import Batches, stream_of
 from sae_sweeps.runs.console import Console
-from sae_sweeps.runs.evaluate import held_out_fvu
 from sae_sweeps.runs.export import check_format, export, live_sae
 from sae_sweeps.runs.provenance import provenance
 from sae_sweeps.runs.results import TRAINED, in_brief, write_config
@@ -91,7 +91,7 @@ class RunTask(TrainingCallbacks):
         self.state: str | None = None
         self.group_size = 1
         self.retry_warning: str | None = None
-        self._held_out: torch.Tensor | None = None
+        self._held_out: HeldOut | None = None
         self._norms: NormStats | None = None
         self._n_tokens = 0
         self._status_written = 0.0
@@ -156,7 +156,8 @@ class RunTask(TrainingCallbacks):
     def measure(self, training: Training) -> dict[str, float]:
         if self._held_out is None:
             return {}
-        return {"held_out_fvu": held_out_fvu(live_sae(self.run, training), self._held_out)}
+        measured = self._held_out.measure(live_sae(self.run, training))
+        return {f"held_out_{name}": value for name, value in measured.items()}
 
     def on_quarter(self, training: Training, percent: int) -> None:
         """monitors/similarity_25.npz and so on: how similar the decoder's rows are."""
