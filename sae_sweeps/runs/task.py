@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from sae_sweeps.activations.outliers import NormStats
+from sae_sweeps.config.data import TOP_VARIANCE
 from sae_sweeps.config.plugins import blamed
 from sae_sweeps.errors import OUT_OF_MEMORY, Diverged, Interrupted, UserError, as_exception
 from sae_sweeps.evaluation.geometry import similarity_snapshot
@@ -39,9 +40,6 @@ from sae_sweeps.training.step import Training
 
 STATUS_EVERY_S = 1.0
 """Seconds between updates of status.json while training."""
-
-TOP_VARIANCE = 0.2
-"""Share of the variance that a thousandth of the tokens may hold without a warning."""
 
 TAKEN_OVER = "taken over"
 """State of a task whose run another process works on now; never written to a file."""
@@ -186,8 +184,8 @@ class RunTask(TrainingCallbacks):
             )
         if norms.top_variance is not None and norms.top_variance > TOP_VARIANCE:
             warnings.append(
-                f"a thousandth of the training tokens holds {norms.top_variance:.0%} of the variance of their "
-                "activations and rules the loss and fvu; data.max_norm=10 leaves such tokens out (another run)"
+                f"a thousandth of the training tokens holds {norms.top_variance:.0%} of the variance of the "
+                "activations and rules loss and fvu; read fvu_per_token, or leave such tokens out with data.max_norm=10"
             )
         if self.retry_warning:
             warnings.append(self.retry_warning)

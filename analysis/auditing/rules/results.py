@@ -6,6 +6,7 @@ from functools import lru_cache
 from analysis.auditing.comparison import Comparison
 from analysis.auditing.rules.rule import Found, Rules, by_run, by_sentence
 from analysis.auditing.run import Run, number
+from sae_sweeps.config.data import TOP_VARIANCE
 
 RULES = Rules()
 
@@ -220,9 +221,39 @@ def never_acted(run: Run, term: str) -> str | None:
     return None
 
 
+@RULES.add(
+    "few-tokens",
+    "warning",
+    "A thousandth of the tokens holds so much of the variance that loss and fvu are about them.",
+    "compare fvu_per_token, or leave such tokens out with data.max_norm=10",
+)
+def few_tokens(comparison: Comparison) -> Found:
+    return by_run(comparison.runs, ruled_by_few_tokens)
+
+
+def ruled_by_few_tokens(run: Run) -> str | None:
+    share = run.top_variance
+    if share is None or share <= TOP_VARIANCE:
+        return None
+    return f"a thousandth of the training tokens holds {share:.0%} of the variance of the activations."
+
+
+@RULES.add(
+    "other-tokens",
+    "warning",
+    "The fvu of some runs leaves out tokens beyond a norm that is in that of others.",
+    "compare their CE scores, or evaluate them again with eval.exclude_outliers=false",
+)
+def other_tokens(comparison: Comparison) -> Found:
+    runs = [run for run in comparison.measured if run.source is None and "fvu" in run.metrics]
+    limits = {run.config.get("data.max_norm") for run in runs}
+    if len(limits) > 1 and any(run.metrics.get("outlier_tokens") for run in runs):
+        yield "the runs differ in data.max_norm, so fvu is not over the same tokens.", runs
+
+
 @RULES.add("run-warning", "warning", "What a run itself warns of.")
 def own_warnings(comparison: Comparison) -> Found:
-    restated = ("L0 = ", "the SAE is dead")  # by the rules above
+    restated = ("L0 = ", "the SAE is dead", "a thousandth of the training tokens")  # by the rules above
     yield from by_sentence(
         (run, warning)
         for run in comparison.runs
