@@ -41,6 +41,8 @@ class Run:
     """Of an imported record: those of `nulls` that it has as nan or an infinity."""
     recorded: Recorded = field(default_factory=Recorded)
     """What else the notes have of an imported run."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """`provenance` of results.json."""
 
     @cached_property
     def study(self) -> str:
@@ -68,6 +70,12 @@ class Run:
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """What is recorded of each evaluation: model, layer or hook, eval_id, commit, and the SAE that it judged."""
         return self.recorded.evaluations if self.source else self.evidence.judged
+
+    @property
+    def top_variance(self) -> float | None:
+        """Share of the training activations' variance that a thousandth of the tokens holds, where it is recorded."""
+        norms = self.provenance.get("norms")
+        return number(norms.get("top_variance")) if isinstance(norms, dict) else None
 
     @property
     def measured(self) -> bool:
@@ -137,4 +145,5 @@ def run_of(fields: dict[str, Any], config: dict[str, Any], metrics: dict[str, fl
         evidence=Evidence(folder),
         not_finite=list(fields.get("not_finite") or []),
         recorded=fields.get("recorded") or Recorded(),
+        provenance=fields.get("provenance") or {},
     )

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from sae_sweeps.architectures.batch import norms_of
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.evaluation.batches import LanguageModel, is_plain
@@ -32,12 +33,14 @@ def preservation(
     layer: LayerConfig,
     batches: Iterable[Tensor],
     exclude_special_tokens: bool,
+    limits: Mapping[str, float | None],
 ) -> dict[str, dict[str, float]]:
     """KL divergence and next-token cross-entropy (nats) of each SAE, by SAEBench's definitions.
 
     Each batch of tokens_SL is run up to the hook once, and from there as it is, with zeros at every position, and per
-    SAE with its reconstruction (special tokens keep their activation under `exclude_special_tokens`). Means run over
-    the tokens that are not special; for the cross-entropy these are the predicting ones.
+    SAE with its reconstruction (special tokens keep their activation under `exclude_special_tokens`, tokens whose norm
+    is beyond the SAE's limit in any case). Means run over the tokens that are not special, the same for every SAE; for
+    the cross-entropy these are the predicting ones.
 
         ce_loss_score = (CE_ablation - CE_sae) / (CE_ablation - CE)
         kl_div_score  = (KL_ablation - KL_sae) / KL_ablation,  KL(P || P_new) per token
@@ -66,7 +69,9 @@ def preservation(
 
         for name, sae in saes.items():
             y_SLD = sae.decode(sae.features(x_SLD.flatten(0, 1))).view_as(x_SLD).to(x_SLD.dtype)
-            given_SLD = torch.where(replaced_SL[..., None], y_SLD, x_SLD)
+            limit = limits[name]
+            given_SL = replaced_SL if limit is None else replaced_SL & (norms_of(x_SLD) <= limit)
+            given_SLD = torch.where(given_SL[..., None], y_SLD, x_SLD)
             loss_SL, kl_SL = changes(log_p_SLV, logits(given_SLD), tokens_SL)
             ce_sae[name].add(loss_SL[plain_SL[:, :-1]])
             kl_sae[name].add(kl_SL[plain_SL])
