@@ -30,6 +30,6 @@ def passes(file: str, which: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("file", ["test_rules.py"])
+@pytest.mark.parametrize("file", ["test_rules.py", "test_combinations.py", "test_evaluations.py"])
 def test_quick(file):
     passes(file, "not slow")
