@@ -16,6 +16,7 @@ from sae_sweeps.fields import (
     NotNegative,
     Positive,
     Rule,
+    added,
     at_least,
     one_of,
 )
@@ -112,6 +113,12 @@ class DataConfig:
     """Each context starts with BOS; between documents there is a BOS in any case, as in SAELens."""
     train_on: Annotated[str, one_of("non_special", "all")] = "non_special"
     """Which tokens train the SAE: non_special (not BOS, EOS or padding) or all."""
+    max_norm: Annotated[
+        float | None,
+        at_least(1, "half of the tokens are longer than one median; give 1 or more, as in 10, or null for all tokens."),
+    ] = added(None)
+    """Leaves out tokens whose activation has a norm of more than so many medians, in training and where the SAE is
+    evaluated; null keeps every token. The median is that of the first 16,384 training tokens of the layer."""
     forget: str | None = None
     """Text to forget: a file, a folder, or a hub name as ORG/NAME, ORG/NAME:SUBSET or ORG/NAME:SUBSET@REVISION."""
     retain: str | None = None
