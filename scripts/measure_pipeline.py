@@ -34,7 +34,9 @@ def training_of(d_in: int, d_sae: int, batch: int) -> Training:
 def measure_checkpoint(words: argparse.Namespace) -> None:
     training = training_of(words.d_in, words.d_sae, words.batch)
     number = torch.arange(words.batch, dtype=torch.int32)
-    batch = Batch(torch.randn(words.batch, words.d_in), number, number, number, torch.zeros(words.batch, dtype=torch.int8))
+    batch = Batch(
+        torch.randn(words.batch, words.d_in), number, number, number, torch.zeros(words.batch, dtype=torch.int8)
+    )
     writer, held = Writer(), 0.0
     with tempfile.TemporaryDirectory(dir=words.folder) as folder:
         for step in range(words.steps):
