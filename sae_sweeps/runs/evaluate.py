@@ -159,12 +159,13 @@ def _attempt(name: str, subjects: list[Subject], session: RunSession, cache: Pat
     except UserError as error:
         return [Failure(subject.name, name, str(error)) for subject in subjects]
     except Exception as error:
-        if len(subjects) > 1:
-            return [failure for subject in subjects for failure in _attempt(name, [subject], session, cache)]
-        log = subjects[0].folder / "evals" / f"{name}.error.log"
-        write_text(log, traceback.format_exc())
-        why = f"{blamed(error) or f'{type(error).__name__}: {one_line(error)}'} (traceback in {log})"
-        return [Failure(subjects[0].name, name, why)]
+        if len(subjects) == 1:
+            log = subjects[0].folder / "evals" / f"{name}.error.log"
+            write_text(log, traceback.format_exc())
+            why = f"{blamed(error) or f'{type(error).__name__}: {one_line(error)}'} (traceback in {log})"
+            return [Failure(subjects[0].name, name, why)]
+    # after the block: the error holds its frames, and they the tensors that left no memory
+    return [failure for subject in subjects for failure in _attempt(name, [subject], session, cache)]
 
 
 def _evaluate(name: str, subjects: list[Subject], session: RunSession, cache: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from sae_sweeps.activations.outliers import NormStats
 from sae_sweeps.config.data import TOP_VARIANCE
 from sae_sweeps.config.plugins import blamed
-from sae_sweeps.errors import OUT_OF_MEMORY, Diverged, Interrupted, UserError, as_exception
+from sae_sweeps.errors import OUT_OF_MEMORY, Diverged, Interrupted, UserError, as_exception, out_of_memory
 from sae_sweeps.evaluation.geometry import similarity_snapshot
 from sae_sweeps.evaluation.held_out import HeldOut
 from sae_sweeps.kernels.choose import name as kernels_name
@@ -263,11 +263,6 @@ class RunTask(TrainingCallbacks):
         summary = read_json(self.folder.results_path).get("metrics", {}) if completed else {}
         if warning := self.sink.finish(int(not completed), summary, notes=notes_of(self.folder)):
             self.launch.console.note(f"{self.label}\n  warning: {warning}")
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether the device or the machine had no memory left."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def notes_of(folder: RunFolder) -> str | None:

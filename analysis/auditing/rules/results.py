@@ -172,7 +172,9 @@ def few_tokens(run: Run) -> str | None:
     return f"a thousandth of the training tokens holds {share:.0%} of the variance of the activations."
 
 
-@RULES.add("other-tokens", "warning", "compare their CE scores, or evaluate them again with eval.exclude_outliers=false")
+@RULES.add(
+    "other-tokens", "warning", "compare their CE scores, or evaluate them again with eval.exclude_outliers=false"
+)
 def other_tokens(comparison: Comparison) -> Found:
     """The fvu of some runs leaves out tokens beyond a norm that is in that of others."""
     runs = [run for run in comparison.measured if run.source is None and "fvu" in run.metrics]
