@@ -42,7 +42,7 @@ def check(setting: Setting, results: Results) -> None:
             difference = float((found.double() - expected).abs().max() / expected.abs().max())
             if not difference < case.tolerance:
                 wrong.append(f"{case.kernel} at {shape}: {difference:.1e}")
-            took = seconds(case.fast, shape.device, times=3 if setting.small else 15)
+            took = seconds(case.fast, shape.device, *((1, 0) if setting.small else ()))
             row = {
                 "kernel": case.kernel,
                 "difference": difference,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 import sys
 
@@ -84,6 +85,8 @@ def version(package: str) -> str:
 
 def clocks() -> str:
     """Clocks, temperature, power and reasons for lower clocks now, by nvidia-smi; empty without it."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
     found = _output("nvidia-smi", "-i", os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0",
                     f"--query-gpu={CLOCKS}", "--format=csv,noheader")  # fmt: skip
     names = ("SM", "of", "memory", "temperature", "power", "slowed by")

@@ -147,7 +147,7 @@ class Part:
     where: str
     """Its function, as module:name."""
     limit: int
-    """Seconds that it may take on a GPU; five times as many on a CPU."""
+    """Seconds that it may take on a GPU."""
     needs: tuple[str, ...] = ()
     """Modules without which it is left out."""
     devices: tuple[str, ...] = ("cpu", "cuda")

@@ -19,9 +19,9 @@ class Apart(Exception):
 def paths(setting: Setting, results: Results) -> None:
     """TopK and BatchTopK, with and without ortho. Raises Apart at the end, after measuring all."""
     wrong = []
-    steps = 20 if setting.small else STEPS
-    narrow = Shape(batch=256, d_in=64, d_sae=1024, k=8, device=setting.device)
-    wide = narrow if setting.small or setting.device == "cpu" else Shape(1024, 768, 8192, 32, setting.device)
+    steps = 3 if setting.small else STEPS
+    narrow = setting.shape() if setting.small else Shape(256, 64, 1024, 8, setting.device)
+    wide = Shape(1024, 768, 8192, 32, setting.device) if setting.device == "cuda" and not setting.small else narrow
     for precision, shape in (("float64", narrow), ("float32", wide), ("bfloat16", wide)):
         for architecture in ("topk", "batch_topk"):
             for penalty in ("none", "ortho base_threshold=0.05 lambda2_max=0.1"):

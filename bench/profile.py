@@ -42,12 +42,13 @@ def profile(setting: Setting, results: Results) -> None:
 def kernels(setting: Setting, results: Results, name: str, shape: Shape, words: str, first_step: float) -> None:
     """The kernels of a step by time, its gaps, and a trace of two steps beside the results."""
     step = ours(shape, words, first_step=first_step)
-    for i in range(10):
+    warm, n = (1, 1) if setting.small else (10, 20)
+    for i in range(warm):
         step(i)
     start = synchronized(setting.device)
-    for i in range(10, 10 + 3 * STEPS):
+    for i in range(warm, warm + n):
         step(i)
-    took = (synchronized(setting.device) - start) / (3 * STEPS)
+    took = (synchronized(setting.device) - start) / n
     found = profiled(lambda: [step(i) for i in range(STEPS)])  # the tenth of a run is logged: none of these
     device_time: Counter[str] = Counter()
     calls: Counter[str] = Counter()

@@ -143,7 +143,7 @@ def interleaved(
             if tried(label, lambda worker=worker: worker.answer(ends - time.monotonic())):
                 found[label] = Measured(label)
         took = 0.0
-        for turn in range(-warm, rounds or setting.rounds):
+        for turn in range(-1 if setting.small else -warm, rounds or setting.rounds):
             began = time.monotonic()
             if turn >= FEWEST and began + took > ends:
                 break

@@ -38,7 +38,7 @@ class Setting:
 
     def shape(self, k: int = 32) -> Shape:
         if self.small:
-            return Shape(batch=128, d_in=32, d_sae=512, k=k // 4, device=self.device, bfloat16=self.device == "cuda")
+            return Shape(batch=16, d_in=8, d_sae=64, k=k // 16, device=self.device, bfloat16=self.device == "cuda")
         return replace(STUDIES, k=k) if self.device == "cuda" else Shape(k=k)
 
     def shapes(self) -> list[Shape]:
