@@ -71,7 +71,8 @@ def kernels(setting: Setting, results: Results, name: str, shape: Shape, words: 
 
 
 def profiled(work: Callable[[], Any]) -> torch.profiler.profile:
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+    has = torch.profiler.supported_activities() & {ProfilerActivity.CPU, ProfilerActivity.CUDA}
+    with torch.profiler.profile(activities=has) as found:
         work()
         torch.cuda.synchronize()
     return found
