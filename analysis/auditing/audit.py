@@ -30,19 +30,15 @@ def audit(full: "pd.DataFrame", varied: Iterable[str] = ()) -> list[Finding]:
     runs, keys = runs_of(full), set(varied)
     everything = Comparison(runs, keys)
     studies = [Comparison(own, keys) for own in by_study(runs).values()]
-    found = [
-        Finding(
-            rule.code,
-            rule.level,
-            clean(sentence, 600),
-            tuple(dict.fromkeys(run.run_id for run in concerned)),
-            study_of(concerned),
-            rule.mend,
-        )
-        for rule in RULES
-        for comparison in ([everything] if rule.across else studies)
-        for sentence, concerned in rule.find(comparison)
-    ]
+    found = []
+    for rule in RULES:
+        for comparison in [everything] if rule.across else studies:
+            concerned: dict[str, list[Run]] = {}
+            for sentence, of_runs in rule.find(comparison):
+                concerned.setdefault(sentence, []).extend(of_runs)
+            for sentence, of_runs in concerned.items():
+                ids = tuple(dict.fromkeys(run.run_id for run in of_runs))
+                found.append(Finding(rule.code, rule.level, clean(sentence, 600), ids, study_of(of_runs), rule.mend))
     return sorted(found, key=lambda finding: LEVELS.index(finding.level))
 
 

@@ -74,6 +74,15 @@ class Run:
         """Whether it has metrics to compare, not its budget alone."""
         return not self.metrics.keys() <= BUDGETS.keys()
 
+    def number(self, key: str) -> float | None:
+        """A value of its config, where that is a number."""
+        return number(self.config.get(key))
+
+    @cached_property
+    def d_in(self) -> float | None:
+        """Width of the activations."""
+        return number(self.config.get("layer.d_in") or self.config.get("model.d_in"))
+
     @cached_property
     def steps(self) -> float | None:
         """Optimizer steps taken."""
@@ -82,12 +91,10 @@ class Run:
     @cached_property
     def tokens(self) -> float | None:
         """Tokens trained on, as recorded, or steps times the batch, or as configured."""
-        batch = number(self.config.get("batch_size"))
+        batch = self.number("batch_size")
         product = None if batch is None or self.steps is None else batch * self.steps
-        return next(
-            (n for n in (self.metrics.get("tokens"), product, number(self.config.get("num_tokens"))) if n is not None),
-            None,
-        )
+        found = (self.metrics.get("tokens"), product, self.number("num_tokens"))
+        return next((n for n in found if n is not None), None)
 
     @property
     def diverged(self) -> bool:

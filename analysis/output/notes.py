@@ -17,6 +17,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.auditing.audit import audit
+from analysis.auditing.comparison import baselines_of
+from analysis.auditing.run import Run, runs_of
 from analysis.columns import UNSHOWN
 from analysis.metrics import FIRST, badness, direction, group, outside
 from analysis.reading.evaluated import evaluated
@@ -41,8 +44,6 @@ from sae_sweeps.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from analysis.auditing.run import Run
 
 WIDTH = 100
 COMPARED = 8
@@ -79,7 +80,7 @@ NUMBER = r"\d+[a-z]?"
 class Noted:
     """A run of the notes."""
 
-    run: "Run"
+    run: Run
     recorded: Recorded
     not_finite: list[str]
     number: str = ""
@@ -115,13 +116,13 @@ def notes(full: "pd.DataFrame", baseline: str | None = None, varied: tuple[str, 
     """Notes of the runs of a frame of `records`. The same runs give the same text.
 
     Args:
-        baseline: a run id (or its beginning) or a title; by default see `baselines_of`.
+        baseline: a run id (or its beginning) or a title; by default see `baselines_and_reason`.
         varied: keys that the sweep varies, for the audit.
 
     Raises ConfigError for a baseline that is no run, or several.
     """
     runs = noted(full)
-    baselines, reason = baselines_of(runs, baseline)
+    baselines, reason = baselines_and_reason(runs, baseline)
     runs = baselines + sorted((run for run in runs if not run.is_baseline), key=by_number)
     study = runs[0].recorded.study
     one_file = all(run.recorded.study is study for run in runs)
@@ -143,8 +144,6 @@ def notes(full: "pd.DataFrame", baseline: str | None = None, varied: tuple[str, 
 
 def noted(full: "pd.DataFrame") -> list[Noted]:
     """The runs of a frame, their config sorted by its keys, without OMITTED ones."""
-    from analysis.auditing.run import runs_of
-
     found = []
     for run, recorded, names in zip(runs_of(full), full["run", "recorded"], full["run", "not_finite"], strict=True):
         run.config = {key: run.config[key] for key in sorted(run.config) if key.partition(".")[0] not in OMITTED}
@@ -177,8 +176,6 @@ def evaluation_of(metric: str) -> str | None:
 
 def add_findings(runs: Sequence[Noted], full: "pd.DataFrame", varied: tuple[str, ...]) -> None:
     """Give each run what the audit finds about it, errors first."""
-    from analysis.auditing.audit import audit
-
     for finding in audit(full, varied):
         text, concerned = clean(f"{finding.level}, {finding.code}: {finding.sentence}", 400), set(finding.runs)
         for run in runs if finding.code not in REPEATING else ():
@@ -189,22 +186,17 @@ def add_findings(runs: Sequence[Noted], full: "pd.DataFrame", varied: tuple[str,
 # Baselines, numbers and order ----------------------------------------------------------------------------------------
 
 
-def baselines_of(runs: Sequence[Noted], word: str | None) -> tuple[list[Noted], str]:
+def baselines_and_reason(runs: Sequence[Noted], word: str | None) -> tuple[list[Noted], str]:
     """The baselines, the one from which all runs differ in the fewest keys first, and how they were chosen.
 
-    They are the run that `word` names; or those tagged `baseline`; or those without a penalty or, where none is
-    recorded, with the word baseline in their title, of them those with that word if there are any; or the first run
-    with results. Where that is every run, only the first
-    is one. Every other run gets the baseline from which it differs in the fewest keys.
+    They are the run that `word` names, or those of `analysis.auditing.comparison.baselines_of`, or the first run with
+    results. Where that is every run, only the first is one. Every other run gets the baseline from which it differs in
+    the fewest keys.
     """
     found, reason = named(runs, word), "as requested"
     if not found:
-        found, reason = [run for run in runs if '"baseline"' in str(run.run.config.get("tags"))], "tagged baseline"
-    if not found:
-        titled = [run for run in runs if re.search(r"\bbaseline\b", run.run.title, re.I)]
-        plain = [run for run in runs if run.run.config.get("penalty") == "none"]
-        found = [run for run in titled if run.run.config.get("penalty") in ("none", None)] or plain
-        reason = "without a penalty" if all(run in plain for run in found) else "a baseline by its title"
+        chosen, reason = baselines_of([run.run for run in runs])
+        found = [run for run in runs if any(run.run is one for one in chosen)]
     if not found and len(runs) > 1:
         found, reason = [run for run in runs if run.run.measured][:1], "the first with results"
     keys = [key for key in differing(runs) if key.partition(".")[0] not in NOT_VARIED]
@@ -309,7 +301,7 @@ def varied_words(runs: Sequence[Noted]) -> list[tuple[str, str]]:
     return found
 
 
-def described(run: "Run") -> str:
+def described(run: Run) -> str:
     """The description of a run in its author's words, or else composed from its config."""
     if run.description:
         return clean(run.description, 20_000)
@@ -428,7 +420,7 @@ def description_lines(run: Noted) -> list[str]:
     return [f"{DESCRIPTION}: {words!r}"]
 
 
-def compared(run: "Run", base: "Run") -> str:
+def compared(run: Run, base: Run) -> str:
     """The differences of two runs in the metrics that have a direction, those of FIRST first, COMPARED at most."""
     names = [name for name in FIRST if direction(name)] + sorted(name for name in run.metrics if name not in FIRST)
     parts = []

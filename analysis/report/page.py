@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.auditing.audit import audit
+from analysis.auditing.comparison import baselines_of
+from analysis.auditing.run import runs_of
 from analysis.columns import differing
 from analysis.metrics import FIRST
 from analysis.output.html import TABLE_CSS, TABLE_JS, html_table
@@ -154,15 +156,13 @@ def titled_columns(full: "pd.DataFrame") -> list[str] | None:
 
 
 def base_row(full: "pd.DataFrame", baseline: str | None) -> int | None:
-    """The run to compare configs with: the one named, the first without a penalty, or the first that has a config."""
+    """The run to compare configs with: the one named, the first of `baselines_of`, or the first with a penalty."""
     if baseline is not None:
         return baseline_row(full, [[row] for row in range(len(full))], baseline)
-    if ("config", "penalty") not in full.columns:
-        return None
-    penalties = list(full["config", "penalty"])
-    rows = [row for row, name in enumerate(penalties) if name == "none"]
-    rows += [row for row, name in enumerate(penalties) if isinstance(name, str)]
-    return rows[0] if rows else None
+    runs = runs_of(full)
+    known = [row for row, run in enumerate(runs) if run.config.get("penalty")]
+    found = baselines_of([runs[row] for row in known])[0]
+    return next((row for row in known if not found or runs[row] is found[0]), None)
 
 
 def rows_with_sections(study: Study, n: int) -> list[int]:
