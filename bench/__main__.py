@@ -49,7 +49,10 @@ def main() -> int:
     if unknown := sorted(skipped.keys() - PARTS.keys()):
         parser.error(f"--skip {unknown[0]}: no such part; choose from {', '.join(PARTS)}")
     if words.device == "cuda" and not torch.cuda.is_available():
-        parser.error(f"--device cuda: torch {torch.__version__} sees no GPU here")
+        parser.error(
+            f"--device cuda: torch {torch.__version__} of {sys.executable} sees no GPU here; a CUDA build comes with "
+            "make install TORCH_INDEX=..., another Python with make bench-gpu PYTHON=..."
+        )
     folder = words.out or ROOT / "outputs" / "bench" / words.device
     folder.mkdir(parents=True, exist_ok=True)
     setting = Setting(words.device, words.rounds, words.threads, str(folder.resolve()), words.small)
@@ -126,9 +129,9 @@ def run(part: str, setting: Setting, limit: float) -> str:
             end(process)
         errors.seek(0)
         text = errors.read()
-        sys.stderr.write(text[-4000:])
         if not status:
             return "done"
+        sys.stderr.write(text[-4000:])
         return f"failed (status {status}): {(text.strip().splitlines() or ['nothing on stderr'])[-1][:500]}"
 
 

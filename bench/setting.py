@@ -11,6 +11,8 @@ from pathlib import Path
 from bench.data import Shape
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ROOT / ".bench-packages"
+"""Packages of `make bench-packages`, for a machine that lacks them; __init__.py puts them into the path."""
 STUDIES = Shape(batch=2048, d_in=2304, d_sae=16384, k=40, device="cuda", bfloat16=True)
 """The studies' shape, on a GPU."""
 
@@ -51,5 +53,6 @@ class Setting:
 
     def environment(self, **more: str) -> dict[str, str]:
         """Environment of a process that measures for a part."""
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        places = [ROOT, os.environ.get("PYTHONPATH"), PACKAGES if PACKAGES.exists() else None]
+        path = os.pathsep.join(str(place) for place in places if place)
         return os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": path} | more
