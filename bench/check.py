@@ -78,7 +78,7 @@ def cases(shape: Shape) -> Iterator[Case]:
         1e-30,
     )
     yield Case("largest: places", lambda: z.gather(1, indices), lambda: values.double(), 6 * n, 1e-30)
-    pairs.transposed, by_plain.transposed  # noqa: B018  # made once for the kernels below
+    pairs.transposed  # noqa: B018  # made once for the kernels below
     yield Case(
         "decode",
         lambda: kernels.decode(pairs, flat, W),

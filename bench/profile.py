@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,8 @@ def kernels(setting: Setting, results: Results, name: str, shape: Shape, words: 
     device_time: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     for event in found.events():
-        if _on_device(event):
-            device_time[event.name] += event.device_time_total / 1e6 / STEPS
+        if str(event.device_type).endswith("CUDA") and not getattr(event, "is_user_annotation", False):
+            device_time[event.name] += event.time_range.elapsed_us() / 1e6 / STEPS
             calls[event.name] += 1
     busy = sum(device_time.values())
     title = f"TopK, {shape}{f', {words}' if words else ''}"
@@ -79,22 +80,20 @@ def profiled(work: Callable[[], Any]) -> torch.profiler.profile:
 
 
 def launches_and_waits(work: Callable[[], Any]) -> tuple[int, int]:
-    """How often CUDA launches, and how often it lets the host wait; a copy to memory that is not pinned waits too."""
-    counts = []
-    for done in (lambda: None, work):
-        names = Counter(event.name for event in profiled(done).events())
-        counts.append(
-            (
-                sum(names[name] for name in LAUNCHES),
-                sum(n for name, n in names.items() if name in WAITS or "-> Pageable" in name),
-            )
-        )
-    (_, own), (launches, waits) = counts  # the profiler waits as well
-    return launches, waits - own
+    """How often CUDA launches in `work`, and how often the host waits for it, as CUDA's own calls have it."""
+    launches, waits = _calls(work)
+    return launches, waits - _own_waits()
 
 
-def _on_device(event: Any) -> bool:
-    return str(event.device_type).endswith("CUDA")
+def _calls(work: Callable[[], Any]) -> tuple[int, int]:
+    names = Counter(event.name for event in profiled(work).events())
+    return sum(names[name] for name in LAUNCHES), sum(names[name] for name in WAITS)
+
+
+@cache
+def _own_waits() -> int:
+    """What `profiled` itself waits."""
+    return _calls(lambda: None)[1]
 
 
 def phases(shape: Shape, steps: int = 15) -> list[tuple[str, float, float]]:
