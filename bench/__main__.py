@@ -57,7 +57,6 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     setting = Setting(words.device, words.rounds, words.threads, str(folder.resolve()), words.small)
     page = folder / "page.md" if words.out or words.small or words.device != "cpu" else DOCS
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the part in progress as well
     where = f"{name(words.device)}; torch {torch.__version__}"
     print(f"{where}; numbers in {folder / FILE}, tables in {page}")
 
@@ -145,4 +144,5 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the part in progress as well
     sys.exit(main())

@@ -41,7 +41,7 @@ def profile(setting: Setting, results: Results) -> None:
 
 
 def kernels(setting: Setting, results: Results, name: str, shape: Shape, words: str, first_step: float) -> None:
-    """The kernels of a step by time, its gaps, and a trace of two steps beside the results."""
+    """The kernels of a step by time, and a trace of the steps beside the results."""
     step = ours(shape, words, first_step=first_step)
     warm, n = (1, 1) if setting.small else (10, 20)
     for i in range(warm):
@@ -50,12 +50,13 @@ def kernels(setting: Setting, results: Results, name: str, shape: Shape, words: 
     for i in range(warm, warm + n):
         step(i)
     took = (synchronized(setting.device) - start) / n
-    found = profiled(lambda: [step(i) for i in range(STEPS)])  # the tenth of a run is logged: none of these
+    n = 1 if setting.small else STEPS
+    found = profiled(lambda: [step(i) for i in range(n)])  # none of them is logged
     device_time: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     for event in found.events():
         if str(event.device_type).endswith("CUDA") and not getattr(event, "is_user_annotation", False):
-            device_time[event.name] += event.time_range.elapsed_us() / 1e6 / STEPS
+            device_time[event.name] += event.time_range.elapsed_us() / 1e6 / n
             calls[event.name] += 1
     busy = sum(device_time.values())
     title = f"TopK, {shape}{f', {words}' if words else ''}"
@@ -64,11 +65,9 @@ def kernels(setting: Setting, results: Results, name: str, shape: Shape, words: 
         {"ms, whole": 1e3 * took, "ms, device busy": 1e3 * busy, "peak GB": torch.cuda.max_memory_allocated() / 1e9},
     )
     for kernel, seconds in device_time.most_common(KERNELS):
-        row = {"kernel": kernel[:120], "calls": calls[kernel] / STEPS, "ms": 1e3 * seconds, "share": seconds / busy}
+        row = {"kernel": kernel[:120], "calls": calls[kernel] / n, "ms": 1e3 * seconds, "share": seconds / busy}
         results.add(f"Kernels of a step, {title}", row)
-    profiled(lambda: [step(i) for i in range(2)]).export_chrome_trace(
-        str(Path(setting.folder) / f"trace-{name}.json.gz")
-    )
+    found.export_chrome_trace(str(Path(setting.folder) / f"trace-{name}.json.gz"))
 
 
 def profiled(work: Callable[[], Any]) -> torch.profiler.profile:

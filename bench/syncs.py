@@ -27,7 +27,7 @@ def syncs(setting: Setting, results: Results) -> None:
     penalties = sorted(choices("penalty"), key=lambda name: (name not in FIRST, name))
     architectures = sorted(choices("architecture"), key=lambda name: (name not in FIRST, name))
     pairs = list(product(penalties, architectures))
-    for penalty, architecture in pairs[:: len(architectures) + 1] if setting.small else pairs:
+    for penalty, architecture in pairs[:: 2 * len(architectures) + 1] if setting.small else pairs:
         row: dict[str, object] = {"architecture": architecture, "penalty": penalty}
         try:
             row |= counted(shape, architecture, f"penalty={penalty}", warm=1 if setting.small else 4)
