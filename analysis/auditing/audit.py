@@ -6,7 +6,8 @@ studies are not comparable. Rules that are registered as `across` see the runs o
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from analysis.auditing.comparison import Comparison
 from analysis.auditing.finding import LEVELS, Finding
@@ -14,11 +15,8 @@ from analysis.auditing.run import Run, runs_of
 from analysis.text import clean
 from sae_sweeps.storage.sweep_folder import read_manifest
 
-if TYPE_CHECKING:
-    import pandas as pd
 
-
-def audit(full: "pd.DataFrame", varied: Iterable[str] = ()) -> list[Finding]:
+def audit(full: pd.DataFrame, varied: Iterable[str] = ()) -> list[Finding]:
     """Everything that the rules find in the runs of a frame of `analysis.reading.records.records`, worst first.
 
     Args:

@@ -3,17 +3,15 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from analysis.auditing.evidence import Evidence
 from analysis.columns import of_kind
 from analysis.metrics import BUDGETS
 from analysis.reading.record import Recorded
 from sae_sweeps.storage.budget import AS_RECORDED
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 SINGLE_SAE = "as reported in SAEBench's files"
 """How the source of an import of result files begins."""
@@ -107,7 +105,7 @@ def number(value: Any) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) and value == value else None
 
 
-def runs_of(full: "pd.DataFrame") -> list[Run]:
+def runs_of(full: pd.DataFrame) -> list[Run]:
     """The rows of a frame as rules see them."""
     parts = []
     for kind in ("run", "config", "metrics"):

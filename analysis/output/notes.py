@@ -15,7 +15,9 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from analysis.auditing.audit import audit
 from analysis.auditing.comparison import baselines_of
@@ -41,9 +43,6 @@ from analysis.reading.own_notes import (
 from analysis.reading.record import ABSENT, Recorded, submodule_name
 from analysis.text import cell, clean
 from sae_sweeps.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 WIDTH = 100
 COMPARED = 8
@@ -112,7 +111,7 @@ class Noted:
         return last if re.fullmatch(NUMBER, last) else carried[1] if carried else ""
 
 
-def notes(full: "pd.DataFrame", baseline: str | None = None, varied: tuple[str, ...] = ()) -> str:
+def notes(full: pd.DataFrame, baseline: str | None = None, varied: tuple[str, ...] = ()) -> str:
     """Notes of the runs of a frame of `records`. The same runs give the same text.
 
     Args:
@@ -142,7 +141,7 @@ def notes(full: "pd.DataFrame", baseline: str | None = None, varied: tuple[str, 
     return "\n".join(lines) + "\n"
 
 
-def noted(full: "pd.DataFrame") -> list[Noted]:
+def noted(full: pd.DataFrame) -> list[Noted]:
     """The runs of a frame, their config sorted by its keys, without OMITTED ones."""
     found = []
     for run, recorded, names in zip(runs_of(full), full["run", "recorded"], full["run", "not_finite"], strict=True):
@@ -174,7 +173,7 @@ def evaluation_of(metric: str) -> str | None:
     return next((name for begin, name in BEGINNINGS if metric.startswith(begin)), EVALUATION_OF.get(group(metric)))
 
 
-def add_findings(runs: Sequence[Noted], full: "pd.DataFrame", varied: tuple[str, ...]) -> None:
+def add_findings(runs: Sequence[Noted], full: pd.DataFrame, varied: tuple[str, ...]) -> None:
     """Give each run what the audit finds about it, errors first."""
     for finding in audit(full, varied):
         text, concerned = clean(f"{finding.level}, {finding.code}: {finding.sentence}", 400), set(finding.runs)

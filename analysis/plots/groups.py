@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from analysis.plots.lines import (
     Panel,
@@ -19,9 +20,6 @@ from analysis.plots.lines import (
 )
 from analysis.plots.study import Missing, Study, Variant, evenly
 from analysis.plots.style import COLOURS, DASHES, finish, panels
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SHOWN = 4
 """The most runs with panels of their own."""
@@ -41,7 +39,7 @@ def layer_records(study: Study, row: int) -> list[dict[str, Any]]:
     return [record for record in study.monitors(row, "groups") if "mi_mean" in record]
 
 
-def group_mi(study: Study) -> "Figure":
+def group_mi(study: Study) -> Figure:
     """Mean mutual information of pairs of groups over the training, and its matrix at the end of some runs."""
     variants = group_variants(study)
     named = named_variants(study, variants)
@@ -78,7 +76,7 @@ def ninth_decile(record: dict[str, Any]) -> float:
     return quantiles[min(quantiles, key=lambda q: abs(q - 0.9))]
 
 
-def group_events(study: Study) -> "Figure":
+def group_events(study: Study) -> Figure:
     """The features moved and the resulting group sizes at each adaptation of groups."""
 
     variants = [variant for variant in study.followed if study.monitors(variant.rows[0], "group_event")]
@@ -97,7 +95,7 @@ def group_events(study: Study) -> "Figure":
     return line_panels(study, variants, shown, 3, "Each marker is an event; first seed.", size=(2.8, 2.3))
 
 
-def group_activity(study: Study) -> "Figure":
+def group_activity(study: Study) -> Figure:
     """Energy and share of active tokens of each group at the last record, groups in falling order."""
 
     def falling(variant: Variant, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +123,7 @@ def selective_variants(study: Study) -> list[Variant]:
     return variants
 
 
-def feature_statistics(study: Study) -> "Figure":
+def feature_statistics(study: Study) -> Figure:
     """Three panels a run: how mean, maximum and spread of the features' activations grow; largest, 90 %, median."""
     variants, left_out = study.sample(selective_variants(study), SHOWN)
     fig, axes = panels(3 * len(variants), 3, (2.6, 1.75), left=0.3, sharex=True)
@@ -146,7 +144,7 @@ def feature_statistics(study: Study) -> "Figure":
     return finish(fig, handles, labels, note=f"Moving averages, first seed. {left_out}".strip())
 
 
-def selective_groups(study: Study) -> "Figure":
+def selective_groups(study: Study) -> Figure:
     """Size of group 1 over the training, and which of the first features are in it (black) at each record."""
     variants = selective_variants(study)
     named = named_variants(study, variants)

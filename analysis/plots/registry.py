@@ -2,13 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
 
 from analysis.plots import features, groups, outcomes, training
 from analysis.plots.study import Study
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -19,7 +17,7 @@ class Plot:
     """What it shows, in one line."""
     needs: str
     """The files it is drawn from."""
-    draw: "Callable[[Study], Figure]"
+    draw: Callable[[Study], Figure]
     """Raises Missing where they are not there."""
 
 

@@ -4,7 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from analysis.auditing.audit import audit
 from analysis.auditing.comparison import baselines_of
@@ -21,9 +23,6 @@ from analysis.tables.baseline import baseline_row
 from analysis.tables.compare import compared, load, unfit_runs
 from analysis.text import clean
 from sae_sweeps.storage.files import write_text
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 HERE = Path(__file__).parent
 SECTIONS = 60
@@ -137,7 +136,7 @@ def title_of(paths: Sequence[Path]) -> str:
     return f"Report of {', '.join(path.resolve().name for path in paths[:3])}" + (" ..." if len(paths) > 3 else "")
 
 
-def findings(full: "pd.DataFrame", varied: set[str]) -> list[tuple[str, str, list[str]]]:
+def findings(full: pd.DataFrame, varied: set[str]) -> list[tuple[str, str, list[str]]]:
     """The findings of the audit, grouped by rule: level, code, sentences."""
     found: dict[tuple[str, str], list[str]] = {}
     for finding in audit(full, varied):
@@ -145,7 +144,7 @@ def findings(full: "pd.DataFrame", varied: set[str]) -> list[tuple[str, str, lis
     return [(level, code, sentences) for (level, code), sentences in found.items()]
 
 
-def titled_columns(full: "pd.DataFrame") -> list[str] | None:
+def titled_columns(full: pd.DataFrame) -> list[str] | None:
     """Columns with the title first, for many differing keys and distinct titles; None: the table's default."""
     titles, keys = list(full["run", "title"]), differing(full)
     if len(keys) < KEYS or not all(isinstance(title, str) for title in titles) or len(set(titles)) < len(titles):
@@ -155,7 +154,7 @@ def titled_columns(full: "pd.DataFrame") -> list[str] | None:
     return ["title", *state, *metrics, *(name for _, name in keys)]
 
 
-def base_row(full: "pd.DataFrame", baseline: str | None) -> int | None:
+def base_row(full: pd.DataFrame, baseline: str | None) -> int | None:
     """The run to compare configs with: the one named, the first of `baselines_of`, or the first with a penalty."""
     if baseline is not None:
         return baseline_row(full, [[row] for row in range(len(full))], baseline)

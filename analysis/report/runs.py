@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from analysis.columns import UNSHOWN
 from analysis.metrics import group
@@ -10,9 +12,6 @@ from analysis.plots.study import Study, Variant
 from analysis.report.defaults import defaults_of
 from analysis.report.sparkline import sparkline
 from analysis.text import cell, clean
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 CURVES = ("loss", "fvu", "held_out_fvu", "l0", "dead_features", "recon_loss", "sparsity_loss", "penalty_loss",
           "penalty_weight", "lr", "k", "grad_norm/total")  # fmt: skip
@@ -50,7 +49,7 @@ Values = dict[str, dict[str, Any]]
 """A row's values under run, config and metrics; keys that the run does not have are absent."""
 
 
-def values_of(full: "pd.DataFrame", row: int) -> Values:
+def values_of(full: pd.DataFrame, row: int) -> Values:
     found: Values = {"run": {}, "config": {}, "metrics": {}}
     for (kind, name), value in zip(full.columns, full.iloc[row].tolist(), strict=True):
         if kind == "run" or value is None or value == value:

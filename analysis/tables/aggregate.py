@@ -3,16 +3,16 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from analysis.columns import UNSHOWN, find_column, identity, of_kind, varies
 from analysis.metrics import BUDGETS, Column
 from analysis.tables.table import Table
 from analysis.text import clean
 from sae_sweeps.errors import ConfigError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 CONFIDENCE = 0.95
 
@@ -47,7 +47,7 @@ def aggregated(table: Table, words: Sequence[str]) -> tuple[Table, list[list[int
     ), members
 
 
-def of_rows(frame: "pd.DataFrame", of_runs: dict[str, str]) -> dict[str, str]:
+def of_rows(frame: pd.DataFrame, of_runs: dict[str, str]) -> dict[str, str]:
     """A level or reason for the first run of each row: `error` if any of its runs has it, else that of its first."""
     found = {}
     for first, runs in zip(frame["run", "run_id"], frame["run", "runs"], strict=True):
@@ -56,7 +56,7 @@ def of_rows(frame: "pd.DataFrame", of_runs: dict[str, str]) -> dict[str, str]:
     return found
 
 
-def members_of(full: "pd.DataFrame", keys: Sequence[Column]) -> list[list[int]]:
+def members_of(full: pd.DataFrame, keys: Sequence[Column]) -> list[list[int]]:
     """The row numbers of the runs of each aggregate."""
     signatures = signatures_of(full, keys)
     present = [all(identity(value) != ("absent",) for value in row) for row in full[list(keys)].to_numpy()]
@@ -67,9 +67,7 @@ def members_of(full: "pd.DataFrame", keys: Sequence[Column]) -> list[list[int]]:
     return list(together.values())
 
 
-def aggregated_frame(full: "pd.DataFrame", keys: Sequence[Column], members: list[list[int]]) -> "pd.DataFrame":
-    import pandas as pd
-
+def aggregated_frame(full: pd.DataFrame, keys: Sequence[Column], members: list[list[int]]) -> pd.DataFrame:
     first = full.iloc[[rows[0] for rows in members]].reset_index(drop=True)
     kept = [column for column in first.columns if column[0] != "metrics" and column not in keys]
     head = first[kept].copy()
@@ -90,7 +88,7 @@ def without(title: str | None, keys: Sequence[Column]) -> str | None:
     return re.sub(rf"\s*(?<!\S)(?:{names})=\S+", "", title).strip() if title else title
 
 
-def signatures_of(full: "pd.DataFrame", keys: Sequence[Column]) -> list[tuple]:
+def signatures_of(full: pd.DataFrame, keys: Sequence[Column]) -> list[tuple]:
     """For each run its config without `keys`, tokens, steps and source, as far as runs differ in them."""
     own = [c for c in of_kind(full, "config") if c not in keys and c[1].partition(".")[0] not in UNSHOWN]
     found = full[own].to_numpy().T if own else []
@@ -101,7 +99,7 @@ def signatures_of(full: "pd.DataFrame", keys: Sequence[Column]) -> list[tuple]:
     return list(zip(*varied, strict=True)) if varied else [()] * len(full)
 
 
-def budget_of(full: "pd.DataFrame", metric: str) -> list[Any]:
+def budget_of(full: pd.DataFrame, metric: str) -> list[Any]:
     """Each run's tokens or steps, as trained where that is recorded, as configured otherwise; None where unknown."""
     stand_in = BUDGETS[metric]
     places = [c for c in (("metrics", metric), ("config", stand_in), ("run", stand_in)) if c in full.columns]
@@ -118,10 +116,8 @@ def labels_of(members: Iterable[Sequence[int]], count: int) -> list[int]:
     return labels
 
 
-def statistics(metrics: "pd.DataFrame", labels: list[int]) -> "pd.DataFrame":
+def statistics(metrics: pd.DataFrame, labels: list[int]) -> pd.DataFrame:
     """Mean, standard deviation (n - 1), n and Student's 95 % confidence interval of the mean, by label and metric."""
-    import numpy as np
-    import pandas as pd
     from scipy.special import stdtrit
 
     names = [name for _, name in metrics.columns]
@@ -136,7 +132,7 @@ def statistics(metrics: "pd.DataFrame", labels: list[int]) -> "pd.DataFrame":
     return result.reset_index(drop=True)
 
 
-def repeated(full: "pd.DataFrame", keys: Sequence[Column], members: Sequence[Sequence[int]]) -> list[str]:
+def repeated(full: pd.DataFrame, keys: Sequence[Column], members: Sequence[Sequence[int]]) -> list[str]:
     """A sentence for each row that has runs of equal keys, which are no repetitions."""
     found = []
     values = [tuple(map(identity, row)) for row in full[list(keys)].to_numpy()]
@@ -148,8 +144,6 @@ def repeated(full: "pd.DataFrame", keys: Sequence[Column], members: Sequence[Seq
     return found
 
 
-def objects(values: list[Any]) -> "pd.Series":
+def objects(values: list[Any]) -> pd.Series:
     """A column that keeps None and lists as they are."""
-    import pandas as pd
-
     return pd.Series(values, dtype="object")
