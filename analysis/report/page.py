@@ -39,31 +39,10 @@ ROOM = 200_000
 """Bytes that figures may take on a page of any size."""
 
 
-def write_report(
-    paths: Iterable[str | Path],
-    file: str | Path,
-    title: str | None = None,
-    where: str | None = None,
-    sort: str | None = None,
-    baseline: str | None = None,
-    figures: Sequence[str] | None = None,
-    runs: int = SECTIONS,
-    interactive: bool = False,
-) -> Path:
-    """Write the report about the runs of the paths (see `records`) and return its path.
-
-    Args:
-        where, sort: which runs, in which order, as in `analysis.tables.table.table`.
-        baseline: the run that configs are compared with: an id or a filter; by default the first without a penalty.
-        figures: their names; by default those of DEFAULT that have data and fit, FEW of them for many runs.
-        runs: how many runs get a section of their own.
-        interactive: add plotly's figures to hover over; 5 MB.
-
-    Raises DataError and DamagedFile as `records` does, ConfigError for an unknown figure, column or run.
-    """
-    file = Path(file)
-    write_text(file, report(paths, title, where, sort, baseline, figures, runs, interactive))
-    return file
+def write_report(paths: Iterable[str | Path], file: str | Path, **options: Any) -> Path:
+    """Write the report about the runs of the paths, with the arguments of `report`, and return its path."""
+    write_text(file, report(paths, **options))
+    return Path(file)
 
 
 def report(
@@ -76,7 +55,17 @@ def report(
     runs: int = SECTIONS,
     interactive: bool = False,
 ) -> str:
-    """The page as text; arguments as in `write_report`."""
+    """The report about the runs of the paths (see `records`) as HTML.
+
+    Args:
+        where, sort: which runs, in which order, as in `analysis.tables.table.table`.
+        baseline: the run that configs are compared with: an id or a filter; by default the first of `baselines_of`.
+        figures: their names; by default those of DEFAULT that have data and fit, FEW of them for many runs.
+        runs: how many runs get a section of their own.
+        interactive: add plotly's figures to hover over; 5 MB.
+
+    Raises DataError and DamagedFile as `records` does, ConfigError for an unknown figure, column or run.
+    """
     places = [Path(path) for path in paths]
     names = known(figures) if figures is not None else None
     loaded = load(places, where)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,12 @@ import pandas as pd
 
 from analysis.columns import UNSHOWN, find_column, identity, of_kind, varies
 from analysis.metrics import BUDGETS, Column
+from analysis.reading.configs import flat_config
+from analysis.reading.record import ABSENT
 from analysis.tables.table import Table
 from analysis.text import clean
+from sae_sweeps.config.identity import LEFT_OUT
+from sae_sweeps.config.schema import RootConfig
 from sae_sweeps.errors import ConfigError
 
 CONFIDENCE = 0.95
@@ -91,12 +96,28 @@ def without(title: str | None, keys: Sequence[Column]) -> str | None:
 def signatures_of(full: pd.DataFrame, keys: Sequence[Column]) -> list[tuple]:
     """For each run its config without `keys`, tokens, steps and source, as far as runs differ in them."""
     own = [c for c in of_kind(full, "config") if c not in keys and c[1].partition(".")[0] not in UNSHOWN]
-    found = full[own].to_numpy().T if own else []
-    columns: list[list[Any]] = [[identity(value) for value in values] for values in found if varies(values)]
+    is_run = [source == "run" for source in full["run", "source"]]
+    found = zip(own, full[own].to_numpy().T if own else [], strict=True)
+    columns = [with_usual(key, values, is_run) for (_, key), values in found if varies(values)]
     columns += [budget_of(full, metric) for metric in BUDGETS]
     columns.append([identity(value) for value in full["run", "source"]])
     varied = [column for column in columns if len(set(column)) > 1]
     return list(zip(*varied, strict=True)) if varied else [()] * len(full)
+
+
+def with_usual(key: str, values: Iterable[Any], is_run: Sequence[bool]) -> list[Any]:
+    """The identity of each value of a config key. A run from before the key was added has the key's default there, or,
+    where it is no part of a run's id, whatever the others have."""
+    found = [identity(value) for value in values]
+    others = [value for value in found if value != ("absent",)]
+    usual = others[0] if key in LEFT_OUT else identity(usual_values().get(key, ABSENT))
+    return [usual if own and value == ("absent",) else value for value, own in zip(found, is_run, strict=True)]
+
+
+@cache
+def usual_values() -> dict[str, Any]:
+    """The defaults of the groups whose choices have the same keys."""
+    return flat_config({group: value for group, value in vars(RootConfig()).items() if isinstance(value, dict)})
 
 
 def budget_of(full: pd.DataFrame, metric: str) -> list[Any]:
