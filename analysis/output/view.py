@@ -62,6 +62,10 @@ class View:
     warnings: list[str]
 
     @property
+    def has_marks(self) -> bool:
+        return any(self.marks)
+
+    @property
     def groups(self) -> list[tuple[str, int]]:
         """Headers above the columns, each with the number of columns that it spans."""
         return [(name, len(list(own))) for name, own in groupby(column.group for column in self.columns)]

@@ -13,7 +13,7 @@ from analysis.auditing.comparison import baselines_of
 from analysis.auditing.run import runs_of
 from analysis.columns import differing
 from analysis.metrics import FIRST
-from analysis.output.html import TABLE_CSS, TABLE_JS, html_table
+from analysis.output.html import TABLE_CSS, TABLE_JS, html_table, rendered
 from analysis.plots.draw import known
 from analysis.plots.study import Study
 from analysis.report.figures import DEFAULT, FEW, MANY, pictures
@@ -100,25 +100,20 @@ def report(
     if names is None:
         names = list(FEW if len(full) > MANY else DEFAULT)
         content["left_out"] = [name for name in DEFAULT if name not in names]
-    room = max(LIMIT - len(rendered(content).encode()), ROOM)
+    room = max(LIMIT - len(page(content).encode()), ROOM)
     content["pictures"], too_large = pictures(study, names, room)
     content["left_out"] += too_large
     if interactive:
         from analysis.report.interactive import charts
 
         content["charts"] = charts(study)
-    return rendered(content)
+    return page(content)
 
 
-def rendered(content: dict[str, Any]) -> str:
-    """The page as HTML. jinja2 escapes all text except the table, the sparklines and the charts."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
-    )
+def page(content: dict[str, Any]) -> str:
+    """The page as HTML. All text is escaped but the table, the sparklines and the charts."""
     style, script = ((HERE / name).read_text() for name in ("report.css", "report.js"))
-    return environment.get_template("report.html.jinja").render(content, style=style, script=script)
+    return rendered(HERE / "report.html.jinja", **content, style=style, script=script)
 
 
 def title_of(paths: Sequence[Path]) -> str:
