@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.plots.lines import Panel, beside, legend_of, line_panels, named_variants
-from analysis.plots.study import PHASES, Missing, Study, Variant, evenly, shared_steps
+from analysis.plots.study import PHASES, Study, Variant, evenly, shared_steps
 from analysis.plots.style import COLOURS, DASHES, GREY, Room, add_below, finish, log_scale, look, panels
 
 MATRICES = 5
@@ -108,10 +108,7 @@ def similarity_histograms(study: Study) -> Figure:
 
 
 def with_snapshots(study: Study) -> list[Variant]:
-    variants = [variant for variant in study.followed if study.phases(variant.rows[0])]
-    if not variants:
-        raise Missing("no run has come to a quarter of its training")
-    return variants
+    return study.having(study.phases, "no run has come to a quarter of its training")
 
 
 # Watched pairs --------------------------------------------------------------------------------------------------------
@@ -131,11 +128,10 @@ def by_moment(study: Study, row: int) -> dict[int, Records]:
 
 def watching(study: Study, what: str = "abs_cosine") -> list[Variant]:
     """The variants whose watched pairs have that number."""
-    variants = [v for v in study.followed if any(what in r[-1] for r in by_moment(study, v.rows[0]).values())]
-    if not variants:
-        why = "no run has a penalty that lets pairs compete (penalty=ortho)" if what == "c" else ""
-        raise Missing(why or "no run watched pairs of features (train.monitor_every, from 2 % of the training)")
-    return variants
+    missing = "no run watched pairs of features (train.monitor_every, from 2 % of the training)"
+    if what == "c":
+        missing = "no run has a penalty that lets pairs compete (penalty=ortho)"
+    return study.having(lambda row: any(what in r[-1] for r in by_moment(study, row).values()), missing)
 
 
 def of_class(records: Records, what: str, place: int) -> dict[int, np.ndarray]:
@@ -146,22 +142,7 @@ def of_class(records: Records, what: str, place: int) -> dict[int, np.ndarray]:
     return {r["step"]: np.array(r[what][place * third : (place + 1) * third], dtype=float) for r in kept}
 
 
-def competition(study: Study) -> Figure:
-    """Trajectories of c_ij."""
-    return trajectories(study, "c", (-0.03, 1.03))
-
-
-def pair_correlation(study: Study) -> Figure:
-    """Trajectories of the correlation of the activations."""
-    return trajectories(study, "correlation", None)
-
-
-def pair_similarity(study: Study) -> Figure:
-    """Trajectories of |w_i . w_j|."""
-    return trajectories(study, "abs_cosine", None)
-
-
-def trajectories(study: Study, what: str, limits: tuple[float, float] | None) -> Figure:
+def trajectories(study: Study, what: str, limits: tuple[float, float] | None = None) -> Figure:
     """A row of panels for each run, a panel for each class: a thin line for each pair, their mean thick."""
     variants, left_out = study.sample(watching(study, what), WATCHED)
     room = Room(left=0.1, right=0.1, bottom=0.15, top=0.3)
@@ -236,9 +217,8 @@ def pairs_at_the_end(study: Study) -> Figure:
 
 def contrast(study: Study) -> Figure:
     """Alignment, uniformity and retrieval of positives; dotted grey is retrieval by chance."""
-    variants = [variant for variant in study.followed if study.monitors(variant.rows[0], "contrastive")]
-    if not variants:
-        raise Missing("no run has a contrastive head (penalty=contrastive)")
+    missing = "no run has a contrastive head (penalty=contrastive)"
+    variants = study.having(lambda row: study.monitors(row, "contrastive"), missing)
     units = {
         "alignment": "mean cosine of positives",
         "uniformity": "log potential (lower: more even)",

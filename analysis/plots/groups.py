@@ -18,7 +18,7 @@ from analysis.plots.lines import (
     over_steps,
     short,
 )
-from analysis.plots.study import Missing, Study, Variant, evenly
+from analysis.plots.study import Study, Variant, evenly
 from analysis.plots.style import COLOURS, DASHES, finish, panels
 
 SHOWN = 4
@@ -28,10 +28,8 @@ DECILES = {10: "largest of all features", 9: "nine of ten are below", 5: "median
 
 
 def group_variants(study: Study) -> list[Variant]:
-    variants = [variant for variant in study.followed if layer_records(study, variant.rows[0])]
-    if not variants:
-        raise Missing("no run has a group layer (group_layer=groups, penalty=bottleneck)")
-    return variants
+    missing = "no run has a group layer (group_layer=groups, penalty=bottleneck)"
+    return study.having(lambda row: layer_records(study, row), missing)
 
 
 def layer_records(study: Study, row: int) -> list[dict[str, Any]]:
@@ -46,13 +44,13 @@ def group_mi(study: Study) -> Figure:
     last = {id(v): layer_records(study, v.rows[0])[-1] for v in variants}
     shown, left_out = study.sample([variant for variant in variants if "mi" in last[id(variant)]], SHOWN)
     fig, axes = panels(2 + len(shown), 3, (2.9, 2.4), right=0.75)
+
+    def decile(variant: Variant) -> tuple[np.ndarray, np.ndarray]:
+        return over_steps(layer_records(study, variant.rows[0]), ninth_decile)
+
     curves = [
         Panel("mean over pairs of groups", "MI (nats)", partial(study.monitored, monitor="groups", key="mi_mean")),
-        Panel(
-            "nine tenths of the pairs are below",
-            "MI (nats)",
-            lambda v: over_steps(layer_records(study, v.rows[0]), ninth_decile),
-        ),
+        Panel("nine tenths of the pairs are below", "MI (nats)", decile),
     ]
     bands = draw_panels(axes[:2], named, curves)
     if shown:
@@ -78,10 +76,8 @@ def ninth_decile(record: dict[str, Any]) -> float:
 
 def group_events(study: Study) -> Figure:
     """The features moved and the resulting group sizes at each adaptation of groups."""
-
-    variants = [variant for variant in study.followed if study.monitors(variant.rows[0], "group_event")]
-    if not variants:
-        raise Missing("no run adapted its groups (group_layer.adapt=similarity or mi)")
+    missing = "no run adapted its groups (group_layer.adapt=similarity or mi)"
+    variants = study.having(lambda row: study.monitors(row, "group_event"), missing)
     values: dict[str, Callable[[dict[str, Any]], float]] = {
         "features that changed their group": lambda event: event["moved"],
         "largest group": lambda event: max(event["sizes_after"]),
@@ -111,16 +107,14 @@ def group_activity(study: Study) -> Figure:
     return line_panels(study, group_variants(study), shown, 2, note, size=(3.4, 2.3))
 
 
-def selections(study: Study, variant: Variant) -> list[dict[str, Any]]:
-    """The records of selective_ortho's groups, first seed."""
-    return [record for record in study.monitors(variant.rows[0], "groups") if "deciles" in record]
+def selections(study: Study, row: int) -> list[dict[str, Any]]:
+    """The records of selective_ortho's groups."""
+    return [record for record in study.monitors(row, "groups") if "deciles" in record]
 
 
 def selective_variants(study: Study) -> list[Variant]:
-    variants = [variant for variant in study.followed if selections(study, variant)]
-    if not variants:
-        raise Missing("no run selects groups of features by statistics (penalty=selective_ortho)")
-    return variants
+    missing = "no run selects groups of features by statistics (penalty=selective_ortho)"
+    return study.having(lambda row: selections(study, row), missing)
 
 
 def feature_statistics(study: Study) -> Figure:
@@ -129,7 +123,7 @@ def feature_statistics(study: Study) -> Figure:
     fig, axes = panels(3 * len(variants), 3, (2.6, 1.75), left=0.3, sharex=True)
     for place, ax in enumerate(axes):
         variant, name = variants[place // 3], STATISTICS[place % 3]
-        records = selections(study, variant)
+        records = selections(study, variant.rows[0])
         steps = [record["step"] for record in records]
         for number, (decile, label) in enumerate(DECILES.items()):
             values = [record["deciles"][name][decile] for record in records]
@@ -151,11 +145,14 @@ def selective_groups(study: Study) -> Figure:
     shown, left_out = study.sample(variants, SHOWN)
     fig, axes = panels(1 + len(shown), 3, (3.1, 2.3))
     size = Panel(
-        "size of group 1", "features", lambda v: over_steps(selections(study, v), lambda r: r["sizes"][0]), "zero"
+        "size of group 1",
+        "features",
+        lambda v: over_steps(selections(study, v.rows[0]), lambda r: r["sizes"][0]),
+        "zero",
     )
     draw_panels(axes[:1], named, [size])
     for ax, variant in zip(axes[1:], shown, strict=True):
-        records = evenly(selections(study, variant), 60)
+        records = evenly(selections(study, variant.rows[0]), 60)
         member = np.array([record["first"] for record in records]).T
         steps = [record["step"] for record in records]
         ax.imshow(

@@ -143,14 +143,16 @@ def curve_panels(
     columns: int = 3,
     zero: bool = False,
     note: str = "",
+    missing: str = "no run has logged them",
 ) -> Figure:
     """A panel for each logged number.
 
-    log: names that have a logarithmic axis where they are positive; zero: begin all other axes at 0.
+    log: names that have a logarithmic axis where they are positive; zero: begin all other axes at 0. Raises Missing
+    with the sentence where there is no number or no run has one.
     """
     variants = [v for v in study.followed if any(study.curve(v, name, x) is not None for name in names)]
     if not variants or not names:
-        raise Missing("no run has logged them")
+        raise Missing(missing)
     shown = [
         Panel(
             *title_and_unit(name, study),

@@ -5,7 +5,7 @@ import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -82,6 +82,13 @@ class Study:
     def followed(self) -> list[Variant]:
         """The variants whose files are read: all, or an even choice from the lowest to the highest fvu."""
         return self.variants if len(self.variants) <= FOLLOWED else evenly(self.ranked(self.variants), FOLLOWED)
+
+    def having(self, test: Callable[[int], Any], missing: str) -> list[Variant]:
+        """The variants that are followed whose first run passes the test. Raises Missing with the sentence for none."""
+        found = [variant for variant in self.followed if test(variant.rows[0])]
+        if not found:
+            raise Missing(missing)
+        return found
 
     def folder(self, row: int) -> RunFolder:
         return RunFolder(self.full["run", "folder"].iloc[row])

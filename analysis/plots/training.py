@@ -25,9 +25,8 @@ def training_curves(study: Study) -> Figure:
     logged = study.curve_names()
     losses = [name for name in logged if name.endswith("_loss") or name == "loss"]
     names = moving(study, [*losses, *(name for name in ("fvu", "held_out_fvu") if name in logged)])
-    if not names:
-        raise Missing("no run has logged a step")
-    return curve_panels(study, names, log=("loss", "recon_loss", "fvu", "held_out_fvu"))
+    logs = ("loss", "recon_loss", "fvu", "held_out_fvu")
+    return curve_panels(study, names, log=logs, missing="no run has logged a step")
 
 
 def held_out(study: Study) -> Figure:
@@ -39,9 +38,7 @@ def held_out(study: Study) -> Figure:
 
 def sparsity(study: Study) -> Figure:
     names = [name for name in ("l0", "dead_features") if name in study.curve_names()]
-    if not names:
-        raise Missing("no run has logged L0 or dead features")
-    return curve_panels(study, names, columns=2, zero=True)
+    return curve_panels(study, names, columns=2, zero=True, missing="no run has logged L0 or dead features")
 
 
 def penalty_and_reconstruction(study: Study) -> Figure:
@@ -53,10 +50,7 @@ def penalty_and_reconstruction(study: Study) -> Figure:
 
 def penalty_terms(study: Study) -> Figure:
     names = [name for name in study.curve_names() if name.startswith("penalty/") and "_loss" not in name]
-    names = moving(study, names)
-    if not names:
-        raise Missing("no penalty here logs terms of its own")
-    return curve_panels(study, names)
+    return curve_panels(study, moving(study, names), missing="no penalty here logs terms of its own")
 
 
 def schedules(study: Study) -> Figure:
@@ -64,9 +58,8 @@ def schedules(study: Study) -> Figure:
     weights = moving(study, [name for name in logged if name.endswith("_weight")])
     names = [*(name for name in ("lr", "k", "p") if name in logged), *weights]
     names += [n for n in logged if any(n.endswith(end.removeprefix("penalty")) for end in PENALTY_CURVES)]
-    if not names:
-        raise Missing("no run has logged a step")
-    return curve_panels(study, names, zero=True, note="As logged at each step, so as used.")
+    note = "As logged at each step, so as used."
+    return curve_panels(study, names, zero=True, note=note, missing="no run has logged a step")
 
 
 def gradient_norms(study: Study) -> Figure:
