@@ -15,7 +15,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help install other-build resolve-check demo smollm2 test test-families test-processors test-matrix test-quick lint \
-	type format clean check-records saelens-check saebench-check campaign-cluster campaign-configs peers bench bench-gpu \
+	type format clean compile-kernels check-records saelens-check saebench-check campaign-cluster campaign-configs peers bench bench-gpu \
 	scaling studies
 
 help: ## list the targets
@@ -93,6 +93,9 @@ COMMA := ,
 test-processors: install ## the numerical tests as other processors would compute, one setting after the other
 	@failed=0; $(foreach setting,$(PROCESSORS),echo "--- $(subst $(COMMA), ,$(setting))"; \
 	env $(subst $(COMMA), ,$(setting)) $(PY) -m pytest $(NUMERICAL) -n 2 || failed=1;) exit $$failed
+
+compile-kernels: install ## every Triton kernel compiled for sm_80, sm_90 and sm_100 and its machine code read, without a GPU
+	$(PY) -m scripts.compile_kernels
 
 campaign-cluster: install ## sweeps on a Slurm of its own, struck at random for ROUNDS=5 rounds
 	$(PY) -m scripts.campaign_cluster --rounds $(or $(ROUNDS),5)

@@ -63,6 +63,11 @@ class ExportedSAE:
     """Whether b_dec is subtracted before encoding; always so in SAEs of this project."""
 
     @property
+    def norm_limit(self) -> float | None:
+        """The norm beyond which `data.max_norm` left activations out of the training; None where it left out none."""
+        return self.metadata.get("norm_limit")
+
+    @property
     def d_in(self) -> int:
         return self.weights["W_dec"].shape[1]
 

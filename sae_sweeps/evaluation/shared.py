@@ -85,7 +85,7 @@ class Shared:
     """The text that the SAEs were trained on, of which a part is held out."""
     contexts: Callable[[int], Tensor] = lambda n: torch.empty(0, 0, dtype=torch.long)
     """The first n held-out contexts [<= n, context], int64."""
-    tokens: Callable[[int], Batch] = lambda n: Batch(*(torch.empty(0) for _ in range(5)))
+    tokens: Callable[[int], Batch] = lambda n: Batch(*(torch.empty(0) for _ in range(6)))
     """The first n held-out tokens with their activations and roles; fewer where the text ends."""
     world: SyntheticWorld | None = None
     """Where the activations are synthetic; `lm` is None then."""

@@ -6,12 +6,15 @@
 # mypy: ignore-errors
 from __future__ import annotations
 
+import sys
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from sae_sweeps.kernels import sparse_reference
+from sae_sweeps.kernels.launching import StepShape, launch
 from sae_sweeps.kernels.pairs import Pairs
 
 NAME = "triton"
@@ -21,6 +24,9 @@ WIDEST = 65_536
 """Longest row that `largest` holds in one program; longer ones go to torch's own."""
 COLUMNS = 1024
 """Columns of the result that one program computes."""
+
+NARROW = {"_sums": "adds single numbers from anywhere"}
+"""Kernels whose main loop has no 128 bits in a row to load."""
 
 above = sparse_reference.above
 normalize = sparse_reference.normalize
@@ -32,7 +38,7 @@ def largest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     z = z.contiguous()
     values, indices = z.new_empty(len(z), k), torch.empty(len(z), k, dtype=torch.int64, device=z.device)
     block = triton.next_power_of_2(z.shape[1])
-    _largest[(len(z),)](z, values, indices, z.shape[1], k, BLOCK=block, num_warps=_warps(block))
+    launch(_largest, (len(z),), z, values, indices, z.shape[1], k, BLOCK=block, num_warps=_warps(block))
     return values, indices
 
 
@@ -44,7 +50,7 @@ def decode(pairs: Pairs, values: Tensor, W: Tensor) -> Tensor:
     out, d = W.new_empty(pairs.n_tokens, W.shape[1]), W.shape[1]
     block = min(COLUMNS, triton.next_power_of_2(d))
     grid = (pairs.n_tokens, triton.cdiv(d, block))
-    _decode[grid](pairs.start, pairs.feature, values.contiguous(), W.contiguous(), out, d, BLOCK=block)
+    launch(_decode, grid, pairs.start, pairs.feature, values.contiguous(), W.contiguous(), out, d, BLOCK=block)
     return out
 
 
@@ -57,7 +63,7 @@ def dots(pairs: Pairs, W: Tensor, g: Tensor) -> Tensor:
     out, d = W.new_empty(len(pairs.feature)), W.shape[1]
     block = triton.next_power_of_2(d)
     rows = (pairs.start, pairs.feature, W.contiguous(), g.contiguous())
-    _dots[(pairs.n_tokens,)](*rows, out, d, BLOCK=block, num_warps=_warps(block))
+    launch(_dots, (pairs.n_tokens,), *rows, out, d, BLOCK=block, num_warps=_warps(block))
     return out
 
 
@@ -71,14 +77,14 @@ def weight_gradient(pairs: Pairs, values: Tensor, g: Tensor) -> Tensor:
     out, d = g.new_empty(pairs.n_features, g.shape[1]), g.shape[1]
     block = min(COLUMNS, triton.next_power_of_2(d))
     grid = (pairs.n_features, triton.cdiv(d, block))
-    _weight_gradient[grid](start, slot, token, values.contiguous(), g.contiguous(), out, d, BLOCK=block)
+    launch(_weight_gradient, grid, start, slot, token, values.contiguous(), g.contiguous(), out, d, BLOCK=block)
     return out
 
 
 def sums(pairs: Pairs, values: Tensor) -> Tensor:
     start, slot, _ = pairs.transposed
     out = values.new_empty(pairs.n_features)
-    _sums[(pairs.n_features,)](start, slot, values.contiguous(), out, BLOCK=128)
+    launch(_sums, (pairs.n_features,), start, slot, values.contiguous(), out, BLOCK=128)
     return out
 
 
@@ -89,7 +95,22 @@ def combination(factors: Tensor, rows: Tensor) -> Tensor:
 def remove_parallel(grad: Tensor, W: Tensor) -> None:
     n, d = W.shape
     block = triton.next_power_of_2(d)
-    _remove_parallel[(n,)](grad, W, d, BLOCK=block, num_warps=_warps(block))
+    launch(_remove_parallel, (n,), grad, W, d, BLOCK=block, num_warps=_warps(block))
+
+
+def compile_for(shape: StepShape) -> None:
+    """Compile each kernel as a step of this shape launches it."""
+    z, W = shape.meta(shape.batch, shape.d_sae), shape.meta(shape.d_sae, shape.d_in)
+    x, values = shape.meta(shape.batch, shape.d_in), shape.meta(shape.batch * shape.k)
+    number = shape.meta(len(values), dtype=torch.int64)
+    pairs = Pairs(shape.meta(shape.batch + 1, dtype=torch.int64), number, shape.d_sae, sys.modules[__name__])
+    start = shape.meta(shape.d_sae + 1, dtype=torch.int64)
+    pairs.transposed = start, number.int(), number.int()
+    largest(z, shape.k)
+    residual(pairs, values, W, W[0], x)
+    weight_gradient(pairs, values, x)
+    sums(pairs, values)
+    remove_parallel(W, W)
 
 
 def _warps(block: int) -> int:

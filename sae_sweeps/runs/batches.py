@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from sae_sweeps.activations.outliers import NormStats, StoreWithin, norm_stats
 from sae_sweeps.activations.sampler import Sampler
 from sae_sweeps.activations.store import ActivationStore
 from sae_sweeps.architectures.batch import Batch
@@ -18,12 +19,13 @@ from sae_sweeps.sweeps.groups import one_of_each_layer
 from sae_sweeps.training.loop import Member
 from sae_sweeps.training.start import n_start_steps
 
-Stream = tuple[str, int, int, str, int]
-"""What decides a run's batches within a group: layer, batch size, data seed, sampling and window."""
+Stream = tuple[str, float | None, int, int, str, int]
+"""What decides a run's batches within a group: layer, largest norm, batch size, data seed, sampling and window."""
 
 
 def stream_of(run: RunConfig) -> Stream:
-    return hook_name(run.layer), run.batch_size, run.data_seed, run.train.sampling, run.train.window
+    train = run.train
+    return hook_name(run.layer), run.data.max_norm, run.batch_size, run.data_seed, train.sampling, train.window
 
 
 class Batches:
@@ -39,6 +41,7 @@ class Batches:
         self._first: dict[Stream, torch.Tensor | Exception] = {}
         self._held_out: dict[tuple[str, int], torch.Tensor | None] = {}
         self._samplers: dict[Stream, Sampler] = {}
+        self._norms: dict[tuple[str, float | None], NormStats] = {}
 
     def store(self, run: RunConfig) -> ActivationStore:
         """The activations of the run's layer. Raises why there are none of this layer."""
@@ -47,17 +50,25 @@ class Batches:
             raise store
         return store
 
+    def norms(self, run: RunConfig) -> NormStats:
+        """Norms of the training activations of the run's layer, with the limit of its `data.max_norm`."""
+        key = hook_name(run.layer), run.data.max_norm
+        if key not in self._norms:
+            self._norms[key] = norm_stats(self.store(run), run.data.max_norm)
+        return self._norms[key]
+
     def held_out(self, run: RunConfig) -> torch.Tensor | None:
         """`train.held_out_tokens` held-out activations [n, d_in] of the run's layer."""
         return self._held_out[hook_name(run.layer), run.train.held_out_tokens]
 
     def prepare(self, run: RunConfig, fresh: bool) -> None:
         """Open what the run shares with others of its stream; `fresh` where it starts at step 0 and needs `first`."""
-        stream, store = stream_of(run), self.store(run)
-        name, size, seed, kind, window = stream
+        stream, store, limit = stream_of(run), self.store(run), self.norms(run).limit
+        name, _, size, seed, kind, window = stream
         if (name, run.train.held_out_tokens) not in self._held_out:
             self._held_out[name, run.train.held_out_tokens] = held_out_activations(run, self.session, self.cache)
         if stream not in self._samplers:
+            store = store if limit is None else StoreWithin(store, limit)
             self._samplers[stream] = Sampler(store, size, seed, kind=kind, window=window, device=self.session.device)
         if fresh:
             self._n_first[stream] = n_start_steps(run.batch_size, run.total_steps)

@@ -12,7 +12,7 @@ import torch
 from sae_sweeps.activations.store import ActivationStore, open_layers
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.hooks import hook_name
-from sae_sweeps.config.identity import canonical
+from sae_sweeps.config.identity import canonical, text_of
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import DataConfig, LayerConfig
 from sae_sweeps.errors import ConfigError, Interrupted
@@ -66,7 +66,7 @@ class RunSession:
         identity = canonical(run)
         lm = self.language_model(run, identity["model"]["digest"])
         assert lm is not None
-        key = short_hash([identity["model"], identity["data"], n_contexts])
+        key = short_hash([identity["model"], text_of(identity), n_contexts])
         if key not in self._held_out:
             self._held_out = {key: held_out_contexts(run.model, run.data, lm, n_contexts)}
         return self._held_out[key]
@@ -118,8 +118,9 @@ def device_for(name: str) -> torch.device:
 
 def activation_key(run: RunConfig, identity: dict[str, Any], split: str, num_tokens: int) -> dict[str, Any]:
     """Everything that determines the content of a store of activations."""
-    key: dict[str, Any] = {name: identity[name] for name in ("model", "layer", "data") if name in identity}
+    key: dict[str, Any] = {name: identity[name] for name in ("model", "layer") if name in identity}
     if not run.synthetic:
+        key["data"] = text_of(identity)
         key["harvest_batch"] = run.activations.harvest_batch  # other shapes, other last bits
     return key | {"split": split, "num_tokens": num_tokens, "dtype": run.activations.dtype}
 

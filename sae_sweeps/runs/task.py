@@ -7,13 +7,14 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from sae_sweeps.activations.outliers import NormStats
 from sae_sweeps.config.plugins import blamed
 from sae_sweeps.errors import OUT_OF_MEMORY, Diverged, Interrupted, UserError, as_exception
 from sae_sweeps.evaluation.geometry import similarity_snapshot
@@ -38,6 +39,9 @@ from sae_sweeps.training.step import Training
 
 STATUS_EVERY_S = 1.0
 """Seconds between updates of status.json while training."""
+
+TOP_VARIANCE = 0.2
+"""Share of the variance that a thousandth of the tokens may hold without a warning."""
 
 TAKEN_OVER = "taken over"
 """State of a task whose run another process works on now; never written to a file."""
@@ -88,8 +92,9 @@ class RunTask(TrainingCallbacks):
         self.group_size = 1
         self.retry_warning: str | None = None
         self._held_out: torch.Tensor | None = None
+        self._norms: NormStats | None = None
         self._n_tokens = 0
-        self._status_written = 0.0
+        self._status_step, self._status_written = 0, 0.0
 
     @property
     def ended(self) -> bool:
@@ -127,7 +132,7 @@ class RunTask(TrainingCallbacks):
         check_format(run, training)
         folder.truncate(start - 1)
         self.on_checkpoint(start)
-        self._held_out, self._n_tokens = batches.held_out(run), store.n_tokens
+        self._held_out, self._norms, self._n_tokens = batches.held_out(run), batches.norms(run), store.n_tokens
         return Member(training, start, folder.checkpoint, self, stream_of(run))
 
     # While it trains -------------------------------------------------------------------------------------------------
@@ -160,16 +165,17 @@ class RunTask(TrainingCallbacks):
         write_bytes(self.folder.path / "monitors" / f"similarity_{percent}.npz", content.getvalue())
 
     def on_checkpoint(self, step: int) -> None:
-        self.folder.set_status(step=step)
-        self._status_written = time.monotonic()
+        if step >= self._status_step:  # a checkpoint is on the disk some steps later, and the status knows those
+            self.folder.set_status(step=step)
+            self._status_step, self._status_written = step, time.monotonic()
 
     def on_complete(self, member: Member) -> None:
         """Export `sae/`; write trained.json last."""
-        run, training, began = self.run, member.training, time.monotonic()
-        assert training is not None
+        run, training, norms, began = self.run, member.training, self._norms, time.monotonic()
+        assert training is not None and norms is not None
         refused = run.why_not_saelens()
         if refused is None:
-            export(run, training, self.folder)
+            export(run, training, self.folder, norms.limit)
         warnings = [refused] if refused else []
         warnings += run.penalty.result_warnings(self.folder.metrics.rows())
         wanted = run.total_steps * run.batch_size
@@ -178,11 +184,17 @@ class RunTask(TrainingCallbacks):
             warnings.append(
                 f"the text holds {self._n_tokens:,} tokens: the {wanted:,} trained on repeat it {repeats:.2f} times"
             )
+        if norms.top_variance is not None and norms.top_variance > TOP_VARIANCE:
+            warnings.append(
+                f"a thousandth of the training tokens holds {norms.top_variance:.0%} of the variance of their "
+                "activations and rules the loss and fvu; data.max_norm=10 leaves such tokens out (another run)"
+            )
         if self.retry_warning:
             warnings.append(self.retry_warning)
         made = provenance(str(training.device), torch.get_num_threads()) | {
             "kernels": kernels_name(training.sae.kernels),
             "activation_scale": training.scale,
+            "norms": asdict(norms),
             "start_step": member.start,
             "group_size": self.group_size,
             "wall_time_s": round(member.seconds + time.monotonic() - began, 2),

@@ -87,6 +87,7 @@ def plan_groups(plan: Plan, limits: ClusterConfig | None = None) -> list[Group]:
 def _shared_config(run: RunConfig) -> str:
     """The part of a run's config that the runs of a group have in common, as JSON."""
     nodes: dict[str, Any] = {name: asdict(getattr(run, name)) for name in ("model", "data", "activations", "eval")}
+    del nodes["data"]["max_norm"]  # the text is harvested whole
     nodes |= {"tokens": run.total_steps * run.batch_size, "outputs": run.outputs, "device": run.device}
     if run.activations.mode == "stream":
         nodes["batch_size"] = run.batch_size
