@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from analysis.grouped import grouped
 from analysis.plots.lines import Panel, beside, legend_of, line_panels, named_variants
 from analysis.plots.study import PHASES, Study, Variant, evenly, shared_steps
 from analysis.plots.style import COLOURS, DASHES, GREY, Room, add_below, finish, log_scale, look, panels
@@ -119,9 +120,7 @@ def by_moment(study: Study, row: int) -> dict[int, Records]:
 
     Earlier runs, and no others, have the monitor `competition` alone: pairs that `ortho` chose at 25 %.
     """
-    found: dict[int, Records] = {}
-    for record in study.monitors(row, "pairs"):
-        found.setdefault(record["chosen"], []).append(record)
+    found = grouped((record["chosen"], record) for record in study.monitors(row, "pairs"))
     older = study.monitors(row, "competition")
     return found or ({25: older} if older else {})
 

@@ -12,6 +12,7 @@ from analysis.auditing.audit import audit
 from analysis.auditing.comparison import baselines_of
 from analysis.auditing.run import runs_of
 from analysis.columns import differing
+from analysis.grouped import grouped
 from analysis.metrics import FIRST
 from analysis.output.html import TABLE_CSS, TABLE_JS, html_table, rendered
 from analysis.plots.draw import known
@@ -122,9 +123,7 @@ def title_of(paths: Sequence[Path]) -> str:
 
 def findings(full: pd.DataFrame, varied: set[str]) -> list[tuple[str, str, list[str]]]:
     """The findings of the audit, grouped by rule: level, code, sentences."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for finding in audit(full, varied):
-        found.setdefault((finding.level, finding.code), []).append(finding.text(len(full)))
+    found = grouped(((finding.level, finding.code), finding.text(len(full))) for finding in audit(full, varied))
     return [(level, code, sentences) for (level, code), sentences in found.items()]
 
 

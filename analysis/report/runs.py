@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.columns import UNSHOWN
+from analysis.grouped import grouped
 from analysis.metrics import group
 from analysis.plots.study import Study, Variant
 from analysis.report.defaults import defaults_of
@@ -145,11 +146,8 @@ def short(value: float) -> str:
 
 
 def scores_of(metrics: dict[str, float]) -> list[tuple[str, list[tuple[str, str]]]]:
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for name, value in metrics.items():
-        kind = "whole" if value == int(value) else "number"
-        groups.setdefault(group(name) or "other", []).append((clean(name, 60), cell(value, kind)))
-    return list(groups.items())
+    shown = {name: cell(value, "whole" if value == int(value) else "number") for name, value in metrics.items()}
+    return list(grouped((group(name), (clean(name, 60), words)) for name, words in shown.items()).items())
 
 
 def provenance(made: Any) -> dict[str, str]:
