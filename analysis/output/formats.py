@@ -55,7 +55,8 @@ def text(table: Table, width: int | None, color: bool) -> str:
     shown = view(table)
     left_out: list[str] = []
     if width is not None and not table.columns_chosen and not table.pivot:
-        while total_width(shown) > width and shown.columns[-1].column[0] in ("metrics", "difference"):
+        can_go = {"metrics", "difference", "config"} if shown.has_titles else {"metrics", "difference"}
+        while total_width(shown) > width and shown.columns[-1].column[0] in can_go:
             left_out.insert(0, shown.columns.pop().name)
     missing = [f"left out for want of room: {', '.join(left_out)}"] if left_out else []
     return "\n".join([*draw(shown, color), *shown.remarks(left_out=missing)])

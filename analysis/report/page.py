@@ -11,9 +11,7 @@ import pandas as pd
 from analysis.auditing.audit import audit
 from analysis.auditing.comparison import baselines_of
 from analysis.auditing.run import runs_of
-from analysis.columns import differing
 from analysis.grouped import grouped
-from analysis.metrics import FIRST
 from analysis.output.html import TABLE_CSS, TABLE_JS, html_table, rendered
 from analysis.plots.draw import known
 from analysis.plots.study import Study
@@ -28,8 +26,6 @@ from sae_sweeps.storage.files import write_text
 HERE = Path(__file__).parent
 SECTIONS = 60
 """The most runs that get a section of their own by default."""
-KEYS = 5
-"""The number of differing keys from which the table begins with the titles."""
 LIMIT = 1_000_000
 """The page's size in bytes up to which figures are added."""
 SHOWN = 3
@@ -72,7 +68,7 @@ def report(
     loaded = load(places, where)
     full = loaded.frame
     study = Study(full)
-    table = compared(loaded, sort=sort, columns=titled_columns(full))
+    table = compared(loaded, sort=sort)
     compared_with = base_row(full, baseline)
     chosen = rows_with_sections(study, runs)
     sections = sections_of(study, chosen, compared_with)
@@ -125,16 +121,6 @@ def findings(full: pd.DataFrame, varied: set[str]) -> list[tuple[str, str, list[
     """The findings of the audit, grouped by rule: level, code, sentences."""
     found = grouped(((finding.level, finding.code), finding.text(len(full))) for finding in audit(full, varied))
     return [(level, code, sentences) for (level, code), sentences in found.items()]
-
-
-def titled_columns(full: pd.DataFrame) -> list[str] | None:
-    """Columns with the title first, for many differing keys and distinct titles; None: the table's default."""
-    titles, keys = list(full["run", "title"]), differing(full)
-    if len(keys) < KEYS or not all(isinstance(title, str) for title in titles) or len(set(titles)) < len(titles):
-        return None
-    metrics = [name for name in FIRST if ("metrics", name) in full.columns]
-    state = ["state"] if set(full["run", "state"]) != {"completed"} else []
-    return ["title", *state, *metrics, *(name for _, name in keys)]
 
 
 def base_row(full: pd.DataFrame, baseline: str | None) -> int | None:
