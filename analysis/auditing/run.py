@@ -1,6 +1,6 @@
 """A run as the rules of the audit see it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ class Run:
 
     run_id: str
     state: str
-    step: int | None
-    total_steps: int | None
+    step: int | None = None
+    total_steps: int | None = None
     title: str = ""
     error: str | None = None
     warnings: list[str] = field(default_factory=list)
@@ -34,11 +34,16 @@ class Run:
     nulls: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
-    evidence: Evidence = field(default_factory=lambda: Evidence(None))
+    folder: Path | None = None
     not_finite: list[str] = field(default_factory=list)
     """Of an imported record: those of `nulls` that it has as nan or an infinity."""
     recorded: Recorded = field(default_factory=Recorded)
     """What else the notes have of an imported run."""
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """The files of its folder; an imported record has none."""
+        return Evidence(None if self.source or self.folder is None else Path(self.folder))
 
     @cached_property
     def study(self) -> str:
@@ -116,23 +121,8 @@ def runs_of(full: pd.DataFrame) -> list[Run]:
     return [run_of(*row) for row in zip(*parts, strict=True)]
 
 
-def run_of(fields: dict[str, Any], config: dict[str, Any], metrics: dict[str, float]) -> Run:
-    source = None if fields.get("source") == "run" else fields.get("source")
-    folder = None if source or fields.get("folder") is None else Path(fields["folder"])
-    return Run(
-        run_id=fields["run_id"],
-        state=fields["state"],
-        step=fields.get("step"),
-        total_steps=fields.get("total_steps"),
-        title=fields.get("title") or "",
-        error=fields.get("error"),
-        warnings=list(fields.get("warnings") or []),
-        source=source,
-        description=fields.get("description") or "",
-        nulls=list(fields.get("nulls") or []),
-        config=config,
-        metrics=metrics,
-        evidence=Evidence(folder),
-        not_finite=list(fields.get("not_finite") or []),
-        recorded=fields.get("recorded") or Recorded(),
-    )
+def run_of(values: dict[str, Any], config: dict[str, Any], metrics: dict[str, float]) -> Run:
+    """A row of the frame, or the fields of a Record, as rules see it."""
+    own = {"source": None} if values.get("source") == "run" else {}
+    values = {f.name: values[f.name] for f in fields(Run) if values.get(f.name) is not None} | own
+    return Run(**values | {"config": config, "metrics": metrics})
