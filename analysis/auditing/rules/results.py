@@ -7,6 +7,7 @@ from functools import lru_cache
 from analysis.auditing.comparison import Comparison
 from analysis.auditing.rules.rule import Found, Rules
 from analysis.auditing.run import Run
+from analysis.grouped import grouped
 from sae_sweeps.config.data import TOP_VARIANCE
 
 RULES = Rules()
@@ -63,11 +64,8 @@ def density(run: Run) -> str | None:
 @RULES.add("not-sparse", "warning", "raise its sparsity term, or leave it out of comparisons with sparse SAEs")
 def not_sparse(comparison: Comparison) -> Found:
     """More than a tenth of the features, or more than d_in of them, fire on a token."""
-    found: dict[str, list[Run]] = {}
-    for run in comparison.measured:
-        if run.metrics.get("ce_loss_score", 0) < PERFECT and (why := density(run)):  # else it is an error, below
-            found.setdefault(why, []).append(run)
-    for why, runs in found.items():
+    below = (run for run in comparison.measured if run.metrics.get("ce_loss_score", 0) < PERFECT)  # else an error
+    for why, runs in grouped((why, run) for run in below if (why := density(run))).items():
         yield f"not sparse: {l0_of(runs)} {why}.", runs
 
 
