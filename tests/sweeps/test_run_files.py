@@ -36,7 +36,8 @@ def test_an_sae_that_is_trained_without_outliers_is_judged_without_them(tmp_path
     small = ["k=8", "d_sae=64", "num_tokens=2048", "batch_size=256", "train.monitor_every=4", f"outputs={tmp_path}"]
     small += ["eval.batch_size=4", "eval.recon_batches=1", "eval.sparsity_batches=2", "train.held_out_tokens=2000"]
     run("-m", *small, "data.max_norm=null,1.2", "activations.mode=disk")
-    found = {read(folder, "config.yaml")["data"]["max_norm"]: folder for folder in run_folders(tmp_path)}
+    configs = {folder: read(folder, "results.json")["config"] for folder in run_folders(tmp_path)}
+    found = {config["data"]["max_norm"]: folder for folder, config in configs.items()}
     assert len(list((tmp_path / "activations").glob("*/meta.json"))) == 1  # harvested once
     for max_norm, folder in found.items():
         results, last = read(folder, "results.json"), rows(folder)[-1]
