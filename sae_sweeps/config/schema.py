@@ -42,6 +42,8 @@ class ModelConfig:
     """Width of the residual stream; read from the model's config.json where there is one."""
     n_layers: int | None = None
     """Number of layers; read from the model's config.json where there is one."""
+    vocabulary: int | None = None
+    """Number of tokens that it predicts, by which memory is planned; read from the model's config.json likewise."""
     instruct: str | None = None
     """Its instruction-tuned sibling on the hub, or a folder: the model that unlearning is judged on."""
 
@@ -187,8 +189,10 @@ class TrainConfig:
     """Tokens per window under contiguous_windows."""
     log_every: Positive[int] = 10
     """Steps between rows of metrics.jsonl."""
-    checkpoint_every: Positive[int] = 250
-    """Steps between checkpoints: at most this many are repeated after a kill."""
+    checkpoint_minutes: Positive[float] = 5.0
+    """Minutes between checkpoints: about this much is repeated after a kill. Each is written beside the training."""
+    checkpoint_every: Positive[int | None] = None
+    """Steps between further checkpoints: at most this many are repeated after a kill; null: by time alone."""
     monitor_every: Annotated[int, at_least(0, "must be 0 (none) or more.")] = 50
     """Steps between measurements beyond a row: gradient norms by loss term, held-out fvu, pairs of features and the
     penalty's; 0 leaves them out."""

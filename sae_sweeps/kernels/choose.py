@@ -104,4 +104,16 @@ def name(kernels: Kernels | None) -> str:
 
 def loops(kernels: Kernels | None, tensor: Tensor) -> bool:
     """Whether the penalties' compiled loops, which run on a CPU alone, are used for a tensor."""
-    return kernels is not None and tensor.device.type == "cpu"
+    return kernels is not None and not asynchronous(tensor)
+
+
+def asynchronous(tensor: Tensor) -> bool:
+    """Whether reading a number of a tensor would wait for its device; then no size may depend on one."""
+    return tensor.device.type != "cpu"
+
+
+def pairwise(kernels: Kernels | None, W: Tensor) -> str:
+    """How sums over pairs of features that are active together are taken: loops, plain or tiles."""
+    if asynchronous(W):
+        return "tiles"
+    return "loops" if loops(kernels, W) else "plain"

@@ -6,34 +6,29 @@
 # mypy: ignore-errors
 from __future__ import annotations
 
+import sys
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from sae_sweeps.kernels import sparse_reference
+from sae_sweeps.kernels.largest_triton import largest
+from sae_sweeps.kernels.launching import StepShape, launch
 from sae_sweeps.kernels.pairs import Pairs
 
 NAME = "triton"
 SPARSE_UP_TO = 1 / 64
 """Share of active features up to which sums over pairs are taken; a guess, as a GPU's matrix units are faster still."""
-WIDEST = 65_536
-"""Longest row that `largest` holds in one program; longer ones go to torch's own."""
 COLUMNS = 1024
 """Columns of the result that one program computes."""
 
+NARROW = {"_sums": "adds single numbers from anywhere"}
+"""Kernels whose main loop has no 128 bits in a row to load."""
+
 above = sparse_reference.above
 normalize = sparse_reference.normalize
-
-
-def largest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    if z.dtype != torch.float32 or z.shape[1] > WIDEST:
-        return sparse_reference.largest(z, k)
-    z = z.contiguous()
-    values, indices = z.new_empty(len(z), k), torch.empty(len(z), k, dtype=torch.int64, device=z.device)
-    block = triton.next_power_of_2(z.shape[1])
-    _largest[(len(z),)](z, values, indices, z.shape[1], k, BLOCK=block, num_warps=_warps(block))
-    return values, indices
 
 
 def product_and_largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,7 +39,7 @@ def decode(pairs: Pairs, values: Tensor, W: Tensor) -> Tensor:
     out, d = W.new_empty(pairs.n_tokens, W.shape[1]), W.shape[1]
     block = min(COLUMNS, triton.next_power_of_2(d))
     grid = (pairs.n_tokens, triton.cdiv(d, block))
-    _decode[grid](pairs.start, pairs.feature, values.contiguous(), W.contiguous(), out, d, BLOCK=block)
+    launch(_decode, grid, pairs.start, pairs.feature, values.contiguous(), W.contiguous(), out, d, BLOCK=block)
     return out
 
 
@@ -57,7 +52,7 @@ def dots(pairs: Pairs, W: Tensor, g: Tensor) -> Tensor:
     out, d = W.new_empty(len(pairs.feature)), W.shape[1]
     block = triton.next_power_of_2(d)
     rows = (pairs.start, pairs.feature, W.contiguous(), g.contiguous())
-    _dots[(pairs.n_tokens,)](*rows, out, d, BLOCK=block, num_warps=_warps(block))
+    launch(_dots, (pairs.n_tokens,), *rows, out, d, BLOCK=block, num_warps=_warps(block))
     return out
 
 
@@ -71,14 +66,14 @@ def weight_gradient(pairs: Pairs, values: Tensor, g: Tensor) -> Tensor:
     out, d = g.new_empty(pairs.n_features, g.shape[1]), g.shape[1]
     block = min(COLUMNS, triton.next_power_of_2(d))
     grid = (pairs.n_features, triton.cdiv(d, block))
-    _weight_gradient[grid](start, slot, token, values.contiguous(), g.contiguous(), out, d, BLOCK=block)
+    launch(_weight_gradient, grid, start, slot, token, values.contiguous(), g.contiguous(), out, d, BLOCK=block)
     return out
 
 
 def sums(pairs: Pairs, values: Tensor) -> Tensor:
     start, slot, _ = pairs.transposed
     out = values.new_empty(pairs.n_features)
-    _sums[(pairs.n_features,)](start, slot, values.contiguous(), out, BLOCK=128)
+    launch(_sums, (pairs.n_features,), start, slot, values.contiguous(), out, BLOCK=128)
     return out
 
 
@@ -89,39 +84,25 @@ def combination(factors: Tensor, rows: Tensor) -> Tensor:
 def remove_parallel(grad: Tensor, W: Tensor) -> None:
     n, d = W.shape
     block = triton.next_power_of_2(d)
-    _remove_parallel[(n,)](grad, W, d, BLOCK=block, num_warps=_warps(block))
+    launch(_remove_parallel, (n,), grad, W, d, BLOCK=block, num_warps=_warps(block))
+
+
+def compile_for(shape: StepShape) -> None:
+    """Compile each kernel as a step of this shape launches it."""
+    W = shape.meta(shape.d_sae, shape.d_in)
+    x, values = shape.meta(shape.batch, shape.d_in), shape.meta(shape.batch * shape.k)
+    number = shape.meta(len(values), dtype=torch.int64)
+    pairs = Pairs(shape.meta(shape.batch + 1, dtype=torch.int64), number, shape.d_sae, sys.modules[__name__])
+    start = shape.meta(shape.d_sae + 1, dtype=torch.int64)
+    pairs.transposed = start, number.int(), number.int()
+    residual(pairs, values, W, W[0], x)
+    weight_gradient(pairs, values, x)
+    sums(pairs, values)
+    remove_parallel(W, W)
 
 
 def _warps(block: int) -> int:
     return 4 if block <= 2048 else 8 if block <= 16_384 else 16
-
-
-@triton.jit
-def _largest(z_ptr, value_ptr, index_ptr, n, k, BLOCK: tl.constexpr):
-    """Find the k-th largest of a row bit by bit, then pack the k largest, ties by index."""
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    valid = column < n
-    z = tl.load(z_ptr + row * n + column, mask=valid, other=float("-inf"))
-    bits = z.to(tl.int32, bitcast=True)
-    # integers in the order of the floats, NaN above infinity
-    key = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
-    key = tl.where(z != z, 0x7FFFFFFF, key)
-    key = tl.where(valid, key, -0x80000000)
-    threshold = tl.full((), -0x80000000, tl.int64)
-    step = tl.full((), 0x80000000, tl.int64)
-    for _ in range(32):
-        higher = threshold + step
-        enough = tl.sum((key >= higher).to(tl.int32), 0) >= k
-        threshold = tl.where(enough, higher, threshold)
-        step = step // 2
-    above_it = key > threshold
-    ties = (key == threshold) & valid
-    wanted = k - tl.sum(above_it.to(tl.int32), 0)
-    chosen = above_it | (ties & (tl.cumsum(ties.to(tl.int32), 0) <= wanted))
-    place = tl.cumsum(chosen.to(tl.int32), 0) - 1
-    tl.store(value_ptr + row * k + place, z, mask=chosen)
-    tl.store(index_ptr + row * k + place, column.to(tl.int64), mask=chosen)
 
 
 @triton.jit

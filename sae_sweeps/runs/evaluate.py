@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -61,6 +62,8 @@ class Subject:
     folder: Path
     """Holds `evals/`."""
     sae: ExportedSAE
+    inputs: dict[str, Any] = field(default_factory=dict)
+    """Text and digests that a command chose for an SAE of another library; a run's are in its config."""
 
 
 @dataclass
@@ -95,20 +98,20 @@ def judged(run: RunConfig, name: str) -> RunConfig:
     return replace(run, model=model, eval=replace(run.eval, data=data_of(run.eval, run.model)))
 
 
-def measured_on(run: RunConfig) -> dict[str, Any]:
-    """The model, layer and hook of an evaluation, as its files record them."""
+def measured_on(run: RunConfig, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The model, layer and hook of an evaluation, and the inputs of its subject, as its files record them."""
     if run.synthetic:
         return {"model_name": "synthetic", "hook_name": "synthetic", "hook_layer": 0}
     hook = hook_name(run.layer)
-    return {"model_name": run.model.path or run.model.name, "hook_name": hook, "hook_layer": run.layer.index}
+    return {"model_name": run.model.path or run.model.name, "hook_name": hook, "hook_layer": run.layer.index, **inputs}
 
 
-def is_done(run: RunConfig, folder: Path, name: str) -> bool:
-    """Whether the folder has this evaluation with the same settings, on the same model and layer."""
+def is_done(run: RunConfig, folder: Path, name: str, inputs: Mapping[str, Any] = MappingProxyType({})) -> bool:
+    """Whether the folder has this evaluation with the same settings, on the same model, layer and inputs."""
     path = folder / "evals" / f"{name}{SUMMARY}"
     if not path.exists():
         return False
-    done, place = read_summary(path), measured_on(judged(run, name))
+    done, place = read_summary(path), measured_on(judged(run, name), inputs)
     return same_settings(done["settings"], run.eval, name) and done.get("measured_on", place) == place
 
 
@@ -132,7 +135,7 @@ def evaluate_group(
     for subject in subjects:
         subject.sae = subject.sae.to(session.device)
     for name in wanted(subjects[0].run):
-        pending = [subject for subject in subjects if not is_done(subject.run, subject.folder, name)]
+        pending = [subject for subject in subjects if not is_done(subject.run, subject.folder, name, subject.inputs)]
         began = time.monotonic()
         found = _attempt(name, pending, session, cache) if pending else []
         failures += found
@@ -156,12 +159,13 @@ def _attempt(name: str, subjects: list[Subject], session: RunSession, cache: Pat
     except UserError as error:
         return [Failure(subject.name, name, str(error)) for subject in subjects]
     except Exception as error:
-        if len(subjects) > 1:
-            return [failure for subject in subjects for failure in _attempt(name, [subject], session, cache)]
-        log = subjects[0].folder / "evals" / f"{name}.error.log"
-        write_text(log, traceback.format_exc())
-        why = f"{blamed(error) or f'{type(error).__name__}: {one_line(error)}'} (traceback in {log})"
-        return [Failure(subjects[0].name, name, why)]
+        if len(subjects) == 1:
+            log = subjects[0].folder / "evals" / f"{name}.error.log"
+            write_text(log, traceback.format_exc())
+            why = f"{blamed(error) or f'{type(error).__name__}: {one_line(error)}'} (traceback in {log})"
+            return [Failure(subjects[0].name, name, why)]
+    # after the block: the error holds its frames, and they the tensors that left no memory
+    return [failure for subject in subjects for failure in _attempt(name, [subject], session, cache)]
 
 
 def _evaluate(name: str, subjects: list[Subject], session: RunSession, cache: Path) -> None:
@@ -227,7 +231,7 @@ def _write(subject: Subject, name: str, result: Measured) -> None:
     content = result.to_json()
     if content is not None:
         note = content["eval_result_unstructured"].setdefault("sae_sweeps", {})
-        note["measured_on"] = measured_on(judged(subject.run, name))
+        note["measured_on"] = measured_on(judged(subject.run, name), subject.inputs)
         if "selection" in find_evaluation(name).reads:
             note["selection"] = subject.run.eval.selection
         write_json(subject.folder / "evals" / f"{name}.json", content)
@@ -236,7 +240,7 @@ def _write(subject: Subject, name: str, result: Measured) -> None:
 
 def summarise(subject: Subject, name: str, metrics: Mapping[str, Any], warnings: list[str]) -> None:
     content = {"settings": settings_of(subject.run.eval, name), "metrics": metrics, "warnings": warnings}
-    content["measured_on"] = measured_on(judged(subject.run, name))
+    content["measured_on"] = measured_on(judged(subject.run, name), subject.inputs)
     if name not in EVALUATIONS:  # tables read these, since they never run code from outside
         found = {metric: describe(metric.removeprefix(BUILTIN), find_evaluation(name).metrics) for metric in metrics}
         content["described"] = {metric.removeprefix(BUILTIN): how for metric, how in found.items() if how}

@@ -17,7 +17,7 @@ import torch
 from sae_sweeps.activations.outliers import NormStats
 from sae_sweeps.config.data import TOP_VARIANCE
 from sae_sweeps.config.plugins import blamed
-from sae_sweeps.errors import OUT_OF_MEMORY, Diverged, Interrupted, UserError, as_exception
+from sae_sweeps.errors import OUT_OF_MEMORY, Diverged, Interrupted, UserError, as_exception, out_of_memory
 from sae_sweeps.evaluation.geometry import similarity_snapshot
 from sae_sweeps.evaluation.held_out import HeldOut
 from sae_sweeps.kernels.choose import name as kernels_name
@@ -92,7 +92,7 @@ class RunTask(TrainingCallbacks):
         self._held_out: HeldOut | None = None
         self._norms: NormStats | None = None
         self._n_tokens = 0
-        self._status_written = 0.0
+        self._status_step, self._status_written = 0, 0.0
 
     @property
     def ended(self) -> bool:
@@ -164,8 +164,9 @@ class RunTask(TrainingCallbacks):
         write_bytes(self.folder.path / "monitors" / f"similarity_{percent}.npz", content.getvalue())
 
     def on_checkpoint(self, step: int) -> None:
-        self.folder.set_status(step=step)
-        self._status_written = time.monotonic()
+        if step >= self._status_step:  # a checkpoint is on the disk some steps later, and the status knows those
+            self.folder.set_status(step=step)
+            self._status_step, self._status_written = step, time.monotonic()
 
     def on_complete(self, member: Member) -> None:
         """Export `sae/`; write trained.json last."""
@@ -262,11 +263,6 @@ class RunTask(TrainingCallbacks):
         summary = read_json(self.folder.results_path).get("metrics", {}) if completed else {}
         if warning := self.sink.finish(int(not completed), summary, notes=notes_of(self.folder)):
             self.launch.console.note(f"{self.label}\n  warning: {warning}")
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether the device or the machine had no memory left."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def notes_of(folder: RunFolder) -> str | None:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from sae_sweeps.architectures.base import SAE
-from sae_sweeps.kernels import memory
+from sae_sweeps.kernels import memory, sparse_reference
 from sae_sweeps.kernels.choose import loops
+from sae_sweeps.training.nonfinite_guard import Snapshot
 
 EPS = 1e-8
 
@@ -80,7 +81,14 @@ class TorchAdam:
                     parameter.grad /= divisor
         self.adam.found_inf = None if skip is None else skip.float()  # type: ignore[attr-defined]
         self.adam.step()
-        self.sae.normalize_decoder()
+        if skip is None:
+            self.sae.normalize_decoder()
+        elif type(self.sae).normalize_decoder is SAE.normalize_decoder:
+            sparse_reference.normalize(self.sae.W_dec.detach(), skip)
+        else:
+            before = Snapshot({"W_dec": self.sae.W_dec.detach()})
+            self.sae.normalize_decoder()
+            before.restore({"W_dec": self.sae.W_dec.detach()}, skip)
 
 
 class FusedAdam:
