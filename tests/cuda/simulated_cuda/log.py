@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,8 @@ class Log:
     live: int = 0
     """Bytes of device memory that tensors hold."""
     peak: int = 0
+    sync_debug_mode: str = "default"
+    """As torch.cuda.set_sync_debug_mode has it: default, warn or error."""
 
     def clear(self) -> None:
         """Forget what was counted; memory goes on."""
@@ -47,6 +50,10 @@ class Log:
 
     def synchronised(self, operation: str, times: int = 1) -> None:
         self.synchronisations[operation, place()] += times
+        if self.sync_debug_mode == "error":
+            raise DeviceError(f"called a synchronizing CUDA operation: {operation}")
+        for _ in range(times if self.sync_debug_mode == "warn" else 0):
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=2)
 
     def by_place(self) -> dict[str, int]:
         """file:line -> synchronisations there."""

@@ -67,6 +67,7 @@ def start(guard: ctypes.CDLL) -> None:
         "memory_reserved": live, "max_memory_allocated": peak, "max_memory_reserved": peak,
         "reset_peak_memory_stats": reset_peak, "mem_get_info": lambda device=None: (TOTAL - LOG.live, TOTAL),
         "get_rng_state": lambda device="cuda": torch.get_rng_state(), "get_arch_list": lambda: ["sm_80", "sm_90"],
+        "set_sync_debug_mode": lambda mode: setattr(LOG, "sync_debug_mode", mode),
         "manual_seed": lambda seed: None, "manual_seed_all": lambda seed: None, "utilization": lambda device=None: 0,
     }  # fmt: skip
     for name, value in replaced.items():
