@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,11 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from sae_sweeps.kernels.choose import Kernels
+
+
+def product_dtype() -> torch.dtype | None:
+    """Dtype of a GPU's dense products where autocast is on, which a backward pass no longer sees."""
+    return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
 
 
 @dataclass
@@ -22,6 +27,8 @@ class Pairs:
     n_features: int
     kernels: Kernels
     """Kernels that compute with the pairs."""
+    products: torch.dtype | None = field(default_factory=product_dtype)
+    """Dtype of dense products that take the place of sums over the pairs; None: that of their factors."""
 
     @property
     def n_tokens(self) -> int:
@@ -41,7 +48,7 @@ class Pairs:
     def where(self, kept: Tensor) -> Pairs:
         """The pairs where kept [P] is true."""
         n_kept = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
-        return Pairs(n_kept[self.start], self.feature[kept], self.n_features, self.kernels)
+        return Pairs(n_kept[self.start], self.feature[kept], self.n_features, self.kernels, self.products)
 
 
 def per_token(indices: Tensor, n_features: int, kernels: Kernels) -> Pairs:
