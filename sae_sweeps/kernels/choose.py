@@ -16,7 +16,6 @@ class Kernels(Protocol):
     """The sparse operations of a training step; `sparse_reference` defines each."""
 
     NAME: str
-    SPARSE_UP_TO: float
 
     def largest(self, z: Tensor, k: int) -> tuple[Tensor, Tensor]: ...
 
@@ -25,6 +24,8 @@ class Kernels(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
     def above(self, z: Tensor, threshold: float | Tensor, at_most: int) -> tuple[Tensor, Tensor, Tensor] | None: ...
+
+    def most_pairs(self, z: Tensor, d: int) -> int: ...
 
     def decode(self, pairs: Pairs, values: Tensor, W: Tensor) -> Tensor: ...
 

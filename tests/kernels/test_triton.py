@@ -94,8 +94,9 @@ def test_dense_products_round_their_factors_alone(monkeypatch):
     monkeypatch.setattr(cost, "dense_is_cheaper", lambda *_: True)
     B, N, D, k = 6, 40, 16, 5
     indices = normal(B, N).topk(k, dim=1).indices
-    with torch.autocast("cuda", torch.bfloat16):
-        pairs = per_token(indices, N, sparse_triton)
+    monkeypatch.setattr("sae_sweeps.kernels.pairs.torch.is_autocast_enabled", lambda device: device == "cuda")
+    monkeypatch.setattr("sae_sweeps.kernels.pairs.torch.get_autocast_dtype", lambda device: torch.bfloat16)
+    pairs = per_token(indices, N, sparse_triton)
     assert pairs.products == torch.bfloat16
     values, W, g = (normal(*s, seed=i, dtype=torch.float32) for i, s in enumerate([(B * k,), (N, D), (B, D)]))
     f = sparse_reference.dense(pairs, values)
@@ -110,7 +111,7 @@ def test_dense_products_round_their_factors_alone(monkeypatch):
 
 
 def test_what_costs_less_is_taken():
-    """Sums where few features are active, products where many are; from fewer on in a precision that multiplies fast."""
+    """Sums where few features are active, products where many are, from fewer on where products are fast."""
     for device in cost.DEVICES.values():
         ks = [cost.break_even(device, 2048, 2304 * 7, 2304, p) for p in ("bfloat16", "tf32", "float32")]
         assert 20 < ks[0] < ks[1] < ks[2] < 4000
