@@ -1,48 +1,148 @@
-"""Ours beside the other libraries, in interleaved rounds; writes its tables into docs/benchmarks.md.
+"""Everything that is measured, part by part: ours beside the plain formulas, the other libraries and the machine.
 
-python -m bench                          every part, on this machine's CPU
+python -m bench                          every part, on this machine's CPU; replaces the tables of docs/benchmarks.md
 python -m bench --parts step penalty     some of them
-python -m bench --device cuda            the studies' shapes on a GPU, after comparing each kernel there
+python -m bench --device cuda            on a GPU, within ten minutes, without network (docs/cuda.md)
+
+Each part runs in a process of its own until its limit. Its numbers are in FOLDER/results.jsonl at once, its tables in
+FOLDER/page.md when it ends; what is left out is there too, with the reason.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from bench import parts
-from bench.machine import limits
-from bench.report import write
+from bench.machine import clocks, name
+from bench.parts import PARTS
+from bench.results import FILE, Results, read, tables, write
+from bench.setting import ROOT, Setting
 
-DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+DOCS = ROOT / "docs" / "benchmarks.md"
+LEAST = 10.0
+"""Seconds in which a part can measure something."""
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=list(parts.PARTS), default=list(parts.PARTS))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART")
+    parser.add_argument("--skip", nargs="+", default=[], metavar="PART=WHY", help="leave parts out, and record why")
+    parser.add_argument("--limit", type=float, help="seconds after which no more is measured")
+    parser.add_argument("--patience", type=float, help="multiple of the parts' limits: 1 on a GPU, 5 on a CPU")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=DOCS, help="the file whose tables are replaced")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="by default outputs/bench/DEVICE")
     parser.add_argument("--small", action="store_true", help="a tiny shape, to try the bench itself")
     words = parser.parse_args()
+    skipped = {part: why or "--skip" for part, _, why in (word.partition("=") for word in words.skip)}
+    if unknown := sorted(skipped.keys() - PARTS.keys()):
+        parser.error(f"--skip {unknown[0]}: no such part; choose from {', '.join(PARTS)}")
     if words.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no GPU here")
-    began = time.monotonic()
-    torch.set_num_threads(words.threads)
-    machine = limits(words.device)
-    print(machine.text())
-    for name in words.parts:
-        if words.device == "cuda" and name not in parts.ON_GPU:
+        parser.error(
+            f"--device cuda: torch {torch.__version__} of {sys.executable} sees no GPU here; a CUDA build comes with "
+            "make install TORCH_INDEX=..., another Python with make bench-gpu PYTHON=..."
+        )
+    folder = words.out or ROOT / "outputs" / "bench" / words.device
+    folder.mkdir(parents=True, exist_ok=True)
+    setting = Setting(words.device, words.rounds, words.threads, str(folder.resolve()), words.small)
+    page = folder / "page.md" if words.out or words.small or words.device != "cpu" else DOCS
+    where = f"{name(words.device)}; torch {torch.__version__}"
+    print(f"{where}; numbers in {folder / FILE}, tables in {page}")
+
+    patience = words.patience or (1 if words.device == "cuda" else 5)
+    limits = {part: round(patience * PARTS[part].limit) for part in PARTS}
+    plan = {part: skipped.get(part) or why_not(part, words) for part in PARTS}
+    total = sum(limits[part] for part, why in plan.items() if why is None)
+    print(f"at most {total} s: " + ", ".join(f"{part} {limits[part]} s" for part, why in plan.items() if why is None))
+    Results(folder, "plan").line(
+        at=time.strftime("%Y-%m-%d %H:%M:%S"),
+        command=sys.argv[1:],
+        limits=limits,
+        left_out={k: v for k, v in plan.items() if v},
+    )
+    began, statuses = time.monotonic(), {}
+    for part, why in plan.items():
+        left = (words.limit or float("inf")) - (time.monotonic() - began)
+        if why is None and left < LEAST:
+            why = f"--limit {words.limit:.0f}: no time was left"
+        if why is not None:
+            Results(folder, part).line(status=f"left out: {why}")
+            print(f"\n{part}: left out: {why}", flush=True)
+            if page != DOCS and f"<!-- bench:{part}-" not in (page.read_text() if page.exists() else ""):
+                write(page, f"{part}-{words.device}", [f"**{part}**: left out: {why}."])
             continue
-        lines = parts.PARTS[name](parts.Setting(words.device, words.rounds, words.threads, machine, words.small))
-        print("\n".join(lines), flush=True)
-        write(words.out, f"{name}-{words.device}", [machine.text(), "", *lines])
-    print(f"{time.monotonic() - began:.0f} s; tables in {words.out}")
+        offset, start, before = (folder / FILE).stat().st_size, time.monotonic(), clocks()
+        statuses[part] = status = run(part, setting, min(limits[part], left))
+        end, lines = {"status": status, "s": time.monotonic() - start}, read(folder, offset)
+        facts = [f"**{part}**: {status}, {end['s']:.0f} s"]
+        facts += [f"peak {line['peak_gb']:.2f} GB" for line in lines if "peak_gb" in line]
+        if before:
+            end |= {"clocks before": before, "clocks after": clocks()}
+            facts += [f"clocks before: {before}", f"clocks after: {end['clocks after']}"]
+        Results(folder, part).line(**end)
+        setting.gflops = next((line["gflops"] for line in reversed(lines) if "gflops" in line), setting.gflops)
+        text = [f"{where}, {words.threads} threads; {'; '.join(facts)}.", *tables(lines)]
+        print("\n".join(["", *text]), flush=True)
+        write(page, f"{part}-{words.device}", text)
+    print(f"\n{time.monotonic() - began:.0f} s; numbers in {folder / FILE}, tables in {page}")
+    failed = {part: status for part, status in statuses.items() if status != "done"}
+    for part, status in failed.items():
+        print(f"{part}: {status}", file=sys.stderr)
+    return int(bool(failed))
+
+
+def why_not(part: str, words: argparse.Namespace) -> str | None:
+    """Why a part is left out; None where it is measured."""
+    if part not in words.parts:
+        return "not among --parts"
+    if words.device not in PARTS[part].devices:
+        return f"not measured on {words.device}"
+    missing = [module for module in PARTS[part].needs if importlib.util.find_spec(module) is None]
+    return f"{', '.join(missing)} cannot be imported here" if missing else None
+
+
+def run(part: str, setting: Setting, limit: float) -> str:
+    """Measure a part in a process of its own; how it ended: done, or why not."""
+    setting = replace(setting, ends=time.time() + limit)
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bench.part", part, setting.text()],
+            cwd=ROOT, env=setting.environment(), stderr=errors, start_new_session=True,
+        )  # fmt: skip
+        try:
+            status = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            return f"ended at its limit of {limit:.0f} s"
+        finally:
+            end(process)
+        errors.seek(0)
+        text = errors.read()
+        if not status:
+            return "done"
+        sys.stderr.write(text[-4000:])
+        return f"failed (status {status}): {(text.strip().splitlines() or ['nothing on stderr'])[-1][:500]}"
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a part and every process that it started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
 
 
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the part in progress as well
+    sys.exit(main())

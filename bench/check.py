@@ -1,25 +1,108 @@
-"""Each fast kernel beside its plain reference at a given shape, on the device itself."""
+"""Each fast kernel beside its plain reference in float64, at full size, on the device itself, and how long it takes."""
 
 from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from bench.data import Shape
-from bench.report import table
+from bench.results import Results
+from bench.setting import ROOT, Setting
+from bench.timing import seconds
 from sae_sweeps.kernels import sparse_reference as plain
-from sae_sweeps.kernels.choose import choose
+from sae_sweeps.kernels.choose import choose, pairwise
+from sae_sweeps.kernels.coactivation import competing_cosines
+from sae_sweeps.kernels.competition import Competition
+from sae_sweeps.kernels.features import TopKFeatures
 from sae_sweeps.kernels.pairs import Pairs, per_token
 
-TOLERANCE = 1e-4
-"""Largest difference, relative to the largest value; references are computed in float64."""
+
+class TooFar(Exception):
+    """Kernels that are further from their reference than they may be."""
 
 
-def compared(shape: Shape) -> list[str]:
-    """A table of how far each kernel is from its reference. Raises AssertionError where it is too far."""
+@dataclass
+class Case:
+    kernel: str
+    fast: Callable[[], Tensor]
+    reference: Callable[[], Tensor]
+    """The same in float64."""
+    n_bytes: int
+    """Least that must be read and written."""
+    tolerance: float = 1e-4
+    """Largest difference, relative to the largest value."""
+
+
+def check(setting: Setting, results: Results) -> None:
+    """Every kernel at the shapes that are measured. Raises TooFar at the end, after measuring all."""
+    wrong = []
+    for shape in setting.shapes():
+        for case in cases(shape):
+            expected, found = case.reference(), case.fast()
+            difference = _difference(found, expected)
+            if not difference < case.tolerance:
+                wrong.append(f"{case.kernel} at {shape}: {difference:.1e}")
+            took = seconds(case.fast, shape.device, *((1, 0) if setting.small else ()))
+            row = {
+                "kernel": case.kernel,
+                "difference": difference,
+                "allowed": case.tolerance,
+                "ms": 1e3 * took,
+                "GB/s of the least it must move": case.n_bytes / took / 1e9,
+            }
+            results.add(f"{shape}; the largest difference is relative to the largest value", row)
+    if importlib.util.find_spec("hydra"):
+        wrong += penalties(setting, results)
+    if wrong:
+        raise TooFar("; ".join(wrong))
+
+
+def penalties(setting: Setting, results: Results) -> list[str]:
+    """Every penalty's loss and gradient beside the plain formulas in float64, on the same features; those too far."""
+    from bench.contenders import as_batches, trainings
+
+    shape, wrong = setting.shapes()[0], []
+    names = sorted(path.stem for path in (ROOT / "conf" / "penalty").glob("*.yaml") if path.stem != "none")
+    words = f"penalty={'+'.join(names)} num_tokens={100 * shape.batch} penalty.adaptive_sharing.tau=10"  # acts at once
+    (fast,) = trainings(replace(shape, bfloat16=False), words)
+    (plain,) = trainings(replace(shape, bfloat16=False), f"{words} train.precision=float64 train.kernels=reference")
+    batch, step = as_batches(shape)[0], 50
+    found = fast.forward(batch, step)
+    assert isinstance(found.ctx.feature_acts, TopKFeatures)
+    indices = found.ctx.feature_acts.indices
+    plain.sae.activate = lambda pre_acts, step: TopKFeatures(pre_acts.gather(1, indices).relu(), indices, shape.d_sae)
+    expected = plain.forward(batch, step)
+    for name in names:
+        row: dict[str, object] = {"penalty": name}
+        one, other = found.parts[name][0], expected.parts[name][0]
+        row["loss"] = _difference(one[None], other[None])
+        for weight in ("W_enc", "W_dec"):
+            grads = [
+                torch.autograd.grad(loss, getattr(training.sae, weight), retain_graph=True, allow_unused=True)[0]
+                for loss, training in ((one, fast), (other, plain))
+            ]
+            row[f"gradient of {weight}"] = "" if grads[1] is None else _difference(grads[0], grads[1])
+        row["allowed"] = Case.tolerance
+        results.add(f"Penalties, {replace(shape, bfloat16=False)}; largest difference, relative", row)
+        if any(isinstance(value, float) and not value <= Case.tolerance for value in row.values()):
+            wrong.append(f"penalty {name}: {row}")
+    return wrong
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest value."""
+    return float((found.double() - expected).detach().abs().max() / expected.detach().abs().max().clamp_min(1e-300))
+
+
+def cases(shape: Shape) -> Iterator[Case]:
     device = torch.device(shape.device)
     kernels = choose("auto", device)
-    assert kernels is not None
+    if kernels is None:
+        raise TooFar(f"there are no fast kernels for {device} here: is triton installed?")
     generator = torch.Generator().manual_seed(0)
 
     def normal(*size: int) -> Tensor:
@@ -29,30 +112,69 @@ def compared(shape: Shape) -> list[str]:
     values, indices = kernels.largest(z, shape.k)
     pairs = per_token(indices, shape.d_sae, kernels)
     by_plain = Pairs(pairs.start, pairs.feature, shape.d_sae, plain)
-    flat = values.reshape(-1)
-    grad, unit = W.clone(), torch.nn.functional.normalize(normal(shape.d_sae, shape.d_in), dim=1)
-    expected_grad = grad.double()
-    kernels.remove_parallel(grad, unit)
-    plain.remove_parallel(expected_grad, unit.double())
-    found = {
-        "largest": (values.sort(1).values, z.topk(shape.k, dim=1).values.sort(1).values),
-        "places of the largest": (values, z.gather(1, indices)),
-        "decode": (kernels.decode(pairs, flat, W), plain.decode(by_plain, flat.double(), W.double())),
-        "residual": (
-            kernels.residual(pairs, flat, W, W[0], g)[0],
-            plain.residual(by_plain, flat.double(), W.double(), W[0].double(), g.double())[0],
-        ),
-        "dots": (kernels.dots(pairs, W, g), plain.dots(by_plain, W.double(), g.double())),
-        "weight_gradient": (
-            kernels.weight_gradient(pairs, flat, g),
-            plain.weight_gradient(by_plain, flat.double(), g.double()),
-        ),
-        "sums": (kernels.sums(pairs, flat), plain.sums(by_plain, flat.double())),
-        "remove_parallel": (grad, expected_grad),
-    }
-    rows = []
-    for name, (mine, theirs) in found.items():
-        difference = float((mine.double() - theirs.double()).abs().max() / theirs.double().abs().max())
-        assert difference < TOLERANCE, f"{name} at {shape}: {difference:.1e} from its reference"
-        rows.append([name, f"{difference:.1e}"])
-    return table((f"kernel, {shape}", "largest difference, relative"), rows)
+    flat, n = values.reshape(-1), 4 * values.numel()
+    yield Case(
+        "largest: values",
+        lambda: kernels.largest(z, shape.k)[0].sort(1).values,
+        lambda: z.double().topk(shape.k, dim=1).values.sort(1).values,
+        z.nbytes + 3 * n,
+        1e-30,
+    )
+    yield Case("largest: places", lambda: z.gather(1, indices), lambda: values.double(), 6 * n, 1e-30)
+    pairs.transposed  # noqa: B018  # made once for the kernels below
+    yield Case(
+        "decode",
+        lambda: kernels.decode(pairs, flat, W),
+        lambda: plain.decode(by_plain, flat.double(), W.double()),
+        W.nbytes + g.nbytes + 3 * n,
+    )
+    yield Case(
+        "residual",
+        lambda: kernels.residual(pairs, flat, W, W[0], g)[0],
+        lambda: plain.residual(by_plain, flat.double(), W.double(), W[0].double(), g.double())[0],
+        W.nbytes + 2 * g.nbytes + 4 * n,
+    )
+    yield Case(
+        "dots",
+        lambda: kernels.dots(pairs, W, g),
+        lambda: plain.dots(by_plain, W.double(), g.double()),
+        W.nbytes + g.nbytes + 3 * n,
+    )
+    yield Case(
+        "weight_gradient",
+        lambda: kernels.weight_gradient(pairs, flat, g),
+        lambda: plain.weight_gradient(by_plain, flat.double(), g.double()),
+        W.nbytes + g.nbytes + 3 * n,
+    )
+    yield Case("sums", lambda: kernels.sums(pairs, flat), lambda: plain.sums(by_plain, flat.double()), 2 * n)
+    grad, unit = normal(shape.d_sae, shape.d_in), torch.nn.functional.normalize(W, dim=1)
+
+    def without_parallel(kernels: object, grad: Tensor, unit: Tensor) -> Tensor:
+        kernels.remove_parallel(grad, unit)  # type: ignore[attr-defined]
+        return grad
+
+    yield Case(
+        "remove_parallel",  # again, nothing is left to remove
+        lambda: without_parallel(kernels, grad, unit),
+        lambda: without_parallel(plain, grad.double(), unit.double()),
+        3 * W.nbytes,
+    )
+    f = TopKFeatures(values.relu(), indices, shape.d_sae, pairs)
+    f_double = TopKFeatures(f.values.double(), indices, shape.d_sae)
+    way, tiles = pairwise(kernels, W), 3 * unit.nbytes + shape.batch * shape.d_sae
+    yield Case(
+        "ortho: value", lambda: ortho(unit, f, way)[0], lambda: ortho(unit.double(), f_double, "plain")[0], tiles
+    )
+    yield Case(
+        "ortho: pairs", lambda: ortho(unit, f, way)[1], lambda: ortho(unit.double(), f_double, "plain")[1], tiles
+    )
+    yield Case(
+        "ortho: gradient", lambda: ortho(unit, f, way)[2], lambda: ortho(unit.double(), f_double, "plain")[2], tiles
+    )
+
+
+def ortho(W: Tensor, f: TopKFeatures, way: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Value and number of competing pairs, both [1], and gradient [d_sae, d_in] of the sum over competing pairs."""
+    W = W.detach().requires_grad_()
+    value, pairs = competing_cosines(W, f, f.n_tokens, Competition("jaccard", "linear", 0.0123, 0.1), way)
+    return value.detach()[None], torch.as_tensor(pairs).double()[None], torch.autograd.grad(value, W)[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,39 +16,67 @@ from torch import Tensor
 
 from bench.data import Shape, batches
 
+if TYPE_CHECKING:
+    from sae_sweeps.architectures.batch import Batch
+    from sae_sweeps.training.step import Training
+
 Step = Callable[[int], Any]
 LR = 1e-4
 
 
-def ours(shape: Shape, words: str = "", first_step: float = 0.0, group: int = 1) -> Step:
-    """Our training as a run does it, logging every tenth step; `words` are those of a command, `first_step` where in
-    the run the steps begin, as a share of it. A step of a `group` is one of each of its SAEs on the same batch."""
+SPARSITY = {
+    "topk": "k={k} architecture.aux_weight=0",
+    "batch_topk": "k={k} architecture.aux_weight=0",
+    "matryoshka": "k={k} architecture.aux_weight=0",
+    "jumprelu": "target_l0={k}",
+    "standard": "l1_penalty=1 architecture.l1_warmup=1",
+    "gated": "l1_penalty=1 architecture.l1_warmup=1",
+    "p_anneal": "l1_penalty=1 architecture.l1_warmup=1",
+}
+"""Words that make an architecture sparse; the L1 is so large that features are as sparse as after a warm-up."""
+TOTAL_STEPS = 10_000
+
+
+def trainings(shape: Shape, words: str = "", architecture: str = "topk", group: int = 1) -> list[Training]:
+    """Runs in training as a command with these words makes them, `group` of the same."""
     from hydra import compose, initialize_config_dir
 
-    from sae_sweeps.architectures.batch import Batch
     from sae_sweeps.cli.command import register
     from sae_sweeps.config.paths import config_dir
     from sae_sweeps.config.run import run_config
     from sae_sweeps.config.words import rewrite
     from sae_sweeps.training.step import Training
 
-    total = 10_000
     register()
     given = [
         "model=synthetic", f"model.d_in={shape.d_in}", f"d_sae={shape.d_sae}", f"batch_size={shape.batch}",
-        f"num_tokens={total * shape.batch}", f"lr={LR}",
+        f"num_tokens={TOTAL_STEPS * shape.batch}", f"lr={LR}", f"architecture={architecture}",
         f"train.precision={'bfloat16' if shape.bfloat16 else 'float32'}",
     ]  # fmt: skip
-    if not any(word.startswith("architecture=") for word in words.split()):
-        given += [f"k={shape.k}", "architecture.aux_weight=0"]
+    last = {
+        word.partition("=")[0]: word
+        for word in [*given, *SPARSITY[architecture].format(k=shape.k).split(), *words.split()]
+    }
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        run = run_config(compose("config", overrides=rewrite([*given, *words.split()])))
+        run = run_config(compose("config", overrides=rewrite(list(last.values()))))
     device = torch.device(shape.device)
-    members = [Training(run, 1.0, torch.zeros(shape.d_in, device=device), device) for _ in range(group)]
-    number = torch.arange(shape.batch, dtype=torch.int32, device=device)
-    role = torch.zeros(shape.batch, dtype=torch.int8, device=device)
-    data = [Batch(x, number, number // 32, number % 32, role) for x in batches(shape)]
-    offset = round(first_step * total)
+    return [Training(run, 1.0, torch.zeros(shape.d_in, device=device), device) for _ in range(group)]
+
+
+def as_batches(shape: Shape) -> list[Batch]:
+    """`batches` with the place of each token: windows of 32, half of them to be forgotten."""
+    from sae_sweeps.architectures.batch import Batch
+
+    number = torch.arange(shape.batch, dtype=torch.int32, device=shape.device)
+    role = (1 + number // 32 % 2).to(torch.int8)
+    return [Batch(x, number, number // 32, number % 32, role) for x in batches(shape)]
+
+
+def ours(shape: Shape, words: str = "", architecture: str = "topk", first_step: float = 0.0, group: int = 1) -> Step:
+    """Our training as a run does it, logging every tenth step; `words` are those of a command, `first_step` where in
+    the run the steps begin, as a share of it. A step of a `group` is one of each of its SAEs on the same batch."""
+    members, data = trainings(shape, words, architecture, group), as_batches(shape)
+    offset = round(first_step * TOTAL_STEPS)
 
     def step(number: int) -> None:
         for training in members:
@@ -62,8 +90,9 @@ def sparsify(shape: Shape) -> Step:
 
     if shape.device == "cpu":
         os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
-    from sparsify import SparseCoder
     from sparsify.config import SparseCoderConfig
+
+    from sparsify import SparseCoder
 
     sae = SparseCoder(shape.d_in, SparseCoderConfig(num_latents=shape.d_sae, k=shape.k), device=shape.device)
     adam, data = torch.optim.Adam(sae.parameters(), lr=LR), batches(shape)
@@ -160,4 +189,3 @@ CONTENDERS: dict[str, Callable[..., Step]] = {
     "ours": ours, "sparsify": sparsify, "sae_lens": sae_lens, "dictionary_learning": dictionary_learning,
     "plain": plain, "encoder_product": encoder_product,
 }  # fmt: skip
-PEERS = ("sparsify", "sae_lens", "dictionary_learning")

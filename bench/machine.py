@@ -1,56 +1,71 @@
-"""What the machine can do at best: matrix products and memory, measured."""
+"""The machine: what it is, which packages it has, and what it can do at best, measured."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import shutil
+import subprocess
+import sys
 
 import torch
 
+from bench.results import Results
+from bench.setting import ROOT, Setting
+from bench.timing import seconds
 
-@dataclass
-class Machine:
-    name: str
-    gflops: float
-    """Of a square float32 product (bfloat16 on a GPU)."""
-    gb_per_s: float
-    """Bytes read and written per second, copying."""
-
-    def text(self) -> str:
-        return (
-            f"{self.name}; torch {torch.__version__}, {torch.get_num_threads()} threads; measured just before: "
-            f"{self.gflops:,.0f} GFLOP/s in a square matrix product, {self.gb_per_s:.1f} GB/s copying."
-        )
+PACKAGES = (
+    "torch", "triton", "numpy", "numba", "hydra-core", "omegaconf", "transformers", "tokenizers", "safetensors",
+    "pandas", "scikit-learn", "datasets", "transformer-lens", "eai-sparsify", "sae-lens", "dictionary-learning",
+)  # fmt: skip
+CLOCKS = "clocks.sm,clocks.max.sm,clocks.mem,temperature.gpu,power.draw,clocks_event_reasons.active"
 
 
-def limits(device: str) -> Machine:
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    n = 8192 if device == "cuda" else 2048
-    a, out = torch.randn(n, n, device=device).to(dtype), torch.empty(n, n, device=device, dtype=dtype)
-    product = _seconds(lambda: torch.mm(a, a, out=out), device)
-    source = torch.randn((64 if device == "cpu" else 1024) * 2**20 // 4, device=device)
+def machine(setting: Setting, results: Results) -> None:
+    """What is measured on, and the rates that everything else is to be read beside."""
+    device = setting.device
+    facts: dict[str, object] = {
+        "name": name(device), "python": platform.python_version(), "threads": torch.get_num_threads(),
+        "commit": _output("git", "describe", "--always", "--dirty") or "unknown",
+    }  # fmt: skip
+    if device == "cuda":
+        gpu = torch.cuda.get_device_properties(0)
+        facts |= {
+            "capability": ".".join(map(str, torch.cuda.get_device_capability())),
+            "multiprocessors": gpu.multi_processor_count,
+            "memory, GB": gpu.total_memory / 1e9,
+            "L2, MB": getattr(gpu, "L2_cache_size", 0) / 1e6,
+            "CUDA of torch": torch.version.cuda,
+            "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or "unknown",
+            "clocks": clocks(),
+        }
+    for fact, value in facts.items():
+        results.add("Machine", {"": fact, "value": value})
+    for package in PACKAGES:
+        results.add("Packages", {"package": package, "version": version(package)})
+    rates = {"float32": (torch.float32, False)}
+    if device == "cuda":
+        rates |= {"TF32": (torch.float32, True), "bfloat16": (torch.bfloat16, True)}
+    n = 256 if setting.small else 8192 if device == "cuda" else 2048
+    for label, (dtype, tf32) in rates.items():
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        a, out = torch.randn(n, n, device=device).to(dtype), torch.empty(n, n, device=device, dtype=dtype)
+        rate = 2 * n**3 / seconds(lambda a=a, out=out: torch.mm(a, a, out=out), device, cold=False) / 1e9  # type: ignore[misc]
+        results.add("Rates", {"": f"matrix product {n} x {n}, {label}", "rate": rate, "unit": "GFLOP/s"})
+        results.line(gflops=rate)  # the last one is the rate of what is trained in
+    source = torch.randn((4 if setting.small else 1024 if device == "cuda" else 64) * 2**20 // 4, device=device)
     target = torch.empty_like(source)
-    copy = _seconds(lambda: target.copy_(source), device)
-    return Machine(_name(device), 2 * n**3 / product / 1e9, 2 * source.nbytes / copy / 1e9)
+    copied = 2 * source.nbytes / seconds(lambda: target.copy_(source), device) / 1e9
+    results.add("Rates", {"": "copy, bytes read and written", "rate": copied, "unit": "GB/s"})
+    if device == "cuda":
+        part = source[: len(source) // 4]
+        for label, host in (("pageable", part.cpu()), ("pinned", torch.empty(part.shape, pin_memory=True))):
+            rate = part.nbytes / seconds(lambda host=host: part.copy_(host), device, times=5) / 1e9  # type: ignore[misc]
+            results.add("Rates", {"": f"{label} memory to the GPU", "rate": rate, "unit": "GB/s"})
 
 
-def _seconds(work: Callable[[], Any], device: str, times: int = 7) -> float:
-    found = []
-    for _ in range(times + 1):
-        start = time.perf_counter()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found[1:])
-
-
-def _name(device: str) -> str:
+def name(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
     try:
@@ -59,3 +74,28 @@ def _name(device: str) -> str:
     except (OSError, StopIteration):
         model = platform.processor() or platform.machine()
     return f"{model}, {os.cpu_count()} cores"
+
+
+def version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def clocks() -> str:
+    """Clocks, temperature, power and reasons for lower clocks now, by nvidia-smi; empty without it."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    found = _output("nvidia-smi", "-i", os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0",
+                    f"--query-gpu={CLOCKS}", "--format=csv,noheader")  # fmt: skip
+    names = ("SM", "of", "memory", "temperature", "power", "slowed by")
+    return ", ".join(f"{word} {value.strip()}" for word, value in zip(names, found.split(","), strict=False) if value)
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"{command[0]}: {error}", file=sys.stderr)
+        return ""

@@ -1,48 +1,28 @@
-"""The parts of the bench. Each measures and gives the lines of its table."""
+"""The parts of the bench, most important first. Each runs in a process of its own until its limit."""
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from bench.check import compared
-from bench.data import Shape
-from bench.machine import Machine
-from bench.report import table
-from bench.rounds import ROOT, Contender, Measured, interleaved
+from bench.contenders import SPARSITY
+from bench.results import Results
+from bench.rounds import Contender, Measured, interleaved
+from bench.setting import ROOT, Setting
 
-Lines = list[str]
-
-
-@dataclass
-class Setting:
-    device: str
-    rounds: int
-    threads: int
-    machine: Machine
-    small: bool = False
-    """A shape at which everything takes no time, to try the bench itself."""
-
-    def shape(self, k: int = 32) -> Shape:
-        if self.small:
-            return Shape(batch=128, d_in=32, d_sae=512, k=k // 4, device=self.device)
-        return replace(STUDIES, k=k) if self.device == "cuda" else Shape(k=k)
-
-
-STUDIES = Shape(batch=2048, d_in=2304, d_sae=16384, k=40, device="cuda", bfloat16=True)
-"""The studies' shape, on a GPU."""
-
-PENALTIES = {
-    "ortho, p = 0": {"words": "penalty=ortho lambda2_max=0.1 base_threshold=0.1"},
-    "ortho, p = 0.5": {"words": "penalty=ortho lambda2_max=0.1 base_threshold=0.1", "first_step": 0.5},
-    "ortho, p = 0.99": {"words": "penalty=ortho lambda2_max=0.1 base_threshold=0.1", "first_step": 0.99},
+ORTHO = "penalty=ortho lambda2_max=0.1 base_threshold=0.1"
+PENALTIES: dict[str, dict[str, Any]] = {
+    "ortho, p = 0": {"words": ORTHO},
+    "ortho, p = 0.5": {"words": ORTHO, "first_step": 0.5},
+    "ortho, p = 0.99": {"words": ORTHO, "first_step": 0.99},
     "strict_ortho": {"words": "penalty=strict_ortho lambda2_max=0.1"},
     "decorrelation": {"words": "penalty=decorrelation lambda2_max=0.1", "first_step": 0.99},
     "ortsae": {"words": "penalty=ortsae"},
@@ -50,124 +30,98 @@ PENALTIES = {
 }
 """Steps with a penalty, each against the step without; `first_step` is where in the run they are taken."""
 
-ARCHITECTURES = {
-    "topk": "architecture=topk k=32 architecture.aux_weight=0",
-    "topk with its auxiliary loss": "architecture=topk k=32",
-    "batch_topk": "architecture=batch_topk k=32 architecture.aux_weight=0",
-    "matryoshka": "architecture=matryoshka k=32 architecture.aux_weight=0",
-    "standard": "architecture=standard l1_penalty=1 architecture.l1_warmup=1",
-    "gated": "architecture=gated l1_penalty=1 architecture.l1_warmup=1",
-    "jumprelu": "architecture=jumprelu target_l0=32",
-}
-"""Words of each architecture; the L1 is so large that features are as sparse as after a warm-up."""
 
-
-def check(setting: Setting) -> Lines:
-    """Each kernel beside its reference at the shapes that are measured."""
-    return [line for shape in _shapes(setting) for line in ["", *compared(shape)]]
-
-
-def _shapes(setting: Setting) -> list[Shape]:
-    return [setting.shape(k) for k in ((40, 320) if setting.device == "cuda" else (32, 128))]
-
-
-def step(setting: Setting) -> Lines:
+def step(setting: Setting, results: Results) -> None:
     """Whole TopK training steps beside the peers'."""
-    out: Lines = []
-    for shape in _shapes(setting):
-        out += ["", f"TopK, {shape}:", "", *_steps(setting, shape)]
-    return out
+    shapes = setting.shapes()
+    for number, shape in enumerate(shapes):
+        contenders = [
+            Contender("encoder product alone, as torch runs it", "encoder_product", shape),
+            Contender("**ours**", "ours", shape),
+            Contender("ours, `train.kernels=reference`", "ours", shape, {"words": "train.kernels=reference"}),
+            Contender("ours, `train.selection=bfloat16`", "ours", shape, {"words": "train.selection=bfloat16"}),
+            Contender("sparsify", "sparsify", shape),
+            Contender("SAELens", "sae_lens", shape),
+            Contender("dictionary_learning", "dictionary_learning", shape),
+            Contender("plain PyTorch, fused Adam", "plain", shape),
+            Contender("the same through torch.compile", "plain", shape, {"compile": True}),
+        ]
+        steps = 20 if setting.device == "cuda" and not setting.small else 1
+        found, left_out = interleaved(contenders, setting, steps, seconds=setting.left() / (len(shapes) - number))
+        title, flop = f"TopK, {shape}", 2 * shape.batch * shape.d_in * shape.d_sae  # of the encoder, the dense product
+        for label, measured in found.items():
+            row: dict[str, object] = {
+                "": label, "ms per step": 1e3 * measured.median, "tokens/s": shape.batch / measured.median,
+                "time against ours": measured.times(found["**ours**"]) if "**ours**" in found else "",
+            }  # fmt: skip
+            if setting.gflops:
+                row["encoder's share of the matrix rate"] = flop / measured.median / 1e9 / setting.gflops
+            results.add(title, row | {"peak GB": measured.peak_gb, "rounds": len(measured.seconds)})
+        _left_out(results, title, left_out)
 
 
-def _steps(setting: Setting, shape: Shape) -> Lines:
-    contenders = [
-        Contender("encoder product alone, as torch runs it", "encoder_product", shape),
-        Contender("**ours**", "ours", shape),
-        Contender("ours, `train.kernels=reference`", "ours", shape, {"words": "train.kernels=reference"}),
-        Contender("ours, `train.selection=bfloat16`", "ours", shape, {"words": "train.selection=bfloat16"}),
-        Contender("sparsify", "sparsify", shape),
-        Contender("SAELens", "sae_lens", shape),
-        Contender("dictionary_learning", "dictionary_learning", shape),
-        Contender("plain PyTorch, fused Adam", "plain", shape),
-        Contender("the same through torch.compile", "plain", shape, {"compile": True}),
-    ]
-    found = interleaved(contenders, setting.rounds, 20 if setting.device == "cuda" else 1, setting.threads)
-    return _table(found, "**ours**", setting, shape)
-
-
-def _table(found: dict[str, Measured], ours: str, setting: Setting, shape: Shape) -> Lines:
-    flop = 2 * shape.batch * shape.d_in * shape.d_sae  # of the encoder, the one dense product
-    rows = []
-    for label, measured in found.items():
-        rate = flop / measured.median / 1e9
-        rows.append(
-            [
-                label,
-                f"{1e3 * measured.median:.1f}",
-                f"{shape.batch / measured.median:,.0f}",
-                f"{measured.times(found[ours]):.2f}",
-                f"{rate / setting.machine.gflops:.0%}",
-                f"{measured.peak_gb:.2f}",
-            ]
-        )
-    head = ("", "ms per step", "tokens/s", "time against ours", "encoder's share of the matrix rate", "peak GB")
-    return table(head, rows)
-
-
-def penalty(setting: Setting) -> Lines:
+def penalty(setting: Setting, results: Results) -> None:
     """What each penalty adds to the step without it; five steps a turn, as a run's weights stay in the cache."""
-    shape = setting.shape()
-    contenders = [Contender("without", "ours", shape)]
-    contenders += [Contender(label, "ours", shape, settings) for label, settings in PENALTIES.items()]
-    found = interleaved(contenders, setting.rounds, 5, setting.threads)
-    without = found["without"]
-    rows = [
-        [label, f"{1e3 * m.median:.1f}", f"{m.times(without) - 1:+.0%}", f"{m.peak_gb - without.peak_gb:+.2f}"]
-        for label, m in found.items()
-    ]
-    return ["", f"TopK, {shape}:", "", *table(("penalty", "ms per step", "added", "GB added"), rows)]
+    for number, shape in enumerate(shapes := setting.shapes()):
+        ways = PENALTIES if number == 0 else {name: way for name, way in PENALTIES.items() if name.startswith("ortho")}
+        contenders = [Contender("without", "ours", shape)]
+        contenders += [Contender(label, "ours", shape, settings) for label, settings in ways.items()]
+        found, left_out = interleaved(contenders, setting, 5, seconds=setting.left() / (len(shapes) - number))
+        without = found.get("without", Measured(""))
+        for label, m in found.items():
+            row: dict[str, object] = {"penalty": label, "ms per step": 1e3 * m.median}
+            if without.seconds:
+                row |= {"added": f"{m.times(without) - 1:+.0%}", "GB added": m.peak_gb - without.peak_gb}
+            results.add(f"TopK, {shape}", row)
+        _left_out(results, f"TopK, {shape}", left_out, "penalty")
 
 
-def architectures(setting: Setting) -> Lines:
-    """Each architecture by the fast kernels and by the plain formulas."""
-    shape = setting.shape()
-    contenders = []
-    for label, words in ARCHITECTURES.items():
-        contenders.append(Contender(label, "ours", shape, {"words": words}))
-        contenders.append(Contender(f"{label} plain", "ours", shape, {"words": f"{words} train.kernels=reference"}))
-    rows = []
-    for one, other in zip(contenders[::2], contenders[1::2], strict=True):
-        found = interleaved([one, other], max(3, setting.rounds // 2), 1, setting.threads, warm=6)
-        fast, plain = found[one.label], found[other.label]
-        gain = f"{plain.times(fast):.2f}"
-        rows.append([one.label, f"{1e3 * fast.median:.1f}", f"{1e3 * plain.median:.1f}", gain, f"{fast.peak_gb:.2f}"])
-    head = ("architecture", "ms per step", "plain formulas, ms", "times as fast", "peak GB")
-    return ["", f"{shape}:", "", *table(head, rows)]
+def architectures(setting: Setting, results: Results) -> None:
+    """Each architecture by the fast kernels and by the plain formulas, and TopK with its auxiliary loss."""
+    shape, aux = setting.shape(), "topk with its auxiliary loss"
+    names = ["topk", aux, *(name for name in SPARSITY if name != "topk")]
+    together = len(names) if setting.device == "cuda" else 1  # a CPU's memory holds fewer
+    for start in range(0, len(names), together):
+        contenders = [
+            Contender(f"{name} {way}", "ours", shape, {"architecture": name, "words": f"train.kernels={way}"})
+            for name in names[start : start + together]
+            for way in ("auto", "reference")
+        ]
+        for contender in contenders:
+            if contender.settings["architecture"] == aux:
+                contender.settings["architecture"] = "topk"
+                contender.settings["words"] += " architecture.aux_weight=0.03125"
+        seconds = setting.left() * together / (len(names) - start)
+        found, left_out = interleaved(contenders, setting, 1, 6, seconds, max(3, setting.rounds // 2))
+        for name in names[start : start + together]:
+            if f"{name} auto" in found and f"{name} reference" in found:
+                fast, plain = found[f"{name} auto"], found[f"{name} reference"]
+                row = {
+                    "architecture": name, "ms per step": 1e3 * fast.median, "plain formulas, ms": 1e3 * plain.median,
+                    "times as fast": plain.times(fast), "peak GB": fast.peak_gb,
+                }  # fmt: skip
+                results.add(f"{shape}", row)
+        _left_out(results, f"{shape}", left_out, "architecture")
 
 
-def profile(setting: Setting) -> Lines:
-    """Where a step's time goes."""
-    from bench.profile import phases
-
-    shape = setting.shape()
-    rows = [[name, f"{1e3 * seconds:.1f}", f"{share:.0%}"] for name, seconds, share in phases(shape, setting.threads)]
-    return ["", f"A step of TopK, {shape}, in one process by itself:", "", *table(("phase", "ms", "share"), rows)]
+def _left_out(results: Results, table: str, left_out: dict[str, str], column: str = "") -> None:
+    for label, why in left_out.items():
+        results.add(f"{table}; left out", {column: label, "why": why})
 
 
-def harvest(setting: Setting) -> Lines:
+def harvest(setting: Setting, results: Results) -> None:
     """The harvest against the bare forward pass, by scripts/measure_harvest.py."""
     command = [sys.executable, "-m", "scripts.measure_harvest", "sae_sweeps/builtin/model", "--layer", "2"]
     command += ["--rounds", str(setting.rounds)]
-    out = subprocess.run(command, cwd=ROOT, env=_environment(setting), capture_output=True, text=True, check=True)
-    rows = [list(found) for found in re.findall(r"^(\w+) +([\d.]+) ms +([\d.]+) x bare", out.stdout, re.M)]
-    head = ("16 batches of 32 contexts, built-in model to layer 2", "ms", "against the bare forward pass")
-    return ["", *table(head, rows)]
+    out = subprocess.run(command, cwd=ROOT, env=setting.environment(), capture_output=True, text=True, check=True)
+    for name, ms, ratio in re.findall(r"^(\w+) +([\d.]+) ms +([\d.]+) x bare", out.stdout, re.M):
+        row = {"way": name, "ms": float(ms), "against the bare forward pass": float(ratio)}
+        results.add("16 batches of 32 contexts, built-in model to layer 2", row)
 
 
-def sweep(setting: Setting) -> Lines:
+def sweep(setting: Setting, results: Results) -> None:
     """Whole commands: one run, and a sweep of four on the same activations, core evaluation included."""
-    words = ["num_tokens=204800", "batch_size=2048", "penalty=none", "lr=1e-3"]
-    rows = []
+    words = ["num_tokens=204800", "batch_size=2048", "penalty=none", "lr=1e-3", f"device={setting.device}"]
     with tempfile.TemporaryDirectory() as folder:
         outputs = f"outputs={folder}"
         commands = {
@@ -180,18 +134,43 @@ def sweep(setting: Setting) -> Lines:
             command = [runs[0] if word == "RUN" else word for word in command]
             start = time.perf_counter()
             subprocess.run(
-                [sys.executable, *command], cwd=ROOT, env=_environment(setting), capture_output=True, check=True
+                [sys.executable, *command], cwd=ROOT, env=setting.environment(), capture_output=True, check=True
             )
-            rows.append([label, f"{time.perf_counter() - start:.1f}"])
-    return ["", *table(("100 steps of TopK on the built-in model, whole commands", "s"), rows)]
+            row = {"command": label, "s": time.perf_counter() - start}
+            results.add("100 steps of TopK on the built-in model, whole commands", row)
 
 
-def _environment(setting: Setting) -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": str(setting.threads), "PYTHONPATH": str(ROOT)}
+HYDRA = ("hydra", "omegaconf", "yaml")
+RUN = (*HYDRA, "transformers", "tokenizers", "safetensors", "pandas", "rich", "tqdm")
 
 
-PARTS: dict[str, Callable[[Setting], Lines]] = {
-    "check": check, "step": step, "architectures": architectures, "penalty": penalty, "profile": profile,
-    "harvest": harvest, "sweep": sweep,
-}  # fmt: skip
-ON_GPU = ("check", "step", "architectures", "penalty", "profile")
+@dataclass
+class Part:
+    where: str
+    """Its function, as module:name."""
+    limit: int
+    """Seconds that it may take on a GPU."""
+    needs: tuple[str, ...] = ()
+    """Modules without which it is left out."""
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+    @property
+    def function(self) -> Callable[[Setting, Results], None]:
+        module, _, name = self.where.partition(":")
+        return getattr(import_module(module), name)
+
+
+PARTS = {
+    "machine": Part("bench.machine:machine", 40),
+    "check": Part("bench.check:check", 75),
+    "syncs": Part("bench.syncs:syncs", 80, HYDRA, ("cuda",)),
+    "step": Part("bench.parts:step", 110),
+    "paths": Part("bench.paths:paths", 55, HYDRA),
+    "penalty": Part("bench.parts:penalty", 55, HYDRA),
+    "profile": Part("bench.profile:profile", 35, HYDRA),
+    "demo": Part("bench.demo:demo", 60, RUN, ("cuda",)),
+    "disk": Part("bench.disk:disk", 25, (*HYDRA, "safetensors")),
+    "architectures": Part("bench.parts:architectures", 40, HYDRA),
+    "harvest": Part("bench.parts:harvest", 60, (*RUN, "transformer_lens"), ("cpu",)),
+    "sweep": Part("bench.parts:sweep", 60, RUN, ("cpu",)),
+}

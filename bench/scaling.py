@@ -13,6 +13,7 @@ import torch
 
 from bench.data import Shape
 from bench.rounds import Contender, interleaved
+from bench.setting import ROOT, Setting
 
 AXES = {
     "d_sae": [2048, 4096, 8192, 16384, 32768, 65536],
@@ -23,7 +24,7 @@ AXES = {
 BASE = Shape(batch=1024, d_in=512, d_sae=8192, k=32)
 
 
-def measure(axis: str, rounds: int, threads: int) -> tuple[list[float], list[float]]:
+def measure(axis: str, setting: Setting) -> tuple[list[float], list[float]]:
     """Seconds per step and GB of each value of an axis, measured in turn, each in a process of its own."""
 
     def contender(value: int) -> Contender:
@@ -31,7 +32,7 @@ def measure(axis: str, rounds: int, threads: int) -> tuple[list[float], list[flo
             return Contender(str(value), "ours", BASE, {"group": value})
         return Contender(str(value), "ours", replace(BASE, **{axis: value}))
 
-    found = interleaved([contender(value) for value in AXES[axis]], rounds, 1, threads)
+    found, _ = interleaved([contender(value) for value in AXES[axis]], setting, 1)
     for value, measured in found.items():
         print(f"{axis}={value}: {1e3 * measured.median:.1f} ms, {measured.peak_gb:.2f} GB", flush=True)
     return [measured.median for measured in found.values()], [measured.peak_gb for measured in found.values()]
@@ -55,11 +56,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "scaling.png")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "scaling.png")
     words = parser.parse_args()
+    setting = Setting("cpu", words.rounds, words.threads, folder="")
     figure, rows = plt.subplots(2, len(AXES), figsize=(13, 6), sharey="row", layout="constrained")
     for column, axis in enumerate(AXES):
-        seconds, memory = measure(axis, words.rounds, words.threads)
+        seconds, memory = measure(axis, setting)
         values = AXES[axis]
         time_axes, memory_axes = rows[0][column], rows[1][column]
         middle = len(values) // 2

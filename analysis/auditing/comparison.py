@@ -1,11 +1,12 @@
 """The runs that one rule of the audit sees at once."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
 
 from analysis.auditing.run import Run
+from analysis.grouped import grouped
 from analysis.reading.record import ABSENT, Study
 
 SEEDS = ("seed", "data_seed")
@@ -49,7 +50,7 @@ class Comparison:
 
     @cached_property
     def baselines(self) -> list[Run]:
-        """The measured runs without the method under study: without a penalty, or called a baseline."""
+        """The measured runs without the method under study."""
         return [run for run in self.measured if is_baseline(run)]
 
     @cached_property
@@ -61,12 +62,12 @@ class Comparison:
     def configurations(self) -> list[list[Run]]:
         """The compared runs in lists; runs of one list differ only in their seeds."""
         keys = self.method_keys
-        found: dict[tuple[Any, ...], list[Run]] = {}
-        for run in self.compared:
+
+        def method(run: Run) -> tuple[Any, ...]:
             # notes name few keys, so runs that share those are still different configurations
-            own = run.run_id if run.study else None
-            found.setdefault((run.source, own, *(run.config.get(key) for key in keys)), []).append(run)
-        return list(found.values())
+            return (run.source, run.run_id if run.study else None, *(run.config.get(key) for key in keys))
+
+        return list(grouped((method(run), run) for run in self.compared).values())
 
     @cached_property
     def keys(self) -> list[str]:
@@ -83,6 +84,24 @@ class Comparison:
 
 
 def is_baseline(run: Run) -> bool:
-    if run.source is None:
-        return run.config.get("penalty", "none") == "none"
-    return run.config.get("penalty") == "none" or re.search(r"\bbaseline\b", run.title, re.IGNORECASE) is not None
+    """Whether a run is without the method under study: without a penalty or, where none is recorded, by its title."""
+    penalty = run.config.get("penalty")
+    return penalty == "none" or (penalty is None and (run.source is None or is_titled(run)))
+
+
+def is_titled(run: Run) -> bool:
+    return re.search(r"\bbaseline\b", run.title, re.IGNORECASE) is not None
+
+
+def baselines_of(runs: Sequence[Run]) -> tuple[list[Run], str]:
+    """The runs that others are compared with, and how they were chosen.
+
+    They are those tagged `baseline`, or else those of `is_baseline`: of them those with that word in their title, if
+    there are any.
+    """
+    if tagged := [run for run in runs if '"baseline"' in str(run.config.get("tags"))]:
+        return tagged, "tagged baseline"
+    found = [run for run in runs if is_baseline(run)]
+    found = [run for run in found if is_titled(run)] or found
+    recorded = all(run.config.get("penalty") == "none" for run in found)
+    return found, "without a penalty" if recorded else "a baseline by its title"

@@ -11,7 +11,7 @@ import torch
 from sae_sweeps.activations.contexts import check_context, rows_of
 from sae_sweeps.activations.language_model import LanguageModel
 from sae_sweeps.activations.synthetic import SyntheticWorld
-from sae_sweeps.architectures.batch import Batch
+from sae_sweeps.architectures.batch import Batch, norms_of
 from sae_sweeps.config.schema import DataConfig, LayerConfig
 from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError
@@ -73,9 +73,10 @@ class TextSource:
                 at = sequence.to(lm.device), position.to(lm.device)
                 token_ids, role = (torch.from_numpy(t_SL)[sequence, position] for t_SL in (tokens_SL, role_SL))
                 place = (sequence + sequences).to(torch.int32), position.to(torch.int32)
+                xs = [acts_SLD[at] for acts_SLD in acts]
                 yield [
-                    Batch(acts_SLD[at].to(source.dtype).cpu(), token_ids, *place, role)
-                    for source, acts_SLD in zip(sources, acts, strict=True)
+                    Batch(x.to(source.dtype).cpu(), token_ids, *place, role, norms_of(x).cpu())
+                    for source, x in zip(sources, xs, strict=True)
                 ]
             done += n_kept
             sequences += len(tokens_SL)

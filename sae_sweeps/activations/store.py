@@ -1,8 +1,8 @@
 """Harvested activations: in memory, as checked shards on disk, or a window that rolls over the stream.
 
 An artifact lives in `folder/<hash of its key>/`: `activations-00000.safetensors` ... with x [n, d_in], token_ids,
-sequence, position and role, and `meta.json`, written last, with the key and each shard's size and checksum. It gets
-its name once it is complete, so a folder is either complete or absent.
+sequence, position, role and norm (older ones have no norm), and `meta.json`, written last, with the key and each
+shard's size and checksum. It gets its name once it is complete, so a folder is either complete or absent.
 """
 
 import hashlib
@@ -45,6 +45,14 @@ Progress = Callable[[int], None]
 log = logging.getLogger(__name__)
 
 
+class Index(Protocol):
+    """Rows that are picked from by their place, as of an array."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: np.ndarray, /) -> np.ndarray: ...
+
+
 class Rows(Protocol):
     """Tokens that a sampler can pick from, in stream order."""
 
@@ -54,7 +62,7 @@ class Rows(Protocol):
         """The tokens at `index_B` [B], in that order, on the CPU in the stored dtype."""
         ...
 
-    def starts(self, span: int) -> np.ndarray:
+    def starts(self, span: int) -> Index:
         """Every row from which `span` consecutive tokens of one context follow [n_starts], int64; `span` > 1."""
         ...
 
@@ -68,6 +76,10 @@ class Rows(Protocol):
 
     def text_pairs(self) -> np.ndarray:
         """Rows at the same position of the two texts of a pair, contexts 2n and 2n + 1 [n_pairs, 2], int64."""
+        ...
+
+    def beyond(self, limit: float) -> np.ndarray:
+        """The rows whose norm is above `limit`, in stream order, int64."""
         ...
 
 
@@ -210,9 +222,20 @@ def _read_once(
 class IndexedRows:
     """The lists of `Rows` that follow from the tokens' columns, each made once."""
 
-    def _column(self, name: str) -> np.ndarray:
-        """sequence, position or role of every token, in memory [n_tokens]."""
+    def _columns(self, name: str) -> Iterator[np.ndarray]:
+        """sequence, position, role or norm of every token, part by part."""
         raise NotImplementedError
+
+    def _column(self, name: str) -> np.ndarray:
+        """The whole column in memory [n_tokens]."""
+        return np.concatenate(list(self._columns(name)))
+
+    def beyond(self, limit: float) -> np.ndarray:
+        found, first = [np.empty(0, np.int64)], 0
+        for norm in self._columns("norm"):
+            found.append(np.flatnonzero(norm > limit) + first)
+            first += len(norm)
+        return np.concatenate(found)
 
     def roles(self) -> np.ndarray:
         return self._roles
@@ -254,8 +277,8 @@ class ResidentRows(IndexedRows):
             self._starts[span] = _find_starts(self.batch.sequence, self.batch.position, span)
         return self._starts[span]
 
-    def _column(self, name: str) -> np.ndarray:
-        return getattr(self.batch, name).numpy()
+    def _columns(self, name: str) -> Iterator[np.ndarray]:
+        yield getattr(self.batch, name).numpy()
 
 
 class MemoryStore(ResidentRows):
@@ -331,8 +354,9 @@ class DiskStore(IndexedRows):
                 self._starts[span] = np.empty(0, np.int64) if empty else np.memmap(file, np.int64, "r")
         return self._starts[span]
 
-    def _column(self, name: str) -> np.ndarray:
-        return np.concatenate([getattr(self._shard(n), name).numpy() for n in range(len(self._shards_meta))])
+    def _columns(self, name: str) -> Iterator[np.ndarray]:
+        for number in range(len(self._shards_meta)):
+            yield getattr(self._shard(number), name).numpy()
 
     def count(self, stop: int) -> int:
         return min(stop, self.n_tokens)
@@ -449,8 +473,8 @@ def _refuse_full_disk(size: int, folder: Path) -> None:
 
 
 def _size_of(source: Source, n_tokens: int) -> int:
-    """Bytes of the tokens with their token id, sequence, position (4 each) and role (1)."""
-    return n_tokens * (source.d_in * source.dtype.itemsize + 13)
+    """Bytes of the tokens with their token id, sequence, position, norm (4 each) and role (1)."""
+    return n_tokens * (source.d_in * source.dtype.itemsize + 17)
 
 
 def _counted(batches: Iterator[list[Batch]], progress: Progress | None) -> Iterator[list[Batch]]:
@@ -491,7 +515,8 @@ def _empty(n: int, source: Source) -> Batch:
             f"{n} tokens of {source.d_in} numbers need {needed:.1f} GB of memory, more than there is; use "
             "activations.mode=disk or stream, or a smaller activations.buffer_tokens."
         ) from error
-    return Batch(x, *(torch.empty(n, dtype=t) for t in (torch.int32, torch.int32, torch.int32, torch.int8)))
+    columns = (torch.int32, torch.int32, torch.int32, torch.int8, torch.float32)
+    return Batch(x, *(torch.empty(n, dtype=dtype) for dtype in columns))
 
 
 def _find_starts(sequence: Tensor, position: Tensor, span: int) -> np.ndarray:

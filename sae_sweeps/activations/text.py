@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from sae_sweeps.activations import text_files
 from sae_sweeps.activations.document import Document
 from sae_sweeps.activations.roles import FIRST_LABEL, FORGET, NAMED, PLAIN, RETAIN, interleaved, label_names
 from sae_sweeps.config.data import check_data, files_of, find_source, source
@@ -15,8 +16,6 @@ from sae_sweeps.storage.hub import hub_is_reachable
 
 SPLITS = ("train", "held_out")
 Split = Literal["train", "held_out"]
-PIECE = 4000
-"""Characters after which a text file is cut at the next blank line; at twice that it is cut anyway."""
 
 
 def documents(cfg: DataConfig, split: str) -> Iterator[Document]:
@@ -98,20 +97,12 @@ def roles(cfg: DataConfig) -> dict[int, str]:
 
 def _labels(cfg: DataConfig) -> Iterator[object]:
     assert cfg.label_field is not None
-    return (_field(cfg, "label_field", row) for row in _rows(cfg))
-
-
-def _field(cfg: DataConfig, key: str, row: dict[str, Any]) -> Any:
-    """A column of a row by the config key that names it."""
-    column = getattr(cfg, key)
-    if column not in row:
-        raise DataError(f"data.{key}={column} is not in {cfg.path}; its fields are {', '.join(map(str, row))}.")
-    return row[column]
+    return (row[cfg.label_field] for row in _rows(cfg))
 
 
 def _text_files(cfg: DataConfig) -> Iterator[Document]:
     for file in files_of(cfg):
-        for i, piece in enumerate(_pieces(file)):
+        for i, piece in enumerate(text_files.pieces(file)):
             yield Document(f"{file.name}#{i}", piece)
 
 
@@ -136,7 +127,7 @@ def _labelled_rows(cfg: DataConfig) -> Iterator[Document]:
     for i, row in enumerate(_rows(cfg)):
         role, pair = PLAIN, None
         if cfg.label_field is not None:
-            label = str(_field(cfg, "label_field", row))
+            label = str(row[cfg.label_field])
             if label not in role_of:
                 raise DataError(f"data.labels={cfg.labels}: {cfg.path} holds the label {label} too; list it.")
             role = role_of[label]
@@ -146,48 +137,66 @@ def _labelled_rows(cfg: DataConfig) -> Iterator[Document]:
 
 
 def _text(cfg: DataConfig, key: str, row: dict[str, Any]) -> str:
-    text = _field(cfg, key, row)
+    text = row[getattr(cfg, key)]
     if text is not None and not isinstance(text, str):
         raise DataError(f"data.{key}={getattr(cfg, key)} holds {type(text).__name__}, not text, in {cfg.path}.")
-    return text or ""
+    return _without_lone_surrogates(text or "")
 
 
-def _pieces(file: Path) -> Iterator[str]:
-    """A text file cut at blank lines, so that the held-out share of one long file is close to `data.held_out`."""
-    piece: list[str] = []
-    size = 0
+def _without_lone_surrogates(text: str) -> str:
+    """The text with halves of UTF-16 pairs, which no tokenizer takes, joined or replaced."""
     try:
-        with file.open(encoding="utf-8", errors="replace") as lines:
-            while line := lines.readline(PIECE):
-                piece.append(line)
-                size += len(line)
-                if (size >= PIECE and not line.strip()) or size >= 2 * PIECE:
-                    yield "".join(piece)
-                    piece, size = [], 0
-    except OSError as error:
-        raise DataError(f"data={file} cannot be read ({one_line(error)}).") from error
-    yield "".join(piece)
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _rows(cfg: DataConfig) -> Iterator[dict[str, Any]]:
-    """Rows of a JSONL, Parquet or hub data set, one at a time, through `datasets`."""
+    """The used columns of the rows of a JSONL, Parquet, Arrow or hub data set; None where a row lacks one.
+
+    Raises DataError for a column that no row has, after PATIENCE of them.
+    """
+    columns = [column for column in (cfg.text_field, cfg.label_field, cfg.pair_field) if column is not None]
+    missing, first, names = set(columns), list[dict[str, Any]](), dict[str, None]()
+    for fields, row in _hub_rows(cfg) if cfg.kind == "hub" else text_files.rows(cfg, columns):
+        used = {column: row.get(column) for column in columns}
+        if missing:
+            missing -= set(fields)
+            names |= dict.fromkeys(fields)
+            first.append(used)
+            if missing and len(first) < text_files.PATIENCE:
+                continue
+            _refuse_missing(cfg, missing, names)
+            yield from first
+        else:
+            yield used
+    if first:
+        _refuse_missing(cfg, missing, names)
+
+
+def _refuse_missing(cfg: DataConfig, missing: set[str], names: Iterable[str]) -> None:
+    for key in ("text_field", "label_field", "pair_field"):
+        column = getattr(cfg, key)
+        if column in missing:
+            ids = "token ids, which are not read; give the text" if "input_ids" in names else ""
+            fields = f"its fields are {', '.join(map(str, names))}"
+            mend = f" ({ids} that they were made from)" if ids and key == "text_field" else ""
+            raise DataError(f"data.{key}={column} is not in {cfg.path}; {fields}{mend}.")
+
+
+def _hub_rows(cfg: DataConfig) -> Iterator[text_files.Row]:
+    """Rows of a hub data set, or of a copy of one in a folder, through `datasets`."""
     import datasets
 
     datasets.utils.logging.set_verbosity_error()
     datasets.utils.logging.disable_progress_bar()
     try:
-        rows: Iterable[dict[str, Any]]
-        if cfg.kind == "hub":
-            if not Path(str(cfg.path)).is_dir() and not hub_is_reachable():
-                raise NoNetwork(_fetch_first(cfg))
-            rows = datasets.load_dataset(
-                str(cfg.path), cfg.subset, split=cfg.split, revision=cfg.revision, streaming=True
-            )
-        else:
-            files = [str(file) for file in files_of(cfg) if file.stat().st_size]
-            builder = "json" if cfg.kind == "jsonl" else "parquet"
-            rows = datasets.load_dataset(builder, data_files=files, split="train", streaming=True)
-        yield from rows
+        if not Path(str(cfg.path)).is_dir() and not hub_is_reachable():
+            raise NoNetwork(_fetch_first(cfg))
+        found = datasets.load_dataset(str(cfg.path), cfg.subset, split=cfg.split, revision=cfg.revision, streaming=True)
+        for row in found:
+            yield row.keys(), row
     except UserError:
         raise
     except ConnectionError as error:
@@ -223,6 +232,7 @@ READ: dict[str, Callable[[DataConfig], Iterator[Document]]] = {
     "text": _text_files,
     "jsonl": _labelled_rows,
     "parquet": _labelled_rows,
+    "arrow": _labelled_rows,
     "hub": _labelled_rows,
 }
 """Readers of the kinds that are split by a hash of each text."""

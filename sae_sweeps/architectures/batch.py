@@ -21,6 +21,12 @@ class Batch:
     """Position within the context, BOS = 0 [B], int32."""
     role: Tensor
     """Role of the text [B], int8: 0 plain, 1 retain, 2 forget, 3 and up labels."""
+    norm: Tensor = None  # type: ignore[assignment]
+    """Norm of each activation as the language model gave it [B], float32; computed from x where it is not given."""
+
+    def __post_init__(self) -> None:
+        if self.norm is None:
+            self.norm = norms_of(self.x)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -28,8 +34,8 @@ class Batch:
     def __getitem__(self, rows: slice | Tensor) -> "Batch":
         return Batch(*(t[rows] for t in self.fields()))
 
-    def fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        return self.x, self.token_ids, self.sequence, self.position, self.role
+    def fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return self.x, self.token_ids, self.sequence, self.position, self.role, self.norm
 
     def to(self, device: torch.device) -> "Batch":
         """A copy on the device; to a GPU through pinned memory, without waiting for it."""
@@ -40,3 +46,8 @@ class Batch:
     @staticmethod
     def concatenate(batches: Sequence["Batch"]) -> "Batch":
         return Batch(*(torch.cat(tensors) for tensors in zip(*(b.fields() for b in batches), strict=True)))
+
+
+def norms_of(x: Tensor) -> Tensor:
+    """The Euclidean norm of each row of x [..., d_in], float32."""
+    return torch.linalg.vector_norm(x.float(), dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -77,7 +78,13 @@ def compose_points(words: list[str], single: bool = False, local: Local | None =
             ConfigLoaderImpl._apply_overrides_to_config(_parsed([word for word in words if _is_value(word)]), cfg)
             return cfg
 
-        return [point for chosen in _product(_parsed([*grid, *overrides])) for point in points_of(chosen, composed)]
+        points = [point for chosen in _product(_parsed([*grid, *overrides])) for point in points_of(chosen, composed)]
+    for point in points:
+        try:
+            point.cfg.outputs = str(Path(point.cfg.outputs).expanduser())
+        except RuntimeError:
+            raise ConfigError(f"outputs={point.cfg.outputs}: this home folder is not known; give its path.") from None
+    return points
 
 
 def _parsed(overrides: list[str]) -> list[Override]:

@@ -6,6 +6,7 @@ function of its config that gives (name, text) pairs or Documents in a fixed ord
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -15,8 +16,12 @@ from sae_sweeps.config.schema import KINDS_WITH_ROLES, DataConfig
 from sae_sweeps.errors import ConfigError, DataError
 from sae_sweeps.storage.digests import digest_of_files, short_hash
 
-ENDINGS = {".txt": "text", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+ENDINGS = {".txt": "text", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".arrow": "arrow"}
 """The kind of a file by its ending."""
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+"""Second endings of text and JSON."""
+DESCRIPTIONS = {"state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
+"""Files of a folder that `datasets` wrote which hold no rows."""
 
 SPLIT_BY_TEXT = ("path", "held_out")
 COLUMNS = ("text_field", "label_field", "labels", "pair_field")
@@ -32,8 +37,8 @@ class TextSource:
 
     reads: tuple[str, ...] = ()
     """Of OWN_KEYS those that it reads."""
-    patterns: tuple[str, ...] = ()
-    """Names of its files in a folder."""
+    endings: tuple[str, ...] = ()
+    """Endings of its files in a folder; where files have the first, those with another are left out."""
     documents: Callable[[Any], Iterable[Any]] | None = None
     """From outside: gives the documents, in the same order each time."""
     config: type | None = None
@@ -46,12 +51,16 @@ SOURCES = {
     "builtin": TextSource(),
     "builtin_roles": TextSource(),
     "builtin_labelled": TextSource(),
-    "text": TextSource(SPLIT_BY_TEXT, ("*.txt",)),
-    "jsonl": TextSource((*SPLIT_BY_TEXT, *COLUMNS), ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst")),
-    "parquet": TextSource((*SPLIT_BY_TEXT, *COLUMNS), ("*.parquet",)),
+    "text": TextSource(SPLIT_BY_TEXT, (".txt",)),
+    "jsonl": TextSource((*SPLIT_BY_TEXT, *COLUMNS), (".jsonl", ".json")),
+    "parquet": TextSource((*SPLIT_BY_TEXT, *COLUMNS), (".parquet",)),
+    "arrow": TextSource((*SPLIT_BY_TEXT, *COLUMNS, "split"), (".arrow",)),
     "hub": TextSource((*SPLIT_BY_TEXT, *COLUMNS, *HUB)),
     "forget_retain": TextSource(("held_out", "text_field", "split", *TWO)),
 }
+TOP_VARIANCE = 0.2
+"""Share of the training activations' variance with which a thousandth of the tokens rules the loss and fvu."""
+
 BUILTIN = ("builtin", "builtin_roles", "builtin_labelled")
 _registered: dict[str, TextSource] = {}
 
@@ -98,18 +107,52 @@ def check_data(cfg: DataConfig) -> None:
             check_data(source(cfg, key))
     if cfg.kind in SOURCES and "path" in found.reads and not cfg.path:
         raise ConfigError(f"data.path is empty: give the {cfg.kind} file, folder or hub name, as data=PATH.")
-    if found.patterns:
+    if found.endings:
         files_of(cfg)
+
+
+def ending_of(file: Path) -> str:
+    """The file's ending without that of a compression: `.jsonl` of `a.jsonl.gz`."""
+    name = Path(file.name.lower())
+    plain = Path(name.stem).suffix if name.suffix in COMPRESSED else ""
+    return plain if ENDINGS.get(plain) in ("text", "jsonl") else name.suffix
+
+
+def kinds_at(path: Path) -> set[str]:
+    """The kinds of text of a file, or of the files of a folder."""
+    files = [path] if path.is_file() else files_in(path)
+    return {ENDINGS[ending_of(file)] for file in files if ending_of(file) in ENDINGS and file.name not in DESCRIPTIONS}
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files of a folder and of the folders below it, linked ones too, sorted; what begins with a dot is left out.
+
+    A folder that is reached twice is read once.
+    """
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        known = os.path.realpath(place)
+        folders[:] = [] if known in seen else sorted(name for name in folders if not name.startswith("."))
+        if known not in seen:
+            found += [Path(place, name) for name in names if not name.startswith(".")]
+        seen.add(known)
+    return sorted(found)
 
 
 def files_of(cfg: DataConfig) -> list[Path]:
     """The files of a local text, sorted. Raises DataError where there are none, or none that holds anything."""
-    path, patterns = Path(str(cfg.path)).expanduser(), find_source(cfg.kind).patterns
+    path, endings = Path(str(cfg.path)).expanduser(), find_source(cfg.kind).endings
     if not path.exists():
         raise DataError(f"data={cfg.path}: no such file or folder; give a file or folder of {cfg.kind}.")
-    files = sorted({file for pattern in patterns for file in path.rglob(pattern)}) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        by_ending: dict[str, list[Path]] = {}
+        for file in files_in(path):
+            if file.name not in DESCRIPTIONS:
+                by_ending.setdefault(ending_of(file), []).append(file)
+        files = next((by_ending[ending] for ending in endings if ending in by_ending), [])
     if not files:
-        raise DataError(f"data={cfg.path}: the folder holds no {patterns[0]} file; give one that does.")
+        raise DataError(f"data={cfg.path}: the folder holds no *{endings[0]} file; give one that does.")
     if not any(file.stat().st_size for file in files):
         raise DataError(f"data={cfg.path}: is empty; give text to train on.")
     return files
@@ -129,7 +172,7 @@ def data_digest(cfg: DataConfig, cache: Path | None = None) -> str:
         return short_hash([data_digest(source(cfg, key), cache) for key in ("forget", "retain")])
     if cfg.kind == "hub":
         if (folder := Path(str(cfg.path))).is_dir():  # a copy of the data set, which `datasets` reads in its place
-            files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not _is_hidden(file, folder)]
+            files = files_in(folder)
             return short_hash([digest_of_files(files, cache), cfg.subset, cfg.split])
         return f"hub:{cfg.path}/{cfg.subset or ''}/{cfg.split}@{cfg.revision or 'main'}"
     if cfg.kind in _registered:
@@ -138,11 +181,6 @@ def data_digest(cfg: DataConfig, cache: Path | None = None) -> str:
         content = digest_of_files(sorted(file for file in files if file.is_file()), cache)
         return short_hash([_registered[cfg.kind].digest, content])
     return digest_of_files(files_of(cfg), cache)
-
-
-def _is_hidden(file: Path, folder: Path) -> bool:
-    """Whether a part of the file's path below the folder begins with a dot, as what `hf download` notes there does."""
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def source(cfg: DataConfig, key: str) -> DataConfig:
@@ -155,8 +193,7 @@ def source(cfg: DataConfig, key: str) -> DataConfig:
         raise ConfigError(f"data.{key} is not set: give a file, a folder, or a hub name as ORG/NAME:SUBSET.")
     path = Path(value).expanduser()
     if path.exists():
-        files = [path] if path.is_file() else sorted(path.rglob("*"))
-        kinds = {ENDINGS[file.suffix] for file in files if file.suffix in ENDINGS}
+        kinds = kinds_at(path)
         if len(kinds) != 1:
             what = "no text" if not kinds else f"several formats ({', '.join(sorted(kinds))})"
             raise ConfigError(f"data.{key}={value}: holds {what}; give files of one of {', '.join(ENDINGS)}.")

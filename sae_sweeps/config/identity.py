@@ -17,11 +17,12 @@ METHOD_VERSION = 4
 # Paths, logging, evaluation and machine: they do not change what is trained.
 LEFT_OUT = (
     "outputs", "device", "title", "description", "tags", "logger", "eval",
-    "model.name", "model.source", "model.path", "model.default_layer", "model.default_d_sae", "model.instruct",
+    "model.name", "model.source", "model.path", "model.default_layer", "model.default_d_sae", "model.vocabulary",
+    "model.instruct",
     "data.name", "data.path", "data.forget", "data.retain",
     "activations.mode", "activations.memory_gb", "activations.disk_gb",
-    "train.log_every", "train.checkpoint_every", "train.monitor_every", "train.held_out_tokens",
-    "train.kernels", "layer.d_in",
+    "train.log_every", "train.checkpoint_every", "train.checkpoint_minutes", "train.monitor_every",
+    "train.held_out_tokens", "train.kernels", "layer.d_in",
 )  # fmt: skip
 
 
@@ -45,7 +46,8 @@ def canonical(run: RunConfig, cache: Path | None = None) -> dict[str, Any]:
     """The config values that affect a run's numbers, without unused keys, with digests of model and data."""
     config = run.to_dict()
     config["num_tokens"] = run.total_steps * run.batch_size
-    added = (f"{term.place}.{key}" for term in run.penalty_terms() for key in at_added_default(term.config))
+    places = {"data": run.data} | {term.place: term.config for term in run.penalty_terms()}
+    added = (f"{place}.{key}" for place, node in places.items() for key in at_added_default(node))
     for key in (*LEFT_OUT, *run.unused_keys(), *added, *(f"{place}.{FILE}" for place in run.code)):
         _drop(config, key)
     config["model"]["digest"] = model_digest(run.model, cache)
@@ -53,6 +55,11 @@ def canonical(run: RunConfig, cache: Path | None = None) -> dict[str, Any]:
         config["data"]["digest"] = data_digest(run.data, cache)
     config["method_version"] = METHOD_VERSION
     return config
+
+
+def text_of(identity: dict[str, Any]) -> dict[str, Any]:
+    """What decides the tokens that are harvested, of what `canonical` returns; `data.max_norm` picks among them."""
+    return {key: value for key, value in identity["data"].items() if key != "max_norm"}
 
 
 def digests_of(identity: dict[str, Any]) -> dict[str, str]:

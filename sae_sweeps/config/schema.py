@@ -16,6 +16,7 @@ from sae_sweeps.fields import (
     NotNegative,
     Positive,
     Rule,
+    added,
     at_least,
     one_of,
 )
@@ -41,6 +42,8 @@ class ModelConfig:
     """Width of the residual stream; read from the model's config.json where there is one."""
     n_layers: int | None = None
     """Number of layers; read from the model's config.json where there is one."""
+    vocabulary: int | None = None
+    """Number of tokens that it predicts, by which memory is planned; read from the model's config.json likewise."""
     instruct: str | None = None
     """Its instruction-tuned sibling on the hub, or a folder: the model that unlearning is judged on."""
 
@@ -112,6 +115,12 @@ class DataConfig:
     """Each context starts with BOS; between documents there is a BOS in any case, as in SAELens."""
     train_on: Annotated[str, one_of("non_special", "all")] = "non_special"
     """Which tokens train the SAE: non_special (not BOS, EOS or padding) or all."""
+    max_norm: Annotated[
+        float | None,
+        at_least(1, "half of the tokens are longer than one median; give 1 or more, as in 10, or null for all tokens."),
+    ] = added(None)
+    """Leaves out tokens whose activation has a norm of more than so many medians, in training and where the SAE is
+    evaluated; null keeps every token. The median is that of the first 16,384 training tokens of the layer."""
     forget: str | None = None
     """Text to forget: a file, a folder, or a hub name as ORG/NAME, ORG/NAME:SUBSET or ORG/NAME:SUBSET@REVISION."""
     retain: str | None = None
@@ -180,8 +189,10 @@ class TrainConfig:
     """Tokens per window under contiguous_windows."""
     log_every: Positive[int] = 10
     """Steps between rows of metrics.jsonl."""
-    checkpoint_every: Positive[int] = 250
-    """Steps between checkpoints: at most this many are repeated after a kill."""
+    checkpoint_minutes: Positive[float] = 5.0
+    """Minutes between checkpoints: about this much is repeated after a kill. Each is written beside the training."""
+    checkpoint_every: Positive[int | None] = None
+    """Steps between further checkpoints: at most this many are repeated after a kill; null: by time alone."""
     monitor_every: Annotated[int, at_least(0, "must be 0 (none) or more.")] = 50
     """Steps between measurements beyond a row: gradient norms by loss term, held-out fvu, pairs of features and the
     penalty's; 0 leaves them out."""

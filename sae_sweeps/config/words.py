@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from sae_sweeps.config import plugins
 from sae_sweeps.config.aliases import canonical_words
-from sae_sweeps.config.data import ENDINGS
+from sae_sweeps.config.data import COMPRESSED, ENDINGS, ending_of, kinds_at
 from sae_sweeps.config.hooks import is_hook_name
 from sae_sweeps.config.mistakes import OF_EXPERIMENTS, of_experiments
 from sae_sweeps.config.penalties import combined_node
@@ -60,6 +60,8 @@ def rewrite(words: list[str]) -> list[str]:
             continue  # plugins.search_path_words gives it to Hydra, with the other folders that are searched
         elif re.fullmatch(r"(schedule)@[\w.]+|penalty\.\w+\.(schedule)", key):
             out.append(f"schedule@{key.removeprefix('schedule@')}={_choice('schedule', value)}")
+        elif value.startswith("~"):  # Hydra's parser takes the sign in quotes alone
+            out.append(f"{key}='{value}'")
         else:
             out.append(word)
     out = wait_for_the_choice(out)
@@ -128,8 +130,8 @@ def _parts(value: str) -> list[str]:
     """The choices of a group that a word lists; one path may hold commas, and several are quoted then."""
     if Path(value).expanduser().is_file():
         return [value]
-    found = re.findall(r"""\s*(?:"([^"]*)"|'([^']*)'|([^,]*))\s*(?:,|$)""", value)
-    return [(double or single or plain).strip() for double, single, plain in found[: 1 + value.rstrip().count(",")]]
+    found = re.findall(r"""(?:^|,)\s*(?:"([^"]*)"|'([^']*)'|([^,]*?))\s*(?=,|$)""", value)
+    return [double or single or plain for double, single, plain in found]
 
 
 def _choice(group: str, value: str) -> str:
@@ -152,10 +154,10 @@ def _choice(group: str, value: str) -> str:
             )
     if group not in ("model", "data") or value in plugins.choices(group):
         return value
-    if not (path.exists() or "/" in value or value.startswith((".", "~")) or path.suffix in ENDINGS):
+    if not (path.exists() or "/" in value or value.startswith((".", "~")) or ending_of(path) in ENDINGS):
         return value
     base = _base_of(group, path, value)
-    name = re.sub(r"[^\w-]+", "_", path.resolve().name) or base
+    name = re.sub(r"[^\w-]+", "_", path.resolve().name, flags=re.ASCII) or base
     while name in plugins.choices(group) or _taken.setdefault((group, name), path.resolve()) != path.resolve():
         name += "_"  # another folder of the same name, or one named like a choice
     node: dict[str, Any] = {"defaults": [base, "_self_"], "name": name, "path": str(path.absolute())}
@@ -206,13 +208,12 @@ def _base_of(group: str, path: Path, value: str) -> str:
         )
     if group == "model":
         return "local"
-    if path.is_file():
-        if path.suffix not in ENDINGS:
-            raise ConfigError(
-                f"data={value}: unknown file extension; use {', '.join(ENDINGS)}, or data=text data.path={value}."
-            )
-        return ENDINGS[path.suffix]
-    kinds = {ENDINGS[file.suffix] for file in path.rglob("*") if file.suffix in ENDINGS}
+    kinds = kinds_at(path)
+    if path.is_file() and not kinds:
+        raise ConfigError(
+            f"data={value}: unknown file extension; use {', '.join(ENDINGS)} (text and JSON also with "
+            f"{' or '.join(COMPRESSED)} behind it), or data=text data.path={value}."
+        )
     if len(kinds) != 1:
         what = "no text" if not kinds else f"several formats ({', '.join(sorted(kinds))})"
         raise ConfigError(

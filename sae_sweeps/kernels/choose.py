@@ -16,6 +16,7 @@ class Kernels(Protocol):
     """The sparse operations of a training step; `sparse_reference` defines each."""
 
     NAME: str
+    SPARSE_UP_TO: float
 
     def largest(self, z: Tensor, k: int) -> tuple[Tensor, Tensor]: ...
 
@@ -24,8 +25,6 @@ class Kernels(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
     def above(self, z: Tensor, threshold: float | Tensor, at_most: int) -> tuple[Tensor, Tensor, Tensor] | None: ...
-
-    def most_pairs(self, z: Tensor, d: int) -> int: ...
 
     def decode(self, pairs: Pairs, values: Tensor, W: Tensor) -> Tensor: ...
 
@@ -105,4 +104,16 @@ def name(kernels: Kernels | None) -> str:
 
 def loops(kernels: Kernels | None, tensor: Tensor) -> bool:
     """Whether the penalties' compiled loops, which run on a CPU alone, are used for a tensor."""
-    return kernels is not None and tensor.device.type == "cpu"
+    return kernels is not None and not asynchronous(tensor)
+
+
+def asynchronous(tensor: Tensor) -> bool:
+    """Whether reading a number of a tensor would wait for its device; then no size may depend on one."""
+    return tensor.device.type != "cpu"
+
+
+def pairwise(kernels: Kernels | None, W: Tensor) -> str:
+    """How sums over pairs of features that are active together are taken: loops, plain or tiles."""
+    if asynchronous(W):
+        return "tiles"
+    return "loops" if loops(kernels, W) else "plain"

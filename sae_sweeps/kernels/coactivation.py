@@ -1,8 +1,8 @@
 """Sum of c_ij |w_i . w_j| over pairs of features that are active on the same token, value and gradient in one pass.
 
-On the CPU compiled loops compute it (`coactivation_cpu.py`). Elsewhere, and as the reference of their tests, torch
-lists every pair active on a common token, or goes over all pairs in tiles of rows where that costs less. All are
-exact, and none holds a [d_sae, d_sae] matrix.
+On the CPU compiled loops compute it (`coactivation_cpu.py`); as their reference, torch lists every pair active on a
+common token, or goes over all pairs in tiles of rows where that costs less. On a GPU, where a list's length would have
+to be read, all pairs are taken in tiles (`coactivation_tiles.py`). None holds a [d_sae, d_sae] matrix.
 """
 
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sae_sweeps.kernels.coactivation_tiles import by_tiles
 from sae_sweeps.kernels.competition import Competition, Found
 from sae_sweeps.kernels.csr import csr
 from sae_sweeps.kernels.features import Features
@@ -27,24 +28,26 @@ MAX_MEETINGS = 2**25
 
 
 def competing_cosines(
-    W: Tensor, f: Features, n_tokens: int, competition: Competition, loops: bool
-) -> tuple[Tensor, int]:
+    W: Tensor, f: Features, n_tokens: int, competition: Competition, way: str
+) -> tuple[Tensor, int | Tensor]:
     """sum_{i<j} c_ij |w_i . w_j|, differentiable in W [d_sae, d_in], and the number of pairs with c_ij > 0.
 
-    c_ij is a constant, 0 where i and j are never active together; sign(0) = 0 in the gradient. loops: use the compiled
-    loops, else plain torch.
+    c_ij is a constant, 0 where i and j are never active together; sign(0) = 0 in the gradient. way: of
+    `choose.pairwise`; with tiles the number of pairs is a scalar tensor.
     """
-    return CompetingCosines.apply(W, f, n_tokens, competition, loops)
+    return CompetingCosines.apply(W, f, n_tokens, competition, way)
 
 
 class CompetingCosines(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, W: Tensor, f: Features, n_tokens: int, competition: Competition, loops: bool
-    ) -> tuple[Tensor, int]:
-        value, pairs, grad = _found(W, f, n_tokens, competition, loops)
+        ctx: Any, W: Tensor, f: Features, n_tokens: int, competition: Competition, way: str
+    ) -> tuple[Tensor, int | Tensor]:
+        value, pairs, grad = _found(W, f, n_tokens, competition, way)
         ctx.save_for_backward(W)
-        ctx.given, ctx.grad = (f, n_tokens, competition, loops), grad
+        ctx.given, ctx.grad = (f, n_tokens, competition, way), grad
+        if isinstance(pairs, Tensor):
+            ctx.mark_non_differentiable(pairs)
         return value, pairs
 
     @staticmethod
@@ -57,17 +60,17 @@ class CompetingCosines(torch.autograd.Function):
         return grad.mul_(grads[0]), None, None, None, None
 
 
-def _found(W: Tensor, f: Features, n_tokens: int, competition: Competition, loops: bool) -> Found:
+def _found(W: Tensor, f: Features, n_tokens: int, competition: Competition, way: str) -> Found:
     with torch.autocast(W.device.type, enabled=False):  # sums in the weights' own precision
-        if not loops:
-            return plain(W, f, n_tokens, competition)
-        from sae_sweeps.kernels.coactivation_cpu import by_features
+        if way == "loops":
+            from sae_sweeps.kernels.coactivation_cpu import by_features
 
-        return by_features(W, f, n_tokens, competition)
+            return by_features(W, f, n_tokens, competition)
+        return (by_tiles if way == "tiles" else plain)(W, f, n_tokens, competition)
 
 
 def plain(W: Tensor, f: Features, n_tokens: int, competition: Competition) -> Found:
-    """Value, number of competing pairs and gradient, on any device."""
+    """Value, number of competing pairs and gradient."""
     token, feature = f.active()
     per_token = torch.bincount(token, minlength=n_tokens)
     meetings = int((per_token * (per_token - 1) // 2).sum())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Found = tuple[Tensor, int, Tensor]
+Found = tuple[Tensor, int | Tensor, Tensor]
 """(value, number of competing pairs, gradient on W [d_sae, d_in])."""
 
 
@@ -17,8 +17,8 @@ class Competition:
     """jaccard, min, cosine or batch."""
     form: str
     """linear or sigmoid."""
-    threshold: float
-    """t > 0."""
+    threshold: float | Tensor
+    """t > 0; a scalar tensor where reading it would wait for a GPU."""
     tau: float
     """Softness of the sigmoid, relative to t."""
 

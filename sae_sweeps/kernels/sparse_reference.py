@@ -54,9 +54,10 @@ def dots(pairs: Pairs, W: Tensor, g: Tensor) -> Tensor:
 
 def transposed(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
     """The pairs by feature, those of a feature by token: start [d_sae + 1], number [P], token [P]."""
-    slot = pairs.feature.argsort(stable=True)
-    count = torch.bincount(pairs.feature, minlength=pairs.n_features)
-    return torch.cat([count.new_zeros(1), count.cumsum(0)]), slot, pairs.token[slot]
+    feature, slot = pairs.feature.sort(stable=True)
+    # a search, as to count them would stop a GPU
+    start = torch.searchsorted(feature, torch.arange(pairs.n_features + 1, device=feature.device))
+    return start, slot, pairs.token[slot]
 
 
 def weight_gradient(pairs: Pairs, values: Tensor, g: Tensor) -> Tensor:
@@ -79,9 +80,10 @@ def remove_parallel(grad: Tensor, W: Tensor) -> None:
     grad -= (grad * W).sum(1, keepdim=True) * W
 
 
-def normalize(W: Tensor) -> None:
-    """Bring the rows of W [n, d] to unit norm. In place."""
-    W.div_(W.norm(dim=1, keepdim=True).clamp_min(torch.finfo(W.dtype).tiny))
+def normalize(W: Tensor, skip: Tensor | None = None) -> None:
+    """Bring the rows of W [n, d] to unit norm, in place; nothing where `skip` is given and true, scalar."""
+    norm = W.norm(dim=1, keepdim=True).clamp_min(torch.finfo(W.dtype).tiny)
+    W.div_(norm if skip is None else norm.masked_fill(skip, 1.0))
 
 
 def dense(pairs: Pairs, values: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from sae_sweeps.kernels import cost, sparse_reference
 from sae_sweeps.kernels.largest_triton import largest
 from sae_sweeps.kernels.launching import StepShape, launch
-from sae_sweeps.kernels.pairs import Pairs, product_dtype
+from sae_sweeps.kernels.pairs import Pairs
 
 NAME = "triton"
 NARROW = {"_sums": "adds single numbers from anywhere"}
@@ -26,14 +26,11 @@ NARROW = {"_sums": "adds single numbers from anywhere"}
 ROWS = 8
 """Rows that a program reads at once."""
 
+SPARSE_UP_TO = 0.0
+"""No `above`: how many pairs there are decides there how much is computed, and to read it would stop the host."""
+
 above = sparse_reference.above
 normalize = sparse_reference.normalize
-
-
-def most_pairs(z: Tensor, d: int) -> int:
-    """Pairs among z [B, d_sae] up to which sums over them take less time than dense products with d columns."""
-    precision = cost.precision_of(product_dtype() or z.dtype)
-    return int(cost.break_even(cost.device_of(z.device.index), *z.shape, d, precision) * len(z))
 
 
 def product_and_largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, z: Tensor) -> tuple[Tensor, Tensor]:

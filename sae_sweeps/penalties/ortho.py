@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sae_sweeps.fields import BelowOne, Positive, Rule, one_of
-from sae_sweeps.kernels.choose import loops
+from sae_sweeps.kernels.choose import asynchronous, pairwise
 from sae_sweeps.kernels.coactivation import competing_cosines
 from sae_sweeps.kernels.competition import Competition
 from sae_sweeps.penalties.base import Penalty, PenaltyValue, Reduction, WeightedConfig, reduced
@@ -92,15 +92,15 @@ class Ortho(Penalty):
         self.threshold.copy_(smoothed(self.threshold, target, self.cfg.momentum))
 
     def pair_competition(self) -> Competition:
-        cfg, t = self.cfg, max(float(self.threshold), THRESHOLD_FLOOR)
-        return Competition(cfg.overlap, cfg.competition, t, cfg.tau)
+        cfg, t = self.cfg, self.threshold.clamp(min=THRESHOLD_FLOOR)
+        return Competition(cfg.overlap, cfg.competition, t if asynchronous(t) else float(t), cfg.tau)
 
     def forward(self, ctx: Context) -> PenaltyValue:
         W = ctx.sae.W_dec
         total, pairs = competing_cosines(
-            W, ctx.feature_acts, len(ctx.x), self.pair_competition(), loops(ctx.sae.kernels, W)
+            W, ctx.feature_acts, len(ctx.x), self.pair_competition(), pairwise(ctx.sae.kernels, W)
         )
-        terms: dict[str, float | Tensor] = {"competing_pairs": pairs, "threshold": float(self.threshold)}
+        terms: dict[str, float | Tensor] = {"competing_pairs": pairs, "threshold": self.threshold.clone()}
         return PenaltyValue(reduced(total, self.cfg.reduction, ctx.sae.d_sae, pairs), terms)
 
 

@@ -15,6 +15,8 @@ from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.hooks import hook_name
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels.features import DenseFeatures, Features
+from sae_sweeps.runs.results import TRAINED
+from sae_sweeps.storage.files import read_json
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.base import SAE
@@ -66,8 +68,11 @@ class OwnSAE(ExportedSAE):
         return {"architecture": self.architecture, "d_in": self.d_in, "d_sae": self.d_sae, "metadata": self.metadata}
 
 
-def live_sae(run: RunConfig, training: Training) -> ExportedSAE:
-    """The SAE being trained, as it is at inference, in raw activation units, on the training's device."""
+def live_sae(run: RunConfig, training: Training, norm_limit: float | None = None) -> ExportedSAE:
+    """The SAE being trained, as it is at inference, in raw activation units, on the training's device.
+
+    `norm_limit`: the norm beyond which `data.max_norm` leaves tokens out.
+    """
     weights, settings = training.sae.export(training.scale)
     weights = {name: weight.float() for name, weight in weights.items()}
     described: dict[str, Any] = dict(
@@ -80,6 +85,7 @@ def live_sae(run: RunConfig, training: Training) -> ExportedSAE:
             "prepend_bos": run.data.prepend_bos,
             "dataset_path": run.data.path or run.data.name,
             **({"model_revision": run.model.revision} if run.model.source == "hub" else {}),
+            **({} if norm_limit is None else {"norm_limit": norm_limit}),
         },
         **settings,
     )
@@ -117,11 +123,11 @@ def check_format(run: RunConfig, training: Training) -> None:
         )
 
 
-def export(run: RunConfig, training: Training, folder: RunFolder) -> None:
+def export(run: RunConfig, training: Training, folder: RunFolder, norm_limit: float | None = None) -> None:
     """Write `sae/`. Raises ConfigError where SAELens's format cannot hold what the SAE does."""
     if why := run.why_not_saelens():
         raise ConfigError(why)
-    saelens.save(live_sae(run, training).to("cpu"), folder.sae)
+    saelens.save(live_sae(run, training, norm_limit).to("cpu"), folder.sae)
 
 
 def trained_sae(run: RunConfig, folder: RunFolder) -> ExportedSAE:
@@ -133,4 +139,5 @@ def trained_sae(run: RunConfig, folder: RunFolder) -> ExportedSAE:
 
     training = Training(run, 1.0, torch.zeros(run.d_in), torch.device("cpu"))
     load_checkpoint(training, folder.checkpoint)
-    return live_sae(run, training)
+    norms = read_json(folder.path / TRAINED)["provenance"].get("norms", {})
+    return live_sae(run, training, norms.get("limit"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,11 +13,13 @@ import torch
 from sae_sweeps.activations.store import ActivationStore, open_layers
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.hooks import hook_name
-from sae_sweeps.config.identity import canonical
+from sae_sweeps.config.identity import canonical, text_of
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import DataConfig, LayerConfig
 from sae_sweeps.errors import ConfigError, Interrupted
 from sae_sweeps.storage.digests import short_hash
+from sae_sweeps.storage.gpus import visible_gpus
+from sae_sweeps.storage.printing import print_line
 
 if TYPE_CHECKING:
     from sae_sweeps.activations.language_model import LanguageModel
@@ -66,7 +69,7 @@ class RunSession:
         identity = canonical(run)
         lm = self.language_model(run, identity["model"]["digest"])
         assert lm is not None
-        key = short_hash([identity["model"], identity["data"], n_contexts])
+        key = short_hash([identity["model"], text_of(identity), n_contexts])
         if key not in self._held_out:
             self._held_out = {key: held_out_contexts(run.model, run.data, lm, n_contexts)}
         return self._held_out[key]
@@ -102,24 +105,62 @@ class RunSession:
             raise Interrupted("stopped outside the training steps")
 
 
-def device_for(name: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises ConfigError for a CUDA device that does not exist."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
+def device_for(name: str, requested: str | None = None) -> torch.device:
+    """As `check_device`, and made the current one of this thread: kernels are launched and events recorded there."""
+    device = check_device(name, requested)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def check_device(name: str, requested: str | None = None) -> torch.device:
+    """The device of this name; `auto` is CUDA where there is one, else the CPU, with a warning where there is a GPU.
+
+    The tasks of a Slurm job without CUDA_VISIBLE_DEVICES take GPUs of their own.
+
+    Raises:
+        ConfigError: a CUDA device that does not exist, or `auto` without one where the key in `requested` has reserved
+            a GPU.
+    """
+    if name == "auto" and not torch.cuda.is_available():
+        gpus = visible_gpus()
+        if requested:
+            key = requested.partition("=")[0]
+            raise ConfigError(f"{requested}: a GPU is reserved, and {_unusable(gpus)}; or give device=cpu, or {key}=0.")
+        if gpus:
+            print_line(f"warning: device=auto trains on the CPU: {_unusable(gpus)} (device=cpu: without this warning)")
+        return torch.device("cpu")
+    device = torch.device("cuda" if name == "auto" else name)
+    if device.type != "cuda":
+        return device
+    found = torch.cuda.device_count()
+    if (device.index or 0) >= found:
         raise ConfigError(
             f"device={name}: torch {torch.__version__} sees {found} CUDA device{'s' * (found != 1)} here; "
             "give device=cpu, or install torch's CUDA build on a machine with a GPU."
         )
+    shared = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ
+    if device.index is None and shared and found > 1:
+        return torch.device("cuda", int(os.environ.get("SLURM_LOCALID", "0")) % found)
     return device
+
+
+def _unusable(gpus: list[str]) -> str:
+    """Why torch uses none of the driver's GPUs, and the mend."""
+    listed = f"{len(gpus)} GPU{'s' * (len(gpus) != 1)}" if gpus else "no GPU"
+    if torch.version.cuda is None:
+        return f"the driver lists {listed}, but torch {torch.__version__} is built without CUDA; install its CUDA build"
+    return (
+        f"the driver lists {listed}, but torch {torch.__version__} for CUDA {torch.version.cuda} can use none; update "
+        "the driver, or install torch for an older CUDA"
+    )
 
 
 def activation_key(run: RunConfig, identity: dict[str, Any], split: str, num_tokens: int) -> dict[str, Any]:
     """Everything that determines the content of a store of activations."""
-    key: dict[str, Any] = {name: identity[name] for name in ("model", "layer", "data") if name in identity}
+    key: dict[str, Any] = {name: identity[name] for name in ("model", "layer") if name in identity}
     if not run.synthetic:
+        key["data"] = text_of(identity)
         key["harvest_batch"] = run.activations.harvest_batch  # other shapes, other last bits
     return key | {"split": split, "num_tokens": num_tokens, "dtype": run.activations.dtype}
 

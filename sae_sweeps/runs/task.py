@@ -7,20 +7,22 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from sae_sweeps.activations.outliers import NormStats
+from sae_sweeps.config.data import TOP_VARIANCE
 from sae_sweeps.config.plugins import blamed
-from sae_sweeps.errors import OUT_OF_MEMORY, Diverged, Interrupted, UserError, as_exception
+from sae_sweeps.errors import OUT_OF_MEMORY, Diverged, Interrupted, UserError, as_exception, out_of_memory
 from sae_sweeps.evaluation.geometry import similarity_snapshot
+from sae_sweeps.evaluation.held_out import HeldOut
 from sae_sweeps.kernels.choose import name as kernels_name
 from sae_sweeps.runs.batches import Batches, stream_of
 from sae_sweeps.runs.console import Console
-from sae_sweeps.runs.evaluate import held_out_fvu
 from sae_sweeps.runs.export import check_format, export, live_sae
 from sae_sweeps.runs.provenance import provenance
 from sae_sweeps.runs.results import TRAINED, in_brief, write_config
@@ -87,9 +89,10 @@ class RunTask(TrainingCallbacks):
         self.state: str | None = None
         self.group_size = 1
         self.retry_warning: str | None = None
-        self._held_out: torch.Tensor | None = None
+        self._held_out: HeldOut | None = None
+        self._norms: NormStats | None = None
         self._n_tokens = 0
-        self._status_written = 0.0
+        self._status_step, self._status_written = 0, 0.0
 
     @property
     def ended(self) -> bool:
@@ -127,7 +130,7 @@ class RunTask(TrainingCallbacks):
         check_format(run, training)
         folder.truncate(start - 1)
         self.on_checkpoint(start)
-        self._held_out, self._n_tokens = batches.held_out(run), store.n_tokens
+        self._held_out, self._norms, self._n_tokens = batches.held_out(run), batches.norms(run), store.n_tokens
         return Member(training, start, folder.checkpoint, self, stream_of(run))
 
     # While it trains -------------------------------------------------------------------------------------------------
@@ -151,7 +154,8 @@ class RunTask(TrainingCallbacks):
     def measure(self, training: Training) -> dict[str, float]:
         if self._held_out is None:
             return {}
-        return {"held_out_fvu": held_out_fvu(live_sae(self.run, training), self._held_out)}
+        measured = self._held_out.measure(live_sae(self.run, training))
+        return {f"held_out_{name}": value for name, value in measured.items()}
 
     def on_quarter(self, training: Training, percent: int) -> None:
         """monitors/similarity_25.npz and so on: how similar the decoder's rows are."""
@@ -160,16 +164,17 @@ class RunTask(TrainingCallbacks):
         write_bytes(self.folder.path / "monitors" / f"similarity_{percent}.npz", content.getvalue())
 
     def on_checkpoint(self, step: int) -> None:
-        self.folder.set_status(step=step)
-        self._status_written = time.monotonic()
+        if step >= self._status_step:  # a checkpoint is on the disk some steps later, and the status knows those
+            self.folder.set_status(step=step)
+            self._status_step, self._status_written = step, time.monotonic()
 
     def on_complete(self, member: Member) -> None:
         """Export `sae/`; write trained.json last."""
-        run, training, began = self.run, member.training, time.monotonic()
-        assert training is not None
+        run, training, norms, began = self.run, member.training, self._norms, time.monotonic()
+        assert training is not None and norms is not None
         refused = run.why_not_saelens()
         if refused is None:
-            export(run, training, self.folder)
+            export(run, training, self.folder, norms.limit)
         warnings = [refused] if refused else []
         warnings += run.penalty.result_warnings(self.folder.metrics.rows())
         wanted = run.total_steps * run.batch_size
@@ -178,11 +183,17 @@ class RunTask(TrainingCallbacks):
             warnings.append(
                 f"the text holds {self._n_tokens:,} tokens: the {wanted:,} trained on repeat it {repeats:.2f} times"
             )
+        if norms.top_variance is not None and norms.top_variance > TOP_VARIANCE:
+            warnings.append(
+                f"a thousandth of the training tokens holds {norms.top_variance:.0%} of the variance of the "
+                "activations and rules loss and fvu; read fvu_per_token, or leave such tokens out with data.max_norm=10"
+            )
         if self.retry_warning:
             warnings.append(self.retry_warning)
         made = provenance(str(training.device), torch.get_num_threads()) | {
             "kernels": kernels_name(training.sae.kernels),
             "activation_scale": training.scale,
+            "norms": asdict(norms),
             "start_step": member.start,
             "group_size": self.group_size,
             "wall_time_s": round(member.seconds + time.monotonic() - began, 2),
@@ -252,11 +263,6 @@ class RunTask(TrainingCallbacks):
         summary = read_json(self.folder.results_path).get("metrics", {}) if completed else {}
         if warning := self.sink.finish(int(not completed), summary, notes=notes_of(self.folder)):
             self.launch.console.note(f"{self.label}\n  warning: {warning}")
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether the device or the machine had no memory left."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def notes_of(folder: RunFolder) -> str | None:

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sae_sweeps.errors import ConfigError, DamagedFile, DataError, UserError
 
@@ -44,13 +44,19 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
     Raises DiskFull when the disk or the quota is full.
     """
-    path = Path(path)
+    with written_whole(Path(path)) as file:
+        file.write(content)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which gets its name where the block ends without an error; else as `write_bytes`."""
     with naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_beside(path)
         try:
             with open(temporary, "wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from sae_sweeps.activations.sampler import prepared
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.errors import Interrupted, as_exception
-from sae_sweeps.training.checkpoint import save_checkpoint
+from sae_sweeps.training.checkpoint import Write, Writer
 from sae_sweeps.training.step import Training
 from sae_sweeps.training.stopwatch import Stopwatch
 
@@ -43,7 +43,7 @@ class TrainingCallbacks:
         """A quarter of the training is done."""
 
     def on_checkpoint(self, step: int) -> None:
-        """A checkpoint of the state before `step` is written."""
+        """A checkpoint of the state before `step` is on the disk."""
 
     def on_complete(self, member: Member) -> None:
         """All steps are taken and the last checkpoint is written."""
@@ -62,9 +62,12 @@ class Member:
         seconds: time spent on it, with its share of what was done for several.
         shared_seconds: that share alone: harvesting and drawing batches.
         stopwatch: time of its steps but the first, which compiles.
+        waiting: time that the steps of all waited for their batches, each run's share.
+        writer: writes its checkpoints; `train` gives the members one for all.
     """
 
     training: Training | None
+    _write: Write | None
 
     def __init__(
         self, training: Training, start: int, checkpoint_folder: Path, callbacks: TrainingCallbacks, stream: Any = None
@@ -74,7 +77,9 @@ class Member:
         self.quarters = {max(1, round(percent / 100 * self.total)): percent for percent in QUARTERS}
         self.seconds = self.shared_seconds = 0.0
         self.stopwatch = Stopwatch(training.device)
-        self._last_row = (start + 1, 0.0)  # the step after it, and the stopwatch's seconds then
+        self.waiting, self._waited_before = Stopwatch(training.device), 0.0
+        self._last_row = (start + 1, 0.0)  # the step after it, and the seconds of steps and waiting then
+        self.writer, self._write, self._saved_at = Writer(), None, time.monotonic()
 
     @property
     def active(self) -> bool:
@@ -96,8 +101,12 @@ class Member:
         assert self.training is not None
         run, callbacks = self.run, self.callbacks
         callbacks.before_step()
-        if step % run.train.checkpoint_every == 0 and step > self.start:
-            self.save(step)
+        if self._write is not None and self._write.done:
+            self.finish_write()
+        if self._checkpoint_due(step):
+            self.save(step, beside=True)
+        if step == self.start:
+            self._waited_before = self.waiting.seconds()
         last, every = step == self.total - 1, run.train.monitor_every
         monitored = every > 0 and (last or step % every == 0)
         logged = monitored or last or step % run.train.log_every == 0
@@ -106,7 +115,7 @@ class Member:
         for record in report.monitors:
             callbacks.on_monitor({"step": step, **record})
         if logged:
-            (since, before), seconds = self._last_row, self.stopwatch.seconds()
+            (since, before), seconds = self._last_row, self.seconds_of_steps()
             self._last_row = step + 1, seconds
             row: dict[str, Any] = {"step": step, "tokens": (step + 1) * run.batch_size, **report.numbers}
             row["tokens_per_s"] = self.speed(step + 1 - since, seconds - before)
@@ -118,17 +127,44 @@ class Member:
         """Tokens per second of some timed steps; None where there are none."""
         return round(steps * self.run.batch_size / max(seconds, 1e-9)) if steps > 0 else None
 
-    def save(self, step: int) -> None:
-        """Write a checkpoint of the state before `step`."""
-        assert self.training is not None
+    def seconds_of_steps(self) -> float:
+        """Time of its steps but the first, and of its share of waiting for their batches."""
+        return self.stopwatch.seconds() + self.waiting.seconds() - self._waited_before
+
+    def _checkpoint_due(self, step: int) -> bool:
+        """By the number of steps; or by time, as soon as no other is being written."""
+        if step == self.start:
+            return False
+        every, seconds = self.run.train.checkpoint_every, 60 * self.run.train.checkpoint_minutes
+        by_time = time.monotonic() - self._saved_at >= seconds and not self.writer.busy
+        return by_time or (every is not None and step % every == 0)
+
+    def save(self, step: int, beside: bool = False) -> None:
+        """Begin to write a checkpoint of the state before `step`, once the one before it is written.
+
+        `beside` the training, which may go on; otherwise `finish_write` must be called before that.
+        """
+        training = self.training
+        assert training is not None
         self.callbacks.before_step()
-        save_checkpoint(self.training, step, self.folder)
-        self.callbacks.on_checkpoint(step)
+        self.finish_write()
+        if not beside:
+            training.nonfinite_guard.check(wait=True)
+        self._write = self.writer.start(training, step, self.folder, beside, self.callbacks.before_step)
+        training.before_update = self._write.wait_for_copy
+        self._saved_at = time.monotonic()
+
+    def finish_write(self) -> None:
+        """Wait until the checkpoint that is being written is on the disk. Raises the error that prevented it."""
+        write, self._write = self._write, None
+        if write is not None and write.finish():
+            self.callbacks.on_checkpoint(write.step)
 
     def complete(self) -> None:
         """Write the last checkpoint and end the member's part."""
         with self.isolate_failure():
             self.save(self.total)
+            self.finish_write()
             self.callbacks.on_complete(self)
             self.training = None
 
@@ -139,6 +175,8 @@ class Member:
         try:
             yield
         except (Exception, SystemExit) as error:
+            with suppress(Exception):  # `error` came first
+                self.finish_write()
             self.training = None
             self.callbacks.on_failure(as_exception(error))
         self.seconds += time.monotonic() - began
@@ -160,7 +198,9 @@ def train(
         flush: when it returns True, all members write a checkpoint and go on.
         on_step: called with the number of steps done, after each.
     """
+    writer = Writer()
     for member in members:
+        member.writer, member.waiting = writer, members[0].waiting
         if member.start >= member.total:
             member.complete()
     remaining = [member for member in members if member.active]
@@ -168,20 +208,27 @@ def train(
         return
     steps = range(min(member.start for member in remaining), max(member.total for member in remaining))
     may_continue = partial(save_if_requested, members, stop, flush)
-    began = time.monotonic()
-    for step, batches in prepared(draw, steps, may_continue):
-        if not may_continue(step):
-            return
-        present = [member for member in members if member.takes(step)]
-        share = (time.monotonic() - began) / max(len(present), 1)
-        for member in present:
-            member.add_shared_seconds(share)
-            with member.isolate_failure():
-                member.take_step(batches[member.stream], step)
-            if member.active and step + 1 == member.total:
-                member.complete()
-        on_step(step + 1)
-        began = time.monotonic()
+    ready = prepared(draw, steps, may_continue)
+    try:
+        for step in steps:
+            began = time.monotonic()
+            with members[0].waiting.running(max(1, sum(member.takes(step) for member in members))):
+                batches = next(ready, None)
+            if batches is None or not may_continue(step):
+                return
+            present = [member for member in members if member.takes(step)]
+            share = (time.monotonic() - began) / max(len(present), 1)
+            for member in present:
+                member.add_shared_seconds(share)
+                with member.isolate_failure():
+                    member.take_step(batches[1][member.stream], step)
+                if member.active and step + 1 == member.total:
+                    member.complete()
+            on_step(step + 1)
+    finally:
+        for member in members:  # the second Ctrl-C: no write goes on once the lease is released
+            with suppress(Exception):
+                member.finish_write()
 
 
 def save_if_requested(members: list[Member], stop: Callable[[], bool], flush: Callable[[], bool], step: int) -> bool:
@@ -189,11 +236,13 @@ def save_if_requested(members: list[Member], stop: Callable[[], bool], flush: Ca
     stopped = stop()
     if stopped or flush():
         for member in members:
-            if not member.active:
-                continue
-            with member.isolate_failure():
-                if member.start <= step:
+            if member.active and member.start <= step:
+                with member.isolate_failure():
                     member.save(step)
-                if stopped:
-                    raise Interrupted(f"stopped at step {max(step, member.start)} of {member.total}")
+        for member in members:
+            if member.active:
+                with member.isolate_failure():
+                    member.finish_write()
+                    if stopped:
+                        raise Interrupted(f"stopped at step {max(step, member.start)} of {member.total}")
     return any(member.active for member in members)

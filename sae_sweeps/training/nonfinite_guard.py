@@ -1,8 +1,8 @@
 """Detection of steps that are not finite, without waiting for a GPU.
 
 A GPU works asynchronously, and reading a number from it at every step would stop it. So each step's flag is copied when
-it is computed and read some steps later. The flag stays set on the device, and the optimizer updates nothing from the
-first step that was not finite on.
+it is computed and read some steps later. The flag stays set on the device, and from the first step that was not finite
+on neither the optimizer nor a component changes anything: parameters are kept by the optimizer, buffers by `Snapshot`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,21 @@ import torch
 from torch import Tensor
 
 from sae_sweeps.architectures.batch import Batch
+
+
+class Snapshot:
+    """Copies of tensors, to which they return where a step was not finite."""
+
+    def __init__(self, tensors: dict[str, Tensor]):
+        self.copies = {name: tensor.clone() for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], where: Tensor) -> None:
+        """Give the tensors, which may be other ones under the same names, the copied values where `where` is true."""
+        for name, tensor in tensors.items():
+            copy = self.copies.get(name)
+            if copy is not None and copy.shape == tensor.shape:
+                torch.where(where, copy, tensor, out=tensor)
 
 
 class NonFiniteGuard:

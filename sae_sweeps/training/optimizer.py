@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from sae_sweeps.architectures.base import SAE
-from sae_sweeps.kernels import memory
+from sae_sweeps.kernels import memory, sparse_reference
 from sae_sweeps.kernels.choose import loops, name
+from sae_sweeps.training.nonfinite_guard import Snapshot
 
 EPS = 1e-8
 
@@ -83,7 +84,7 @@ class TorchAdam:
                     parameter.grad /= divisor
         self.adam.found_inf = None if skip is None else skip.float()  # type: ignore[attr-defined]
         self.adam.step()
-        self.sae.normalize_decoder()
+        _normalize(self.sae, skip)
 
 
 class FusedAdam:
@@ -187,9 +188,7 @@ class TritonAdam:
             unit = self.fused and parameter is self.sae.W_dec
             self.kernels.adam(grad, m, v, w, rates[parameter], skip, self.dots if unit else None)
         if not self.fused:
-            before = self.sae.W_dec.detach().clone()
-            self.sae.normalize_decoder()
-            torch.where(skip, before, self.sae.W_dec.detach(), out=self.sae.W_dec.detach())
+            _normalize(self.sae, skip)
 
     def _moves(self) -> Tensor:
         moving = tuple(parameter.grad is not None for parameter in self.parameters)
@@ -198,6 +197,18 @@ class TritonAdam:
             for i in (i for i, moves in enumerate(moving) if moves):
                 self.moving[moving][i : i + 1].fill_(1)  # no copy from the host, which would wait
         return self.moving[moving]
+
+
+def _normalize(sae: SAE, skip: Tensor | None) -> None:
+    """What the architecture does with W_dec's rows after a step; nothing where `skip` is given and true."""
+    if skip is None:
+        sae.normalize_decoder()
+    elif type(sae).normalize_decoder is SAE.normalize_decoder:
+        sparse_reference.normalize(sae.W_dec.detach(), skip)
+    else:
+        before = Snapshot({"W_dec": sae.W_dec.detach()})
+        sae.normalize_decoder()
+        before.restore({"W_dec": sae.W_dec.detach()}, skip)
 
 
 def _unit_rows(sae: SAE) -> bool:

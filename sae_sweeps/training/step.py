@@ -6,7 +6,7 @@ Runs that train side by side on the same batches are one `Training` each, indepe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from sae_sweeps.kernels.competition import Competition
 from sae_sweeps.kernels.features import DenseFeatures, Features
 from sae_sweeps.kernels.memory import retain_freed_memory
 from sae_sweeps.penalties.base import Penalty, PenaltyValue
-from sae_sweeps.training.nonfinite_guard import NonFiniteGuard
+from sae_sweeps.training.nonfinite_guard import NonFiniteGuard, Snapshot
 from sae_sweeps.training.optimizer import optimizer
 from sae_sweeps.training.report import (
     Gradients,
@@ -62,7 +62,7 @@ def checked(value: Any, name: str) -> PenaltyValue:
     return value
 
 
-def checked_losses(parts: Any, name: str) -> dict[str, tuple[Tensor, float]]:
+def checked_losses(parts: Any, name: str) -> dict[str, tuple[Tensor, float | Tensor]]:
     """An architecture's own loss terms. Raises ConfigError for other than name -> (scalar, weight)."""
     pairs = parts.values() if isinstance(parts, dict) else [None]
     for pair in pairs:
@@ -118,6 +118,8 @@ class Training:
         betas = (run.train.beta1, run.train.beta2)
         self.optimizer = optimizer(self.sae, [p for _, p in self.named_parameters()], betas)
         self.nonfinite_guard = NonFiniteGuard(device, self._explain)
+        self.before_update: Callable[[], None] = lambda: None
+        """Called before parameters and moments change: a checkpoint may still be copying them."""
 
     def placed(self, module: Any) -> Any:
         """On the run's device and in its precision."""
@@ -130,6 +132,10 @@ class Training:
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for prefix, module in self.modules().items():
             yield from module.named_parameters(prefix)
+
+    def buffers(self) -> dict[str, Tensor]:
+        """What the SAE, the group layer and the penalties keep beside their parameters."""
+        return {f"{prefix}.{name}": b for prefix, one in self.modules().items() for name, b in one.named_buffers()}
 
     def autocast(self) -> AbstractContextManager[object]:
         if self.run.train.precision == "bfloat16":
@@ -185,6 +191,7 @@ class Training:
         """
         report = StepReport()
         self.nonfinite_guard.check()
+        before = None if self.nonfinite_guard.at_once else Snapshot(self.buffers())
         loss = self.forward(batch, step)
         if self.nonfinite_guard.at_once and not math.isfinite(loss.loss.item()):
             raise Diverged(step, first_not_finite(loss))
@@ -200,12 +207,19 @@ class Training:
         norms = gradient_norms(self.sae, gradients) if monitored else {}
         norm = self.optimizer.project_gradients()
         skip = self._check_gradients(step, batch, loss.loss, norm)
+        self.before_update()
         self.optimizer.step(self.run.learning_rate(step), self._clip_divisor(norm), skip)
 
         self.sae.observe(loss.ctx)
+        events: list[dict[str, Any]] = []
         if self.groups is not None:
             self.groups.observe(loss.ctx)
-            report.monitors += [{"monitor": "group_event", **event} for event in self.groups.adapt(loss.ctx)]
+            events = self.groups.adapt(loss.ctx)
+        if before is not None and skip is not None:
+            before.restore(self.buffers(), skip)
+        if events:
+            self.nonfinite_guard.check(wait=True)
+            report.monitors += [{"monitor": "group_event", **event} for event in events]
         if logged:
             report.numbers = self.numbers(loss, step) | norms | {"grad_norm/total": norm.item()}
         return report
@@ -248,8 +262,10 @@ class Training:
         return {name: float(value) for name, value in row.items()}
 
     def _explain(self, step: int, batch: Batch) -> Diverged:
-        """The error of a step that was not finite, found by computing it again: its weights were not updated."""
+        """The error of a step that was not finite, found by computing it again: nothing was updated since."""
+        before = Snapshot(self.buffers())
         loss = self.forward(batch, step)
+        before.restore(self.buffers(), self.nonfinite_guard.bad)
         if not math.isfinite(loss.loss.item()):
             return Diverged(step, first_not_finite(loss))
         self.optimizer.zero_grad()

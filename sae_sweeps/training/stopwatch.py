@@ -10,30 +10,34 @@ import torch
 
 
 class Stopwatch:
-    """Runs inside `with stopwatch.running()`. On a GPU work queued before does not count."""
+    """Runs inside `with stopwatch.running()`. On a GPU work queued before does not count, and idleness does."""
 
     def __init__(self, device: torch.device):
-        self._cuda = device.type == "cuda"
+        self._device = device
         self._seconds = 0.0
-        self._pending: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._pending: list[tuple[torch.cuda.Event, torch.cuda.Event, int]] = []
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        if self._cuda:
-            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
+    def running(self, share: int = 1) -> Iterator[None]:
+        """Count the block's time, divided by `share`."""
+        if self._device.type == "cuda":
+            start = self._event()
             yield
-            stop.record()
-            self._pending.append((start, stop))
+            self._pending.append((start, self._event(), share))
         else:
             began = time.monotonic()
             yield
-            self._seconds += time.monotonic() - began
+            self._seconds += (time.monotonic() - began) / share
+
+    def _event(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
 
     def seconds(self) -> float:
         """Seconds so far; waits for a GPU to finish."""
-        for start, stop in self._pending:
+        for start, stop, share in self._pending:
             stop.synchronize()
-            self._seconds += start.elapsed_time(stop) / 1e3
+            self._seconds += start.elapsed_time(stop) / 1e3 / share
         self._pending.clear()
         return self._seconds

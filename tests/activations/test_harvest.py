@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
+from bounds import close
 
 from sae_sweeps.activations.contexts import contexts
 from sae_sweeps.activations.harvest import Regrouped, TextSource, streams
 from sae_sweeps.activations.language_model import load_language_model
 from sae_sweeps.activations.text import documents
-from sae_sweeps.architectures.batch import Batch
+from sae_sweeps.architectures.batch import Batch, norms_of
 from sae_sweeps.config.schema import DataConfig, LayerConfig, ModelConfig
 from sae_sweeps.errors import ConfigError
 
@@ -48,12 +49,21 @@ def test_every_token_stands_where_it_says(lm, data, monkeypatch):
         acts_LD = lm.activations(torch.from_numpy(context.tokens_L).long()[None], LayerConfig(index=1))[0]
         for position, token in enumerate(context.tokens_L.tolist()):
             if token not in lm.special_ids:
-                expected.append((acts_LD[position], token, number, position, 0))
+                expected.append((acts_LD[position], token, number, position, 0, acts_LD[position].pow(2).sum().sqrt()))
     assert len(tokens) == len(expected) > 500
     torch.testing.assert_close(tokens.x, torch.stack([row[0] for row in expected]), atol=1e-10, rtol=1e-10)
-    for field, column in zip(tokens.fields()[1:], list(zip(*expected, strict=True))[1:], strict=True):
+    *columns, norms = list(zip(*expected, strict=True))[1:]
+    for field, column in zip(tokens.fields()[1:-1], columns, strict=True):
         assert field.tolist() == list(column)
-    assert [field.dtype for field in tokens.fields()[1:]] == [torch.int32, torch.int32, torch.int32, torch.int8]
+    close(tokens.norm, torch.stack(norms), tokens.x.shape[1] + 3, torch.float32)
+    int32, int8, float32 = torch.int32, torch.int8, torch.float32
+    assert [field.dtype for field in tokens.fields()[1:]] == [int32, int32, int32, int8, float32]
+
+
+def test_the_norm_is_of_the_activation_before_it_is_rounded_for_keeping(lm, data):
+    exact, rounded = (whole(source(lm, data, dtype=dtype).stream(0, 500)) for dtype in (torch.float32, torch.bfloat16))
+    assert torch.equal(rounded.norm, exact.norm) and torch.equal(exact.norm, norms_of(exact.x))
+    assert not torch.equal(norms_of(rounded.x), exact.norm)
 
 
 def test_train_on_all_keeps_bos(lm, data):

@@ -1,6 +1,7 @@
 """One artifact, three ways to hold it: the same tokens, checked when read, never half-written, memory bounded."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from opening import open_activations
+from safetensors.torch import load_file, save_file
 
 from sae_sweeps.activations import store as module
 from sae_sweeps.activations.language_model import LanguageModel, load_language_model
@@ -95,7 +97,7 @@ def test_starts_where_there_are_none(tmp_path):
 
 
 def test_too_little_disk_is_an_error_before_the_harvest_and_never_another_mode(tmp_path, monkeypatch):
-    usage, size = shutil.disk_usage(tmp_path), 1000 * (8 * 4 + 13)
+    usage, size = shutil.disk_usage(tmp_path), 1000 * (8 * 4 + 17)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=size - 1))
     monkeypatch.setattr(module, "_write", lambda *args: pytest.fail("harvested"))
     with pytest.raises(
@@ -130,6 +132,36 @@ def test_another_key_or_split_is_another_artifact(tmp_path):
     held_out = open_synthetic(tmp_path, key={"a": 1}, split="held_out")
     assert len(list(tmp_path.iterdir())) == 3
     assert not same(everything(held_out), everything(open_synthetic(tmp_path, key={"a": 1})))
+
+
+def without_norms(place):
+    """An artifact as it was written before norms were kept."""
+    meta = json.loads((place / "meta.json").read_text())
+    for shard in meta["shards"]:
+        path = place / shard["file"]
+        save_file({name: tensor for name, tensor in load_file(path).items() if name != "norm"}, path)
+        shard["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (place / "meta.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize("mode", ["disk", "memory"])
+def test_an_older_artifact_without_norms_is_read_and_has_them(tmp_path, mode):
+    before = everything(open_synthetic(tmp_path))
+    (place,) = tmp_path.iterdir()
+    assert all("norm" in load_file(path) for path in place.glob("*.safetensors"))
+    without_norms(place)
+    module._verified.clear()
+    assert same(everything(open_synthetic(tmp_path, mode=mode)), before)
+
+
+@pytest.mark.parametrize("mode", ["memory", "disk", "stream"])
+def test_the_rows_beyond_a_norm(tmp_path, mode):
+    rows = open_synthetic(tmp_path, mode=mode).rows(0, 1000)
+    norm = rows.take(np.arange(1000)).x.norm(dim=1)
+    limit = float(norm.sort().values[900:902].mean())
+    found = rows.beyond(limit)
+    assert found.dtype == np.int64 and found.tolist() == (norm > limit).nonzero()[:, 0].tolist() and len(found) == 99
+    assert len(rows.beyond(1e9)) == 0
 
 
 def damage(place, what):
@@ -177,7 +209,7 @@ def test_disk_full_leaves_nothing(tmp_path, monkeypatch):
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DiskFull, match="is full: activations take 45 bytes per token"):
+    with pytest.raises(DiskFull, match="is full: activations take 49 bytes per token"):
         open_synthetic(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

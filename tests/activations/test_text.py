@@ -3,6 +3,7 @@
 import pytest
 
 from sae_sweeps.activations import text as module
+from sae_sweeps.activations import text_files
 from sae_sweeps.activations.text import documents
 from sae_sweeps.config.data import check_data
 from sae_sweeps.config.schema import DataConfig
@@ -49,7 +50,7 @@ def test_long_text_files_are_cut_and_nothing_is_lost(tmp_path):
     (tmp_path / "c.md").write_text("not a text file")
     docs = list(module._text_files(DataConfig(kind="text", path=str(tmp_path))))
     assert "".join(doc.text for doc in docs) == paragraph * 100 + "x" * 30000
-    assert max(len(doc.text) for doc in docs) < 3 * module.PIECE
+    assert max(len(doc.text) for doc in docs) < 3 * text_files.PIECE
     assert all(doc.text.endswith("\n\n") for doc in docs if doc.name.startswith("a.txt") and doc.text)
 
 

@@ -1,9 +1,11 @@
+import re
+
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 
-from sae_sweeps.cli.compose import register
+from sae_sweeps.cli.compose import compose_points, register
 from sae_sweeps.config.mistakes import sentence
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.words import rewrite
@@ -32,6 +34,31 @@ def test_paths_become_choices_that_can_stand_beside_others(tmp_path):
     assert word == "model=builtin,my_model,my_model_"
     node = ConfigStore.instance().repo["model"]["my_model_.yaml"].node
     assert node.path == str(tmp_path / "two" / "my model") and list(node.defaults) == ["local", "_self_"]
+
+
+@pytest.mark.parametrize("name", ["naïve 日本.txt", "notes, v2.txt", "it's.txt", "日本"])
+def test_a_path_may_hold_any_letters_and_commas(name, tmp_path):
+    path, plain = tmp_path / name, tmp_path / "plain.txt"
+    if not path.suffix:
+        path.mkdir()
+        path = path / "a.txt"
+    for file in (path, plain):
+        file.write_text("some words")
+    quote = '"' if "'" in name else "'"
+    (alone,), (quoted,), (swept,) = (
+        rewrite([f"data={value}"]) for value in (path, f"{quote}{path}{quote}", f"{quote}{path}{quote},{plain}")
+    )
+    assert re.fullmatch(r"data=[A-Za-z0-9_]+", alone)
+    assert quoted == alone and re.fullmatch(rf"{alone},plain_txt_*", swept)
+
+
+def test_home_in_a_value(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for word in ("outputs=~/sae out", "outputs='~/sae out'"):
+        (point,) = compose_points([word])
+        assert point.cfg.outputs == f"{tmp_path}/sae out"
+    with pytest.raises(ConfigError, match="outputs=~nobodyhere/x: this home folder is not known"):
+        compose_points(["outputs=~nobodyhere/x"])
 
 
 @pytest.mark.parametrize(("ending", "kind"), [("txt", "text"), ("jsonl", "jsonl"), ("parquet", "parquet")])

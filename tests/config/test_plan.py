@@ -47,7 +47,7 @@ def test_every_choice_composes_and_names_itself(path):
         ("data", "forget_retain"),
     ] or group == "experiment":
         return  # these need a path
-    if group == "data" and name in ("text", "jsonl", "parquet"):
+    if group == "data" and name in ("text", "jsonl", "parquet", "arrow"):
         with pytest.raises(ConfigError, match="data.path is empty"):
             plan("model=builtin", *words)
         return

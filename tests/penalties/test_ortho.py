@@ -1,5 +1,6 @@
 import itertools
 import json
+import math
 from pathlib import Path
 
 import numba
@@ -10,7 +11,7 @@ from slow_reference import ortho as slow_ortho
 
 from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.kernels import coactivation, coactivation_cpu, sparse_numba
+from sae_sweeps.kernels import coactivation, coactivation_cpu, coactivation_tiles, sparse_numba
 from sae_sweeps.kernels.active_lists import active_lists
 from sae_sweeps.kernels.features import DenseFeatures, PairFeatures, TopKFeatures
 from sae_sweeps.kernels.pairs import per_token
@@ -21,7 +22,7 @@ from sae_sweeps.penalties.ortho import Ortho, OrthoConfig
 EXAMPLES = json.loads((Path(__file__).parent / "worked_examples.json").read_text())["ortho"]
 
 
-WAYS = ("loops", "loops with tiles", "listed", "tiles")
+WAYS = ("loops", "loops with tiles", "listed", "rows", "tiles")
 
 
 @pytest.fixture(params=WAYS)
@@ -32,9 +33,10 @@ def way(request, monkeypatch):
 
 def take(way, monkeypatch):
     monkeypatch.setattr(coactivation_cpu, "DENSE_SHARE", 0 if "with" in way else 1)
-    monkeypatch.setattr(ortho, "loops", lambda kernels, W: "loops" in way)
-    monkeypatch.setattr(coactivation, "MEETING_COST", 1e9 if way == "tiles" else 0)
-    for module in (coactivation, coactivation_cpu):
+    taken = {"loops with tiles": "loops", "listed": "plain", "rows": "plain"}.get(way, way)
+    monkeypatch.setattr(ortho, "pairwise", lambda kernels, W: taken)
+    monkeypatch.setattr(coactivation, "MEETING_COST", 1e9 if way == "rows" else 0)
+    for module in (coactivation, coactivation_cpu, coactivation_tiles):
         monkeypatch.setattr(module, "TILE", 16)
 
 
@@ -71,7 +73,7 @@ def value_and_gradient(cfg, W, f, context, **kwargs):
 def bounds(cfg, W, f, context, **kwargs):
     """What rounding may make of the value and the gradient: of the sums in plain torch, in the dtype of W."""
     with pytest.MonkeyPatch.context() as patch, Rounding() as rounding:
-        take("tiles", patch)
+        take("rows", patch)
         module = penalty(cfg, len(W))
         ctx = context(W, f, **kwargs)
         module.observe(ctx)
@@ -99,7 +101,7 @@ def test_frozen_worked_examples(example, context):
         result = module(ctx)
         (grad,) = torch.autograd.grad(result.loss, W)
         with pytest.MonkeyPatch.context() as patch, rounding:
-            take("tiles", patch)
+            take("rows", patch)
             followed.observe(ctx)
             loss = followed(ctx).loss
             (followed_grad,) = torch.autograd.grad(loss, W)
@@ -244,6 +246,28 @@ def test_a_second_backward_pass_gives_the_same(way, context):
     kept = first.clone()
     (second,) = torch.autograd.grad(4 * loss, W)
     assert torch.equal(first, kept) and torch.equal(second, 2 * first) and bool(first.any())
+
+
+@pytest.mark.parametrize("exact", [1, 7, 25])
+def test_tiles_take_a_threshold_that_is_a_tensor_and_tokens_in_parts(exact, context, monkeypatch):
+    """As on a GPU, where the threshold is not read and counts of many tokens are added up from exact parts."""
+    W, f = random_case()
+    take("rows", monkeypatch)
+    expected = value_and_gradient(config(), W, f, context)
+    take("tiles", monkeypatch)
+    monkeypatch.setattr(coactivation_tiles, "EXACT", exact)
+    monkeypatch.setattr(ortho, "asynchronous", lambda tensor: True)
+    found = value_and_gradient(config(), W, f, context)
+    assert found[2] == expected[2] > 0
+    check(found, expected, bounds(config(), W, f, context))
+
+
+def test_a_weight_that_is_not_a_number_makes_the_value_one_too(way, context):
+    W, f = random_case()
+    with torch.no_grad():
+        W[f.sum(0).argmax(), 0] = torch.nan
+    value, _, pairs = value_and_gradient(config(base_threshold=0.01), W, f, context)
+    assert math.isnan(value) and pairs > 0
 
 
 def test_an_error_in_a_thread_is_the_callers(monkeypatch):

@@ -1,9 +1,12 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from bounds import Rounding, assert_within, close, gamma
-from toy import batch_at, run_config
+from composed import D_IN, configured
+from composed import batch_at as composed_batch_at
+from toy import Toy, ToyConfig, batch_at, register_toy, run_config
 
 from sae_sweeps.architectures.standard import StandardConfig
 from sae_sweeps.architectures.topk import TopKConfig
@@ -161,26 +164,51 @@ def test_clipping_bounds_the_gradient_that_adam_sees(clip):
     assert_within(seen, expected, (2 * gamma(n + 8, torch.float32) + 1e-6 / norm) * expected)
 
 
-def test_on_a_gpu_a_later_step_names_the_first_that_was_not_finite():
-    """The way that does not wait for the device, on the CPU: nothing is updated from the bad step on."""
-    training = Training(run_config(TOPK), 1.0, torch.zeros(16), torch.device("cpu"))
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+@pytest.mark.parametrize("name", ["topk", "batch_topk", "standard", "jumprelu", "p_anneal"])
+def test_on_a_gpu_a_later_step_names_the_first_that_was_not_finite(name, kernels):
+    """The way that does not wait for the device, on the CPU: from the bad step on nothing changes, neither weights nor
+    averages, counts, thresholds and group state, those of own components among them."""
+    register_toy()
+    words = {"topk": "k=4", "batch_topk": "k=4", "jumprelu": "target_l0=4"}.get(name, "target_l0=4")
+    groups = ["group_layer=groups", "group_layer.group_size=8", "group_layer.adapt=similarity"]
+    words = [f"architecture={name}", words, "penalty=adaptive_sharing", *groups, "group_layer.adapt_every=8"]
+    training = Training(configured(*words, f"train.kernels={kernels}"), 1.0, torch.zeros(D_IN), torch.device("cpu"))
+    training.penalties["toy"] = Toy(ToyConfig("toy"), D_IN, training.sae.d_sae, training.total_steps, torch.Generator())
+    training.terms.append(replace(training.terms[0], name="toy", config=ToyConfig("toy")))
     training.nonfinite_guard.at_once = False
     for step in range(3):
-        training.step(batch_at(step), step)
-    before = {name: parameter.clone() for name, parameter in training.named_parameters()}
-    bad = batch_at(3)
+        training.step(composed_batch_at(step), step)
+    state = lambda: dict(training.named_parameters()) | training.buffers()  # noqa: E731
+    before = {key: tensor.clone() for key, tensor in state().items()}
+    bad = composed_batch_at(3)
     bad.x[4, 2] = math.nan
     training.step(bad, 3)
+    assert training.buffers()["toy.average"].isfinite().all()
     with pytest.raises(Diverged, match="activations x") as caught:
         for step in range(4, 9):
-            training.step(batch_at(step), step)
+            training.step(composed_batch_at(step), step)
     assert caught.value.step == 3
-    for name, parameter in training.named_parameters():
-        if name == "sae.W_dec":  # whose rows each of the steps brings to unit norm again
-            close(parameter, before[name], n=8 * (16 + 4), dtype=torch.float32)
-        else:
-            assert torch.equal(parameter, before[name])
-    assert parameter.isfinite().all()
+    for key, tensor in state().items():
+        assert torch.equal(tensor, before[key]), key
+    assert {"sae.tokens_since_fired", "toy.average", "groups.window_WG", "sae.W_dec"} <= before.keys()
+
+
+def test_a_decoder_treated_in_ones_own_way_is_kept_too_where_a_step_is_not_finite():
+    training = Training(run_config(TOPK, kernels="reference"), 1.0, torch.zeros(16), torch.device("cpu"))
+
+    class Own(type(training.sae)):
+        def normalize_decoder(self):
+            self.W_dec.data.mul_(0.5)
+
+    training.sae.__class__ = Own
+    training.nonfinite_guard.at_once = False
+    for step in range(2):
+        before = training.sae.W_dec.detach().clone()
+        batch = batch_at(step)
+        batch.x[0, 0] = (0.0, math.nan)[step]
+        training.step(batch, step)
+        assert torch.equal(before, training.sae.W_dec) == (step == 1)
 
 
 def test_judged_later_a_run_has_the_same_numbers():

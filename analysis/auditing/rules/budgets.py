@@ -7,13 +7,10 @@ from analysis.auditing.comparison import Comparison
 from analysis.auditing.finding import joined
 from analysis.auditing.rules.rule import Found, Rule, Rules
 from analysis.auditing.run import Run
+from analysis.grouped import grouped
 from sae_sweeps.storage.budget import AS_RECORDED, BUDGET, kept_values, unequal
 
 RULES = Rules()
-
-
-LEVEL_OF = {"num_tokens": "error", "total_steps": "error"}
-"""The rest of BUDGET is a warning."""
 
 
 def budget_of(run: Run, key: str) -> Any:
@@ -34,8 +31,7 @@ def unequal_budget(key: str, comparison: Comparison) -> Found:
         yield f"{sentence}.", [run for run in comparison.compared if values[id(run)] is not None]
 
 
-BUDGET_CODES = {"num_tokens": "budget-tokens", "total_steps": "budget-steps"}
-ABOUT_BUDGET = {
+UNEQUAL = {
     "num_tokens": "Compared runs were trained on different numbers of tokens; the sweep may not vary them unseen.",
     "total_steps": "Compared runs took different numbers of steps; the sweep may not vary them unseen.",
     "batch_size": "Compared runs differ in tokens per step, which the sweep does not vary.",
@@ -47,40 +43,29 @@ ABOUT_BUDGET = {
     "data_seed": "Compared runs saw the data in different orders, which the sweep does not vary.",
     "recon": "Compared runs minimise different forms of the reconstruction loss, so their losses do not compare.",
 }
-USUAL = "train the others with the same value, or vary it on purpose in one sweep"
+"""Key of BUDGET -> what its rule, budget-KEY, guards against."""
+ERRORS = {"num_tokens": "budget-tokens", "total_steps": "budget-steps"}
+"""Those that are errors, with their codes; the others are warnings."""
 MEND = {
     "num_tokens": "train them on the same number of tokens",
     "total_steps": "train them for the same number of steps",
     "recon": "compare fvu, or train them with one form",
 }
-"""What to do about unequal budgets."""
-for _key, _about in ABOUT_BUDGET.items():
-    _code = BUDGET_CODES.get(_key, f"budget-{_key.replace('_', '-')}")
-    RULES.append(
-        Rule(_code, LEVEL_OF.get(_key, "warning"), _about, MEND.get(_key, USUAL), partial(unequal_budget, _key))
-    )
+USUAL = "train the others with the same value, or vary it on purpose in one sweep"
+for _key, _about in UNEQUAL.items():
+    _code, _level = ERRORS.get(_key, f"budget-{_key.replace('_', '-')}"), "error" if _key in ERRORS else "warning"
+    RULES.append(Rule(_code, _level, MEND.get(_key, USUAL), False, _about, partial(unequal_budget, _key)))
 
 
-@RULES.add(
-    "budget-recorded",
-    "warning",
-    "Runs keep an earlier record's budget on purpose, which is not the one of the runs beside them.",
-    "they reproduce the record; draw conclusions from the other runs",
-)
+@RULES.add("budget-recorded", "warning", "they reproduce the record; draw conclusions from the other runs")
 def recorded_budgets(comparison: Comparison) -> Found:
+    """Runs keep an earlier record's budget on purpose, which is not the one of the runs beside them."""
     keeping = [run for run in comparison.measured if run.as_recorded]
-    differing = [
-        found
-        for key in BUDGET
-        if (
-            found := kept_values(
-                key,
-                (budget_of(run, key) for run in keeping),
-                (budget_of(run, key) for run in comparison.measured),
-                comparison.varied,
-            )
-        )
-    ]
+    differing = []
+    for key in BUDGET:
+        kept, all_values = ([budget_of(run, key) for run in runs] for runs in (keeping, comparison.measured))
+        if found := kept_values(key, kept, all_values, comparison.varied):
+            differing.append(found)
     if differing:
         yield f"the runs tagged {AS_RECORDED} keep the budgets of their record: {'; '.join(differing)}.", keeping
 
@@ -89,13 +74,9 @@ NEAR = 1.5
 """L0 of two runs at matched sparsity differ by at most this factor."""
 
 
-@RULES.add(
-    "no-control",
-    "warning",
-    "No baseline has the sparsity of the runs that it is compared with, so nothing shows what their method changes.",
-    "train a baseline at their L0",
-)
+@RULES.add("no-control", "warning", "train a baseline at their L0")
 def no_control(comparison: Comparison) -> Found:
+    """No baseline has the sparsity of the runs that it is compared with, so nothing shows what their method changes."""
     controls = [(run, l0) for run in comparison.baselines if (l0 := run.metrics.get("l0"))]
     alone = [
         run
@@ -114,20 +95,13 @@ def no_control(comparison: Comparison) -> Found:
         )
 
 
-@RULES.add(
-    "budget-seeds",
-    "warning",
-    "Some configurations were repeated with other seeds than others.",
-    "train each with the same seeds",
-)
+@RULES.add("budget-seeds", "warning", "train each with the same seeds")
 def seed_policy(comparison: Comparison) -> Found:
-    kinds: dict[frozenset[Any], list[list[Run]]] = {}
-    for group in comparison.configurations:
-        seeds = frozenset(run.config["seed"] for run in group if run.config.get("seed") is not None)
-        if seeds:
-            kinds.setdefault(seeds, []).append(group)
+    """Some configurations were repeated with other seeds than others."""
+    seeds = (frozenset(run.config.get("seed") for run in group) - {None} for group in comparison.configurations)
+    kinds = grouped((own, group) for own, group in zip(seeds, comparison.configurations, strict=True) if own)
     if len(kinds) > 1:
-        listed = ["{" + ", ".join(map(str, sorted(seeds, key=str))) + "}" for seeds in kinds]
+        listed = ["{" + ", ".join(map(str, sorted(own, key=str))) + "}" for own in kinds]
         shown = ", ".join(listed[:4]) + (", ..." if len(listed) > 4 else "")
         yield (
             f"the configurations were repeated with different seeds ({shown}): they do not compare.",

@@ -3,11 +3,11 @@
 import math
 import re
 from functools import lru_cache
-from typing import Any
 
 from analysis.auditing.comparison import Comparison
 from analysis.auditing.rules.rule import Found, Rules
 from analysis.auditing.run import Run
+from analysis.grouped import grouped
 from analysis.metrics import HEADLINES, direction
 from analysis.text import cell
 from sae_sweeps.config.evaluations import BUILTIN
@@ -26,19 +26,11 @@ RESULTS = (
 PROBE = re.compile(rf"({BUILTIN})?sae_top_(\d+)_test_accuracy")
 
 
-@RULES.add(
-    "identical",
-    "warning",
-    "Different configurations have identical results: the key between them does nothing.",
-    "check that the key reaches the loss",
-)
+@RULES.add("identical", "warning", "check that the key reaches the loss")
 def identical(comparison: Comparison) -> Found:
-    found: dict[tuple[Any, ...], list[Run]] = {}
-    for run in comparison.measured:
-        values = tuple(run.metrics.get(name) for name in RESULTS)
-        if any(value is not None for value in values) and run.steps != 0:
-            found.setdefault(values, []).append(run)
-    for runs in found.values():
+    """Different configurations have identical results: the key between them does nothing."""
+    trained = [run for run in comparison.measured if run.steps != 0 and any(name in run.metrics for name in RESULTS)]
+    for runs in grouped((tuple(run.metrics.get(name) for name in RESULTS), run) for run in trained).values():
         keys = [key for key in (*comparison.method_keys, "seed") if len({run.config.get(key) for run in runs}) > 1]
         if len({run.run_id for run in runs}) > 1 and (keys or comparison.imported):
             name, value = next((name, runs[0].metrics[name]) for name in RESULTS if name in runs[0].metrics)
@@ -49,13 +41,9 @@ def identical(comparison: Comparison) -> Found:
             yield f"identical results ({name} {value:.7g}) {why if keys else 'of runs described as different'}.", runs
 
 
-@RULES.add(
-    "floor",
-    "warning",
-    "A metric is at its floor in every run, so it separates no runs.",
-    "draw no conclusion from it, or choose settings that lift a baseline above it",
-)
+@RULES.add("floor", "warning", "draw no conclusion from it, or choose settings that lift a baseline above it")
 def at_floor(comparison: Comparison) -> Found:
+    """A metric is at its floor in every run, so it separates no runs."""
     for metric in dict.fromkeys(name for run in comparison.measured for name in run.metrics):
         floor = floor_of(metric.removeprefix(BUILTIN))
         having = [run for run in comparison.measured if metric in run.metrics] if floor is not None else []
@@ -70,13 +58,9 @@ def floor_of(metric: str) -> float | None:
     return next((floor for pattern, floor in FLOORS.items() if fnmatchcase(metric, pattern)), None)
 
 
-@RULES.add(
-    "single-seed",
-    "warning",
-    "Configurations with one seed: a difference between them may be chance.",
-    "repeat each with three seeds",
-)
+@RULES.add("single-seed", "warning", "repeat each with three seeds")
 def single_seed(comparison: Comparison) -> Found:
+    """Configurations with one seed: a difference between them may be chance."""
     groups = comparison.configurations
     single = [run for group in groups if len(group) == 1 for run in group]
     if len(groups) > 1 and single:
@@ -84,13 +68,9 @@ def single_seed(comparison: Comparison) -> Found:
         yield f"{many} a single seed, so their differences may be chance.", single
 
 
-@RULES.add(
-    "within-seeds",
-    "note",
-    "The best configuration differs from others by no more than their seeds do (Welch's t).",
-    "call them equal, or add seeds",
-)
+@RULES.add("within-seeds", "note", "call them equal, or add seeds")
 def within_seeds(comparison: Comparison) -> Found:
+    """The best configuration differs from others by no more than their seeds do (Welch's t)."""
     groups = [group for group in comparison.configurations if len(group) > 1]
     if len(groups) < 2:
         return
@@ -135,13 +115,9 @@ def welch(sample: list[float], others: list[list[float]]) -> list[float]:
         return [float(p) for p in np.where(total > 0, 2 * stdtr(df, -t), np.where(mean == other[:, 0], np.nan, 0.0))]
 
 
-@RULES.add(
-    "probe-below",
-    "note",
-    "Probes on the SAE's features are worse than probes on as many dimensions of the activations.",
-    "show both beside each other",
-)
+@RULES.add("probe-below", "note", "show both beside each other")
 def probes_below(comparison: Comparison) -> Found:
+    """Probes on the SAE's features are worse than probes on as many dimensions of the activations."""
     below: dict[str, list[int]] = {}
     runs: list[Run] = []
     for run in comparison.measured:

@@ -8,8 +8,9 @@ from typing import Any
 
 from analysis.auditing.comparison import Comparison
 from analysis.auditing.finding import joined, run_names
-from analysis.auditing.rules.rule import Found, Rules, by_sentence
+from analysis.auditing.rules.rule import Found, Rules
 from analysis.auditing.run import Run
+from analysis.grouped import grouped
 from analysis.metrics import JUDGED
 from sae_sweeps.config.evaluations import BUILTIN
 from sae_sweeps.config.hooks import hook_name
@@ -37,23 +38,18 @@ KINDS = {
 @RULES.add(
     "eval-layer",
     "error",
-    "An SAE was evaluated on another layer than it was trained on.",
     "evaluate it again on the layer that it was trained on, and leave these scores out until then",
+    each="runs",
 )
-def other_layer(comparison: Comparison) -> Found:
-    yield from by_sentence(
-        (run, sentence)
-        for run in comparison.runs
-        for sentence in (imported_layers(run) if run.source else hooks_of(run))
-    )
+def other_layer(run: Run) -> Iterator[str]:
+    """An SAE was evaluated on another layer than it was trained on."""
+    return imported_layers(run) if run.source else hooks_of(run)
 
 
 def imported_layers(run: Run) -> Iterator[str]:
     trained = run.config.get("layer.index")
-    layers: dict[Any, list[str]] = {}
-    for name, how in run.evaluations.items():
-        if how.get("layer") is not None:
-            layers.setdefault(how["layer"], []).append(name)
+    evaluations = run.evaluations.items()
+    layers = grouped((how["layer"], name) for name, how in evaluations if how.get("layer") is not None)
     if not layers and run.config.get("eval.layer") is not None:
         layers = {run.config["eval.layer"]: []}
     others = sorted((pair for pair in layers.items() if pair[0] != trained), key=str)
@@ -71,48 +67,37 @@ def hooks_of(run: Run) -> Iterator[str]:
     if run.config.get("model") == "synthetic" or trained is None:
         return
     here = hook_name(LayerConfig(str(run.config.get("layer.hook")), int(trained)))
-    found: dict[tuple[str, str], list[str]] = {}
-    for name, how in run.evaluations.items():
+
+    def pair(how: dict[str, Any]) -> tuple[str, str]:
         own = how.get("sae_hook", here)
-        pair = (here, own) if run.evidence.is_run else (own, how.get("hook", here))
-        if pair[0] != pair[1]:
-            found.setdefault(pair, []).append(name)
-    for (of_training, of_evaluation), names in found.items():
-        yield f"trained on {of_training}, evaluated ({', '.join(names)}) on {of_evaluation}."
+        return (here, own) if run.evidence.is_run else (own, how.get("hook", here))
+
+    for (of_training, of_evaluation), names in grouped((pair(h), name) for name, h in run.evaluations.items()).items():
+        if of_training != of_evaluation:
+            yield f"trained on {of_training}, evaluated ({', '.join(names)}) on {of_evaluation}."
 
 
-@RULES.add(
-    "eval-model",
-    "error",
-    "An SAE was evaluated on another model than it was trained on.",
-    "evaluate it on the model that it was trained on, or name both beside the score",
-)
+def on_another_model(run: Run, usual: str | None, sibling: bool) -> Iterator[tuple[str, str, str]]:
+    """(model of the training, evaluations, model of the evaluations); `sibling`: its instruction-tuned one, or not."""
+    for (trained, judged), names in models_of(run, usual).items():
+        if is_sibling(trained, judged) == sibling:
+            yield trained, f" ({', '.join(sorted(names))})" if 0 < len(names) < len(run.evaluations) else "", judged
+
+
+@RULES.add("eval-model", "error", "evaluate it on the model that it was trained on, or name both beside the score")
 def other_model(comparison: Comparison) -> Found:
-    yield from by_sentence(
-        (run, f"trained on model {trained}, evaluated{in_names(run, names)} on {judged}.")
-        for run in comparison.runs
-        for (trained, judged), names in models_of(run, comparison.model).items()
-        if not is_sibling(trained, judged)
-    )
+    """An SAE was evaluated on another model than it was trained on."""
+    for run in comparison.runs:
+        for trained, names, judged in on_another_model(run, comparison.model, False):
+            yield f"trained on model {trained}, evaluated{names} on {judged}.", [run]
 
 
-@RULES.add(
-    "eval-sibling",
-    "note",
-    "An SAE was evaluated on the instruction-tuned sibling of the model that it was trained on.",
-    "name both models beside the score",
-)
+@RULES.add("eval-sibling", "note", "name both models beside the score")
 def sibling_model(comparison: Comparison) -> Found:
-    yield from by_sentence(
-        (run, f"trained on {trained}, evaluated{in_names(run, names)} on its instruction-tuned sibling {judged}.")
-        for run in comparison.runs
-        for (trained, judged), names in models_of(run, comparison.model).items()
-        if is_sibling(trained, judged)
-    )
-
-
-def in_names(run: Run, names: list[str]) -> str:
-    return f" ({', '.join(sorted(names))})" if 0 < len(names) < len(run.evaluations) else ""
+    """An SAE was evaluated on the instruction-tuned sibling of the model that it was trained on."""
+    for run in comparison.runs:
+        for trained, names, judged in on_another_model(run, comparison.model, True):
+            yield f"trained on {trained}, evaluated{names} on its instruction-tuned sibling {judged}.", [run]
 
 
 def models_of(run: Run, usual: str | None) -> dict[tuple[str, str], list[str]]:
@@ -154,31 +139,18 @@ def is_sibling(trained: str, judged: str) -> bool:
     return re.sub(SIBLING, "", name, flags=re.IGNORECASE) == base != name
 
 
-@RULES.add(
-    "shared-eval",
-    "error",
-    "One evaluation is shown as the result of several runs.",
-    "it measured one SAE: count it once, and evaluate the others",
-    across=True,
-)
+@RULES.add("shared-eval", "error", "it measured one SAE: count it once, and evaluate the others", across=True)
 def shared_evaluation(comparison: Comparison) -> Found:
-    found: dict[tuple[str, str], list[Run]] = {}
-    for run in comparison.runs:
-        for name, how in run.evaluations.items():
-            if how.get("eval_id"):
-                found.setdefault((how["eval_id"], name), []).append(run)
-    for (eval_id, name), runs in found.items():
+    """One evaluation is shown as the result of several runs."""
+    evaluations = ((run, name, how.get("eval_id")) for run in comparison.runs for name, how in run.evaluations.items())
+    for (eval_id, name), runs in grouped(((own, name), run) for run, name, own in evaluations if own).items():
         if len({run.run_id for run in runs}) > 1:
             yield f"the {name} of these runs is one evaluation (eval_id {eval_id[:8]}).", runs
 
 
-@RULES.add(
-    "nothing-shared",
-    "error",
-    "No evaluation is recorded of both a baseline and another run.",
-    "run the same evaluations on all of them",
-)
+@RULES.add("nothing-shared", "error", "run the same evaluations on all of them")
 def nothing_shared(comparison: Comparison) -> Found:
+    """No evaluation is recorded of both a baseline and another run."""
     first = kinds_of_all(comparison.baselines)
     second = kinds_of_all(comparison.others)
     if first and second and not set(first) & set(second):
@@ -188,19 +160,12 @@ def nothing_shared(comparison: Comparison) -> Found:
         )
 
 
-@RULES.add(
-    "eval-missing",
-    "warning",
-    "An evaluation is recorded of some of the compared runs only.",
-    "run the same evaluations on all of them",
-)
+@RULES.add("eval-missing", "warning", "run the same evaluations on all of them")
 def missing_evaluations(comparison: Comparison) -> Found:
+    """An evaluation is recorded of some of the compared runs only."""
     runs = [run for run in comparison.compared if run.study or run.state == "completed"]
-    without: dict[tuple[str, ...], list[str]] = {}
-    for kind in kinds_of_all(runs):
-        having = tuple(run.name for run in runs if kind in kinds_of(run))
-        if len(having) < len(runs):
-            without.setdefault(having, []).append(kind)
+    names = {kind: tuple(run.name for run in runs if kind in kinds_of(run)) for kind in kinds_of_all(runs)}
+    without = grouped((having, kind) for kind, having in names.items() if len(having) < len(runs))
     if without and not list(nothing_shared(comparison)):
         listed = (
             f"{joined(kinds)} {'are' if len(kinds) > 1 else 'is'} recorded of "
@@ -226,25 +191,18 @@ def kinds_of_all(runs: list[Run]) -> list[str]:
     return [kind for kind in KINDS if kind in found]
 
 
-@RULES.add("stale-eval", "warning", "An evaluation is older than the weights that it is shown for.")
-def stale_evaluation(comparison: Comparison) -> Found:
-    for run in comparison.measured:
-        weights = run.evidence.weights
-        if weights is None:
-            continue
-        old = [name for name, at in run.evidence.evaluations.items() if at.st_mtime + STALE_S < weights.st_mtime]
-        if old:
-            yield f"the weights were written after {', '.join(old)}: evaluate again.", [run]
+@RULES.add("stale-eval", "warning", each="measured")
+def stale_evaluation(run: Run) -> str | None:
+    """An evaluation is older than the weights that it is shown for."""
+    written = run.evidence.weights and run.evidence.weights.st_mtime
+    times = run.evidence.evaluations.items() if written else ()
+    old = [name for name, at in times if written and at.st_mtime + STALE_S < written]
+    return f"the weights were written after {', '.join(old)}: evaluate again." if old else None
 
 
-@RULES.add(
-    "builtin-beside",
-    "warning",
-    "Scores on built-in data are listed beside scores on SAEBench's.",
-    "show them in tables of their own",
-    across=True,
-)
+@RULES.add("builtin-beside", "warning", "show them in tables of their own", across=True)
 def builtin_beside(comparison: Comparison) -> Found:
+    """Scores on built-in data are listed beside scores on SAEBench's."""
     for metric in JUDGED:
         ours = [run for run in comparison.measured if BUILTIN + metric in run.metrics]
         theirs = [run for run in comparison.measured if metric in run.metrics]
@@ -252,13 +210,9 @@ def builtin_beside(comparison: Comparison) -> Found:
             yield f"{BUILTIN}{metric} is on built-in data and does not compare with {metric}.", [*ours, *theirs]
 
 
-@RULES.add(
-    "other-classes",
-    "warning",
-    "A score is a mean over other classes in one run than in another.",
-    "compare the classes that all of them have",
-)
+@RULES.add("other-classes", "warning", "compare the classes that all of them have")
 def other_classes(comparison: Comparison) -> Found:
+    """A score is a mean over other classes in one run than in another."""
     for kind in dict.fromkeys(name for run in comparison.runs for name in run.recorded.details):
         having = [run for run in comparison.runs if kind in run.recorded.details]
         classes = [set(map(class_of, run.recorded.details[kind])) for run in having]
@@ -277,24 +231,16 @@ def class_of(detail: dict[str, Any]) -> str:
     return str(detail.get("first_letter") or detail.get("dataset_name") or "")
 
 
-@RULES.add(
-    "eval-version",
-    "note",
-    "Evaluations of one study were made with different versions of SAEBench.",
-    "name the versions",
-)
+@RULES.add("eval-version", "note", "name the versions")
 def versions(comparison: Comparison) -> Found:
-    found: dict[str, list[Run]] = {}
-    for run in comparison.runs:
-        for how in run.evaluations.values():
-            if how.get("commit"):
-                found.setdefault(str(how["commit"])[:7], []).append(run)
+    """Evaluations of one study were made with different versions of SAEBench."""
+    made_with = ((str(how.get("commit") or "")[:7], run) for run in comparison.runs for how in run.evaluations.values())
+    found = grouped((version, run) for version, run in made_with if version)
     if len(found) > 1:
         yield f"evaluated with {len(found)} versions of SAEBench ({', '.join(found)}).", sum(found.values(), [])
 
 
-@RULES.add("reported", "note", "Imported figures are as reported; they were not measured by this project.")
-def reported(comparison: Comparison) -> Found:
-    sources = dict.fromkeys(run.source for run in comparison.runs if run.source)
-    for source in sources:
-        yield f"{source}, not measured here.", [run for run in comparison.runs if run.source == source]
+@RULES.add("reported", "note", each="runs")
+def reported(run: Run) -> str | None:
+    """Imported figures are as reported; they were not measured by this project."""
+    return f"{run.source}, not measured here." if run.source else None

@@ -7,28 +7,24 @@ from typing import Any
 
 from analysis.auditing.comparison import Comparison
 from analysis.auditing.finding import joined, run_names
-from analysis.auditing.rules.rule import Found, Rules, by_run, by_sentence
-from analysis.auditing.run import Run, number
+from analysis.auditing.rules.rule import Found, Rules
+from analysis.auditing.run import Run
+from analysis.grouped import grouped
 from sae_sweeps.storage.budget import listed
 
 RULES = Rules()
 
 
-@RULES.add(
-    "alone", "warning", "An imported study has a single run.", "there is nothing to compare it with: run the others"
-)
+@RULES.add("alone", "warning", "there is nothing to compare it with: run the others")
 def alone(comparison: Comparison) -> Found:
+    """An imported study has a single run."""
     if comparison.imported and len(comparison.runs) == 1:
         yield "the only run of its study.", comparison.runs
 
 
-@RULES.add(
-    "run-missing",
-    "warning",
-    "The numbers of an imported study's runs have a gap.",
-    "find its results, or record why it has none",
-)
+@RULES.add("run-missing", "warning", "find its results, or record why it has none")
 def missing_run(comparison: Comparison) -> Found:
+    """The numbers of an imported study's runs have a gap."""
     places = {run.place for run in comparison.runs if run.place is not None}
     gap = [str(place) for place in range(min(places, default=0), max(places, default=0)) if place not in places]
     if gap:
@@ -38,27 +34,19 @@ def missing_run(comparison: Comparison) -> Found:
 @RULES.add(
     "unrecorded",
     "warning",
-    "Steps or final loss of an imported run are not recorded.",
     "find the logs, or train again: without them it is unknown how far training went",
+    each="measured",
 )
-def unrecorded(comparison: Comparison) -> Found:
-    trained = (run for run in comparison.runs if run.study and run.measured and run.steps != 0)
-    return by_run(trained, missing_of_training)
-
-
-def missing_of_training(run: Run) -> str | None:
+def unrecorded(run: Run) -> str | None:
+    """Steps or final loss of an imported run are not recorded."""
     missing = ["steps"] * (run.steps is None)
     missing += ["final loss"] * ("final_loss" not in run.metrics and not run.diverged)
-    return f"no {' and no '.join(missing)} recorded." if missing else None
+    return f"no {' and no '.join(missing)} recorded." if missing and run.study and run.steps != 0 else None
 
 
-@RULES.add(
-    "method-unrecorded",
-    "warning",
-    "The config of an imported run that is no baseline has no penalty.",
-    "record the penalty's settings and its loss",
-)
+@RULES.add("method-unrecorded", "warning", "record the penalty's settings and its loss")
 def unrecorded_method(comparison: Comparison) -> Found:
+    """The config of an imported run that is no baseline has no penalty."""
     runs = [
         run
         for run in comparison.others
@@ -71,13 +59,9 @@ def unrecorded_method(comparison: Comparison) -> Found:
 METHOD = re.compile(r"(penalty|schedule|group_layer)(\.|$)")
 
 
-@RULES.add(
-    "confounded",
-    "note",
-    "An imported run differs from the one before it in several settings at once.",
-    "change one at a time",
-)
+@RULES.add("confounded", "note", "change one at a time")
 def confounded(comparison: Comparison) -> Found:
+    """An imported run differs from the one before it in several settings at once."""
     runs = [run for run in comparison.others if run.place is not None]
     for before, run in pairwise(sorted(runs, key=lambda run: run.place or 0)):
         keys = [
@@ -96,13 +80,9 @@ def confounded(comparison: Comparison) -> Found:
             )
 
 
-@RULES.add(
-    "loss-only",
-    "warning",
-    "The final loss is the one figure that a baseline and other runs share, and it contains the penalty.",
-    "evaluate the others as the baseline was, and compare fvu at matched L0",
-)
+@RULES.add("loss-only", "warning", "evaluate the others as the baseline was, and compare fvu at matched L0")
 def loss_only(comparison: Comparison) -> Found:
+    """The final loss is the one figure that a baseline and other runs share, and it contains the penalty."""
     first = {name for run in comparison.baselines for name in run.metrics}
     runs = [run for run in comparison.others if "final_loss" in run.metrics]
     shared = {name for run in runs for name in run.metrics} & first - {"steps", "tokens"}
@@ -113,14 +93,11 @@ def loss_only(comparison: Comparison) -> Found:
         yield "final_loss is all that separates them from the baseline, and it contains each one's own penalty.", runs
 
 
-@RULES.add(
-    "recon-unknown", "note", "An imported run's form of the reconstruction loss is not recorded.", "record train.recon"
-)
+@RULES.add("recon-unknown", "note", "record train.recon")
 def unknown_form(comparison: Comparison) -> Found:
-    found: dict[str, list[tuple[Run, str]]] = {}
-    for run in comparison.runs:
-        if run.study and run.config.get("train.recon") is None and (fit := fitting_form(run)):
-            found.setdefault(fit[0], []).append((run, fit[1]))
+    """An imported run's form of the reconstruction loss is not recorded."""
+    runs = [run for run in comparison.runs if run.study and run.config.get("train.recon") is None]
+    found = grouped((fit[0], (run, fit[1])) for run in runs if (fit := fitting_form(run)))
     for form, fits in found.items():
         yield (
             f"the form of the reconstruction loss is not recorded; the figures fit {form} ({fits[0][1]}).",
@@ -133,14 +110,10 @@ def fitting_form(run: Run) -> tuple[str, str] | None:
 
     The forms are `squared`, the squared error summed over d_in, and `norm`, its root; the error is the evaluation's.
     """
-    loss, mse, d_in = (
-        run.metrics.get("final_loss"),
-        run.metrics.get("mse"),
-        number(run.config.get("layer.d_in") or run.config.get("model.d_in")),
-    )
+    loss, mse, d_in = run.metrics.get("final_loss"), run.metrics.get("mse"), run.d_in
     if loss is None or mse is None or d_in is None:
         return None
-    weight = number(run.config.get("architecture.l1_penalty")) if has_l1(run) else 0.0
+    weight = run.number("architecture.l1_penalty") if has_l1(run) else 0.0
     rest = loss - (weight or 0.0) * run.metrics.get("l1", 0.0)
     forms = {"squared": mse * d_in, "norm": math.sqrt(mse * d_in)}
     if min(rest, *forms.values()) <= 0:
@@ -154,10 +127,9 @@ def has_l1(run: Run) -> bool:
     return str(run.config.get("architecture", "")).lower() not in ("topk", "batch_topk")
 
 
-@RULES.add(
-    "unread", "warning", "An import could not read what looks like a figure.", "correct the notes and import again"
-)
+@RULES.add("unread", "warning", "correct the notes and import again")
 def unread(comparison: Comparison) -> Found:
+    """An import could not read what looks like a figure."""
     parts = [(run, part) for run in comparison.runs for part in run.recorded.unread]
     if parts:
         shown = joined(f"line {part.get('line')} (`{str(part.get('text', ''))[:40]}`)" for _, part in parts[:4])
@@ -165,21 +137,15 @@ def unread(comparison: Comparison) -> Found:
         yield f"could not be read: {shown}{more}.", [run for run, _ in parts]
 
 
-@RULES.add(
-    "moved", "note", "An import gave results to another run than the one whose heading they are under.", "check it"
-)
-def moved(comparison: Comparison) -> Found:
-    yield from by_sentence((run, run.recorded.moved) for run in comparison.runs if run.recorded.moved)
+@RULES.add("moved", "note", "check it", each="runs")
+def moved(run: Run) -> str | None:
+    """An import gave results to another run than the one whose heading they are under."""
+    return run.recorded.moved or None
 
 
-@RULES.add(
-    "studies-differ",
-    "warning",
-    "Runs of several studies are shown together that differ in model, layer, size or steps.",
-    "compare runs within one study only",
-    across=True,
-)
+@RULES.add("studies-differ", "warning", "compare runs within one study only", across=True)
 def studies_differ(comparison: Comparison) -> Found:
+    """Runs of several studies are shown together that differ in model, layer, size or steps."""
     from analysis.auditing.rules.budgets import budget_of
 
     def value(run: Run, key: str) -> Any:

@@ -39,28 +39,25 @@ OF_OTHERS = re.compile(r"\brecords?\b|\brecorded\b|\bearlier\b|\bthe paper\b", r
 CORRECT = "correct the text"
 
 
-@RULES.add("prose-number", "warning", "The description or title gives a number that is not the recorded one.", CORRECT)
-def prose_number(comparison: Comparison) -> Found:
-    for run in comparison.runs:
-        text = " ".join(part for part in sentences(f"{run.title}. {run.description}") if not OF_OTHERS.search(part))
-        for key, pattern in MENTIONS.items():
-            recorded = [
-                value
-                for value in map(number, (run.config.get(key), run.steps if key == "steps" else run.metrics.get(key)))
-                if value is not None
-            ]
-            written = re.findall(pattern, text, re.IGNORECASE) if recorded else []
-            if written and not any(agrees(number_text, value) for number_text in written for value in recorded):
-                name = key.rpartition(".")[2].replace("index", "layer")
-                yield f"its text has {name} {written[0]}, its record {recorded[0]:g}.", [run]
+@RULES.add("prose-number", "warning", CORRECT, each="runs")
+def prose_number(run: Run) -> Iterator[str]:
+    """The description or title gives a number that is not the recorded one."""
+    text = " ".join(part for part in sentences(f"{run.title}. {run.description}") if not OF_OTHERS.search(part))
+    for key, pattern in MENTIONS.items():
+        values = (run.number(key), number(run.steps if key == "steps" else run.metrics.get(key)))
+        recorded = [value for value in values if value is not None]
+        written = re.findall(pattern, text, re.IGNORECASE) if recorded else []
+        if written and not any(agrees(number_text, value) for number_text in written for value in recorded):
+            name = key.rpartition(".")[2].replace("index", "layer")
+            yield f"its text has {name} {written[0]}, its record {recorded[0]:g}."
 
 
-@RULES.add("prose-stable", "error", "A text praises a run as stable or converged whose loss is not a number.", CORRECT)
+@RULES.add("prose-stable", "error", CORRECT)
 def praised(comparison: Comparison) -> Found:
+    """A text praises a run as stable or converged whose loss is not a number."""
     diverged = [run for run in comparison.runs if run.diverged]
     for run in diverged:
-        word = next(filter(None, map(praise, own_sentences(run))), None)
-        if word:
+        if word := own_praise(run):
             yield f"its text has `{word}`, its loss is not a number.", [run]
     for sentence, line in statements(comparison):
         word = praise(sentence)
@@ -69,8 +66,9 @@ def praised(comparison: Comparison) -> Found:
             yield f"the study's text (line {line} on) has `{word}` of it, its loss is not a number.", named
 
 
-@RULES.add("prose-range", "error", "A text gives a range for all runs in which some are not.", CORRECT)
+@RULES.add("prose-range", "error", CORRECT)
 def out_of_range(comparison: Comparison) -> Found:
+    """A text gives a range for all runs in which some are not."""
     for sentence, line in statements(comparison):
         span, named = RANGE.search(sentence), metrics_named(sentence)
         if not span or not EVERY.search(sentence) or len(named) != 1:
@@ -94,10 +92,9 @@ def out_of_range(comparison: Comparison) -> Found:
             )
 
 
-@RULES.add(
-    "prose-run", "warning", "A text names a run of which there is no result.", "run it, or take it out of the text"
-)
+@RULES.add("prose-run", "warning", "run it, or take it out of the text")
 def no_such_run(comparison: Comparison) -> Found:
+    """A text names a run of which there is no result."""
     places = {run.place for run in comparison.runs} - {None}
     if not places:
         return
@@ -127,8 +124,9 @@ SIMILAR = 0.05
 """Two figures that are called similar differ by at most this share of the larger."""
 
 
-@RULES.add("prose-improved", "warning", "A text calls a figure better, higher, lower or similar which is not.", CORRECT)
+@RULES.add("prose-improved", "warning", CORRECT)
 def claimed_wrongly(comparison: Comparison) -> Found:
+    """A text calls a figure better, higher, lower or similar which is not."""
     for run, claim, metric, other in claims(comparison):
         if not holds(claim, metric, run.metrics[metric], other.metrics[metric]):
             yield (
@@ -138,10 +136,9 @@ def claimed_wrongly(comparison: Comparison) -> Found:
             )
 
 
-@RULES.add(
-    "prose-baseline", "note", "A text calls a figure an improvement that is worse than the baseline's.", "write both"
-)
+@RULES.add("prose-baseline", "note", "write both")
 def improved_below_baseline(comparison: Comparison) -> Found:
+    """A text calls a figure an improvement that is worse than the baseline's."""
     for run, claim, metric, other in claims(comparison):
         value = run.metrics[metric]
         base = next((first.metrics.get(metric) for first in comparison.baselines if first not in (other, run)), None)
@@ -183,27 +180,20 @@ UNCHANGED = re.compile(
 ACROSS = re.compile(r"\bconsisten\w+", re.I)
 
 
-@RULES.add(
-    "prose-unmeasured",
-    "warning",
-    "A text gives a finding without the figures that it would follow from.",
-    "record the figures, or take it out of the text",
-)
+@RULES.add("prose-unmeasured", "warning", "record the figures, or take it out of the text")
 def unmeasured(comparison: Comparison) -> Found:
+    """A text gives a finding without the figures that it would follow from."""
     if not comparison.imported:
         return
-    found: dict[str, list[Run]] = {}
     of_baselines = {name for run in comparison.baselines for name in run.metrics}
     for run in comparison.runs:
         words = next((UNCHANGED.search(text) for text in own_sentences(run) if UNCHANGED.search(text)), None)
         missing = of_baselines - set(run.metrics) - {"steps", "tokens"}
         if words and len(missing) > 1 and not run.diverged:
             lacking = f"{len(missing)} metrics of the baseline are not recorded"
-            found.setdefault(f"its text calls other metrics {words[1]}, but {lacking}.", []).append(run)
-        word = next(filter(None, map(praise, own_sentences(run))), None)
-        if word and not run.diverged and "final_loss" not in run.metrics:
-            found.setdefault(f"its text has `{word}`, and no loss of it is recorded.", []).append(run)
-    yield from found.items()
+            yield f"its text calls other metrics {words[1]}, but {lacking}.", [run]
+        if (word := own_praise(run)) and not run.diverged and "final_loss" not in run.metrics:
+            yield f"its text has `{word}`, and no loss of it is recorded.", [run]
     having = {metric: [run for run in comparison.measured if metric in run.metrics] for metric in WORDS}
     spoken: dict[str, int] = {}
     for sentence, line in statements(comparison):
@@ -224,8 +214,9 @@ def unmeasured(comparison: Comparison) -> Found:
 FAMILIES = ("pythia", "gemma", "gpt2", "gpt-2", "llama", "mistral", "qwen")
 
 
-@RULES.add("prose-model", "warning", "The plan of a study names a model that none of its runs used.", CORRECT)
+@RULES.add("prose-model", "warning", CORRECT)
 def other_model_planned(comparison: Comparison) -> Found:
+    """The plan of a study names a model that none of its runs used."""
     text = f"{comparison.notes.title}. {comparison.notes.experiment}"
     used = dict.fromkeys(str(run.config["model"]) for run in comparison.runs if run.config.get("model"))
     named = [m[0] for m in re.finditer(rf"\b(?:{'|'.join(FAMILIES)})[\w.-]*", text, re.IGNORECASE)]
@@ -249,13 +240,9 @@ MEASURES = {
 """Measures by the words of a plan, with the names of their metrics."""
 
 
-@RULES.add(
-    "announced",
-    "note",
-    "The plan of a study names a measure that is recorded of none of its runs.",
-    "measure it, or take it out of the plan",
-)
+@RULES.add("announced", "note", "measure it, or take it out of the plan")
 def announced(comparison: Comparison) -> Found:
+    """The plan of a study names a measure that is recorded of none of its runs."""
     from fnmatch import fnmatchcase
 
     metrics = {name for run in comparison.runs for name in (*run.metrics, *run.nulls)}
@@ -271,6 +258,11 @@ def announced(comparison: Comparison) -> Found:
 
 def own_sentences(run: Run) -> list[str]:
     return [*sentences(run.title), *sentences(run.description), *run.recorded.remarks.values()]
+
+
+def own_praise(run: Run) -> str | None:
+    """The first words with which a run's own text praises its training."""
+    return next(filter(None, map(praise, own_sentences(run))), None)
 
 
 def statements(comparison: Comparison) -> Iterator[tuple[str, int]]:

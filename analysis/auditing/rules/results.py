@@ -1,11 +1,14 @@
 """Rules that find runs without valid results: untrained, dead, dense, diverged, unfinished."""
 
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 
 from analysis.auditing.comparison import Comparison
-from analysis.auditing.rules.rule import Found, Rules, by_run, by_sentence
-from analysis.auditing.run import Run, number
+from analysis.auditing.rules.rule import Found, Rules
+from analysis.auditing.run import Run
+from analysis.grouped import grouped
+from sae_sweeps.config.data import TOP_VARIANCE
 
 RULES = Rules()
 
@@ -18,41 +21,22 @@ PERFECT = 0.999
 """A CE score that only an SAE which is not sparse reaches."""
 
 
-@RULES.add(
-    "never-trained",
-    "error",
-    "A run of 0 steps is compared with trained ones.",
-    "train it, or leave it out of every comparison",
-)
-def never_trained(comparison: Comparison) -> Found:
-    runs = [run for run in comparison.runs if run.steps == 0 and (run.measured or run.source)]
-    if runs:
-        yield "0 steps: never trained, so the numbers are those of initial weights.", runs
+@RULES.add("never-trained", "error", "train it, or leave it out of every comparison", each="runs")
+def never_trained(run: Run) -> str | None:
+    """A run of 0 steps is compared with trained ones."""
+    shown = run.steps == 0 and (run.measured or run.source)
+    return "0 steps: never trained, so the numbers are those of initial weights." if shown else None
 
 
-@RULES.add(
-    "one-step",
-    "error",
-    "A run of a single step is compared with trained ones.",
-    "train it, or leave it out of every comparison",
-)
-def one_step(comparison: Comparison) -> Found:
-    runs = [run for run in comparison.measured if run.steps == 1]
-    if runs:
-        yield "trained for 1 step.", runs
+@RULES.add("one-step", "error", "train it, or leave it out of every comparison", each="measured")
+def one_step(run: Run) -> str | None:
+    """A run of a single step is compared with trained ones."""
+    return "trained for 1 step." if run.steps == 1 else None
 
 
-@RULES.add(
-    "dead",
-    "error",
-    "The SAE is dead: L0 is 0, every probe is at exactly 0.5, or its output has no direction.",
-    "train it again: it is no baseline",
-)
-def dead(comparison: Comparison) -> Found:
-    return by_run(comparison.measured, signs_of_a_dead_sae)
-
-
-def signs_of_a_dead_sae(run: Run) -> str | None:
+@RULES.add("dead", "error", "train it again: it is no baseline", each="measured")
+def dead(run: Run) -> str | None:
+    """The SAE is dead: L0 is 0, every probe is at exactly 0.5, or its output has no direction."""
     probes = [value for name, value in run.metrics.items() if is_probe(name)]
     signs = ["L0 = 0"] * (run.metrics.get("l0") == 0)
     signs += ["every probe accuracy exactly 0.5"] * (len(probes) > 1 and set(probes) == {0.5})
@@ -67,11 +51,7 @@ def is_probe(metric: str) -> bool:
 
 def density(run: Run) -> str | None:
     """Why a run is not sparse, or None."""
-    l0, d_sae, d_in = (
-        run.metrics.get("l0"),
-        number(run.config.get("architecture.d_sae")),
-        number(run.config.get("layer.d_in") or run.config.get("model.d_in")),
-    )
+    l0, d_sae, d_in = run.metrics.get("l0"), run.number("architecture.d_sae"), run.d_in
     if l0 is None:
         return None
     if d_in is not None and l0 > d_in:
@@ -81,18 +61,11 @@ def density(run: Run) -> str | None:
     return None
 
 
-@RULES.add(
-    "not-sparse",
-    "warning",
-    "More than a tenth of the features, or more than d_in of them, fire on a token.",
-    "raise its sparsity term, or leave it out of comparisons with sparse SAEs",
-)
+@RULES.add("not-sparse", "warning", "raise its sparsity term, or leave it out of comparisons with sparse SAEs")
 def not_sparse(comparison: Comparison) -> Found:
-    found: dict[str, list[Run]] = {}
-    for run in comparison.measured:
-        if run.metrics.get("ce_loss_score", 0) < PERFECT and (why := density(run)):  # else it is an error, below
-            found.setdefault(why, []).append(run)
-    for why, runs in found.items():
+    """More than a tenth of the features, or more than d_in of them, fire on a token."""
+    below = (run for run in comparison.measured if run.metrics.get("ce_loss_score", 0) < PERFECT)  # else an error
+    for why, runs in grouped((why, run) for run in below if (why := density(run))).items():
         yield f"not sparse: {l0_of(runs)} {why}.", runs
 
 
@@ -102,51 +75,34 @@ def l0_of(runs: list[Run]) -> str:
     return f"L0 = {' to '.join([next(iter(shown)), *list(shown)[1:][-1:]])}"
 
 
-@RULES.add(
-    "not-overcomplete",
-    "note",
-    "A dictionary is no larger than the activations that it explains.",
-    "name the size beside the results",
-)
-def not_overcomplete(comparison: Comparison) -> Found:
-    return by_run(comparison.measured, small_dictionary)
-
-
-def small_dictionary(run: Run) -> str | None:
-    d_sae = number(run.config.get("architecture.d_sae"))
-    d_in = number(run.config.get("layer.d_in") or run.config.get("model.d_in"))
+@RULES.add("not-overcomplete", "note", "name the size beside the results", each="measured")
+def not_overcomplete(run: Run) -> str | None:
+    """A dictionary is no larger than the activations that it explains."""
+    d_sae, d_in = run.number("architecture.d_sae"), run.d_in
     if d_sae is None or d_in is None or d_sae > d_in:
         return None
     return f"d_sae = {d_sae:,.0f} is no larger than d_in = {d_in:,.0f}."
 
 
-@RULES.add(
-    "perfect-score",
-    "error",
-    "A perfect CE score comes from an SAE that is not sparse.",
-    "compare at matched L0",
-)
-def perfect_score(comparison: Comparison) -> Found:
-    for run in comparison.measured:
-        score = run.metrics.get("ce_loss_score", 0)
-        if score >= PERFECT and (why := density(run)):
-            yield (
-                f"a CE score of {score:.4g} from an SAE that is not sparse ({l0_of([run])} {why}) means nothing.",
-                [run],
-            )
+@RULES.add("perfect-score", "error", "compare at matched L0", each="measured")
+def perfect_score(run: Run) -> str | None:
+    """A perfect CE score comes from an SAE that is not sparse."""
+    score, why = run.metrics.get("ce_loss_score", 0), density(run)
+    if score < PERFECT or not why:
+        return None
+    return f"a CE score of {score:.4g} from an SAE that is not sparse ({l0_of([run])} {why}) means nothing."
 
 
 @RULES.add(
     "diverged",
     "error",
-    "The loss of a run stopped being a number; whatever else it shows is not a result.",
     "train again with clipping, a lower weight or a lower learning rate, and leave the scores out",
+    each="runs",
 )
-def diverged(comparison: Comparison) -> Found:
-    return by_run((run for run in comparison.runs if run.diverged), end_of_a_diverged_run)
-
-
-def end_of_a_diverged_run(run: Run) -> str:
+def diverged(run: Run) -> str | None:
+    """The loss of a run stopped being a number; whatever else it shows is not a result."""
+    if not run.diverged:
+        return None
     if run.source is None:
         return f"diverged ({run.error or 'no error recorded'}), so there is no result."
     others = [name for name in run.metrics if name not in ("tokens", "steps")]
@@ -154,57 +110,37 @@ def end_of_a_diverged_run(run: Run) -> str:
     return f"the loss is not a number{f', so {shown} is not a result' if others else ''}."
 
 
-@RULES.add(
-    "unfinished",
-    "warning",
-    "A run failed or was interrupted, cancelled or lost, and has no result.",
-    "launch the same command again",
-)
-def unfinished(comparison: Comparison) -> Found:
-    return by_run((run for run in comparison.runs if run.state in ENDED_EARLY), end_of_an_unfinished_run)
-
-
-def end_of_an_unfinished_run(run: Run) -> str:
+@RULES.add("unfinished", "warning", "launch the same command again", each="runs")
+def unfinished(run: Run) -> str | None:
+    """A run failed or was interrupted, cancelled or lost, and has no result."""
+    if run.state not in ENDED_EARLY:
+        return None
     at = f" at step {run.step:,} of {run.total_steps:,}" if run.step and run.total_steps else ""
     return f"{run.state}{at}, so there is no result{f' ({run.error})' if run.error else ''}."
 
 
-@RULES.add(
-    "no-result",
-    "warning",
-    "A run of an imported study has no result.",
-    "run it, or leave it out",
-)
-def no_result(comparison: Comparison) -> Found:
-    runs = [run for run in comparison.runs if run.study and not run.measured and not run.diverged]
-    if runs:
-        yield "no result is recorded.", runs
+@RULES.add("no-result", "warning", "run it, or leave it out", each="runs")
+def no_result(run: Run) -> str | None:
+    """A run of an imported study has no result."""
+    return "no result is recorded." if run.study and not run.measured and not run.diverged else None
 
 
-@RULES.add("pending", "note", "A run is queued or still running.")
+@RULES.add("pending", "note")
 def pending(comparison: Comparison) -> Found:
+    """A run is queued or still running."""
     for state in PENDING:
         runs = [run for run in comparison.runs if run.state == state]
         if runs:
             yield f"{len(runs)} of {len(comparison.runs)} runs are {state}.", runs
 
 
-@RULES.add(
-    "penalty-silent",
-    "error",
-    "A penalty never acted: its weight, value or gradient was 0 in every row.",
-    "call it a run without the penalty, or raise the weight",
-)
-def silent_penalty(comparison: Comparison) -> Found:
-    found: dict[str, list[Run]] = {}
-    for run in comparison.measured:
-        name = run.config.get("penalty")
-        if name in (None, "none"):
-            continue
-        for term in str(name).split("+"):
-            if why := never_acted(run, term if "+" in str(name) else "penalty"):
-                found.setdefault(f"penalty={term} never acted: {why}.", []).append(run)
-    yield from found.items()
+@RULES.add("penalty-silent", "error", "call it a run without the penalty, or raise the weight", each="measured")
+def silent_penalty(run: Run) -> Iterator[str]:
+    """A penalty never acted: its weight, value or gradient was 0 in every row."""
+    name = str(run.config.get("penalty") or "none")
+    for term in name.split("+") if name != "none" else ():
+        if why := never_acted(run, term if "+" in name else "penalty"):
+            yield f"penalty={term} never acted: {why}."
 
 
 def never_acted(run: Run, term: str) -> str | None:
@@ -220,13 +156,33 @@ def never_acted(run: Run, term: str) -> str | None:
     return None
 
 
-@RULES.add("run-warning", "warning", "What a run itself warns of.")
-def own_warnings(comparison: Comparison) -> Found:
-    restated = ("L0 = ", "the SAE is dead")  # by the rules above
-    yield from by_sentence(
-        (run, warning)
-        for run in comparison.runs
-        if run.source is None
-        for warning in run.warnings
-        if not warning.startswith(restated)
-    )
+@RULES.add(
+    "few-tokens",
+    "warning",
+    "compare fvu_per_token, or leave such tokens out with data.max_norm=10",
+    each="runs",
+)
+def few_tokens(run: Run) -> str | None:
+    """A thousandth of the tokens holds so much of the variance that loss and fvu are about them."""
+    share = run.top_variance
+    if share is None or share <= TOP_VARIANCE:
+        return None
+    return f"a thousandth of the training tokens holds {share:.0%} of the variance of the activations."
+
+
+@RULES.add(
+    "other-tokens", "warning", "compare their CE scores, or evaluate them again with eval.exclude_outliers=false"
+)
+def other_tokens(comparison: Comparison) -> Found:
+    """The fvu of some runs leaves out tokens beyond a norm that is in that of others."""
+    runs = [run for run in comparison.measured if run.source is None and "fvu" in run.metrics]
+    limits = {run.config.get("data.max_norm") for run in runs}
+    if len(limits) > 1 and any(run.metrics.get("outlier_tokens") for run in runs):
+        yield "the runs differ in data.max_norm, so fvu is not over the same tokens.", runs
+
+
+@RULES.add("run-warning", "warning", each="runs")
+def own_warnings(run: Run) -> list[str]:
+    """What a run itself warns of."""
+    restated = ("L0 = ", "the SAE is dead", "a thousandth of the training tokens")  # by the rules above
+    return [warning for warning in run.warnings if run.source is None and not warning.startswith(restated)]
