@@ -214,7 +214,7 @@ def loads(code: list[str]) -> collections.Counter[int]:
     """Bits of a global load -> how many."""
     found: collections.Counter[int] = collections.Counter()
     for text in code:
-        if load := re.search(r"\bLDG\.\S*", text):
+        if load := re.search(r"\bLDG(STS)?\.\S*", text):  # into registers, or into shared memory
             parts = load[0].split(".")
             found[next((int(p) for p in parts if p in ("64", "128", "256")), 16 if "U16" in parts else 32)] += 1
     return found
