@@ -340,6 +340,9 @@ class EvalConfig:
     """Batches for reconstruction, sparsity and density metrics, following the former in the stream (SAEBench: 2000)."""
     exclude_special_tokens: bool = True
     """Leave the activation at BOS, EOS and padding as it is when the SAE's output is put in its place."""
+    exclude_outliers: bool = True
+    """The core evaluation of an SAE that was trained under `data.max_norm`: leave tokens beyond that norm out of its
+    reconstruction and sparsity metrics, and their activation as it is for CE and KL; false: every token (SAEBench)."""
     compute_kl: bool = True
     """The core evaluation's `kl_div_...`."""
     compute_ce_loss: bool = True

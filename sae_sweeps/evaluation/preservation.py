@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from sae_sweeps.architectures.batch import norms_of
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import contexts_at_once
 from sae_sweeps.config.schema import LayerConfig
@@ -33,12 +34,14 @@ def preservation(
     layer: LayerConfig,
     batches: Iterable[Tensor],
     exclude_special_tokens: bool,
+    limits: Mapping[str, float | None],
 ) -> dict[str, dict[str, float]]:
     """KL divergence and next-token cross-entropy (nats) of each SAE, by SAEBench's definitions.
 
     Each batch of tokens_SL is run up to the hook once, and from there as it is, with zeros at every position, and per
-    SAE with its reconstruction (special tokens keep their activation under `exclude_special_tokens`). Means run over
-    the tokens that are not special; for the cross-entropy these are the predicting ones.
+    SAE with its reconstruction (special tokens keep their activation under `exclude_special_tokens`, tokens whose norm
+    is beyond the SAE's limit in any case). Means run over the tokens that are not special, the same for every SAE; for
+    the cross-entropy these are the predicting ones.
 
         ce_loss_score = (CE_ablation - CE_sae) / (CE_ablation - CE)
         kl_div_score  = (KL_ablation - KL_sae) / KL_ablation,  KL(P || P_new) per token
@@ -59,7 +62,9 @@ def preservation(
         replaced: dict[str | None, Tensor] = {None: lm.resume(tokens_SL, layer, torch.zeros_like(x_SLD))}
         for name, sae in saes.items():
             y_SLD = sae.decode(sae.features(x_SLD.flatten(0, 1))).view_as(x_SLD).to(x_SLD.dtype)
-            replaced[name] = lm.resume(tokens_SL, layer, torch.where(replaced_SL[..., None], y_SLD, x_SLD))
+            limit = limits[name]
+            given_SL = replaced_SL if limit is None else replaced_SL & (norms_of(x_SLD) <= limit)
+            replaced[name] = lm.resume(tokens_SL, layer, torch.where(given_SL[..., None], y_SLD, x_SLD))
 
         losses: list[Tensor] = []
         found: dict[str | None, list[tuple[Tensor, Tensor]]] = {name: [] for name in replaced}
