@@ -159,6 +159,9 @@ class ActivationsConfig:
     """`auto` keeps activations in memory up to this size."""
     disk_gb: NotNegative[float] = 50.0
     """`auto` writes activations to disk up to this size, and streams beyond it."""
+    device_gb: NotNegative[float | None] = None
+    """On a GPU, activations of memory and disk are copied to it up to this size, of all layers of a group together;
+    null: where they fit beside the training."""
     harvest_batch: Positive[int] = 32
     """Contexts per forward pass of the language model."""
 
