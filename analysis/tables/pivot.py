@@ -1,7 +1,9 @@
 """One metric by the values of two keys."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from analysis.columns import differing, find_column, identity, sort_key
 from analysis.metrics import BUDGETS, STATISTICS, Column
@@ -9,9 +11,6 @@ from analysis.tables.aggregate import budget_of, labels_of, objects, statistics
 from analysis.tables.table import Pivot, Table
 from analysis.text import cell, clean
 from sae_sweeps.errors import ConfigError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Cells = dict[tuple[int, str], list[int]]
 """The runs of each cell, as row numbers, by the cell's row and its column's name."""
@@ -56,21 +55,19 @@ def pivoted(table: Table, rows: str, columns: str, value: str) -> Table:
     return replace(table, frame=frame, notes=notes, levels={}, unfit={}, pivot=Pivot(metric[1], across[1], unfit))
 
 
-def framed(contents: dict[Column, Any]) -> "pd.DataFrame":
-    import pandas as pd
-
+def framed(contents: dict[Column, Any]) -> pd.DataFrame:
     frame = pd.DataFrame(contents)
     frame.columns = pd.MultiIndex.from_tuples(list(frame.columns))
     return frame
 
 
-def averaged(measured: "pd.DataFrame", cells: Cells) -> list[str]:
+def averaged(measured: pd.DataFrame, cells: Cells) -> list[str]:
     """The keys in which runs of one cell differ."""
     found = (differing(measured.iloc[runs]) for runs in cells.values() if len(runs) > 1)
     return list(dict.fromkeys(key for columns in found for _, key in columns))
 
 
-def check_budgets(measured: "pd.DataFrame", cells: Cells) -> None:
+def check_budgets(measured: pd.DataFrame, cells: Cells) -> None:
     """Raises ConfigError where runs of one cell differ in tokens or steps."""
     for budget in BUDGETS:
         amounts = budget_of(measured, budget)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sae_sweeps.architectures.gated import gated_relu
 from sae_sweeps.architectures.jumprelu import jump_relu
 from sae_sweeps.architectures.topk import top_k
-from sae_sweeps.errors import DamagedFile, DataError
+from sae_sweeps.errors import DamagedFile, DataError, out_of_memory
 from sae_sweeps.kernels.choose import choose
 from sae_sweeps.kernels.features import DenseFeatures, Features
 from sae_sweeps.storage.files import (
@@ -289,6 +289,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        if out_of_memory(error):
+            raise
         raise DamagedFile(f"{path} is damaged ({one_line(error)}); export the SAE again.") from None
 
 

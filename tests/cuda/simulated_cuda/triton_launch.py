@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
+from simulated_cuda import order
 from simulated_cuda.log import LOG, DeviceError, place
+from simulated_cuda.streams import current_stream
 from simulated_cuda.tensor import SimulatedTensor
 
 
@@ -21,9 +23,11 @@ def interpret() -> None:
 
     def launch(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         name = getattr(self.fn, "__name__", "?")
-        for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor):
-                _check(name, tensor)
+        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        for tensor in tensors:
+            _check(name, tensor)
+        keys = set(map(order.key_of, tensors))
+        order.works(current_stream(), keys, keys, f"triton {name}")
         LOG.launches[f"triton {name}"] += 1
         args, kwargs = tree_map(lambda a: a.held if isinstance(a, SimulatedTensor) else a, (args, kwargs))
         interpreter._patch_lang = _once_for_each_module(patch)
