@@ -74,7 +74,11 @@ def penalties(setting: Setting, results: Results) -> list[str]:
     found = fast.forward(batch, step)
     assert isinstance(found.ctx.feature_acts, TopKFeatures)
     indices = found.ctx.feature_acts.indices
-    plain.sae.activate = lambda pre_acts, step: TopKFeatures(pre_acts.gather(1, indices).relu(), indices, shape.d_sae)
+
+    def same_features(pre_acts: Tensor, step: int) -> TopKFeatures:
+        return TopKFeatures(pre_acts.gather(1, indices).relu(), indices, shape.d_sae)
+
+    plain.sae.activate = same_features  # type: ignore[method-assign]
     expected = plain.forward(batch, step)
     for name in names:
         row: dict[str, object] = {"penalty": name}
