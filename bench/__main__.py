@@ -72,7 +72,8 @@ def main() -> int:
             write(DOCS, f"{part}-{words.device}", text, add=False)
         failed += [f"{part}: {status}"] if part not in left_out and status != "done" else []
     print(f"\n{time.monotonic() - began:.0f} s; numbers in {folder / FILE}, tables in {folder / PAGE}")
-    print("\n".join(failed), file=sys.stderr)
+    if failed:
+        print("\n".join(failed), file=sys.stderr)
     return int(bool(failed))
 
 
