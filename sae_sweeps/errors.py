@@ -1,5 +1,8 @@
 """Errors that a user can mend. Each message is one sentence: the key or file, the value, the mend."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """A mistake in the command, the config or the data it names. Ends the command with status 2."""
@@ -27,6 +30,12 @@ class NoNetwork(UserError):
 
 OUT_OF_MEMORY = "OutOfMemoryError"
 """Begins the error of a run that found no memory, on a GPU or not; `resume` starts it again."""
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The end of a sentence about an unknown word: the known one that is nearest, or else `otherwise`."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else otherwise
 
 
 def who_has(choices: list[str]) -> str:
