@@ -23,11 +23,6 @@ from tests.analysis.outputs import add_run, add_sweep
 LINEAR = {"name": "linear", "lr": 0.001, "warmup": 0.05, "decay": 0.2, "final": 0.0}
 
 
-@pytest.fixture
-def outputs(tmp_path):
-    return tmp_path / "outputs"
-
-
 def found(outputs, varied=()):
     """code -> the runs that it names, of everything in the outputs tree."""
     codes: dict[str, set[str]] = {}
