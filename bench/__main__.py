@@ -20,7 +20,6 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -30,8 +29,8 @@ from bench.results import FILE, Results, read, tables, write
 from bench.setting import ROOT, Setting
 
 DOCS = ROOT / "docs" / "benchmarks.md"
-CPU_LIMIT = 5
-"""Limits on a CPU, as multiples of those on a GPU."""
+LEAST = 10.0
+"""Seconds in which a part can measure something."""
 
 
 def main() -> int:
@@ -40,6 +39,7 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART")
     parser.add_argument("--skip", nargs="+", default=[], metavar="PART=WHY", help="leave parts out, and record why")
     parser.add_argument("--limit", type=float, help="seconds after which no more is measured")
+    parser.add_argument("--patience", type=float, help="multiple of the parts' limits: 1 on a GPU, 5 on a CPU")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="by default outputs/bench/DEVICE")
@@ -49,15 +49,19 @@ def main() -> int:
     if unknown := sorted(skipped.keys() - PARTS.keys()):
         parser.error(f"--skip {unknown[0]}: no such part; choose from {', '.join(PARTS)}")
     if words.device == "cuda" and not torch.cuda.is_available():
-        parser.error(f"--device cuda: torch {torch.__version__} sees no GPU here")
+        parser.error(
+            f"--device cuda: torch {torch.__version__} of {sys.executable} sees no GPU here; a CUDA build comes with "
+            "make install TORCH_INDEX=..., another Python with make bench-gpu PYTHON=..."
+        )
     folder = words.out or ROOT / "outputs" / "bench" / words.device
     folder.mkdir(parents=True, exist_ok=True)
     setting = Setting(words.device, words.rounds, words.threads, str(folder.resolve()), words.small)
     page = folder / "page.md" if words.out or words.small or words.device != "cpu" else DOCS
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the part in progress as well
-    print(f"{name(words.device)}; torch {torch.__version__}; numbers in {folder / FILE}, tables in {page}")
+    where = f"{name(words.device)}; torch {torch.__version__}"
+    print(f"{where}; numbers in {folder / FILE}, tables in {page}")
 
-    limits = {part: PARTS[part].limit * (1 if words.device == "cuda" else CPU_LIMIT) for part in PARTS}
+    patience = words.patience or (1 if words.device == "cuda" else 5)
+    limits = {part: round(patience * PARTS[part].limit) for part in PARTS}
     plan = {part: skipped.get(part) or why_not(part, words) for part in PARTS}
     total = sum(limits[part] for part, why in plan.items() if why is None)
     print(f"at most {total} s: " + ", ".join(f"{part} {limits[part]} s" for part, why in plan.items() if why is None))
@@ -70,34 +74,31 @@ def main() -> int:
     began, statuses = time.monotonic(), {}
     for part, why in plan.items():
         left = (words.limit or float("inf")) - (time.monotonic() - began)
-        if why is None and left < 10:
+        if why is None and left < LEAST:
             why = f"--limit {words.limit:.0f}: no time was left"
-        offset = (folder / FILE).stat().st_size
-        start, before = time.monotonic(), clocks() if words.device == "cuda" else ""
-        if why is None:
-            statuses[part] = status = run(part, setting, min(limits[part], left))
-        else:
-            status = f"left out: {why}"
-        lines = read(folder, offset)
-        peak = max((line["peak_gb"] for line in lines if "peak_gb" in line), default=None)
-        end: dict[str, Any] = {"status": status, "s": time.monotonic() - start}
+        if why is not None:
+            Results(folder, part).line(status=f"left out: {why}")
+            print(f"\n{part}: left out: {why}", flush=True)
+            if page != DOCS and f"<!-- bench:{part}-" not in (page.read_text() if page.exists() else ""):
+                write(page, f"{part}-{words.device}", [f"**{part}**: left out: {why}."])
+            continue
+        offset, start, before = (folder / FILE).stat().st_size, time.monotonic(), clocks()
+        statuses[part] = status = run(part, setting, min(limits[part], left))
+        end, lines = {"status": status, "s": time.monotonic() - start}, read(folder, offset)
+        facts = [f"**{part}**: {status}, {end['s']:.0f} s"]
+        facts += [f"peak {line['peak_gb']:.2f} GB" for line in lines if "peak_gb" in line]
         if before:
             end |= {"clocks before": before, "clocks after": clocks()}
+            facts += [f"clocks before: {before}", f"clocks after: {end['clocks after']}"]
         Results(folder, part).line(**end)
-        setting = replace(setting, gflops=next((x["gflops"] for x in reversed(lines) if "gflops" in x), setting.gflops))
-        head = [f"**{part}**: {status}, {end['s']:.0f} s" + (f", peak {peak:.2f} GB" if peak else "") + "."]
-        head += [f"Clocks before: {before}; after: {end['clocks after']}."] if before else []
-        text = [
-            f"{name(words.device)}; torch {torch.__version__}, {words.threads} threads. {' '.join(head)}",
-            *tables(lines),
-        ]
+        setting.gflops = next((line["gflops"] for line in reversed(lines) if "gflops" in line), setting.gflops)
+        text = [f"{where}, {words.threads} threads; {'; '.join(facts)}.", *tables(lines)]
         print("\n".join(["", *text]), flush=True)
-        if lines or page != DOCS:
-            write(page, f"{part}-{words.device}", text)
+        write(page, f"{part}-{words.device}", text)
     print(f"\n{time.monotonic() - began:.0f} s; numbers in {folder / FILE}, tables in {page}")
-    failed = [part for part, status in statuses.items() if status != "done"]
-    if failed:
-        print(f"not done: {', '.join(failed)}", file=sys.stderr)
+    failed = {part: status for part, status in statuses.items() if status != "done"}
+    for part, status in failed.items():
+        print(f"{part}: {status}", file=sys.stderr)
     return int(bool(failed))
 
 
@@ -127,9 +128,9 @@ def run(part: str, setting: Setting, limit: float) -> str:
             end(process)
         errors.seek(0)
         text = errors.read()
-        sys.stderr.write(text[-4000:])
         if not status:
             return "done"
+        sys.stderr.write(text[-4000:])
         return f"failed (status {status}): {(text.strip().splitlines() or ['nothing on stderr'])[-1][:500]}"
 
 
@@ -143,4 +144,5 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the part in progress as well
     sys.exit(main())

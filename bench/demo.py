@@ -30,6 +30,7 @@ def demo(setting: Setting, results: Results) -> None:
     ways: dict[str, tuple[str, dict[str, str]]] = {
         "cpu": ("cpu", {}), setting.device: (setting.device, {}), "cpu, other rounding": ("cpu", OTHER_ROUNDING)
     }  # fmt: skip
+    share = str(max(1, setting.threads // len(ways)))
     with tempfile.TemporaryDirectory() as folder:
         started = {}
         for number, (way, (device, environment)) in enumerate(ways.items()):
@@ -38,7 +39,11 @@ def demo(setting: Setting, results: Results) -> None:
             command = [sys.executable, "launch.py", "-m", *words, f"device={device}", f"outputs={outputs}"]
             with open(outputs / "log", "w") as log:
                 process = subprocess.Popen(
-                    command, cwd=ROOT, env=setting.environment(**environment), stdout=log, stderr=subprocess.STDOUT
+                    command,
+                    cwd=ROOT,
+                    env=setting.environment(OMP_NUM_THREADS=share, **environment),
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
                 )
             started[way] = process, outputs, time.perf_counter()
         found: dict[str, dict[tuple[str, str], float]] = {}

@@ -39,6 +39,8 @@ class Run:
     """Of an imported record: those of `nulls` that it has as nan or an infinity."""
     recorded: Recorded = field(default_factory=Recorded)
     """What else the notes have of an imported run."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """`provenance` of results.json."""
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -71,6 +73,12 @@ class Run:
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """What is recorded of each evaluation: model, layer or hook, eval_id, commit, and the SAE that it judged."""
         return self.recorded.evaluations if self.source else self.evidence.judged
+
+    @property
+    def top_variance(self) -> float | None:
+        """Share of the training activations' variance that a thousandth of the tokens holds, where it is recorded."""
+        norms = self.provenance.get("norms")
+        return number(norms.get("top_variance")) if isinstance(norms, dict) else None
 
     @property
     def measured(self) -> bool:

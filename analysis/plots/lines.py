@@ -21,6 +21,7 @@ NAMED = 5
 TITLES = {
     "fvu": ("fvu, batch", "fraction of variance"),
     "held_out_fvu": ("fvu, held-out text", "fraction of variance"),
+    "held_out_fvu_per_token": ("fvu per token, held-out text", "mean fraction of variance"),
     "l0": ("L0", "active features per token"),
     "dead_features": ("dead features", "share of the features"),
     "lr": ("learning rate", "per step"),

@@ -9,6 +9,7 @@ from analysis.plots.study import SHARE, WEIGHTED, Missing, Study
 
 PENALTY_CURVES = ("penalty/threshold", "penalty/alpha")
 """Numbers of penalties that follow a schedule."""
+FVU = ("held_out_fvu", "held_out_fvu_per_token", "fvu")
 MATRICES = {"W_dec": "", "W_enc": "_enc"}
 
 
@@ -24,16 +25,15 @@ def moving(study: Study, names: list[str]) -> list[str]:
 def training_curves(study: Study) -> Figure:
     logged = study.curve_names()
     losses = [name for name in logged if name.endswith("_loss") or name == "loss"]
-    names = moving(study, [*losses, *(name for name in ("fvu", "held_out_fvu") if name in logged)])
-    logs = ("loss", "recon_loss", "fvu", "held_out_fvu")
-    return curve_panels(study, names, log=logs, missing="no run has logged a step")
+    names = moving(study, [*losses, *(name for name in FVU if name in logged)])
+    return curve_panels(study, names, log=("loss", "recon_loss", *FVU), missing="no run has logged a step")
 
 
 def held_out(study: Study) -> Figure:
-    names = [name for name in ("held_out_fvu", "fvu") if name in study.curve_names()]
+    names = [name for name in FVU if name in study.curve_names()]
     if "held_out_fvu" not in names:
         raise Missing("no run was followed on held-out text (train.held_out_tokens)")
-    return curve_panels(study, names, x="tokens", columns=2, log=names)
+    return curve_panels(study, names, x="tokens", columns=len(names), log=names)
 
 
 def sparsity(study: Study) -> Figure:

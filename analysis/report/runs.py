@@ -14,8 +14,8 @@ from analysis.report.defaults import defaults_of
 from analysis.report.sparkline import sparkline
 from analysis.text import cell, clean
 
-CURVES = ("loss", "fvu", "held_out_fvu", "l0", "dead_features", "recon_loss", "sparsity_loss", "penalty_loss",
-          "penalty_weight", "lr", "k", "grad_norm/total")  # fmt: skip
+CURVES = ("loss", "fvu", "held_out_fvu", "held_out_fvu_per_token", "l0", "dead_features", "recon_loss", "sparsity_loss",
+          "penalty_loss", "penalty_weight", "lr", "k", "grad_norm/total")  # fmt: skip
 MORE = 6
 """The most terms of penalties that are drawn after CURVES."""
 

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.fields import AtLeastOne, BelowOne, InnerShare, NotNegative, Positive, at_least, one_of
+from sae_sweeps.kernels.choose import asynchronous
+from sae_sweeps.kernels.counts import counts
 from sae_sweeps.kernels.features import DenseFeatures, Features, TopKFeatures
 from sae_sweeps.kernels.group_energy import group_norms, scaled_groups
 from sae_sweeps.kernels.grouping import balanced_assignment, centres, resized
@@ -151,12 +153,14 @@ class GroupLayer(nn.Module):
         """Energies of the last tokens of earlier steps, the newest last."""
         self.filled: Tensor
         """How many rows of the window are energies, the last ones."""
+        self.largest_size = cfg.max_size if cfg.adapt == "mi" else cfg.group_size
+        """Features in a group at most."""
         if cfg.reversal:
             self.head = nn.Parameter(torch.zeros(self.n_groups, self.n_groups))
 
     def sizes(self) -> Tensor:
         """Features in each group [G], int64."""
-        return torch.bincount(self.group_of_F, minlength=self.n_groups)
+        return counts(self.group_of_F, self.n_groups)
 
     def energies(self, f: Features) -> Tensor:
         """E_tg = || f_t restricted to g ||_2 [B, G]; its gradient is 0 where it is 0."""
@@ -210,7 +214,7 @@ class GroupLayer(nn.Module):
     def _with_residual(self, f: Features) -> DenseFeatures:
         """f_g + r * mean of the other groups, where a group without a feature at that place counts as 0."""
         f_BF = f.dense()
-        sums = f_BF.new_zeros(len(f_BF), int(self.place_of_F.max()) + 1).index_add(1, self.place_of_F, f_BF)
+        sums = f_BF.new_zeros(len(f_BF), self.largest_size).index_add(1, self.place_of_F, f_BF)
         others = sums.index_select(1, self.place_of_F) - f_BF
         return DenseFeatures(f_BF + self.cfg.residual / (self.n_groups - 1) * others)
 
@@ -220,14 +224,24 @@ class GroupLayer(nn.Module):
         Rows of a batch keep its order: under contiguous_windows one window after the other, each in token order. Only
         this batch's rows carry a gradient.
         """
-        missing = min(self.cfg.window - len(E_BG), int(self.filled))
-        if missing <= 0:
+        missing = self.cfg.window - len(E_BG)
+        if missing <= 0 or not (missing := min(missing, int(self.filled))):
             return E_BG[-self.cfg.window :]
         return torch.cat([self.window_WG[-missing:].to(E_BG.dtype), E_BG])
 
     def mutual_information(self, E_NG: Tensor) -> Tensor:
         """MI of each pair of groups over N tokens, in nats [G, G], 0 on the diagonal."""
         return mutual_information(E_NG, self.cfg.variance_floor)
+
+    def recent_information(self, E_BG: Tensor) -> Tensor:
+        """`mutual_information` of `recent`; where reading how full the window is would wait for a GPU, over all rows of
+        the window with those that hold no energies left out."""
+        missing = self.cfg.window - len(E_BG)
+        if missing <= 0 or not asynchronous(E_BG):
+            return self.mutual_information(self.recent(E_BG))
+        ages = torch.arange(missing + len(E_BG), 0, -1, device=E_BG.device) - len(E_BG)
+        E_WG = torch.cat([self.window_WG[-missing:].to(E_BG.dtype), E_BG])
+        return mutual_information(E_WG, self.cfg.variance_floor, ages <= self.filled)
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
         """Terms beside the reconstruction: name -> (value, weight).
@@ -290,6 +304,7 @@ class GroupLayer(nn.Module):
         order, sizes = group_of_F.argsort(stable=True), self.sizes()
         start_of_group = sizes.cumsum(0) - sizes
         self.place_of_F[order] = torch.arange(len(order), device=order.device) - start_of_group[group_of_F[order]]
+        self.largest_size = max(self.largest_size, int(sizes.max()))
         self.filled.zero_()
 
     @torch.no_grad()

@@ -42,6 +42,8 @@ class ModelConfig:
     """Width of the residual stream; read from the model's config.json where there is one."""
     n_layers: int | None = None
     """Number of layers; read from the model's config.json where there is one."""
+    vocabulary: int | None = None
+    """Number of tokens that it predicts, by which memory is planned; read from the model's config.json likewise."""
     instruct: str | None = None
     """Its instruction-tuned sibling on the hub, or a folder: the model that unlearning is judged on."""
 

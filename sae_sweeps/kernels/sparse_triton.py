@@ -14,14 +14,13 @@ import triton.language as tl
 from torch import Tensor
 
 from sae_sweeps.kernels import sparse_reference
+from sae_sweeps.kernels.largest_triton import largest
 from sae_sweeps.kernels.launching import StepShape, launch
 from sae_sweeps.kernels.pairs import Pairs
 
 NAME = "triton"
 SPARSE_UP_TO = 1 / 64
 """Share of active features up to which sums over pairs are taken; a guess, as a GPU's matrix units are faster still."""
-WIDEST = 65_536
-"""Longest row that `largest` holds in one program; longer ones go to torch's own."""
 COLUMNS = 1024
 """Columns of the result that one program computes."""
 
@@ -30,16 +29,6 @@ NARROW = {"_sums": "adds single numbers from anywhere"}
 
 above = sparse_reference.above
 normalize = sparse_reference.normalize
-
-
-def largest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    if z.dtype != torch.float32 or z.shape[1] > WIDEST:
-        return sparse_reference.largest(z, k)
-    z = z.contiguous()
-    values, indices = z.new_empty(len(z), k), torch.empty(len(z), k, dtype=torch.int64, device=z.device)
-    block = triton.next_power_of_2(z.shape[1])
-    launch(_largest, (len(z),), z, values, indices, z.shape[1], k, BLOCK=block, num_warps=_warps(block))
-    return values, indices
 
 
 def product_and_largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,13 +89,12 @@ def remove_parallel(grad: Tensor, W: Tensor) -> None:
 
 def compile_for(shape: StepShape) -> None:
     """Compile each kernel as a step of this shape launches it."""
-    z, W = shape.meta(shape.batch, shape.d_sae), shape.meta(shape.d_sae, shape.d_in)
+    W = shape.meta(shape.d_sae, shape.d_in)
     x, values = shape.meta(shape.batch, shape.d_in), shape.meta(shape.batch * shape.k)
     number = shape.meta(len(values), dtype=torch.int64)
     pairs = Pairs(shape.meta(shape.batch + 1, dtype=torch.int64), number, shape.d_sae, sys.modules[__name__])
     start = shape.meta(shape.d_sae + 1, dtype=torch.int64)
     pairs.transposed = start, number.int(), number.int()
-    largest(z, shape.k)
     residual(pairs, values, W, W[0], x)
     weight_gradient(pairs, values, x)
     sums(pairs, values)
@@ -115,34 +103,6 @@ def compile_for(shape: StepShape) -> None:
 
 def _warps(block: int) -> int:
     return 4 if block <= 2048 else 8 if block <= 16_384 else 16
-
-
-@triton.jit
-def _largest(z_ptr, value_ptr, index_ptr, n, k, BLOCK: tl.constexpr):
-    """Find the k-th largest of a row bit by bit, then pack the k largest, ties by index."""
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    valid = column < n
-    z = tl.load(z_ptr + row * n + column, mask=valid, other=float("-inf"))
-    bits = z.to(tl.int32, bitcast=True)
-    # integers in the order of the floats, NaN above infinity
-    key = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
-    key = tl.where(z != z, 0x7FFFFFFF, key)
-    key = tl.where(valid, key, -0x80000000)
-    threshold = tl.full((), -0x80000000, tl.int64)
-    step = tl.full((), 0x80000000, tl.int64)
-    for _ in range(32):
-        higher = threshold + step
-        enough = tl.sum((key >= higher).to(tl.int32), 0) >= k
-        threshold = tl.where(enough, higher, threshold)
-        step = step // 2
-    above_it = key > threshold
-    ties = (key == threshold) & valid
-    wanted = k - tl.sum(above_it.to(tl.int32), 0)
-    chosen = above_it | (ties & (tl.cumsum(ties.to(tl.int32), 0) <= wanted))
-    place = tl.cumsum(chosen.to(tl.int32), 0) - 1
-    tl.store(value_ptr + row * k + place, z, mask=chosen)
-    tl.store(index_ptr + row * k + place, column.to(tl.int64), mask=chosen)
 
 
 @triton.jit

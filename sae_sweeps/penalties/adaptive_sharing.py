@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sae_sweeps.fields import BelowOne, Positive
+from sae_sweeps.kernels.choose import asynchronous
 from sae_sweeps.kernels.gram import squared_products
 from sae_sweeps.penalties.base import MovingAverage, Penalty, PenaltyValue, Reduction, WeightedConfig, reduced
 from sae_sweeps.penalties.strict_ortho import n_pairs
@@ -80,7 +81,7 @@ class AdaptiveSharing(Penalty):
     def forward(self, ctx: Context) -> PenaltyValue:
         W, alpha, g = ctx.sae.W_dec, self.cfg.alpha_at(ctx.progress), self.constraint()
         terms: dict[str, float | Tensor] = {"alpha": alpha, "constraint": g, "fvu_average": self.error.value}
-        if alpha >= 1 or (g.device.type == "cpu" and float(g) == 0):  # reading g would wait for a GPU
+        if alpha >= 1 or (not asynchronous(g) and float(g) == 0):
             return PenaltyValue(W.new_zeros(()), terms)
         strict = reduced(squared_products(W), self.cfg.reduction, len(W), n_pairs(len(W)))
         return PenaltyValue((1 - alpha) * g * strict, terms)

@@ -44,11 +44,12 @@ class MovingAverage(nn.Module):
         self.updates: Tensor
 
     @torch.no_grad()
-    def update(self, new: Tensor) -> None:
-        """`new` has the shape of the average."""
-        self.updates += 1
+    def update(self, new: Tensor, where: Tensor | None = None) -> None:
+        """`new` has the shape of the average; unchanged where the scalar `where` is given and false."""
+        self.updates += 1 if where is None else where
         rate = (1.0 / self.updates).clamp(min=1 - self.decay)
-        self.value += rate.to(self.value.dtype) * (new.to(self.value.dtype) - self.value)
+        change = rate.to(self.value.dtype) * (new.to(self.value.dtype) - self.value)
+        self.value += change if where is None else torch.where(where, change, 0)
 
 
 @dataclass

@@ -30,7 +30,17 @@ from torch import Tensor
 
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.fields import NotNegative, Positive, added, one_of
-from sae_sweeps.kernels.info_nce import NORM_FLOOR, info_nce, info_nce_between_groups, neighbours, unit_rows
+from sae_sweeps.kernels.choose import asynchronous
+from sae_sweeps.kernels.info_nce import (
+    NORM_FLOOR,
+    info_nce,
+    info_nce_between_groups,
+    masked_info_nce,
+    masked_info_nce_between_groups,
+    neighbour_mask,
+    neighbours,
+    unit_rows,
+)
 from sae_sweeps.penalties.base import Penalty, PenaltyConfig, PenaltyValue
 
 if TYPE_CHECKING:
@@ -88,7 +98,7 @@ class Bottleneck(Penalty):
             terms: dict[str, tuple[Tensor, float]] = {}
             if cfg.lambda2_max:
                 n_pairs = groups.n_groups * (groups.n_groups - 1)
-                mi = groups.mutual_information(groups.recent(E_BG)).sum() / n_pairs
+                mi = groups.recent_information(E_BG).sum() / n_pairs
                 terms["mi"] = mi, cfg.lambda2_max
             if cfg.group_lasso_weight:
                 terms["group_lasso"] = (E_BG @ groups.sizes().to(E_BG.dtype).sqrt()).mean(), cfg.group_lasso_weight
@@ -101,14 +111,19 @@ class Bottleneck(Penalty):
         return PenaltyValue(loss, {name: value.detach() for name, (value, _) in terms.items()})
 
     def between_tokens(self, ctx: Context, E_BG: Tensor) -> Tensor:
-        pairs = neighbours(ctx.batch.sequence, ctx.batch.position)
-        return info_nce(unit_rows(E_BG), pairs, self.cfg.temperature)
+        places = ctx.batch.sequence, ctx.batch.position
+        if asynchronous(E_BG):
+            return masked_info_nce(unit_rows(E_BG), neighbour_mask(*places), self.cfg.temperature)
+        return info_nce(unit_rows(E_BG), neighbours(*places), self.cfg.temperature)
 
     def between_groups(self, ctx: Context) -> Tensor:
         assert ctx.groups is not None
-        f_FB = ctx.feature_acts.dense().T
+        f_FB, group_of_F = ctx.feature_acts.dense().T, ctx.groups.group_of_F
         fires = f_FB.detach().square().sum(1) > NORM_FLOOR**2
-        return info_nce_between_groups(unit_rows(f_FB[fires]), ctx.groups.group_of_F[fires], self.cfg.temperature)
+        if asynchronous(f_FB):
+            of_groups = group_of_F, ctx.groups.n_groups, fires
+            return masked_info_nce_between_groups(unit_rows(f_FB), *of_groups, self.cfg.temperature)
+        return info_nce_between_groups(unit_rows(f_FB[fires]), group_of_F[fires], self.cfg.temperature)
 
 
 CONFIG = BottleneckConfig

@@ -28,11 +28,22 @@ from torch.nn.functional import normalize
 
 from sae_sweeps.errors import ConfigError, NeedsRoles
 from sae_sweeps.fields import AtLeastOne, NotNegative, Positive, added, one_of
+from sae_sweeps.kernels.choose import asynchronous
+from sae_sweeps.kernels.counts import counts
 from sae_sweeps.kernels.features import Features, TopKFeatures
-from sae_sweeps.kernels.info_nce import Pairs, info_nce, neighbours, similarities, unit_rows
+from sae_sweeps.kernels.info_nce import (
+    Pairs,
+    info_nce,
+    masked_info_nce,
+    neighbour_mask,
+    neighbours,
+    similarities,
+    unit_rows,
+)
 from sae_sweeps.penalties.base import Penalty, PenaltyValue, WeightedConfig
 
 if TYPE_CHECKING:
+    from sae_sweeps.architectures.batch import Batch
     from sae_sweeps.architectures.context import Context
     from sae_sweeps.config.run import RunConfig
 
@@ -96,20 +107,24 @@ class Contrastive(Penalty):
         if self.cfg.positives == "adjacent":
             return neighbours(batch.sequence, batch.position), None
         if self.cfg.positives == "top5_similar":
-            return self.similar(ctx, u_BD), None
-        first = torch.arange(len(batch) // 2, device=ctx.x.device)
-        second = first + len(first)
-        pairs = torch.cat([first, second]), torch.cat([second, first])
-        candidate_BB = batch.role[:, None] != batch.role
-        # texts in pairs without roles: all other rows are candidates
-        others_BB = ~torch.eye(len(batch), dtype=torch.bool, device=ctx.x.device)
-        candidate_BB |= others_BB & (batch.role == batch.role[0]).all()
-        candidate_BB[pairs] = True
-        return pairs, candidate_BB
+            nearest, kept = self.similar(ctx, u_BD)
+            row = torch.arange(len(kept), device=kept.device)
+            return (row.repeat_interleave(kept.sum(1)), nearest[kept]), None
+        return role_pairs(batch), role_candidates(batch)
+
+    def masks(self, ctx: Context, u_BD: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `pairs`, with the pairs as a mask [B, B]."""
+        batch = ctx.batch
+        if self.cfg.positives == "adjacent":
+            return neighbour_mask(batch.sequence, batch.position), None
+        none_BB = torch.zeros(len(batch), len(batch), dtype=torch.bool, device=u_BD.device)
+        if self.cfg.positives == "top5_similar":
+            return none_BB.scatter(1, *self.similar(ctx, u_BD)), None
+        return none_BB.index_put(role_pairs(batch), none_BB.new_ones(())), role_candidates(batch)
 
     @torch.no_grad()
-    def similar(self, ctx: Context, u_BD: Tensor) -> Pairs:
-        """Pairs of each row with the most similar other rows."""
+    def similar(self, ctx: Context, u_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """The other rows most similar to each row [B, 5], and which of them are alike enough to be its positives."""
         with torch.autocast(u_BD.device.type, enabled=False):
             if self.cfg.similar_by == "x":
                 x_BD = normalize(ctx.x)
@@ -121,9 +136,14 @@ class Contrastive(Penalty):
 
     def forward(self, ctx: Context) -> PenaltyValue:
         u_BD = self.project(ctx.feature_acts)
-        pairs, candidate_BB = self.pairs(ctx, u_BD)
-        loss = info_nce(u_BD, pairs, self.cfg.temperature, candidate_BB)
-        n_positive = torch.bincount(pairs[0], minlength=len(ctx.x))
+        if asynchronous(u_BD):
+            positive_BB, candidate_BB = self.masks(ctx, u_BD)
+            loss = masked_info_nce(u_BD, positive_BB, self.cfg.temperature, candidate_BB)
+            n_positive = positive_BB.sum(1)
+        else:
+            pairs, candidate_BB = self.pairs(ctx, u_BD)
+            loss = info_nce(u_BD, pairs, self.cfg.temperature, candidate_BB)
+            n_positive = counts(pairs[0], len(ctx.x))
         n_candidates = len(ctx.x) - 1 if candidate_BB is None else candidate_BB.sum(1)
         anchors = (n_positive > 0) & (n_candidates > n_positive)
         terms: dict[str, float | Tensor] = {"info_nce": loss.detach(), "anchors": anchors.float().mean()}
@@ -155,13 +175,28 @@ class Contrastive(Penalty):
         return {"contrastive": record}
 
 
-def largest(similarity_BB: Tensor, above: float) -> Pairs:
-    """Pairs of each row with the N_SIMILAR other rows of largest similarity; fewer where fewer exceed `above`."""
+def largest(similarity_BB: Tensor, above: float) -> tuple[Tensor, Tensor]:
+    """The N_SIMILAR other rows of largest similarity to each row [B, 5], and which of them exceed `above`."""
     similarity_BB.fill_diagonal_(-math.inf)
     most, nearest = similarity_BB.topk(min(N_SIMILAR, len(similarity_BB) - 1), dim=1)
-    kept = most > above
-    row = torch.arange(len(kept), device=kept.device)
-    return row.repeat_interleave(kept.sum(1)), nearest[kept]
+    return nearest, most > above
+
+
+def role_pairs(batch: Batch) -> Pairs:
+    """Rows i and i + B/2, each pair in both orders."""
+    first = torch.arange(len(batch) // 2, device=batch.x.device)
+    second = first + len(first)
+    return torch.cat([first, second]), torch.cat([second, first])
+
+
+def role_candidates(batch: Batch) -> Tensor:
+    """Candidates of each row [B, B]: its positive and all rows of another role."""
+    candidate_BB = batch.role[:, None] != batch.role
+    # texts in pairs without roles: all other rows are candidates
+    others_BB = ~torch.eye(len(batch), dtype=torch.bool, device=batch.x.device)
+    candidate_BB |= others_BB & (batch.role == batch.role[0]).all()
+    pairs = role_pairs(batch)
+    return candidate_BB.index_put(pairs, candidate_BB.new_ones(()))
 
 
 def concentration(f: Features) -> Tensor:

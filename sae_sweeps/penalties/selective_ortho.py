@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sae_sweeps.errors import NeedsRoles
 from sae_sweeps.fields import AtLeastOne, BelowOne, Rule, one_of
+from sae_sweeps.kernels.counts import counts
 from sae_sweeps.kernels.features import DenseFeatures, Features
 from sae_sweeps.kernels.gram import squared_products_between
 from sae_sweeps.penalties.base import MovingAverage, Penalty, PenaltyValue, Reduction, WeightedConfig, reduced
@@ -102,8 +103,7 @@ class SelectiveOrtho(Penalty):
         else:
             for rate, role in ((self.retain, RETAIN), (self.forget, FORGET)):
                 tokens = ctx.batch.role == role
-                if bool(tokens.any()):
-                    rate.update(firing_rates(ctx.feature_acts, tokens))
+                rate.update(firing_rates(ctx.feature_acts, tokens), where=tokens.any())
             self.first.copy_(self.forget.value > self.retain.value)
 
     def forward(self, ctx: Context) -> PenaltyValue:
@@ -134,18 +134,20 @@ def batch_statistics(f: Features, n_tokens: int) -> Tensor:
     mean = zeros.index_add(0, feature, value) / n_tokens
     # on the tokens where a feature is not listed, it deviates by its mean
     square = zeros.index_add(0, feature, (value - mean[feature]).square())
-    square += (n_tokens - torch.bincount(feature, minlength=f.d_sae)) * mean.square()
+    square += (n_tokens - counts(feature, f.d_sae)) * mean.square()
     largest = zeros.scatter_reduce(0, feature, value, "amax")
     every = torch.ones(n_tokens, dtype=torch.bool, device=value.device)
     return torch.stack([mean, largest, (square / n_tokens).sqrt(), firing_rates(f, every)])
 
 
 def firing_rates(f: Features, tokens: Tensor) -> Tensor:
-    """Share of the tokens that are true in `tokens` [B] on which each feature is active [d_sae]."""
+    """Share of the tokens that are true in `tokens` [B] on which each feature is active [d_sae]; NaN without tokens."""
     if isinstance(f, DenseFeatures):
-        return (f.values[tokens] > 0).float().mean(0)
-    token, feature, value = f.listed()
-    return torch.bincount(feature[(value > 0) & tokens[token]], minlength=f.d_sae).float() / tokens.sum()
+        n_active = ((f.values > 0) & tokens[:, None]).sum(0)
+    else:
+        token, feature, value = f.listed()
+        n_active = counts(feature, f.d_sae, among=(value > 0) & tokens[token])
+    return n_active.float() / tokens.sum()
 
 
 def larger_cluster(statistics: Tensor, seed: int) -> Tensor:

@@ -1,10 +1,12 @@
 import pytest
 import torch
 
+from sae_sweeps.architectures import group_layer
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.architectures.context import Context
-from sae_sweeps.kernels import sparse_numba
+from sae_sweeps.kernels import gram, sparse_numba
 from sae_sweeps.kernels.features import DenseFeatures, TopKFeatures
+from sae_sweeps.penalties import adaptive_sharing, bottleneck, contrastive
 
 
 class BareSAE:
@@ -34,3 +36,10 @@ def context():
         return Context(BareSAE(W_dec), batch, x, f, features, x, step, total_steps, 0)
 
     return make
+
+
+@pytest.fixture(params=["as on a CPU", "as on a GPU"])
+def form(request, monkeypatch):
+    """Formulas whose sizes may depend on values, and those that never read one."""
+    for module in (group_layer, gram, adaptive_sharing, bottleneck, contrastive):
+        monkeypatch.setattr(module, "asynchronous", lambda tensor: request.param == "as on a GPU")

@@ -102,6 +102,7 @@ def check(cfg, groups, f, earlier=(), **kwargs):
     return result
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize(
     "weights",
     [*({key: value} for key, value in ALL.items()), ALL, BETWEEN_GROUPS, ALL | BETWEEN_GROUPS],
@@ -112,6 +113,7 @@ def test_equals_the_slow_reference(weights, group_size):
     check(config(**weights), group_layer(20, group_size=group_size), features())
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e["name"])
 def test_frozen_worked_examples(example):
     W_enc, W_dec = (torch.tensor(example[W], dtype=torch.float64, requires_grad=True) for W in ("W_enc", "W_dec"))
@@ -134,6 +136,7 @@ def test_frozen_worked_examples(example):
         rounding.assert_close(wanted, groups.window_WG[-len(wanted) :], factor=2)
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("window", [5, 12, 17, 40])
 def test_the_window_holds_the_last_tokens_of_earlier_batches_and_of_this_one(window):
     groups = group_layer(20, group_size=4, window=window)
@@ -146,6 +149,7 @@ def test_the_window_holds_the_last_tokens_of_earlier_batches_and_of_this_one(win
         assert int(groups.filled) == min(window, 12 * (step + 1))
 
 
+@pytest.mark.usefixtures("form")
 def test_only_the_last_tokens_of_the_batch_have_a_gradient():
     groups = group_layer(20, group_size=4, window=5)
     f = features().requires_grad_()
@@ -153,6 +157,7 @@ def test_only_the_last_tokens_of_the_batch_have_a_gradient():
     assert not grad[:7].any() and grad[7:].any()
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("top_k", [3, 8])
 @pytest.mark.parametrize("contrast", ["tokens", "groups"])
 def test_topk_features_give_the_same(top_k, contrast):
@@ -161,6 +166,7 @@ def test_topk_features_give_the_same(top_k, contrast):
     check(config(**ALL, contrast=contrast), group_layer(20, group_size=4), f, top_k=top_k)
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize(
     "change",
     {
@@ -185,6 +191,7 @@ def test_edges(change, contrast):
     check(config(**ALL, contrast=contrast), group_layer(20, group_size=4), f)
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("contrast", ["tokens", "groups"])
 def test_an_empty_group_and_one_of_a_single_feature(contrast):
     groups = group_layer(20, group_size=4)
@@ -193,6 +200,7 @@ def test_an_empty_group_and_one_of_a_single_feature(contrast):
     assert groups.sizes().tolist() == [7, 0, 8, 1, 4]
 
 
+@pytest.mark.usefixtures("form")
 def test_between_groups_a_feature_alone_in_its_group_is_no_anchor_but_a_negative():
     groups, f = group_layer(20, group_size=4), features().requires_grad_()
     groups.regroup(torch.tensor([0] * 10 + [1] * 9 + [2]))
@@ -201,6 +209,7 @@ def test_between_groups_a_feature_alone_in_its_group_is_no_anchor_but_a_negative
     assert between_groups(group_layer(20, group_size=1), f) == 0
 
 
+@pytest.mark.usefixtures("form")
 def test_between_groups_features_that_fire_nowhere_take_no_part():
     alive = torch.arange(20) % 4 > 0
     f = features()
@@ -208,6 +217,7 @@ def test_between_groups_features_that_fire_nowhere_take_no_part():
     torch.testing.assert_close(of_all, between_groups(group_layer(15, group_size=3), f[:, alive]), rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("form")
 def test_between_groups_in_tiles_is_the_same(monkeypatch):
     groups, f = group_layer(20, group_size=4), features()
     monkeypatch.setattr("sae_sweeps.kernels.info_nce.TILE", 3)
@@ -225,6 +235,7 @@ def between_groups(groups, f):
     return Bottleneck(config(**BETWEEN_GROUPS), 3, f.shape[1], 10, None)(context(f, groups)).loss
 
 
+@pytest.mark.usefixtures("form")
 def test_a_faint_group_shares_no_information_and_gets_no_gradient():
     groups = group_layer(20, group_size=4)
     f = features()
@@ -234,6 +245,7 @@ def test_a_faint_group_shares_no_information_and_gets_no_gradient():
     assert not grad[:, :4].any() and grad[:, 4:].any()
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("size", [1e-20, 1e-4, 1e6])
 @pytest.mark.parametrize("top_k", [None, 6])
 @pytest.mark.parametrize("contrast", ["tokens", "groups"])

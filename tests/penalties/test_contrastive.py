@@ -98,6 +98,7 @@ def check(module, f, batch, top_k=None):
     return result
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize(
     ("positives", "similar_by"),
     [("adjacent", "x"), ("pairs", "x"), *(("top5_similar", key) for key in ("feature_acts", "head", "x"))],
@@ -111,6 +112,7 @@ def test_equals_the_slow_reference(positives, similar_by, diversity, seed):
     assert result.terms["anchors"] > 0 and result.terms["info_nce"] > 0
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e["name"])
 def test_frozen_worked_examples(example):
     f = torch.tensor(example["f"], dtype=torch.float64, requires_grad=True)
@@ -129,6 +131,7 @@ def test_frozen_worked_examples(example):
         rounding.assert_close(expected, found, factor=2)
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize(
     "change",
     {
@@ -157,6 +160,7 @@ def test_edges(change, positives):
     check(penalty(cfg, 20), f, batch)
 
 
+@pytest.mark.usefixtures("form")
 def test_no_positive_means_no_loss_and_no_gradient():
     f, batch = random_case()
     batch["position"] = torch.arange(12) * 2
@@ -167,6 +171,7 @@ def test_no_positive_means_no_loss_and_no_gradient():
     assert module.monitor(context(f, **batch))["contrastive"]["alignment"] is None
 
 
+@pytest.mark.usefixtures("form")
 def test_in_a_batch_of_one_role_all_others_are_candidates():
     """As in pairs of texts without roles."""
     f, batch = random_case()
@@ -211,6 +216,7 @@ def test_no_gradient_flows_through_the_choice_by_head():
     assert torch.equal(positive[torch.arange(12).eq(anchor[:, None]).int().argmax(0)], nearest)
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("positives", ["adjacent", "top5_similar"])
 def test_topk_features_give_the_same(positives):
     f, batch = random_case(density=1.0)
@@ -219,6 +225,7 @@ def test_topk_features_give_the_same(positives):
     check(penalty(config(positives=positives, diversity_weight=0.3), 20), kept, batch, top_k=6)
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("positives", ["adjacent", "top5_similar", "pairs"])
 @pytest.mark.parametrize("top_k", [None, 6])
 def test_is_the_same_under_autocast(positives, top_k):
@@ -236,6 +243,7 @@ def test_is_the_same_under_autocast(positives, top_k):
         assert torch.equal(one, other)
 
 
+@pytest.mark.usefixtures("form")
 def test_low_temperature_and_tiny_features_stay_finite():
     f, batch = random_case()
     for size in (1e-30, 1e-8, 1e8):

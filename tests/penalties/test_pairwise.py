@@ -80,6 +80,7 @@ def gradient(loss, tensor):
     return torch.zeros_like(tensor) if grad is None else grad
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("d_in", [3, 12, 30])
 def test_gram_sums_equal_the_loops_on_either_side(d_in):
     W, _ = random_case(d_in=d_in)
@@ -151,6 +152,7 @@ def test_alpha_is_piecewise_linear(progress):
     assert penalty.cfg.alpha_at(0.5) == pytest.approx(0.5)
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("statistic", ["mean", "max", "std", "frequency"])
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
@@ -207,6 +209,7 @@ def test_statistics_of_the_k_largest_are_those_of_the_dense_features(context):
     close(rounding, rates, firing_rates(topk, tokens))
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_an_empty_group_costs_nothing(reduction, context):
     W, f = random_case()
@@ -228,6 +231,7 @@ def test_selective_by_clusters(context):
     assert not larger_cluster(torch.ones(3, 12), 0).any()  # all the same: one group
 
 
+@pytest.mark.usefixtures("form")
 def test_selective_by_corpus(context):
     W, f = random_case()
     with torch.no_grad():

@@ -66,6 +66,42 @@ def test_a_clean_comparison_has_no_finding(outputs):
     assert {code: runs for code, runs in found(outputs).items() if code != "within-seeds"} == {}
 
 
+# Few tokens
+
+
+def with_top_variance(outputs, run_id, share, warnings=()):
+    folder = add_run(outputs, run_id, warnings=warnings)
+    results = json.loads((folder / "results.json").read_text())
+    results["provenance"] = {"norms": {"median": 1.0, "limit": None, "left_out": 0.0, "top_variance": share}}
+    write_json(folder / "results.json", results)
+
+
+def test_a_thousandth_of_the_tokens_that_holds_more_than_a_fifth_of_the_variance(outputs):
+    add_run(outputs, "older")  # its record has no norms
+    with_top_variance(outputs, "short", None)  # of fewer than 1,000 tokens
+    with_top_variance(outputs, "even", 0.2)
+    assert not {"few-tokens", "run-warning"} & found(outputs).keys()
+    warning = "a thousandth of the training tokens holds 86% of the variance of the activations and rules ..."
+    with_top_variance(outputs, "massive", 0.861, (warning,))
+    assert found(outputs)["few-tokens"] == {"massive"} and "run-warning" not in found(outputs)
+    (finding,) = (f for f in audit(records([outputs])) if f.code == "few-tokens")
+    assert finding.sentence == "a thousandth of the training tokens holds 86% of the variance of the activations."
+
+
+def test_fvu_over_other_tokens(outputs):
+    add_run(outputs, "a", {"data.max_norm": None})
+    add_run(outputs, "b", {"data.max_norm": 10.0}, {"outlier_tokens": 0.0})  # none was left out
+    assert "other-tokens" not in found(outputs)
+    add_run(outputs, "c", {"data.max_norm": 10.0}, {"outlier_tokens": 0.008})
+    assert found(outputs, varied=["max_norm"])["other-tokens"] == {"a", "b", "c"}
+
+
+def test_fvu_over_the_same_tokens(outputs):
+    for run_id in "ab":
+        add_run(outputs, run_id, {"data.max_norm": 10.0}, {"outlier_tokens": 0.008})
+    assert "other-tokens" not in found(outputs)
+
+
 # Budgets
 
 
