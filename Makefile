@@ -15,8 +15,8 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help install other-build resolve-check demo smollm2 test test-families test-processors test-matrix test-quick lint \
-	type format clean compile-kernels check-records saelens-check saebench-check campaign-cluster campaign-configs peers bench bench-gpu \
-	scaling studies
+	type format clean compile-kernels check-records saelens-check saebench-check campaign-cluster campaign-configs peers \
+	bench bench-gpu bench-packages scaling studies
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -75,8 +75,8 @@ test: install ## the whole test suite, quick tests first; both halves run and th
 	echo "quick tests: $$(verdict $$quick)"; echo "slow tests: $$(verdict $$slow)"; \
 	test $$quick -eq 0 -a $$slow -eq 0
 
-test-matrix: install ## every architecture with every penalty, schedule, group layer and precision, and every option
-	TEST_MATRIX=full $(PY) -m pytest tests/training/test_every_combination.py -m slow -n 2
+test-matrix: install ## every architecture with every penalty, schedule, group layer and precision, and every option, on a simulated GPU too
+	TEST_MATRIX=full $(PY) -m pytest tests/training/test_every_combination.py tests/cuda -m slow -n 2
 
 test-families: install ## every family of language models with every kind of hook (a minute)
 	TEST_FAMILIES=all $(PY) -m pytest tests/activations/test_families.py -n 0
@@ -154,8 +154,17 @@ peers: .venv-peers/.installed ## the libraries that `make bench` measures beside
 bench: install peers ## speed beside the other libraries, interleaved; writes docs/benchmarks.md (ten minutes)
 	$(PY) -m bench
 
-bench-gpu: install peers ## the same on a GPU at the studies' shapes, after comparing each kernel there
-	$(PY) -m bench --device cuda
+# Nothing is installed where a Python has torch: the first that sees a GPU, else the first that has torch and can say so
+bench-gpu: ## everything measured on a GPU, in ten minutes, without network (docs/cuda.md); BENCH='--skip demo=WHY'
+	@for python in $(PY) $(PYTHON); do $$python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null && \
+		exec $$python -m bench --device cuda $(BENCH); done; \
+	for python in $(PY) $(PYTHON); do $$python -c 'import torch' 2>/dev/null && \
+		exec $$python -m bench --device cuda $(BENCH); done; \
+	$(MAKE) install peers && exec $(PY) -m bench --device cuda $(BENCH)
+
+bench-packages: ## Hydra for a GPU's machine without it and without network: into .bench-packages, to be copied there
+	$(PYTHON) -m pip install --quiet --no-deps --no-compile --upgrade --target .bench-packages \
+		$(shell grep -E '^(hydra-core|omegaconf|antlr4-python3-runtime)==' constraints.txt)
 
 scaling: install ## time and memory of a step against d_sae, k and batch; draws docs/scaling.png
 	$(PY) -m bench.scaling

@@ -1,17 +1,15 @@
 """Finds the columns that a user names, and the columns in which runs differ."""
 
-import difflib
 from collections.abc import Callable, Hashable, Iterable
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from analysis.metrics import FIRST, REPORTED_FIRST, Column, badness, short_name
 from analysis.reading.names import COLUMN_NAMES
 from analysis.text import clean
-from sae_sweeps.errors import ConfigError
-
-if TYPE_CHECKING:
-    import pandas as pd
+from sae_sweeps.errors import ConfigError, did_you_mean
 
 UNSHOWN = (
     "outputs", "device", "title", "description", "dry_run", "logger", "cluster", "activations", "tags", "variants",
@@ -23,7 +21,7 @@ IDENTITY = ("model", "data")
 """Groups whose other keys are left out where their name differs, since they follow from it."""
 
 
-def of_kind(frame: "pd.DataFrame", kind: str) -> list[Column]:
+def of_kind(frame: pd.DataFrame, kind: str) -> list[Column]:
     return [column for column in frame.columns if column[0] == kind]
 
 
@@ -51,7 +49,7 @@ def varies(values: Iterable[Any]) -> bool:
         return True
 
 
-def differing(full: "pd.DataFrame") -> list[Column]:
+def differing(full: pd.DataFrame) -> list[Column]:
     """The config keys that take more than one value among the runs that have them."""
     found: list[Column] = []
     keys = of_kind(full, "config")
@@ -70,12 +68,12 @@ def differing(full: "pd.DataFrame") -> list[Column]:
     return found
 
 
-def has_reported(full: "pd.DataFrame") -> bool:
+def has_reported(full: pd.DataFrame) -> bool:
     """Whether a run is imported."""
     return ("run", "source") in full.columns and set(full["run", "source"]) != {"run"}
 
 
-def ordered_metrics(full: "pd.DataFrame") -> list[Column]:
+def ordered_metrics(full: pd.DataFrame) -> list[Column]:
     """All metrics: those of REPORTED_FIRST where a run is imported, those of FIRST, then the others."""
     metrics = dict.fromkeys(of_kind(full, "metrics"))
     names = (*REPORTED_FIRST, *FIRST) if has_reported(full) else FIRST
@@ -83,7 +81,7 @@ def ordered_metrics(full: "pd.DataFrame") -> list[Column]:
     return list(dict.fromkeys([*first, *metrics]))
 
 
-def find_columns(full: "pd.DataFrame", word: str) -> list[Column]:
+def find_columns(full: pd.DataFrame, word: str) -> list[Column]:
     """The columns for a user's word: a full name, a key's last components, a name of COLUMN_NAMES, a short name, or a
     pattern with `*`.
 
@@ -111,12 +109,11 @@ def find_columns(full: "pd.DataFrame", word: str) -> list[Column]:
     if word in ("tokens_to_fvu", "seconds_to_fvu"):
         raise ConfigError(f"no run has {word} here; give --target-fvu X, for the runs' common target is not known yet.")
     parts = [part for _, name in columns for part in (name, last_part((_, name)))]
-    near = difflib.get_close_matches(word, [*parts, *COLUMN_NAMES], n=1)
-    hint = f"did you mean {clean(near[0])}?" if near else "`--format csv` lists the names."
+    hint = did_you_mean(word, [*map(clean, parts), *COLUMN_NAMES], "`--format csv` lists the names.")
     raise ConfigError(f"no run has a column {clean(word)!r}; {hint}")
 
 
-def find_column(full: "pd.DataFrame", word: str) -> Column:
+def find_column(full: pd.DataFrame, word: str) -> Column:
     """The one column for a user's word. Raises ConfigError where there are several."""
     found = find_columns(full, word)
     if len(found) > 1:
@@ -125,7 +122,7 @@ def find_column(full: "pd.DataFrame", word: str) -> Column:
     return found[0]
 
 
-def distinct(full: "pd.DataFrame", columns: Iterable[Column]) -> list[Column]:
+def distinct(full: pd.DataFrame, columns: Iterable[Column]) -> list[Column]:
     """The columns without copies: those equal in every cell to an earlier one."""
     found: list[Column] = []
     for column in columns:
@@ -148,7 +145,7 @@ def sort_key(values: list[Any], metric: str | None = None) -> Callable[[int], tu
     return key
 
 
-def order(full: "pd.DataFrame", word: str) -> list[int]:
+def order(full: pd.DataFrame, word: str) -> list[int]:
     """Row numbers sorted by a column; `-word` reverses the order, empty cells are last in both."""
     turned = word.startswith("-")
     column = find_column(full, word.removeprefix("-"))

@@ -45,7 +45,8 @@ GROUPS = {
     "convergence": ("tokens_to_fvu", "seconds_to_fvu"),
     "budget": ("tokens", "steps", "*_steps"),
     "core": (
-        "fvu",
+        "fvu*",
+        "outlier_tokens",
         "ce_loss*",
         "kl_div*",
         "explained_variance*",

@@ -25,11 +25,12 @@ class Failed(Exception):
 
 def demo(setting: Setting, results: Results) -> None:
     """The demo's three runs on either device, and on the CPU with other instructions: what rounding alone changes."""
-    n_tokens = 8192 if setting.small else 204_800
-    words = [*WORDS, f"num_tokens={n_tokens}", "report=false", *(["batch_size=256"] if setting.small else [])]
+    shape = ["num_tokens=1024", "batch_size=256", "d_sae=64", "k=4"] if setting.small else ["num_tokens=204800"]
+    words = [*WORDS, *shape, "report=false"]
     ways: dict[str, tuple[str, dict[str, str]]] = {
         "cpu": ("cpu", {}), setting.device: (setting.device, {}), "cpu, other rounding": ("cpu", OTHER_ROUNDING)
     }  # fmt: skip
+    share = str(max(1, setting.threads // len(ways)))
     with tempfile.TemporaryDirectory() as folder:
         started = {}
         for number, (way, (device, environment)) in enumerate(ways.items()):
@@ -38,7 +39,11 @@ def demo(setting: Setting, results: Results) -> None:
             command = [sys.executable, "launch.py", "-m", *words, f"device={device}", f"outputs={outputs}"]
             with open(outputs / "log", "w") as log:
                 process = subprocess.Popen(
-                    command, cwd=ROOT, env=setting.environment(**environment), stdout=log, stderr=subprocess.STDOUT
+                    command,
+                    cwd=ROOT,
+                    env=setting.environment(OMP_NUM_THREADS=share, **environment),
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
                 )
             started[way] = process, outputs, time.perf_counter()
         found: dict[str, dict[tuple[str, str], float]] = {}

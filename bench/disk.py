@@ -5,8 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from bench.contenders import as_batches, trainings
 from bench.results import Results
@@ -21,26 +20,46 @@ def disk(setting: Setting, results: Results) -> None:
 
 
 def checkpoint(setting: Setting, results: Results, folder: Path) -> None:
-    """How long a checkpoint keeps the step waiting, and how long until it can be resumed from."""
-    from sae_sweeps.training.checkpoint import load_checkpoint, save_checkpoint
+    """How long a checkpoint holds the training, which goes on beside it, and how long until it is on the disk."""
+    from sae_sweeps.training.checkpoint import FILE, Writer, load_checkpoint
 
-    shape = setting.shapes()[0]
-    (training,), data = trainings(shape), as_batches(shape)
+    shape, device = setting.shapes()[0], setting.device
+    (training,), data, writer = trainings(shape), as_batches(shape), Writer()
     for i in range(3):
         training.step(data[i], i)
-    for number in range(2):
-        start = synchronized(setting.device)
-        save_checkpoint(training, 3, folder)
-        held = time.perf_counter() - start
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        results.add(f"Checkpoint of TopK, {shape}", {"": f"write {number + 1}", "s": held, "GB": size / 1e9})
+    title, steps = f"Checkpoint of TopK, {shape}", 1 if setting.small else 10
+    for number in range(3):  # the first one makes the memory of the copy
+        start, waited = synchronized(device), 0.0
+        write = writer.start(training, 3, folder, beside=True)
+        begun = time.perf_counter() - start
+
+        def before_update(write: Any = write) -> None:
+            nonlocal waited
+            began = time.perf_counter()
+            write.wait_for_copy()
+            waited += time.perf_counter() - began
+
+        training.before_update = before_update
+        for i in range(steps):
+            training.step(data[i % len(data)], i)
+        stepped = synchronized(device) - start
+        write.finish()
+        written = time.perf_counter() - start
+        alone = synchronized(device)
+        for i in range(steps):
+            training.step(data[i % len(data)], i)
+        alone = synchronized(device) - alone
+        row: dict[str, object] = {"": f"write {number + 1}"}
+        row |= {"ms to begin": 1e3 * begun, "ms before an update": 1e3 * waited}
+        row |= {f"ms added to {steps} steps": 1e3 * (stepped - alone), "s until on the disk": written}
+        results.add(title, row | {"GB": (folder / FILE).stat().st_size / 1e9})
     start = time.perf_counter()
     load_checkpoint(training, folder)
-    results.add(f"Checkpoint of TopK, {shape}", {"": "read", "s": synchronized(setting.device) - start})
+    results.add(f"{title}, read", {"s": synchronized(device) - start})
 
 
 def batch(setting: Setting, results: Results, folder: Path) -> None:
-    """A batch drawn from memory and from shards on disk, on the device."""
+    """A batch drawn from shards on disk and from memory, on the device."""
     from sae_sweeps.activations import store
     from sae_sweeps.activations.sampler import Sampler
     from sae_sweeps.config.schema import ActivationsConfig, DataConfig, LayerConfig, SyntheticConfig
@@ -49,9 +68,9 @@ def batch(setting: Setting, results: Results, folder: Path) -> None:
     n_tokens = 20 * shape.batch
     shards = 3 if setting.small else 180
     store.SHARD_BYTES = n_tokens * shape.d_in * 2 // shards  # as many shards as 5 million tokens of Gemma have
-    for mode in ("memory", "disk"):
+    for mode in ("disk", "memory"):  # the second reads what the first harvested
         (opened,) = store.open_layers(
-            SyntheticConfig(d_in=shape.d_in), [(LayerConfig(), {"bench": mode})], DataConfig(),
+            SyntheticConfig(d_in=shape.d_in), [(LayerConfig(), {"bench": shape.d_in})], DataConfig(),
             ActivationsConfig(mode=mode, dtype="bfloat16"), n_tokens, folder, setting.device,
         )  # fmt: skip
         if isinstance(opened, Exception):
@@ -70,5 +89,3 @@ def batch(setting: Setting, results: Results, folder: Path) -> None:
             results.add(
                 f"A batch of {shape.batch} x {shape.d_in} in bfloat16, of {n_tokens} tokens in {shards} shards", row
             )
-    if setting.device != "cpu":
-        torch.cuda.synchronize()

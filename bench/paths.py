@@ -19,10 +19,11 @@ class Apart(Exception):
 def paths(setting: Setting, results: Results) -> None:
     """TopK and BatchTopK, with and without ortho. Raises Apart at the end, after measuring all."""
     wrong = []
-    steps = 20 if setting.small else STEPS
-    narrow = Shape(batch=256, d_in=64, d_sae=1024, k=8, device=setting.device)
-    wide = narrow if setting.small or setting.device == "cpu" else Shape(1024, 768, 8192, 32, setting.device)
-    for precision, shape in (("float64", narrow), ("float32", wide), ("bfloat16", wide)):
+    steps = 2 if setting.small else STEPS
+    narrow = setting.shape() if setting.small else Shape(256, 64, 1024, 8, setting.device)
+    wide = Shape(1024, 768, 8192, 32, setting.device) if setting.device == "cuda" and not setting.small else narrow
+    ways = {"float64": narrow} | ({} if setting.small else {"float32": wide, "bfloat16": wide})
+    for precision, shape in ways.items():
         for architecture in ("topk", "batch_topk"):
             for penalty in ("none", "ortho base_threshold=0.05 lambda2_max=0.1"):
                 words = f"penalty={penalty} train.precision={precision} num_tokens={steps * shape.batch}"

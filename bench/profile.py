@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +41,22 @@ def profile(setting: Setting, results: Results) -> None:
 
 
 def kernels(setting: Setting, results: Results, name: str, shape: Shape, words: str, first_step: float) -> None:
-    """The kernels of a step by time, its gaps, and a trace of two steps beside the results."""
+    """The kernels of a step by time, and a trace of the steps beside the results."""
     step = ours(shape, words, first_step=first_step)
-    for i in range(10):
+    warm, n = (1, 1) if setting.small else (10, 20)
+    for i in range(warm):
         step(i)
     start = synchronized(setting.device)
-    for i in range(10, 10 + 3 * STEPS):
+    for i in range(warm, warm + n):
         step(i)
-    took = (synchronized(setting.device) - start) / (3 * STEPS)
-    found = profiled(lambda: [step(i) for i in range(STEPS)])  # the tenth of a run is logged: none of these
+    took = (synchronized(setting.device) - start) / n
+    n = 1 if setting.small else STEPS
+    found = profiled(lambda: [step(i) for i in range(n)])  # none of them is logged
     device_time: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     for event in found.events():
-        if _on_device(event):
-            device_time[event.name] += event.device_time_total / 1e6 / STEPS
+        if str(event.device_type).endswith("CUDA") and not getattr(event, "is_user_annotation", False):
+            device_time[event.name] += event.time_range.elapsed_us() / 1e6 / n
             calls[event.name] += 1
     busy = sum(device_time.values())
     title = f"TopK, {shape}{f', {words}' if words else ''}"
@@ -62,37 +65,34 @@ def kernels(setting: Setting, results: Results, name: str, shape: Shape, words: 
         {"ms, whole": 1e3 * took, "ms, device busy": 1e3 * busy, "peak GB": torch.cuda.max_memory_allocated() / 1e9},
     )
     for kernel, seconds in device_time.most_common(KERNELS):
-        row = {"kernel": kernel[:120], "calls": calls[kernel] / STEPS, "ms": 1e3 * seconds, "share": seconds / busy}
+        row = {"kernel": kernel[:120], "calls": calls[kernel] / n, "ms": 1e3 * seconds, "share": seconds / busy}
         results.add(f"Kernels of a step, {title}", row)
-    profiled(lambda: [step(i) for i in range(2)]).export_chrome_trace(
-        str(Path(setting.folder) / f"trace-{name}.json.gz")
-    )
+    found.export_chrome_trace(str(Path(setting.folder) / f"trace-{name}.json.gz"))
 
 
 def profiled(work: Callable[[], Any]) -> torch.profiler.profile:
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+    has = torch.profiler.supported_activities() & {ProfilerActivity.CPU, ProfilerActivity.CUDA}
+    with torch.profiler.profile(activities=has) as found:
         work()
         torch.cuda.synchronize()
     return found
 
 
 def launches_and_waits(work: Callable[[], Any]) -> tuple[int, int]:
-    """How often CUDA launches, and how often it lets the host wait; a copy to memory that is not pinned waits too."""
-    counts = []
-    for done in (lambda: None, work):
-        names = Counter(event.name for event in profiled(done).events())
-        counts.append(
-            (
-                sum(names[name] for name in LAUNCHES),
-                sum(n for name, n in names.items() if name in WAITS or "-> Pageable" in name),
-            )
-        )
-    (_, own), (launches, waits) = counts  # the profiler waits as well
-    return launches, waits - own
+    """How often CUDA launches in `work`, and how often the host waits for it, as CUDA's own calls have it."""
+    launches, waits = _calls(work)
+    return launches, waits - _own_waits()
 
 
-def _on_device(event: Any) -> bool:
-    return str(event.device_type).endswith("CUDA")
+def _calls(work: Callable[[], Any]) -> tuple[int, int]:
+    names = Counter(event.name for event in profiled(work).events())
+    return sum(names[name] for name in LAUNCHES), sum(names[name] for name in WAITS)
+
+
+@cache
+def _own_waits() -> int:
+    """What `profiled` itself waits."""
+    return _calls(lambda: None)[1]
 
 
 def phases(shape: Shape, steps: int = 15) -> list[tuple[str, float, float]]:

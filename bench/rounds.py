@@ -17,8 +17,8 @@ from bench.data import Shape
 from bench.setting import ROOT, Setting
 
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
-PEERS = {"sparsify": "sparsify", "sae_lens": "sae_lens", "dictionary_learning": "dictionary_learning"}
-"""Contenders that are other libraries, and the module of each."""
+PEERS = ("sparsify", "sae_lens", "dictionary_learning")
+"""Contenders that are other libraries, by the names of their modules."""
 FEWEST = 3
 """Rounds without which nothing is reported."""
 
@@ -55,9 +55,7 @@ class Worker:
 
     def __init__(self, contender: Contender, setting: Setting):
         environment = setting.environment()
-        python = sys.executable
-        if contender.name in PEERS:
-            python = python_of(contender.name)
+        python = python_of(contender.name)
         if contender.name != "ours":
             environment.pop("OMP_WAIT_POLICY", None)
             environment["BENCH_OTHERS"] = "1"  # for bench/__init__.py
@@ -73,8 +71,8 @@ class Worker:
     def answer(self, seconds: float) -> dict[str, float]:
         """The next line of its output. Raises LeftOut where none comes in time."""
         assert self.process.stdout is not None
-        if not select.select([self.process.stdout], [], [], max(seconds, 0))[0]:
-            raise LeftOut("no answer in the time of its part")
+        if not select.select([self.process.stdout], [], [], min(max(seconds, 0), 3600))[0]:
+            raise LeftOut("no answer in the time that its part has for it")
         line = self.process.stdout.readline()
         if not line:
             status = self.process.wait()
@@ -99,12 +97,14 @@ class Worker:
         self.process.wait()
 
 
-def python_of(peer: str) -> str:
-    """The Python that has a library. Raises LeftOut where none has."""
-    if PEERS_PYTHON.exists():
+def python_of(contender: str) -> str:
+    """The Python that has what a contender needs. Raises LeftOut where none has."""
+    if contender in PEERS and PEERS_PYTHON.exists():
         return str(PEERS_PYTHON)
-    if importlib.util.find_spec(PEERS[peer]) is None:
-        raise LeftOut(f"{PEERS[peer]} is neither in .venv-peers (make peers) nor where torch is")
+    if contender in PEERS and importlib.util.find_spec(contender) is None:
+        raise LeftOut(f"{contender} is neither in .venv-peers (make peers) nor where torch is")
+    if contender == "ours" and importlib.util.find_spec("hydra") is None:
+        raise LeftOut("hydra cannot be imported here (make bench-packages)")
     return sys.executable
 
 
@@ -139,11 +139,12 @@ def interleaved(
             worker = tried(contender.label, lambda contender=contender: Worker(contender, setting))
             if worker is not None:
                 running[contender.label] = worker
+        ready = (time.monotonic() + ends) / 2 if ends < float("inf") else ends
         for label, worker in list(running.items()):
-            if tried(label, lambda worker=worker: worker.answer(ends - time.monotonic())):
+            if tried(label, lambda worker=worker: worker.answer(ready - time.monotonic())):
                 found[label] = Measured(label)
         took = 0.0
-        for turn in range(-warm, rounds or setting.rounds):
+        for turn in range(-1 if setting.small else -warm, rounds or setting.rounds):
             began = time.monotonic()
             if turn >= FEWEST and began + took > ends:
                 break

@@ -11,6 +11,8 @@ from pathlib import Path
 from bench.data import Shape
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ROOT / ".bench-packages"
+"""Packages of `make bench-packages`, for a machine that lacks them; __init__.py puts them into the path."""
 STUDIES = Shape(batch=2048, d_in=2304, d_sae=16384, k=40, device="cuda", bfloat16=True)
 """The studies' shape, on a GPU."""
 
@@ -38,7 +40,7 @@ class Setting:
 
     def shape(self, k: int = 32) -> Shape:
         if self.small:
-            return Shape(batch=128, d_in=32, d_sae=512, k=k // 4, device=self.device, bfloat16=self.device == "cuda")
+            return Shape(batch=16, d_in=8, d_sae=64, k=k // 16, device=self.device, bfloat16=self.device == "cuda")
         return replace(STUDIES, k=k) if self.device == "cuda" else Shape(k=k)
 
     def shapes(self) -> list[Shape]:
@@ -51,5 +53,6 @@ class Setting:
 
     def environment(self, **more: str) -> dict[str, str]:
         """Environment of a process that measures for a part."""
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        places = [ROOT, os.environ.get("PYTHONPATH"), PACKAGES if PACKAGES.exists() else None]
+        path = os.pathsep.join(str(place) for place in places if place)
         return os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": path} | more

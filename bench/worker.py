@@ -24,7 +24,8 @@ def main() -> None:
     sys.stdout = sys.stderr  # libraries may print
     torch.set_num_threads(threads)
     shape = Shape(**settings.pop("shape"))
-    step, done = CONTENDERS[name](shape, **settings), 0
+    step, done = CONTENDERS[name](shape, **settings), 1
+    step(0)  # compiles, while others start
     print(json.dumps({"ready": True}), file=out, flush=True)
     for line in sys.stdin:
         if not line.strip():

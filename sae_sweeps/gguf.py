@@ -12,7 +12,7 @@ from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
-from sae_sweeps.errors import ConfigError, DataError
+from sae_sweeps.errors import ConfigError, DataError, out_of_memory
 from sae_sweeps.storage.files import one_line
 
 CACHE = Path("~/.cache/sae-sweeps/models")
@@ -57,6 +57,8 @@ def convert(file: Path, folder: Path) -> None:
         read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except Exception as error:  # transformers and gguf raise many types here
+        if out_of_memory(error):
+            raise
         raise DataError(f"model={file}: not a GGUF model that transformers can read ({one_line(error)}).") from error
     config = copy.deepcopy(read.config)
     if hasattr(config, "quantization_config"):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_sweeps.errors import ConfigError, UserError
+from sae_sweeps.errors import ConfigError, UserError, out_of_memory
 
 Change = Callable[[Tensor], Tensor | None]
 """What takes an activation's place; None where it is only read."""
@@ -127,6 +127,8 @@ class Lens:
             try:
                 self._bridge = build_bridge_from_module(self.model, self.family, hf_config=self.model.config)
             except Exception as error:  # TransformerLens raises many types here
+                if out_of_memory(error):
+                    raise
                 text = " ".join(str(error).split())
                 raise ConfigError(
                     f"layer.hook: TransformerLens has no hooks for {self.family} ({type(error).__name__}: {text}); "
@@ -183,6 +185,8 @@ def hook_width(config_file: Path, name: str) -> int:
     except UserError:
         raise
     except Exception as error:  # transformers and TransformerLens raise many types here
+        if out_of_memory(error):
+            raise
         text = " ".join(str(error).split())
         raise ConfigError(
             f"layer.hook={name}: its width cannot be read from {config_file} ({type(error).__name__}: {text}); give it "

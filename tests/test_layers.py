@@ -29,6 +29,7 @@ LAYERS = (
     "sae_sweeps.evaluation",
     "sae_sweeps.training",
     "sae_sweeps.tracking",
+    "analysis.grouped",
     "analysis.text",
     "analysis.metrics",
     "analysis.reading",

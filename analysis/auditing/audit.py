@@ -6,19 +6,18 @@ studies are not comparable. Rules that are registered as `across` see the runs o
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from analysis.auditing.comparison import Comparison
 from analysis.auditing.finding import LEVELS, Finding
 from analysis.auditing.run import Run, runs_of
+from analysis.grouped import grouped
 from analysis.text import clean
 from sae_sweeps.storage.sweep_folder import read_manifest
 
-if TYPE_CHECKING:
-    import pandas as pd
 
-
-def audit(full: "pd.DataFrame", varied: Iterable[str] = ()) -> list[Finding]:
+def audit(full: pd.DataFrame, varied: Iterable[str] = ()) -> list[Finding]:
     """Everything that the rules find in the runs of a frame of `analysis.reading.records.records`, worst first.
 
     Args:
@@ -33,10 +32,8 @@ def audit(full: "pd.DataFrame", varied: Iterable[str] = ()) -> list[Finding]:
     found = []
     for rule in RULES:
         for comparison in [everything] if rule.across else studies:
-            concerned: dict[str, list[Run]] = {}
-            for sentence, of_runs in rule.find(comparison):
-                concerned.setdefault(sentence, []).extend(of_runs)
-            for sentence, of_runs in concerned.items():
+            pairs = ((sentence, run) for sentence, of_runs in rule.find(comparison) for run in of_runs)
+            for sentence, of_runs in grouped(pairs).items():
                 ids = tuple(dict.fromkeys(run.run_id for run in of_runs))
                 found.append(Finding(rule.code, rule.level, clean(sentence, 600), ids, study_of(of_runs), rule.mend))
     return sorted(found, key=lambda finding: LEVELS.index(finding.level))
@@ -44,10 +41,7 @@ def audit(full: "pd.DataFrame", varied: Iterable[str] = ()) -> list[Finding]:
 
 def by_study(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """The runs of each study; those of this project, and single SAEs, are under an empty name."""
-    found: dict[str, list[Run]] = {}
-    for run in runs:
-        found.setdefault(run.study, []).append(run)
-    return found
+    return grouped((run.study, run) for run in runs)
 
 
 def study_of(runs: Iterable[Run]) -> str | None:

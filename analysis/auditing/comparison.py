@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from analysis.auditing.run import Run
+from analysis.grouped import grouped
 from analysis.reading.record import ABSENT, Study
 
 SEEDS = ("seed", "data_seed")
@@ -61,12 +62,12 @@ class Comparison:
     def configurations(self) -> list[list[Run]]:
         """The compared runs in lists; runs of one list differ only in their seeds."""
         keys = self.method_keys
-        found: dict[tuple[Any, ...], list[Run]] = {}
-        for run in self.compared:
+
+        def method(run: Run) -> tuple[Any, ...]:
             # notes name few keys, so runs that share those are still different configurations
-            own = run.run_id if run.study else None
-            found.setdefault((run.source, own, *(run.config.get(key) for key in keys)), []).append(run)
-        return list(found.values())
+            return (run.source, run.run_id if run.study else None, *(run.config.get(key) for key in keys))
+
+        return list(grouped((method(run), run) for run in self.compared).values())
 
     @cached_property
     def keys(self) -> list[str]:

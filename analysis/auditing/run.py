@@ -1,19 +1,17 @@
 """A run as the rules of the audit see it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from analysis.auditing.evidence import Evidence
 from analysis.columns import of_kind
 from analysis.metrics import BUDGETS
 from analysis.reading.record import Recorded
 from sae_sweeps.storage.budget import AS_RECORDED
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 SINGLE_SAE = "as reported in SAEBench's files"
 """How the source of an import of result files begins."""
@@ -25,8 +23,8 @@ class Run:
 
     run_id: str
     state: str
-    step: int | None
-    total_steps: int | None
+    step: int | None = None
+    total_steps: int | None = None
     title: str = ""
     error: str | None = None
     warnings: list[str] = field(default_factory=list)
@@ -36,11 +34,18 @@ class Run:
     nulls: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
-    evidence: Evidence = field(default_factory=lambda: Evidence(None))
+    folder: Path | None = None
     not_finite: list[str] = field(default_factory=list)
     """Of an imported record: those of `nulls` that it has as nan or an infinity."""
     recorded: Recorded = field(default_factory=Recorded)
     """What else the notes have of an imported run."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """`provenance` of results.json."""
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """The files of its folder; an imported record has none."""
+        return Evidence(None if self.source or self.folder is None else Path(self.folder))
 
     @cached_property
     def study(self) -> str:
@@ -68,6 +73,12 @@ class Run:
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """What is recorded of each evaluation: model, layer or hook, eval_id, commit, and the SAE that it judged."""
         return self.recorded.evaluations if self.source else self.evidence.judged
+
+    @property
+    def top_variance(self) -> float | None:
+        """Share of the training activations' variance that a thousandth of the tokens holds, where it is recorded."""
+        norms = self.provenance.get("norms")
+        return number(norms.get("top_variance")) if isinstance(norms, dict) else None
 
     @property
     def measured(self) -> bool:
@@ -107,7 +118,7 @@ def number(value: Any) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) and value == value else None
 
 
-def runs_of(full: "pd.DataFrame") -> list[Run]:
+def runs_of(full: pd.DataFrame) -> list[Run]:
     """The rows of a frame as rules see them."""
     parts = []
     for kind in ("run", "config", "metrics"):
@@ -118,23 +129,8 @@ def runs_of(full: "pd.DataFrame") -> list[Run]:
     return [run_of(*row) for row in zip(*parts, strict=True)]
 
 
-def run_of(fields: dict[str, Any], config: dict[str, Any], metrics: dict[str, float]) -> Run:
-    source = None if fields.get("source") == "run" else fields.get("source")
-    folder = None if source or fields.get("folder") is None else Path(fields["folder"])
-    return Run(
-        run_id=fields["run_id"],
-        state=fields["state"],
-        step=fields.get("step"),
-        total_steps=fields.get("total_steps"),
-        title=fields.get("title") or "",
-        error=fields.get("error"),
-        warnings=list(fields.get("warnings") or []),
-        source=source,
-        description=fields.get("description") or "",
-        nulls=list(fields.get("nulls") or []),
-        config=config,
-        metrics=metrics,
-        evidence=Evidence(folder),
-        not_finite=list(fields.get("not_finite") or []),
-        recorded=fields.get("recorded") or Recorded(),
-    )
+def run_of(values: dict[str, Any], config: dict[str, Any], metrics: dict[str, float]) -> Run:
+    """A row of the frame, or the fields of a Record, as rules see it."""
+    own = {"source": None} if values.get("source") == "run" else {}
+    values = {f.name: values[f.name] for f in fields(Run) if values.get(f.name) is not None} | own
+    return Run(**values | {"config": config, "metrics": metrics})

@@ -55,15 +55,15 @@ def text(table: Table, width: int | None, color: bool) -> str:
     shown = view(table)
     left_out: list[str] = []
     if width is not None and not table.columns_chosen and not table.pivot:
-        while total_width(shown) > width and shown.columns[-1].column[0] in ("metrics", "difference"):
+        can_go = {"metrics", "difference", "config"} if shown.has_titles else {"metrics", "difference"}
+        while total_width(shown) > width and shown.columns[-1].column[0] in can_go:
             left_out.insert(0, shown.columns.pop().name)
     missing = [f"left out for want of room: {', '.join(left_out)}"] if left_out else []
     return "\n".join([*draw(shown, color), *shown.remarks(left_out=missing)])
 
 
 def total_width(shown: View) -> int:
-    has_marks = any(shown.marks)
-    return sum(map(column_width, shown.columns)) + len(GAP) * (len(shown.columns) - 1) + (2 if has_marks else 0)
+    return sum(map(column_width, shown.columns)) + len(GAP) * (len(shown.columns) - 1) + 2 * shown.has_marks
 
 
 def column_width(column: Shown) -> int:
@@ -96,7 +96,7 @@ def draw(shown: View, color: bool = False) -> list[str]:
         rest = own - cell_len(name) - 1
         groups.append(name + (f" {'─' * rest}" if rest > 1 and name else " " * (rest + 1)))
         start += span
-    margin = "  " if any(shown.marks) else ""
+    margin = "  " if shown.has_marks else ""
     heads = [wrapped(column.name).split("\n") for column in shown.columns]
     height = max(map(len, heads), default=0)
     grid = [groups] if any(name for name, _ in shown.groups) else []
@@ -138,7 +138,7 @@ def markdown(table: Table, width: int | None, color: bool) -> str:
     """A Markdown table; a group's name is in the header of its first column."""
     shown = view(table)
     content, head, rule = [], [], []
-    if any(shown.marks):
+    if shown.has_marks:
         content.append(shown.marks)
         head.append("")
         rule.append("---")
@@ -160,7 +160,7 @@ def latex(table: Table, width: int | None, color: bool) -> str:
     r"""A tabular for booktabs, the best in bold and a dagger where a target is reached; notes in small print below."""
     shown = view(table)
     aligns = "".join("r" if column.is_number else "l" for column in shown.columns)
-    has_marks = any(shown.marks)
+    has_marks = shown.has_marks
     lines = ["% \\usepackage{booktabs}", f"\\begin{{tabular}}{{{'l' if has_marks else ''}{aligns}}}", "\\toprule"]
     heads, rules, place = [""] if has_marks else [], [], 2 if has_marks else 1
     for name, span in shown.groups:

@@ -15,7 +15,9 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from analysis.auditing.audit import audit
 from analysis.auditing.comparison import baselines_of
@@ -38,12 +40,9 @@ from analysis.reading.own_notes import (
     STATE,
     TRAINING,
 )  # fmt: skip
-from analysis.reading.record import ABSENT, Recorded, submodule_name
+from analysis.reading.record import ABSENT, submodule_name
 from analysis.text import cell, clean
 from sae_sweeps.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 WIDTH = 100
 COMPARED = 8
@@ -81,8 +80,6 @@ class Noted:
     """A run of the notes."""
 
     run: Run
-    recorded: Recorded
-    not_finite: list[str]
     number: str = ""
     is_baseline: bool = False
     baseline: "Noted | None" = None
@@ -91,13 +88,13 @@ class Noted:
 
     @property
     def run_id(self) -> str:
-        return str(self.recorded.own.get("run_id", self.run.run_id))
+        return str(self.run.recorded.own.get("run_id", self.run.run_id))
 
     @property
     def values(self) -> dict[str, Any]:
         """The metrics, with None or nan for those without a number."""
-        missing = {name: ABSENT if name in self.not_finite else None for name in self.run.nulls}
-        counted = {"steps"} if self.recorded.counted else set[str]()
+        missing = {name: ABSENT if name in self.run.not_finite else None for name in self.run.nulls}
+        counted = {"steps"} if self.run.recorded.counted else set[str]()
         return {name: value for name, value in self.run.metrics.items() if name not in counted} | missing
 
     def value(self, key: str) -> str:
@@ -112,7 +109,7 @@ class Noted:
         return last if re.fullmatch(NUMBER, last) else carried[1] if carried else ""
 
 
-def notes(full: "pd.DataFrame", baseline: str | None = None, varied: tuple[str, ...] = ()) -> str:
+def notes(full: pd.DataFrame, baseline: str | None = None, varied: tuple[str, ...] = ()) -> str:
     """Notes of the runs of a frame of `records`. The same runs give the same text.
 
     Args:
@@ -124,11 +121,11 @@ def notes(full: "pd.DataFrame", baseline: str | None = None, varied: tuple[str, 
     runs = noted(full)
     baselines, reason = baselines_and_reason(runs, baseline)
     runs = baselines + sorted((run for run in runs if not run.is_baseline), key=by_number)
-    study = runs[0].recorded.study
-    one_file = all(run.recorded.study is study for run in runs)
-    if one_file and all(run.recorded.own for run in runs):  # whole notes, which list what their own audit found
+    study = runs[0].run.recorded.study
+    one_file = all(run.run.recorded.study is study for run in runs)
+    if one_file and all(run.run.recorded.own for run in runs):  # whole notes, which list what their own audit found
         for run in runs:
-            run.findings = run.recorded.own.get("findings", [])
+            run.findings = run.run.recorded.own.get("findings", [])
     else:
         add_findings(runs, full, varied)
     shared = [text for text in runs[0].findings if len(runs) > 1 and all(text in run.findings for run in runs)]
@@ -142,25 +139,25 @@ def notes(full: "pd.DataFrame", baseline: str | None = None, varied: tuple[str, 
     return "\n".join(lines) + "\n"
 
 
-def noted(full: "pd.DataFrame") -> list[Noted]:
+def noted(full: pd.DataFrame) -> list[Noted]:
     """The runs of a frame, their config sorted by its keys, without OMITTED ones."""
-    found = []
-    for run, recorded, names in zip(runs_of(full), full["run", "recorded"], full["run", "not_finite"], strict=True):
+    runs = runs_of(full)
+    for run in runs:
         run.config = {key: run.config[key] for key in sorted(run.config) if key.partition(".")[0] not in OMITTED}
         if run.config.get("submodule_name") == submodule_name(run.config):
             run.config.pop("submodule_name", None)
-        noted = Noted(run, recorded or evaluated(run.evidence.folder, run.state), list(names))
-        if run.source and not noted.recorded.own:
-            noted.recorded = replace(noted.recorded, evaluations=evaluations_of(noted))
-        found.append(noted)
-    return found
+        if not run.source:
+            run.recorded = evaluated(run.evidence.folder, run.state)
+        elif not run.recorded.own:
+            run.recorded = replace(run.recorded, evaluations=evaluations_of(run))
+    return [Noted(run) for run in runs]
 
 
-def evaluations_of(run: Noted) -> dict[str, dict[str, Any]]:
+def evaluations_of(run: Run) -> dict[str, dict[str, Any]]:
     """The evaluations of an imported run; metrics for which none is recorded are under the usual one."""
     found = {name: dict(content) for name, content in run.recorded.evaluations.items()}
     known = {metric for content in found.values() for metric in content.get("metrics", ())}
-    for metric in run.values:
+    for metric in (*run.metrics, *run.nulls):
         if metric not in known and (name := evaluation_of(metric)):
             content = found.setdefault(name, {})
             content["metrics"] = [*content.get("metrics", ()), metric]
@@ -174,7 +171,7 @@ def evaluation_of(metric: str) -> str | None:
     return next((name for begin, name in BEGINNINGS if metric.startswith(begin)), EVALUATION_OF.get(group(metric)))
 
 
-def add_findings(runs: Sequence[Noted], full: "pd.DataFrame", varied: tuple[str, ...]) -> None:
+def add_findings(runs: Sequence[Noted], full: pd.DataFrame, varied: tuple[str, ...]) -> None:
     """Give each run what the audit finds about it, errors first."""
     for finding in audit(full, varied):
         text, concerned = clean(f"{finding.level}, {finding.code}: {finding.sentence}", 400), set(finding.runs)
@@ -284,7 +281,7 @@ def composed_experiment(runs: Sequence[Noted], reason: str) -> str:
         points.append(f"varied: {', '.join(varied[:VALUES])}{more}")
     if any(run.baseline for run in runs):
         points.append(f"the baseline is Run {runs[0].number} ({clean(runs[0].run_id)}), {reason}")
-    evaluations = dict.fromkeys(name for run in runs for name in run.recorded.evaluations)
+    evaluations = dict.fromkeys(name for run in runs for name in run.run.recorded.evaluations)
     points += [f"evaluated: {', '.join(evaluations)}"] if evaluations else []
     return clean(" ".join(f"{n}. {point[:1].upper()}{point[1:]}." for n, point in enumerate(points, 1)), 2_000)
 
@@ -356,14 +353,10 @@ def section(run: Noted, common: dict[str, Any], findings: Sequence[str]) -> list
 def state_of(run: Noted, heading: str) -> dict[str, Any]:
     """What is neither config nor metric. The title is left out where the heading is it, in plain characters."""
     state = run.run
-    content: dict[str, Any] = {
-        "run_id": run.run_id,
-        "state": state.state,
-        "step": state.step,
-        "total_steps": state.total_steps,
-    }
-    content |= {"error": state.error, "warnings": state.warnings, "described": outside(state.metrics)}
-    content |= {"steps": COUNTED} if run.recorded.counted else {}
+    fields = ("state", "step", "total_steps", "error", "warnings")
+    content = {"run_id": run.run_id} | {name: getattr(state, name) for name in fields}
+    content |= {"described": outside(state.metrics)}
+    content |= {"steps": COUNTED} if run.run.recorded.counted else {}
     content = {key: value for key, value in content.items() if value not in (None, [], {})}
     is_plain = re.fullmatch(r"\w([\w =.,+/()-]*[\w)])?", heading) and heading == state.title
     return content if is_plain else content | {"title": state.title or None}
@@ -372,13 +365,13 @@ def state_of(run: Noted, heading: str) -> dict[str, Any]:
 def results_of(run: Noted, common: dict[str, Any]) -> dict[str, Any]:
     """The results in the records' shape: of the training, then of each evaluation."""
     values, parts = run.values, {}
-    for name, content in run.recorded.evaluations.items():
+    for name, content in run.run.recorded.evaluations.items():
         part: dict[str, Any] = {"eval_type_id": name}
         part |= {theirs: plain(content[key]) for key, theirs in EVALUATION.items() if key in content}
         measured = [metric for metric in content.get("metrics", ()) if metric in values]
         part["eval_result_metrics"] = {metric: plain(values.pop(metric)) for metric in measured}
-        if name in run.recorded.details:
-            part["eval_result_details"] = plain(run.recorded.details[name])
+        if name in run.run.recorded.details:
+            part["eval_result_details"] = plain(run.run.recorded.details[name])
         if sae := {theirs: content[key] for key, theirs in SAE.items() if key in content}:
             part["sae_cfg_dict"] = sae
         parts[f"{name.replace('_', ' ')} evaluation results"] = part

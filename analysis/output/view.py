@@ -19,6 +19,8 @@ BESIDE = (*STATISTICS, "difference_low", "difference_high")
 """Columns that are shown within another's cells."""
 
 BEST, REACHED, MARKS = "*", "✓", {"error": "!", "warning": "?"}
+KEYS = 5
+"""The number of differing keys from which titles come before them."""
 MANY = 4
 """The most runs that a note names; beyond it the number of the others is given."""
 
@@ -60,6 +62,14 @@ class View:
     notes: list[str]
     """How to read the numbers."""
     warnings: list[str]
+
+    @property
+    def has_marks(self) -> bool:
+        return any(self.marks)
+
+    @property
+    def has_titles(self) -> bool:
+        return any(column.column == ("run", "title") for column in self.columns)
 
     @property
     def groups(self) -> list[tuple[str, int]]:
@@ -117,26 +127,30 @@ def view(table: Table) -> View:
 def shown_columns(table: Table) -> list[Column]:
     """The chosen columns; by default run, differing keys, FIRST, and tokens and steps where they differ.
 
-    Where a run is imported, also REPORTED_FIRST.
+    Where a run is imported, also REPORTED_FIRST. Where KEYS keys or more differ, titles stand for them, if no two are
+    alike: the keys come last.
     """
     frame = table.frame
     there = [column for column in frame.columns if column[0] not in BESIDE and column != ("run", "runs")]
     if table.columns_chosen or table.pivot:
         return there
-    has_keys = any(kind == "config" for kind, _ in there)
+    n_keys, titles = sum(kind == "config" for kind, _ in there), list(frame["run", "title"])
+    has_titles = all(isinstance(title, str) for title in titles) and len(set(titles)) == len(titles)
+    titled = (n_keys >= KEYS and has_titles) or (not n_keys and any(isinstance(title, str) for title in titles))
     main = (*REPORTED_FIRST, *FIRST) if has_reported(frame) else FIRST
 
     def shown(column: Column) -> bool:
         kind, name = column
         if kind == "run":
-            titled = name == "title" and not has_keys and any(isinstance(title, str) for title in frame[column])
-            return name in ("run_id", "source") or titled or (name == "state" and set(frame[column]) != {"completed"})
+            if name == "state":
+                return set(frame[column]) != {"completed"}
+            return name in ("run_id", "source") or (name == "title" and titled)
         if kind == "difference":
             return name in FIRST and direction(name) is not None
         differs = name in ("tokens", "steps") and frame[column].nunique() > 1
         return kind == "config" or name in main or differs
 
-    return [column for column in there if shown(column)]
+    return sorted(filter(shown, there), key=lambda column: titled and column[0] == "config")
 
 
 def group_of(table: Table, column: Column) -> str:

@@ -1,15 +1,14 @@
 """Panels of bars: one panel for each metric, one bar for each variant."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from analysis.plots.lines import short
 from analysis.plots.study import Missing, Study, Variant
 from analysis.plots.style import BAR, COLOURS, DIM, EDGE, Room, finish, panels
 from analysis.text import cell
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 BARS = 36
 """The most bars of a panel; of more variants the TOP of lowest fvu are drawn."""
@@ -24,7 +23,7 @@ def bar_panels(
     names: Sequence[tuple[str, str]],
     targets: dict[str, Target] | None = None,
     values: Callable[[Variant, str], list[float]] | None = None,
-) -> "Figure":
+) -> Figure:
     """A panel of bars for each metric (name, label): bars are means over seeds, dots the seeds, dashed lines targets.
 
     A variant without a value has a word for it in place of a bar; one that is still under way is left out then.
@@ -59,7 +58,7 @@ def titled(label: str, target: Target | None) -> str:
     return f"{label}\n-- target: {target[1]} {target[0]:g}" if target else label
 
 
-def bar_axes(labels: Sequence[str], titles: Sequence[str]) -> tuple["Figure", list[Any]]:
+def bar_axes(labels: Sequence[str], titles: Sequence[str]) -> tuple[Figure, list[Any]]:
     """A figure with room for `labels` of bars on the left and for `titles` above, and its axes, one for each title."""
     lines = 1 + max(title.count("\n") for title in titles)
     room = Room(left=0.08, right=0.16, bottom=0.3, top=0.14 + 0.15 * lines + 0.005 * len(labels))

@@ -1,16 +1,16 @@
 """Figures of relations between features: similarity, watched pairs, contrast."""
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from analysis.grouped import grouped
 from analysis.plots.lines import Panel, beside, legend_of, line_panels, named_variants
-from analysis.plots.study import PHASES, Missing, Study, Variant, evenly, shared_steps
+from analysis.plots.study import PHASES, Study, Variant, evenly, shared_steps
 from analysis.plots.style import COLOURS, DASHES, GREY, Room, add_below, finish, log_scale, look, panels
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MATRICES = 5
 """The most runs whose matrices are drawn."""
@@ -29,7 +29,7 @@ PAIR_NUMBERS = {
 Records = list[dict[str, Any]]
 
 
-def similarity_matrices(study: Study) -> "Figure":
+def similarity_matrices(study: Study) -> Figure:
     """|w_i . w_j| of the fixed block at the four phases; darker is more alike, the diagonal left out."""
     variants, left_out = study.sample(with_snapshots(study), MATRICES)
     blocks = {row: seriated(blocks_of(study, row)) for variant in variants for row in variant.rows[:1]}
@@ -86,7 +86,7 @@ def pooled(block: np.ndarray, size: int = 128) -> np.ndarray:
     return wide.reshape(len(wide) // step, step, -1, step).max((1, 3))
 
 
-def similarity_histograms(study: Study) -> "Figure":
+def similarity_histograms(study: Study) -> Figure:
     """Histograms of the pairs' |cosine| at the four phases."""
 
     def shares(variant: Variant, percent: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -109,10 +109,7 @@ def similarity_histograms(study: Study) -> "Figure":
 
 
 def with_snapshots(study: Study) -> list[Variant]:
-    variants = [variant for variant in study.followed if study.phases(variant.rows[0])]
-    if not variants:
-        raise Missing("no run has come to a quarter of its training")
-    return variants
+    return study.having(study.phases, "no run has come to a quarter of its training")
 
 
 # Watched pairs --------------------------------------------------------------------------------------------------------
@@ -123,20 +120,17 @@ def by_moment(study: Study, row: int) -> dict[int, Records]:
 
     Earlier runs, and no others, have the monitor `competition` alone: pairs that `ortho` chose at 25 %.
     """
-    found: dict[int, Records] = {}
-    for record in study.monitors(row, "pairs"):
-        found.setdefault(record["chosen"], []).append(record)
+    found = grouped((record["chosen"], record) for record in study.monitors(row, "pairs"))
     older = study.monitors(row, "competition")
     return found or ({25: older} if older else {})
 
 
 def watching(study: Study, what: str = "abs_cosine") -> list[Variant]:
     """The variants whose watched pairs have that number."""
-    variants = [v for v in study.followed if any(what in r[-1] for r in by_moment(study, v.rows[0]).values())]
-    if not variants:
-        why = "no run has a penalty that lets pairs compete (penalty=ortho)" if what == "c" else ""
-        raise Missing(why or "no run watched pairs of features (train.monitor_every, from 2 % of the training)")
-    return variants
+    missing = "no run watched pairs of features (train.monitor_every, from 2 % of the training)"
+    if what == "c":
+        missing = "no run has a penalty that lets pairs compete (penalty=ortho)"
+    return study.having(lambda row: any(what in r[-1] for r in by_moment(study, row).values()), missing)
 
 
 def of_class(records: Records, what: str, place: int) -> dict[int, np.ndarray]:
@@ -147,25 +141,8 @@ def of_class(records: Records, what: str, place: int) -> dict[int, np.ndarray]:
     return {r["step"]: np.array(r[what][place * third : (place + 1) * third], dtype=float) for r in kept}
 
 
-def competition(study: Study) -> "Figure":
-    """Trajectories of c_ij."""
-    return trajectories(study, "c", (-0.03, 1.03))
-
-
-def pair_correlation(study: Study) -> "Figure":
-    """Trajectories of the correlation of the activations."""
-    return trajectories(study, "correlation", None)
-
-
-def pair_similarity(study: Study) -> "Figure":
-    """Trajectories of |w_i . w_j|."""
-    return trajectories(study, "abs_cosine", None)
-
-
-def trajectories(study: Study, what: str, limits: tuple[float, float] | None) -> "Figure":
+def trajectories(study: Study, what: str, limits: tuple[float, float] | None = None) -> Figure:
     """A row of panels for each run, a panel for each class: a thin line for each pair, their mean thick."""
-    from matplotlib.lines import Line2D
-
     variants, left_out = study.sample(watching(study, what), WATCHED)
     room = Room(left=0.1, right=0.1, bottom=0.15, top=0.3)
     fig, axes = panels(3 * len(variants), 3, (2.3, 1.65), room, left=0.75, sharey=True, sharex=True)
@@ -200,7 +177,7 @@ def trajectories(study: Study, what: str, limits: tuple[float, float] | None) ->
     return finish(fig, handles, names, note=note.strip())
 
 
-def pair_means(study: Study) -> "Figure":
+def pair_means(study: Study) -> Figure:
     """Means over the pairs that were chosen first, a row for each number and a panel for each class."""
 
     def mean(variant: Variant, what: str, place: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -220,7 +197,7 @@ def pair_means(study: Study) -> "Figure":
     return line_panels(study, variants, shown, 3, note)
 
 
-def pairs_at_the_end(study: Study) -> "Figure":
+def pairs_at_the_end(study: Study) -> Figure:
     """|cosine| of the watched pairs against their overlap and their correlation, at the end."""
     named = named_variants(study, watching(study))
     fig, axes = panels(2, 2, (3.4, 2.5), sharey=True)
@@ -237,11 +214,10 @@ def pairs_at_the_end(study: Study) -> "Figure":
 # Contrast -------------------------------------------------------------------------------------------------------------
 
 
-def contrast(study: Study) -> "Figure":
+def contrast(study: Study) -> Figure:
     """Alignment, uniformity and retrieval of positives; dotted grey is retrieval by chance."""
-    variants = [variant for variant in study.followed if study.monitors(variant.rows[0], "contrastive")]
-    if not variants:
-        raise Missing("no run has a contrastive head (penalty=contrastive)")
+    missing = "no run has a contrastive head (penalty=contrastive)"
+    variants = study.having(lambda row: study.monitors(row, "contrastive"), missing)
     units = {
         "alignment": "mean cosine of positives",
         "uniformity": "log potential (lower: more even)",

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from analysis.plots.lines import (
     Panel,
@@ -17,11 +18,8 @@ from analysis.plots.lines import (
     over_steps,
     short,
 )
-from analysis.plots.study import Missing, Study, Variant, evenly
+from analysis.plots.study import Study, Variant, evenly
 from analysis.plots.style import COLOURS, DASHES, finish, panels
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SHOWN = 4
 """The most runs with panels of their own."""
@@ -30,10 +28,8 @@ DECILES = {10: "largest of all features", 9: "nine of ten are below", 5: "median
 
 
 def group_variants(study: Study) -> list[Variant]:
-    variants = [variant for variant in study.followed if layer_records(study, variant.rows[0])]
-    if not variants:
-        raise Missing("no run has a group layer (group_layer=groups, penalty=bottleneck)")
-    return variants
+    missing = "no run has a group layer (group_layer=groups, penalty=bottleneck)"
+    return study.having(lambda row: layer_records(study, row), missing)
 
 
 def layer_records(study: Study, row: int) -> list[dict[str, Any]]:
@@ -41,20 +37,20 @@ def layer_records(study: Study, row: int) -> list[dict[str, Any]]:
     return [record for record in study.monitors(row, "groups") if "mi_mean" in record]
 
 
-def group_mi(study: Study) -> "Figure":
+def group_mi(study: Study) -> Figure:
     """Mean mutual information of pairs of groups over the training, and its matrix at the end of some runs."""
     variants = group_variants(study)
     named = named_variants(study, variants)
     last = {id(v): layer_records(study, v.rows[0])[-1] for v in variants}
     shown, left_out = study.sample([variant for variant in variants if "mi" in last[id(variant)]], SHOWN)
     fig, axes = panels(2 + len(shown), 3, (2.9, 2.4), right=0.75)
+
+    def decile(variant: Variant) -> tuple[np.ndarray, np.ndarray]:
+        return over_steps(layer_records(study, variant.rows[0]), ninth_decile)
+
     curves = [
         Panel("mean over pairs of groups", "MI (nats)", partial(study.monitored, monitor="groups", key="mi_mean")),
-        Panel(
-            "nine tenths of the pairs are below",
-            "MI (nats)",
-            lambda v: over_steps(layer_records(study, v.rows[0]), ninth_decile),
-        ),
+        Panel("nine tenths of the pairs are below", "MI (nats)", decile),
     ]
     bands = draw_panels(axes[:2], named, curves)
     if shown:
@@ -78,12 +74,10 @@ def ninth_decile(record: dict[str, Any]) -> float:
     return quantiles[min(quantiles, key=lambda q: abs(q - 0.9))]
 
 
-def group_events(study: Study) -> "Figure":
+def group_events(study: Study) -> Figure:
     """The features moved and the resulting group sizes at each adaptation of groups."""
-
-    variants = [variant for variant in study.followed if study.monitors(variant.rows[0], "group_event")]
-    if not variants:
-        raise Missing("no run adapted its groups (group_layer.adapt=similarity or mi)")
+    missing = "no run adapted its groups (group_layer.adapt=similarity or mi)"
+    variants = study.having(lambda row: study.monitors(row, "group_event"), missing)
     values: dict[str, Callable[[dict[str, Any]], float]] = {
         "features that changed their group": lambda event: event["moved"],
         "largest group": lambda event: max(event["sizes_after"]),
@@ -97,7 +91,7 @@ def group_events(study: Study) -> "Figure":
     return line_panels(study, variants, shown, 3, "Each marker is an event; first seed.", size=(2.8, 2.3))
 
 
-def group_activity(study: Study) -> "Figure":
+def group_activity(study: Study) -> Figure:
     """Energy and share of active tokens of each group at the last record, groups in falling order."""
 
     def falling(variant: Variant, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -113,25 +107,23 @@ def group_activity(study: Study) -> "Figure":
     return line_panels(study, group_variants(study), shown, 2, note, size=(3.4, 2.3))
 
 
-def selections(study: Study, variant: Variant) -> list[dict[str, Any]]:
-    """The records of selective_ortho's groups, first seed."""
-    return [record for record in study.monitors(variant.rows[0], "groups") if "deciles" in record]
+def selections(study: Study, row: int) -> list[dict[str, Any]]:
+    """The records of selective_ortho's groups."""
+    return [record for record in study.monitors(row, "groups") if "deciles" in record]
 
 
 def selective_variants(study: Study) -> list[Variant]:
-    variants = [variant for variant in study.followed if selections(study, variant)]
-    if not variants:
-        raise Missing("no run selects groups of features by statistics (penalty=selective_ortho)")
-    return variants
+    missing = "no run selects groups of features by statistics (penalty=selective_ortho)"
+    return study.having(lambda row: selections(study, row), missing)
 
 
-def feature_statistics(study: Study) -> "Figure":
+def feature_statistics(study: Study) -> Figure:
     """Three panels a run: how mean, maximum and spread of the features' activations grow; largest, 90 %, median."""
     variants, left_out = study.sample(selective_variants(study), SHOWN)
     fig, axes = panels(3 * len(variants), 3, (2.6, 1.75), left=0.3, sharex=True)
     for place, ax in enumerate(axes):
         variant, name = variants[place // 3], STATISTICS[place % 3]
-        records = selections(study, variant)
+        records = selections(study, variant.rows[0])
         steps = [record["step"] for record in records]
         for number, (decile, label) in enumerate(DECILES.items()):
             values = [record["deciles"][name][decile] for record in records]
@@ -146,18 +138,21 @@ def feature_statistics(study: Study) -> "Figure":
     return finish(fig, handles, labels, note=f"Moving averages, first seed. {left_out}".strip())
 
 
-def selective_groups(study: Study) -> "Figure":
+def selective_groups(study: Study) -> Figure:
     """Size of group 1 over the training, and which of the first features are in it (black) at each record."""
     variants = selective_variants(study)
     named = named_variants(study, variants)
     shown, left_out = study.sample(variants, SHOWN)
     fig, axes = panels(1 + len(shown), 3, (3.1, 2.3))
     size = Panel(
-        "size of group 1", "features", lambda v: over_steps(selections(study, v), lambda r: r["sizes"][0]), "zero"
+        "size of group 1",
+        "features",
+        lambda v: over_steps(selections(study, v.rows[0]), lambda r: r["sizes"][0]),
+        "zero",
     )
     draw_panels(axes[:1], named, [size])
     for ax, variant in zip(axes[1:], shown, strict=True):
-        records = evenly(selections(study, variant), 60)
+        records = evenly(selections(study, variant.rows[0]), 60)
         member = np.array([record["first"] for record in records]).T
         steps = [record["step"] for record in records]
         ax.imshow(

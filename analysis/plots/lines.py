@@ -4,16 +4,15 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from analysis.plots.study import SHARE, WEIGHTED, Missing, Study, Variant, evenly
 from analysis.plots.style import GREY, finish, log_scale, look, panels
 from analysis.text import clean
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 DISTINCT = 10
 """The most lines with colours of their own; of more, NAMED are coloured and the rest is grey."""
@@ -22,6 +21,7 @@ NAMED = 5
 TITLES = {
     "fvu": ("fvu, batch", "fraction of variance"),
     "held_out_fvu": ("fvu, held-out text", "fraction of variance"),
+    "held_out_fvu_per_token": ("fvu per token, held-out text", "mean fraction of variance"),
     "l0": ("L0", "active features per token"),
     "dead_features": ("dead features", "share of the features"),
     "lr": ("learning rate", "per step"),
@@ -92,7 +92,7 @@ def line_panels(
     note: str = "",
     grey: bool = False,
     **kwargs: Any,
-) -> "Figure":
+) -> Figure:
     """Panels with a line for each variant; those of several seeds as mean and band.
 
     grey: where only some variants are named, the others are lines too. kwargs: of `panels`.
@@ -144,14 +144,16 @@ def curve_panels(
     columns: int = 3,
     zero: bool = False,
     note: str = "",
-) -> "Figure":
+    missing: str = "no run has logged them",
+) -> Figure:
     """A panel for each logged number.
 
-    log: names that have a logarithmic axis where they are positive; zero: begin all other axes at 0.
+    log: names that have a logarithmic axis where they are positive; zero: begin all other axes at 0. Raises Missing
+    with the sentence where there is no number or no run has one.
     """
     variants = [v for v in study.followed if any(study.curve(v, name, x) is not None for name in names)]
     if not variants or not names:
-        raise Missing("no run has logged them")
+        raise Missing(missing)
     shown = [
         Panel(
             *title_and_unit(name, study),
@@ -180,8 +182,6 @@ def markers(n: int, number: int) -> Any:
 
 def legend_of(variants: Sequence[Variant], points: bool = False) -> tuple[list[Any], list[str]]:
     """Legend handles and labels of the variants' lines, or of their markers alone."""
-    from matplotlib.lines import Line2D
-
     style = {"linestyle": "none"} if points else {}
     handles = [Line2D([], [], **(look(number) | style)) for number in range(len(variants))]
     return handles, [short(variant) for variant in variants]

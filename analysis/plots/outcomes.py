@@ -3,7 +3,8 @@
 import math
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
 
 from analysis.metrics import FIRST, TARGETS, direction
 from analysis.plots.bars import bar_panels
@@ -12,9 +13,6 @@ from analysis.plots.lines import legend_of, lines_note, named_variants
 from analysis.plots.study import Missing, Study, Variant, evenly
 from analysis.plots.style import GREY, Room, finish, log_scale, look, panels
 from sae_sweeps.config.evaluations import BUILTIN
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 BETTER = {"higher": "higher is better", "lower": "lower is better", "one": "nearest to 1 is best"}
 LEGACY = "explained_variance_legacy"
@@ -62,7 +60,7 @@ def targets_of(names: list[str]) -> dict[str, tuple[float, str]]:
     }
 
 
-def metric_bars(study: Study, titles: Iterable[tuple[str, str]], missing: str) -> "Figure":
+def metric_bars(study: Study, titles: Iterable[tuple[str, str]], missing: str) -> Figure:
     """Bars of those of the metrics (name, title) that any run has. Raises Missing with the sentence where none has."""
     there = set(study.metric_names())
     names = [(name, title) for name, title in titles if name in there]
@@ -71,31 +69,31 @@ def metric_bars(study: Study, titles: Iterable[tuple[str, str]], missing: str) -
     return bar_panels(study, names, targets_of([name for name, _ in names]))
 
 
-def evaluation_metrics(study: Study) -> "Figure":
+def evaluation_metrics(study: Study) -> Figure:
     old = any(study.values(v, LEGACY) and not study.values(v, "explained_variance") for v in study.variants)
     wanted = dict.fromkeys((*FIRST, *EVALUATED, *(BUILTIN + name for name in EVALUATED)))
     names = [(name, headed(name)) for name in wanted if name not in NO_BARS and (name != LEGACY or old)]
     return metric_bars(study, names, "no run has been evaluated")
 
 
-def unlearning_scores(study: Study) -> "Figure":
+def unlearning_scores(study: Study) -> Figure:
     names = [(name, headed(name)) for name in ("unlearning_score", BUILTIN + "unlearning_score")]
     return metric_bars(study, names, "no run has an unlearning score (eval.evaluations=[unlearning])")
 
 
-def sparsity_analysis(study: Study) -> "Figure":
+def sparsity_analysis(study: Study) -> Figure:
     return metric_bars(study, SPARSITY.items(), "no run has been evaluated (eval=core)")
 
 
-def feature_separation(study: Study) -> "Figure":
+def feature_separation(study: Study) -> Figure:
     return metric_bars(study, SEPARATION.items(), "no run has measured its features (eval.evaluations=[separation])")
 
 
-def recovery(study: Study) -> "Figure":
+def recovery(study: Study) -> Figure:
     return metric_bars(study, [(name, headed(name)) for name in RECOVERY], "only model=synthetic has true features")
 
 
-def training_metrics(study: Study) -> "Figure":
+def training_metrics(study: Study) -> Figure:
     recorded = {name for nulls in study.full["run", "nulls"] for name in nulls or ()}
     names = [(n, title) for n, title in BUDGETS if n in recorded or any(map(math.isfinite, study.column(n)))]
     if not names:
@@ -103,7 +101,7 @@ def training_metrics(study: Study) -> "Figure":
     return bar_panels(study, names)
 
 
-def feature_metrics(study: Study) -> "Figure":
+def feature_metrics(study: Study) -> Figure:
     """The last logged sparsity, reconstruction and MI loss of each completed run, each before its weight."""
 
     def values(variant: Variant, name: str) -> list[float]:
@@ -118,7 +116,7 @@ def feature_metrics(study: Study) -> "Figure":
     return bar_panels(study, names, values=values)
 
 
-def by_number(study: Study) -> "Figure":
+def by_number(study: Study) -> Figure:
     """Metrics for each number of features: a line for each variant; the language model itself in grey dashes."""
     found: dict[tuple[str, str], dict[int, list[str]]] = {}
     for name in study.metric_names():
@@ -163,7 +161,7 @@ def by_number(study: Study) -> "Figure":
 # Fronts --------------------------------------------------------------------------------------------------------------
 
 
-def pareto(study: Study) -> "Figure":
+def pareto(study: Study) -> Figure:
     """Each run's L0 against what it explains; the dashed line is the Pareto front."""
     there = study.metric_names()
     names = [(name, title) for name, title in FRONTS if name in there]

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+
+from matplotlib.figure import Figure
 
 from analysis.plots import features, groups, outcomes, training
 from analysis.plots.study import Study
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Plot:
     """What it shows, in one line."""
     needs: str
     """The files it is drawn from."""
-    draw: "Callable[[Study], Figure]"
+    draw: Callable[[Study], Figure]
     """Raises Missing where they are not there."""
 
 
@@ -53,9 +52,17 @@ PLOTS: dict[str, Plot] = {
     "similarity_histograms": Plot(
         "|cosine| of pairs of features at the four phases", SNAPSHOTS, features.similarity_histograms
     ),
-    "competition": Plot("trajectories of c_ij of the watched pairs (ortho)", MONITORS, features.competition),
-    "pair_correlation": Plot("correlation of the watched pairs", MONITORS, features.pair_correlation),
-    "pair_similarity": Plot("|cosine| of the watched pairs", MONITORS, features.pair_similarity),
+    "competition": Plot(
+        "trajectories of c_ij of the watched pairs (ortho)",
+        MONITORS,
+        partial(features.trajectories, what="c", limits=(-0.03, 1.03)),
+    ),
+    "pair_correlation": Plot(
+        "correlation of the watched pairs", MONITORS, partial(features.trajectories, what="correlation")
+    ),
+    "pair_similarity": Plot(
+        "|cosine| of the watched pairs", MONITORS, partial(features.trajectories, what="abs_cosine")
+    ),
     "pair_means": Plot("means of the watched pairs, run beside run", MONITORS, features.pair_means),
     "pairs_at_the_end": Plot(
         "|cosine| of the watched pairs against overlap and correlation", MONITORS, features.pairs_at_the_end

@@ -5,13 +5,14 @@ import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from analysis.columns import differing
 from analysis.metrics import badness
@@ -21,9 +22,6 @@ from analysis.text import cell, clean
 from sae_sweeps.errors import DamagedFile
 from sae_sweeps.storage.rows import RowFile
 from sae_sweeps.storage.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 LABEL = 48
 """The most characters of a label."""
@@ -66,7 +64,7 @@ class Variant:
 class Study:
     """The runs of a figure."""
 
-    full: "pd.DataFrame"
+    full: pd.DataFrame
     """The frame of `records`."""
     variants: list[Variant] = field(init=False)
     _curves: dict[int, dict[str, np.ndarray]] = field(default_factory=dict, init=False)
@@ -84,6 +82,13 @@ class Study:
     def followed(self) -> list[Variant]:
         """The variants whose files are read: all, or an even choice from the lowest to the highest fvu."""
         return self.variants if len(self.variants) <= FOLLOWED else evenly(self.ranked(self.variants), FOLLOWED)
+
+    def having(self, test: Callable[[int], Any], missing: str) -> list[Variant]:
+        """The variants that are followed whose first run passes the test. Raises Missing with the sentence for none."""
+        found = [variant for variant in self.followed if test(variant.rows[0])]
+        if not found:
+            raise Missing(missing)
+        return found
 
     def folder(self, row: int) -> RunFolder:
         return RunFolder(self.full["run", "folder"].iloc[row])
@@ -285,7 +290,7 @@ def columns_of(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 # Variants -----------------------------------------------------------------------------------------------------------
 
 
-def variants_of(full: "pd.DataFrame") -> list[Variant]:
+def variants_of(full: pd.DataFrame) -> list[Variant]:
     """The variants among the runs (equal configs, different seeds), each with a label of its own."""
     keys = [column for column in differing(full) if column != SEED]
     seeds = list(full[SEED]) if SEED in full.columns else [None] * len(full)
@@ -317,7 +322,7 @@ def ended_of(states: list[str]) -> str:
     return ", ".join(end if len(states) == 1 else f"{states.count(end)} of {len(states)} {end}" for end in ends)
 
 
-def labels_of(full: "pd.DataFrame", variants: list[Variant], keys: list[tuple[str, str]]) -> list[str]:
+def labels_of(full: pd.DataFrame, variants: list[Variant], keys: list[tuple[str, str]]) -> list[str]:
     """A label for each variant, of LABEL characters at most and no two alike: its title where titles differ, else the
     keys that tell the variants apart; with the run id where these do not."""
     firsts = [variant.rows[0] for variant in variants]
@@ -341,7 +346,7 @@ def labels_of(full: "pd.DataFrame", variants: list[Variant], keys: list[tuple[st
     return out
 
 
-def labels_by_keys(full: "pd.DataFrame", rows: list[int], keys: list[tuple[str, str]]) -> list[str]:
+def labels_by_keys(full: pd.DataFrame, rows: list[int], keys: list[tuple[str, str]]) -> list[str]:
     """The keys' values of each row; where that is long, without keys that are not needed to tell the rows apart."""
 
     content = {key: full[key].iloc[rows].tolist() for key in keys}

@@ -8,10 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from PIL import Image
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito (2008), without yellow, which is too pale on white."""
@@ -67,8 +71,6 @@ def look(number: int) -> dict[str, Any]:
 @contextmanager
 def style() -> Iterator[None]:
     """Settings for everything drawn inside; a letter that the font has not is drawn as a box, without a word."""
-    import matplotlib
-
     log = logging.getLogger("matplotlib")
     level = log.level
     with matplotlib.rc_context(RC), warnings.catch_warnings():
@@ -98,11 +100,8 @@ def panels(
     left: float = 0,
     right: float = 0,
     **kwargs: Any,
-) -> tuple["Figure", list[Any]]:
+) -> tuple[Figure, list[Any]]:
     """A figure with n panels of that size in rows of at most `columns`, room within each, and more beside them all."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     room, columns = room or Room(), min(columns, n)
     rows = -(-n // columns)
     width, height = max(left + size[0] * columns + right, NARROWEST), size[1] * rows
@@ -125,7 +124,7 @@ def panels(
     return fig, axes[:n]
 
 
-def add_below(fig: "Figure", inches: float) -> None:
+def add_below(fig: Figure, inches: float) -> None:
     """Make the figure higher, with that much room at its foot; nothing else changes its size."""
     width, before = fig.get_size_inches()
     after = before + inches
@@ -135,7 +134,7 @@ def add_below(fig: "Figure", inches: float) -> None:
         ax.set_position((x, (y * before + inches) / after, w, h * before / after))
 
 
-def finish(fig: "Figure", handles: Sequence[Any] = (), labels: Sequence[str] = (), note: str = "") -> "Figure":
+def finish(fig: Figure, handles: Sequence[Any] = (), labels: Sequence[str] = (), note: str = "") -> Figure:
     """Put the note below the panels and the legend below it, in as many columns as its labels leave room for."""
     width = fig.get_figwidth()
     lines = textwrap.wrap(note, int(width * 16))
@@ -157,8 +156,6 @@ def finish(fig: "Figure", handles: Sequence[Any] = (), labels: Sequence[str] = (
 
 def log_scale(ax: Any, letter: str) -> None:
     """A logarithmic axis (x or y) with plain labels, some between the powers of ten where there are few."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     getattr(ax, f"set_{letter}scale")("log", nonpositive="mask")
     axis = getattr(ax, f"{letter}axis")
     low, high = axis.get_view_interval()
@@ -169,17 +166,15 @@ def log_scale(ax: Any, letter: str) -> None:
     axis.set_minor_formatter(plain if decades < 100 else NullFormatter())
 
 
-def png(fig: "Figure", dpi: int = 150) -> bytes:
+def png(fig: Figure, dpi: int = 150) -> bytes:
     """The figure as PNG."""
     out = io.BytesIO()
     fig.savefig(out, format="png", dpi=dpi)
     return out.getvalue()
 
 
-def small_png(fig: "Figure", dpi: int) -> bytes:
+def small_png(fig: Figure, dpi: int) -> bytes:
     """The figure as PNG of a fixed palette, which holds every colour used here: a third of the size of `png`."""
-    from PIL import Image
-
     fig.set_dpi(dpi)
     canvas: Any = fig.canvas
     canvas.draw()
@@ -194,8 +189,6 @@ def small_png(fig: "Figure", dpi: int) -> bytes:
 @cache
 def palette_bytes() -> bytes:
     """Each colour pure and in tints towards white, for soft edges and bands; and greys from black to white."""
-    from matplotlib.colors import to_rgb
-
     shares = {colour: (1, 0.75, 0.5, 0.3, 0.18) for colour in COLOURS if colour != "#000000"} | {
         BAR: (1,),
         EDGE: (1, 0.5),
@@ -205,7 +198,7 @@ def palette_bytes() -> bytes:
     return bytes(round(255 * part) for rgb in (*tints, *greys) for part in rgb)
 
 
-def svg(fig: "Figure") -> str:
+def svg(fig: Figure) -> str:
     """The figure as SVG: no date, the same bytes for the same figure."""
     out = io.StringIO()
     fig.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

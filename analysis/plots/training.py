@@ -1,16 +1,15 @@
 """Figures of what happens while SAEs train."""
 
 from functools import partial
-from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
 
 from analysis.plots.lines import Panel, curve_panels, line_panels, title_and_unit
 from analysis.plots.study import SHARE, WEIGHTED, Missing, Study
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 PENALTY_CURVES = ("penalty/threshold", "penalty/alpha")
 """Numbers of penalties that follow a schedule."""
+FVU = ("held_out_fvu", "held_out_fvu_per_token", "fvu")
 MATRICES = {"W_dec": "", "W_enc": "_enc"}
 
 
@@ -23,55 +22,47 @@ def moving(study: Study, names: list[str]) -> list[str]:
     ]
 
 
-def training_curves(study: Study) -> "Figure":
+def training_curves(study: Study) -> Figure:
     logged = study.curve_names()
     losses = [name for name in logged if name.endswith("_loss") or name == "loss"]
-    names = moving(study, [*losses, *(name for name in ("fvu", "held_out_fvu") if name in logged)])
-    if not names:
-        raise Missing("no run has logged a step")
-    return curve_panels(study, names, log=("loss", "recon_loss", "fvu", "held_out_fvu"))
+    names = moving(study, [*losses, *(name for name in FVU if name in logged)])
+    return curve_panels(study, names, log=("loss", "recon_loss", *FVU), missing="no run has logged a step")
 
 
-def held_out(study: Study) -> "Figure":
-    names = [name for name in ("held_out_fvu", "fvu") if name in study.curve_names()]
+def held_out(study: Study) -> Figure:
+    names = [name for name in FVU if name in study.curve_names()]
     if "held_out_fvu" not in names:
         raise Missing("no run was followed on held-out text (train.held_out_tokens)")
-    return curve_panels(study, names, x="tokens", columns=2, log=names)
+    return curve_panels(study, names, x="tokens", columns=len(names), log=names)
 
 
-def sparsity(study: Study) -> "Figure":
+def sparsity(study: Study) -> Figure:
     names = [name for name in ("l0", "dead_features") if name in study.curve_names()]
-    if not names:
-        raise Missing("no run has logged L0 or dead features")
-    return curve_panels(study, names, columns=2, zero=True)
+    return curve_panels(study, names, columns=2, zero=True, missing="no run has logged L0 or dead features")
 
 
-def penalty_and_reconstruction(study: Study) -> "Figure":
+def penalty_and_reconstruction(study: Study) -> Figure:
     names = ["recon_loss", WEIGHTED, SHARE]
     if not moving(study, [WEIGHTED]):
         raise Missing("no run has a penalty that acts (penalty=none)")
     return curve_panels(study, names, log=("recon_loss",), zero=True)
 
 
-def penalty_terms(study: Study) -> "Figure":
+def penalty_terms(study: Study) -> Figure:
     names = [name for name in study.curve_names() if name.startswith("penalty/") and "_loss" not in name]
-    names = moving(study, names)
-    if not names:
-        raise Missing("no penalty here logs terms of its own")
-    return curve_panels(study, names)
+    return curve_panels(study, moving(study, names), missing="no penalty here logs terms of its own")
 
 
-def schedules(study: Study) -> "Figure":
+def schedules(study: Study) -> Figure:
     logged = study.curve_names()
     weights = moving(study, [name for name in logged if name.endswith("_weight")])
     names = [*(name for name in ("lr", "k", "p") if name in logged), *weights]
     names += [n for n in logged if any(n.endswith(end.removeprefix("penalty")) for end in PENALTY_CURVES)]
-    if not names:
-        raise Missing("no run has logged a step")
-    return curve_panels(study, names, zero=True, note="As logged at each step, so as used.")
+    note = "As logged at each step, so as used."
+    return curve_panels(study, names, zero=True, note=note, missing="no run has logged a step")
 
 
-def gradient_norms(study: Study) -> "Figure":
+def gradient_norms(study: Study) -> Figure:
     """A row for each weight matrix, a panel for each loss term; then the penalty's share of the whole."""
     logged = [name for name in study.curve_names() if name.startswith("grad_norm/")]
     found = [name for name in logged if not name.endswith("_enc") and name != "grad_norm/total"]

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from sae_sweeps.storage.rows import RowFile
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Row = dict[str, Any]
 """A row of metrics.jsonl."""
@@ -82,7 +81,7 @@ def searched(line: bytes) -> Row:
     return row
 
 
-def with_convergence(full: "pd.DataFrame", target: float | None = None) -> tuple["pd.DataFrame", float | None]:
+def with_convergence(full: pd.DataFrame, target: float | None = None) -> tuple[pd.DataFrame, float | None]:
     """The frame with the metrics tokens_to_fvu and seconds_to_fvu of completed runs, and their target.
 
     Without a target it is `common_target`. A run that never reached it has nan; where no run was followed on held-out

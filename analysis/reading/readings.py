@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
+from analysis.grouped import grouped
 from analysis.reading.figures_in_dicts import LOGGED_ONLY, OF_SAE, USED, Figure
 from analysis.reading.literals import same
 from analysis.reading.names import LOGGED
@@ -12,9 +13,7 @@ from analysis.reading.names import LOGGED
 
 def readings_of(figures: Iterable[Figure]) -> dict[str, list[Figure]]:
     """The readings of each figure by its name, in order; what a trainer's results log apart from what was used."""
-    found: dict[str, list[Figure]] = {}
-    for figure in figures:
-        found.setdefault(figure.name, []).append(figure)
+    found = grouped((figure.name, figure) for figure in figures)
     for name, logged in LOGGED.items():
         own = found.get(name, [])
         if any(f.role == USED for f in own):

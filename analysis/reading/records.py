@@ -8,17 +8,17 @@ their `source` names where the numbers come from.
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from analysis.reading.record import ABSENT, RUN_FIELDS, Record
 from analysis.reading.run_folders import read_run, runs_at
 from sae_sweeps.errors import DataError
 
-if TYPE_CHECKING:
-    import pandas as pd
 
-
-def records(paths: Iterable[str | Path], sources: bool = False) -> "pd.DataFrame":
+def records(paths: Iterable[str | Path], sources: bool = False) -> pd.DataFrame:
     """One row per run of the paths, in their order, each run once.
 
     A path is a run folder, a results.json, a sweep folder (or its manifest.json), or an outputs tree; or imported
@@ -45,11 +45,8 @@ def records(paths: Iterable[str | Path], sources: bool = False) -> "pd.DataFrame
     return frame_of(list(found.values()))
 
 
-def frame_of(runs: list[Record]) -> "pd.DataFrame":
+def frame_of(runs: list[Record]) -> pd.DataFrame:
     """The records as a frame; config keys and metrics in the order of their first appearance."""
-    import numpy as np
-    import pandas as pd
-
     parts = {name: pd.Series([getattr(run, name) for run in runs], dtype="object") for name in RUN_FIELDS}
     frames = [pd.DataFrame(parts)]
     columns = [("run", name) for name in RUN_FIELDS]

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.grouped import grouped
 from analysis.reading.literals import leaves
 from sae_sweeps.config.evaluations import BUILTIN
 from sae_sweeps.config.hooks import layer_of_hook_name
@@ -12,6 +13,8 @@ from sae_sweeps.errors import DataError
 if TYPE_CHECKING:
     from analysis.reading.imports import Import
 
+FACTS = {"eval_id": "eval_id", "datetime_epoch_millis": "time_ms", "sae_bench_commit_hash": "commit"}
+"""Keys of SAEBench's results -> those of `Recorded.evaluations`."""
 CAN_BE_MINUS_ONE = ("scr", "tpp", "shift_and_tpp")
 """Evaluations whose scores may be exactly -1; in the others' files -1 means nan."""
 
@@ -31,11 +34,8 @@ def saebench_imports(results: list[tuple[Path, dict[str, Any]]]) -> list["Import
     """One import for each SAE; raises DataError where two files give one of its metrics different values."""
     from analysis.reading.imports import Import, imported_run, safe_stem
 
-    saes: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
-    for path, content in results:
-        saes.setdefault(sae_name(content), []).append((path, content))
     found = []
-    for name, sides in saes.items():
+    for name, sides in grouped((sae_name(content), (path, content)) for path, content in results).items():
         metrics: dict[str, float | None] = {}
         config: dict[str, Any] = {}
         read: list[str] = []

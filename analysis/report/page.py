@@ -4,14 +4,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from analysis.auditing.audit import audit
 from analysis.auditing.comparison import baselines_of
 from analysis.auditing.run import runs_of
-from analysis.columns import differing
-from analysis.metrics import FIRST
-from analysis.output.html import TABLE_CSS, TABLE_JS, html_table
+from analysis.grouped import grouped
+from analysis.output.html import TABLE_CSS, TABLE_JS, html_table, rendered
 from analysis.plots.draw import known
 from analysis.plots.study import Study
 from analysis.report.figures import DEFAULT, FEW, MANY, pictures
@@ -22,14 +23,9 @@ from analysis.tables.compare import compared, load, unfit_runs
 from analysis.text import clean
 from sae_sweeps.storage.files import write_text
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 HERE = Path(__file__).parent
 SECTIONS = 60
 """The most runs that get a section of their own by default."""
-KEYS = 5
-"""The number of differing keys from which the table begins with the titles."""
 LIMIT = 1_000_000
 """The page's size in bytes up to which figures are added."""
 SHOWN = 3
@@ -40,31 +36,10 @@ ROOM = 200_000
 """Bytes that figures may take on a page of any size."""
 
 
-def write_report(
-    paths: Iterable[str | Path],
-    file: str | Path,
-    title: str | None = None,
-    where: str | None = None,
-    sort: str | None = None,
-    baseline: str | None = None,
-    figures: Sequence[str] | None = None,
-    runs: int = SECTIONS,
-    interactive: bool = False,
-) -> Path:
-    """Write the report about the runs of the paths (see `records`) and return its path.
-
-    Args:
-        where, sort: which runs, in which order, as in `analysis.tables.table.table`.
-        baseline: the run that configs are compared with: an id or a filter; by default the first without a penalty.
-        figures: their names; by default those of DEFAULT that have data and fit, FEW of them for many runs.
-        runs: how many runs get a section of their own.
-        interactive: add plotly's figures to hover over; 5 MB.
-
-    Raises DataError and DamagedFile as `records` does, ConfigError for an unknown figure, column or run.
-    """
-    file = Path(file)
-    write_text(file, report(paths, title, where, sort, baseline, figures, runs, interactive))
-    return file
+def write_report(paths: Iterable[str | Path], file: str | Path, **options: Any) -> Path:
+    """Write the report about the runs of the paths, with the arguments of `report`, and return its path."""
+    write_text(file, report(paths, **options))
+    return Path(file)
 
 
 def report(
@@ -77,13 +52,23 @@ def report(
     runs: int = SECTIONS,
     interactive: bool = False,
 ) -> str:
-    """The page as text; arguments as in `write_report`."""
+    """The report about the runs of the paths (see `records`) as HTML.
+
+    Args:
+        where, sort: which runs, in which order, as in `analysis.tables.table.table`.
+        baseline: the run that configs are compared with: an id or a filter; by default the first of `baselines_of`.
+        figures: their names; by default those of DEFAULT that have data and fit, FEW of them for many runs.
+        runs: how many runs get a section of their own.
+        interactive: add plotly's figures to hover over; 5 MB.
+
+    Raises DataError and DamagedFile as `records` does, ConfigError for an unknown figure, column or run.
+    """
     places = [Path(path) for path in paths]
     names = known(figures) if figures is not None else None
     loaded = load(places, where)
     full = loaded.frame
     study = Study(full)
-    table = compared(loaded, sort=sort, columns=titled_columns(full))
+    table = compared(loaded, sort=sort)
     compared_with = base_row(full, baseline)
     chosen = rows_with_sections(study, runs)
     sections = sections_of(study, chosen, compared_with)
@@ -112,50 +97,33 @@ def report(
     if names is None:
         names = list(FEW if len(full) > MANY else DEFAULT)
         content["left_out"] = [name for name in DEFAULT if name not in names]
-    room = max(LIMIT - len(rendered(content).encode()), ROOM)
+    room = max(LIMIT - len(page(content).encode()), ROOM)
     content["pictures"], too_large = pictures(study, names, room)
     content["left_out"] += too_large
     if interactive:
         from analysis.report.interactive import charts
 
         content["charts"] = charts(study)
-    return rendered(content)
+    return page(content)
 
 
-def rendered(content: dict[str, Any]) -> str:
-    """The page as HTML. jinja2 escapes all text except the table, the sparklines and the charts."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
-    )
+def page(content: dict[str, Any]) -> str:
+    """The page as HTML. All text is escaped but the table, the sparklines and the charts."""
     style, script = ((HERE / name).read_text() for name in ("report.css", "report.js"))
-    return environment.get_template("report.html.jinja").render(content, style=style, script=script)
+    return rendered(HERE / "report.html.jinja", **content, style=style, script=script)
 
 
 def title_of(paths: Sequence[Path]) -> str:
     return f"Report of {', '.join(path.resolve().name for path in paths[:3])}" + (" ..." if len(paths) > 3 else "")
 
 
-def findings(full: "pd.DataFrame", varied: set[str]) -> list[tuple[str, str, list[str]]]:
+def findings(full: pd.DataFrame, varied: set[str]) -> list[tuple[str, str, list[str]]]:
     """The findings of the audit, grouped by rule: level, code, sentences."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for finding in audit(full, varied):
-        found.setdefault((finding.level, finding.code), []).append(finding.text(len(full)))
+    found = grouped(((finding.level, finding.code), finding.text(len(full))) for finding in audit(full, varied))
     return [(level, code, sentences) for (level, code), sentences in found.items()]
 
 
-def titled_columns(full: "pd.DataFrame") -> list[str] | None:
-    """Columns with the title first, for many differing keys and distinct titles; None: the table's default."""
-    titles, keys = list(full["run", "title"]), differing(full)
-    if len(keys) < KEYS or not all(isinstance(title, str) for title in titles) or len(set(titles)) < len(titles):
-        return None
-    metrics = [name for name in FIRST if ("metrics", name) in full.columns]
-    state = ["state"] if set(full["run", "state"]) != {"completed"} else []
-    return ["title", *state, *metrics, *(name for _, name in keys)]
-
-
-def base_row(full: "pd.DataFrame", baseline: str | None) -> int | None:
+def base_row(full: pd.DataFrame, baseline: str | None) -> int | None:
     """The run to compare configs with: the one named, the first of `baselines_of`, or the first with a penalty."""
     if baseline is not None:
         return baseline_row(full, [[row] for row in range(len(full))], baseline)

@@ -2,20 +2,20 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from analysis.columns import UNSHOWN
+from analysis.grouped import grouped
 from analysis.metrics import group
 from analysis.plots.study import Study, Variant
 from analysis.report.defaults import defaults_of
 from analysis.report.sparkline import sparkline
 from analysis.text import cell, clean
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-CURVES = ("loss", "fvu", "held_out_fvu", "l0", "dead_features", "recon_loss", "sparsity_loss", "penalty_loss",
-          "penalty_weight", "lr", "k", "grad_norm/total")  # fmt: skip
+CURVES = ("loss", "fvu", "held_out_fvu", "held_out_fvu_per_token", "l0", "dead_features", "recon_loss", "sparsity_loss",
+          "penalty_loss", "penalty_weight", "lr", "k", "grad_norm/total")  # fmt: skip
 MORE = 6
 """The most terms of penalties that are drawn after CURVES."""
 
@@ -50,7 +50,7 @@ Values = dict[str, dict[str, Any]]
 """A row's values under run, config and metrics; keys that the run does not have are absent."""
 
 
-def values_of(full: "pd.DataFrame", row: int) -> Values:
+def values_of(full: pd.DataFrame, row: int) -> Values:
     found: Values = {"run": {}, "config": {}, "metrics": {}}
     for (kind, name), value in zip(full.columns, full.iloc[row].tolist(), strict=True):
         if kind == "run" or value is None or value == value:
@@ -146,11 +146,8 @@ def short(value: float) -> str:
 
 
 def scores_of(metrics: dict[str, float]) -> list[tuple[str, list[tuple[str, str]]]]:
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for name, value in metrics.items():
-        kind = "whole" if value == int(value) else "number"
-        groups.setdefault(group(name) or "other", []).append((clean(name, 60), cell(value, kind)))
-    return list(groups.items())
+    shown = {name: cell(value, "whole" if value == int(value) else "number") for name, value in metrics.items()}
+    return list(grouped((group(name), (clean(name, 60), words)) for name, words in shown.items()).items())
 
 
 def provenance(made: Any) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """The sentences that open a report: number of runs, what varies, the best values, the targets."""
 
 from collections import Counter
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from analysis.columns import differing, of_kind
 from analysis.metrics import FIRST, TARGETS, direction
@@ -11,9 +12,6 @@ from analysis.tables.marks import best_rows
 from analysis.tables.table import Table
 from analysis.text import cell, clean
 from sae_sweeps.config.evaluations import BUILTIN
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SHARED = (
     "model", "layer.index", "layer.hook", "data", "architecture", "architecture.d_sae", "architecture.k", "penalty",
@@ -43,7 +41,7 @@ def sentences(study: Study, unfit: dict[str, str]) -> list[str]:
     return lines + targets(full)
 
 
-def states(full: "pd.DataFrame") -> str:
+def states(full: pd.DataFrame) -> str:
     """The number of runs in each state."""
     counts = Counter(full["run", "state"])
     order = [state for state in STATES if state in counts] + [state for state in counts if state not in STATES]
@@ -51,7 +49,7 @@ def states(full: "pd.DataFrame") -> str:
     return f"{runs}: {', '.join(f'{counts[state]:,} {clean(state, 20)}' for state in order)}."
 
 
-def varied(full: "pd.DataFrame") -> str:
+def varied(full: pd.DataFrame) -> str:
     """The keys in which runs differ, with their values; empty where there are none."""
     columns = differing(full)
     names, parts = labels(columns), []
@@ -62,7 +60,7 @@ def varied(full: "pd.DataFrame") -> str:
     return f"What varies: {'; '.join(parts)}." if parts else ""
 
 
-def shared(full: "pd.DataFrame") -> str:
+def shared(full: pd.DataFrame) -> str:
     """The keys of SHARED and num_tokens that have one value in all runs; empty where there are none."""
     parts = []
     for name in (*SHARED, "num_tokens"):
@@ -97,7 +95,7 @@ def best(study: Study, table: Table, name: str) -> str:
     return sentence
 
 
-def targets(full: "pd.DataFrame") -> list[str]:
+def targets(full: pd.DataFrame) -> list[str]:
     """How many runs reach the target of each metric that has one."""
     found = []
     for _, name in of_kind(full, "metrics"):

@@ -3,16 +3,21 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from analysis.columns import UNSHOWN, find_column, identity, of_kind, varies
 from analysis.metrics import BUDGETS, Column
+from analysis.reading.configs import flat_config
+from analysis.reading.record import ABSENT
 from analysis.tables.table import Table
 from analysis.text import clean
+from sae_sweeps.config.identity import LEFT_OUT
+from sae_sweeps.config.schema import RootConfig
 from sae_sweeps.errors import ConfigError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 CONFIDENCE = 0.95
 
@@ -47,7 +52,7 @@ def aggregated(table: Table, words: Sequence[str]) -> tuple[Table, list[list[int
     ), members
 
 
-def of_rows(frame: "pd.DataFrame", of_runs: dict[str, str]) -> dict[str, str]:
+def of_rows(frame: pd.DataFrame, of_runs: dict[str, str]) -> dict[str, str]:
     """A level or reason for the first run of each row: `error` if any of its runs has it, else that of its first."""
     found = {}
     for first, runs in zip(frame["run", "run_id"], frame["run", "runs"], strict=True):
@@ -56,7 +61,7 @@ def of_rows(frame: "pd.DataFrame", of_runs: dict[str, str]) -> dict[str, str]:
     return found
 
 
-def members_of(full: "pd.DataFrame", keys: Sequence[Column]) -> list[list[int]]:
+def members_of(full: pd.DataFrame, keys: Sequence[Column]) -> list[list[int]]:
     """The row numbers of the runs of each aggregate."""
     signatures = signatures_of(full, keys)
     present = [all(identity(value) != ("absent",) for value in row) for row in full[list(keys)].to_numpy()]
@@ -67,9 +72,7 @@ def members_of(full: "pd.DataFrame", keys: Sequence[Column]) -> list[list[int]]:
     return list(together.values())
 
 
-def aggregated_frame(full: "pd.DataFrame", keys: Sequence[Column], members: list[list[int]]) -> "pd.DataFrame":
-    import pandas as pd
-
+def aggregated_frame(full: pd.DataFrame, keys: Sequence[Column], members: list[list[int]]) -> pd.DataFrame:
     first = full.iloc[[rows[0] for rows in members]].reset_index(drop=True)
     kept = [column for column in first.columns if column[0] != "metrics" and column not in keys]
     head = first[kept].copy()
@@ -90,18 +93,34 @@ def without(title: str | None, keys: Sequence[Column]) -> str | None:
     return re.sub(rf"\s*(?<!\S)(?:{names})=\S+", "", title).strip() if title else title
 
 
-def signatures_of(full: "pd.DataFrame", keys: Sequence[Column]) -> list[tuple]:
+def signatures_of(full: pd.DataFrame, keys: Sequence[Column]) -> list[tuple]:
     """For each run its config without `keys`, tokens, steps and source, as far as runs differ in them."""
     own = [c for c in of_kind(full, "config") if c not in keys and c[1].partition(".")[0] not in UNSHOWN]
-    found = full[own].to_numpy().T if own else []
-    columns: list[list[Any]] = [[identity(value) for value in values] for values in found if varies(values)]
+    is_run = [source == "run" for source in full["run", "source"]]
+    found = zip(own, full[own].to_numpy().T if own else [], strict=True)
+    columns = [with_usual(key, values, is_run) for (_, key), values in found if varies(values)]
     columns += [budget_of(full, metric) for metric in BUDGETS]
     columns.append([identity(value) for value in full["run", "source"]])
     varied = [column for column in columns if len(set(column)) > 1]
     return list(zip(*varied, strict=True)) if varied else [()] * len(full)
 
 
-def budget_of(full: "pd.DataFrame", metric: str) -> list[Any]:
+def with_usual(key: str, values: Iterable[Any], is_run: Sequence[bool]) -> list[Any]:
+    """The identity of each value of a config key. A run from before the key was added has the key's default there, or,
+    where it is no part of a run's id, whatever the others have."""
+    found = [identity(value) for value in values]
+    others = [value for value in found if value != ("absent",)]
+    usual = others[0] if key in LEFT_OUT else identity(usual_values().get(key, ABSENT))
+    return [usual if own and value == ("absent",) else value for value, own in zip(found, is_run, strict=True)]
+
+
+@cache
+def usual_values() -> dict[str, Any]:
+    """The defaults of the groups whose choices have the same keys."""
+    return flat_config({group: value for group, value in vars(RootConfig()).items() if isinstance(value, dict)})
+
+
+def budget_of(full: pd.DataFrame, metric: str) -> list[Any]:
     """Each run's tokens or steps, as trained where that is recorded, as configured otherwise; None where unknown."""
     stand_in = BUDGETS[metric]
     places = [c for c in (("metrics", metric), ("config", stand_in), ("run", stand_in)) if c in full.columns]
@@ -118,10 +137,8 @@ def labels_of(members: Iterable[Sequence[int]], count: int) -> list[int]:
     return labels
 
 
-def statistics(metrics: "pd.DataFrame", labels: list[int]) -> "pd.DataFrame":
+def statistics(metrics: pd.DataFrame, labels: list[int]) -> pd.DataFrame:
     """Mean, standard deviation (n - 1), n and Student's 95 % confidence interval of the mean, by label and metric."""
-    import numpy as np
-    import pandas as pd
     from scipy.special import stdtrit
 
     names = [name for _, name in metrics.columns]
@@ -136,7 +153,7 @@ def statistics(metrics: "pd.DataFrame", labels: list[int]) -> "pd.DataFrame":
     return result.reset_index(drop=True)
 
 
-def repeated(full: "pd.DataFrame", keys: Sequence[Column], members: Sequence[Sequence[int]]) -> list[str]:
+def repeated(full: pd.DataFrame, keys: Sequence[Column], members: Sequence[Sequence[int]]) -> list[str]:
     """A sentence for each row that has runs of equal keys, which are no repetitions."""
     found = []
     values = [tuple(map(identity, row)) for row in full[list(keys)].to_numpy()]
@@ -148,8 +165,6 @@ def repeated(full: "pd.DataFrame", keys: Sequence[Column], members: Sequence[Seq
     return found
 
 
-def objects(values: list[Any]) -> "pd.Series":
+def objects(values: list[Any]) -> pd.Series:
     """A column that keeps None and lists as they are."""
-    import pandas as pd
-
     return pd.Series(values, dtype="object")

@@ -1,7 +1,9 @@
 """The baseline row of a table, and the differences of the other rows to it."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
 
 from analysis.columns import differing, of_kind
 from analysis.metrics import BUDGETS, DIFFERENCES
@@ -11,11 +13,8 @@ from analysis.tables.where import Where
 from analysis.text import clean
 from sae_sweeps.errors import ConfigError
 
-if TYPE_CHECKING:
-    import pandas as pd
 
-
-def against_baseline(table: Table, full: "pd.DataFrame", members: list[list[int]], text: str) -> Table:
+def against_baseline(table: Table, full: pd.DataFrame, members: list[list[int]], text: str) -> Table:
     """The table with the differences to a row.
 
     Args:
@@ -29,14 +28,12 @@ def against_baseline(table: Table, full: "pd.DataFrame", members: list[list[int]
     return replace(table, frame=frame, baseline=frame["run", "run_id"].iloc[row], notes=[*table.notes, note])
 
 
-def with_differences(frame: "pd.DataFrame", row: int) -> "pd.DataFrame":
+def with_differences(frame: pd.DataFrame, row: int) -> pd.DataFrame:
     """The frame with each metric's difference to that of `row`, the baseline, which has none itself.
 
     Where runs are aggregated, `difference_low` and `difference_high` bound it with 95 % confidence by Welch's t of two
     means with unequal variances (degrees of freedom by Welch and Satterthwaite); nan where either is of a single run.
     """
-    import numpy as np
-    import pandas as pd
     from scipy.special import stdtrit
 
     metrics = [column for column in of_kind(frame, "metrics") if column[1] not in BUDGETS]
@@ -61,7 +58,7 @@ def with_differences(frame: "pd.DataFrame", row: int) -> "pd.DataFrame":
     return pd.concat([frame, added], axis=1)
 
 
-def baseline_row(full: "pd.DataFrame", members: list[list[int]], text: str) -> int:
+def baseline_row(full: pd.DataFrame, members: list[list[int]], text: str) -> int:
     """The row for a run id (or its beginning) or a filter. Raises ConfigError unless it is exactly one."""
     run_ids = list(full["run", "run_id"])
     meant = {row for row, run_id in enumerate(run_ids) if run_id == text} or {
@@ -81,7 +78,7 @@ def baseline_row(full: "pd.DataFrame", members: list[list[int]], text: str) -> i
     return rows[0]
 
 
-def described(frame: "pd.DataFrame", row: int) -> str:
+def described(frame: pd.DataFrame, row: int) -> str:
     """A row by its run id and its values of the keys that differ."""
     keys = ((name.rpartition(".")[2], frame[kind, name].iloc[row]) for kind, name in differing(frame))
     values = ", ".join(f"{key} {clean(value)}" for key, value in keys if value is not None and value == value)

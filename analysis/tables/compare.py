@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from analysis.auditing.audit import audit, varied_by
 from analysis.auditing.printing import marks, sentences
@@ -19,9 +20,6 @@ from analysis.tables.pivot import pivoted
 from analysis.tables.table import Runs, Table
 from analysis.tables.where import select
 from sae_sweeps.errors import ConfigError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 RUN_COLUMNS = ("run_id", "runs", "title", "state", "step", "total_steps")
 
@@ -122,7 +120,7 @@ def compared(
     return result
 
 
-def chosen_columns(frame: "pd.DataFrame", words: Iterable[str]) -> tuple["pd.DataFrame", list[Column]]:
+def chosen_columns(frame: pd.DataFrame, words: Iterable[str]) -> tuple[pd.DataFrame, list[Column]]:
     """The columns for a user's words, and the frame with those that a word of COLUMN_NAMES means under that word."""
     frame, chosen = frame.copy(deep=False), list[Column]()
     for word in words:
@@ -137,7 +135,7 @@ def chosen_columns(frame: "pd.DataFrame", words: Iterable[str]) -> tuple["pd.Dat
     return frame, chosen
 
 
-def with_companions(frame: "pd.DataFrame", columns: Iterable[Column]) -> list[Column]:
+def with_companions(frame: pd.DataFrame, columns: Iterable[Column]) -> list[Column]:
     """Each metric followed by its spread, number, interval and difference, where the frame has them."""
     present, found = set(frame.columns), list[Column]()
     for kind, name in columns:
@@ -146,7 +144,7 @@ def with_companions(frame: "pd.DataFrame", columns: Iterable[Column]) -> list[Co
     return found
 
 
-def unfit_runs(full: "pd.DataFrame") -> dict[str, str]:
+def unfit_runs(full: pd.DataFrame) -> dict[str, str]:
     """Run id -> why the run is never marked best."""
     sizes: list[list[float | None]] = []
     for column in (("metrics", "l0"), ("config", "architecture.d_sae"), ("config", "model.d_in"), ("metrics", "steps")):

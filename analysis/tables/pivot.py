@@ -1,7 +1,9 @@
 """One metric by the values of two keys."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from analysis.columns import differing, find_column, identity, sort_key
 from analysis.metrics import BUDGETS, STATISTICS, Column
@@ -9,9 +11,6 @@ from analysis.tables.aggregate import budget_of, labels_of, objects, statistics
 from analysis.tables.table import Pivot, Table
 from analysis.text import cell, clean
 from sae_sweeps.errors import ConfigError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Cells = dict[tuple[int, str], list[int]]
 """The runs of each cell, as row numbers, by the cell's row and its column's name."""
@@ -52,25 +51,17 @@ def pivoted(table: Table, rows: str, columns: str, value: str) -> Table:
             found = {line: by_cell[kind, metric[1]].iloc[n] for n, (line, own) in enumerate(cells) if own == name}
             empty = 0 if kind == "n" else float("nan")
             contents[kind, name] = [found.get(line, empty) for line in range(len(lines))]
-    frame = framed(contents)
+    frame = pd.DataFrame(contents)
     return replace(table, frame=frame, notes=notes, levels={}, unfit={}, pivot=Pivot(metric[1], across[1], unfit))
 
 
-def framed(contents: dict[Column, Any]) -> "pd.DataFrame":
-    import pandas as pd
-
-    frame = pd.DataFrame(contents)
-    frame.columns = pd.MultiIndex.from_tuples(list(frame.columns))
-    return frame
-
-
-def averaged(measured: "pd.DataFrame", cells: Cells) -> list[str]:
+def averaged(measured: pd.DataFrame, cells: Cells) -> list[str]:
     """The keys in which runs of one cell differ."""
     found = (differing(measured.iloc[runs]) for runs in cells.values() if len(runs) > 1)
     return list(dict.fromkeys(key for columns in found for _, key in columns))
 
 
-def check_budgets(measured: "pd.DataFrame", cells: Cells) -> None:
+def check_budgets(measured: pd.DataFrame, cells: Cells) -> None:
     """Raises ConfigError where runs of one cell differ in tokens or steps."""
     for budget in BUDGETS:
         amounts = budget_of(measured, budget)

@@ -1,17 +1,15 @@
 """A comparison table: a frame of values with its warnings, notes and marks."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pandas as pd
+import pandas as pd
 
 
 @dataclass
 class Runs:
     """The runs that are compared, with all their data."""
 
-    frame: "pd.DataFrame"
+    frame: pd.DataFrame
     """One row per run: the frame of `records`."""
     varied: set[str] = field(default_factory=set)
     """Keys that their sweeps vary on purpose."""
@@ -32,7 +30,7 @@ class Pivot:
 
 @dataclass
 class Table:
-    frame: "pd.DataFrame"
+    frame: pd.DataFrame
     """Columns are (kind, name): `run`, `config`, `metrics`, and beside a metric STATISTICS and DIFFERENCES."""
     notes: list[str] = field(default_factory=list)
     """How to read the numbers."""

@@ -15,15 +15,14 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
+
+import pandas as pd
 
 from analysis.columns import find_column
 from analysis.metrics import Column
 from analysis.text import cell, clean
 from sae_sweeps.errors import ConfigError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TOKEN = re.compile(r"""\s*(?:(?P<quoted>"[^"]*"|'[^']*')|(?P<sign><=|>=|!=|==|[=<>~(),])|(?P<word>[^\s()<>=!~,"']+))""")
 NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -90,7 +89,7 @@ class Where:
     """A parsed expression, bound to the columns of a frame."""
 
     text: str
-    full: "pd.DataFrame"
+    full: pd.DataFrame
     columns: list[Column] = field(default_factory=list)
     """The columns that the expression compares."""
     test: Test = field(init=False)
@@ -233,7 +232,7 @@ class Where:
         return Literal(token.text[1:-1] if quoted else token.text, quoted)
 
 
-def select(full: "pd.DataFrame", text: str) -> "pd.DataFrame":
+def select(full: pd.DataFrame, text: str) -> pd.DataFrame:
     """The runs that match. Raises ConfigError for a mistake in the text, and where no run matches."""
     where = Where(text, full)
     rows = where.rows()

@@ -36,7 +36,7 @@ EVALUATED = (
 """The evaluations' metrics of which a bar is drawn, under SAEBench's names, as in the run notes."""
 CURVES = {
     "Losses": ("loss", "recon_loss", "sparsity_loss", "penalty_loss"),
-    "Sparsity": ("l0", "dead_features", "fvu", "held_out_fvu"),
+    "Sparsity": ("l0", "dead_features", "fvu", "held_out_fvu", "held_out_fvu_per_token"),
     "As used": ("lr", "penalty_weight", "k", "tokens_per_s"),
     "Gradient norms": ("grad_norm/total", "grad_norm/recon", "grad_norm/penalty"),
     "Watched pairs": tuple(f"pairs/{label}/{name}" for name in WATCHED for label in CLASSES),

@@ -19,7 +19,7 @@ from sae_sweeps.config.facts import model_folder
 from sae_sweeps.config.hooks import STREAM, hook_in_block, hook_name, with_short_hook
 from sae_sweeps.config.schema import LayerConfig, ModelConfig
 from sae_sweeps.config.typed import check_values
-from sae_sweeps.errors import ConfigError, DataError, NoNetwork
+from sae_sweeps.errors import ConfigError, DataError, NoNetwork, out_of_memory
 from sae_sweeps.lens import SWITCHES, Lens, Site, without_copies
 from sae_sweeps.storage.files import one_line
 from sae_sweeps.storage.hub import hub_is_reachable
@@ -315,6 +315,8 @@ class LanguageModel:
         try:
             x_SLD, halved, logits = self._of_lens(layer, of_lens)
         except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            if out_of_memory(error):
+                raise
             raise ConfigError(
                 f"layer.hook={layer.hook}: TransformerLens cannot compute it for {self.family} ({one_line(error)})."
             ) from error
@@ -423,6 +425,8 @@ def load_language_model(cfg: ModelConfig, device: torch.device | str) -> Languag
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
             model, info = _load_weights(AutoModelForCausalLM, name, DTYPES[cfg.dtype], options)
         except Exception as error:  # transformers raises many types here
+            if out_of_memory(error):
+                raise
             raise _load_error(cfg, name, error) from error
     if model.get_output_embeddings() is None:
         raise DataError(f"model={name}: {type(model).__name__} predicts no tokens; give a causal language model.")

@@ -113,6 +113,9 @@ class RowsWithin:
     def text_pairs(self) -> np.ndarray:
         return self._text_pairs
 
+    def beyond(self, limit: float) -> np.ndarray:
+        return renumbered(np.setdiff1d(self._rows.beyond(limit), self._out), self._out)
+
     @cached_property
     def _roles(self) -> np.ndarray:
         return np.delete(self._rows.roles(), self._out)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_sweeps.fields import Positive
-from sae_sweeps.kernels import sparse, sparse_reference
+from sae_sweeps.kernels import choose, sparse, sparse_reference
 from sae_sweeps.kernels.features import DenseFeatures, Features, PairFeatures
 from sae_sweeps.kernels.pairs import Pairs
 
@@ -136,7 +136,7 @@ class SAE(nn.Module):
         """
         assert self.kernels is not None
         threshold = self.active_above()
-        if threshold is None:
+        if threshold is None or choose.asynchronous(pre_acts):  # there the host cannot know how many pairs there are
             return None
         found = self.kernels.above(pre_acts, threshold, int(self.kernels.SPARSE_UP_TO * pre_acts.numel()))
         if found is None:
@@ -168,8 +168,9 @@ class SAE(nn.Module):
         error = x - self.decode(feature_acts).to(x.dtype)
         return error, error.square().sum(1)
 
-    def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
-        """Loss terms beside the reconstruction: name -> (value, a scalar with gradient; weight at this step)."""
+    def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float | Tensor]]:
+        """Loss terms beside the reconstruction: name -> (value, a scalar with gradient; weight at this step, a number
+        or, where the device computes it, a scalar tensor of the value's dtype)."""
         return {}
 
     def dead(self) -> Tensor:

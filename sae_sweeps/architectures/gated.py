@@ -59,7 +59,7 @@ class Gated(Standard):
     def pair_features(self, pre_acts_P: Tensor, pairs: Pairs) -> GatedFeatures:
         return GatedFeatures(self.activation(pre_acts_P, pairs.feature), pairs, pre_acts_P)
 
-    def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
+    def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float | Tensor]]:
         if isinstance(ctx.feature_acts, GatedFeatures):
             gate = ctx.feature_acts.gate
             x_hat = sparse.decode(ctx.feature_acts.pairs, gate, self.W_dec.detach())

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sae_sweeps.architectures.base import ALL, SAE, ArchitectureConfig
 from sae_sweeps.architectures.l0_control import check_target
 from sae_sweeps.fields import Length, NotNegative, Positive
+from sae_sweeps.kernels import choose
 from sae_sweeps.kernels.features import Features, PairFeatures
 from sae_sweeps.kernels.pairs import Pairs
 from sae_sweeps.schedules import warm_up
@@ -79,21 +80,28 @@ class JumpReLU(SAE):
         """Root mean square of z in the first batch; 0 before it."""
         self.baseline: Tensor
         """Loss of reconstructing the mean of the first batch; 0 before it."""
+        self._measured = False
+        """Whether the unit was seen to be set: to look at every step would stop a GPU."""
 
     def threshold(self) -> Tensor:
         """theta [d_sae]."""
         return self.unit * (self.cfg.threshold_speed * self.log_threshold).exp()
 
     @torch.no_grad()
-    def _measure_first(self, z: Tensor) -> None:
+    def _measure_first(self, z: Tensor, step: int) -> None:
         """Set the unit, and with a target the thresholds, from the first batch's z [B, d_sae]."""
+        if self._measured and step > 0 and choose.asynchronous(z):
+            return
+        self._measured = True
         if float(self.unit) != 0:
             return
         self.unit.copy_(z.square().mean().sqrt().clamp(min=torch.finfo(z.dtype).tiny ** 0.5))
         if self.cfg.target_l0 is not None:
             above = 1 - self.cfg.target_l0 / self.d_sae
             theta = z.kthvalue(min(len(z), max(1, round(above * len(z)))), dim=0).values
-            self.log_threshold.copy_((theta / self.unit).clamp(min=1e-3).log() / self.cfg.threshold_speed)
+            start = (theta / self.unit).clamp(min=1e-3).log() / self.cfg.threshold_speed
+            # a parameter, which a step that is not finite must not change
+            self.log_threshold.copy_(torch.where(self.unit.isfinite(), start, self.log_threshold))
 
     def bandwidth(self) -> Tensor:
         """eps, scalar."""
@@ -107,11 +115,11 @@ class JumpReLU(SAE):
         return (self.threshold() - self.bandwidth() / 2).detach()
 
     def activate(self, pre_acts: Tensor, step: int) -> Features:
-        self._measure_first(pre_acts)
+        self._measure_first(pre_acts, step)
         return super().activate(pre_acts, step)
 
     def activate_sparsely(self, pre_acts: Tensor, centred: Tensor, step: int) -> Features | None:
-        self._measure_first(pre_acts)
+        self._measure_first(pre_acts, step)
         return super().activate_sparsely(pre_acts, centred, step)
 
     def pair_features(self, pre_acts_P: Tensor, pairs: Pairs) -> JumpFeatures:
@@ -119,9 +127,10 @@ class JumpReLU(SAE):
         above = _Heaviside.apply(pre_acts_P, theta_P, bandwidth)
         return JumpFeatures(_Jump.apply(pre_acts_P, theta_P, bandwidth), pairs, above)
 
-    def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
-        if float(self.baseline) == 0:
-            self.baseline.copy_(ctx.reconstruction(ctx.x - ctx.x.mean(0)).detach())
+    def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float | Tensor]]:
+        if choose.asynchronous(self.baseline) or float(self.baseline) == 0:
+            measured = ctx.reconstruction(ctx.x - ctx.x.mean(0)).detach()
+            self.baseline.copy_(torch.where(self.baseline == 0, measured, self.baseline))
         if isinstance(ctx.feature_acts, JumpFeatures):
             above = ctx.feature_acts.above
         else:

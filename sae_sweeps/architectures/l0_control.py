@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels import choose
 
 GAIN = 0.05
 DAMPING = 2.0
@@ -37,9 +38,12 @@ class L0Control(nn.Module):
         self.seen: Tensor
         """Batches so far."""
 
-    def factor(self) -> float:
-        """Factor on the coefficient at this step."""
-        return 1.0 if self.target is None else math.exp(float(self.log_factor + DAMPING * self.error))
+    def factor(self) -> float | Tensor:
+        """Factor on the coefficient at this step; a scalar where the device works ahead."""
+        if self.target is None:
+            return 1.0
+        log_factor = self.log_factor + DAMPING * self.error
+        return log_factor.exp() if choose.asynchronous(log_factor) else math.exp(float(log_factor))
 
     @torch.no_grad()
     def observe(self, l0: Tensor) -> None:
@@ -47,8 +51,7 @@ class L0Control(nn.Module):
         if self.target is None:
             return
         log_l0 = l0.double().clamp(min=1e-2).log()
-        if int(self.seen) == 0:
-            self.log_first.copy_(log_l0)
+        self.log_first.copy_(torch.where(self.seen == 0, log_l0, self.log_first))
         self.seen += 1
         done = (self.seen / (FALL * self.total_steps)).clamp(max=1)
         wanted = self.log_first + (math.log(self.target) - self.log_first) * done

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from sae_sweeps.architectures.base import SAE
 from sae_sweeps.architectures.batch_topk import BatchTopK, BatchTopKConfig
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.kernels import choose
+from sae_sweeps.kernels.features import Features
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
@@ -42,7 +45,16 @@ class MatryoshkaConfig(BatchTopKConfig):
 class Matryoshka(BatchTopK):
     cfg: MatryoshkaConfig
 
-    def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
+    def residual(self, feature_acts: Features, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not choose.asynchronous(x) or type(self).decode is not SAE.decode:
+            return super().residual(feature_acts, x)
+        error, squares = feature_acts.prefix_errors(self.W_dec, self.b_dec, x, (*self.cfg.prefixes(), self.d_sae))
+        return error, squares[-1]
+
+    def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float | Tensor]]:
+        if ctx.feature_acts.prefix_squares is not None:
+            total = sum(map(ctx.of_squares, ctx.feature_acts.prefix_squares[:-1]), start=ctx.x.new_zeros(()))
+            return {"prefixes": (total, 1.0), **super().extra_losses(ctx)}
         x_hat, total = self.b_dec.expand_as(ctx.x), ctx.x.new_zeros(())
         start = 0
         for end in self.cfg.prefixes():

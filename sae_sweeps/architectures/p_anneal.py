@@ -17,6 +17,7 @@ from torch import Tensor
 from sae_sweeps.architectures.standard import Standard, StandardConfig
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.fields import AtLeastOne, PositiveShare
+from sae_sweeps.kernels import choose
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
@@ -66,9 +67,10 @@ class PAnneal(Standard):
         taken = int(done * self.cfg.p_steps + 1e-9)
         return 1 + (self.cfg.p_final - 1) * taken / self.cfg.p_steps
 
-    def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
+    def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float | Tensor]]:
         value = powers(ctx.feature_acts.values, self.p_at(ctx.step)).sum() / len(ctx.x)
-        return {"sparsity": (value, self.l1_weight(ctx.step) * float(self.rescale))}
+        rescale = self.rescale.to(value.dtype) if choose.asynchronous(self.rescale) else float(self.rescale)
+        return {"sparsity": (value, self.l1_weight(ctx.step) * rescale)}
 
     @torch.no_grad()
     def observe(self, ctx: Context) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sae_sweeps.architectures.gated import gated_relu
 from sae_sweeps.architectures.jumprelu import jump_relu
 from sae_sweeps.architectures.topk import top_k
-from sae_sweeps.errors import DamagedFile, DataError
+from sae_sweeps.errors import DamagedFile, DataError, out_of_memory
 from sae_sweeps.kernels.choose import choose
 from sae_sweeps.kernels.features import DenseFeatures, Features
 from sae_sweeps.storage.files import (
@@ -218,6 +218,14 @@ def load(folder: str | Path) -> ExportedSAE:
     cfg = read_json(folder / CFG_FILE)
     if not isinstance(cfg, dict):
         raise DamagedFile(f"{folder / CFG_FILE} is damaged (not a JSON object); export the SAE again.")
+    return of_parts(cfg, read_weights(folder / WEIGHTS_FILE), folder)
+
+
+def of_parts(cfg: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> ExportedSAE:
+    """The SAE that a `cfg.json` and tensors under its names describe; `folder` is named in errors.
+
+    Raises DataError for what is missing or not supported.
+    """
     architecture = required(cfg, "architecture", folder)
     if architecture not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
@@ -227,8 +235,8 @@ def load(folder: str | Path) -> ExportedSAE:
     # at inference SAELens does not scale for "expected_average_only_in" either: the scale is folded when saved
     if cfg.get("normalize_activations", "none") not in ("none", "expected_average_only_in"):
         raise DataError(
-            f"{folder / CFG_FILE}: normalize_activations={cfg['normalize_activations']} is not supported; "
-            "fold it into the weights and export the SAE with none."
+            f"{folder / CFG_FILE}: normalize_activations={cfg['normalize_activations']} is not supported: it scales "
+            "each activation by itself, which no weights can; choose an SAE with none or expected_average_only_in."
         )
     if cfg.get("reshape_activations", "none") not in ("none", HOOK_Z):
         raise DataError(
@@ -240,7 +248,6 @@ def load(folder: str | Path) -> ExportedSAE:
     if "k" in settings and not (isinstance(settings["k"], int) and 0 < settings["k"] <= sizes["d_sae"]):
         raise DataError(f"{folder / CFG_FILE}: k={settings['k']} must be a whole number from 1 to d_sae.")
 
-    weights = read_weights(folder / WEIGHTS_FILE)
     for name, symbols in ARCHITECTURES[architecture].shapes.items():
         shape = tuple(sizes[symbol] for symbol in symbols)
         if name not in weights:
@@ -251,6 +258,8 @@ def load(folder: str | Path) -> ExportedSAE:
                 f"{list(shape)}; export the SAE again."
             )
     weights = {name: weights[name].to(DTYPES[cfg["dtype"]]) for name in ARCHITECTURES[architecture].shapes}
+    if "threshold" in weights:  # where libraries differ below zero, all take a ReLU as well
+        weights["threshold"] = weights["threshold"].clamp(min=0)
     if cfg.get("rescale_acts_by_decoder_norm"):
         fold_decoder_norm(weights)
 
@@ -280,6 +289,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        if out_of_memory(error):
+            raise
         raise DamagedFile(f"{path} is damaged ({one_line(error)}); export the SAE again.") from None
 
 

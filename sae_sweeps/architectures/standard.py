@@ -47,8 +47,9 @@ class Standard(SAE):
         super().__init__(cfg, d_in, total_steps, dead_after_tokens, generator)
         self.l0_control = L0Control(cfg.target_l0, total_steps)
 
-    def l1_weight(self, step: int) -> float:
-        return self.cfg.l1_penalty * warm_up(self.cfg.l1_warmup, step, self.total_steps) * self.l0_control.factor()
+    def l1_weight(self, step: int) -> float | Tensor:
+        weight = self.cfg.l1_penalty * warm_up(self.cfg.l1_warmup, step, self.total_steps) * self.l0_control.factor()
+        return weight.to(self.W_dec.dtype) if isinstance(weight, Tensor) else weight
 
     def activation(self, pre_acts: Tensor, feature: Tensor | slice = ALL) -> Tensor:
         return pre_acts.relu()
@@ -56,7 +57,7 @@ class Standard(SAE):
     def active_above(self) -> float:
         return 0.0
 
-    def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
+    def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float | Tensor]]:
         return {"sparsity": (ctx.feature_acts.values.sum() / len(ctx.x), self.l1_weight(ctx.step))}
 
     @torch.no_grad()

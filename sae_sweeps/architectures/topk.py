@@ -80,7 +80,7 @@ class TopK(SAE):
         values = self.chosen(values.reshape(-1), pairs, centred).view_as(indices)
         return pre_acts, TopKFeatures(values.relu(), indices, self.d_sae, pairs)
 
-    def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float]]:
+    def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float | Tensor]]:
         if self.cfg.aux_weight == 0:
             return {}
         return {"aux": (auxiliary_loss(self, ctx, self.cfg.k_aux), self.cfg.aux_weight)}

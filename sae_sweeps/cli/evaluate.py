@@ -1,18 +1,18 @@
-"""`python -m sae_sweeps evaluate PATH... [key=value ...]`: evaluations of finished runs and of any SAE in SAELens's
-format, side by side where they share model, layer and text."""
+"""`python -m sae_sweeps evaluate PATH... [key=value ...]`: evaluations of finished runs and of SAEs of other
+libraries, side by side where they share model, layer and text."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sae_sweeps.architectures import saelens
+from sae_sweeps.architectures import foreign
 from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.config import plugins
 from sae_sweeps.config.aliases import canonical_words
@@ -28,7 +28,7 @@ from sae_sweeps.runs.export import trained_sae
 from sae_sweeps.runs.results import TRAINED, write_results
 from sae_sweeps.runs.session import RunSession, device_for
 from sae_sweeps.runs.unchanged import refuse_changed
-from sae_sweeps.storage.digests import short_hash
+from sae_sweeps.storage.digests import digest_of_files, short_hash
 from sae_sweeps.storage.files import read_json, write_json
 from sae_sweeps.storage.hub import COMMIT
 from sae_sweeps.storage.lease import Lease
@@ -52,6 +52,8 @@ class Target:
     cache: Path
     is_run: bool
     title: str
+    inputs: dict[str, Any] = field(default_factory=dict)
+    """As `Subject.inputs`."""
     doubt: str | None = None
     """Why its model or text may not be the one that it was trained on, for printing and results.json."""
 
@@ -114,7 +116,7 @@ def evaluate_targets(group: list[Target], session: RunSession, console: Console)
     subjects, held, leases = [], {}, []
     try:
         for target in group:
-            todo = [name for name in wanted(target.run) if not is_done(target.run, target.folder, name)]
+            todo = [name for name in wanted(target.run) if not is_done(target.run, target.folder, name, target.inputs)]
             if not todo:
                 console.print(f"  {target.name}: done before")
                 continue
@@ -126,7 +128,7 @@ def evaluate_targets(group: list[Target], session: RunSession, console: Console)
                 leases.append(lease)
             if target.doubt:
                 console.print(f"  {target.name}: warning: {target.doubt}")
-            subjects.append(Subject(target.name, target.run, target.folder, sae_of(target)))
+            subjects.append(Subject(target.name, target.run, target.folder, sae_of(target), target.inputs))
             held[target.name] = target
         if not subjects:
             return False
@@ -154,7 +156,7 @@ def record(target: Target, failures: list[Failure]) -> None:
 def sae_of(target: Target) -> ExportedSAE:
     if target.is_run:
         return trained_sae(target.run, RunFolder(target.folder))
-    return saelens.load(target.folder)
+    return foreign.load(target.folder)
 
 
 def find_targets(paths: list[Path], cfg: DictConfig, words: list[str]) -> Iterator[Target]:
@@ -167,19 +169,30 @@ def find_targets(paths: list[Path], cfg: DictConfig, words: list[str]) -> Iterat
             path = path.parent
         if not path.exists():
             raise DataError(f"{path} does not exist; give a run, a sweep, an outputs folder or an SAE's folder.")
-        if (path / saelens.CFG_FILE).exists():
-            found = [foreign(path, cfg, words)]
+        if (sae := foreign.folder_of(path)) is not None:
+            found = [of_other_library(sae, words)]
         else:
+            refuse_words_of_the_run(words)
             found = [of_run(folder, cfg) for folder, _ in runs_at(path) if (folder / TRAINED).exists()]
         if not found:
             raise DataError(
-                f"{path} holds no trained SAE; give a finished run, a sweep, or a folder with {saelens.CFG_FILE} and "
-                f"{saelens.WEIGHTS_FILE}."
+                f"{path} holds no trained SAE; give a finished run, a sweep, or a folder with one of "
+                f"{', '.join(foreign.FORMATS)}."
             )
         for target in found:
             if target.folder.resolve() not in seen:
                 seen.add(target.folder.resolve())
                 yield target
+
+
+def refuse_words_of_the_run(words: list[str]) -> None:
+    """Raise ConfigError for another model, layer or text than a run has in its config."""
+    for word in words:
+        if word.partition("=")[0].partition(".")[0] in ("model", "layer", "data", "num_tokens"):
+            raise ConfigError(
+                f"{word}: a run is evaluated on its own model, layer and text; leave the word out, or copy the run's "
+                "sae/ elsewhere and evaluate the copy."
+            )
 
 
 def of_run(folder: Path, cfg: DictConfig) -> Target:
@@ -199,45 +212,53 @@ def of_run(folder: Path, cfg: DictConfig) -> Target:
     outputs = folder.resolve().parents[1]
     doubt = refuse_changed(run, folder, outputs)
     title = results.get("title") or ""
-    return Target(folder.resolve().name, folder, run, outputs / "activations", True, title, doubt)
+    return Target(folder.resolve().name, folder, run, outputs / "activations", True, title, doubt=doubt)
 
 
-def foreign(folder: Path, cfg: DictConfig, words: list[str]) -> Target:
-    """The target for an SAE trained elsewhere; model, layer and text are those of the command, else of its cfg.json."""
-    sae_cfg = read_json(folder / saelens.CFG_FILE)
-    metadata = sae_cfg.get("metadata") or {}
+def of_other_library(folder: Path, words: list[str]) -> Target:
+    """The target for an SAE trained elsewhere; model, layer and text are those of the command, else its own."""
+    sae = foreign.load(folder)
+    metadata = sae.metadata
     given = {word.partition("=")[0].partition(".")[0] for word in words}
     more = []
     if "model" not in given:
-        more += model_words(metadata.get("model_name"), folder)
+        more += model_words(sae.model_name, folder)
         if COMMIT.fullmatch(str(metadata.get("model_revision"))):
             more.append(f"model.revision={metadata['model_revision']}")
     if "layer" not in given:
-        more += layer_words(metadata.get("hook_name"), folder)
+        more += layer_words(sae.hook_name, folder)
     if "data" not in given:
         more += data_words(metadata.get("dataset_path"))
-    if not any(word.startswith("data.context=") for word in words) and metadata.get("context_size"):
-        more.append(f"data.context={metadata['context_size']}")
+    for key, name in (("data.context", "context_size"), ("data.prepend_bos", "prepend_bos")):
+        if not any(word.startswith(f"{key}=") for word in words) and metadata.get(name) is not None:
+            more.append(f"{key}={metadata[name]}")
     (point,) = compose_points([*more, *words])
     run = run_config(point.cfg)
-    if run.d_in != sae_cfg.get("d_in"):
+    if run.d_in != sae.d_in:
         raise ConfigError(
-            f"{folder}: the SAE reads d_in={sae_cfg.get('d_in')} and {run.model.name} has {run.d_in}; give the "
+            f"{folder}: the SAE reads d_in={sae.d_in} and {run.model.name} has {run.d_in}; give the "
             "model that it was trained on, as model=PATH."
         )
     unknown = unpinned(run.model, run.data)
     if unknown and run.model.source == "hub" and not COMMIT.fullmatch(run.model.revision or ""):
         raise ConfigError(unknown[0])
     name, cache = folder.resolve().name, Path(run.outputs) / "activations"
-    return Target(name, folder, run, cache, False, name, unknown[0] if unknown else None)
+    doubt = unknown[0] if unknown else None
+    return Target(name, folder, run, cache, False, name, inputs_of(run, folder, cache / "digests"), doubt)
+
+
+def inputs_of(run: RunConfig, folder: Path, digests: Path) -> dict[str, Any]:
+    """What decides an evaluation of an SAE of another library besides its settings, model and layer by name."""
+    identity = canonical(run, digests)
+    files = sorted(folder / name for name in foreign.FILES if (folder / name).is_file())
+    inputs = {"model_digest": identity["model"]["digest"], "sae_digest": digest_of_files(files, digests)}
+    return inputs | {"data": identity["data"]} if "data" in identity else inputs
 
 
 def model_words(name: str | None, folder: Path) -> list[str]:
-    """The overrides that choose the model named in an SAE's cfg.json."""
+    """The overrides that choose the model that an SAE names."""
     if not name:
-        raise ConfigError(
-            f"{folder / saelens.CFG_FILE} names no model; give it, as model=PATH or model=hub model.path=NAME."
-        )
+        raise ConfigError(f"{folder}: the SAE names no model; give it, as model=PATH or model=hub model.path=NAME.")
     if name in plugins.choices("model"):
         return [f"model={name}"]
     if Path(name).expanduser().exists():
@@ -257,7 +278,8 @@ def yaml_of(group: str, choice: str) -> dict[str, Any]:
 def layer_words(hook: str | None, folder: Path) -> list[str]:
     found = layer_of_hook_name(hook or "")
     if found is None:
-        raise ConfigError(f"{folder / saelens.CFG_FILE}: hook_name={hook} is in no layer; give layer=N and layer=HOOK.")
+        named = f"its hook {hook} is in no layer" if hook else "the SAE names no hook"
+        raise ConfigError(f"{folder}: {named}; give layer=HOOK layer.index=N.")
     return [f"layer={found.hook}", f"layer.index={found.index}"]
 
 
@@ -271,7 +293,7 @@ def data_words(dataset: str | None) -> list[str]:
 def write_foreign(target: Target, failures: list[str]) -> None:
     """Write results.json beside an SAE trained elsewhere."""
     metrics, warnings = collected(target.folder)
-    sae_cfg, run = read_json(target.folder / saelens.CFG_FILE), target.run
+    (sae_cfg, _), run = foreign.read(target.folder), target.run
     config = {
         "model": {"name": run.model.name, "path": run.model.path},
         "layer": {"hook": run.layer.hook, "index": run.layer.index},

@@ -20,6 +20,7 @@ from sae_sweeps.errors import ConfigError
 from sae_sweeps.runs.console import Console
 from sae_sweeps.runs.inline import States, enqueue
 from sae_sweeps.runs.results import final_status, in_brief
+from sae_sweeps.runs.session import check_device
 from sae_sweeps.runs.signals import Stop, caught_signals
 from sae_sweeps.storage.printing import print_line
 from sae_sweeps.storage.run_folder import RunFolder
@@ -47,6 +48,8 @@ def dispatch(
     Raises ConfigError when the scheduler refuses; a sweep without jobs is removed then.
     """
     scheduler = scheduler_for(cluster)
+    if isinstance(cluster, LocalConfig):
+        check_device(plan.runs[0].run.device)
     todo = [p for p in plan.runs if final_status(p.run, RunFolder(run_path(outputs, p.run_id))) is None]
     if len(todo) < len(plan.runs):
         print_line(

@@ -17,6 +17,7 @@ from typing import Any
 from sae_sweeps.cluster.jobs import Job, JobState, runs_in
 from sae_sweeps.config.schema import LocalConfig
 from sae_sweeps.storage.files import MissingFile, read_json, write_json
+from sae_sweeps.storage.gpus import visible_gpus
 from sae_sweeps.storage.lease import process_alive, process_start, this_process
 from sae_sweeps.storage.sweep_folder import read_manifest
 
@@ -58,18 +59,6 @@ class Local:
 def processes_of(cfg: LocalConfig) -> int:
     """How many groups are trained side by side."""
     return cfg.processes or len(visible_gpus()) or DEFAULT_PROCESSES
-
-
-def visible_gpus() -> list[str]:
-    """This machine's GPUs as CUDA_VISIBLE_DEVICES takes them; found without loading torch."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [gpu for gpu in given.split(",") if gpu and gpu != "-1"]
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [str(number) for number in range(listed.stdout.count("GPU "))]
 
 
 def environment(processes: int) -> dict[str, str]:

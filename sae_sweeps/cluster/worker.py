@@ -19,6 +19,7 @@ from sae_sweeps.cluster.ends import mark_ended
 from sae_sweeps.config.schema import ClusterConfig
 from sae_sweeps.errors import UserError
 from sae_sweeps.runs.signals import Stop
+from sae_sweeps.storage.gpus import visible_gpus
 from sae_sweeps.storage.printing import print_line
 from sae_sweeps.storage.run_folder import RunFolder, slurm_job_id
 from sae_sweeps.storage.sweep_folder import outputs_of, read_manifest, run_path
@@ -53,11 +54,14 @@ class Worker:
 
 
 def take_gpus(rank: int, tasks: int) -> None:
-    """Restrict this task to its share of the job's GPUs."""
-    visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-    each = len(visible) // tasks
-    if tasks > 1 and each:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[rank * each : (rank + 1) * each])
+    """Restrict this task to its share of the job's GPUs; where there are more tasks, to one of them.
+
+    Without CUDA_VISIBLE_DEVICES they are those that the driver lists.
+    """
+    if tasks > 1 and (visible := visible_gpus()):
+        each = max(1, len(visible) // tasks)
+        first = rank * each % len(visible)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[first : first + each])
 
 
 def train_group(sweep: Path, group: int, signals: JobSignals | None = None) -> int:
@@ -81,7 +85,8 @@ def train_group(sweep: Path, group: int, signals: JobSignals | None = None) -> i
             raise UserError(
                 f"the job was started again {restarts} times, more than cluster.max_restarts allows; resume tries again"
             )
-        device = device_for(plan.runs[0].run.device)
+        gpus = manifest["cluster"].get("gpus")
+        device = device_for(plan.runs[0].run.device, f"cluster.gpus={gpus}" if gpus else None)
         limits = ClusterConfig(**{key: manifest["cluster"][key] for key in ("group_size", "memory_gb")})
         by_job: dict[str, Any] = (
             {} if signals is None else {"stop": signals.stop, "flush": lambda: signals.flush(plan, outputs)}

@@ -58,6 +58,9 @@ SOURCES = {
     "hub": TextSource((*SPLIT_BY_TEXT, *COLUMNS, *HUB)),
     "forget_retain": TextSource(("held_out", "text_field", "split", *TWO)),
 }
+TOP_VARIANCE = 0.2
+"""Share of the training activations' variance with which a thousandth of the tokens rules the loss and fvu."""
+
 BUILTIN = ("builtin", "builtin_roles", "builtin_labelled")
 _registered: dict[str, TextSource] = {}
 

@@ -24,6 +24,15 @@ activations."""
 VERSION = "version"
 """In recorded settings: that of the evaluation's definition, where it is not the first."""
 
+LOGITS_BYTES = 2**29
+"""Largest block of log-probabilities on a GPU. On a CPU a batch's are computed at once: its numbers depend on that."""
+
+
+def contexts_at_once(n_contexts: int, context: int, vocabulary: int, on_gpu: bool) -> int:
+    """How many contexts of a batch have their logits in memory together."""
+    return max(1, min(n_contexts, LOGITS_BYTES // (4 * context * vocabulary))) if on_gpu else n_contexts
+
+
 Metrics = Mapping[str, tuple[str | None, str | None]]
 """By a regular expression for the whole name of a metric: which values are better (higher, lower, one for nearest to 1,
 or None) and its short name in tables, in which `\\1` is the first group of the expression (None: the name itself)."""
@@ -331,6 +340,9 @@ class EvalConfig:
     """Batches for reconstruction, sparsity and density metrics, following the former in the stream (SAEBench: 2000)."""
     exclude_special_tokens: bool = True
     """Leave the activation at BOS, EOS and padding as it is when the SAE's output is put in its place."""
+    exclude_outliers: bool = True
+    """The core evaluation of an SAE that was trained under `data.max_norm`: leave tokens beyond that norm out of its
+    reconstruction and sparsity metrics, and their activation as it is for CE and KL; false: every token (SAEBench)."""
     compute_kl: bool = True
     """The core evaluation's `kl_div_...`."""
     compute_ce_loss: bool = True

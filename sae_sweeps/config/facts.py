@@ -19,6 +19,7 @@ BUILTIN_MODEL = Path(__file__).parent.parent / "builtin" / "model"
 class ModelFacts:
     d_in: int
     n_layers: int
+    vocabulary: int | None = None
 
 
 def model_folder(cfg: ModelConfig) -> Path | None:
@@ -49,7 +50,7 @@ def model_facts(cfg: ModelConfig) -> ModelFacts:
         return ModelFacts(cfg.d_in, 1)
     folder = model_folder(cfg)
     if folder is None and cfg.d_in and cfg.n_layers:
-        return ModelFacts(cfg.d_in, cfg.n_layers)
+        return ModelFacts(cfg.d_in, cfg.n_layers, cfg.vocabulary)
     path = folder / "config.json" if folder else _hub_config(cfg)
     try:
         config = json.loads(path.read_text())
@@ -66,7 +67,7 @@ def model_facts(cfg: ModelConfig) -> ModelFacts:
     n_layers = next((config[key] for key in DEPTHS if key in config), None) or cfg.n_layers
     if not d_in or not n_layers:
         raise DataError(f"{path}: names no hidden size or number of layers; set model.d_in and model.n_layers.")
-    return ModelFacts(int(d_in), int(n_layers))
+    return ModelFacts(int(d_in), int(n_layers), config.get("vocab_size") or cfg.vocabulary)
 
 
 def activation_width(cfg: ModelConfig, layer: LayerConfig, facts: ModelFacts) -> int:

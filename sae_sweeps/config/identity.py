@@ -17,9 +17,10 @@ METHOD_VERSION = 4
 # Paths, logging, evaluation and machine: they do not change what is trained.
 LEFT_OUT = (
     "outputs", "device", "title", "description", "tags", "logger", "eval",
-    "model.name", "model.source", "model.path", "model.default_layer", "model.default_d_sae", "model.instruct",
+    "model.name", "model.source", "model.path", "model.default_layer", "model.default_d_sae", "model.vocabulary",
+    "model.instruct",
     "data.name", "data.path", "data.forget", "data.retain",
-    "activations.mode", "activations.memory_gb", "activations.disk_gb",
+    "activations.mode", "activations.memory_gb", "activations.disk_gb", "activations.device_gb",
     "train.log_every", "train.checkpoint_every", "train.checkpoint_minutes", "train.monitor_every",
     "train.held_out_tokens", "train.kernels", "layer.d_in",
 )  # fmt: skip

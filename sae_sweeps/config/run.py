@@ -317,7 +317,7 @@ def _checked(name: str, evaluation: Any) -> Evaluation:
 
 def _fill(run: RunConfig, facts: ModelFacts) -> None:
     """Replace null and auto by the values that the model and the penalty imply."""
-    run.model.d_in, run.model.n_layers = facts.d_in, facts.n_layers
+    run.model.d_in, run.model.n_layers, run.model.vocabulary = facts.d_in, facts.n_layers, facts.vocabulary
     if run.synthetic:
         run.layer.index = 0
     elif run.layer.index is None:

@@ -9,24 +9,33 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sae_sweeps.activations.harvest import SyntheticSource
+from sae_sweeps.activations.synthetic import SyntheticWorld
+from sae_sweeps.architectures.batch import norms_of
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import EvalConfig, Evaluation
 from sae_sweeps.config.schema import DataConfig, LayerConfig
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.evaluation.batches import LanguageModel, is_plain, split_batches
-from sae_sweeps.evaluation.preservation import preservation
-from sae_sweeps.evaluation.reconstruction import FeatureStats, ReconstructionStats, density_metrics, weight_stats
+from sae_sweeps.evaluation.preservation import preservation, ratio
+from sae_sweeps.evaluation.reconstruction import (
+    FeatureStats,
+    ReconstructionStats,
+    density_metrics,
+    mean_within,
+    weight_stats,
+)
 from sae_sweeps.evaluation.result import envelope
 from sae_sweeps.evaluation.shared import Shared
 
 METRICS = {
-    "fvu": ("lower", None),
+    "fvu(_per_token)?": ("lower", None),
     "explained_variance": ("higher", "expl_var"),
     r"explained_variance_(correct|legacy)": ("higher", r"expl_var_\1"),
     "mse(_per_token)?": ("lower", None),
@@ -37,6 +46,7 @@ METRICS = {
     "kl_div_score": ("higher", "kl_score"),
     "(ce_loss|kl_div)_with_sae": ("lower", None),
     "dead_features": ("lower", "dead"),
+    "outlier_tokens": (None, "outliers"),
     "frac_alive": ("higher", None),
     r"average_max_(en|de)coder_cosine_sim": (None, r"max_\1c_cos"),
 }
@@ -69,15 +79,21 @@ LEFT_OUT = {
     "compute_ce_loss": "ce_loss_.*",
     "compute_l2_norms": "l2_.*|relative_reconstruction_bias",
     "compute_sparsity_metrics": "l0|l1",
-    "compute_variance_metrics": "explained_variance.*|mse.*|cossim|fvu",
+    "compute_variance_metrics": "explained_variance.*|mse.*|cossim|fvu.*",
     "compute_featurewise_density_statistics":
         "feature_density|consistent_activation_heuristic|.*freq_over_.*|frac_alive|dead_features",
     "compute_featurewise_weight_based_metrics": "encoder_.*|.*max_(en|de)coder_cosine_sim",
 }  # fmt: skip
 """Metrics and columns that are absent where a key of `eval` is false."""
 
-OURS = ["fvu", "explained_variance_correct", "mse_per_token", "dead_features"]
+OURS = ["fvu", "fvu_per_token", "explained_variance_correct", "mse_per_token", "dead_features", "outlier_tokens"]
 """Metrics that SAEBench does not have (see ReconstructionStats); its schema's place for them is `unstructured`."""
+
+MEAN_TOKENS = 32_768
+"""The mean activation of `fvu_per_token` is that of the first batches that hold so many tokens."""
+
+Batch = tuple[Tensor, Tensor | None]
+"""Activations x_nD and how many of them each context has [S], if there are contexts."""
 
 
 @dataclass
@@ -117,13 +133,18 @@ def evaluate(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: EvalConfig) -
     """The core evaluation on held-out text, or on synthetic activations, where no model's loss can be measured."""
     if shared.world is not None:
         shared.begin("core", 1, "evaluation")
-        n_tokens = cfg.sparsity_batches * cfg.batch_size * DataConfig().context
-        source = SyntheticSource(shared.world, DataConfig().context, "held_out", torch.float32)
-        results = evaluate_activations(saes, (batch.x for batch in source.stream(0, n_tokens)), cfg)
+        results = evaluate_activations(saes, synthetic_activations(shared.world, cfg), cfg)
         return named(results, shared)
     tokens_NL = shared.contexts(cfg.batch_size * (cfg.recon_batches + cfg.sparsity_batches))
     shared.begin("core", len(tokens_NL), "context")
     return named(evaluate_core(saes, cfg, shared.lm, shared.layer, tokens_NL, shared.tick), shared)
+
+
+def synthetic_activations(world: SyntheticWorld, cfg: EvalConfig) -> Iterator[Tensor]:
+    """Held-out activations x_BD of a synthetic world, as many as `sparsity_batches` of contexts have tokens."""
+    context = DataConfig().context
+    source = SyntheticSource(world, context, "held_out", torch.float32)
+    return (batch.x for batch in source.stream(0, cfg.sparsity_batches * cfg.batch_size * context))
 
 
 def named(results: dict[str, CoreResult], shared: Shared) -> dict[str, CoreResult]:
@@ -152,6 +173,7 @@ def evaluate_core(
         if getattr(cfg, key) < 1:
             raise ConfigError(f"eval.{key}={getattr(cfg, key)} must be at least 1.")
     recon_batches, sparsity_batches, warnings = split_batches(tokens_NL, cfg)
+    limits = limits_of(saes, cfg)
     saes = {name: sae.to(lm.device) for name, sae in saes.items()}
     done = 0
 
@@ -164,8 +186,9 @@ def evaluate_core(
 
     preserved: dict[str, dict[str, float]] = {name: {} for name in saes}
     if cfg.compute_kl or cfg.compute_ce_loss:
-        preserved = preservation(saes, lm, layer, counted(recon_batches), cfg.exclude_special_tokens)
-    stats = reconstruct(saes, (plain_activations(lm, layer, tokens_SL) for tokens_SL in counted(sparsity_batches)))
+        preserved = preservation(saes, lm, layer, counted(recon_batches), cfg.exclude_special_tokens, limits)
+    batches = (plain_activations(lm, layer, tokens_SL) for tokens_SL in counted(sparsity_batches))
+    stats = reconstruct(saes, batches, limits)
 
     batch_size, context = recon_batches[0].shape
     measured = {
@@ -193,7 +216,8 @@ def evaluate_activations(
 
     Cross-entropy, KL divergence and numbers of contexts are absent from the metrics and null in the file.
     """
-    stats = reconstruct(saes, ((x_BD, None) for x_BD in activations))
+    cfg = cfg or EvalConfig()
+    stats = reconstruct(saes, ((x_BD, None) for x_BD in activations), limits_of(saes, cfg))
     results = {}
     for name, sae in saes.items():
         recon, features = stats[name]
@@ -202,7 +226,7 @@ def evaluate_activations(
             "total_tokens_eval_reconstruction": 0,
             "total_tokens_eval_sparsity_variance": features.n_tokens,
         }
-        results[name] = summary(name, sae, recon, features, token_stats, measured, [], cfg or EvalConfig())
+        results[name] = summary(name, sae, recon, features, token_stats, measured, [], cfg)
     return results
 
 
@@ -213,20 +237,54 @@ def plain_activations(lm: LanguageModel, layer: LayerConfig, tokens_SL: Tensor) 
     return lm.activations(tokens_SL, layer)[plain_SL], plain_SL.sum(1)
 
 
+def limits_of(saes: Mapping[str, ExportedSAE], cfg: EvalConfig) -> dict[str, float | None]:
+    """The norm beyond which each SAE's activations are left out: the one that it was trained under, or none."""
+    return {name: sae.norm_limit if cfg.exclude_outliers else None for name, sae in saes.items()}
+
+
 @torch.no_grad()
 def reconstruct(
-    saes: Mapping[str, ExportedSAE], batches: Iterable[tuple[Tensor, Tensor | None]]
+    saes: Mapping[str, ExportedSAE], batches: Iterable[Batch], limits: Mapping[str, float | None]
 ) -> dict[str, tuple[ReconstructionStats, FeatureStats]]:
-    """Every SAE's statistics over batches of activations x_nD and how many of them each context has, if any do."""
-    stats = {name: (ReconstructionStats(sae), FeatureStats(sae)) for name, sae in saes.items()}
-    for x_nD, length_S in batches:
+    """Every SAE's statistics over the activations within its limit."""
+    batches = iter(batches)
+    first = list(first_batches(batches))
+    means = {limit: mean_within((x_nD for x_nD, _ in first), limit) for limit in set(limits.values())} if first else {}
+    stats = {}
+    for name, sae in saes.items():
+        mean_D = means[limits[name]] if first else torch.full((sae.d_in,), torch.nan, dtype=torch.float64)
+        stats[name] = ReconstructionStats(sae, mean_D.to(sae.device)), FeatureStats(sae)
+    for batch in chain(first, batches):
         for name, sae in saes.items():
+            x_nD, length_S = within(batch, limits[name])
             x_nD = x_nD.to(sae.device)
             f = sae.features(x_nD)
             recon, features = stats[name]
             recon.add(x_nD, f, sae.decode(f))
+            recon.n_left_out += len(batch[0]) - len(x_nD)
             features.add(f, length_S)
     return stats
+
+
+def first_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Those up to the one with which they hold MEAN_TOKENS tokens."""
+    n = 0
+    for batch in batches:
+        yield batch
+        n += len(batch[0])
+        if n >= MEAN_TOKENS:
+            return
+
+
+def within(batch: Batch, norm_limit: float | None) -> Batch:
+    """The activations whose norm is at most the limit."""
+    x_nD, length_S = batch
+    if norm_limit is None or bool((kept_n := norms_of(x_nD) <= norm_limit).all()):
+        return batch
+    if length_S is not None:
+        context_n = torch.arange(len(length_S), device=length_S.device).repeat_interleave(length_S)
+        length_S = context_n[kept_n].bincount(minlength=len(length_S))
+    return x_nD[kept_n], length_S
 
 
 def summary(
@@ -242,6 +300,8 @@ def summary(
     """One SAE's result from its statistics and, in `metrics` and `measured`, the numbers that need the model."""
     columns = features.columns() | weight_stats(sae)
     metrics = metrics | recon.metrics() | density_metrics(columns["feature_density"])
+    if cfg.exclude_outliers and sae.norm_limit is not None:
+        metrics["outlier_tokens"] = ratio(recon.n_left_out, recon.n_left_out + features.n_tokens)
     for side in ("encoder", "decoder"):
         metrics[f"average_max_{side}_cosine_sim"] = columns[f"max_{side}_cosine_sim"].mean().item()
     warnings = warnings + doubts(metrics, sae)
@@ -297,6 +357,6 @@ def rounded(value: float | None) -> float | None:
 
 EVALUATION = Evaluation(
     "core", evaluate, METRICS,
-    reads=("batch_size", "recon_batches", "sparsity_batches", "exclude_special_tokens", *LEFT_OUT),
+    reads=("batch_size", "recon_batches", "sparsity_batches", "exclude_special_tokens", "exclude_outliers", *LEFT_OUT),
     needs_model=False, finite_only=False,
 )  # fmt: skip

@@ -36,7 +36,7 @@ def label_separation(
     from sklearn.preprocessing import normalize
 
     fires = (f_BF != 0).any(1)
-    f_BF, labels = f_BF[fires], labels_B[fires].cpu().numpy()
+    f_BF, labels = f_BF[fires], labels_B.cpu()[fires.cpu()].numpy()
     if len(labels) > max_tokens:
         chosen = np.sort(np.random.default_rng(seed).choice(len(labels), max_tokens, replace=False))
         f_BF, labels = f_BF[torch.from_numpy(chosen).to(f_BF.device)], labels[chosen]

@@ -5,7 +5,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from sae_sweeps.architectures.batch import norms_of
 from sae_sweeps.architectures.saelens import ExportedSAE
+from sae_sweeps.config.evaluations import contexts_at_once
 from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.evaluation.batches import LanguageModel, is_plain
 
@@ -32,18 +34,21 @@ def preservation(
     layer: LayerConfig,
     batches: Iterable[Tensor],
     exclude_special_tokens: bool,
+    limits: Mapping[str, float | None],
 ) -> dict[str, dict[str, float]]:
     """KL divergence and next-token cross-entropy (nats) of each SAE, by SAEBench's definitions.
 
     Each batch of tokens_SL is run up to the hook once, and from there as it is, with zeros at every position, and per
-    SAE with its reconstruction (special tokens keep their activation under `exclude_special_tokens`). Means run over
-    the tokens that are not special; for the cross-entropy these are the predicting ones.
+    SAE with its reconstruction (special tokens keep their activation under `exclude_special_tokens`, tokens whose norm
+    is beyond the SAE's limit in any case). Means run over the tokens that are not special, the same for every SAE; for
+    the cross-entropy these are the predicting ones.
 
         ce_loss_score = (CE_ablation - CE_sae) / (CE_ablation - CE)
         kl_div_score  = (KL_ablation - KL_sae) / KL_ablation,  KL(P || P_new) per token
 
     The KL divergence is computed from log-softmax, so a probability that underflows does not make it nan.
-    At most two batches of logits are held at a time, one of them as log-probabilities.
+    At most two blocks of logits are held at a time, one of them as log-probabilities: of a batch, or on a GPU of as
+    many of its contexts as LOGITS_BYTES hold.
     """
     ce_without, ce_ablated, kl_ablated = Mean(), Mean(), Mean()
     ce_sae, kl_sae = {name: Mean() for name in saes}, {name: Mean() for name in saes}
@@ -53,34 +58,43 @@ def preservation(
         replaced_SL = plain_SL if exclude_special_tokens else torch.ones_like(plain_SL)
 
         x_SLD = lm.activations(tokens_SL, layer)
-
-        def logits(given_SLD: Tensor, tokens_SL: Tensor = tokens_SL) -> Tensor:
-            return lm.unembed(lm.resume(tokens_SL, layer, given_SLD))
-
-        log_p_SLV = log_probabilities(logits(x_SLD))
-        ce_without.add(next_token_loss(log_p_SLV, tokens_SL)[plain_SL[:, :-1]])
-
-        loss_SL, kl_SL = changes(log_p_SLV, logits(torch.zeros_like(x_SLD)), tokens_SL)
-        ce_ablated.add(loss_SL[plain_SL[:, :-1]])
-        kl_ablated.add(kl_SL[plain_SL])
-
+        hidden_SLH = lm.resume(tokens_SL, layer, x_SLD)
+        replaced: dict[str | None, Tensor] = {None: lm.resume(tokens_SL, layer, torch.zeros_like(x_SLD))}
         for name, sae in saes.items():
             y_SLD = sae.decode(sae.features(x_SLD.flatten(0, 1))).view_as(x_SLD).to(x_SLD.dtype)
-            given_SLD = torch.where(replaced_SL[..., None], y_SLD, x_SLD)
-            loss_SL, kl_SL = changes(log_p_SLV, logits(given_SLD), tokens_SL)
-            ce_sae[name].add(loss_SL[plain_SL[:, :-1]])
-            kl_sae[name].add(kl_SL[plain_SL])
+            limit = limits[name]
+            given_SL = replaced_SL if limit is None else replaced_SL & (norms_of(x_SLD) <= limit)
+            replaced[name] = lm.resume(tokens_SL, layer, torch.where(given_SL[..., None], y_SLD, x_SLD))
 
-    ce, ce_abl, kl_abl = ce_without.value, ce_ablated.value, kl_ablated.value
+        losses: list[Tensor] = []
+        found: dict[str | None, list[tuple[Tensor, Tensor]]] = {name: [] for name in replaced}
+        at_once = len(tokens_SL)
+        if lm.device.type == "cuda":
+            vocabulary = lm.unembed(hidden_SLH[:1, :1]).shape[-1]
+            at_once = contexts_at_once(at_once, tokens_SL.shape[1], vocabulary, on_gpu=True)
+        for first in range(0, len(tokens_SL), at_once):
+            block = slice(first, first + at_once)
+            log_p_SLV = log_probabilities(lm.unembed(hidden_SLH[block]))
+            losses.append(next_token_loss(log_p_SLV, tokens_SL[block]))
+            for key, new_SLH in replaced.items():
+                found[key].append(changes(log_p_SLV, lm.unembed(new_SLH[block]), tokens_SL[block]))
+        ce_without.add(torch.cat(losses)[plain_SL[:, :-1]])
+        for key, parts in found.items():
+            ce, kl = (ce_ablated, kl_ablated) if key is None else (ce_sae[key], kl_sae[key])
+            loss_SL, kl_SL = (torch.cat(blocks) for blocks in zip(*parts, strict=True))
+            ce.add(loss_SL[plain_SL[:, :-1]])
+            kl.add(kl_SL[plain_SL])
+
+    ce_base, ce_abl, kl_abl = ce_without.value, ce_ablated.value, kl_ablated.value
     return {
         name: {
             "kl_div_score": ratio(kl_abl - kl_sae[name].value, kl_abl),
             "kl_div_with_ablation": kl_abl,
             "kl_div_with_sae": kl_sae[name].value,
-            "ce_loss_score": ratio(ce_abl - ce_sae[name].value, ce_abl - ce),
+            "ce_loss_score": ratio(ce_abl - ce_sae[name].value, ce_abl - ce_base),
             "ce_loss_with_ablation": ce_abl,
             "ce_loss_with_sae": ce_sae[name].value,
-            "ce_loss_without_sae": ce,
+            "ce_loss_without_sae": ce_base,
         }
         for name in saes
     }

@@ -1,8 +1,11 @@
 """How well, how sparsely and with which features an SAE reconstructs activations."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
+from sae_sweeps.architectures.batch import norms_of
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.evaluation.preservation import Mean, ratio
 from sae_sweeps.evaluation.sums import count_firing
@@ -24,21 +27,25 @@ class ReconstructionStats:
     Ours:
         fvu                           sum|x - y|^2 / sum|x - m|^2, m the mean activation over all tokens
         explained_variance_correct    1 - fvu
+        fvu_per_token                 mean over tokens of each one's own |x - y|^2 / |x - m|^2, in which a token counts
+                                      the same whatever its norm; m as `mean_D`
         mse_per_token                 mean over tokens of |x - y|^2, summed over d_in
     A batch without tokens counts for nothing.
     """
 
-    def __init__(self, sae: ExportedSAE):
-        self.d_in = sae.d_in
+    def __init__(self, sae: ExportedSAE, mean_D: Tensor):
+        self.d_in, self.mean_D = sae.d_in, mean_D
         self.token_means = {
             name: Mean()
             for name in ("l2_norm_in", "l2_norm_out", "l2_ratio", "l0", "l1", "mse", "cossim", "mse_per_token")
-            + ("explained_variance_legacy",)
+            + ("explained_variance_legacy", "fvu_per_token")
         }
         self.bias, self.mean_square, self.mean_error = Mean(), Mean(), Mean()  # one value per batch
         self.sum_x_D = torch.zeros(self.d_in, dtype=torch.float64, device=sae.device)
         self.sum_square = 0.0
         self.n_batches = 0
+        self.n_left_out = 0
+        """Tokens beyond the limit of the SAE's training."""
 
     def add(self, x_nD: Tensor, f: Features, y_nD: Tensor) -> None:
         self.n_batches += 1
@@ -61,6 +68,8 @@ class ReconstructionStats:
             "mse_per_token": error_n,
         }.items():
             self.token_means[name].add(values_n)
+        about_n = (x_nD - self.mean_D).pow(2).sum(-1)
+        self.token_means["fvu_per_token"].add((error_n / about_n)[about_n > 0])  # at the mean there is none
         self.bias.add(norm_out_n.pow(2).mean() / dot_n.mean())
         self.mean_square.add(square_n.mean())
         self.mean_error.add(error_n.mean())
@@ -79,6 +88,16 @@ class ReconstructionStats:
             "fvu": fvu,
             "explained_variance_correct": 1 - fvu,
         }
+
+
+def mean_within(parts: Iterable[Tensor], norm_limit: float | None = None) -> Tensor:
+    """The mean of the rows of all parts x_nD whose norm is at most the limit [d_in], float64; nan without any."""
+    sums, n = [], 0
+    for x_nD in parts:
+        kept_nD = x_nD if norm_limit is None else x_nD[norms_of(x_nD) <= norm_limit]
+        sums.append(kept_nD.double().sum(0))
+        n += len(kept_nD)
+    return torch.stack(sums).sum(0) / n
 
 
 class FeatureStats:

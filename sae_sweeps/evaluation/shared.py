@@ -21,7 +21,7 @@ from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import EvalConfig
 from sae_sweeps.config.schema import DataConfig, LayerConfig
-from sae_sweeps.errors import DamagedFile
+from sae_sweeps.errors import DamagedFile, out_of_memory
 from sae_sweeps.evaluation.batches import is_plain
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.rows import Rows, at_special_tokens, harvest_rows, mean_activations, mean_features
@@ -162,7 +162,9 @@ class Shared:
                 with safe_open(path, "pt") as file:
                     intact = file.metadata()["key"] == noted
                     tensors = {name: file.get_tensor(name) for name in file.keys()}
-            except (SafetensorError, OSError, KeyError, TypeError):
+            except (SafetensorError, OSError, KeyError, TypeError) as error:
+                if out_of_memory(error):
+                    raise
                 intact, tensors = False, {}
             if not intact:
                 raise DamagedFile(f"{path} is damaged; delete it, and it is made again.")

@@ -11,7 +11,7 @@ def sum_features(f: Features, length_T: Tensor) -> Tensor:
 
     Added in the order of the tokens, so that the last bit does not depend on the form.
     """
-    if isinstance(f, TopKFeatures):
+    if isinstance(f, TopKFeatures) and not f.values.is_cuda:
         return _sum_entries(f, f.values.float(), length_T)
     return sum_by_text(f.dense().float(), length_T)
 
@@ -20,12 +20,13 @@ def count_firing(f: Features, length_T: Tensor | None = None) -> Tensor:
     """On how many of consecutive tokens each feature fires [T, d_sae], float32; without lengths of all [1, d_sae]."""
     if length_T is None:
         length_T = torch.tensor([len(f.values)], device=f.values.device)
-    if isinstance(f, TopKFeatures):
+    if isinstance(f, TopKFeatures) and not f.values.is_cuda:
         return _sum_entries(f, (f.values > 0).float(), length_T)
     return sum_by_text((f.dense() > 0).float(), length_T)
 
 
 def _sum_entries(f: TopKFeatures, values_BK: Tensor, length_T: Tensor) -> Tensor:
+    """On the CPU, whose index_add_ adds in the order of the tokens."""
     text_B = torch.arange(len(length_T)).repeat_interleave(length_T)
     place_BK = text_B[:, None] * f.d_sae + f.indices
     total = values_BK.new_zeros(len(length_T) * f.d_sae)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ class Features:
     d_sae: int
     pairs: Pairs | None
     """Indices of the entries as (token, feature) pairs where kernels compute with them; None: plain torch."""
+    prefix_squares: Tensor | None = None
+    """Squared errors [parts, B] by `prefix_errors`, where they were computed."""
 
     @property
     def n_tokens(self) -> int:
@@ -36,6 +39,19 @@ class Features:
     def decode_part(self, W_dec: Tensor, first: int, end: int) -> Tensor:
         """Contribution of the features first .. end-1 to f W_dec [B, d_in]."""
         return self.dense()[:, first:end] @ W_dec[first:end]
+
+    def prefix_errors(self, W_dec: Tensor, b_dec: Tensor, x: Tensor, ends: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Error x - b_dec - f W_dec [B, d_in], and its squared sums [parts, B] with f's first ends[p] features alone.
+
+        These are kept as `prefix_squares`. The last end is d_sae.
+        """
+        sizes = [end - start for start, end in itertools.pairwise((0, *ends))]
+        error, squares = x - b_dec, []
+        for part, W in zip(self.dense().split(sizes, dim=1), W_dec.split(sizes), strict=True):
+            error = error - (part @ W).to(x.dtype)
+            squares.append(error.square().sum(1))
+        self.prefix_squares = torch.stack(squares)
+        return error, self.prefix_squares
 
     def columns(self, features: Tensor) -> Tensor:
         """f at the features with these numbers [n]: [B, n]."""
@@ -123,9 +139,8 @@ class TopKFeatures(Features):
     def fired(self) -> Tensor:
         if self.pairs is not None:
             return super().fired()
-        fired = torch.zeros(self.d_sae, dtype=torch.bool, device=self.values.device)
-        fired[self.indices[self.values > 0]] = True
-        return fired
+        n = torch.zeros(self.d_sae, dtype=torch.int32, device=self.values.device)
+        return n.index_add(0, self.indices.flatten(), (self.values.flatten() > 0).int()) > 0
 
 
 @dataclass
@@ -153,6 +168,11 @@ class PairFeatures(Features):
     def decode_part(self, W_dec: Tensor, first: int, end: int) -> Tensor:
         kept = (self.pairs.feature >= first) & (self.pairs.feature < end)
         return sparse.decode(self.pairs.where(kept), self.values[kept], W_dec)
+
+    def prefix_errors(self, W_dec: Tensor, b_dec: Tensor, x: Tensor, ends: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        error, squares = sparse.prefix_residuals(self.pairs, self.values.to(x.dtype), W_dec, b_dec, x, ends)
+        self.prefix_squares = squares
+        return error, squares
 
     def listed(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.pairs.token, self.pairs.feature, self.values

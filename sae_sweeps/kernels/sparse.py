@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sae_sweeps.kernels.pairs import Pairs
+from sae_sweeps.kernels.pairs import Link, Pairs
 
 if TYPE_CHECKING:
     from sae_sweeps.kernels.choose import Kernels
@@ -60,6 +60,17 @@ def decode(pairs: Pairs, values: Tensor, W: Tensor) -> Tensor:
 def residual(pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Error x - b - decode(...) [B, d] and the sums of its squares [B], differentiable in values [P], W and b [d]."""
     error, squares = Residual.apply(pairs, values, W, b, x)
+    return error, squares
+
+
+def prefix_residuals(
+    pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor, ends: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """As `residual`, and the squares of the error of each prefix of the features beside: [parts, B].
+
+    Prefix p has the features below ends[p]; the last is d_sae. For pairs in the order of token, then feature.
+    """
+    error, squares = PrefixResiduals.apply(pairs, values, W, b, x, ends)
     return error, squares
 
 
@@ -111,17 +122,26 @@ class Chosen(torch.autograd.Function):
     def forward(
         ctx: Any, z_P: Tensor, pairs: Pairs, centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor
     ) -> Tensor:
-        ctx.pairs = pairs
+        ctx.pairs, ctx.link = pairs, Link()
+        pairs.encoder = ctx.link
         ctx.save_for_backward(centred, W_enc)
+        ctx.set_materialize_grads(False)
         return z_P.view_as(z_P)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         centred, W_enc = ctx.saved_tensors
-        kernels, pairs = ctx.pairs.kernels, ctx.pairs
-        on_b_enc = kernels.sums(pairs, grads[0])
-        on_W_enc = kernels.weight_gradient(pairs, grads[0], centred).T  # W_enc is stored by feature
+        kernels, pairs, (on_values,), add = ctx.pairs.kernels, ctx.pairs, grads, ctx.link.take()
+        if on_values is None and add is None:
+            return (None,) * 6
+        if on_values is None:
+            on_b_enc, on_W_enc = W_enc.new_zeros(pairs.n_features), torch.zeros_like(W_enc.T).T
+        else:
+            on_b_enc = kernels.sums(pairs, on_values)
+            on_W_enc = kernels.weight_gradient(pairs, on_values, centred).T  # W_enc is stored by feature
+        if add is not None:
+            add(on_W_enc, on_b_enc)
         return None, None, None, on_W_enc, on_b_enc, -kernels.combination(on_b_enc, W_enc.T)
 
 
@@ -145,7 +165,8 @@ class Residual(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         error, squares, dots = pairs.kernels.residual(pairs, values, W, b, x)
-        ctx.pairs = pairs
+        ctx.pairs, ctx.link = pairs, Link()
+        pairs.decoder = ctx.link
         ctx.save_for_backward(values, W, error, dots)
         ctx.set_materialize_grads(False)
         return error, squares
@@ -154,22 +175,58 @@ class Residual(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         values, W, error, dots = ctx.saved_tensors
-        pairs, kernels, (on_error, on_squares) = ctx.pairs, ctx.pairs.kernels, grads
+        pairs, kernels, (on_error, on_squares), add = ctx.pairs, ctx.pairs.kernels, grads, ctx.link.take()
+        on_values = on_W = on_b = None
         if on_error is None and on_squares is not None:
             each = -2 * on_squares  # gradient on x_hat, in multiples of each token's error
             alike = on_squares.stride() == (0,)  # the gradient of a mean is one number, expanded
             each_P = each[:1] if alike else each[pairs.token]
-            return (
-                None,
-                each_P * dots,
-                kernels.weight_gradient(pairs, each_P * values, error),
-                kernels.combination(each, error),
-                None,
-            )
-        if on_error is None:
-            return None, None, None, None, None
-        g = -on_error if on_squares is None else -on_error - 2 * on_squares[:, None] * error
-        return None, kernels.dots(pairs, W, g), kernels.weight_gradient(pairs, values, g), g.sum(0), None
+            on_values, on_b = each_P * dots, kernels.combination(each, error)
+            on_W = kernels.weight_gradient(pairs, each_P * values, error)
+        elif on_error is not None:
+            g = -on_error if on_squares is None else -on_error - 2 * on_squares[:, None] * error
+            on_values, on_b = kernels.dots(pairs, W, g), g.sum(0)
+            on_W = kernels.weight_gradient(pairs, values, g)
+        if add is not None:
+            on_W = torch.zeros_like(W) if on_W is None else on_W
+            add(on_W)
+        return None, on_values, on_W, on_b, None
+
+
+class PrefixResiduals(torch.autograd.Function):
+    """Each pair is multiplied once: by its row of W in the forward pass, by the prefixes' errors together backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor, ends: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        ctx.parts, ctx.link = pairs.by_part(ends), Link()
+        pairs.decoder = ctx.link
+        errors = pairs.kernels.decode(ctx.parts, values, W).view(len(x), len(ends), -1)
+        torch.cumsum(errors, 1, out=errors).neg_().add_((x - b)[:, None])
+        ctx.save_for_backward(values, W, errors)
+        ctx.set_materialize_grads(False)
+        return errors[:, -1].clone(), errors.square().sum(2).T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        values, W, errors = ctx.saved_tensors
+        (on_error, on_squares), add, parts = grads, ctx.link.take(), ctx.parts
+        on_values = on_W = on_b = None
+        if on_error is not None or on_squares is not None:
+            # gradient on each prefix's x_hat, then on each part, which is in its prefix and all longer ones
+            g = torch.zeros_like(errors) if on_squares is None else errors * (-2 * on_squares.T[:, :, None])
+            if on_error is not None:
+                g[:, -1] -= on_error
+            for part in reversed(range(g.shape[1] - 1)):
+                g[:, part] += g[:, part + 1]
+            on_b, g = g[:, 0].sum(0), g.flatten(0, 1)
+            on_values, on_W = parts.kernels.dots(parts, W, g), parts.kernels.weight_gradient(parts, values, g)
+        if add is not None:
+            on_W = torch.zeros_like(W) if on_W is None else on_W
+            add(on_W)
+        return None, on_values, on_W, on_b, None, None
 
 
 def _dtype(W_enc: Tensor, requested: torch.dtype | None) -> torch.dtype:

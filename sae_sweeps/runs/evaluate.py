@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,12 +29,14 @@ from sae_sweeps.config.evaluations import (
     settings_of,
 )
 from sae_sweeps.config.hooks import hook_name
+from sae_sweeps.config.identity import canonical
 from sae_sweeps.config.judged import judged_model
 from sae_sweeps.config.plugins import blamed
 from sae_sweeps.config.run import RunConfig
-from sae_sweeps.config.schema import SyntheticConfig
+from sae_sweeps.config.schema import LayerConfig, SyntheticConfig
 from sae_sweeps.errors import ConfigError, DamagedFile, DataError, Interrupted, NoNetwork, UserError
-from sae_sweeps.evaluation.draws import evenly
+from sae_sweeps.evaluation.batches import is_plain, split_batches
+from sae_sweeps.evaluation.core import MEAN_TOKENS, first_batches, synthetic_activations
 from sae_sweeps.evaluation.result import Measured, Result
 from sae_sweeps.evaluation.shared import Shared
 from sae_sweeps.evaluation.sources import data_of
@@ -48,11 +51,6 @@ SUMMARY = ".summary.json"
 UNNAMED = ("core", "separation")
 """Evaluations whose warnings are listed without their name."""
 
-HELD_OUT_SPREAD = 16
-"""Held-out tokens are taken evenly from this many times as many, so that they come from more than one document."""
-HELD_OUT_PART = 1024
-"""Tokens encoded at once, as many as in a step."""
-
 
 @dataclass
 class Subject:
@@ -64,6 +62,8 @@ class Subject:
     folder: Path
     """Holds `evals/`."""
     sae: ExportedSAE
+    inputs: dict[str, Any] = field(default_factory=dict)
+    """Text and digests that a command chose for an SAE of another library; a run's are in its config."""
 
 
 @dataclass
@@ -98,20 +98,20 @@ def judged(run: RunConfig, name: str) -> RunConfig:
     return replace(run, model=model, eval=replace(run.eval, data=data_of(run.eval, run.model)))
 
 
-def measured_on(run: RunConfig) -> dict[str, Any]:
-    """The model, layer and hook of an evaluation, as its files record them."""
+def measured_on(run: RunConfig, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The model, layer and hook of an evaluation, and the inputs of its subject, as its files record them."""
     if run.synthetic:
         return {"model_name": "synthetic", "hook_name": "synthetic", "hook_layer": 0}
     hook = hook_name(run.layer)
-    return {"model_name": run.model.path or run.model.name, "hook_name": hook, "hook_layer": run.layer.index}
+    return {"model_name": run.model.path or run.model.name, "hook_name": hook, "hook_layer": run.layer.index, **inputs}
 
 
-def is_done(run: RunConfig, folder: Path, name: str) -> bool:
-    """Whether the folder has this evaluation with the same settings, on the same model and layer."""
+def is_done(run: RunConfig, folder: Path, name: str, inputs: Mapping[str, Any] = MappingProxyType({})) -> bool:
+    """Whether the folder has this evaluation with the same settings, on the same model, layer and inputs."""
     path = folder / "evals" / f"{name}{SUMMARY}"
     if not path.exists():
         return False
-    done, place = read_summary(path), measured_on(judged(run, name))
+    done, place = read_summary(path), measured_on(judged(run, name), inputs)
     return same_settings(done["settings"], run.eval, name) and done.get("measured_on", place) == place
 
 
@@ -135,7 +135,7 @@ def evaluate_group(
     for subject in subjects:
         subject.sae = subject.sae.to(session.device)
     for name in wanted(subjects[0].run):
-        pending = [subject for subject in subjects if not is_done(subject.run, subject.folder, name)]
+        pending = [subject for subject in subjects if not is_done(subject.run, subject.folder, name, subject.inputs)]
         began = time.monotonic()
         found = _attempt(name, pending, session, cache) if pending else []
         failures += found
@@ -159,12 +159,13 @@ def _attempt(name: str, subjects: list[Subject], session: RunSession, cache: Pat
     except UserError as error:
         return [Failure(subject.name, name, str(error)) for subject in subjects]
     except Exception as error:
-        if len(subjects) > 1:
-            return [failure for subject in subjects for failure in _attempt(name, [subject], session, cache)]
-        log = subjects[0].folder / "evals" / f"{name}.error.log"
-        write_text(log, traceback.format_exc())
-        why = f"{blamed(error) or f'{type(error).__name__}: {one_line(error)}'} (traceback in {log})"
-        return [Failure(subjects[0].name, name, why)]
+        if len(subjects) == 1:
+            log = subjects[0].folder / "evals" / f"{name}.error.log"
+            write_text(log, traceback.format_exc())
+            why = f"{blamed(error) or f'{type(error).__name__}: {one_line(error)}'} (traceback in {log})"
+            return [Failure(subjects[0].name, name, why)]
+    # after the block: the error holds its frames, and they the tensors that left no memory
+    return [failure for subject in subjects for failure in _attempt(name, [subject], session, cache)]
 
 
 def _evaluate(name: str, subjects: list[Subject], session: RunSession, cache: Path) -> None:
@@ -230,7 +231,7 @@ def _write(subject: Subject, name: str, result: Measured) -> None:
     content = result.to_json()
     if content is not None:
         note = content["eval_result_unstructured"].setdefault("sae_sweeps", {})
-        note["measured_on"] = measured_on(judged(subject.run, name))
+        note["measured_on"] = measured_on(judged(subject.run, name), subject.inputs)
         if "selection" in find_evaluation(name).reads:
             note["selection"] = subject.run.eval.selection
         write_json(subject.folder / "evals" / f"{name}.json", content)
@@ -239,7 +240,7 @@ def _write(subject: Subject, name: str, result: Measured) -> None:
 
 def summarise(subject: Subject, name: str, metrics: Mapping[str, Any], warnings: list[str]) -> None:
     content = {"settings": settings_of(subject.run.eval, name), "metrics": metrics, "warnings": warnings}
-    content["measured_on"] = measured_on(judged(subject.run, name))
+    content["measured_on"] = measured_on(judged(subject.run, name), subject.inputs)
     if name not in EVALUATIONS:  # tables read these, since they never run code from outside
         found = {metric: describe(metric.removeprefix(BUILTIN), find_evaluation(name).metrics) for metric in metrics}
         content["described"] = {metric.removeprefix(BUILTIN): how for metric, how in found.items() if how}
@@ -267,17 +268,29 @@ def collected(folder: Path) -> tuple[dict[str, Any], list[str]]:
     return metrics, warnings
 
 
-def held_out_activations(run: RunConfig, session: RunSession, cache: Path) -> torch.Tensor | None:
-    """`train.held_out_tokens` held-out activations [n, d_in] that are the same for every run, or None where 0."""
-    n_tokens = run.train.held_out_tokens
-    if n_tokens == 0:
-        return None
-    pool = held_out_pool(run, session, cache, n_tokens * HELD_OUT_SPREAD)
-    return pool.x[evenly(n_tokens, len(pool))].float().to(session.device)
+def held_out_activations(run: RunConfig, layers: Sequence[LayerConfig], session: RunSession) -> list[torch.Tensor]:
+    """Of each layer the activations [N, d_in] that core measures reconstruction on, on the CPU, from one pass.
 
-
-@torch.no_grad()
-def held_out_fvu(sae: ExportedSAE, x: torch.Tensor) -> float:
-    """Fraction of the variance of x [n, d_in] that the SAE leaves unexplained."""
-    error = sum((sae.decode(sae.encode(part)) - part).square().sum() for part in x.split(HELD_OUT_PART))
-    return float(error / (x - x.mean(0)).square().sum())
+    Those of SAEBench-sized evaluations are the first MEAN_TOKENS of them, in whole batches. Of a text with a single
+    held-out context, which core refuses, that one.
+    """
+    cfg = run.eval
+    if isinstance(run.model, SyntheticConfig):
+        batches = ((x_BD, None) for x_BD in synthetic_activations(SyntheticWorld(run.model), cfg))
+        return [torch.cat([x_nD for x_nD, _ in first_batches(batches)])]
+    tokens_NL = session.held_out(run, cfg.batch_size * (cfg.recon_batches + cfg.sparsity_batches))
+    lm = session.language_model(run, canonical(run)["model"]["digest"])
+    assert lm is not None
+    contexts = split_batches(tokens_NL, cfg)[1] if len(tokens_NL) > 1 else [tokens_NL]
+    session.progress.stage("held out", sum(map(len, contexts)), "context")
+    parts: list[list[torch.Tensor]] = []
+    n_tokens = n_contexts = 0
+    for tokens_SL in contexts:
+        tokens_SL = tokens_SL.to(lm.device)
+        plain_SL = is_plain(tokens_SL, lm.special_ids)
+        parts.append([acts_SLD[plain_SL].cpu() for acts_SLD in lm.activations_at(tokens_SL, layers)])
+        n_tokens, n_contexts = n_tokens + len(parts[-1][0]), n_contexts + len(tokens_SL)
+        session.check(n_contexts)
+        if n_tokens >= MEAN_TOKENS:
+            break
+    return [torch.cat(of_layer) for of_layer in zip(*parts, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import DataConfig, LayerConfig
 from sae_sweeps.errors import ConfigError, Interrupted
 from sae_sweeps.storage.digests import short_hash
+from sae_sweeps.storage.gpus import visible_gpus
+from sae_sweeps.storage.printing import print_line
 
 if TYPE_CHECKING:
     from sae_sweeps.activations.language_model import LanguageModel
@@ -102,18 +105,55 @@ class RunSession:
             raise Interrupted("stopped outside the training steps")
 
 
-def device_for(name: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises ConfigError for a CUDA device that does not exist."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
+def device_for(name: str, requested: str | None = None) -> torch.device:
+    """As `check_device`, and made the current one of this thread: kernels are launched and events recorded there."""
+    device = check_device(name, requested)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def check_device(name: str, requested: str | None = None) -> torch.device:
+    """The device of this name; `auto` is CUDA where there is one, else the CPU, with a warning where there is a GPU.
+
+    The tasks of a Slurm job without CUDA_VISIBLE_DEVICES take GPUs of their own.
+
+    Raises:
+        ConfigError: a CUDA device that does not exist, or `auto` without one where the key in `requested` has reserved
+            a GPU.
+    """
+    if name == "auto" and not torch.cuda.is_available():
+        gpus = visible_gpus()
+        if requested:
+            key = requested.partition("=")[0]
+            raise ConfigError(f"{requested}: a GPU is reserved, and {_unusable(gpus)}; or give device=cpu, or {key}=0.")
+        if gpus:
+            print_line(f"warning: device=auto trains on the CPU: {_unusable(gpus)} (device=cpu: without this warning)")
+        return torch.device("cpu")
+    device = torch.device("cuda" if name == "auto" else name)
+    if device.type != "cuda":
+        return device
+    found = torch.cuda.device_count()
+    if (device.index or 0) >= found:
         raise ConfigError(
             f"device={name}: torch {torch.__version__} sees {found} CUDA device{'s' * (found != 1)} here; "
             "give device=cpu, or install torch's CUDA build on a machine with a GPU."
         )
+    shared = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ
+    if device.index is None and shared and found > 1:
+        return torch.device("cuda", int(os.environ.get("SLURM_LOCALID", "0")) % found)
     return device
+
+
+def _unusable(gpus: list[str]) -> str:
+    """Why torch uses none of the driver's GPUs, and the mend."""
+    listed = f"{len(gpus)} GPU{'s' * (len(gpus) != 1)}" if gpus else "no GPU"
+    if torch.version.cuda is None:
+        return f"the driver lists {listed}, but torch {torch.__version__} is built without CUDA; install its CUDA build"
+    return (
+        f"the driver lists {listed}, but torch {torch.__version__} for CUDA {torch.version.cuda} can use none; update "
+        "the driver, or install torch for an older CUDA"
+    )
 
 
 def activation_key(run: RunConfig, identity: dict[str, Any], split: str, num_tokens: int) -> dict[str, Any]:

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 
 from sae_sweeps.activations.outliers import NormStats
+from sae_sweeps.config.data import TOP_VARIANCE
 from sae_sweeps.config.plugins import blamed
-from sae_sweeps.errors import OUT_OF_MEMORY, Diverged, Interrupted, UserError, as_exception
+from sae_sweeps.errors import OUT_OF_MEMORY, Diverged, Interrupted, UserError, as_exception, out_of_memory
 from sae_sweeps.evaluation.geometry import similarity_snapshot
+from sae_sweeps.evaluation.held_out import HeldOut
 from sae_sweeps.kernels.choose import name as kernels_name
 from sae_sweeps.runs.batches import Batches, stream_of
 from sae_sweeps.runs.console import Console
-from sae_sweeps.runs.evaluate import held_out_fvu
 from sae_sweeps.runs.export import check_format, export, live_sae
 from sae_sweeps.runs.provenance import provenance
 from sae_sweeps.runs.results import TRAINED, in_brief, write_config
@@ -39,9 +40,6 @@ from sae_sweeps.training.step import Training
 
 STATUS_EVERY_S = 1.0
 """Seconds between updates of status.json while training."""
-
-TOP_VARIANCE = 0.2
-"""Share of the variance that a thousandth of the tokens may hold without a warning."""
 
 TAKEN_OVER = "taken over"
 """State of a task whose run another process works on now; never written to a file."""
@@ -91,7 +89,7 @@ class RunTask(TrainingCallbacks):
         self.state: str | None = None
         self.group_size = 1
         self.retry_warning: str | None = None
-        self._held_out: torch.Tensor | None = None
+        self._held_out: HeldOut | None = None
         self._norms: NormStats | None = None
         self._n_tokens = 0
         self._status_step, self._status_written = 0, 0.0
@@ -156,7 +154,8 @@ class RunTask(TrainingCallbacks):
     def measure(self, training: Training) -> dict[str, float]:
         if self._held_out is None:
             return {}
-        return {"held_out_fvu": held_out_fvu(live_sae(self.run, training), self._held_out)}
+        measured = self._held_out.measure(live_sae(self.run, training))
+        return {f"held_out_{name}": value for name, value in measured.items()}
 
     def on_quarter(self, training: Training, percent: int) -> None:
         """monitors/similarity_25.npz and so on: how similar the decoder's rows are."""
@@ -186,8 +185,8 @@ class RunTask(TrainingCallbacks):
             )
         if norms.top_variance is not None and norms.top_variance > TOP_VARIANCE:
             warnings.append(
-                f"a thousandth of the training tokens holds {norms.top_variance:.0%} of the variance of their "
-                "activations and rules the loss and fvu; data.max_norm=10 leaves such tokens out (another run)"
+                f"a thousandth of the training tokens holds {norms.top_variance:.0%} of the variance of the "
+                "activations and rules loss and fvu; read fvu_per_token, or leave such tokens out with data.max_norm=10"
             )
         if self.retry_warning:
             warnings.append(self.retry_warning)
@@ -264,11 +263,6 @@ class RunTask(TrainingCallbacks):
         summary = read_json(self.folder.results_path).get("metrics", {}) if completed else {}
         if warning := self.sink.finish(int(not completed), summary, notes=notes_of(self.folder)):
             self.launch.console.note(f"{self.label}\n  warning: {warning}")
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether the device or the machine had no memory left."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def notes_of(folder: RunFolder) -> str | None:

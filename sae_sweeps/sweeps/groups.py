@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sae_sweeps.config.evaluations import contexts_at_once
 from sae_sweeps.config.facts import model_folder
 from sae_sweeps.config.hooks import hook_name
 from sae_sweeps.config.run import RunConfig, activations_gb
@@ -24,6 +25,8 @@ USABLE_MEMORY = 0.8
 """Share of the memory that is planned with; the rest is for what estimates leave out."""
 SHARD_GB = 0.14
 """Memory for harvesting a further layer to disk: a shard in the making."""
+VOCABULARY = 50_000
+"""Of a language model whose config.json is not here."""
 START_TOKENS = 16_384
 """Tokens of a further layer that its runs start from, all layers at the same time."""
 
@@ -102,10 +105,10 @@ class Room(NamedTuple):
     """Memory of the device that trains."""
     on_gpu: bool
     main_gb: float
-    """Main memory for activations where that is another."""
+    """Main memory where that is another."""
 
     def holds(self, runs: list[PlannedRun]) -> bool:
-        fits = memory_of(runs, self.on_gpu) <= self.device_gb and activations_of(runs) <= self.main_gb
+        fits = memory_of(runs, self.on_gpu) <= self.device_gb and main_memory_of(runs) <= self.main_gb
         return len(runs) <= self.runs and fits
 
 
@@ -156,16 +159,44 @@ def describe_shared(runs: list[PlannedRun]) -> str:
 def memory_of(runs: list[PlannedRun], on_gpu: bool = False) -> float:
     """Estimated peak of a group in GB; activations that are kept in main memory do not count on a GPU."""
     configs = [planned.run for planned in runs]
-    beside = 0.0 if on_gpu else activations_of(runs)
+    beside = 0.0 if on_gpu else main_memory_of(runs)
     beside += sum(START_TOKENS * run.d_in * 4 / 1e9 for run in one_of_each_layer(configs)[1:])
-    return language_model_gb(configs[0]) + beside + sum(map(weights_gb, configs)) + max(map(step_gb, configs))
+    at_work = max(*map(step_gb, configs), logits_gb(configs[0], on_gpu))
+    return language_model_gb(configs[0]) + beside + sum(map(weights_gb, configs)) + at_work
 
 
-def activations_of(runs: list[PlannedRun]) -> float:
-    """Activations in main memory, in GB: those that are kept of each layer, and shards that are written together."""
-    first, *further = one_of_each_layer(planned.run for planned in runs)
+def main_memory_of(runs: list[PlannedRun]) -> float:
+    """Main memory beside that of the device that trains, in GB: activations of each layer that are kept, shards that
+    are written together, and copies of states on their way to the disk."""
+    configs = [planned.run for planned in runs]
+    first, *further = one_of_each_layer(configs)
     shards = sum(min(activations_gb(run), SHARD_GB) for run in further if run.activations.mode == "disk")
-    return kept_gb(first) + sum(map(kept_gb, further)) + shards
+    return kept_gb(first) + sum(map(kept_gb, further)) + shards + copies_gb(configs)
+
+
+def copies_gb(configs: list[RunConfig]) -> float:
+    """Weights and moments of checkpoints that are being written: by time one after the other, by steps of all runs."""
+    by_steps = sum(0.75 * weights_gb(run) for run in configs if run.train.checkpoint_every)
+    return max(by_steps, *(0.75 * weights_gb(run) for run in configs))
+
+
+def logits_gb(run: RunConfig, on_gpu: bool) -> float:
+    """Logits in the core evaluation, in GB: log-probabilities in float32 and the logits that they are made from."""
+    measured = run.eval.name != "none" and "core" in run.eval.evaluations
+    if run.synthetic or not measured or not (run.eval.compute_kl or run.eval.compute_ce_loss):
+        return 0.0
+    vocabulary, context = run.model.vocabulary or VOCABULARY, run.data.context
+    contexts = contexts_at_once(run.eval.batch_size, context, vocabulary, on_gpu)
+    width = 8 if run.model.dtype == "float32" else 10
+    return contexts * context * vocabulary * width / 1e9
+
+
+def fits_on_device(configs: list[RunConfig], activations: float, free: float) -> bool:
+    """Whether so many GB of activations are kept on a GPU with so many free, beside all that the training needs."""
+    most = configs[0].activations.device_gb
+    if most is not None:
+        return activations <= most
+    return activations + sum(map(weights_gb, configs)) + max(map(step_gb, configs)) <= USABLE_MEMORY * free
 
 
 def language_model_gb(run: RunConfig) -> float:
@@ -177,7 +208,7 @@ def language_model_gb(run: RunConfig) -> float:
         files = [*folder.glob("*.safetensors")] or [*folder.glob("*.bin")]
         return sum(file.stat().st_size for file in files) / 1e9
     d_in, n_layers = run.model.d_in or 0, run.model.n_layers or 0
-    return (12 * n_layers * d_in**2 + 2 * 50_000 * d_in) * width / 1e9
+    return (12 * n_layers * d_in**2 + 2 * (run.model.vocabulary or VOCABULARY) * d_in) * width / 1e9
 
 
 def usable_memory_gb(device: str) -> tuple[bool, float]:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sae_sweeps.errors import DamagedFile
+from sae_sweeps.errors import DamagedFile, out_of_memory
 from sae_sweeps.storage.files import written_whole
 from sae_sweeps.training.step import WATCHED_PAIRS, Training
 
@@ -231,6 +231,8 @@ def load_checkpoint(training: Training, folder: Path) -> int:
         tensors = load_file(path)
         checksum = int(tensors.pop(CHECKSUM))
     except (SafetensorError, OSError, KeyError) as error:
+        if out_of_memory(error):
+            raise
         raise DamagedFile(f"{path}: the checkpoint is damaged ({error}); {mend}.") from None
     if checksum != _checksum(tensors):
         raise DamagedFile(f"{path}: the checkpoint is damaged (its checksum does not match); {mend}.")

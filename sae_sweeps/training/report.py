@@ -25,7 +25,7 @@ class StepLoss:
     """The loss of one step, in the units that the SAE is trained in."""
 
     loss: Tensor
-    parts: dict[str, tuple[Tensor, float]]
+    parts: dict[str, tuple[Tensor, float | Tensor]]
     """name -> (unweighted value, weight); the loss is the weighted sum."""
     penalty_terms: dict[str, float | Tensor]
     """The penalties' own numbers, by the names under which they are logged."""
@@ -40,7 +40,7 @@ class StepReport:
     """For monitors.jsonl; group events at any step, the rest where the step is monitored."""
 
 
-def gradients_by_term(sae: SAE, parts: dict[str, tuple[Tensor, float]]) -> Gradients:
+def gradients_by_term(sae: SAE, parts: dict[str, tuple[Tensor, float | Tensor]]) -> Gradients:
     """Gradients of each weighted term but the reconstruction; the graph is kept for the backward pass."""
     weights = [getattr(sae, name) for name in WEIGHTS]
     out: Gradients = {}

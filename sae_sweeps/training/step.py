@@ -62,7 +62,7 @@ def checked(value: Any, name: str) -> PenaltyValue:
     return value
 
 
-def checked_losses(parts: Any, name: str) -> dict[str, tuple[Tensor, float]]:
+def checked_losses(parts: Any, name: str) -> dict[str, tuple[Tensor, float | Tensor]]:
     """An architecture's own loss terms. Raises ConfigError for other than name -> (scalar, weight)."""
     pairs = parts.values() if isinstance(parts, dict) else [None]
     for pair in pairs:

@@ -29,7 +29,8 @@ def add_trained(
         row |= {"sparsity_loss": 0.0, "penalty_loss": 3.0 * step, "penalty_weight": 1 - step / n, "l0": 32.0}
         row |= {"fvu": shrink / 2, "dead_features": 0.0, "lr": 1e-3, "k": 32.0, "penalty/threshold": 0.3 * shrink}
         if step % 3 == 0 or step == n - 1:
-            row |= {"held_out_fvu": shrink / 2, "grad_norm/recon": 9 * shrink, "grad_norm/recon_enc": 5 * shrink}
+            row |= {"held_out_fvu": shrink / 2, "held_out_fvu_per_token": shrink / 3}
+            row |= {"grad_norm/recon": 9 * shrink, "grad_norm/recon_enc": 5 * shrink}
             row |= {"grad_norm/penalty": 0.1 * step, "grad_norm/penalty_enc": 0.0}
             for record in monitors(step, draw):
                 folder.monitors.append({"step": step, **record})

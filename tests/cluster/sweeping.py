@@ -14,7 +14,15 @@ from tests.sweeps import forked
 
 __all__ = ["numbers", "read", "rows", "run_folders", "wait_for"]
 
-TINY = ["model=synthetic", "d_sae=32", "model.d_in=16", "batch_size=64", "train.held_out_tokens=0", "eval=none"]
+TINY = [
+    "model=synthetic",
+    "d_sae=32",
+    "model.d_in=16",
+    "batch_size=64",
+    "train.held_out_tokens=0",
+    "eval=none",
+    "device=cpu",
+]
 """A run that costs its start and little else."""
 LONG = [*TINY, "num_tokens=32000", "train.checkpoint_every=100", "train.log_every=20", "train.monitor_every=500"]
 """500 steps: long enough to be held and struck on its way."""

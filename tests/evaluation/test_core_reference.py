@@ -1,6 +1,7 @@
 """Every metric against a slow, obvious version of its definition in float64: token by token, nothing vectorised."""
 
 import math
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -12,7 +13,7 @@ from toy_lm import BOS, D_IN, D_SAE, PAD, ToyLM, toy_sae, toy_tokens
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import EvalConfig
 from sae_sweeps.config.schema import LayerConfig
-from sae_sweeps.evaluation.core import evaluate_core
+from sae_sweeps.evaluation.core import CoreResult, evaluate_core
 from sae_sweeps.evaluation.reconstruction import max_cosine
 
 LAYER = LayerConfig(index=0)
@@ -22,7 +23,13 @@ def dot(a: list[float], b: list[float]) -> float:
     return math.fsum(p * q for p, q in zip(a, b, strict=True))
 
 
-def slow_reconstruction(lm: ToyLM, sae: ExportedSAE, batches: list[Tensor]) -> tuple[dict[str, float], dict[str, list]]:
+def norm(x_D: Tensor) -> float:
+    return math.sqrt(dot(x_D.tolist(), x_D.tolist()))
+
+
+def slow_reconstruction(
+    lm: ToyLM, sae: ExportedSAE, batches: list[Tensor], limit: float = math.inf
+) -> tuple[dict[str, float], dict[str, list]]:
     per_token: dict[str, list[float]] = {}
     bias, squares, errors, everything = [], [], [], []
     fired, contexts = [0] * D_SAE, [0] * D_SAE
@@ -31,7 +38,7 @@ def slow_reconstruction(lm: ToyLM, sae: ExportedSAE, batches: list[Tensor]) -> t
         for tokens_L, x_LD in zip(tokens_SL.tolist(), lm.activations(tokens_SL, LAYER), strict=True):
             fired_here = [0] * D_SAE
             for token, x_D in zip(tokens_L, x_LD, strict=True):
-                if token not in (BOS, PAD):
+                if token not in (BOS, PAD) and norm(x_D) <= limit:
                     f_F = sae.encode(x_D)
                     batch.append((x_D.tolist(), f_F.tolist(), sae.decode(f_F).tolist()))
                     fired_here = [count + (f > 0) for count, f in zip(fired_here, f_F.tolist(), strict=True)]
@@ -63,12 +70,14 @@ def slow_reconstruction(lm: ToyLM, sae: ExportedSAE, batches: list[Tensor]) -> t
     metrics = {name: fmean(values) for name, values in per_token.items()}
     S, R = fmean(squares), fmean(errors)
     mean = [fmean(x[d] for x in everything) for d in range(D_IN)]
-    variance = fmean(dot(c, c) for c in ([a - m for a, m in zip(x, mean, strict=True)] for x in everything))
+    centred = [[a - m for a, m in zip(x, mean, strict=True)] for x in everything]
+    variance = fmean(dot(c, c) for c in centred)
     density = [count / len(everything) for count in fired]
     metrics |= {
         "relative_reconstruction_bias": fmean(bias),
         "explained_variance": 1 - R / (S - (S / D_IN) ** 2),
         "fvu": metrics["mse_per_token"] / variance,
+        "fvu_per_token": fmean(e / dot(c, c) for e, c in zip(per_token["mse_per_token"], centred, strict=True)),
         "explained_variance_correct": 1 - metrics["mse_per_token"] / variance,
         "frac_alive": fmean(d > 0 for d in density),
         "dead_features": fmean(d == 0 for d in density),
@@ -81,7 +90,9 @@ def slow_reconstruction(lm: ToyLM, sae: ExportedSAE, batches: list[Tensor]) -> t
     return metrics, {"feature_density": density, "consistent_activation_heuristic": heuristic}
 
 
-def slow_preservation(lm: ToyLM, sae: ExportedSAE, batches: list[Tensor], exclude: bool) -> dict[str, float]:
+def slow_preservation(
+    lm: ToyLM, sae: ExportedSAE, batches: list[Tensor], exclude: bool, limit: float = math.inf
+) -> dict[str, float]:
     def distributions(x_LD: Tensor) -> list[list[float]]:
         rows = (x_LD.tanh() @ lm.readout_DV).tolist()
         return [[math.exp(z) / math.fsum(map(math.exp, row)) for z in row] for row in rows]
@@ -92,7 +103,8 @@ def slow_preservation(lm: ToyLM, sae: ExportedSAE, batches: list[Tensor], exclud
         for tokens_L, x_LD in zip(tokens_SL.tolist(), lm.activations(tokens_SL, LAYER), strict=True):
             special = [token in (BOS, PAD) for token in tokens_L]
             new_LD = [
-                x_D if exclude and s else sae.decode(sae.encode(x_D)) for s, x_D in zip(special, x_LD, strict=True)
+                x_D if (exclude and s) or norm(x_D) > limit else sae.decode(sae.encode(x_D))
+                for s, x_D in zip(special, x_LD, strict=True)
             ]
             p = {
                 "without_sae": distributions(x_LD),
@@ -127,9 +139,33 @@ def test_all_metrics(sae: ExportedSAE, exclude: bool) -> None:
     lm, tokens_NL = ToyLM(), toy_tokens(12)
     cfg = EvalConfig(batch_size=2, recon_batches=2, sparsity_batches=4, exclude_special_tokens=exclude)
     result = evaluate_core({"it": sae}, cfg, lm, LAYER, tokens_NL)["it"]
+    compare(result, lm, sae, list(tokens_NL.split(2)), exclude)
+    assert "outlier_tokens" not in result.metrics
+
+
+@pytest.mark.parametrize("sae", [toy_sae(1), toy_sae(2, "standard")], ids=["topk", "standard"])
+def test_an_sae_trained_under_a_largest_norm_is_judged_within_it(sae: ExportedSAE) -> None:
+    """Beside one that was trained on every token, on which it has no influence; and on every token where requested."""
+    lm, tokens_NL = ToyLM(), toy_tokens(12)
     batches = list(tokens_NL.split(2))
-    metrics, columns = slow_reconstruction(lm, sae, batches[2:])  # these batches follow the first two
-    metrics |= slow_preservation(lm, sae, batches[:2], exclude)
+    held = torch.cat([lm.activations(b, LAYER)[(b != BOS) & (b != PAD)] for b in batches[2:]])
+    limit = float(held.norm(dim=1).sort().values[[-9, -8]].mean())  # at most 8 of the tokens are beyond
+    limited = replace(sae, metadata={"norm_limit": limit})
+    cfg = EvalConfig(batch_size=2, recon_batches=2, sparsity_batches=4)
+    both = evaluate_core({"it": limited, "other": sae}, cfg, lm, LAYER, tokens_NL)
+    compare(both["it"], lm, sae, batches, True, limit)
+    compare(both["other"], lm, sae, batches, True)
+    left_out = int((held.norm(dim=1) > limit).sum())
+    assert left_out > 3 and both["it"].metrics["outlier_tokens"] == left_out / len(held)
+    every = evaluate_core({"it": limited}, replace(cfg, exclude_outliers=False), lm, LAYER, tokens_NL)["it"]
+    assert every.metrics == both["other"].metrics
+
+
+def compare(
+    result: CoreResult, lm: ToyLM, sae: ExportedSAE, batches: list[Tensor], exclude: bool, limit: float = math.inf
+) -> None:
+    metrics, columns = slow_reconstruction(lm, sae, batches[2:], limit)  # these batches follow the first two
+    metrics |= slow_preservation(lm, sae, batches[:2], exclude, limit)
     gap = metrics["ce_loss_with_ablation"] - metrics["ce_loss_without_sae"]
     cancels = {"ce_loss_score": 2 * metrics["ce_loss_with_ablation"] / abs(gap), "kl_div_score": 2.0}
     for name, value in metrics.items():

@@ -125,7 +125,7 @@ def test_the_file() -> None:
     assert content["eval_result_details"][0]["consistent_activation_heuristic"] == -1  # a dead feature
     assert content["eval_result_unstructured"]["fvu"] == result.metrics["fvu"]
     flat = set().union(*GROUPS.values(), OURS)
-    assert set(result.metrics) == flat
+    assert set(result.metrics) == flat - {"outlier_tokens"}  # of an SAE trained under data.max_norm
 
 
 def test_short_text_is_shared_out_and_said_so() -> None:
@@ -160,7 +160,7 @@ def test_worse_than_the_mean_is_said() -> None:
         ("compute_ce_loss", GROUPS["model_performance_preservation"]),
         ("compute_l2_norms", GROUPS["shrinkage"]),
         ("compute_sparsity_metrics", GROUPS["sparsity"]),
-        ("compute_variance_metrics", [*GROUPS["reconstruction_quality"], *OURS[:3]]),
+        ("compute_variance_metrics", [*GROUPS["reconstruction_quality"], *OURS[:4]]),
         ("compute_featurewise_density_statistics", [*GROUPS["misc_metrics"][:4], "frac_alive", "dead_features"]),
         ("compute_featurewise_weight_based_metrics", GROUPS["misc_metrics"][4:6]),
     ],

@@ -37,6 +37,11 @@ def test_batch_sizes_share_a_store_but_not_a_stream():
     assert [len(g.runs) for g in plan_groups(planned(*words, *stream))] == [2, 2]
 
 
+def test_runs_with_and_without_outliers_share_a_harvest():
+    plan = planned("model=pythia-70m", "layer=1", "data=builtin", "data.max_norm=null,10")
+    assert [len(group.runs) for group in plan_groups(plan, ClusterConfig(memory_gb=100.0))] == [2]
+
+
 def test_size_and_memory_limit_a_group():
     plan = planned("seed=range(10)")
     assert [len(g.runs) for g in plan_groups(plan, ClusterConfig(group_size=4))] == [4, 4, 2]
@@ -105,3 +110,21 @@ def test_activations_of_many_layers_need_main_memory_where_a_gpu_trains(monkeypa
 @pytest.mark.parametrize(("numbers", "text"), [([1, 2, 3, 5], "1-3,5"), ([4], "4"), ([2, 4, 5], "2,4-5"), ([], "")])
 def test_ranges(numbers, text):
     assert ranges(numbers) == text
+
+
+def test_memory_counts_logits_by_the_vocabulary_and_copies_of_checkpoints():
+    """Core holds a batch's logits on a CPU, and no more than a block of them on a GPU."""
+    words = ("model=gemma-2-2b", "data=builtin", "d_sae=16384", "batch_size=2048", "num_tokens=5000000", "k=40")
+    runs = planned(*words).runs
+    without = planned(*words, "eval=none").runs
+    vocabulary, tokens = 256_000, runs[0].run.eval.batch_size * runs[0].run.data.context
+    assert runs[0].run_id == planned(*words, "model.vocabulary=1000").runs[0].run_id
+    step = module.step_gb(runs[0].run)
+    assert module.memory_of(runs) - module.memory_of(without) == pytest.approx(tokens * vocabulary * 10 / 1e9 - step)
+    assert module.logits_gb(runs[0].run, on_gpu=True) == pytest.approx(1.25 * 2**29 * 2 / 1e9, rel=0.05)
+    state, two = 3 * 2 * 2304 * 16384 * 4 / 1e9, planned(*words, "seed=0,1").runs
+    copies = module.copies_gb([one.run for one in two])
+    assert copies == pytest.approx(state)  # one is written after the other
+    for one in two:
+        one.run.train.checkpoint_every = 250
+    assert module.copies_gb([one.run for one in two]) == pytest.approx(2 * state)

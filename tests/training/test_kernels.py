@@ -1,12 +1,14 @@
 """Steps of training by the fast kernels beside those by the plain dense formulas."""
 
+import copy
+
 import pytest
 import torch
 from bounds import Rounding, product_bound
 from composed import BATCH, D_IN, batch_at, configured
 
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.kernels import sparse_numba
+from sae_sweeps.kernels import choose, sparse_numba
 from sae_sweeps.training.step import Training
 
 
@@ -61,6 +63,40 @@ def loss_and_gradients(training, step):
     parts = {name: torch.as_tensor(value * weight) for name, (value, weight) in terms.parts.items()}
     found = parts | {"loss": terms.loss} | dict(zip(parameters, grads, strict=True))
     return {name: value for name, value in found.items() if value is not None}
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+@pytest.mark.parametrize("words", [STEPS[1], *STEPS[5:]])
+def test_what_a_gpu_computes_equals_the_plain_formulas(words, kernels, monkeypatch):
+    """The formulations whose sizes do not depend on the batch's numbers, on the CPU: loss and gradients from one state
+    at steps 0 and 8, with features dead at the latter, and twelve whole steps as below."""
+    plain, plain_rows = trained(words, "reference")
+    state = {name: copy.deepcopy(module.state_dict()) for name, module in plain.modules().items()}
+    expected = []
+    for step in (0, 8):
+        rounding, one = Rounding(), trained(words, "reference", 0)[0]
+        for name, module in one.modules().items():
+            module.load_state_dict(state[name])
+        if step:
+            one.sae.tokens_since_fired[::3] = 10**6
+        with rounding:
+            expected.append((loss_and_gradients(one, step), rounding))
+    monkeypatch.setattr(choose, "asynchronous", lambda tensor: True)
+    for step, (wanted, rounding) in zip((0, 8), expected, strict=True):
+        one = trained(words, kernels, 0)[0]
+        for name, module in one.modules().items():
+            module.load_state_dict(state[name])
+        if step:
+            one.sae.tokens_since_fired[::3] = 10**6
+        found = loss_and_gradients(one, step)
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            rounding.assert_close(found[name], value, factor=2, name=f"{name} at step {step}", terms=1e-3)
+    fast, rows = trained(words, kernels)
+    for mine, theirs in zip(rows, plain_rows, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-9, abs=1e-12)
+    for (name, mine), (_, theirs) in zip(fast.named_parameters(), plain.named_parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("words", STEPS)

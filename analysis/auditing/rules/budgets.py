@@ -7,6 +7,7 @@ from analysis.auditing.comparison import Comparison
 from analysis.auditing.finding import joined
 from analysis.auditing.rules.rule import Found, Rule, Rules
 from analysis.auditing.run import Run
+from analysis.grouped import grouped
 from sae_sweeps.storage.budget import AS_RECORDED, BUDGET, kept_values, unequal
 
 RULES = Rules()
@@ -97,13 +98,10 @@ def no_control(comparison: Comparison) -> Found:
 @RULES.add("budget-seeds", "warning", "train each with the same seeds")
 def seed_policy(comparison: Comparison) -> Found:
     """Some configurations were repeated with other seeds than others."""
-    kinds: dict[frozenset[Any], list[list[Run]]] = {}
-    for group in comparison.configurations:
-        seeds = frozenset(run.config["seed"] for run in group if run.config.get("seed") is not None)
-        if seeds:
-            kinds.setdefault(seeds, []).append(group)
+    seeds = (frozenset(run.config.get("seed") for run in group) - {None} for group in comparison.configurations)
+    kinds = grouped((own, group) for own, group in zip(seeds, comparison.configurations, strict=True) if own)
     if len(kinds) > 1:
-        listed = ["{" + ", ".join(map(str, sorted(seeds, key=str))) + "}" for seeds in kinds]
+        listed = ["{" + ", ".join(map(str, sorted(own, key=str))) + "}" for own in kinds]
         shown = ", ".join(listed[:4]) + (", ..." if len(listed) > 4 else "")
         yield (
             f"the configurations were repeated with different seeds ({shown}): they do not compare.",

@@ -3,11 +3,11 @@
 import math
 import re
 from functools import lru_cache
-from typing import Any
 
 from analysis.auditing.comparison import Comparison
 from analysis.auditing.rules.rule import Found, Rules
 from analysis.auditing.run import Run
+from analysis.grouped import grouped
 from analysis.metrics import HEADLINES, direction
 from analysis.text import cell
 from sae_sweeps.config.evaluations import BUILTIN
@@ -29,12 +29,8 @@ PROBE = re.compile(rf"({BUILTIN})?sae_top_(\d+)_test_accuracy")
 @RULES.add("identical", "warning", "check that the key reaches the loss")
 def identical(comparison: Comparison) -> Found:
     """Different configurations have identical results: the key between them does nothing."""
-    found: dict[tuple[Any, ...], list[Run]] = {}
-    for run in comparison.measured:
-        values = tuple(run.metrics.get(name) for name in RESULTS)
-        if any(value is not None for value in values) and run.steps != 0:
-            found.setdefault(values, []).append(run)
-    for runs in found.values():
+    trained = [run for run in comparison.measured if run.steps != 0 and any(name in run.metrics for name in RESULTS)]
+    for runs in grouped((tuple(run.metrics.get(name) for name in RESULTS), run) for run in trained).values():
         keys = [key for key in (*comparison.method_keys, "seed") if len({run.config.get(key) for run in runs}) > 1]
         if len({run.run_id for run in runs}) > 1 and (keys or comparison.imported):
             name, value = next((name, runs[0].metrics[name]) for name in RESULTS if name in runs[0].metrics)

@@ -10,6 +10,7 @@ from analysis.auditing.comparison import Comparison
 from analysis.auditing.finding import joined, run_names
 from analysis.auditing.rules.rule import Found, Rules
 from analysis.auditing.run import Run
+from analysis.grouped import grouped
 from analysis.metrics import JUDGED
 from sae_sweeps.config.evaluations import BUILTIN
 from sae_sweeps.config.hooks import hook_name
@@ -47,10 +48,8 @@ def other_layer(run: Run) -> Iterator[str]:
 
 def imported_layers(run: Run) -> Iterator[str]:
     trained = run.config.get("layer.index")
-    layers: dict[Any, list[str]] = {}
-    for name, how in run.evaluations.items():
-        if how.get("layer") is not None:
-            layers.setdefault(how["layer"], []).append(name)
+    evaluations = run.evaluations.items()
+    layers = grouped((how["layer"], name) for name, how in evaluations if how.get("layer") is not None)
     if not layers and run.config.get("eval.layer") is not None:
         layers = {run.config["eval.layer"]: []}
     others = sorted((pair for pair in layers.items() if pair[0] != trained), key=str)
@@ -68,14 +67,14 @@ def hooks_of(run: Run) -> Iterator[str]:
     if run.config.get("model") == "synthetic" or trained is None:
         return
     here = hook_name(LayerConfig(str(run.config.get("layer.hook")), int(trained)))
-    found: dict[tuple[str, str], list[str]] = {}
-    for name, how in run.evaluations.items():
+
+    def pair(how: dict[str, Any]) -> tuple[str, str]:
         own = how.get("sae_hook", here)
-        pair = (here, own) if run.evidence.is_run else (own, how.get("hook", here))
-        if pair[0] != pair[1]:
-            found.setdefault(pair, []).append(name)
-    for (of_training, of_evaluation), names in found.items():
-        yield f"trained on {of_training}, evaluated ({', '.join(names)}) on {of_evaluation}."
+        return (here, own) if run.evidence.is_run else (own, how.get("hook", here))
+
+    for (of_training, of_evaluation), names in grouped((pair(h), name) for name, h in run.evaluations.items()).items():
+        if of_training != of_evaluation:
+            yield f"trained on {of_training}, evaluated ({', '.join(names)}) on {of_evaluation}."
 
 
 def on_another_model(run: Run, usual: str | None, sibling: bool) -> Iterator[tuple[str, str, str]]:
@@ -143,12 +142,8 @@ def is_sibling(trained: str, judged: str) -> bool:
 @RULES.add("shared-eval", "error", "it measured one SAE: count it once, and evaluate the others", across=True)
 def shared_evaluation(comparison: Comparison) -> Found:
     """One evaluation is shown as the result of several runs."""
-    found: dict[tuple[str, str], list[Run]] = {}
-    for run in comparison.runs:
-        for name, how in run.evaluations.items():
-            if how.get("eval_id"):
-                found.setdefault((how["eval_id"], name), []).append(run)
-    for (eval_id, name), runs in found.items():
+    evaluations = ((run, name, how.get("eval_id")) for run in comparison.runs for name, how in run.evaluations.items())
+    for (eval_id, name), runs in grouped(((own, name), run) for run, name, own in evaluations if own).items():
         if len({run.run_id for run in runs}) > 1:
             yield f"the {name} of these runs is one evaluation (eval_id {eval_id[:8]}).", runs
 
@@ -169,11 +164,8 @@ def nothing_shared(comparison: Comparison) -> Found:
 def missing_evaluations(comparison: Comparison) -> Found:
     """An evaluation is recorded of some of the compared runs only."""
     runs = [run for run in comparison.compared if run.study or run.state == "completed"]
-    without: dict[tuple[str, ...], list[str]] = {}
-    for kind in kinds_of_all(runs):
-        having = tuple(run.name for run in runs if kind in kinds_of(run))
-        if len(having) < len(runs):
-            without.setdefault(having, []).append(kind)
+    names = {kind: tuple(run.name for run in runs if kind in kinds_of(run)) for kind in kinds_of_all(runs)}
+    without = grouped((having, kind) for kind, having in names.items() if len(having) < len(runs))
     if without and not list(nothing_shared(comparison)):
         listed = (
             f"{joined(kinds)} {'are' if len(kinds) > 1 else 'is'} recorded of "
@@ -242,11 +234,8 @@ def class_of(detail: dict[str, Any]) -> str:
 @RULES.add("eval-version", "note", "name the versions")
 def versions(comparison: Comparison) -> Found:
     """Evaluations of one study were made with different versions of SAEBench."""
-    found: dict[str, list[Run]] = {}
-    for run in comparison.runs:
-        for how in run.evaluations.values():
-            if how.get("commit"):
-                found.setdefault(str(how["commit"])[:7], []).append(run)
+    made_with = ((str(how.get("commit") or "")[:7], run) for run in comparison.runs for how in run.evaluations.values())
+    found = grouped((version, run) for version, run in made_with if version)
     if len(found) > 1:
         yield f"evaluated with {len(found)} versions of SAEBench ({', '.join(found)}).", sum(found.values(), [])
 

@@ -9,6 +9,7 @@ from analysis.auditing.comparison import Comparison
 from analysis.auditing.finding import joined, run_names
 from analysis.auditing.rules.rule import Found, Rules
 from analysis.auditing.run import Run
+from analysis.grouped import grouped
 from sae_sweeps.storage.budget import listed
 
 RULES = Rules()
@@ -95,10 +96,8 @@ def loss_only(comparison: Comparison) -> Found:
 @RULES.add("recon-unknown", "note", "record train.recon")
 def unknown_form(comparison: Comparison) -> Found:
     """An imported run's form of the reconstruction loss is not recorded."""
-    found: dict[str, list[tuple[Run, str]]] = {}
-    for run in comparison.runs:
-        if run.study and run.config.get("train.recon") is None and (fit := fitting_form(run)):
-            found.setdefault(fit[0], []).append((run, fit[1]))
+    runs = [run for run in comparison.runs if run.study and run.config.get("train.recon") is None]
+    found = grouped((fit[0], (run, fit[1])) for run in runs if (fit := fitting_form(run)))
     for form, fits in found.items():
         yield (
             f"the form of the reconstruction loss is not recorded; the figures fit {form} ({fits[0][1]}).",

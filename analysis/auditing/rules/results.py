@@ -7,6 +7,8 @@ from functools import lru_cache
 from analysis.auditing.comparison import Comparison
 from analysis.auditing.rules.rule import Found, Rules
 from analysis.auditing.run import Run
+from analysis.grouped import grouped
+from sae_sweeps.config.data import TOP_VARIANCE
 
 RULES = Rules()
 
@@ -62,11 +64,8 @@ def density(run: Run) -> str | None:
 @RULES.add("not-sparse", "warning", "raise its sparsity term, or leave it out of comparisons with sparse SAEs")
 def not_sparse(comparison: Comparison) -> Found:
     """More than a tenth of the features, or more than d_in of them, fire on a token."""
-    found: dict[str, list[Run]] = {}
-    for run in comparison.measured:
-        if run.metrics.get("ce_loss_score", 0) < PERFECT and (why := density(run)):  # else it is an error, below
-            found.setdefault(why, []).append(run)
-    for why, runs in found.items():
+    below = (run for run in comparison.measured if run.metrics.get("ce_loss_score", 0) < PERFECT)  # else an error
+    for why, runs in grouped((why, run) for run in below if (why := density(run))).items():
         yield f"not sparse: {l0_of(runs)} {why}.", runs
 
 
@@ -157,8 +156,33 @@ def never_acted(run: Run, term: str) -> str | None:
     return None
 
 
+@RULES.add(
+    "few-tokens",
+    "warning",
+    "compare fvu_per_token, or leave such tokens out with data.max_norm=10",
+    each="runs",
+)
+def few_tokens(run: Run) -> str | None:
+    """A thousandth of the tokens holds so much of the variance that loss and fvu are about them."""
+    share = run.top_variance
+    if share is None or share <= TOP_VARIANCE:
+        return None
+    return f"a thousandth of the training tokens holds {share:.0%} of the variance of the activations."
+
+
+@RULES.add(
+    "other-tokens", "warning", "compare their CE scores, or evaluate them again with eval.exclude_outliers=false"
+)
+def other_tokens(comparison: Comparison) -> Found:
+    """The fvu of some runs leaves out tokens beyond a norm that is in that of others."""
+    runs = [run for run in comparison.measured if run.source is None and "fvu" in run.metrics]
+    limits = {run.config.get("data.max_norm") for run in runs}
+    if len(limits) > 1 and any(run.metrics.get("outlier_tokens") for run in runs):
+        yield "the runs differ in data.max_norm, so fvu is not over the same tokens.", runs
+
+
 @RULES.add("run-warning", "warning", each="runs")
 def own_warnings(run: Run) -> list[str]:
     """What a run itself warns of."""
-    restated = ("L0 = ", "the SAE is dead")  # by the rules above
+    restated = ("L0 = ", "the SAE is dead", "a thousandth of the training tokens")  # by the rules above
     return [warning for warning in run.warnings if run.source is None and not warning.startswith(restated)]

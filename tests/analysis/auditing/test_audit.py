@@ -23,11 +23,6 @@ from tests.analysis.outputs import add_run, add_sweep
 LINEAR = {"name": "linear", "lr": 0.001, "warmup": 0.05, "decay": 0.2, "final": 0.0}
 
 
-@pytest.fixture
-def outputs(tmp_path):
-    return tmp_path / "outputs"
-
-
 def found(outputs, varied=()):
     """code -> the runs that it names, of everything in the outputs tree."""
     codes: dict[str, set[str]] = {}
@@ -69,6 +64,42 @@ def test_a_clean_comparison_has_no_finding(outputs):
     for folder in (outputs / "runs").iterdir():
         log(folder, *a_log())
     assert {code: runs for code, runs in found(outputs).items() if code != "within-seeds"} == {}
+
+
+# Few tokens
+
+
+def with_top_variance(outputs, run_id, share, warnings=()):
+    folder = add_run(outputs, run_id, warnings=warnings)
+    results = json.loads((folder / "results.json").read_text())
+    results["provenance"] = {"norms": {"median": 1.0, "limit": None, "left_out": 0.0, "top_variance": share}}
+    write_json(folder / "results.json", results)
+
+
+def test_a_thousandth_of_the_tokens_that_holds_more_than_a_fifth_of_the_variance(outputs):
+    add_run(outputs, "older")  # its record has no norms
+    with_top_variance(outputs, "short", None)  # of fewer than 1,000 tokens
+    with_top_variance(outputs, "even", 0.2)
+    assert not {"few-tokens", "run-warning"} & found(outputs).keys()
+    warning = "a thousandth of the training tokens holds 86% of the variance of the activations and rules ..."
+    with_top_variance(outputs, "massive", 0.861, (warning,))
+    assert found(outputs)["few-tokens"] == {"massive"} and "run-warning" not in found(outputs)
+    (finding,) = (f for f in audit(records([outputs])) if f.code == "few-tokens")
+    assert finding.sentence == "a thousandth of the training tokens holds 86% of the variance of the activations."
+
+
+def test_fvu_over_other_tokens(outputs):
+    add_run(outputs, "a", {"data.max_norm": None})
+    add_run(outputs, "b", {"data.max_norm": 10.0}, {"outlier_tokens": 0.0})  # none was left out
+    assert "other-tokens" not in found(outputs)
+    add_run(outputs, "c", {"data.max_norm": 10.0}, {"outlier_tokens": 0.008})
+    assert found(outputs, varied=["max_norm"])["other-tokens"] == {"a", "b", "c"}
+
+
+def test_fvu_over_the_same_tokens(outputs):
+    for run_id in "ab":
+        add_run(outputs, run_id, {"data.max_norm": 10.0}, {"outlier_tokens": 0.008})
+    assert "other-tokens" not in found(outputs)
 
 
 # Budgets
@@ -466,15 +497,16 @@ def test_codes_are_unique_and_documented():
         assert f"| `{rule.code}` | {rule.level} | {rule.about} |" in text
 
 
-def test_of_a_long_log_three_parts_are_read_unless_a_zero_has_to_be_certain(tmp_path):
+def test_a_log_is_searched_whole(tmp_path):
     rows = [{"step": step, "lr": 0.001, "penalty_loss": 0.0, "pad": "x" * 200} for step in range(4000)]
-    rows[1000]["penalty_loss"] = 0.5  # between the parts
+    rows[1000]["penalty_loss"] = 0.5
+    rows[2000]["lr"] = None
     log(tmp_path, *rows)
     evidence = Evidence(tmp_path)
-    steps = evidence.sampled("step")
-    assert steps[0] == 0 and steps[-1] == 3999 and 0 < len(steps) < 1000 and 1000 not in steps
+    assert evidence.logged("step") == list(range(4000)) and evidence.last("step") == 3999
+    assert [step for step, value in enumerate(evidence.logged("lr")) if value != value] == [2000]
     assert evidence.ever("penalty_loss") is True and evidence.ever("absent") is None
-    assert Evidence(None).ever("lr") is None and Evidence(tmp_path / "none").sampled("lr") == []
+    assert Evidence(None).ever("lr") is None and Evidence(tmp_path / "none").logged("lr") == []
 
 
 def test_a_table_tells_no_more_than_it_has_room_for():

@@ -152,7 +152,7 @@ def test_html_fragment_links_and_marks(tmp_path):
     add_run(tmp_path, "b", {"penalty": {"name": "ortho"}}, {"fvu": 0.1, "mean_absorption_score": 0.02})
     fragment = html_table(table([tmp_path]), links={"a": '#"x'})
     read = Reader(fragment)
-    assert '<a href="#&quot;x">a</a>' in fragment and ">b</th>" in fragment
+    assert '<a href="#&#34;x">a</a>' in fragment and ">b</th>" in fragment
     assert [row[2] for row in read.rows[2:]] == ["0.2000", "0.1000"]
     assert 'class="num first best" data-v="0.1"' in fragment and "0.005000 ✓" in fragment
     assert fragment.startswith('<div class="runs">') and "<script" not in fragment

@@ -43,6 +43,14 @@ def test_seeds_become_mean_spread_and_interval(seeds):
     assert list(result.frame["std", "extra"]) == [0, 0]
 
 
+def test_runs_from_before_a_key_was_added_have_its_default(tmp_path):
+    added = {"layer.d_in": 64, "model.instruct": "x/y", "train.recon": "squared", "eval.seed": 42}
+    for seed, changes in enumerate(({}, added, added | {"eval.seed": 1})):
+        add_run(tmp_path, f"run-{seed}", {"train": {}, "eval": {}, "seed": seed, **changes}, {"fvu": 0.1 * seed})
+    frame = table([tmp_path], aggregate=["seed"]).frame
+    assert [list(runs) for runs in frame["run", "runs"]] == [["run-0", "run-1"], ["run-2"]]
+
+
 def test_what_people_and_programs_see(seeds):
     result = table([seeds], aggregate=["seed"])
     shown = render(result)

@@ -23,11 +23,6 @@ HOSTILE = "=1+1 [red]x[/red]\n| a | <b>&\x1b[31m\u202e `*"
 
 
 @pytest.fixture
-def outputs(tmp_path):
-    return tmp_path / "outputs"
-
-
-@pytest.fixture
 def sweep(outputs):
     for run_id, weight, fvu in (("aaaaaaaaaaaa", 0.1, 0.05), ("bbbbbbbbbbbb", 0.5, 0.04), ("cccccccccccc", 1.0, 0.06)):
         add_run(outputs, run_id, {"penalty.lambda2_max": weight}, {"fvu": fvu, "penalty_loss": weight / 7})
@@ -336,3 +331,14 @@ def test_a_target_of_its_own_can_be_filtered_by(outputs):
     result = table([outputs], target_fvu=0.3, where="tokens_to_fvu <= 1000")
     assert list(result.frame["run", "run_id"]) == ["a"] and result.target_fvu == 0.3
     assert list(table([outputs], where="seed > 0").frame["metrics", "tokens_to_fvu"]) == [1000, 1000]
+
+
+def test_titles_come_first_where_many_keys_differ(tmp_path):
+    keys = ("seed", "architecture.k", "architecture.d_sae", "penalty.tau", "penalty.lambda2_max")
+    for number, title in enumerate(("plain", "with more")):
+        add_run(tmp_path, f"run-{number}", dict.fromkeys(keys, number + 5), title=title)
+    head = render(table([tmp_path]), "markdown").splitlines()[0]
+    assert head.index("run_id") < head.index("title") < head.index("fvu") < head.index("d_sae") < head.index("seed")
+    add_run(tmp_path, "run-2", dict.fromkeys(keys, 9), title="plain")
+    head = render(table([tmp_path]), "markdown").splitlines()[0]
+    assert "title" not in head and head.index("d_sae") < head.index("fvu")

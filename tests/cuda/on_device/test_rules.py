@@ -5,6 +5,8 @@ from copy import deepcopy
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from simulated_cuda import LOG, DeviceError
 
 HERE = "tests/cuda/on_device/test_rules.py"
@@ -161,14 +163,82 @@ def test_the_current_device():
     assert torch.cuda.current_device() == 0
 
 
-def test_triton_launches_on_the_current_device():
-    from sae_sweeps.kernels import sparse_triton
+@triton.jit
+def _doubled(x_ptr, BLOCK: tl.constexpr):
+    place = x_ptr + tl.arange(0, BLOCK)
+    tl.store(place, 2 * tl.load(place))
 
-    z = on("cuda", 3, 5)
-    values, indices = sparse_triton.largest(z, 2)
-    assert values.is_cuda and torch.equal(values.cpu(), z.cpu().gather(1, indices.cpu()))
-    assert any(name.startswith("triton ") for name in LOG.launches)
-    with pytest.raises(DeviceError, match="current device"):
-        sparse_triton.largest(on("cuda:1", 3, 5), 2)
+
+def test_triton_launches_on_the_current_device():
+    x, y = torch.ones(4, device="cuda"), torch.ones(4, device="cuda:1")
+    _doubled[(1,)](x, BLOCK=4)
+    assert x.tolist() == [2.0] * 4 and LOG.launches["triton _doubled"] == 1
+    for tensor in (y, y.cpu()):
+        with pytest.raises(DeviceError, match="current device"):
+            _doubled[(1,)](tensor, BLOCK=4)
     with torch.cuda.device(1):
-        sparse_triton.largest(on("cuda:1", 3, 5), 2)
+        _doubled[(1,)](y, BLOCK=4)
+    assert y.tolist() == [2.0] * 4
+
+
+def test_streams_wait_for_each_other():
+    side, x = torch.cuda.Stream(), on("cuda", 4)
+    with torch.cuda.stream(side):
+        with pytest.raises(DeviceError, match="another stream"):
+            x + 1  # the draw of x may not be done
+        side.wait_stream(torch.cuda.current_stream("cuda:1"))
+        with pytest.raises(DeviceError, match="another stream"):
+            x + 1
+        side.wait_stream(torch.cuda.default_stream())
+        y = x + 1
+        done = side.record_event()
+    with pytest.raises(DeviceError, match="another stream"):
+        x.zero_()  # while it is read
+    with pytest.raises(DeviceError, match="another stream"):
+        y * 2
+    torch.cuda.current_stream().wait_event(done)
+    assert torch.equal((y * 2).cpu(), 2 * (x.cpu() + 1))
+    x.zero_()
+
+
+def test_the_host_waits_for_what_it_reads():
+    x, flag = on("cuda:1", 4), torch.empty(4, pin_memory=True)
+    flag.copy_(x, non_blocking=True)
+    wrong, right = torch.cuda.Event(), torch.cuda.Event()
+    wrong.record()  # on cuda:0, the current device
+    right.record(torch.cuda.current_stream("cuda:1"))
+    wrong.synchronize()
+    with pytest.raises(DeviceError, match="landed"):
+        flag.sum()
+    with pytest.raises(DeviceError, match="landed"):
+        bool(flag[0] > 0)
+    assert not right.query() and right.query()  # a device is behind its host
+    assert torch.equal(flag, x.cpu())
+
+    there = torch.empty(4, device="cuda").copy_(flag, non_blocking=True)
+    with pytest.raises(DeviceError, match="landed"):
+        flag.zero_()  # before it has been read
+    torch.cuda.synchronize()
+    flag.zero_()
+    assert torch.equal(there, x.to("cuda"))
+
+
+@pytest.mark.parametrize("mend", [None, "record_stream", "wait"])
+def test_freed_memory_is_not_given_away_while_it_is_read(mend):
+    side, main = torch.cuda.Stream(), torch.cuda.current_stream()
+    with torch.cuda.stream(side):
+        x = torch.ones(4, device="cuda")
+    main.wait_stream(side)
+    x + 1
+    if mend == "record_stream":
+        x.record_stream(main)
+    del x
+    if mend == "wait":
+        side.wait_stream(main)
+    with torch.cuda.stream(side):
+        if mend:
+            torch.zeros(4, device="cuda")
+        else:
+            with pytest.raises(DeviceError, match="given away"):
+                torch.zeros(4, device="cuda")
+    side.wait_stream(main)

@@ -53,13 +53,13 @@ SCALARS_MEET = {
 }
 """Beside operations by elements, those that accept a scalar tensor of the CPU."""
 
-NO_KERNEL = set(
+VIEWS = set(
     "view alias detach t transpose permute expand slice select unsqueeze squeeze as_strided _unsafe_view split "
     "split_with_sizes unbind diagonal _reshape_alias lift_fresh real view_as_real view_as_complex unfold crow_indices "
     "col_indices values indices empty empty_strided new_empty empty_like new_empty_strided is_pinned "
-    "_local_scalar_dense _sparse_csr_tensor_unsafe _sparse_compressed_tensor_unsafe record_stream".split()
+    "_sparse_csr_tensor_unsafe _sparse_compressed_tensor_unsafe".split()
 )
-"""Views and allocations. A number that is read is a copy and no kernel."""
+"""Views and allocations, which touch no number."""
 
 PRODUCTS = {aten.mm.default, aten.bmm.default, aten.addmm.default, aten.mv.default, aten.dot.default}
 
@@ -81,8 +81,13 @@ def waits(operation: Any, args: tuple, kwargs: dict[str, Any]) -> int:
     return WAITS.get(operation, 0)
 
 
+def is_view(operation: Any) -> bool:
+    return operation.overloadpacket.__name__ in VIEWS
+
+
 def starts_kernel(operation: Any) -> bool:
-    return operation.overloadpacket.__name__.rstrip("_") not in NO_KERNEL
+    """Or a copy. A number that is read is neither."""
+    return not is_view(operation) and operation is not aten._local_scalar_dense.default
 
 
 def scalar_may_come_from_cpu(operation: Any) -> bool:

@@ -1,102 +1,35 @@
-"""torch.cuda of the simulated device: devices, streams, events, memory; and torch.tensor, which C++ keeps to itself."""
+"""torch.cuda of the simulated device, and torch.tensor, which C++ keeps to itself."""
 
 from __future__ import annotations
 
 import ctypes
 import threading
 import types
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from simulated_cuda.log import LOG
+from simulated_cuda.streams import (
+    N_DEVICES,
+    Event,
+    Stream,
+    current_stream,
+    default_stream,
+    index_of,
+    set_stream,
+    synchronize,
+)
 from simulated_cuda.tensor import SimulatedTensor, Simulation, of_cpu
 
 NAME = "NVIDIA H100 80GB HBM3"
 TOTAL = 80 * 10**9
-N_DEVICES = 2
-
-
-class Stream:
-    """A queue of work. Work is done at once here, so that queues only count what the host waits for."""
-
-    def __init__(self, device: Any = None, priority: int = 0, **kwargs: Any):
-        self.device = torch.device("cuda", index_of(device))
-
-    def synchronize(self) -> None:
-        LOG.synchronised("Stream.synchronize")
-
-    def query(self) -> bool:
-        return True
-
-    def wait_stream(self, other: Stream) -> None: ...
-
-    def wait_event(self, event: Event) -> None: ...
-
-    def record_event(self, event: Event | None = None) -> Event:
-        event = event or Event()
-        event.record(self)
-        return event
-
-    def __enter__(self) -> Stream:
-        _queues.before.append((_queues.of[self.device.index], torch.cuda.current_device()))
-        _queues.of[self.device.index] = self
-        torch.cuda.set_device(self.device)
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        stream, device = _queues.before.pop()
-        _queues.of[self.device.index] = stream
-        torch.cuda.set_device(device)
-
-
-class Event:
-    """Args:
-    enable_timing: without it `elapsed_time` is refused, as by CUDA.
-    """
-
-    def __init__(self, enable_timing: bool = False, **kwargs: Any):
-        self.timed, self.recorded = enable_timing, False
-
-    def record(self, stream: Stream | None = None) -> None:
-        self.recorded = True
-
-    def wait(self, stream: Stream | None = None) -> None: ...
-
-    def query(self) -> bool:
-        return True
-
-    def synchronize(self) -> None:
-        LOG.synchronised("Event.synchronize")
-
-    def elapsed_time(self, end: Event) -> float:
-        if not (self.timed and end.timed and self.recorded and end.recorded):
-            raise ValueError("both events must be recorded, and made with enable_timing=True")
-        return 1.0
-
-
-class _Queues(threading.local):
-    """The current stream of each device, of each thread."""
-
-    def __init__(self) -> None:
-        self.of = list(DEFAULT)
-        self.before: list[tuple[Stream, int]] = []
-
-
-def index_of(device: Any) -> int:
-    """The number of a device: an int, a name, a torch.device, or None for the current one."""
-    if device is None:
-        return torch.cuda.current_device()
-    if isinstance(device, int):
-        return device
-    index = torch.device(device).index
-    return torch.cuda.current_device() if index is None else index
 
 
 def start(guard: ctypes.CDLL) -> None:
     """Put the simulated device in the place of torch.cuda, in this process and in all threads that it starts."""
-    global _queues, DEFAULT
 
     def exchange(index: int) -> int:
         if index >= N_DEVICES:
@@ -127,20 +60,18 @@ def start(guard: ctypes.CDLL) -> None:
         "_exchange_device": exchange, "_maybe_exchange_device": exchange,
         "is_bf16_supported": lambda *args, **kwargs: True, "get_device_name": lambda device=None: NAME,
         "get_device_capability": lambda device=None: (9, 0), "get_device_properties": lambda device=None: properties,
-        "synchronize": lambda device=None: LOG.synchronised("torch.cuda.synchronize"),
-        "Stream": Stream, "Event": Event, "stream": lambda stream: stream,
-        "current_stream": lambda device=None: _queues.of[index_of(device)],
-        "default_stream": lambda device=None: DEFAULT[index_of(device)],
+        "synchronize": synchronize, "Stream": Stream, "Event": Event,
+        "stream": lambda stream: nullcontext() if stream is None else stream, "set_stream": set_stream,
+        "current_stream": current_stream, "default_stream": default_stream,
         "is_current_stream_capturing": lambda: False, "empty_cache": lambda: None, "memory_allocated": live,
         "memory_reserved": live, "max_memory_allocated": peak, "max_memory_reserved": peak,
         "reset_peak_memory_stats": reset_peak, "mem_get_info": lambda device=None: (TOTAL - LOG.live, TOTAL),
         "get_rng_state": lambda device="cuda": torch.get_rng_state(), "get_arch_list": lambda: ["sm_80", "sm_90"],
+        "set_sync_debug_mode": lambda mode: setattr(LOG, "sync_debug_mode", mode),
         "manual_seed": lambda seed: None, "manual_seed_all": lambda seed: None, "utilization": lambda device=None: 0,
     }  # fmt: skip
     for name, value in replaced.items():
         setattr(torch.cuda, name, value)
-    DEFAULT = [Stream(number) for number in range(N_DEVICES)]
-    _queues = _Queues()
     torch.backends.cuda.is_built = lambda: True  # type: ignore[assignment]
     torch.tensor, torch.as_tensor = _tensor, _as_tensor  # type: ignore[assignment]
     torch.utils._foreach_utils._foreach_supported_types.append(SimulatedTensor)
@@ -155,10 +86,6 @@ def start(guard: ctypes.CDLL) -> None:
 
     threading.Thread.run = run_simulated  # type: ignore[method-assign]
     Simulation().__enter__()
-
-
-DEFAULT: list[Stream] = []
-_queues: _Queues
 
 
 def _tensor(data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False, pin_memory: bool = False):
