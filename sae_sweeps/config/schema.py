@@ -205,7 +205,7 @@ class TrainConfig:
     kernels: Annotated[str, one_of("auto", "reference")] = "auto"
     """auto: the fastest that are exact on the device; reference: plain dense formulas. Recorded in the results."""
     held_out_tokens: Annotated[int, at_least(0, "must be 0 (none) or more.")] = 2048
-    """Held-out tokens on which fvu is followed during training; 0 leaves it out."""
+    """Held-out tokens, of those that core measures, on which fvu is followed during training; 0 leaves it out."""
 
     def bytes(self) -> int:
         """Bytes of each number of the weights and of a step's computations."""
