@@ -21,7 +21,7 @@ from sae_sweeps.architectures import saelens
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.evaluation.core import evaluate_activations
 from sae_sweeps.evaluation.geometry import decoder_geometry
-from sae_sweeps.runs.evaluate import held_out_fvu
+from sae_sweeps.evaluation.held_out import sample
 from sae_sweeps.runs.export import export, live_sae, trained_sae
 from sae_sweeps.runs.results import TRAINED
 from sae_sweeps.storage.files import write_json
@@ -138,7 +138,8 @@ def evaluated(sae) -> str:
     x = torch.cat([batch(step, sae.device).x for step in (10, 11)])
     result = evaluate_activations({"": sae}, [x[:16], x[16:]])[""]
     columns = {name: column.tolist() for name, column in result.features.items()}
-    return repr([result.metrics, columns, decoder_geometry(sae.weights["W_dec"]), held_out_fvu(sae, x)])
+    held_out = sample(x.cpu(), 20, sae.device).measure(sae)
+    return repr([result.metrics, columns, decoder_geometry(sae.weights["W_dec"]), held_out])
 
 
 @pytest.mark.parametrize("row", CASES)
