@@ -1,19 +1,23 @@
 """Products of the dead features' columns on a GPU, as Triton kernels that read on the device how many there are.
 
 Grids are for all features; programs beyond the dead ones end at once. [B, d_sae] buffers hold the columns of the dead
-features first, in the order of `number`, and are not written beyond them.
+features first, in the order of `number`, then 0 to the end of a block of ROW columns, and are not written beyond.
 """
 
 # mypy: ignore-errors
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-ROW = 1024
-"""Columns that one program gathers."""
+from sae_sweeps.kernels.launching import StepShape, launch
+
+ROW = 4096
+"""Columns of a block, which a program gathers or compares at a time; a tile never ends beyond one."""
 TILE = {torch.bfloat16: (128, 128, 32, 8), torch.float32: (64, 64, 32, 4)}
 """Dtype of the products -> rows, columns and depth of a tile, and warps."""
 
@@ -28,33 +32,30 @@ def largest(z: Tensor, number: Tensor, n: Tensor, k: int, product: torch.dtype) 
     """
     f = torch.empty(z.shape, dtype=product, device=z.device)
     rows, width = z.shape
-    _gather[(rows, triton.cdiv(width, ROW))](z, number, n, f, width, BLOCK=ROW)
+    launch(_gather, (rows, triton.cdiv(width, ROW)), z, number, n, f, width, BLOCK=ROW, num_warps=8)
     bits = 15 if product == torch.bfloat16 else 31
-    _keep_largest[(rows,)](f, n, k, width, BITS=bits, BLOCK=4096, num_warps=8)
+    launch(_keep_largest, (rows,), f, n, k, width, BITS=bits, BLOCK=ROW, num_warps=8)
     return f
 
 
 def left(f: Tensor, number: Tensor, n: Tensor, W: Tensor, error: Tensor, product: torch.dtype) -> Tensor:
     """error - sum of f[:, j] W[number[j]] over j < n [B, d]; W [d_sae, d]."""
     out, (rows, d) = torch.empty_like(error), error.shape
-    m, columns, depth, warps = TILE[product]
-    grid = triton.cdiv(rows, m), triton.cdiv(d, columns)
-    tile = {"M": m, "N": columns, "K": depth, "num_warps": warps}
-    _left[grid](f, number, n, W, error.contiguous(), out, rows, d, f.shape[1], BF16=product == torch.bfloat16, **tile)
+    _tiles(_left, (rows, d), product, f, number, n, W.contiguous(), error.contiguous(), out, rows, d, f.shape[1])
     return out
 
 
 def dots(
     g: Tensor, W: Tensor, number: Tensor, n: Tensor, f: Tensor, product: torch.dtype, bias: Tensor | None = None
 ) -> Tensor:
-    """g_b . W[number[j]] + bias[number[j]] where f[b, j] is not 0, else 0, for j < n [B, d_sae]; g [B, d]."""
+    """g_b . W[number[j]] where f[b, j] is not 0, else 0, for j < n [B, d_sae]; g [B, d].
+
+    With a bias [d_sae] its ReLU(g_b . W[number[j]] + bias[number[j]]).
+    """
     (rows, d), width = g.shape, f.shape[1]
-    out = torch.empty(f.shape, dtype=product, device=f.device)
-    m, columns, depth, warps = TILE[product]
-    grid = triton.cdiv(rows, m), triton.cdiv(width, columns)
-    tile = {"M": m, "N": columns, "K": depth, "num_warps": warps}
-    arguments = (g.contiguous(), W.contiguous(), number, n, f, out, W if bias is None else bias, rows, d, width)
-    _dots[grid](*arguments, BIAS=bias is not None, BF16=product == torch.bfloat16, **tile)
+    out, biased = torch.empty(f.shape, dtype=product, device=f.device), bias is not None
+    arguments = g.contiguous(), W.contiguous(), number, n, f, out, bias if biased else W, rows, d, width
+    _tiles(_dots, (rows, width), product, *arguments, BIAS=biased)
     return out
 
 
@@ -65,13 +66,29 @@ def add_products(
 
     In place: out [d_sae, d], contiguous, sums [d_sae]; g [B, d].
     """
-    (rows, d), width = g.shape, f.shape[1]
     assert out.is_contiguous()
-    m, columns, depth, warps = TILE[product]
-    grid = triton.cdiv(width, m), triton.cdiv(d, columns)
-    tile = {"M": m, "N": columns, "K": depth, "num_warps": warps}
-    arguments = (out, f, g.contiguous(), number, n, out if sums is None else sums, rows, d, width)
-    _add_products[grid](*arguments, SUMS=sums is not None, BF16=product == torch.bfloat16, **tile)
+    (rows, d), width = g.shape, f.shape[1]
+    arguments = out, f, g.contiguous(), number, n, out if sums is None else sums, rows, d, width
+    _tiles(_add_products, (width, d), product, *arguments, SUMS=sums is not None)
+
+
+def compile_for(shape: StepShape) -> None:
+    """Compile each kernel as a step of this shape launches it."""
+    z, W = shape.meta(shape.batch, shape.d_sae), shape.meta(shape.d_sae, shape.d_in)
+    x, product = shape.meta(shape.batch, shape.d_in), shape.products
+    number, n = shape.meta(shape.d_sae, dtype=torch.int64), shape.meta(dtype=torch.int32)
+    f = largest(z, number, n, max(1, shape.d_in // 2), product)
+    left(f, number, n, W, x, product)
+    dots(x, W, number, n, f, product)
+    add_products(W, f, x, number, n, product)
+    add_products(W, f, x, number, n, product, W[:, 0].contiguous())
+
+
+def _tiles(kernel: Any, size: tuple[int, int], product: torch.dtype, *arguments: Any, **constants: Any) -> None:
+    """Launch a kernel with a program for each tile of a result of this size."""
+    m, n, depth, warps = TILE[product]
+    tile = {"M": m, "N": n, "K": depth, "num_warps": warps, "BF16": product == torch.bfloat16}
+    launch(kernel, (triton.cdiv(size[0], m), triton.cdiv(size[1], n)), *arguments, **constants, **tile)
 
 
 @triton.jit
@@ -79,10 +96,10 @@ def _gather(z_ptr, number_ptr, n_ptr, f_ptr, width, BLOCK: tl.constexpr):
     row, n = tl.program_id(0).to(tl.int64), tl.load(n_ptr)
     if tl.program_id(1) * BLOCK < n:
         j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        valid = j < n
-        z = tl.load(z_ptr + row * width + tl.load(number_ptr + j, mask=valid, other=0), mask=valid, other=0.0)
+        place = tl.load(number_ptr + j, mask=j < width, other=0)
+        z = tl.load(z_ptr + row * width + place, mask=j < n, other=0.0)
         f = tl.where(z <= 0, 0.0, z)  # leaves NaN
-        tl.store(f_ptr + row * width + j, f.to(f_ptr.dtype.element_ty), mask=valid)
+        tl.store(f_ptr + row * width + j, f.to(f_ptr.dtype.element_ty), mask=j < width)
 
 
 @triton.jit
@@ -105,20 +122,20 @@ def _keep_largest(f_ptr, n_ptr, k, width, BITS: tl.constexpr, BLOCK: tl.constexp
             higher = threshold + (1 << bit)
             count = n * 0
             for first in range(0, n, BLOCK):
-                valid = first + column < n
-                count += tl.sum(((_key(f_ptr + first + column, valid) >= higher) & valid).to(tl.int32), 0)
+                key = _key(f_ptr + first + column, first + column < width)
+                count += tl.sum((key >= higher).to(tl.int32), 0)
             threshold = tl.where(count >= k, higher, threshold)
             enough = tl.where(count >= k, count, enough)
             bit -= 1
         higher = n * 0
         for first in range(0, n, BLOCK):
-            valid = first + column < n
-            higher += tl.sum(((_key(f_ptr + first + column, valid) > threshold) & valid).to(tl.int32), 0)
+            key = _key(f_ptr + first + column, first + column < width)
+            higher += tl.sum((key > threshold).to(tl.int32), 0)
         ties_wanted, ties = k - higher, n * 0
         for first in range(0, n, BLOCK):
-            valid = first + column < n
+            valid = first + column < width
             key = _key(f_ptr + first + column, valid)
-            tie = ((key == threshold) & valid).to(tl.int32)
+            tie = (key == threshold).to(tl.int32)
             kept = (key > threshold) | ((tie == 1) & (ties + tl.cumsum(tie, 0) <= ties_wanted))
             tl.store(f_ptr + first + column, tl.zeros([BLOCK], f_ptr.dtype.element_ty), mask=valid & (kept == 0))
             ties += tl.sum(tie, 0)
@@ -144,9 +161,9 @@ def _left(
     total = tl.zeros([M, N], tl.float32)
     for first in range(0, n, K):
         j = first + depth
-        f = tl.load(f_ptr + row[:, None] * width + j[None], mask=(row < rows)[:, None] & (j < n)[None], other=0.0)
-        number = tl.load(number_ptr + j, mask=j < n, other=0)
-        W = tl.load(W_ptr + number[:, None] * d + column[None], mask=(j < n)[:, None] & (column < d)[None], other=0.0)
+        f = tl.load(f_ptr + row[:, None] * width + j[None], mask=(row < rows)[:, None] & (j < width)[None], other=0.0)
+        number = tl.load(number_ptr + j, mask=j < width, other=0)
+        W = tl.load(W_ptr + number[:, None] * d + column[None], mask=(column < d)[None], other=0.0)
         total = _times(f, W, total, BF16)
     place, valid = row[:, None] * d + column[None], (row < rows)[:, None] & (column < d)[None]
     tl.store(out_ptr + place, tl.load(error_ptr + place, mask=valid, other=0.0) - total, mask=valid)
@@ -161,16 +178,16 @@ def _dots(
     if tl.program_id(1) * N < n:
         row = (tl.program_id(0) * M + tl.arange(0, M)).to(tl.int64)
         j, depth = tl.program_id(1) * N + tl.arange(0, N), tl.arange(0, K)
-        number = tl.load(number_ptr + j, mask=j < n, other=0)
+        number = tl.load(number_ptr + j, mask=j < width, other=0)
         total = tl.zeros([M, N], tl.float32)
         for first in range(0, d, K):
             i = first + depth
             g = tl.load(g_ptr + row[:, None] * d + i[None], mask=(row < rows)[:, None] & (i < d)[None], other=0.0)
-            W = tl.load(W_ptr + number[:, None] * d + i[None], mask=(j < n)[:, None] & (i < d)[None], other=0.0)
+            W = tl.load(W_ptr + number[:, None] * d + i[None], mask=(i < d)[None], other=0.0)
             total = _times(g, tl.trans(W), total, BF16)
         if BIAS:
-            total += tl.load(bias_ptr + number, mask=j < n, other=0.0)[None]
-        place, valid = row[:, None] * width + j[None], (row < rows)[:, None] & (j < n)[None]
+            total += tl.load(bias_ptr + number)[None]
+        place, valid = row[:, None] * width + j[None], (row < rows)[:, None] & (j < width)[None]
         f = tl.load(f_ptr + place, mask=valid, other=0.0)
         total = tl.where(f == 0, 0.0, total)
         if BIAS:
@@ -190,7 +207,8 @@ def _add_products(
         total, sums = tl.zeros([M, N], tl.float32), tl.zeros([M], tl.float32)
         for first in range(0, rows, K):
             row = (first + tl.arange(0, K)).to(tl.int64)
-            f = tl.load(f_ptr + row[:, None] * width + j[None], mask=(row < rows)[:, None] & (j < n)[None], other=0.0)
+            valid = (row < rows)[:, None] & (j < width)[None]
+            f = tl.load(f_ptr + row[:, None] * width + j[None], mask=valid, other=0.0)
             valid = (row < rows)[:, None] & (column < d)[None]
             g = tl.load(g_ptr + row[:, None] * d + column[None], mask=valid, other=0.0)
             total = _times(tl.trans(f), g, total, BF16)

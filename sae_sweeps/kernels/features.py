@@ -139,9 +139,8 @@ class TopKFeatures(Features):
     def fired(self) -> Tensor:
         if self.pairs is not None:
             return super().fired()
-        fired = torch.zeros(self.d_sae, dtype=torch.bool, device=self.values.device)
-        fired[self.indices[self.values > 0]] = True
-        return fired
+        n = torch.zeros(self.d_sae, dtype=torch.int32, device=self.values.device)
+        return n.index_add(0, self.indices.flatten(), (self.values.flatten() > 0).int()) > 0
 
 
 @dataclass

@@ -20,7 +20,7 @@ from torch import Tensor
 from sae_sweeps.kernels import sparse_reference
 from sae_sweeps.kernels.launching import StepShape, launch
 
-MOST = 4096
+MOST = 1280
 """Largest k of the kernel; for a larger one torch's own selection is taken."""
 
 
@@ -33,8 +33,16 @@ def largest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values, indices = z.new_empty(B, k), torch.empty(B, k, dtype=torch.int64, device=z.device)
     list_ = torch.empty(B, groups, dtype=torch.int32, device=z.device)
     shift = 16 if z.dtype == torch.bfloat16 else 0
-    constants = {"GROUPS": groups, "KEPT": kept, "SHIFT": shift, "LOWEST": -(2**31) >> shift}
-    warps = min(max(4, max(groups, kept) // 512), 16)
+    constants = {
+        "GROUPS": groups,
+        "KEPT": kept,
+        "CHUNK": 1024,
+        "SHIFT": shift,
+        "LOWEST": -(2**31) >> shift,
+    }
+    warps = min(groups // 256, 16)
+    if warps == 16:
+        constants["maxnreg"] = 128  # without it ptxas keeps to 64, so that two programs fit, and spills for it
     launch(_largest, (B,), z, values, indices, list_, n, k, **constants, num_warps=warps)
     return values, indices
 
@@ -89,7 +97,7 @@ def _pack(z_ptr, value_ptr, index_ptr, key, column, low, high, k, done, rank):
 @triton.jit(do_not_specialize=["k"])
 def _largest(
     z_ptr, value_ptr, index_ptr, list_ptr, n, k,
-    GROUPS: tl.constexpr, KEPT: tl.constexpr, SHIFT: tl.constexpr, LOWEST: tl.constexpr,
+    GROUPS: tl.constexpr, KEPT: tl.constexpr, CHUNK: tl.constexpr, SHIFT: tl.constexpr, LOWEST: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     z_ptr += row * n
@@ -132,15 +140,16 @@ def _largest(
             low, high, reach, n_sure = _halved(low, high, reach, n_sure, middle, n_numbers, k)
         _pack(z_ptr, value_ptr, index_ptr, key, column, low, high, k, 0, n_sure)
     else:
+        lane = tl.arange(0, CHUNK)
         while (high - low > 1) & (reach > k):
             middle = low + (high - low) // 2
-            count = tl.zeros([GROUPS], tl.int32)
-            for first in range(0, n, GROUPS):
-                key = _keys(z_ptr, first + group, first + group < n, SHIFT, LOWEST)
+            count = tl.zeros([CHUNK], tl.int32)
+            for first in range(0, n, CHUNK):
+                key = _keys(z_ptr, first + lane, first + lane < n, SHIFT, LOWEST)
                 count += (key >= middle.to(tl.int32)).to(tl.int32)
             low, high, reach, n_sure = _halved(low, high, reach, n_sure, middle, tl.sum(count, 0), k)
         done = 0
         rank = n_sure
-        for first in range(0, n, GROUPS):
-            key = _keys(z_ptr, first + group, first + group < n, SHIFT, LOWEST)
-            done, rank = _pack(z_ptr, value_ptr, index_ptr, key, first + group, low, high, k, done, rank)
+        for first in range(0, n, CHUNK):
+            key = _keys(z_ptr, first + lane, first + lane < n, SHIFT, LOWEST)
+            done, rank = _pack(z_ptr, value_ptr, index_ptr, key, first + lane, low, high, k, done, rank)

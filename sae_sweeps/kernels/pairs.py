@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,11 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from sae_sweeps.kernels.choose import Kernels
+
+
+def product_dtype() -> torch.dtype | None:
+    """Dtype of a GPU's dense products where autocast is on, which a backward pass no longer sees."""
+    return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
 
 
 @dataclass
@@ -44,6 +49,8 @@ class Pairs:
     """Of `sparse.residual`, where it was called: add(gradient on W_dec)."""
     whole: Pairs | None = None
     """The same pairs by token alone, where the rows are parts of tokens."""
+    products: torch.dtype | None = field(default_factory=product_dtype)
+    """Dtype of dense products that take the place of sums over the pairs; None: that of their factors."""
 
     @property
     def n_tokens(self) -> int:
@@ -69,12 +76,13 @@ class Pairs:
         bounds = _numbers((0, *ends[:-1]), self.start.device)
         rows = torch.arange(self.n_tokens, device=self.start.device)[:, None] * self.n_features + bounds
         start = torch.searchsorted(self.token * self.n_features + self.feature, rows.flatten())
-        return Pairs(torch.cat([start, self.start[-1:]]), self.feature, self.n_features, self.kernels, whole=self)
+        start = torch.cat([start, self.start[-1:]])
+        return Pairs(start, self.feature, self.n_features, self.kernels, whole=self, products=self.products)
 
     def where(self, kept: Tensor) -> Pairs:
         """The pairs where kept [P] is true."""
         n_kept = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
-        return Pairs(n_kept[self.start], self.feature[kept], self.n_features, self.kernels)
+        return Pairs(n_kept[self.start], self.feature[kept], self.n_features, self.kernels, products=self.products)
 
 
 @cache

@@ -1,7 +1,7 @@
 """The update of a step: decoder gradient projected, its norm, clipping, Adam, decoder rows back to unit norm.
 
-`TorchAdam` uses torch's operations, `FusedAdam` compiled loops on a CPU. Both give the same numbers but for
-rounding, keep the same state and skip parameters without a gradient.
+`TorchAdam` uses torch's operations, `FusedAdam` compiled loops on a CPU, `TritonAdam` kernels on a GPU. They give the
+same numbers but for rounding, keep the same state and skip parameters without a gradient.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sae_sweeps.architectures.base import SAE
 from sae_sweeps.kernels import memory, sparse_reference
-from sae_sweeps.kernels.choose import loops
+from sae_sweeps.kernels.choose import loops, name
 from sae_sweeps.training.nonfinite_guard import Snapshot
 
 EPS = 1e-8
@@ -47,7 +47,10 @@ class Optimizer(Protocol):
 
 
 def optimizer(sae: SAE, parameters: list[nn.Parameter], betas: tuple[float, float]) -> Optimizer:
-    return (FusedAdam if loops(sae.kernels, sae.W_dec) else TorchAdam)(sae, parameters, betas)
+    if loops(sae.kernels, sae.W_dec):
+        return FusedAdam(sae, parameters, betas)
+    on_gpu = name(sae.kernels) == "triton" and sae.W_dec.is_cuda and len({p.dtype for p in parameters}) == 1
+    return (TritonAdam if on_gpu else TorchAdam)(sae, parameters, betas)
 
 
 class TorchAdam:
@@ -81,14 +84,7 @@ class TorchAdam:
                     parameter.grad /= divisor
         self.adam.found_inf = None if skip is None else skip.float()  # type: ignore[attr-defined]
         self.adam.step()
-        if skip is None:
-            self.sae.normalize_decoder()
-        elif type(self.sae).normalize_decoder is SAE.normalize_decoder:
-            sparse_reference.normalize(self.sae.W_dec.detach(), skip)
-        else:
-            before = Snapshot({"W_dec": self.sae.W_dec.detach()})
-            self.sae.normalize_decoder()
-            before.restore({"W_dec": self.sae.W_dec.detach()}, skip)
+        _normalize(self.sae, skip)
 
 
 class FusedAdam:
@@ -100,9 +96,7 @@ class FusedAdam:
         self.kernels = adam_numba
         self.sae, self.parameters, self.betas = sae, parameters, betas
         self.state, self.lr = _fresh(parameters), 0.0
-        # where an architecture overrides the treatment of decoder rows, its methods are called instead
-        own = (type(sae).remove_parallel_gradient, type(sae).normalize_decoder)
-        self.fused = own == (SAE.remove_parallel_gradient, SAE.normalize_decoder)
+        self.fused = _unit_rows(sae)
         self.dots: Tensor | None = None
         """Length of W_dec's gradient along each row of W_dec [d_sae]: the part that `step` subtracts."""
 
@@ -117,7 +111,7 @@ class FusedAdam:
         if not self.fused:
             self.sae.remove_parallel_gradient()
         total = 0.0
-        for parameter, grad in self._gradients():
+        for parameter, grad in _gradients(self.parameters):
             if self.fused and parameter is self.sae.W_dec:
                 self.dots, square_sum = self.kernels.parallel(grad, parameter.detach())
             else:
@@ -129,7 +123,7 @@ class FusedAdam:
         if skip is not None and bool(skip):
             return
         self.lr = lr
-        for parameter, grad in self._gradients():
+        for parameter, grad in _gradients(self.parameters):
             state = self.state[parameter]
             state["step"] += 1
             beta1, beta2, n = *self.betas, float(state["step"])
@@ -145,11 +139,89 @@ class FusedAdam:
             self.sae.normalize_decoder()
         self.zero_grad()  # so that other runs of the process can use the memory
 
-    def _gradients(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Each parameter that has a gradient, with that gradient, contiguous in the order of the parameter's memory."""
+
+class TritonAdam:
+    """For a GPU: two passes over each parameter (`kernels/adam_triton.py`), whose numbers stay on the device."""
+
+    def __init__(self, sae: SAE, parameters: list[nn.Parameter], betas: tuple[float, float]):
+        from sae_sweeps.kernels import adam_triton
+
+        self.kernels, self.sae, self.parameters = adam_triton, sae, parameters
+        device, dtype, n = sae.W_dec.device, sae.W_dec.dtype, len(parameters)
+        self.state, self.lr = _fresh(parameters), 0.0
+        self.steps = torch.zeros(n, device=device)
+        for parameter, step in zip(parameters, self.steps, strict=True):
+            self.state[parameter]["step"] = step  # a part of `steps`, which one kernel advances
+        self.fused = _unit_rows(sae) and sae.W_dec.shape[1] <= adam_triton.LONGEST
+        self.constants = torch.tensor([*betas, EPS], dtype=torch.float64, device=device)
+        self.rates = torch.zeros(n, adam_triton.N_RATES, dtype=torch.float64, device=device)
+        self.never = torch.zeros((), dtype=torch.bool, device=device)
+        self.dots = torch.zeros(sae.d_sae, dtype=dtype, device=device)
+        """Length of W_dec's gradient along each row of W_dec: the part that `step` subtracts."""
+        self.moving: dict[tuple[bool, ...], Tensor] = {}
+        """Which parameters have a gradient -> the same on the device."""
+
+    def zero_grad(self) -> None:
         for parameter in self.parameters:
-            if parameter.grad is not None:
-                yield parameter, _by_memory(parameter.grad, parameter).contiguous()
+            parameter.grad = None
+
+    def project_gradients(self) -> Tensor:
+        if not self.fused:
+            self.sae.remove_parallel_gradient()
+        found = list(_gradients(self.parameters))
+        rows = [self.fused and parameter is self.sae.W_dec for parameter, _ in found]
+        sizes = [self.kernels.n_parts(grad, unit) for (_, grad), unit in zip(found, rows, strict=True)]
+        sums = self.sae.W_dec.new_zeros(sum(sizes))
+        for (parameter, grad), unit, parts in zip(found, rows, sums.split(sizes), strict=True):
+            self.kernels.square_sums(grad, parts, *((parameter.detach(), self.dots) if unit else ()))
+        return sums.sum().sqrt()
+
+    def step(self, lr: float, divisor: Tensor, skip: Tensor | None) -> None:
+        self.lr = lr
+        skip = self.never if skip is None else skip
+        moves = self._moves()
+        self.kernels.rates(lr, self.constants, divisor, skip, moves, self.steps, self.rates)
+        rates = dict(zip(self.parameters, self.rates, strict=True))
+        for parameter, grad in _gradients(self.parameters):
+            state = self.state[parameter]
+            m, v, w = (_by_memory(t, parameter) for t in (state["exp_avg"], state["exp_avg_sq"], parameter))
+            unit = self.fused and parameter is self.sae.W_dec
+            self.kernels.adam(grad, m, v, w, rates[parameter], skip, self.dots if unit else None)
+        if not self.fused:
+            _normalize(self.sae, skip)
+
+    def _moves(self) -> Tensor:
+        moving = tuple(parameter.grad is not None for parameter in self.parameters)
+        if moving not in self.moving:
+            self.moving[moving] = torch.zeros(len(moving), dtype=torch.uint8, device=self.steps.device)
+            for i in (i for i, moves in enumerate(moving) if moves):
+                self.moving[moving][i : i + 1].fill_(1)  # no copy from the host, which would wait
+        return self.moving[moving]
+
+
+def _normalize(sae: SAE, skip: Tensor | None) -> None:
+    """What the architecture does with W_dec's rows after a step; nothing where `skip` is given and true."""
+    if skip is None:
+        sae.normalize_decoder()
+    elif type(sae).normalize_decoder is SAE.normalize_decoder:
+        sparse_reference.normalize(sae.W_dec.detach(), skip)
+    else:
+        before = Snapshot({"W_dec": sae.W_dec.detach()})
+        sae.normalize_decoder()
+        before.restore({"W_dec": sae.W_dec.detach()}, skip)
+
+
+def _unit_rows(sae: SAE) -> bool:
+    """Whether W_dec's rows are treated as `SAE` does; where an architecture has its own way, its methods are called."""
+    own = (type(sae).remove_parallel_gradient, type(sae).normalize_decoder)
+    return own == (SAE.remove_parallel_gradient, SAE.normalize_decoder)
+
+
+def _gradients(parameters: list[nn.Parameter]) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Each parameter that has a gradient, with that gradient, contiguous in the order of the parameter's memory."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            yield parameter, _by_memory(parameter.grad, parameter).contiguous()
 
 
 def _fresh(parameters: list[nn.Parameter]) -> State:

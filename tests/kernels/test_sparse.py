@@ -7,7 +7,7 @@ import pytest
 import torch
 from bounds import Rounding, assert_within, gamma, product_bound
 
-from sae_sweeps.kernels import sparse, sparse_reference
+from sae_sweeps.kernels import cost, sparse, sparse_reference
 from sae_sweeps.kernels.choose import _prepare, choose
 from sae_sweeps.kernels.pairs import Pairs, per_token
 
@@ -15,14 +15,26 @@ SIZES = {"numba": (70, 300, 21), "triton": (7, 40, 5)}
 """B, d_sae and d_in; the interpreter takes a tenth of a second for a row."""
 
 
-@pytest.fixture(params=["sparse_numba", "sparse_triton"])
-def fast(request):
+def kernels_of(name):
     """Triton's run under its interpreter (conftest.py), so that they need no GPU."""
-    if request.param == "sparse_triton":
+    if name == "sparse_triton":
         pytest.importorskip("triton")
         if torch.cuda.is_available():
             pytest.skip("where there is a GPU, `python -m bench --device cuda` compares Triton's kernels on it")
-    return importlib.import_module(f"sae_sweeps.kernels.{request.param}")
+    return importlib.import_module(f"sae_sweeps.kernels.{name}")
+
+
+@pytest.fixture(params=["sparse_numba", "sparse_triton"])
+def fast(request, monkeypatch):
+    monkeypatch.setattr(cost, "dense_is_cheaper", lambda *_: False)
+    return kernels_of(request.param)
+
+
+@pytest.fixture(params=["sparse_numba", "sparse_triton", "dense products"])
+def either(request, monkeypatch):
+    """Kernels whose sums over pairs a GPU may replace by dense products."""
+    monkeypatch.setattr(cost, "dense_is_cheaper", lambda *_: request.param == "dense products")
+    return kernels_of("sparse_triton" if request.param == "dense products" else request.param)
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -114,12 +126,12 @@ def test_above(fast, threshold):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("kind", ["ragged", "topk", "none"])
-def test_each_operation_equals_its_reference(fast, kind, dtype):
-    B, N, D = SIZES[fast.NAME]
+def test_each_operation_equals_its_reference(either, kind, dtype):
+    B, N, D = SIZES[either.NAME]
     if kind == "ragged":
-        pairs = ragged(fast)
+        pairs = ragged(either)
     else:
-        pairs = per_token(normal(B, N).topk(9 if kind == "topk" else 0, dim=1).indices, N, fast)
+        pairs = per_token(normal(B, N).topk(9 if kind == "topk" else 0, dim=1).indices, N, either)
     values, W, g = (normal(*s, seed=i, dtype=dtype) for i, s in enumerate([(len(pairs.feature),), (N, D), (B, D)]))
     for name, arguments in {
         "decode": (pairs, values, W),
@@ -129,8 +141,8 @@ def test_each_operation_equals_its_reference(fast, kind, dtype):
         "combination": (W[:, 0].contiguous(), W),
         "sums": (pairs, values),
     }.items():
-        equals(getattr(sparse_reference, name), getattr(fast, name)(*arguments), *arguments)
-    for found, expected in zip(fast.transposed(pairs), sparse_reference.transposed(pairs), strict=True):
+        equals(getattr(sparse_reference, name), getattr(either, name)(*arguments), *arguments)
+    for found, expected in zip(either.transposed(pairs), sparse_reference.transposed(pairs), strict=True):
         assert torch.equal(found.long(), expected)
 
 
@@ -152,10 +164,10 @@ def test_rows_of_the_decoder(fast, dtype):
     equals(of(sparse_reference), of(fast)(W, grad), W, grad)
 
 
-def test_gradients_of_encoder_and_decoder(fast):
+def test_gradients_of_encoder_and_decoder(either):
     """Against autograd through dense matrices, in float64, with a loss on z itself beside."""
-    pairs = ragged(fast)
-    B, N, D = SIZES[fast.NAME]
+    pairs = ragged(either)
+    B, N, D = SIZES[either.NAME]
     x, W_enc = normal(B, D), normal(N, D, seed=1).T.requires_grad_()
     b_enc, b_dec, W_dec = (normal(*s, seed=2).requires_grad_() for s in ((N,), (D,), (N, D)))
     weights = [W_enc, b_enc, b_dec, W_dec]
@@ -181,10 +193,10 @@ def test_gradients_of_encoder_and_decoder(fast):
 
 
 @pytest.mark.parametrize("looks_at", ["squares", "their mean", "error", "both", "neither"])
-def test_gradients_of_the_residual(fast, looks_at):
+def test_gradients_of_the_residual(either, looks_at):
     """Against autograd through dense matrices, in float64, with a weight for each token."""
-    pairs = ragged(fast)
-    B, N, D = SIZES[fast.NAME]
+    pairs = ragged(either)
+    B, N, D = SIZES[either.NAME]
     x, weight = normal(B, D), normal(B, seed=3)
     values, b, W = (normal(*s, seed=i).requires_grad_() for i, s in enumerate([(len(pairs.feature),), (D,), (N, D)]))
 

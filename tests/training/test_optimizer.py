@@ -1,6 +1,8 @@
 """The fused update beside torch's Adam between plain formulas."""
 
 import copy
+import importlib.util
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -10,9 +12,10 @@ from torch import nn
 
 from sae_sweeps.architectures.base import SAE
 from sae_sweeps.kernels import memory, sparse_numba
-from sae_sweeps.training.optimizer import FusedAdam, TorchAdam, optimizer
+from sae_sweeps.training.optimizer import FusedAdam, TorchAdam, TritonAdam, optimizer
 
 BETAS = (0.9, 0.99)
+KINDS = [FusedAdam, TorchAdam, *([TritonAdam] if importlib.util.find_spec("triton") else [])]
 
 
 def made(d_in, d_sae, dtype, sae=SAE):
@@ -41,13 +44,20 @@ def slow_step(W, others, moments, n, lr, clip):
     return norm, divisor
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+SIZES = [
+    *itertools.product([FusedAdam], [(16, 200), (21, 77), (1, 3)], [1, 3]),
+    *itertools.product([TorchAdam], [(16, 200), (21, 77), (1, 3)], [1]),
+    *itertools.product(KINDS[2:], [(1, 3), (21, 7)], [1]),  # by an interpreter
+]
+"""Optimizer, d_in and d_sae, threads."""
+
+
 @pytest.mark.parametrize("clip", [0.0, 0.5, 1e6])
-@pytest.mark.parametrize("kind", [FusedAdam, TorchAdam])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(("d_in", "d_sae"), [(16, 200), (21, 77), (1, 3)])
-def test_steps_equal_the_formulas(d_in, d_sae, dtype, kind, clip, threads):
+@pytest.mark.parametrize(("kind", "size", "threads"), SIZES)
+def test_steps_equal_the_formulas(kind, size, threads, dtype, clip):
     """Odd sizes, parameters of any shape, some without a gradient at some steps."""
+    d_in, d_sae = size
     sae, parameters = made(d_in, d_sae, dtype)
     expected = [nn.Parameter(p.detach().double().clone()) for p in parameters]
     W = next(theirs for p, theirs in zip(parameters, expected, strict=True) if p is sae.W_dec)
@@ -102,7 +112,7 @@ def test_threads_do_not_change_a_bit():
         assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
 
 
-@pytest.mark.parametrize("kind", [FusedAdam, TorchAdam])
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_to_be_skipped_changes_nothing(kind):
     sae, parameters = made(5, 9, torch.float32)
     adam = kind(sae, parameters, BETAS)
@@ -131,7 +141,7 @@ class FreeRows(SAE):
 
 def test_an_architecture_may_have_its_own_way_with_the_rows():
     outcomes = []
-    for kind in (FusedAdam, TorchAdam):
+    for kind in KINDS:
         sae, parameters = made(5, 9, torch.float64, FreeRows)
         before = [p.detach().clone() for p in parameters]
         adam = kind(sae, parameters, BETAS)

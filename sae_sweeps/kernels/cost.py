@@ -1,0 +1,168 @@
+"""What an operation of a training step costs on a GPU, from the bytes that it moves and the numbers it multiplies.
+
+The time of a kernel is the largest of three, each derived from a data sheet and no measurement:
+
+    bytes from memory / (MEMORY_SHARE * memory bandwidth)
+    bytes from the L2 cache / L2 bandwidth
+    floating-point operations / (PRODUCT_SHARE * peak of the precision)
+
+Sums over pairs gather one row of d numbers for each of P pairs, in slabs of SLAB columns, one after the other. The rows
+come out of the L2 cache, P d numbers in all; they get there from memory once where a slab of all rows fits into half
+of it (the other half holds what is written), else as often as they are not there:
+
+    sums(P, rows, d)      max(P d s / L2 bandwidth, (rows d s + missing + written) / memory bandwidth)
+
+The same by dense products, f [B, d_sae] with k numbers a row written out, 2 B d_sae d operations, whatever k is:
+
+    dense(B, d_sae, d)    write f, read f and W, write the result; 2 B d_sae d operations
+
+So pairs cost with k, products do not, and products are cheaper from some k on, which depends on the precision of the
+products: in float32 a GPU multiplies 15 times slower than in bfloat16. `dense_is_cheaper` decides by these formulas.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+MEMORY_SHARE = 0.92
+"""Part of the memory's bandwidth that a kernel gets which reads and writes long rows."""
+PRODUCT_SHARE = 0.65
+"""Part of the peak that large matrix products reach."""
+LEAST = 3e-6
+"""Seconds that the smallest kernel takes."""
+SLAB = 256
+"""Columns that a program of the sums over pairs takes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Device:
+    """A GPU's data sheet (SXM form); bandwidths in bytes/s, products in operations/s, without sparsity."""
+
+    name: str
+    memory: float
+    l2: float
+    """Bandwidth of the L2 cache as others measured it; an assumption for those not yet measured (B200)."""
+    l2_bytes: float
+    flops: dict[str, float]
+    """Precision of a product -> peak."""
+
+
+_HOPPER = {"float64": 67e12, "float32": 67e12, "tf32": 494e12, "bfloat16": 989e12, "float16": 989e12}
+DEVICES = {
+    "A100": Device("A100", 2.04e12, 4.5e12, 40e6,
+                   {"float64": 19.5e12, "float32": 19.5e12, "tf32": 156e12, "bfloat16": 312e12, "float16": 312e12}),
+    "H100": Device("H100", 3.35e12, 5.5e12, 50e6, _HOPPER),
+    "H200": Device("H200", 4.8e12, 5.5e12, 50e6, _HOPPER),
+    "B200": Device("B200", 8.0e12, 9.0e12, 126e6,
+                   {"float64": 37e12, "float32": 75e12, "tf32": 1100e12, "bfloat16": 2250e12, "float16": 2250e12}),
+}  # fmt: skip
+BY_CAPABILITY = {8: "A100", 9: "H100", 10: "B200", 12: "B200"}
+"""First number of a compute capability -> the device whose numbers are taken where its name is not in `DEVICES`."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes and operations of a kernel."""
+
+    memory: float = 0.0
+    """Bytes that it reads from memory or writes there."""
+    l2: float = 0.0
+    """Bytes that it reads out of the L2 cache, those from memory among them."""
+    flops: float = 0.0
+    precision: str = "float32"
+    """Of its products, a key of `Device.flops`."""
+
+    def seconds(self, device: Device) -> float:
+        memory = self.memory / (MEMORY_SHARE * device.memory)
+        products = self.flops / (PRODUCT_SHARE * device.flops[self.precision])
+        return max(LEAST, memory, self.l2 / device.l2, products)
+
+
+def sums(device: Device, n_pairs: float, n_rows: int, d: int, n_out: int = 0, itemsize: int = 4) -> Cost:
+    """Sums over pairs of rows from a table [n_rows, d], or their dot products; n_out rows of d are written."""
+    table, gathered = n_rows * d * itemsize, n_pairs * d * itemsize
+    held = min(1.0, 0.5 * device.l2_bytes / (n_rows * SLAB * itemsize))
+    from_memory = min(gathered, table) if held == 1.0 else gathered * (1 - held) + min(gathered, table) * held
+    written = n_out * d * itemsize
+    return Cost(from_memory + written, gathered + written)
+
+
+def product(m: int, n: int, inner: int, precision: str, out_itemsize: int = 4) -> Cost:
+    """A dense product [m, inner] x [inner, n]."""
+    itemsize = {"bfloat16": 2, "float16": 2, "float64": 8}.get(precision, 4)
+    moved = (m + n) * inner * itemsize + m * n * out_itemsize
+    return Cost(moved, moved, 2.0 * m * n * inner, precision)
+
+
+def written_out(batch: int, d_sae: int, n_pairs: float, precision: str) -> Cost:
+    """f [B, d_sae] from its pairs: zeros, then each value at its place (a sector of 32 bytes)."""
+    itemsize = {"bfloat16": 2, "float16": 2, "float64": 8}.get(precision, 4)
+    return Cost(batch * d_sae * itemsize + n_pairs * (32 + 12))
+
+
+OPERATIONS = ("decode", "dots", "weight_gradient")
+
+
+def as_sums(operation: str, device: Device, batch: int, d_sae: int, d: int, n_pairs: float, itemsize: int = 4) -> float:
+    """Seconds of an operation by sums over pairs."""
+    rows, n_out = {"decode": (d_sae, batch), "dots": (d_sae, 0), "weight_gradient": (batch, d_sae)}[operation]
+    return sums(device, n_pairs, rows, d, n_out, itemsize).seconds(device)
+
+
+def as_products(
+    operation: str, device: Device, batch: int, d_sae: int, d: int, n_pairs: float, precision: str
+) -> float:
+    """Seconds of an operation by a dense product, with writing f out or reading the products at the pairs."""
+    shape = {"decode": (batch, d, d_sae), "dots": (batch, d_sae, d), "weight_gradient": (d_sae, d, batch)}[operation]
+    beside = Cost(n_pairs * 44) if operation == "dots" else written_out(batch, d_sae, n_pairs, precision)
+    rounding = 0.0
+    if precision not in ("float32", "tf32", "float64"):  # a copy of the weights, or of the rows, in that precision
+        rounding = 6.0 * d * (batch if operation == "weight_gradient" else d_sae)
+    times = [product(*shape, precision), beside, Cost(rounding)]
+    return sum(cost.seconds(device) for cost in times)
+
+
+@lru_cache(maxsize=1024)
+def dense_is_cheaper(
+    operation: str, device: Device, batch: int, d_sae: int, d: int, n_pairs: int, precision: str, itemsize: int = 4
+) -> bool:
+    """Whether a dense product takes less time than sums over n_pairs pairs."""
+    dense = as_products(operation, device, batch, d_sae, d, n_pairs, precision)
+    return dense < as_sums(operation, device, batch, d_sae, d, n_pairs, itemsize)
+
+
+@lru_cache(maxsize=256)
+def break_even(device: Device, batch: int, d_sae: int, d: int, precision: str) -> float:
+    """Pairs per token from which on dense products take less time, decode, dots and two weight gradients together."""
+    operations = (*OPERATIONS, "weight_gradient")
+
+    def gain(k: float) -> float:
+        n = batch * k
+        pairs = sum(as_sums(one, device, batch, d_sae, d, n) for one in operations)
+        return pairs - sum(as_products(one, device, batch, d_sae, d, n, precision) for one in operations)
+
+    low, high = 0.0, float(d_sae)
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if gain(middle) > 0 else (middle, high)
+    return high
+
+
+@lru_cache(maxsize=8)
+def device_of(index: int | None) -> Device:
+    """The data sheet of a GPU of this machine, by its name, else by its compute capability."""
+    if not torch.cuda.is_available():
+        return DEVICES["H100"]
+    name = torch.cuda.get_device_name(index)
+    found = next((device for word, device in DEVICES.items() if word in name), None)
+    return found or DEVICES[BY_CAPABILITY.get(torch.cuda.get_device_capability(index)[0], "A100")]
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """Key of `Device.flops` for products of tensors of this dtype, by torch's setting for TF32."""
+    if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
+        return "tf32"
+    return str(dtype).removeprefix("torch.")
