@@ -1,4 +1,4 @@
-"""Every option of every penalty and of the group layer trains on the simulated device as on the CPU: `make test-matrix`."""
+"""Every option of every penalty and of the group layer trains on the simulated device as on the CPU."""
 
 import os
 
