@@ -17,7 +17,7 @@ if os.environ.get("TEST_MATRIX") == "full":
         for number, option in enumerate(options):
             groups = f"{GROUPS} " if penalty == "bottleneck" else ""
             architecture = ("standard", "batch_topk k=4", "topk k=4")[number % 3]
-            CASES.append((architecture, penalty, groups.replace("group_layer.group_size=8", "") + option))
+            CASES.append((architecture, penalty, groups + option))
 
 
 @pytest.mark.slow
