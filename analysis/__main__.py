@@ -9,6 +9,8 @@ from shlex import quote
 
 from analysis.commands import audit, dashboard, import_, notes, plots, publish, report, table
 from sae_sweeps.errors import DataError, UserError
+from sae_sweeps.storage.files import DENIED, denied
+from sae_sweeps.storage.printing import replace_unprintable
 
 READ_NOTES = ("audit", "import")
 """Commands that read a file of run notes as it is."""
@@ -49,19 +51,20 @@ def check_no_notes(paths: Iterable[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status, 2 for a mistake, which is printed as one sentence."""
+    replace_unprintable()
     words = parser().parse_args(with_values(sys.argv[1:] if argv is None else argv))
     try:
         if words.command not in READ_NOTES:
             check_no_notes(getattr(words, "paths", ()))
         return words.run(words) or 0
-    except UserError as error:
-        if words.debug:
+    except (UserError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # as of `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        if words.debug or not (isinstance(error, UserError) or error.errno in DENIED):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {denied(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # as of `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 if __name__ == "__main__":

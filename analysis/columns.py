@@ -1,6 +1,5 @@
 """Finds the columns that a user names, and the columns in which runs differ."""
 
-import difflib
 from collections.abc import Callable, Hashable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,7 +9,7 @@ import pandas as pd
 from analysis.metrics import FIRST, REPORTED_FIRST, Column, badness, short_name
 from analysis.reading.names import COLUMN_NAMES
 from analysis.text import clean
-from sae_sweeps.errors import ConfigError
+from sae_sweeps.errors import ConfigError, did_you_mean
 
 UNSHOWN = (
     "outputs", "device", "title", "description", "dry_run", "logger", "cluster", "activations", "tags", "variants",
@@ -110,8 +109,7 @@ def find_columns(full: pd.DataFrame, word: str) -> list[Column]:
     if word in ("tokens_to_fvu", "seconds_to_fvu"):
         raise ConfigError(f"no run has {word} here; give --target-fvu X, for the runs' common target is not known yet.")
     parts = [part for _, name in columns for part in (name, last_part((_, name)))]
-    near = difflib.get_close_matches(word, [*parts, *COLUMN_NAMES], n=1)
-    hint = f"did you mean {clean(near[0])}?" if near else "`--format csv` lists the names."
+    hint = did_you_mean(word, [*map(clean, parts), *COLUMN_NAMES], "`--format csv` lists the names.")
     raise ConfigError(f"no run has a column {clean(word)!r}; {hint}")
 
 

@@ -29,12 +29,58 @@ from bench.results import FILE, Results, read, tables, write
 from bench.setting import ROOT, Setting
 
 DOCS = ROOT / "docs" / "benchmarks.md"
+PAGE = "page.md"
 LEAST = 10.0
 """Seconds in which a part can measure something."""
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = arguments()
+    folder = words.out or ROOT / "outputs" / "bench" / f"{words.device}{'-small' * words.small}"
+    folder.mkdir(parents=True, exist_ok=True)
+    setting = Setting(words.device, words.rounds, words.threads, str(folder.resolve()), words.small)
+    patience = words.patience or (1 if words.device == "cuda" else 5)
+    limits = {part: round(patience * PARTS[part].limit) for part in PARTS}
+    left_out = {part: why for part in PARTS if (why := words.skip.get(part) or why_not(part, words))}
+    plan = {part: limit for part, limit in limits.items() if part not in left_out}
+    where = f"{name(words.device)}; torch {torch.__version__}, {words.threads} threads"
+    print(f"{where}; numbers in {folder / FILE}, tables in {folder / PAGE}")
+    print(f"at most {sum(plan.values())} s: {', '.join(f'{part} {limit} s' for part, limit in plan.items())}")
+    at = time.strftime("%Y-%m-%d %H:%M:%S")
+    Results(folder, "plan").line(at=at, command=sys.argv[1:], limits=plan, left_out=left_out)
+    began, failed = time.monotonic(), []
+    for part in PARTS:
+        left = (words.limit or float("inf")) - (time.monotonic() - began)
+        if part in plan and left < LEAST:
+            left_out[part] = f"--limit {words.limit:.0f}: no time was left"
+        start, offset = time.monotonic(), (folder / FILE).stat().st_size
+        facts = {"status": f"left out: {left_out[part]}"} if part in left_out else {"clocks before": clocks()}
+        if part not in left_out:
+            facts["status"] = run(part, setting, min(limits[part], left))
+            facts |= {"time": f"{time.monotonic() - start:.0f} s", "clocks after": clocks()}
+        lines = read(folder, offset)
+        facts["peak"] = ", ".join(f"{line['peak_gb']:.2f} GB" for line in lines if "peak_gb" in line)
+        facts = {fact: value for fact, value in facts.items() if value}
+        Results(folder, part).line(**facts)
+        setting.gflops = next((line["gflops"] for line in reversed(lines) if "gflops" in line), setting.gflops)
+        status = facts.pop("status")
+        text = [f"**{part}**: {'; '.join([status, *(f'{fact} {value}' for fact, value in facts.items())])}."]
+        text += [] if part in left_out else [f"{where}.", *tables(lines)]
+        print("\n".join(["", *text]), flush=True)
+        write(folder / PAGE, f"{part}-{words.device}", text, keep=part in left_out)
+        if status == "done" and words.device == "cpu" and not (words.small or words.out):
+            write(DOCS, f"{part}-{words.device}", text, add=False)
+        failed += [f"{part}: {status}"] if part not in left_out and status != "done" else []
+    print(f"\n{time.monotonic() - began:.0f} s; numbers in {folder / FILE}, tables in {folder / PAGE}")
+    if failed:
+        print("\n".join(failed), file=sys.stderr)
+    return int(bool(failed))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART")
     parser.add_argument("--skip", nargs="+", default=[], metavar="PART=WHY", help="leave parts out, and record why")
@@ -45,61 +91,15 @@ def main() -> int:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="by default outputs/bench/DEVICE")
     parser.add_argument("--small", action="store_true", help="a tiny shape, to try the bench itself")
     words = parser.parse_args()
-    skipped = {part: why or "--skip" for part, _, why in (word.partition("=") for word in words.skip)}
-    if unknown := sorted(skipped.keys() - PARTS.keys()):
+    words.skip = {part: why or "--skip" for part, _, why in (word.partition("=") for word in words.skip)}
+    if unknown := sorted(words.skip.keys() - PARTS.keys()):
         parser.error(f"--skip {unknown[0]}: no such part; choose from {', '.join(PARTS)}")
     if words.device == "cuda" and not torch.cuda.is_available():
         parser.error(
             f"--device cuda: torch {torch.__version__} of {sys.executable} sees no GPU here; a CUDA build comes with "
             "make install TORCH_INDEX=..., another Python with make bench-gpu PYTHON=..."
         )
-    folder = words.out or ROOT / "outputs" / "bench" / words.device
-    folder.mkdir(parents=True, exist_ok=True)
-    setting = Setting(words.device, words.rounds, words.threads, str(folder.resolve()), words.small)
-    page = folder / "page.md" if words.out or words.small or words.device != "cpu" else DOCS
-    where = f"{name(words.device)}; torch {torch.__version__}"
-    print(f"{where}; numbers in {folder / FILE}, tables in {page}")
-
-    patience = words.patience or (1 if words.device == "cuda" else 5)
-    limits = {part: round(patience * PARTS[part].limit) for part in PARTS}
-    plan = {part: skipped.get(part) or why_not(part, words) for part in PARTS}
-    total = sum(limits[part] for part, why in plan.items() if why is None)
-    print(f"at most {total} s: " + ", ".join(f"{part} {limits[part]} s" for part, why in plan.items() if why is None))
-    Results(folder, "plan").line(
-        at=time.strftime("%Y-%m-%d %H:%M:%S"),
-        command=sys.argv[1:],
-        limits=limits,
-        left_out={k: v for k, v in plan.items() if v},
-    )
-    began, statuses = time.monotonic(), {}
-    for part, why in plan.items():
-        left = (words.limit or float("inf")) - (time.monotonic() - began)
-        if why is None and left < LEAST:
-            why = f"--limit {words.limit:.0f}: no time was left"
-        if why is not None:
-            Results(folder, part).line(status=f"left out: {why}")
-            print(f"\n{part}: left out: {why}", flush=True)
-            if page != DOCS and f"<!-- bench:{part}-" not in (page.read_text() if page.exists() else ""):
-                write(page, f"{part}-{words.device}", [f"**{part}**: left out: {why}."])
-            continue
-        offset, start, before = (folder / FILE).stat().st_size, time.monotonic(), clocks()
-        statuses[part] = status = run(part, setting, min(limits[part], left))
-        end, lines = {"status": status, "s": time.monotonic() - start}, read(folder, offset)
-        facts = [f"**{part}**: {status}, {end['s']:.0f} s"]
-        facts += [f"peak {line['peak_gb']:.2f} GB" for line in lines if "peak_gb" in line]
-        if before:
-            end |= {"clocks before": before, "clocks after": clocks()}
-            facts += [f"clocks before: {before}", f"clocks after: {end['clocks after']}"]
-        Results(folder, part).line(**end)
-        setting.gflops = next((line["gflops"] for line in reversed(lines) if "gflops" in line), setting.gflops)
-        text = [f"{where}, {words.threads} threads; {'; '.join(facts)}.", *tables(lines)]
-        print("\n".join(["", *text]), flush=True)
-        write(page, f"{part}-{words.device}", text)
-    print(f"\n{time.monotonic() - began:.0f} s; numbers in {folder / FILE}, tables in {page}")
-    failed = {part: status for part, status in statuses.items() if status != "done"}
-    for part, status in failed.items():
-        print(f"{part}: {status}", file=sys.stderr)
-    return int(bool(failed))
+    return words
 
 
 def why_not(part: str, words: argparse.Namespace) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from sae_sweeps.kernels.coactivation import competing_cosines
 from sae_sweeps.kernels.competition import Competition
 from sae_sweeps.kernels.features import TopKFeatures
 from sae_sweeps.kernels.pairs import Pairs, per_token
+
+if TYPE_CHECKING:
+    from sae_sweeps.training.step import Training
 
 
 class TooFar(Exception):
@@ -74,7 +78,11 @@ def penalties(setting: Setting, results: Results) -> list[str]:
     found = fast.forward(batch, step)
     assert isinstance(found.ctx.feature_acts, TopKFeatures)
     indices = found.ctx.feature_acts.indices
-    plain.sae.activate = lambda pre_acts, step: TopKFeatures(pre_acts.gather(1, indices).relu(), indices, shape.d_sae)
+
+    def same_features(pre_acts: Tensor, step: int) -> TopKFeatures:
+        return TopKFeatures(pre_acts.gather(1, indices).relu(), indices, shape.d_sae)
+
+    plain.sae.activate = same_features  # type: ignore[method-assign]
     expected = plain.forward(batch, step)
     for name in names:
         row: dict[str, object] = {"penalty": name}
@@ -90,7 +98,45 @@ def penalties(setting: Setting, results: Results) -> list[str]:
         results.add(f"Penalties, {replace(shape, bfloat16=False)}; largest difference, relative", row)
         if any(isinstance(value, float) and not value <= Case.tolerance for value in row.values()):
             wrong.append(f"penalty {name}: {row}")
-    return wrong
+    del found, expected
+    difference = update(setting, results, fast, plain)
+    return wrong if difference < Case.tolerance else [*wrong, f"the update: {difference:.1e}"]
+
+
+def update(setting: Setting, results: Results, fast: Training, plain: Training) -> float:
+    """Two updates (projection, norm, clipping, Adam, unit rows) from the same gradients: how far the weights are."""
+    start = {name: weight.detach().clone() for name, weight in plain.named_parameters()}
+    generator = torch.Generator().manual_seed(1)
+
+    def once(training: Training, grads: dict[str, Tensor]) -> None:
+        for name, weight in training.named_parameters():
+            weight.grad = torch.empty_like(weight).copy_(grads[name])
+        norm = training.optimizer.project_gradients()
+        training.optimizer.step(1e-2, (norm + 1e-6).clamp(min=1.0), None)
+
+    for _ in range(2):
+        grads = {name: torch.randn(weight.shape, generator=generator) for name, weight in start.items()}
+        once(fast, grads)
+        once(plain, grads)
+    weights = dict(fast.named_parameters())
+    gaps = {
+        name: float(
+            (weights[name].detach().double() - weight.detach()).abs().max()
+            / (weight.detach() - start[name]).abs().max()
+        )
+        for name, weight in plain.named_parameters()
+    }
+    worst, largest = max(gaps, key=lambda name: gaps[name]), max(weight.numel() for weight in start.values())
+    on_device = {name: grad.to(setting.device) for name, grad in grads.items()}
+    took = seconds(lambda: once(fast, on_device), setting.device, *((1, 0) if setting.small else (10, 2)))
+    row = {
+        "of": worst,
+        "difference": gaps[worst],
+        "allowed": Case.tolerance,
+        "ms, with copying gradients": 1e3 * took,
+    }
+    results.add(f"Two updates, largest matrix of {largest:,} numbers; difference relative to the largest change", row)
+    return gaps[worst]
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
@@ -177,4 +223,5 @@ def ortho(W: Tensor, f: TopKFeatures, way: str) -> tuple[Tensor, Tensor, Tensor]
     """Value and number of competing pairs, both [1], and gradient [d_sae, d_in] of the sum over competing pairs."""
     W = W.detach().requires_grad_()
     value, pairs = competing_cosines(W, f, f.n_tokens, Competition("jaccard", "linear", 0.0123, 0.1), way)
-    return value.detach()[None], torch.as_tensor(pairs).double()[None], torch.autograd.grad(value, W)[0]
+    n_pairs = torch.as_tensor(pairs, device=W.device).double()  # a number where pairs are listed
+    return value.detach()[None], n_pairs[None], torch.autograd.grad(value, W)[0]

@@ -25,8 +25,8 @@ class Failed(Exception):
 
 def demo(setting: Setting, results: Results) -> None:
     """The demo's three runs on either device, and on the CPU with other instructions: what rounding alone changes."""
-    n_tokens = 8192 if setting.small else 204_800
-    words = [*WORDS, f"num_tokens={n_tokens}", "report=false", *(["batch_size=256"] if setting.small else [])]
+    shape = ["num_tokens=1024", "batch_size=256", "d_sae=64", "k=4"] if setting.small else ["num_tokens=204800"]
+    words = [*WORDS, *shape, "report=false"]
     ways: dict[str, tuple[str, dict[str, str]]] = {
         "cpu": ("cpu", {}), setting.device: (setting.device, {}), "cpu, other rounding": ("cpu", OTHER_ROUNDING)
     }  # fmt: skip

@@ -59,7 +59,7 @@ def checkpoint(setting: Setting, results: Results, folder: Path) -> None:
 
 
 def batch(setting: Setting, results: Results, folder: Path) -> None:
-    """A batch drawn from memory and from shards on disk, on the device."""
+    """A batch drawn from shards on disk and from memory, on the device."""
     from sae_sweeps.activations import store
     from sae_sweeps.activations.sampler import Sampler
     from sae_sweeps.config.schema import ActivationsConfig, DataConfig, LayerConfig, SyntheticConfig
@@ -68,9 +68,9 @@ def batch(setting: Setting, results: Results, folder: Path) -> None:
     n_tokens = 20 * shape.batch
     shards = 3 if setting.small else 180
     store.SHARD_BYTES = n_tokens * shape.d_in * 2 // shards  # as many shards as 5 million tokens of Gemma have
-    for mode in ("memory", "disk"):
+    for mode in ("disk", "memory"):  # the second reads what the first harvested
         (opened,) = store.open_layers(
-            SyntheticConfig(d_in=shape.d_in), [(LayerConfig(), {"bench": mode})], DataConfig(),
+            SyntheticConfig(d_in=shape.d_in), [(LayerConfig(), {"bench": shape.d_in})], DataConfig(),
             ActivationsConfig(mode=mode, dtype="bfloat16"), n_tokens, folder, setting.device,
         )  # fmt: skip
         if isinstance(opened, Exception):

@@ -74,14 +74,16 @@ def shown(value: Any) -> str:
     return f"{value:.4g}" if size >= 1e-3 or not size else f"{value:.1e}"
 
 
-def write(path: Path, name: str, lines: Sequence[str]) -> None:
-    """Put the lines between the markers of `name`; at the end of the file where it has none."""
+def write(path: Path, name: str, lines: Sequence[str], add: bool = True, keep: bool = False) -> None:
+    """Put the lines between the markers of `name`; where the file has none, at its end, or nowhere without `add`.
+
+    With `keep` lines that are there already stay.
+    """
     begin, end = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
     text = path.read_text() if path.exists() else ""
     block = "\n".join([begin, *lines, end])
-    if begin in text:
+    if begin in text and not keep:
         before, _, rest = text.partition(begin)
-        text = before + block + rest.partition(end)[2]
-    else:
-        text = f"{text.rstrip()}\n\n{block}\n".lstrip()
-    write_text(path, text)
+        write_text(path, before + block + rest.partition(end)[2])
+    elif begin not in text and add:
+        write_text(path, f"{text.rstrip()}\n\n{block}\n".lstrip())

@@ -1,7 +1,9 @@
 """Errors that a user can mend. Each message is one sentence: the key or file, the value, the mend."""
 
+import difflib
 import errno
 import re
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -49,6 +51,12 @@ def out_of_memory(error: BaseException | None) -> bool:
                 return True
         error = error.__cause__
     return False
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The end of a sentence about an unknown word: the known one that is nearest, or else `otherwise`."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else otherwise
 
 
 def who_has(choices: list[str]) -> str:

@@ -21,6 +21,8 @@ def test_a_table_is_put_in_and_replaced(tmp_path):
     write(page, "step-cpu", table(("a", "b"), [("1", "2")]))
     write(page, "penalty-cpu", ["new"])
     write(page, "penalty-cpu", ["newer"])
+    write(page, "penalty-cpu", ["left out"], keep=True)
+    write(page, "disk-cpu", ["not in this page"], add=False)
     assert page.read_text() == (
         "# Speed\n\nWords.\n\n<!-- bench:step-cpu -->\n"
         "| a | b |\n| --- | --- |\n| 1 | 2 |\n<!-- /bench:step-cpu -->\n\n"

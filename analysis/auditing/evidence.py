@@ -1,16 +1,14 @@
-"""Facts from a run's folder that its record lacks. Files are read when a rule needs them, long ones in part."""
+"""Facts from a run's folder that its record lacks. Files are read when a rule needs them."""
 
 import os
 import re
 from collections.abc import Iterator
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 PART = 64 * 1024
-"""Bytes read at once from the beginning, the middle and the end of a file."""
-
-NUMBER = rb"(-?[0-9][-+.0-9eE]*|null)"
+"""Bytes read of each end of an evaluation's file."""
 
 
 class Evidence:
@@ -20,35 +18,28 @@ class Evidence:
         self.folder = folder
 
     @cached_property
-    def parts(self) -> list[bytes]:
-        """metrics.jsonl: all of it where it is short, else its beginning, middle and end, cut at whole lines."""
-        return [] if self.folder is None else parts_of(f"{self.folder}/metrics.jsonl")
-
-    @cached_property
     def log(self) -> bytes:
-        """All of metrics.jsonl."""
-        if len(self.parts) < 2:
-            return b"".join(self.parts)
-        assert self.folder is not None
-        return (self.folder / "metrics.jsonl").read_bytes()
+        """metrics.jsonl as it is."""
+        try:
+            return b"" if self.folder is None else Path(f"{self.folder}/metrics.jsonl").read_bytes()
+        except OSError:
+            return b""
 
-    def sampled(self, key: str) -> list[float]:
-        """The logged values of a key, oldest first, in the parts that are read of a long log."""
-        found = (text for part in self.parts for text in pattern_of(key).findall(part))
+    def logged(self, key: str) -> list[float]:
+        """The logged values of a key, oldest first; null, which is written for non-finite numbers, as nan.
+
+        The log is searched, not parsed: a thousand runs are read for a few of its keys.
+        """
+        found = re.findall(rb'"%b": ?(-?[0-9][-+.0-9eE]*|null)' % re.escape(key.encode()), self.log)
         return [float("nan" if text == b"null" else text) for text in found]
 
     def last(self, key: str) -> float | None:
         """The last logged value of a key; None where it was never logged."""
-        lines = (line for part in reversed(self.parts) for line in reversed(part.splitlines()))
-        return next((values[-1] for line in lines if (values := list(values_in(line, key)))), None)
+        return next(reversed(self.logged(key)), None)
 
     def ever(self, key: str) -> bool | None:
         """Whether the key was ever logged with a value other than 0; None where it was never logged."""
-        if any(value for part in self.parts for value in values_in(part, key)):
-            return True
-        if f'"{key}"'.encode() not in self.log:
-            return None
-        return any(values_in(self.log, key))
+        return any(found) if (found := self.logged(key)) else None
 
     @cached_property
     def evaluations(self) -> dict[str, os.stat_result]:
@@ -109,33 +100,6 @@ def ends_of(path: Path) -> tuple[bytes, bytes]:
             return head, file.read()
     except OSError:
         return b"", b""
-
-
-def parts_of(path: str) -> list[bytes]:
-    """A file of lines, whole where it is short, else its beginning, middle and end."""
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size <= 3 * PART:
-                return [file.read()]
-            found = []
-            for start in (0, (size - PART) // 2, size - PART):
-                file.seek(start)
-                part = file.read(PART)
-                found.append(part[part.find(b"\n") + 1 if start else 0 : part.rfind(b"\n") + 1])
-            return found
-    except OSError:
-        return []
-
-
-def values_in(text: bytes, key: str) -> Iterator[float]:
-    """The numbers under a key of JSON lines; null, which is written for non-finite numbers, as nan."""
-    return (float("nan" if found[1] == b"null" else found[1]) for found in pattern_of(key).finditer(text))
-
-
-@cache
-def pattern_of(key: str) -> re.Pattern[bytes]:
-    return re.compile(re.escape(f'"{key}"'.encode()) + rb": ?" + NUMBER)
 
 
 def texts_in(text: bytes, **keys: str) -> Iterator[tuple[str, Any]]:

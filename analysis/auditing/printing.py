@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from analysis.auditing.finding import LEVELS, Finding, run_names, who
 from analysis.text import clean, markdown_cell
 
+JSON = {"code": "code", "level": "level", "sentence": "sentence", "do": "mend", "study": "study", "runs": "runs"}
+"""Names in JSON -> fields of a Finding."""
 MAX_LINES = 20
 """The most lines of findings under a table."""
 
@@ -42,17 +44,7 @@ def printed(
     if format == "json":
         import json
 
-        content = [
-            {
-                "code": f.code,
-                "level": f.level,
-                "sentence": f.sentence,
-                "do": f.mend,
-                "study": f.study,
-                "runs": list(f.runs),
-            }
-            for f in findings
-        ]
+        content = [{name: getattr(finding, field) for name, field in JSON.items()} for finding in findings]
         return json.dumps({"runs": n_runs, "findings": content}, indent=2, ensure_ascii=False)
     named = [study for study in studies or {} if study]
     of = f" of {len(named)} studies" if len(named) > 1 else ""
@@ -66,11 +58,8 @@ def printed(
         lines += by_level(own, n, format, several)
     across = [f for f in findings if f.study is None]
     if across:
-        lines += [
-            "",
-            heading(f"several studies: {counted(across)}", 2, format),
-            *by_level(across, n_runs, format, True),
-        ]
+        lines += ["", heading(f"several studies: {counted(across)}", 2, format)]
+        lines += by_level(across, n_runs, format, True)
     return "\n".join(lines)
 
 

@@ -353,13 +353,9 @@ def section(run: Noted, common: dict[str, Any], findings: Sequence[str]) -> list
 def state_of(run: Noted, heading: str) -> dict[str, Any]:
     """What is neither config nor metric. The title is left out where the heading is it, in plain characters."""
     state = run.run
-    content: dict[str, Any] = {
-        "run_id": run.run_id,
-        "state": state.state,
-        "step": state.step,
-        "total_steps": state.total_steps,
-    }
-    content |= {"error": state.error, "warnings": state.warnings, "described": outside(state.metrics)}
+    fields = ("state", "step", "total_steps", "error", "warnings")
+    content = {"run_id": run.run_id} | {name: getattr(state, name) for name in fields}
+    content |= {"described": outside(state.metrics)}
     content |= {"steps": COUNTED} if run.run.recorded.counted else {}
     content = {key: value for key, value in content.items() if value not in (None, [], {})}
     is_plain = re.fullmatch(r"\w([\w =.,+/()-]*[\w)])?", heading) and heading == state.title

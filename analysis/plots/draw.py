@@ -1,13 +1,12 @@
 """Figures as files."""
 
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from analysis.plots.registry import OLDER, PLOTS
 from analysis.plots.study import Missing, Study
 from analysis.plots.style import png, style, svg
-from sae_sweeps.errors import ConfigError
+from sae_sweeps.errors import ConfigError, did_you_mean
 from sae_sweeps.storage.files import write_bytes, write_text
 
 
@@ -44,7 +43,6 @@ def known(names: Sequence[str]) -> list[str]:
     names = [OLDER.get(name, name) for name in names]
     for name in names:
         if name not in PLOTS:
-            near = difflib.get_close_matches(name, PLOTS, n=1)
-            hint = f"did you mean {near[0]}?" if near else "`--list` shows the names."
+            hint = did_you_mean(name, PLOTS, "`--list` shows the names.")
             raise ConfigError(f"--only {name!r}: there is no such figure; {hint}")
     return list(dict.fromkeys(names))

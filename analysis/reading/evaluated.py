@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.reading.record import Recorded
-from analysis.reading.saebench import layer_in
+from analysis.reading.saebench import FACTS, layer_in
 from sae_sweeps.config.evaluations import EVALUATIONS
 from sae_sweeps.storage.files import read_json
 
@@ -38,12 +38,7 @@ def facts(content: dict[str, Any]) -> dict[str, Any]:
     sae = content.get("sae_cfg_dict") or {}
     metadata = sae.get("metadata") or {}
     hook = sae.get("hook_name") or metadata.get("hook_name")
-    found = {
-        "layer": layer_in(hook) if hook else None,
-        "hook": hook,
-        "model": sae.get("model_name") or metadata.get("model_name"),
-        "eval_id": content.get("eval_id"),
-        "time_ms": content.get("datetime_epoch_millis"),
-        "commit": content.get("sae_bench_commit_hash"),
-    }
+    model = sae.get("model_name") or metadata.get("model_name")
+    found = {"layer": layer_in(hook) if hook else None, "hook": hook, "model": model}
+    found |= {ours: content.get(theirs) for theirs, ours in FACTS.items()}
     return {key: value for key, value in found.items() if value is not None}

@@ -6,12 +6,11 @@ from typing import Any
 
 from analysis.reading.literals import Literal
 from analysis.reading.names import EVALUATIONS, LOGGED, STEPS, architecture_name, config_name, is_config
+from analysis.reading.saebench import FACTS
 
 CONFIG_BLOCK = re.compile(r"config|varied|common|setting|hyper|argument|param", re.I)
 RESULT_BLOCK = re.compile(r"result|metric|score|eval|loss", re.I)
 LAYER_IN_NAME = re.compile(r"layer_(\d+)|blocks\.(\d+)\.")
-FACTS = {"eval_id": "eval_id", "datetime_epoch_millis": "time_ms", "sae_bench_commit_hash": "commit"}
-"""Keys of SAEBench's results -> those of `Recorded.evaluations`."""
 ABOUT_EVALUATION = {
     *FACTS, "eval_type_id", "eval_config", "eval_result_metrics", "eval_result_details", "eval_result_unstructured",
     "sae_cfg_dict", "sae_lens_id", "sae_lens_release_id", "sae_lens_version", "unique_id", "sae_set", "sae_id",

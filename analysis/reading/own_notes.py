@@ -13,6 +13,7 @@ from analysis.reading.imports import Import, imported_run
 from analysis.reading.literals import read_dict
 from analysis.reading.names import COLUMN_NAMES
 from analysis.reading.record import Recorded, submodule_name
+from analysis.reading.saebench import FACTS
 from analysis.text import clean
 from sae_sweeps.errors import DataError
 
@@ -30,10 +31,7 @@ FIELDS = (
 """The config keys that are written under the records' names."""
 REPEATED = ("training_steps", "layer", "dict_size", "learning_rate", "sparsity_penalty")
 """Fields of the records' `final_info` that follow from others: written, never read."""
-EVALUATION = {
-    "settings": "eval_config", "eval_id": "eval_id", "time_ms": "datetime_epoch_millis",
-    "commit": "sae_bench_commit_hash",
-}  # fmt: skip
+EVALUATION = {"settings": "eval_config"} | {ours: theirs for theirs, ours in FACTS.items()}
 """What `Recorded.evaluations` keeps of an evaluation -> SAEBench's name of it, as in the records."""
 SAE = {"model": "model_name", "layer": "hook_layer", "hook": "hook_name"}
 """Likewise, within `sae_cfg_dict`."""

@@ -13,6 +13,8 @@ from sae_sweeps.errors import DataError
 if TYPE_CHECKING:
     from analysis.reading.imports import Import
 
+FACTS = {"eval_id": "eval_id", "datetime_epoch_millis": "time_ms", "sae_bench_commit_hash": "commit"}
+"""Keys of SAEBench's results -> those of `Recorded.evaluations`."""
 CAN_BE_MINUS_ONE = ("scr", "tpp", "shift_and_tpp")
 """Evaluations whose scores may be exactly -1; in the others' files -1 means nan."""
 

@@ -51,14 +51,8 @@ def pivoted(table: Table, rows: str, columns: str, value: str) -> Table:
             found = {line: by_cell[kind, metric[1]].iloc[n] for n, (line, own) in enumerate(cells) if own == name}
             empty = 0 if kind == "n" else float("nan")
             contents[kind, name] = [found.get(line, empty) for line in range(len(lines))]
-    frame = framed(contents)
-    return replace(table, frame=frame, notes=notes, levels={}, unfit={}, pivot=Pivot(metric[1], across[1], unfit))
-
-
-def framed(contents: dict[Column, Any]) -> pd.DataFrame:
     frame = pd.DataFrame(contents)
-    frame.columns = pd.MultiIndex.from_tuples(list(frame.columns))
-    return frame
+    return replace(table, frame=frame, notes=notes, levels={}, unfit={}, pivot=Pivot(metric[1], across[1], unfit))
 
 
 def averaged(measured: pd.DataFrame, cells: Cells) -> list[str]:

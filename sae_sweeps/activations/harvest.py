@@ -7,11 +7,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sae_sweeps.activations.contexts import check_context, rows_of
 from sae_sweeps.activations.language_model import LanguageModel
 from sae_sweeps.activations.synthetic import SyntheticWorld
-from sae_sweeps.architectures.batch import Batch, norms_of
+from sae_sweeps.architectures.batch import Batch, norms_of, to_device
 from sae_sweeps.config.schema import DataConfig, LayerConfig
 from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError
@@ -62,20 +63,24 @@ class TextSource:
         Contexts before `start` are tokenised but not run. They are batched in the same way whatever `start`, `stop` and
         the layers, so that an activation always has the same bits.
         """
+        return arrived(TextSource._computed(sources, start, stop), sources[0].lm.device)
+
+    @staticmethod
+    def _computed(sources: Sequence["TextSource"], start: int, stop: int) -> Iterator[list[Batch]]:
         done = sequences = 0
         lm, layers = sources[0].lm, [source.layer for source in sources]
         for tokens_SL, role_SL, keep_SL in sources[0]._groups():
             n_kept = int(keep_SL.sum())
             wanted = slice(max(start - done, 0), min(stop - done, n_kept))
             if wanted.start < wanted.stop:
-                acts = lm.activations_at(torch.from_numpy(tokens_SL).long(), layers)
+                acts = lm.activations_at(to_device(torch.from_numpy(tokens_SL).long(), lm.device), layers)
                 sequence, position = (torch.from_numpy(i[wanted]) for i in np.nonzero(keep_SL))
-                at = sequence.to(lm.device), position.to(lm.device)
+                at = to_device(sequence, lm.device), to_device(position, lm.device)
                 token_ids, role = (torch.from_numpy(t_SL)[sequence, position] for t_SL in (tokens_SL, role_SL))
                 place = (sequence + sequences).to(torch.int32), position.to(torch.int32)
                 xs = [acts_SLD[at] for acts_SLD in acts]
                 yield [
-                    Batch(x.to(source.dtype).cpu(), token_ids, *place, role, norms_of(x).cpu())
+                    Batch(to_host(x.to(source.dtype)), token_ids, *place, role, to_host(norms_of(x)))
                     for source, x in zip(sources, xs, strict=True)
                 ]
             done += n_kept
@@ -121,6 +126,31 @@ class SyntheticSource:
 
     def count(self, stop: int) -> int:
         return stop
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU; from a GPU the copy is only queued."""
+    if not tensor.is_cuda:
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def arrived(batches: Iterator[list[Batch]], device: torch.device) -> Iterator[list[Batch]]:
+    """The batches with their copies from a GPU complete, each while the GPU computes the one after it."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    before: tuple[list[Batch], torch.cuda.Event] | None = None
+    for together in batches:
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(device))
+        if before is not None:
+            before[1].synchronize()
+            yield before[0]
+        before = together, copied
+    if before is not None:
+        before[1].synchronize()
+        yield before[0]
 
 
 def streams(sources: Sequence[Source], start: int, stop: int) -> Iterator[list[Batch]]:

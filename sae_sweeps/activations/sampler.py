@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from sae_sweeps.activations.permutation import permute
+from sae_sweeps.activations.side_stream import SideStream
 from sae_sweeps.activations.store import ActivationStore, Rows
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.errors import ConfigError, DataError
@@ -111,7 +112,7 @@ class Sampler:
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps `start` to `stop`, each prepared by a thread while the caller works on the one before."""
-        return (batch for _, batch in prepared(self.batch, range(start, stop)))
+        return (batch for _, batch in prepared(self.batch, range(start, stop), device=self.device))
 
     def _part(self, step: int) -> tuple[Rows, tuple[int, ...], int]:
         """The rows that a step draws from, which part of the stream they are, and the step's number in that part."""
@@ -130,19 +131,24 @@ class Sampler:
 
 
 def prepared(
-    draw: Callable[[int], Drawn], steps: range, go_on: Callable[[int], bool] = lambda step: True
+    draw: Callable[[int], Drawn],
+    steps: range,
+    go_on: Callable[[int], bool] = lambda step: True,
+    device: torch.device | None = None,
 ) -> Iterator[tuple[int, Drawn]]:
     """Each step with `draw(step)`, which a thread makes while the caller works on the one before.
 
+    On a GPU it makes them on a stream of its own, so that copies do not wait for the training, nor it for them.
     `go_on(step)` is called while a step is not ready (a stream harvests its next part, for example); False ends them.
     """
+    side = SideStream(device or torch.device("cpu"))
     with ThreadPoolExecutor(1, thread_name_prefix="sampler") as thread:
-        ahead = thread.submit(draw, steps.start) if steps else None
+        ahead = thread.submit(side.make, draw, steps.start) if steps else None
         for step in steps:
             assert ahead is not None
             while not ahead.done():
                 if not wait([ahead], POLL_S).done and not go_on(step):
                     return
-            drawn = ahead.result()
-            ahead = thread.submit(draw, step + 1) if step + 1 < steps.stop else None
+            drawn = side.take(*ahead.result())
+            ahead = thread.submit(side.make, draw, step + 1) if step + 1 < steps.stop else None
             yield step, drawn

@@ -13,10 +13,11 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -36,6 +37,8 @@ from sae_sweeps.errors import ConfigError, DamagedFile, DataError
 from sae_sweeps.storage.files import DiskFull, fsync_folder, naming_full_disk, write_bytes, write_json
 
 FORMAT_VERSION = 1
+AHEAD = 4
+"""Forward passes whose activations wait for the thread that writes them."""
 SHARD_BYTES = 128 * 2**20
 """Size of a shard's activations, and so the memory needed to harvest to disk."""
 
@@ -59,7 +62,7 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def take(self, index_B: np.ndarray) -> Batch:
-        """The tokens at `index_B` [B], in that order, on the CPU in the stored dtype."""
+        """The tokens at `index_B` [B], in that order, in the stored dtype, on the CPU or the GPU that keeps them."""
         ...
 
     def starts(self, span: int) -> Index:
@@ -210,7 +213,7 @@ def _read_once(
         kept = {h.place: MemoryStore(batch, data) for h, batch in zip(harvests, collected, strict=True)}
         _in_memory.update(kept)
         return list(kept.values())
-    _refuse_full_disk(sum(_size_of(source, num_tokens) for source in sources), harvests[0].place.parent)
+    _refuse_full_disk(num_tokens * sum(map(bytes_per_token, sources)), harvests[0].place.parent)
     _write(harvests, _counted(streams(sources, 0, num_tokens), progress), data)
     stores = [_open_disk(harvest.place, harvest.key) for harvest in harvests]
     for harvest, store in zip(harvests, stores, strict=True):
@@ -297,6 +300,10 @@ class MemoryStore(ResidentRows):
     def rows(self, start: int, stop: int) -> Rows:
         return self
 
+    def stream(self, start: int, stop: int) -> Iterator[Batch]:
+        """Tokens `start` to `stop` in order."""
+        yield self.batch[start:stop]
+
 
 class DiskStore(IndexedRows):
     """All tokens in safetensors shards, mapped into memory and read by the page as they are picked.
@@ -315,6 +322,9 @@ class DiskStore(IndexedRows):
         self._shards_meta: list[dict[str, Any]] = meta["shards"]
         self._per_shard: int = self._shards_meta[0]["n_tokens"]
         self._shards: dict[int, Batch] = {}
+        self._unopened = len(self._shards_meta)
+        self._addresses = np.zeros((len(fields(Batch)), self._unopened), np.int64)
+        """Where each field of each opened shard begins in memory [fields, shards]."""
         self._starts: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -324,19 +334,17 @@ class DiskStore(IndexedRows):
         return self
 
     def take(self, index_B: np.ndarray) -> Batch:
-        index = torch.from_numpy(index_B)
-        shard_B = index_B // self._per_shard
-        out: Batch | None = None
-        for number in np.unique(shard_B):
-            shard = self._shard(int(number))
-            if out is None:
-                out = Batch(*(t.new_empty((len(index), *t.shape[1:])) for t in shard.fields()))
-            here = torch.from_numpy(np.flatnonzero(shard_B == number))
-            row = index[here] - int(number) * self._per_shard
-            for whole, part in zip(out.fields(), shard.fields(), strict=True):
-                whole[here] = part[row]
-        assert out is not None
-        return out
+        from sae_sweeps.kernels.rows_numba import gather
+
+        if index_B.min() < 0 or index_B.max() >= self.n_tokens:
+            raise IndexError(f"rows {index_B.min()} to {index_B.max()} of {self.n_tokens}")
+        for number in np.unique(index_B // self._per_shard) if self._unopened else ():
+            self._shard(int(number))
+        some = next(iter(self._shards.values()))
+        taken = Batch(*(t.new_empty((len(index_B), *t.shape[1:])) for t in some.fields()))
+        for field, address in zip(taken.fields(), self._addresses, strict=True):
+            gather(address, self._per_shard, index_B, field.data_ptr(), field[:1].nbytes)
+        return taken
 
     def starts(self, span: int) -> np.ndarray:
         """As in `Rows`; kept in an unnamed file beside the shards, so that memory does not grow with the tokens."""
@@ -374,10 +382,12 @@ class DiskStore(IndexedRows):
             meta = self._shards_meta[number]
             path = self.place / meta["file"]
             _verify(path, meta["sha256"])
-            tensors = load_file(path)
-            self._shards[number] = Batch(**tensors)
-            if self._shards[number].x.shape != (meta["n_tokens"], self.d_in):
+            shard = Batch(**load_file(path))
+            if shard.x.shape != (meta["n_tokens"], self.d_in):
                 raise _damaged(path, "holds another number of tokens than meta.json records")
+            self._addresses[:, number] = [field.data_ptr() for field in shard.fields()]
+            self._shards[number] = shard
+            self._unopened -= 1
         return self._shards[number]
 
 
@@ -472,9 +482,9 @@ def _refuse_full_disk(size: int, folder: Path) -> None:
         )
 
 
-def _size_of(source: Source, n_tokens: int) -> int:
-    """Bytes of the tokens with their token id, sequence, position, norm (4 each) and role (1)."""
-    return n_tokens * (source.d_in * source.dtype.itemsize + 17)
+def bytes_per_token(source: Source | ActivationStore) -> int:
+    """Of its activation, token id, sequence, position and norm (4 each) and role (1)."""
+    return source.d_in * source.dtype.itemsize + 17
 
 
 def _counted(batches: Iterator[list[Batch]], progress: Progress | None) -> Iterator[list[Batch]]:
@@ -550,19 +560,41 @@ def _write(harvests: list[_Harvest], batches: Iterator[list[Batch]], data: DataC
     try:
         with ExitStack() as stack:
             written = [_WrittenArtifact(harvest, stack) for harvest in harvests]
-            for together in batches:
+
+            def add(together: list[Batch]) -> None:
                 for artifact, batch in zip(written, together, strict=True):
                     artifact.add(artifact.regrouped.add(batch))
+
+            beside(add, batches)
             for artifact in written:
                 artifact.complete(data)
     except DiskFull as error:
-        size = sum(_size_of(harvest.source, 1) for harvest in harvests)
+        size = sum(bytes_per_token(harvest.source) for harvest in harvests)
         raise DiskFull(
             f"the disk of {parent} is full: activations take {size:,} bytes per token there; free some space, or "
             "use activations.mode=stream."
         ) from error
     except PermissionError as error:
         raise DataError(f"{parent} cannot be written ({error.strerror}); choose another place.") from error
+
+
+def beside(work: Callable[[Any], None], things: Iterable[Any]) -> None:
+    """work(thing) for each in turn, by a thread, while the next ones are made; AHEAD of them wait at most.
+
+    The error of either ends both, and no work goes on after it.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="writer") as thread:
+        waiting: deque[Future[None]] = deque()
+        try:
+            for thing in things:
+                waiting.append(thread.submit(work, thing))
+                while len(waiting) > AHEAD or (waiting and waiting[0].done()):
+                    waiting.popleft().result()
+            for one in waiting:
+                one.result()
+        except BaseException:
+            thread.shutdown(cancel_futures=True)
+            raise
 
 
 class _WrittenArtifact:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sae_sweeps.kernels import dead_columns, device
+from sae_sweeps.kernels import choose, dead_columns
 from sae_sweeps.kernels.features import TopKFeatures
 from sae_sweeps.kernels.pairs import per_token
 
@@ -22,7 +22,7 @@ def auxiliary_loss(sae: SAE, ctx: Context, k_aux: int | None) -> Tensor:
     `k_aux` None means d_in / 2. Scaled down while fewer than k_aux features are dead, as in the paper's released code.
     """
     dead, k_aux = sae.dead(), k_aux or max(1, len(sae.b_dec) // 2)
-    if device.works_ahead(dead):
+    if choose.asynchronous(dead):
         return _squares_left(sae, ctx, dead, k_aux).mean() * (dead.sum() / k_aux).clamp(max=1.0)
     n_dead = int(dead.sum())
     if n_dead == 0:

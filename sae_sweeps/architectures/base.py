@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_sweeps.fields import Positive
-from sae_sweeps.kernels import device, sparse, sparse_reference
+from sae_sweeps.kernels import choose, sparse, sparse_reference
 from sae_sweeps.kernels.features import DenseFeatures, Features, PairFeatures
 from sae_sweeps.kernels.pairs import Pairs
 
@@ -136,7 +136,7 @@ class SAE(nn.Module):
         """
         assert self.kernels is not None
         threshold = self.active_above()
-        if threshold is None or device.works_ahead(pre_acts):  # there the host cannot know how many pairs there are
+        if threshold is None or choose.asynchronous(pre_acts):  # there the host cannot know how many pairs there are
             return None
         found = self.kernels.above(pre_acts, threshold, int(self.kernels.SPARSE_UP_TO * pre_acts.numel()))
         if found is None:

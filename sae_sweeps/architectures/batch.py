@@ -38,14 +38,19 @@ class Batch:
         return self.x, self.token_ids, self.sequence, self.position, self.role, self.norm
 
     def to(self, device: torch.device) -> "Batch":
-        """A copy on the device; to a GPU through pinned memory, without waiting for it."""
-        if device.type == "cuda":
-            return Batch(*(t.pin_memory().to(device, non_blocking=True) for t in self.fields()))
-        return Batch(*(t.to(device) for t in self.fields()))
+        """The batch on the device; to a GPU through pinned memory, without waiting for it."""
+        return Batch(*(to_device(tensor, device) for tensor in self.fields()))
 
     @staticmethod
     def concatenate(batches: Sequence["Batch"]) -> "Batch":
         return Batch(*(torch.cat(tensors) for tensors in zip(*(b.fields() for b in batches), strict=True)))
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor there; a copy from the CPU to a GPU goes through pinned memory, and the host does not wait for it."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def norms_of(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from sae_sweeps.architectures.base import SAE
 from sae_sweeps.architectures.topk import TopK, TopKConfig
 from sae_sweeps.fields import BelowOne
-from sae_sweeps.kernels import device
+from sae_sweeps.kernels import choose
 from sae_sweeps.kernels.features import DenseFeatures, Features, PairFeatures
 from sae_sweeps.kernels.pairs import Pairs, largest_pairs
 
@@ -61,7 +61,7 @@ class BatchTopK(TopK):
     def activate_sparsely(self, pre_acts: Tensor, centred: Tensor, step: int) -> Features | None:
         assert self.kernels is not None
         kept = self.k_at(step) * len(pre_acts)
-        if device.works_ahead(pre_acts):
+        if choose.asynchronous(pre_acts):
             pairs, values = largest_pairs(pre_acts.detach(), kept, self.kernels)
             return PairFeatures(self.chosen(values, pairs, centred).relu(), pairs)
         # below the last batches' threshold few are kept; where too few are found, all positive ones are searched

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sae_sweeps.architectures.base import ALL, SAE, ArchitectureConfig
 from sae_sweeps.architectures.l0_control import check_target
 from sae_sweeps.fields import Length, NotNegative, Positive
-from sae_sweeps.kernels import device
+from sae_sweeps.kernels import choose
 from sae_sweeps.kernels.features import Features, PairFeatures
 from sae_sweeps.kernels.pairs import Pairs
 from sae_sweeps.schedules import warm_up
@@ -90,7 +90,7 @@ class JumpReLU(SAE):
     @torch.no_grad()
     def _measure_first(self, z: Tensor, step: int) -> None:
         """Set the unit, and with a target the thresholds, from the first batch's z [B, d_sae]."""
-        if self._measured and step > 0 and device.works_ahead(z):
+        if self._measured and step > 0 and choose.asynchronous(z):
             return
         self._measured = True
         if float(self.unit) != 0:
@@ -128,7 +128,7 @@ class JumpReLU(SAE):
         return JumpFeatures(_Jump.apply(pre_acts_P, theta_P, bandwidth), pairs, above)
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float | Tensor]]:
-        if device.works_ahead(self.baseline) or float(self.baseline) == 0:
+        if choose.asynchronous(self.baseline) or float(self.baseline) == 0:
             measured = ctx.reconstruction(ctx.x - ctx.x.mean(0)).detach()
             self.baseline.copy_(torch.where(self.baseline == 0, measured, self.baseline))
         if isinstance(ctx.feature_acts, JumpFeatures):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.kernels import device
+from sae_sweeps.kernels import choose
 
 GAIN = 0.05
 DAMPING = 2.0
@@ -43,7 +43,7 @@ class L0Control(nn.Module):
         if self.target is None:
             return 1.0
         log_factor = self.log_factor + DAMPING * self.error
-        return log_factor.exp() if device.works_ahead(log_factor) else math.exp(float(log_factor))
+        return log_factor.exp() if choose.asynchronous(log_factor) else math.exp(float(log_factor))
 
     @torch.no_grad()
     def observe(self, l0: Tensor) -> None:

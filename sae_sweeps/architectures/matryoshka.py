@@ -16,7 +16,7 @@ from torch import Tensor
 from sae_sweeps.architectures.base import SAE
 from sae_sweeps.architectures.batch_topk import BatchTopK, BatchTopKConfig
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.kernels import device
+from sae_sweeps.kernels import choose
 from sae_sweeps.kernels.features import Features
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Matryoshka(BatchTopK):
     cfg: MatryoshkaConfig
 
     def residual(self, feature_acts: Features, x: Tensor) -> tuple[Tensor, Tensor]:
-        if not device.works_ahead(x) or type(self).decode is not SAE.decode:
+        if not choose.asynchronous(x) or type(self).decode is not SAE.decode:
             return super().residual(feature_acts, x)
         error, squares = feature_acts.prefix_errors(self.W_dec, self.b_dec, x, (*self.cfg.prefixes(), self.d_sae))
         return error, squares[-1]

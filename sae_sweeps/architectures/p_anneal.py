@@ -17,7 +17,7 @@ from torch import Tensor
 from sae_sweeps.architectures.standard import Standard, StandardConfig
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.fields import AtLeastOne, PositiveShare
-from sae_sweeps.kernels import device
+from sae_sweeps.kernels import choose
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
@@ -69,7 +69,7 @@ class PAnneal(Standard):
 
     def extra_losses(self, ctx: Context) -> dict[str, tuple[Tensor, float | Tensor]]:
         value = powers(ctx.feature_acts.values, self.p_at(ctx.step)).sum() / len(ctx.x)
-        rescale = self.rescale.to(value.dtype) if device.works_ahead(self.rescale) else float(self.rescale)
+        rescale = self.rescale.to(value.dtype) if choose.asynchronous(self.rescale) else float(self.rescale)
         return {"sparsity": (value, self.l1_weight(ctx.step) * rescale)}
 
     @torch.no_grad()

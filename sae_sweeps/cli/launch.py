@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import shutil
 import sys
 from contextlib import suppress
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps.errors import ConfigError, UserError
+from sae_sweeps.errors import ConfigError, UserError, did_you_mean
 from sae_sweeps.runs.inline import States, run_all
 from sae_sweeps.storage.files import read_json, write_text
 from sae_sweeps.storage.printing import print_line
@@ -80,8 +79,7 @@ def objective_of(folder: Path, name: str) -> float | None:
         return None
     metrics = read_json(folder / "results.json")["metrics"]
     if name not in metrics:
-        close = difflib.get_close_matches(name, metrics, n=1)
-        mend = f"did you mean {close[0]}?" if close else f"it has {', '.join(metrics)}."
+        mend = did_you_mean(name, metrics, f"it has {', '.join(metrics)}.")
         raise ConfigError(f"objective={name}: {folder / 'results.json'} has no such metric; {mend}")
     return metrics[name]
 

@@ -7,10 +7,13 @@ import sys
 from collections.abc import Callable
 
 from sae_sweeps.errors import UserError
+from sae_sweeps.storage.files import DENIED, denied
+from sae_sweeps.storage.printing import replace_unprintable
 
 
 def guarded(command: Callable[[], int], debug: bool) -> int:
     """A command's exit status; a mistake is printed in one sentence, with `debug` or HYDRA_FULL_ERROR=1 raised."""
+    replace_unprintable()
     debug = debug or os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         return command()
@@ -29,6 +32,8 @@ def guarded(command: Callable[[], int], debug: bool) -> int:
             message = sentence(error)
         elif (outside := blamed(error) or suspected(error)) is not None:
             message = f"{outside}; --debug shows the traceback."
+        elif isinstance(error, OSError) and error.errno in DENIED:
+            message = denied(error)
         else:
             raise
         print(f"error: {message}", file=sys.stderr)

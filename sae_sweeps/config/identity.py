@@ -20,7 +20,7 @@ LEFT_OUT = (
     "model.name", "model.source", "model.path", "model.default_layer", "model.default_d_sae", "model.vocabulary",
     "model.instruct",
     "data.name", "data.path", "data.forget", "data.retain",
-    "activations.mode", "activations.memory_gb", "activations.disk_gb",
+    "activations.mode", "activations.memory_gb", "activations.disk_gb", "activations.device_gb",
     "train.log_every", "train.checkpoint_every", "train.checkpoint_minutes", "train.monitor_every",
     "train.held_out_tokens", "train.kernels", "layer.d_in",
 )  # fmt: skip

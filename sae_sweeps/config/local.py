@@ -8,7 +8,6 @@ and the command's own words win over them. They are no part of a run's id.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -27,7 +26,7 @@ from sae_sweeps.config.content import content
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.schema import LoggerConfig
 from sae_sweeps.config.typed import typed
-from sae_sweeps.errors import ConfigError
+from sae_sweeps.errors import ConfigError, did_you_mean
 
 GROUPS = ("logger", "cluster")
 GROUP, CHOICE = "local", "yaml"
@@ -115,14 +114,12 @@ def _checked(path: Path, flat: dict[str, Any]) -> Local:
     for key, value in flat.items():
         group = key.partition(".")[0]
         if group not in GROUPS:
-            near = difflib.get_close_matches(group, GROUPS, 1)
-            mend = f"did you mean {near[0]}?" if near else "give others in the command."
+            mend = did_you_mean(group, GROUPS, "give others in the command.")
             raise ConfigError(f"{key}: only keys of logger and cluster belong here, as in `logger: wandb`; {mend}")
         if key == group:
             choices = plugins.choices(group)
             if value not in choices:
-                near = difflib.get_close_matches(str(value), choices, n=1)
-                mend = f"did you mean {near[0]}?" if near else f"one of {', '.join(choices)}."
+                mend = did_you_mean(str(value), choices, f"one of {', '.join(choices)}.")
                 raise ConfigError(f"{group}={_word(value)}: no such choice; {mend}")
             chosen[group] = value
     values = {key: value for key, value in flat.items() if key not in GROUPS}
@@ -131,8 +128,8 @@ def _checked(path: Path, flat: dict[str, Any]) -> Local:
         known = {name: _keys(group, name) for name in plugins.choices(group)}
         readers = [name for name, keys in known.items() if leaf in keys]
         if not readers:
-            near = difflib.get_close_matches(leaf, set().union(*known.values()), 1)
-            raise ConfigError(f"{key}: no such key" + (f"; did you mean {group}.{near[0]}?" if near else "."))
+            near = did_you_mean(leaf, set().union(*known.values())).replace("mean ", f"mean {group}.")
+            raise ConfigError(f"{key}: no such key" + (f"; {near}" if near else "."))
         if group in chosen and chosen[group] not in readers:
             raise ConfigError(f"{key}: {group}={chosen[group]} has no such key; {' and '.join(readers)} have it.")
         node = OmegaConf.create(content(_file(group, chosen.get(group, readers[0]))) | {leaf: value})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -17,7 +16,7 @@ from sae_sweeps.config.content import content
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.plugins import choice_file, choices, folders
 from sae_sweeps.config.schema import RootConfig
-from sae_sweeps.errors import UserError, who_has
+from sae_sweeps.errors import UserError, did_you_mean, who_has
 
 OF_EXPERIMENTS = ("variants", "arms", "study", "shared")
 """Keys that files of conf/experiment give, and no command."""
@@ -117,9 +116,6 @@ def all_keys() -> list[str]:
 
 
 def _suggest(word: str, known: list[str], otherwise: str) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if not close:  # `tau` for `penalty.tau`
-        close = [key for key in known if key.rpartition(".")[2] == word.rpartition(".")[2]][:1]
-    if close:
-        return f"did you mean {close[0]}?"
-    return f"{otherwise} {', '.join(known)}." if otherwise else "`python launch.py --help` lists the keys."
+    others = f"{otherwise} {', '.join(known)}." if otherwise else "`python launch.py --help` lists the keys."
+    same_end = (key for key in known if key.rpartition(".")[2] == word.rpartition(".")[2])  # `tau` for `penalty.tau`
+    return did_you_mean(word, known) or next((f"did you mean {key}?" for key in same_end), others)

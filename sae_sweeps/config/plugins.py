@@ -24,6 +24,7 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
+from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -178,12 +179,17 @@ def _folder_of_package(given: str) -> Path:
 def _below_package(dotted: str) -> list[Path]:
     """Folders PACKAGE.FOLDER of an installed package, found without importing it."""
     package, *below = dotted.split(".")
-    try:
-        spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):
-        spec = None
+    spec = _spec_of(package)
     places = (spec and spec.submodule_search_locations) or ()
     return [folder for place in places if (folder := Path(place, *below)).is_dir()]
+
+
+def _spec_of(package: str) -> ModuleSpec | None:
+    """Where an installed package is, found without importing it; None where there is none of that name."""
+    try:
+        return importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return None
 
 
 def folders() -> list[Path]:
@@ -330,10 +336,7 @@ def find_code(choice: str, target: str, folder: Path | None) -> Code:
         raise ConfigError(f"{choice}: _target_={target}: must be FILE.CLASS, or PACKAGE.MODULE.CLASS.")
     if folder is not None and (file := folder / f"{module}.py").is_file():
         return Code(target, str(file.resolve()), _digest_of_file(file))
-    try:
-        found = importlib.util.find_spec(module.partition(".")[0])
-    except (ImportError, ValueError):
-        found = None
+    found = _spec_of(module.partition(".")[0])
     if found is not None and (found.name in sys.stdlib_module_names or found.name == __package__.partition(".")[0]):
         raise ConfigError(f"{choice}: _target_={target}: is not code of your own; give FILE.CLASS.")
     if found is None:
@@ -429,7 +432,7 @@ def _check_methods(choice: str, cls: type, base: type, required: tuple[str, ...]
 def _load(choice: str, code: Code) -> ModuleType:
     if code.file is None:
         package = code.target.partition(".")[0]
-        spec = importlib.util.find_spec(package)
+        spec = _spec_of(package)
         if spec is None:
             raise ConfigError(f"{choice}: the package {package} is not installed here; install it.")
         _same(choice, f"the package {package}", _digest_of_package(spec), code)

@@ -159,6 +159,9 @@ class ActivationsConfig:
     """`auto` keeps activations in memory up to this size."""
     disk_gb: NotNegative[float] = 50.0
     """`auto` writes activations to disk up to this size, and streams beyond it."""
+    device_gb: NotNegative[float | None] = None
+    """On a GPU, activations of memory and disk are copied to it up to this size, of all layers of a group together;
+    null: where they fit beside the training."""
     harvest_batch: Positive[int] = 32
     """Contexts per forward pass of the language model."""
 
@@ -205,7 +208,7 @@ class TrainConfig:
     kernels: Annotated[str, one_of("auto", "reference")] = "auto"
     """auto: the fastest that are exact on the device; reference: plain dense formulas. Recorded in the results."""
     held_out_tokens: Annotated[int, at_least(0, "must be 0 (none) or more.")] = 2048
-    """Held-out tokens on which fvu is followed during training; 0 leaves it out."""
+    """Held-out tokens, of those that core measures, on which fvu is followed during training; 0 leaves it out."""
 
     def bytes(self) -> int:
         """Bytes of each number of the weights and of a step's computations."""

@@ -189,7 +189,7 @@ def asynchronous(tensor: Tensor) -> bool:
 
 
 def pairwise(kernels: Kernels | None, W: Tensor) -> str:
-    """How sums over pairs of features that are active together are taken: loops, plain or tiles."""
+    """How sums over pairs of features that are active together are taken: loops, plain, tiles or triton (tiles too)."""
     if asynchronous(W):
-        return "tiles"
+        return "triton" if kernels is not None and W.dtype == torch.float32 else "tiles"
     return "loops" if loops(kernels, W) else "plain"

@@ -2,7 +2,8 @@
 
 On the CPU compiled loops compute it (`coactivation_cpu.py`); as their reference, torch lists every pair active on a
 common token, or goes over all pairs in tiles of rows where that costs less. On a GPU, where a list's length would have
-to be read, all pairs are taken in tiles (`coactivation_tiles.py`). None holds a [d_sae, d_sae] matrix.
+to be read, all pairs are taken in tiles, by `coactivation_triton.py` or `coactivation_tiles.py`. None holds a
+[d_sae, d_sae] matrix.
 """
 
 from typing import Any
@@ -66,6 +67,10 @@ def _found(W: Tensor, f: Features, n_tokens: int, competition: Competition, way:
             from sae_sweeps.kernels.coactivation_cpu import by_features
 
             return by_features(W, f, n_tokens, competition)
+        if way == "triton":
+            from sae_sweeps.kernels import coactivation_triton
+
+            return coactivation_triton.by_tiles(W, f, n_tokens, competition)
         return (by_tiles if way == "tiles" else plain)(W, f, n_tokens, competition)
 
 

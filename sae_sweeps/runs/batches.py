@@ -7,16 +7,18 @@ from pathlib import Path
 
 import torch
 
+from sae_sweeps.activations.on_device import StoreOnDevice
 from sae_sweeps.activations.outliers import NormStats, StoreWithin, norm_stats
 from sae_sweeps.activations.sampler import Sampler
-from sae_sweeps.activations.store import ActivationStore
+from sae_sweeps.activations.store import ActivationStore, DiskStore, MemoryStore, bytes_per_token
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.hooks import hook_name
 from sae_sweeps.config.run import RunConfig
+from sae_sweeps.errors import out_of_memory
 from sae_sweeps.evaluation.held_out import HeldOut, sample
 from sae_sweeps.runs.evaluate import held_out_activations
 from sae_sweeps.runs.session import RunSession, open_split
-from sae_sweeps.sweeps.groups import one_of_each_layer
+from sae_sweeps.sweeps.groups import fits_on_device, one_of_each_layer
 from sae_sweeps.training.loop import Member
 from sae_sweeps.training.start import n_start_steps
 
@@ -27,6 +29,12 @@ Stream = tuple[str, float | None, int, int, str, int]
 def stream_of(run: RunConfig) -> Stream:
     train = run.train
     return hook_name(run.layer), run.data.max_norm, run.batch_size, run.data_seed, train.sampling, train.window
+
+
+def free_gb(device: torch.device) -> float:
+    """Memory of a GPU that nobody uses, and that torch keeps without using it."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)) / 1e9
 
 
 class Batches:
@@ -45,6 +53,8 @@ class Batches:
         self._held_out: dict[tuple[str, float | None, int], HeldOut] = {}
         self._samplers: dict[Stream, Sampler] = {}
         self._norms: dict[tuple[str, float | None], NormStats] = {}
+        self._on_device: dict[str, StoreOnDevice] = {}
+        self._keep_on_device = session.device.type == "cuda" and self._fit(runs)
 
     def store(self, run: RunConfig) -> ActivationStore:
         """The activations of the run's layer. Raises why there are none of this layer."""
@@ -83,10 +93,32 @@ class Batches:
         _, _, size, seed, kind, window = stream
         self._draw_held_out(run)
         if stream not in self._samplers:
+            store = self._kept(stream[0], store)
             store = store if limit is None else StoreWithin(store, limit)
             self._samplers[stream] = Sampler(store, size, seed, kind=kind, window=window, device=self.session.device)
         if fresh:
             self._n_first[stream] = n_start_steps(run.batch_size, run.total_steps)
+
+    def _fit(self, runs: Sequence[RunConfig]) -> bool:
+        """Whether the activations of all layers have room on the device."""
+        stores = [store for store in self._stores.values() if isinstance(store, MemoryStore | DiskStore)]
+        size = sum(store.n_tokens * bytes_per_token(store) for store in stores) / 1e9
+        return bool(stores) and fits_on_device(list(runs), size, free_gb(self.session.device))
+
+    def _kept(self, name: str, store: ActivationStore) -> ActivationStore:
+        """The store, on the device where it has room there. It stays where it is if there is less than was counted."""
+        if not self._keep_on_device or not isinstance(store, MemoryStore | DiskStore):
+            return store
+        try:
+            if name not in self._on_device:
+                self._on_device[name] = StoreOnDevice(store, self.session.device, self.session.raise_if_stopped)
+            return self._on_device[name]
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+        self._keep_on_device = False
+        torch.cuda.empty_cache()
+        return store
 
     def draw_first(self) -> None:
         """Draw what `first` gives, step by step for all at once, so that a stream is read once."""

@@ -19,6 +19,7 @@ from sae_sweeps.runs.results import final_status
 from sae_sweeps.runs.session import RunSession
 from sae_sweeps.runs.signals import Stop, caught_signals
 from sae_sweeps.runs.task import TAKEN_OVER, Launch, RunTask
+from sae_sweeps.storage.files import DENIED, denied
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
 from sae_sweeps.storage.sweep_folder import run_path
@@ -103,6 +104,8 @@ def run_group(runs: list[PlannedRun], title: str, launch: Launch) -> list[Planne
         for planned in runs:
             folder = RunFolder(run_path(launch.outputs, planned.run_id))
             try:
+                if ended_before(planned, folder, launch):  # in a folder that need not be ours
+                    continue
                 lease = Lease.acquire(folder)
                 if lease is None:
                     elsewhere.append(planned)
@@ -111,7 +114,8 @@ def run_group(runs: list[PlannedRun], title: str, launch: Launch) -> list[Planne
                 if not ended_before(planned, folder, launch):
                     tasks.append(RunTask(planned, folder, lease, launch))
             except (UserError, OSError) as problem:  # a lease or status that does not read back, a folder not ours
-                launch.console.print(f"{launch.labels[planned.run_id]}\n  failed: {problem}")
+                why = denied(problem) if isinstance(problem, OSError) and problem.errno in DENIED else problem
+                launch.console.print(f"{launch.labels[planned.run_id]}\n  failed: {why}")
                 launch.ended[planned.run_id] = "failed"
         if not tasks:
             return elsewhere

@@ -4,15 +4,20 @@ import errno
 import json
 import math
 import os
+import pwd
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sae_sweeps.errors import ConfigError, DamagedFile, DataError, UserError
 
 FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+
+
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""Of a file or folder of another user, and of a read-only file system."""
 
 
 class DiskFull(UserError):
@@ -37,6 +42,19 @@ def check_output(option: str, path: str | Path, example: str | None = None) -> N
         raise ConfigError(f"{option} {path}: {above} is not a folder; give another path.")
     if not os.access(above, os.W_OK | os.X_OK):
         raise ConfigError(f"{option} {path}: nothing may be written in {above}; give another path.")
+
+
+def denied(error: OSError) -> str:
+    """What a PermissionError or a read-only file system means, in one sentence that names the file and its owner."""
+    path = Path(os.fsdecode(error.filename or "")).absolute()
+    above = next(place for place in (path, *path.parents) if place.exists())
+    uid, owner = above.stat().st_uid, ""
+    if uid != os.getuid():
+        with suppress(KeyError):  # a user of another machine
+            owner = pwd.getpwuid(uid).pw_name
+        owner = f", {above} belongs to {owner or f'user {uid}'}"
+    why = (error.strerror or "permission denied").lower()
+    return f"{error.filename}: {why}{owner}; give a folder of yours, as outputs=FOLDER."
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

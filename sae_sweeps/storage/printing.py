@@ -1,8 +1,17 @@
 """Lines and aligned columns of text for a terminal."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
+
+
+def replace_unprintable() -> None:
+    """Let standard output and errors print `?` for what their encoding lacks, as where LANG is C: a table's lines must
+    not end a sweep."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def print_line(text: str = "") -> None:

@@ -191,6 +191,14 @@ def logits_gb(run: RunConfig, on_gpu: bool) -> float:
     return contexts * context * vocabulary * width / 1e9
 
 
+def fits_on_device(configs: list[RunConfig], activations: float, free: float) -> bool:
+    """Whether so many GB of activations are kept on a GPU with so many free, beside all that the training needs."""
+    most = configs[0].activations.device_gb
+    if most is not None:
+        return activations <= most
+    return activations + sum(map(weights_gb, configs)) + max(map(step_gb, configs)) <= USABLE_MEMORY * free
+
+
 def language_model_gb(run: RunConfig) -> float:
     """The language model's weights in GB: by its files where it is on disk, else by its shape."""
     if run.synthetic:

@@ -73,7 +73,7 @@ class Member:
         self, training: Training, start: int, checkpoint_folder: Path, callbacks: TrainingCallbacks, stream: Any = None
     ):
         self.training, self.start, self.folder, self.callbacks = training, start, checkpoint_folder, callbacks
-        self.run, self.total, self.stream = training.run, training.total_steps, stream
+        self.run, self.total, self.stream, self.device = training.run, training.total_steps, stream, training.device
         self.quarters = {max(1, round(percent / 100 * self.total)): percent for percent in QUARTERS}
         self.seconds = self.shared_seconds = 0.0
         self.stopwatch = Stopwatch(training.device)
@@ -208,7 +208,7 @@ def train(
         return
     steps = range(min(member.start for member in remaining), max(member.total for member in remaining))
     may_continue = partial(save_if_requested, members, stop, flush)
-    ready = prepared(draw, steps, may_continue)
+    ready = prepared(draw, steps, may_continue, remaining[0].device)
     try:
         for step in steps:
             began = time.monotonic()

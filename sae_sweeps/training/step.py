@@ -20,8 +20,8 @@ from sae_sweeps.config.run import RunConfig
 from sae_sweeps.errors import ConfigError, Diverged
 from sae_sweeps.kernels.choose import choose
 from sae_sweeps.kernels.competition import Competition
-from sae_sweeps.kernels.device import float32_products
 from sae_sweeps.kernels.features import DenseFeatures, Features
+from sae_sweeps.kernels.matmul import float32_products
 from sae_sweeps.kernels.memory import retain_freed_memory
 from sae_sweeps.penalties.base import Penalty, PenaltyValue
 from sae_sweeps.training.nonfinite_guard import NonFiniteGuard, Snapshot

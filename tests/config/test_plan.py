@@ -27,6 +27,7 @@ from sae_sweeps.config.schema import (
     TrainConfig,
 )
 from sae_sweeps.errors import ConfigError, DataError
+from sae_sweeps.runs.session import activation_key
 from sae_sweeps.storage.digests import short_hash
 from sae_sweeps.sweeps.plan import describe, safe_name
 from sae_sweeps.sweeps.sweep import restored
@@ -184,6 +185,24 @@ def test_a_key_that_was_added_is_in_no_id_at_the_value_that_runs_had_before(word
     assert f'"{key}":' not in json.dumps(canonical(run))
     other = "groups" if key == "contrast" else "head"
     assert run_id(one(*words, f"{place}.{key}={other}").run) != run_id(run)
+
+
+def test_the_largest_norm_is_in_the_id_where_it_is_given_and_in_no_harvest():
+    every, limited = (planned.run for planned in plan("model=builtin", "data.max_norm=null,10").runs)
+    assert "max_norm" not in canonical(every)["data"] and canonical(limited)["data"]["max_norm"] == 10.0
+    assert run_id(every) == plan("model=builtin").runs[0].run_id != run_id(limited)
+    keys = [activation_key(run, canonical(run), "train", run.num_tokens) for run in (every, limited)]
+    assert keys[0] == keys[1] and "max_norm" not in str(keys)
+    stored = every.to_dict()
+    del stored["data"]["max_norm"]  # as in a config.yaml of an earlier run
+    assert run_id(restored(stored, Path(every.outputs))) == run_id(every)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "0.9", "nan", "inf", "ten", "[10]"])
+def test_a_largest_norm_that_is_none(value):
+    with pytest.raises(ConfigError, match=r"data\.max_norm=.*: (half of the tokens|must be a).*\.") as caught:
+        plan("model=builtin", f"data.max_norm={value}")
+    assert "\n" not in str(caught.value)
 
 
 def test_positives_are_similar_by_feature_activations_unless_given():

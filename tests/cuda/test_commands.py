@@ -10,11 +10,11 @@ from simulated import ROOT, run, start
 
 FULL = os.environ.get("TEST_MATRIX") == "full"
 WORDS = [
-    "device=cuda:1", "architecture=topk", "k=4", "d_sae=32", "batch_size=16", "num_tokens=512", "penalty=ortho",
-    "train.checkpoint_every=8", "train.log_every=8",
+    "device=cuda:1", "architecture=topk", "k=4", "d_sae=32", "batch_size=16", "num_tokens=256", "penalty=ortho",
+    "train.checkpoint_every=4", "train.log_every=4",
     "eval.batch_size=2", "eval.recon_batches=1", "eval.sparsity_batches=1",
 ]  # fmt: skip
-EVALUATIONS = ["core", "separation", "sparse_probing", "unlearning"]
+EVALUATIONS = ["core", "separation", "tpp"]
 
 
 @pytest.mark.slow

@@ -1,11 +1,12 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 
 from sae_sweeps.errors import DamagedFile, UserError
-from sae_sweeps.storage.files import DiskFull, MissingFile, read_json, write_bytes, write_json, write_text
+from sae_sweeps.storage.files import DiskFull, MissingFile, denied, read_json, write_bytes, write_json, write_text
 
 
 def test_json_round_trip_with_null_for_what_json_lacks(tmp_path):
@@ -54,3 +55,14 @@ def test_what_cannot_be_json_never_replaces_what_is(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {1, 2})
     assert json.loads((tmp_path / "a.json").read_text()) == 1
+
+
+@pytest.mark.parametrize("uid, name", [(None, ""), (1, "daemon"), (54321, "user 54321")])
+def test_a_file_of_another_user_is_named_with_its_owner(tmp_path, monkeypatch, uid, name):
+    owner = tmp_path.stat().st_uid if uid is None else uid
+    monkeypatch.setattr("sae_sweeps.storage.files.os.getuid", lambda: tmp_path.stat().st_uid if uid is None else -1)
+    monkeypatch.setattr(Path, "stat", lambda path, **_: os.stat_result((0o40755, 0, 0, 0, owner, 0, 0, 0, 0, 0)))
+    monkeypatch.setattr(Path, "exists", lambda path: path == tmp_path)
+    error = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "runs" / "x"))
+    belongs = f", {tmp_path} belongs to {name}" if name else ""
+    assert denied(error) == f"{tmp_path}/runs/x: permission denied{belongs}; give a folder of yours, as outputs=FOLDER."

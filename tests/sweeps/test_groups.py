@@ -37,6 +37,11 @@ def test_batch_sizes_share_a_store_but_not_a_stream():
     assert [len(g.runs) for g in plan_groups(planned(*words, *stream))] == [2, 2]
 
 
+def test_runs_with_and_without_outliers_share_a_harvest():
+    plan = planned("model=pythia-70m", "layer=1", "data=builtin", "data.max_norm=null,10")
+    assert [len(group.runs) for group in plan_groups(plan, ClusterConfig(memory_gb=100.0))] == [2]
+
+
 def test_size_and_memory_limit_a_group():
     plan = planned("seed=range(10)")
     assert [len(g.runs) for g in plan_groups(plan, ClusterConfig(group_size=4))] == [4, 4, 2]

@@ -31,6 +31,31 @@ def test_monitors_snapshots_and_the_held_out_curve(tmp_path):
     assert "tokens_to_fvu" in out
 
 
+def test_an_sae_that_is_trained_without_outliers_is_judged_without_them(tmp_path):
+    """Beside one of every token; the held-out curve ends at what core measures."""
+    small = ["k=8", "d_sae=64", "num_tokens=2048", "batch_size=256", "train.monitor_every=4", f"outputs={tmp_path}"]
+    small += ["eval.batch_size=4", "eval.recon_batches=1", "eval.sparsity_batches=2", "train.held_out_tokens=2000"]
+    run("-m", *small, "data.max_norm=null,1.2", "activations.mode=disk")
+    configs = {folder: read(folder, "results.json")["config"] for folder in run_folders(tmp_path)}
+    found = {config["data"]["max_norm"]: folder for folder, config in configs.items()}
+    assert len(list((tmp_path / "activations").glob("*/meta.json"))) == 1  # harvested once
+    for max_norm, folder in found.items():
+        results, last = read(folder, "results.json"), rows(folder)[-1]
+        norms, metrics = results["provenance"]["norms"], results["metrics"]
+        limit = None if max_norm is None else pytest.approx(1.2 * norms["median"])
+        assert norms["limit"] == limit == read(folder, "sae/cfg.json")["metadata"].get("norm_limit")
+        assert 0 < norms["top_variance"] < 0.2 and not any("thousandth" in text for text in results["warnings"])
+        for name in ("fvu", "fvu_per_token"):
+            assert last[f"held_out_{name}"] == pytest.approx(metrics[name], rel=1e-6)
+    every, limited = found[None], found[1.2]
+    assert read(every, "results.json")["provenance"]["norms"]["left_out"] == 0
+    share = read(limited, "results.json")["metrics"]["outlier_tokens"]
+    assert 0 < share < 0.2 and "outlier_tokens" not in read(every, "results.json")["metrics"]
+    run("evaluate", limited, "eval.exclude_outliers=false", "eval.evaluations=[core]", *small[6:9], module="sae_sweeps")
+    again = read(limited, "results.json")["metrics"]
+    assert "outlier_tokens" not in again and again["fvu"] != rows(limited)[-1]["held_out_fvu"]
+
+
 def test_a_group_layer_that_acts_at_inference_has_no_sae_and_is_judged_all_the_same(tmp_path):
     words = [*SMALL, "penalty=bottleneck", "group_layer.competition=true", f"outputs={tmp_path}"]
     out = run(*words).stdout

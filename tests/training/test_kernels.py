@@ -8,7 +8,7 @@ from bounds import Rounding, product_bound
 from composed import BATCH, D_IN, batch_at, configured
 
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.kernels import device, sparse_numba
+from sae_sweeps.kernels import choose, sparse_numba
 from sae_sweeps.training.step import Training
 
 
@@ -81,7 +81,7 @@ def test_what_a_gpu_computes_equals_the_plain_formulas(words, kernels, monkeypat
             one.sae.tokens_since_fired[::3] = 10**6
         with rounding:
             expected.append((loss_and_gradients(one, step), rounding))
-    monkeypatch.setattr(device, "works_ahead", lambda tensor: True)
+    monkeypatch.setattr(choose, "asynchronous", lambda tensor: True)
     for step, (wanted, rounding) in zip((0, 8), expected, strict=True):
         one = trained(words, kernels, 0)[0]
         for name, module in one.modules().items():

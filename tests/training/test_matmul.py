@@ -5,7 +5,7 @@ import torch
 from composed import D_IN, batch_at, configured
 
 from sae_sweeps.config.identity import canonical
-from sae_sweeps.kernels.device import float32_products
+from sae_sweeps.kernels.matmul import float32_products
 from sae_sweeps.training.step import Training
 
 

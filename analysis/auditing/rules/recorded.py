@@ -69,10 +69,10 @@ def learning_rate_used(run: Run) -> Iterator[str]:
 def other_rate(run: Run) -> str | None:
     """How the logged learning rates differ from what the recorded schedule gives, or None."""
     recorded = run.number(RATE)
-    used = [value for value in run.evidence.sampled("lr") if value == value]
+    used = [value for value in run.evidence.logged("lr") if value == value]
     if recorded is None or not used:
         return None
-    steps, total = run.evidence.sampled("step"), run.total_steps
+    steps, total = run.evidence.logged("step"), run.total_steps
     rates = expected_rates(lr_settings(run), tuple(steps), total) if total and len(steps) == len(used) else None
     if rates is None:
         same = math.isclose(max(used), recorded, rel_tol=0.01)

@@ -23,11 +23,6 @@ from tests.analysis.outputs import add_run, add_sweep
 LINEAR = {"name": "linear", "lr": 0.001, "warmup": 0.05, "decay": 0.2, "final": 0.0}
 
 
-@pytest.fixture
-def outputs(tmp_path):
-    return tmp_path / "outputs"
-
-
 def found(outputs, varied=()):
     """code -> the runs that it names, of everything in the outputs tree."""
     codes: dict[str, set[str]] = {}
@@ -502,15 +497,16 @@ def test_codes_are_unique_and_documented():
         assert f"| `{rule.code}` | {rule.level} | {rule.about} |" in text
 
 
-def test_of_a_long_log_three_parts_are_read_unless_a_zero_has_to_be_certain(tmp_path):
+def test_a_log_is_searched_whole(tmp_path):
     rows = [{"step": step, "lr": 0.001, "penalty_loss": 0.0, "pad": "x" * 200} for step in range(4000)]
-    rows[1000]["penalty_loss"] = 0.5  # between the parts
+    rows[1000]["penalty_loss"] = 0.5
+    rows[2000]["lr"] = None
     log(tmp_path, *rows)
     evidence = Evidence(tmp_path)
-    steps = evidence.sampled("step")
-    assert steps[0] == 0 and steps[-1] == 3999 and 0 < len(steps) < 1000 and 1000 not in steps
+    assert evidence.logged("step") == list(range(4000)) and evidence.last("step") == 3999
+    assert [step for step, value in enumerate(evidence.logged("lr")) if value != value] == [2000]
     assert evidence.ever("penalty_loss") is True and evidence.ever("absent") is None
-    assert Evidence(None).ever("lr") is None and Evidence(tmp_path / "none").sampled("lr") == []
+    assert Evidence(None).ever("lr") is None and Evidence(tmp_path / "none").logged("lr") == []
 
 
 def test_a_table_tells_no_more_than_it_has_room_for():

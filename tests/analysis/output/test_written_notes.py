@@ -15,7 +15,7 @@ from analysis.reading.sources import read_sources
 from analysis.tables.compare import table
 from sae_sweeps.errors import ConfigError, DataError
 from sae_sweeps.storage.files import write_json
-from tests.analysis.outputs import METRICS, add_run, add_sweep
+from tests.analysis.outputs import METRICS, add_run
 
 HOSTILE = "=1+1 [red]x[/red]\n## Run 9: x\nResults: {'fvu': 9} `*| <b>&\x1b[31m\u202e ''' {"
 AWKWARD = (
@@ -44,19 +44,6 @@ AWKWARD = (
     HOSTILE,
 )
 STATES = ("diverged", "failed", "interrupted", "preempted", "cancelled", "queued", "running")
-
-
-@pytest.fixture
-def outputs(tmp_path):
-    return tmp_path / "outputs"
-
-
-@pytest.fixture
-def sweep(outputs):
-    add_run(outputs, "aaaa", {"penalty.lambda2_max": 0.5}, {"fvu": 0.04, "kl_div_score": None}, title="ortho 0.5")
-    add_run(outputs, "bbbb", {"penalty": {"name": "none"}}, title="no penalty")
-    add_run(outputs, "cccc", {"seed": 1}, state="diverged", step=40, error="penalty_loss is not finite at step 40")
-    return add_sweep(outputs, "s", ["aaaa", "bbbb", "cccc"])
 
 
 def imported(text, folder, name="n"):

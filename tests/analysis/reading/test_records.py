@@ -9,11 +9,6 @@ from sae_sweeps.storage.run_folder import RunFolder
 from tests.analysis.outputs import METRICS, add_run, add_sweep
 
 
-@pytest.fixture
-def outputs(tmp_path):
-    return tmp_path / "outputs"
-
-
 def run_ids(frame):
     return list(frame["run", "run_id"])
 

@@ -23,11 +23,6 @@ HOSTILE = "=1+1 [red]x[/red]\n| a | <b>&\x1b[31m\u202e `*"
 
 
 @pytest.fixture
-def outputs(tmp_path):
-    return tmp_path / "outputs"
-
-
-@pytest.fixture
 def sweep(outputs):
     for run_id, weight, fvu in (("aaaaaaaaaaaa", 0.1, 0.05), ("bbbbbbbbbbbb", 0.5, 0.04), ("cccccccccccc", 1.0, 0.06)):
         add_run(outputs, run_id, {"penalty.lambda2_max": weight}, {"fvu": fvu, "penalty_loss": weight / 7})

@@ -9,6 +9,8 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("guard.cpp")
@@ -30,9 +32,10 @@ def guard() -> Path:
 
 
 def _compile(torch: Path, path: Path) -> None:
+    if sys.platform != "linux":
+        raise CannotBuild("the simulated CUDA device needs Linux, as Triton does")
     if shutil.which("g++") is None:
         raise CannotBuild(NO_COMPILER)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}")  # another process may compile it too
     include, lib = torch / "include", torch / "lib"
     command = ["g++", "-O1", "-std=c++20", "-shared", "-fPIC", str(SOURCE), "-o", str(temporary), f"-I{include}"]
@@ -44,4 +47,10 @@ def _compile(torch: Path, path: Path) -> None:
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sae-sweeps-tests"
+    """The user's cache folder, or the temporary one where that cannot be written."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sae-sweeps-tests"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.gettempdir())
+    return folder

@@ -31,6 +31,7 @@ class SimulatedTensor(Tensor):
     """
 
     held: Tensor
+    memory: _Memory | None
 
     @staticmethod
     def __new__(cls, real: Tensor, device: torch.device) -> SimulatedTensor:
@@ -203,9 +204,9 @@ def _tensors(args: Any) -> list[Tensor]:
 
 def _has_memory(value: Any) -> bool:
     """On the device, or pinned: memory that streams use."""
-    if not isinstance(value, Tensor) or value.layout is not torch.strided:
-        return False
-    return isinstance(value, SimulatedTensor) or is_pinned(value)
+    if isinstance(value, SimulatedTensor):
+        return value.memory is not None
+    return isinstance(value, Tensor) and is_pinned(value)
 
 
 def _changed(operation: Any, args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
