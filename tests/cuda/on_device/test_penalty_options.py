@@ -6,6 +6,7 @@ import torch
 from plain_step import DEVICE, batch, made
 from simulated_cuda import LOG
 
+pytestmark = pytest.mark.slow
 SPARSE = ["architecture=topk", "k=4", "architecture.aux_weight=0"]
 DENSE = ["architecture=standard"]
 GROUPS = ["group_layer=groups", "group_layer.group_size=8"]
