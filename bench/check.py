@@ -133,7 +133,7 @@ def update(setting: Setting, results: Results, fast: Training, plain: Training) 
         "of": worst,
         "difference": gaps[worst],
         "allowed": Case.tolerance,
-        "ms, with making the gradients": 1e3 * took,
+        "ms, with copying gradients": 1e3 * took,
     }
     results.add(f"Two updates, largest matrix of {largest:,} numbers; difference relative to the largest change", row)
     return gaps[worst]
@@ -223,4 +223,5 @@ def ortho(W: Tensor, f: TopKFeatures, way: str) -> tuple[Tensor, Tensor, Tensor]
     """Value and number of competing pairs, both [1], and gradient [d_sae, d_in] of the sum over competing pairs."""
     W = W.detach().requires_grad_()
     value, pairs = competing_cosines(W, f, f.n_tokens, Competition("jaccard", "linear", 0.0123, 0.1), way)
-    return value.detach()[None], torch.as_tensor(pairs).double()[None], torch.autograd.grad(value, W)[0]
+    n_pairs = torch.as_tensor(pairs, device=W.device).double()  # a number where pairs are listed
+    return value.detach()[None], n_pairs[None], torch.autograd.grad(value, W)[0]
