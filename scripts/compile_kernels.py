@@ -263,8 +263,8 @@ def main() -> int:
             rows = sorted({(one.kernel, one.target, row(one)) for one in found})
             table = [COLUMNS, *(cells for *_, cells in rows)]
             if given.markdown:
-                table = [[*cells[:-1]] for cells in table]  # without the seconds
-                table.insert(1, ["---"] * len(table[0]))
+                table = list(dict.fromkeys(cells[:-1] for cells in table))  # without the seconds
+                table.insert(1, ("---",) * len(table[0]))
                 print("\n".join(f"| {' | '.join(cells)} |" for cells in table), flush=True)
             else:
                 widths = [max(map(len, column)) for column in zip(*table, strict=True)]

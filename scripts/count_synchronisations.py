@@ -43,7 +43,7 @@ def main() -> None:
         print(f"{architecture} {penalty}: {waits} / {launches}", file=sys.stderr, flush=True)
     penalties = list(next(iter(cells.values())))
     print("synchronisations / launches of a plain step\n")
-    print("| |", " | ".join(penalties), "|\n|", "---|" * (len(penalties) + 1))
+    print("| |", " | ".join(penalties), "|\n|" + "---|" * (len(penalties) + 1))
     for architecture, row in cells.items():
         print(f"| {architecture} |", " | ".join(row[penalty] for penalty in penalties), "|")
     print("\nThe host waits at (and in how many of the combinations):")

@@ -1,4 +1,4 @@
-"""Time of harvesting against the bare model's forward pass to the same layer, interleaved; read the ratios.
+"""Processor time of harvesting against the bare model's forward pass to the same layer, interleaved; read the ratios.
 
     python -m scripts.measure_harvest [MODEL_FOLDER] [--layer N] [--beside M ...] [--rounds N] [--batches N]
 
@@ -91,9 +91,9 @@ def main() -> None:
         times: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(words.rounds + 1):
             for name, way in ways.items():
-                start = time.perf_counter()
+                start = time.process_time()
                 way()
-                times[name].append(time.perf_counter() - start)
+                times[name].append(time.process_time() - start)
     for name, seconds in times.items():
         bare_ratio, harvest_ratio = (
             statistics.median(mine / theirs for mine, theirs in zip(seconds[1:], times[base][1:], strict=True))

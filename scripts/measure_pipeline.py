@@ -1,6 +1,9 @@
 """What the parts around a training step cost it on this machine.
 
     python -m scripts.measure_pipeline checkpoint [--d-in N --d-sae N --batch N --steps N --folder DIR]
+    python -m scripts.measure_pipeline batch [--d-in N --batch N --steps N --shards N --folder DIR]
+
+`batch`: shuffled batches from an artifact of many small shards in bfloat16, against a loop over the shards in Python.
 
 `checkpoint`: steps with a checkpoint before each; how long the training is held (while buffers are copied and the write
 is begun, and before the update, until the copy is complete), and how long the file takes beside it.
@@ -13,11 +16,15 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from sae_sweeps.activations import store as store_module
+from sae_sweeps.activations.store import DiskStore
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.config.run import run_config
+from sae_sweeps.config.schema import ActivationsConfig, DataConfig, LayerConfig, SyntheticConfig
 from sae_sweeps.training.checkpoint import FILE, Writer
 from sae_sweeps.training.step import Training
 
@@ -64,15 +71,57 @@ def measure_checkpoint(words: argparse.Namespace) -> None:
             )
 
 
+def shard_by_shard(store: DiskStore, index_B: np.ndarray) -> Batch:
+    """A batch as a loop over the shards picks it."""
+    shard_B, index = index_B // store._per_shard, torch.from_numpy(index_B)
+    out = Batch(*(t.new_empty((len(index), *t.shape[1:])) for t in store._shard(0).fields()))
+    for number in np.unique(shard_B):
+        here = torch.from_numpy(np.flatnonzero(shard_B == number))
+        for whole, part in zip(out.fields(), store._shard(int(number)).fields(), strict=True):
+            whole[here] = part[index[here] - int(number) * store._per_shard]
+    return out
+
+
+def measure_batch(words: argparse.Namespace) -> None:
+    world = SyntheticConfig(d_in=words.d_in, n_features=64, n_correlated=0, n_hierarchical=0)
+    settings = ActivationsConfig(mode="disk", dtype="bfloat16")
+    store_module.SHARD_BYTES = 256 * words.d_in * 2
+    n_tokens = 256 * words.shards
+    draw = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory(dir=words.folder) as folder:
+        (store,) = store_module.open_layers(
+            world, [(LayerConfig(), {})], DataConfig(), settings, n_tokens, Path(folder), "cpu"
+        )
+        assert isinstance(store, DiskStore)
+        ways = {"loop over shards": lambda index_B: shard_by_shard(store, index_B), "take": store.take}
+        clocks = {"of the thread's processor time": time.thread_time, "wall-clock": time.perf_counter}
+        times: dict[tuple[str, str], list[float]] = {(clock, way): [] for clock in clocks for way in ways}
+        for _ in range(words.steps + 2):  # the first two read the shards and compile
+            index_B = draw.integers(0, n_tokens, words.batch)
+            batches = []
+            for name, way in ways.items():
+                began = {clock: now() for clock, now in clocks.items()}
+                batches.append(way(index_B))
+                for clock, now in clocks.items():
+                    times[clock, name].append(1e3 * (now() - began[clock]))
+            assert all(torch.equal(*pair) for pair in zip(*(batch.fields() for batch in batches), strict=True))
+    print(f"{words.batch} tokens of {words.d_in} numbers from {words.shards} shards, ms: median, least, largest")
+    for (clock, name), took in times.items():
+        took = sorted(took[2:])
+        print(f"  {name}, {clock}: {took[len(took) // 2]:.2f}  {took[0]:.2f}  {took[-1]:.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["checkpoint"])
+    parser.add_argument("part", choices=["checkpoint", "batch"])
     parser.add_argument("--d-in", type=int, default=2304)
     parser.add_argument("--d-sae", type=int, default=16384)
-    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--shards", type=int, default=180)
     parser.add_argument("--folder", help="where the files are written; null: the system's temporary folder")
-    measure_checkpoint(parser.parse_args())
+    words = parser.parse_args()
+    (measure_checkpoint if words.part == "checkpoint" else measure_batch)(words)
 
 
 if __name__ == "__main__":

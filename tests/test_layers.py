@@ -65,6 +65,7 @@ TYPE_CIRCLES = {
     frozenset(
         {
             "sae_sweeps.kernels.choose",
+            "sae_sweeps.kernels.largest_triton",
             "sae_sweeps.kernels.pairs",
             "sae_sweeps.kernels.sparse_numba",
             "sae_sweeps.kernels.sparse_reference",

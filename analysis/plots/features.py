@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.grouped import grouped
-from analysis.plots.lines import Panel, beside, legend_of, line_panels, named_variants
+from analysis.plots.lines import Panel, legend_of, line_panels, named_variants, rows_of_panels
 from analysis.plots.study import PHASES, Study, Variant, evenly, shared_steps
 from analysis.plots.style import COLOURS, DASHES, GREY, Room, add_below, finish, log_scale, look, panels
 
@@ -37,19 +37,14 @@ def similarity_matrices(study: Study) -> Figure:
     room = Room(left=0.05, right=0.05, bottom=0.05, top=0.2)
     fig, axes = panels(4 * len(variants), 4, (1.7, 1.85), room, left=0.45, right=0.75)
     image = None
-    for place, ax in enumerate(axes):
-        variant, percent = variants[place // 4], PHASES[place % 4]
-        found = blocks[variant.rows[0]].get(percent)
+    for ax, variant, column in rows_of_panels(axes, variants, [f"{percent} % of the training" for percent in PHASES]):
+        found = blocks[variant.rows[0]].get(PHASES[column])
         ax.set(xticks=[], yticks=[])
         ax.set_box_aspect(1)
         if found is None:
             ax.text(0.5, 0.5, "not reached", ha="center", va="center", transform=ax.transAxes, fontsize=7)
         else:
             image = ax.imshow(pooled(found), cmap="Greys", vmin=0, vmax=top, interpolation="nearest", rasterized=True)
-        if place < 4:
-            ax.set_title(f"{percent} % of the training")
-        if place % 4 == 0:
-            ax.set_ylabel(beside(variant), fontsize=7)
     if image is not None:
         bar = fig.add_axes((1 - 0.7 / fig.get_figwidth(), 0.2, 0.12 / fig.get_figwidth(), 0.6))
         fig.colorbar(image, cax=bar, label="|cosine| of decoder rows", extend="max")
@@ -148,8 +143,8 @@ def trajectories(study: Study, what: str, limits: tuple[float, float] | None = N
     fig, axes = panels(3 * len(variants), 3, (2.3, 1.65), room, left=0.75, sharey=True, sharex=True)
     add_below(fig, 0.25)
     moments: dict[int, int] = {}
-    for number, ax in enumerate(axes):
-        variant, place = variants[number // 3], number % 3
+    titles = [f"{label} overlap" for label in CLASSES]
+    for ax, variant, place in rows_of_panels(axes, variants, titles, PAIR_NUMBERS[what][1], "training step", pad=8):
         records_of = by_moment(study, variant.rows[0])
         for percent, records in records_of.items():
             found = of_class(records, what, place)
@@ -163,14 +158,8 @@ def trajectories(study: Study, what: str, limits: tuple[float, float] | None = N
             side = {"ha": "right", "x": 1} if percent != min(records_of) else {"ha": "left", "x": 0}
             words = f"{first.min():.2g} to {first.max():.2g}"
             ax.text(y=1.02, s=words, transform=ax.transAxes, fontsize=6, color=COLOURS[colour], **side)
-        if number < 3:
-            ax.set_title(f"{CLASSES[place]} overlap", pad=8)
         if limits:
             ax.set_ylim(*limits)
-        if place == 0:
-            ax.set_ylabel(f"{beside(variant)}\n{PAIR_NUMBERS[what][1]}", fontsize=7)
-        if number >= 3 * (len(variants) - 1):
-            ax.set_xlabel("training step")
     handles = [Line2D([], [], color=COLOURS[n], linestyle=DASHES[n], linewidth=2) for n in moments.values()]
     names = [f"pairs chosen at {percent} % of the training" for percent in moments]
     note = f"Each run's own pairs; above a panel their overlap when chosen; thick: their mean. First seed. {left_out}"

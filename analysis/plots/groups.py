@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 
 from analysis.plots.lines import (
     Panel,
-    beside,
     draw_panels,
     legend_of,
     line_panels,
     lines_note,
     named_variants,
     over_steps,
+    rows_of_panels,
     short,
 )
 from analysis.plots.study import Study, Variant, evenly
@@ -121,19 +121,13 @@ def feature_statistics(study: Study) -> Figure:
     """Three panels a run: how mean, maximum and spread of the features' activations grow; largest, 90 %, median."""
     variants, left_out = study.sample(selective_variants(study), SHOWN)
     fig, axes = panels(3 * len(variants), 3, (2.6, 1.75), left=0.3, sharex=True)
-    for place, ax in enumerate(axes):
-        variant, name = variants[place // 3], STATISTICS[place % 3]
+    titles = [f"{name} of the activation" for name in STATISTICS]
+    for ax, variant, column in rows_of_panels(axes, variants, titles, "activation units", "training step"):
         records = selections(study, variant.rows[0])
         steps = [record["step"] for record in records]
         for number, (decile, label) in enumerate(DECILES.items()):
-            values = [record["deciles"][name][decile] for record in records]
+            values = [record["deciles"][STATISTICS[column]][decile] for record in records]
             ax.plot(steps, values, color=COLOURS[number], linestyle=DASHES[number], label=label)
-        if place < 3:
-            ax.set_title(f"{name} of the activation")
-        if place % 3 == 0:
-            ax.set_ylabel(f"{beside(variant)}\nactivation units", fontsize=7)
-        if place >= 3 * (len(variants) - 1):
-            ax.set_xlabel("training step")
     handles, labels = axes[0].get_legend_handles_labels()
     return finish(fig, handles, labels, note=f"Moving averages, first seed. {left_out}".strip())
 

@@ -1,7 +1,7 @@
 """Panels of curves, one line for each variant, and their legends and notes."""
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -196,6 +196,24 @@ def short(variant: Variant) -> str:
 def beside(variant: Variant, width: int = 22) -> str:
     """The label wrapped to at most three lines, for the side of a row of panels."""
     return "\n".join(textwrap.wrap(short(variant), width, max_lines=3, placeholder="…"))
+
+
+def rows_of_panels(
+    axes: Sequence[Any], variants: Sequence[Variant], titles: Sequence[str], unit: str = "", x: str = "", **title: Any
+) -> Iterator[tuple[Any, Variant, int]]:
+    """Each of the axes with its variant and its column: a row for each variant, a column for each title.
+
+    Titles are above the first row, `x` is below the last one, variants and the unit are beside the first column.
+    """
+    for place, ax in enumerate(axes):
+        row, column = divmod(place, len(titles))
+        if row == 0:
+            ax.set_title(titles[column], **title)
+        if column == 0:
+            ax.set_ylabel(f"{beside(variants[row])}\n{unit}".strip(), fontsize=7)
+        if row == len(variants) - 1:
+            ax.set_xlabel(x)
+        yield ax, variants[row], column
 
 
 def lines_note(

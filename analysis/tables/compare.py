@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.auditing.audit import audit, varied_by
 from analysis.auditing.printing import marks, sentences
-from analysis.auditing.run import number
+from analysis.auditing.run import runs_of
 from analysis.columns import differing, find_columns, has_reported, order, ordered_metrics
 from analysis.metrics import DIFFERENCES, STATISTICS, Column, unfitness
 from analysis.reading.convergence import with_convergence
@@ -146,8 +146,10 @@ def with_companions(frame: pd.DataFrame, columns: Iterable[Column]) -> list[Colu
 
 def unfit_runs(full: pd.DataFrame) -> dict[str, str]:
     """Run id -> why the run is never marked best."""
-    sizes: list[list[float | None]] = []
-    for column in (("metrics", "l0"), ("config", "architecture.d_sae"), ("config", "model.d_in"), ("metrics", "steps")):
-        sizes.append([number(v) for v in full[column]] if column in full.columns else [None] * len(full))
-    reasons = (unfitness(*size) for size in zip(*sizes, strict=True))
-    return {run_id: why for run_id, why in zip(full["run", "run_id"], reasons, strict=True) if why}
+    reasons = {
+        run.run_id: unfitness(
+            run.metrics.get("l0"), run.number("architecture.d_sae"), run.d_in, run.metrics.get("steps")
+        )
+        for run in runs_of(full)
+    }
+    return {run_id: why for run_id, why in reasons.items() if why}

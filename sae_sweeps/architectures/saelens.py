@@ -4,6 +4,7 @@
 `ARCHITECTURES` lists an architecture's tensors and settings and passes them to the activation of its own file.
 """
 
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from sae_sweeps.architectures.gated import gated_relu
 from sae_sweeps.architectures.jumprelu import jump_relu
 from sae_sweeps.architectures.topk import top_k
-from sae_sweeps.errors import DamagedFile, DataError, out_of_memory
+from sae_sweeps.errors import ConfigError, DamagedFile, DataError, out_of_memory
 from sae_sweeps.kernels.choose import choose
 from sae_sweeps.kernels.features import DenseFeatures, Features
 from sae_sweeps.storage.files import (
@@ -64,8 +65,14 @@ class ExportedSAE:
 
     @property
     def norm_limit(self) -> float | None:
-        """The norm beyond which `data.max_norm` left activations out of the training; None where it left out none."""
-        return self.metadata.get("norm_limit")
+        """The norm beyond which `data.max_norm` left activations out of the training; None where it left out none.
+
+        Raises ConfigError for a cfg.json in which it is no norm.
+        """
+        limit = self.metadata.get("norm_limit")
+        if limit is None or (isinstance(limit, int | float) and not isinstance(limit, bool) and 0 < limit < math.inf):
+            return limit
+        raise ConfigError(f"metadata.norm_limit={limit!r} of the SAE's cfg.json: must be a number above 0, or absent.")
 
     @property
     def d_in(self) -> int:

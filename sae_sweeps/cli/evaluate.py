@@ -234,6 +234,11 @@ def of_other_library(folder: Path, words: list[str]) -> Target:
             more.append(f"{key}={metadata[name]}")
     (point,) = compose_points([*more, *words])
     run = run_config(point.cfg)
+    if run.data.max_norm is not None:
+        raise ConfigError(
+            f"data.max_norm={run.data.max_norm}: an SAE is judged within the norm that it was trained under, "
+            "metadata.norm_limit of its cfg.json; leave the word out."
+        )
     if run.d_in != sae.d_in:
         raise ConfigError(
             f"{folder}: the SAE reads d_in={sae.d_in} and {run.model.name} has {run.d_in}; give the "

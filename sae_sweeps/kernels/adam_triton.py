@@ -92,7 +92,7 @@ def _warps(block: int) -> int:
     return min(max(block // 512, 1), 16)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["part_ptr"])
 def _square_sums(
     grad_ptr, W_ptr, dot_ptr, part_ptr, n, d, UNIT_ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -120,7 +120,7 @@ def _rates(
     tl.store(step_ptr + i, step, mask=moves)
     beta1, beta2, eps = tl.load(constant_ptr), tl.load(constant_ptr + 1), tl.load(constant_ptr + 2)
     # beta^n by squaring
-    left = step.to(tl.int32)
+    left = tl.maximum(step, 1.0).to(tl.int32)  # of one that never moved nothing is used
     power1, power2 = tl.full([N], 1.0, tl.float64), tl.full([N], 1.0, tl.float64)
     square1, square2 = beta1, beta2
     for _ in range(24):

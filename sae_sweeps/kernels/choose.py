@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+import warnings
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from sae_sweeps.kernels.launching import StepShape
 from sae_sweeps.kernels.pairs import Pairs, per_token
 
 
@@ -50,27 +53,94 @@ class Kernels(Protocol):
 FAST = {"cpu": "numba", "cuda": "triton"}
 """Kind of device -> package that compiles its kernels."""
 
+_faults: dict[torch.device, str] = {}
+"""GPU on which Triton's kernels cannot be built -> why; empty: they can."""
+
 
 def choose(requested: str, device: torch.device) -> Kernels | None:
-    """The fast kernels of this device; None, for the plain dense formulas, where requested or where there are none."""
-    package = FAST.get(device.type, "")
-    if requested == "reference" or not package or importlib.util.find_spec(package) is None:
-        return None
-    if package == "numba":
-        from sae_sweeps.kernels import sparse_numba
+    """The fast kernels of this device; None, for the plain dense formulas, where requested or where there are none.
 
-        return sparse_numba
+    Warns, once for a GPU, where its kernels cannot be built.
+    """
+    package = FAST.get(device.type, "")
+    if requested == "reference" or not package:
+        return None
+    if package == "triton":
+        return _triton(device)
+    if importlib.util.find_spec(package) is None:
+        return None
+    from sae_sweeps.kernels import sparse_numba
+
+    return sparse_numba
+
+
+def _triton(device: torch.device) -> Kernels | None:
+    """Triton's kernels, once one was built and run on the GPU."""
+    if device not in _faults:
+        _note(device, "" if importlib.util.find_spec("triton") else "the package triton is not installed", _try_triton)
+    if _faults[device]:
+        return None
     from sae_sweeps.kernels import sparse_triton
 
     return sparse_triton
 
 
-def prepare(requested: str, device: torch.device) -> threading.Thread:
-    """Compile the kernels of this device, or read them from the disk, in a thread, while activations are harvested."""
-    needed = requested == "auto" and device.type == "cpu"
-    thread = threading.Thread(target=_prepare if needed else lambda device: None, args=(device,), daemon=True)
+def _try_triton(device: torch.device) -> None:
+    from sae_sweeps.kernels import sparse_triton
+
+    pairs = per_token(torch.zeros(1, 1, dtype=torch.int64, device=device), 1, sparse_triton)
+    pairs.transposed = (pairs.start, *torch.zeros(2, 1, dtype=torch.int32, device=device))
+    sparse_triton.sums(pairs, torch.zeros(1, device=device))
+
+
+def _note(device: torch.device, fault: str, attempt: Callable[[torch.device], None]) -> None:
+    """Record whether Triton can build what `attempt` does on the GPU; warn where it cannot, or for the fault given."""
+    try:
+        if not fault:
+            attempt(device)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # no compiler, no headers, no ptxas, a GPU that is too old: each has its own class
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        fault = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    _faults[device] = fault
+    if fault:
+        warnings.warn(
+            f"{device}: Triton cannot build its kernels ({fault}), so plain torch formulas are used, several times "
+            "slower; Triton needs a C compiler (CC=gcc) and Python's headers on this machine.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def prepare(requested: str, device: torch.device, shapes: Collection[StepShape] = ()) -> threading.Thread:
+    """Compile the kernels of this device, or read them from the disk, in a thread, while activations are harvested.
+
+    shapes: steps of the runs that will train; a GPU's kernels are compiled for each.
+    """
+
+    def compile_all() -> None:
+        if device.type == "cpu":
+            _prepare(device)
+        elif device.type == "cuda" and choose("auto", device) is not None:
+            _note(device, "", lambda device: _prepare_gpu(device, shapes))
+
+    needed = requested == "auto"
+    thread = threading.Thread(target=compile_all if needed else lambda: None, daemon=True)
     thread.start()
     return thread
+
+
+def _prepare_gpu(device: torch.device, shapes: Collection[StepShape]) -> None:
+    """Compile what steps of these shapes launch. Nothing runs on the GPU."""
+    from sae_sweeps.kernels import adam_triton, dead_columns_triton, largest_triton, sparse_triton
+
+    with torch.cuda.device(device):
+        for shape in shapes:
+            for module in (largest_triton, sparse_triton, adam_triton):
+                module.compile_for(shape)
+            if shape.dtype == torch.float32:
+                dead_columns_triton.compile_for(shape)
 
 
 def _prepare(device: torch.device) -> None:
@@ -100,6 +170,12 @@ def _prepare(device: torch.device) -> None:
 
 def name(kernels: Kernels | None) -> str:
     return "reference" if kernels is None else kernels.NAME
+
+
+def recorded_name(kernels: Kernels | None, device: torch.device) -> str:
+    """Name of a run's kernels for its results, with what kept it from a GPU's where something did."""
+    fault = _faults.get(device, "")
+    return f"{name(kernels)} (Triton cannot build its kernels: {fault})" if kernels is None and fault else name(kernels)
 
 
 def loops(kernels: Kernels | None, tensor: Tensor) -> bool:

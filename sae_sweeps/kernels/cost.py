@@ -81,10 +81,12 @@ class Cost:
         return max(LEAST, memory, self.l2 / device.l2, products)
 
 
-def sums(device: Device, n_pairs: float, n_rows: int, d: int, n_out: int = 0, itemsize: int = 4) -> Cost:
+def sums(
+    device: Device, n_pairs: float, n_rows: int, d: int, n_out: int = 0, itemsize: int = 4, slab: int = SLAB
+) -> Cost:
     """Sums over pairs of rows from a table [n_rows, d], or their dot products; n_out rows of d are written."""
     table, gathered = n_rows * d * itemsize, n_pairs * d * itemsize
-    held = min(1.0, 0.5 * device.l2_bytes / (n_rows * SLAB * itemsize))
+    held = min(1.0, 0.5 * device.l2_bytes / (n_rows * min(slab, d) * itemsize))
     from_memory = min(gathered, table) if held == 1.0 else gathered * (1 - held) + min(gathered, table) * held
     written = n_out * d * itemsize
     return Cost(from_memory + written, gathered + written)

@@ -41,7 +41,8 @@ def launch(kernel: Any, grid: Sequence[int], *args: Any, **constants: Any) -> No
     """Launch kernel[grid] on the device of its first tensor; compile it alone where that is "meta"."""
     device = next(arg.device for arg in args if isinstance(arg, Tensor))
     if device.type == "meta":
-        kernel.warmup(*args, grid=tuple(grid), **constants)
+        if hasattr(kernel, "cache_key"):  # the interpreter's have none, and compile nothing
+            kernel.warmup(*args, grid=tuple(grid), **constants)
     elif device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):  # Triton launches on the current one
             kernel[tuple(grid)](*args, **constants)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sae_sweeps.kernels.device import works_ahead
 from sae_sweeps.kernels.pairs import Link, Pairs
 
 if TYPE_CHECKING:
@@ -38,10 +39,11 @@ def with_largest(
     kernels: Kernels, k: int, centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`pre_activations`, and the k largest of each row with their indices, both [B, k], without gradients."""
-    if _dtype(W_enc, dtype) != W_enc.dtype:
+    product = _dtype(W_enc, dtype)
+    if product != W_enc.dtype and not works_ahead(W_enc):
         z = pre_activations(centred, W_enc, b_enc, b_dec, dtype)
         return z, *kernels.largest(z.detach(), k)
-    z, values, indices = WithLargest.apply(centred, W_enc, b_enc, b_dec, kernels, k)
+    z, values, indices = WithLargest.apply(centred, W_enc, b_enc, b_dec, kernels, k, product)
     return z, values, indices
 
 
@@ -99,12 +101,18 @@ class PreActivations(torch.autograd.Function):
 class WithLargest(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, kernels: Kernels, k: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx: Any, centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, kernels: Kernels, k: int,
+        product: torch.dtype,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         ctx.save_for_backward(centred, W_enc)
-        ctx.dtype = W_enc.dtype
-        z = _kept(len(centred), W_enc)
-        values, indices = kernels.product_and_largest(centred, W_enc, b_enc, k, z)
+        ctx.dtype = product
+        if product == W_enc.dtype:
+            z = _kept(len(centred), W_enc)
+            values, indices = kernels.product_and_largest(centred, W_enc, b_enc, k, z)
+        else:  # selected from the product itself, half as many bytes
+            z = torch.addmm(*(t.to(product) for t in (b_enc, centred, W_enc)))
+            values, indices = kernels.largest(z, k)
+            z, values = z.to(W_enc.dtype), values.to(W_enc.dtype)
         ctx.mark_non_differentiable(values, indices)
         ctx.set_materialize_grads(False)
         return z, values, indices
@@ -113,8 +121,8 @@ class WithLargest(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if grads[0] is None:
-            return (None,) * 6
-        return *PreActivations.backward(ctx, grads[0]), None
+            return (None,) * 7
+        return *PreActivations.backward(ctx, grads[0]), None, None
 
 
 class Chosen(torch.autograd.Function):

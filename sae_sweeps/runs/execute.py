@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 
 from sae_sweeps.config.hooks import hook_name
+from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.kernels.choose import prepare as prepare_kernels
+from sae_sweeps.kernels.launching import StepShape
 from sae_sweeps.runs.batches import Batches
 from sae_sweeps.runs.evaluate import Failure, Subject, evaluate_group, is_evaluated
 from sae_sweeps.runs.export import trained_sae
@@ -49,12 +51,25 @@ def layers_of(tasks: list[RunTask]) -> list[LayerConfig]:
     return [run.layer for run in one_of_each_layer(task.run for task in tasks)]
 
 
+def step_shapes(run: RunConfig) -> set[StepShape]:
+    """What a run's kernels are compiled for: one shape for each k that its architecture has at a step."""
+    dtype = torch.float64 if run.train.precision == "float64" else torch.float32
+    coarse = "bfloat16" in (run.train.precision, run.train.selection)
+    k, k_start = (getattr(run.architecture, key, None) for key in ("k", "k_start"))
+    sizes = run.batch_size, run.d_in, run.architecture.d_sae
+    if not all(sizes):
+        return set()
+    return {StepShape(*sizes, n, dtype, torch.bfloat16 if coarse else dtype) for n in {k or 32, k_start or k or 32}}
+
+
 def train_together(tasks: list[RunTask], session: RunSession, cache: Path) -> None:
     """Train each to the end, from its checkpoint where there is one, on batches that are drawn once."""
     if not tasks:
         return
     began = time.monotonic()
-    compiling = [prepare_kernels(kernels, session.device) for kernels in {task.run.train.kernels for task in tasks}]
+    kernels = {task.run.train.kernels for task in tasks}
+    shapes = {shape for task in tasks for shape in step_shapes(task.run)}
+    compiling = [prepare_kernels(requested, session.device, shapes) for requested in kernels]
     try:
         session.layers = layers_of(tasks)
         batches = Batches([task.run for task in tasks], session, cache)

@@ -20,7 +20,7 @@ from sae_sweeps.config.plugins import blamed
 from sae_sweeps.errors import OUT_OF_MEMORY, Diverged, Interrupted, UserError, as_exception, out_of_memory
 from sae_sweeps.evaluation.geometry import similarity_snapshot
 from sae_sweeps.evaluation.held_out import HeldOut
-from sae_sweeps.kernels.choose import name as kernels_name
+from sae_sweeps.kernels.choose import recorded_name as kernels_name
 from sae_sweeps.runs.batches import Batches, stream_of
 from sae_sweeps.runs.console import Console
 from sae_sweeps.runs.export import check_format, export, live_sae
@@ -191,7 +191,7 @@ class RunTask(TrainingCallbacks):
         if self.retry_warning:
             warnings.append(self.retry_warning)
         made = provenance(str(training.device), torch.get_num_threads()) | {
-            "kernels": kernels_name(training.sae.kernels),
+            "kernels": kernels_name(training.sae.kernels, training.device),
             "activation_scale": training.scale,
             "norms": asdict(norms),
             "start_step": member.start,

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -457,3 +459,44 @@ def test_layers_together_that_are_interrupted_leave_nothing(tiny_llama_folder, l
     with pytest.raises(KeyboardInterrupt):
         layers_of_llama(tmp_path / "s", tiny_llama_folder, llama_lm, LAYERS, "disk", progress=stop)
     assert list((tmp_path / "s").iterdir()) == []
+
+
+def test_work_is_done_beside_the_making_in_order_and_not_far_behind():
+    made, worked, third = [], [], threading.Event()
+
+    def things():
+        for number in range(20):
+            made.append(number)
+            if number == 3:
+                third.set()
+            assert number - len(worked) <= module.AHEAD + 2
+            yield number
+
+    def work(number):
+        assert number or third.wait(60)  # the first ends after three more are made
+        worked.append(number)
+
+    module.beside(work, things())
+    assert worked == made == list(range(20))
+
+
+@pytest.mark.parametrize("who", ["work", "making"])
+def test_an_error_of_the_work_or_the_making_ends_both(who):
+    worked = []
+
+    def things():
+        for number in range(1000):
+            if who == "making" and number == 3:
+                raise KeyboardInterrupt
+            yield number
+
+    def work(number):
+        if who == "work" and number == 3:
+            raise DiskFull("full")
+        worked.append(number)
+
+    with pytest.raises(DiskFull if who == "work" else KeyboardInterrupt):
+        module.beside(work, things())
+    done = list(worked)
+    time.sleep(0.02)
+    assert worked == done and 3 not in worked

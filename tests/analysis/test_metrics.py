@@ -110,3 +110,9 @@ def test_marks_before_the_rows(tmp_path):
     assert '<td data-v="!">!</td>' in render(result, "html")
     result.levels = {"a": "warning", "b": "warning"}  # of all alike: no mark
     assert render(result).splitlines()[4].startswith("a ")
+
+
+def test_the_width_is_that_of_the_layers_activations(tmp_path):
+    changes = {"layer.d_in": 32, "model.d_in": 128, "architecture.d_sae": 4096}
+    add_run(tmp_path, "narrow", changes, {"l0": 64.0, "fvu": 0.1})
+    assert table([tmp_path]).unfit == {"narrow": "not sparse: l0 64 is above d_in 32"}

@@ -14,7 +14,7 @@ WORDS = [
     "train.checkpoint_every=4", "train.log_every=4",
     "eval.batch_size=2", "eval.recon_batches=1", "eval.sparsity_batches=1",
 ]  # fmt: skip
-EVALUATIONS = ["core", "separation", "absorption"]
+EVALUATIONS = ["core", "separation", "tpp"]
 
 
 @pytest.mark.slow

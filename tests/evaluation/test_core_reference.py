@@ -13,6 +13,7 @@ from toy_lm import BOS, D_IN, D_SAE, PAD, ToyLM, toy_sae, toy_tokens
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import EvalConfig
 from sae_sweeps.config.schema import LayerConfig
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.evaluation.core import CoreResult, evaluate_core
 from sae_sweeps.evaluation.reconstruction import max_cosine
 
@@ -159,6 +160,13 @@ def test_an_sae_trained_under_a_largest_norm_is_judged_within_it(sae: ExportedSA
     assert left_out > 3 and both["it"].metrics["outlier_tokens"] == left_out / len(held)
     every = evaluate_core({"it": limited}, replace(cfg, exclude_outliers=False), lm, LAYER, tokens_NL)["it"]
     assert every.metrics == both["other"].metrics
+
+
+@pytest.mark.parametrize("limit", ["far", -1.0, 0, True, math.nan, math.inf, [5]])
+def test_a_limit_that_is_no_norm(limit: object) -> None:
+    sae = replace(toy_sae(), metadata={"norm_limit": limit})
+    with pytest.raises(ConfigError, match="metadata.norm_limit=.*must be a number above 0"):
+        evaluate_core({"it": sae}, EvalConfig(batch_size=1), ToyLM(), LAYER, toy_tokens(4))
 
 
 def compare(

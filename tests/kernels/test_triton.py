@@ -1,6 +1,8 @@
 """What only a GPU's kernels do: numbers in bfloat16, ties by index, slabs of columns; under Triton's interpreter."""
 
+import contextlib
 import math
+import subprocess
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ pytest.importorskip("triton")
 if torch.cuda.is_available():
     pytest.skip("where there is a GPU, `make bench-gpu` compares Triton's kernels on it", allow_module_level=True)
 
-from sae_sweeps.kernels import cost, largest_triton, launching, sparse_reference, sparse_triton  # noqa: E402
+from sae_sweeps.kernels import choose, cost, largest_triton, launching, sparse_reference, sparse_triton  # noqa: E402
 from sae_sweeps.kernels.pairs import Pairs, per_token  # noqa: E402
 
 
@@ -119,6 +121,61 @@ def test_what_costs_less_is_taken():
             chosen = [cost.dense_is_cheaper(operation, device, 2048, 16_384, 2304, 2048 * k, "bfloat16")
                       for k in (8, 32, 320, 1000)]  # fmt: skip
             assert chosen == [False, False, True, True]
+
+
+GPU = torch.device("cuda", 7)
+
+
+def no_compiler(device):
+    raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nmore")
+
+
+def no_headers(device):
+    raise subprocess.CalledProcessError(1, ["gcc", "main.c"])
+
+
+@pytest.mark.parametrize(("attempt", "cause"), [(no_compiler, "find C compiler"), (no_headers, "non-zero exit status")])
+def test_where_triton_cannot_build_plain_formulas_are_taken_with_one_warning(attempt, cause, monkeypatch):
+    monkeypatch.setattr(choose, "_faults", {})
+    monkeypatch.setattr(choose, "_try_triton", attempt)
+    with pytest.warns(
+        RuntimeWarning, match=f"cuda:7: Triton cannot build its kernels .*{cause}.*plain torch"
+    ) as warned:
+        kernels = [choose.choose("auto", GPU) for _ in range(3)]
+    assert kernels == [None] * 3 and len(warned) == 1
+    assert cause in choose.recorded_name(None, GPU) and "\n" not in choose.recorded_name(None, GPU)
+    assert choose.recorded_name(None, torch.device("cpu")) == "reference"
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(choose, "_faults", {})
+    monkeypatch.setattr(choose.importlib.util, "find_spec", lambda name: None)
+    with pytest.warns(RuntimeWarning, match="the package triton is not installed"):
+        assert choose.choose("auto", GPU) is None
+
+
+def test_a_kernel_that_this_gpu_cannot_have_is_found_before_the_first_step(monkeypatch):
+    """While activations are harvested; the runs then take the plain formulas."""
+    monkeypatch.setattr(choose, "_faults", {})
+    monkeypatch.setattr(choose, "_try_triton", lambda device: None)
+    assert choose.choose("auto", GPU) is sparse_triton
+    monkeypatch.setattr(choose, "_prepare_gpu", lambda device, shapes: no_compiler(device))
+    with pytest.warns(RuntimeWarning, match="C compiler"):
+        choose.prepare("auto", GPU, [launching.StepShape(8, 16, 32, 4)]).join()
+    assert choose.choose("auto", GPU) is None
+
+
+def test_what_a_step_launches_is_compiled_without_memory(monkeypatch):
+    """For every operation, k and precision; under the interpreter nothing is compiled, but all is called."""
+    entered = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: entered.append(device) or contextlib.nullcontext())
+    shapes = [
+        launching.StepShape(8, 16, 32, 4),
+        launching.StepShape(2048, 2304, 16_384, 320, products=torch.bfloat16),
+        launching.StepShape(8, 16, 32, 4, torch.float64, torch.float64),
+    ]
+    choose._prepare_gpu(GPU, shapes)
+    assert entered == [GPU]
 
 
 def test_a_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch):

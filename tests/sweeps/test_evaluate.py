@@ -175,6 +175,7 @@ def test_mistakes_are_one_sentence(evaluated, tmp_path):
         (foreign, "layer=0,1"): "one value of each key",
         (foreign, "eval.evaluations=[coer]"): "eval.evaluations=coer: must be one of core",
         (foreign, "model=gpt2"): "the SAE reads d_in=160",
+        (foreign, "data.max_norm=10"): "judged within the norm that it was trained under",
         (tmp_path,): "holds no trained SAE",
         ("eval=full",): "evaluate needs a path",
         (foreign, "eval.probing.k_values=abc"): "eval.probing.k_values=abc",

@@ -152,8 +152,10 @@ def test_an_architecture_may_have_its_own_way_with_the_rows():
         close(norm, n**0.5, n)
         adam.step(0.01, torch.ones(()), None)
         outcomes.append([p.detach() for p in parameters])
-    for one, other, old in zip(*outcomes, before, strict=True):  # w - lr m / (sqrt(v) + eps), times 1.5 for W_dec
-        close(one, other, n=24, magnitude=1.5 * (old.abs() + 0.01))
+    for others in outcomes[1:]:
+        for one, other, old in zip(outcomes[0], others, before, strict=True):
+            # w - lr m / (sqrt(v) + eps), times 1.5 for W_dec
+            close(one, other, n=24, magnitude=1.5 * (old.abs() + 0.01))
 
 
 def test_gradients_have_the_memory_of_those_before():

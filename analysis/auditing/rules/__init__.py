@@ -1,8 +1,8 @@
 """The rules of the audit, one small function each: what the records of earlier studies teach.
 
-A rule reads the whole comparison and yields a sentence and the runs that it is about. Adding one is a function in the
-file of its subject, with its code, its level and what it guards against, and a test with a case that triggers it and
-one that does not.
+A rule reads the whole comparison and yields a sentence and the runs that it is about; with `each` it reads one run at a
+time and gives its sentences. Adding one is a function in the file of its subject, with its code, its level, what to do
+and, as its docstring, what it guards against; and a test with a case that triggers it and one that does not.
 """
 
 from analysis.auditing.rules import budgets, differences, evaluations, gaps, prose, recorded, results

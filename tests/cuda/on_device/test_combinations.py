@@ -54,10 +54,15 @@ def each_choice(rows: list[Row]) -> list[Row]:
 
 PAIRS = cover(FACTORS, allowed)
 QUICK = each_choice(PAIRS)
-ROWS = list(full(FACTORS, allowed)) if os.environ.get("TEST_MATRIX") == "full" else PAIRS
+FULL = os.environ.get("TEST_MATRIX") == "full"
+ROWS = list(full(FACTORS, allowed)) if FULL else PAIRS
 SEEN: dict[str, set[str]] = {}
 """Where a plain step of each row waited, of the rows that this process has run."""
-CASES = [pytest.param(row, marks=[] if row in QUICK else [pytest.mark.slow], id="-".join(row.values())) for row in ROWS]
+
+
+def cases(rows: list[Row]) -> list:
+    slow = [pytest.mark.slow]
+    return [pytest.param(row, marks=[] if row in QUICK else slow, id="-".join(row.values())) for row in rows]
 
 
 @cache
@@ -80,7 +85,7 @@ def plain(run: RunConfig) -> RunConfig:
     return replace(run, train=replace(run.train, kernels="reference"))
 
 
-@pytest.mark.parametrize("row", CASES)
+@pytest.mark.parametrize("row", cases(ROWS))
 def test_trains_resumes_and_is_evaluated(row, run, tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
     training = made(run, DEVICE)
@@ -142,7 +147,7 @@ def evaluated(sae) -> str:
     return repr([result.metrics, columns, decoder_geometry(sae.weights["W_dec"]), held_out])
 
 
-@pytest.mark.parametrize("row", CASES)
+@pytest.mark.parametrize("row", cases(ROWS if FULL else QUICK))
 def test_loss_and_gradients_are_those_of_the_cpu(row, run):
     """By the device's kernels and by the plain formulas on the CPU. In float64 what rounding makes of a step stays
     below 1e-9, as in tests/training/test_kernels.py; a wrong term shows above 1e-6."""
