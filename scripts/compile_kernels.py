@@ -1,6 +1,6 @@
 """Compile every Triton kernel of the project for real GPUs, on a machine that has none, and read the machine code.
 
-    python -m scripts.compile_kernels [--targets 80 90 100] [--quick] [--markdown]
+    python -m scripts.compile_kernels [--targets 80 90 100] [--quick] [--modules NAME ...] [--markdown]
 
 A kernel is compiled by the operation that launches it, on tensors without memory, so with the constants, warps and
 alignments of a training step. Prints registers, shared memory, spills and loads of each; ends with 1 where a kernel
@@ -110,11 +110,11 @@ class Compiled:
             yield f"no load of 128 bits in its main loop: {self.loads}"
 
 
-def modules() -> list[Any]:
-    """The project's modules that define Triton kernels."""
+def modules(names: list[str] | None = None) -> list[Any]:
+    """The project's modules that define Triton kernels; of these names alone where some are given."""
     files = sorted((ROOT / "sae_sweeps").rglob("*.py"))
-    names = [path.relative_to(ROOT).with_suffix("") for path in files if "@triton.jit" in path.read_text()]
-    return [importlib.import_module(".".join(name.parts)) for name in names]
+    files = [path for path in files if "@triton.jit" in path.read_text() and path.stem in (names or [path.stem])]
+    return [importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts)) for path in files]
 
 
 def kernels(module: Any) -> dict[str, Any]:
@@ -152,7 +152,7 @@ class NoGPU:
         return torch.device("meta")
 
 
-def compiled(capability: int, shape: StepShape) -> list[Compiled]:
+def compiled(capability: int, shape: StepShape, names: list[str] | None = None) -> list[Compiled]:
     """Every kernel that the operations of a step of this shape launch, compiled."""
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
@@ -175,7 +175,7 @@ def compiled(capability: int, shape: StepShape) -> list[Compiled]:
     JITFunction.run = without_launch
     driver.set_active(NoGPU(capability))
     try:
-        for module in modules():
+        for module in modules(names):
             module.compile_for(shape)
     finally:
         JITFunction.run, driver._active = run, before
@@ -220,10 +220,10 @@ def loads(code: list[str]) -> collections.Counter[int]:
     return found
 
 
-def forgotten(found: list[Compiled]) -> list[str]:
+def forgotten(found: list[Compiled], names: list[str] | None = None) -> list[str]:
     """Kernels of the project that were neither compiled nor called by one that was."""
     missing = []
-    for module in modules():
+    for module in modules(names):
         own = kernels(module)
         prefix = module.__name__.rpartition(".")[2]
         reached = {name for name in own if any(one.kernel == f"{prefix}.{name}" for one in found)}
@@ -246,6 +246,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", type=int, default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--quick", action="store_true", help="one shape alone")
+    parser.add_argument("--modules", nargs="+", metavar="NAME", help="of these modules alone, such as sparse_triton")
     parser.add_argument("--markdown", action="store_true", help="tables for docs/cuda.md")
     given = parser.parse_args()
     os.environ.pop("TRITON_INTERPRET", None)  # read when triton is first imported
@@ -259,7 +260,7 @@ def main() -> int:
         for shape in QUICK if given.quick else SHAPES:
             products = "" if shape.products == shape.dtype else f", products in {str(shape.products)[6:]}"
             print(f"\n{'### ' if given.markdown else ''}{shape}{products}\n")
-            found = [one for target in given.targets for one in compiled(target, shape)]
+            found = [one for target in given.targets for one in compiled(target, shape, given.modules)]
             rows = sorted({(one.kernel, one.target, row(one)) for one in found})
             table = [COLUMNS, *(cells for *_, cells in rows)]
             if given.markdown:
@@ -272,7 +273,7 @@ def main() -> int:
                 print("\n".join(lines), flush=True)
             faults += [f"{one.kernel} on sm_{one.target}, {shape}: {fault}" for one in found for fault in one.faults()]
             every += found
-    faults += forgotten(every)
+    faults += forgotten(every, given.modules)
     print("\n" + ("\n".join(dict.fromkeys(faults)) or "every kernel compiled: no spill, within each target's limits"))
     return int(bool(faults))
 

@@ -46,7 +46,7 @@ def canonical(run: RunConfig, cache: Path | None = None) -> dict[str, Any]:
     """The config values that affect a run's numbers, without unused keys, with digests of model and data."""
     config = run.to_dict()
     config["num_tokens"] = run.total_steps * run.batch_size
-    places = {"data": run.data} | {term.place: term.config for term in run.penalty_terms()}
+    places = {"data": run.data, "train": run.train} | {term.place: term.config for term in run.penalty_terms()}
     added = (f"{place}.{key}" for place, node in places.items() for key in at_added_default(node))
     for key in (*LEFT_OUT, *run.unused_keys(), *added, *(f"{place}.{FILE}" for place in run.code)):
         _drop(config, key)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sae_sweeps.kernels.device import works_ahead
+from sae_sweeps.kernels.choose import asynchronous
 from sae_sweeps.kernels.pairs import Link, Pairs
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def with_largest(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`pre_activations`, and the k largest of each row with their indices, both [B, k], without gradients."""
     product = _dtype(W_enc, dtype)
-    if product != W_enc.dtype and not works_ahead(W_enc):
+    if product != W_enc.dtype and not asynchronous(W_enc):
         z = pre_activations(centred, W_enc, b_enc, b_dec, dtype)
         return z, *kernels.largest(z.detach(), k)
     z, values, indices = WithLargest.apply(centred, W_enc, b_enc, b_dec, kernels, k, product)

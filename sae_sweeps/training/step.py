@@ -21,6 +21,7 @@ from sae_sweeps.errors import ConfigError, Diverged
 from sae_sweeps.kernels.choose import choose
 from sae_sweeps.kernels.competition import Competition
 from sae_sweeps.kernels.features import DenseFeatures, Features
+from sae_sweeps.kernels.matmul import float32_products
 from sae_sweeps.kernels.memory import retain_freed_memory
 from sae_sweeps.penalties.base import Penalty, PenaltyValue
 from sae_sweeps.training.nonfinite_guard import NonFiniteGuard, Snapshot
@@ -189,6 +190,10 @@ class Training:
         Raises Diverged, with nothing updated, when a term or the gradient is not finite. On a GPU a later step may
         raise it, naming this one; nothing is updated in between.
         """
+        with float32_products(self.device, self.run.train.matmul):
+            return self._step(batch, step, logged, monitored)
+
+    def _step(self, batch: Batch, step: int, logged: bool, monitored: bool) -> StepReport:
         report = StepReport()
         self.nonfinite_guard.check()
         before = None if self.nonfinite_guard.at_once else Snapshot(self.buffers())

@@ -1,0 +1,18 @@
+"""For which shapes a GPU's kernels are compiled before the first step."""
+
+import torch
+from composed import D_IN, configured
+
+from sae_sweeps.runs.execute import step_shapes
+
+
+def test_for_each_k_of_a_schedule():
+    """And for the dtype of the products, whose output the selection reads."""
+    shapes = step_shapes(configured("architecture=topk", "k=4", "architecture.k_start=16", "train.precision=bfloat16"))
+    assert {shape.k for shape in shapes} == {4, 16}
+    assert {(shape.dtype, shape.products) for shape in shapes} == {(torch.float32, torch.bfloat16)}
+
+
+def test_for_an_architecture_without_k():
+    (alone,) = step_shapes(configured("architecture=standard", "train.precision=float64"))
+    assert (alone.d_in, alone.dtype, alone.products) == (D_IN, torch.float64, torch.float64)
