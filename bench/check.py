@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from bench.data import Shape
 from bench.results import Results
 from bench.setting import ROOT, Setting
 from bench.timing import seconds
+from sae_sweeps.kernels import cost
 from sae_sweeps.kernels import sparse_reference as plain
 from sae_sweeps.kernels.choose import choose, pairwise
 from sae_sweeps.kernels.coactivation import competing_cosines
@@ -23,6 +24,14 @@ from sae_sweeps.kernels.pairs import Pairs, per_token
 
 if TYPE_CHECKING:
     from sae_sweeps.training.step import Training
+
+
+BFLOAT16 = 0.03
+"""As `Case.tolerance`, for products in bfloat16: eight bits, in several products one after the other."""
+HALF = 50
+"""The step at which losses are compared: every penalty acts there."""
+BY_MAXIMUM = {"ortsae": 0.02}
+"""Penalties in which rounding may choose another row for one of many, and how far their gradients' norms may be."""
 
 
 class TooFar(Exception):
@@ -39,6 +48,28 @@ class Case:
     """Least that must be read and written."""
     tolerance: float = 1e-4
     """Largest difference, relative to the largest value."""
+    ordered: bool = True
+    """False: the numbers of a row may come in any order."""
+    flops: float = 0.0
+    """Of its matrix products, in `precision`."""
+    precision: str = "float32"
+    operations: Sequence[str] = ()
+    """Those on pairs that it consists of; each is taken by sums or by dense products, whichever takes less time."""
+
+    def difference(self) -> float:
+        found, expected = self.fast().double(), self.reference()
+        return _difference(found, expected) if self.ordered else _difference(found.sort(1)[0], expected.sort(1)[0])
+
+    def derived(self, shape: Shape) -> float:
+        """Seconds by the GPU's data sheet, see kernels/cost.py."""
+        device = cost.device_of(torch.cuda.current_device())
+        sizes = device, shape.batch, shape.d_sae, shape.d_in, shape.batch * shape.k
+        if not self.operations:
+            return cost.Cost(self.n_bytes, self.n_bytes, self.flops, self.precision).seconds(device)
+        return sum(
+            min(cost.as_sums(operation, *sizes), cost.as_products(operation, *sizes, self.precision))
+            for operation in self.operations
+        )
 
 
 def check(setting: Setting, results: Results) -> None:
@@ -46,36 +77,66 @@ def check(setting: Setting, results: Results) -> None:
     wrong = []
     for shape in setting.shapes():
         for case in cases(shape):
-            expected, found = case.reference(), case.fast()
-            difference = _difference(found, expected)
+            difference = case.difference()
             if not difference < case.tolerance:
                 wrong.append(f"{case.kernel} at {shape}: {difference:.1e}")
             took = seconds(case.fast, shape.device, *((1, 0) if setting.small else ()))
-            row = {
-                "kernel": case.kernel,
-                "difference": difference,
-                "allowed": case.tolerance,
-                "ms": 1e3 * took,
-                "GB/s of the least it must move": case.n_bytes / took / 1e9,
-            }
+            row = {"kernel": case.kernel, "difference": difference, "allowed": case.tolerance, "ms": 1e3 * took}
+            row |= {"derived ms": 1e3 * case.derived(shape)} if shape.device == "cuda" else {}
+            row["GB/s of the least it must move"] = case.n_bytes / took / 1e9
             results.add(f"{shape}; the largest difference is relative to the largest value", row)
     if importlib.util.find_spec("hydra"):
-        wrong += penalties(setting, results)
+        wrong += in_training(setting, results)
     if wrong:
         raise TooFar("; ".join(wrong))
 
 
-def penalties(setting: Setting, results: Results) -> list[str]:
-    """Every penalty's loss and gradient beside the plain formulas in float64, on the same features; those too far."""
-    from bench.contenders import as_batches, trainings
-
-    shape, wrong = setting.shapes()[0], []
+def in_training(setting: Setting, results: Results) -> list[str]:
+    """Losses, gradients and the update of Training beside the plain formulas in float64; those that are too far."""
+    shape = replace(setting.shapes()[0], bfloat16=False)
     names = sorted(path.stem for path in (ROOT / "conf" / "penalty").glob("*.yaml") if path.stem != "none")
-    words = f"penalty={'+'.join(names)} num_tokens={100 * shape.batch} penalty.adaptive_sharing.tau=10"  # acts at once
-    (fast,) = trainings(replace(shape, bfloat16=False), words)
-    (plain,) = trainings(replace(shape, bfloat16=False), f"{words} train.precision=float64 train.kernels=reference")
-    batch, step = as_batches(shape)[0], 50
-    found = fast.forward(batch, step)
+    penalties = f"penalty={'+'.join(names)} penalty.adaptive_sharing.tau=10"  # acts at once
+    precisions = {"float32": Case.tolerance} | ({"bfloat16": BFLOAT16} if shape.device == "cuda" else {})
+    wrong = []
+    for words, terms in ((penalties, names), ("architecture.aux_weight=0.03", [])):
+        plain = _training(shape, f"{words} train.precision=float64 train.kernels=reference")
+        trainings = {precision: _training(shape, f"{words} train.precision={precision}") for precision in precisions}
+        for precision, fast in trainings.items():
+            for row in losses(fast, plain, shape, terms):
+                allowed = max(precisions[precision], BY_MAXIMUM.get(str(row["of"]), 0.0))
+                row |= {"precision": precision, "allowed": allowed}
+                results.add(f"Losses in training, {shape}; largest difference, relative", row)
+                if any(isinstance(value, float) and not value <= allowed for value in row.values()):
+                    wrong.append(f"{row['of']} in {precision} at {shape}")
+    difference = update(setting, results, trainings["float32"], plain)
+    return wrong if difference < Case.tolerance else [*wrong, f"the update: {difference:.1e}"]
+
+
+def _training(shape: Shape, words: str) -> Training:
+    """A run at its half, of whose features as many are dead as the auxiliary loss takes: it has none to choose."""
+    from bench.contenders import trainings
+
+    (training,) = trainings(shape, f"{words} num_tokens={2 * HALF * shape.batch}")
+    training.sae.tokens_since_fired[: shape.d_in // 2] = 10**12
+    with torch.no_grad():
+        training.sae.W_dec.copy_(apart_from_orthogonal(training.sae.W_dec))
+    return training
+
+
+def apart_from_orthogonal(W: Tensor) -> Tensor:
+    """Unit rows of which no two are nearly orthogonal, so that no cosine's sign is a matter of rounding; W [n, d]."""
+    sign = torch.ones(len(W), 1, device=W.device, dtype=W.dtype)
+    sign[::2] = -1
+    unit = torch.nn.functional.normalize(W, dim=1)
+    return torch.nn.functional.normalize(unit + sign * W.shape[1] ** -0.5, dim=1)
+
+
+def losses(fast: Training, plain: Training, shape: Shape, terms: list[str]) -> Iterator[dict[str, object]]:
+    """For each term, or the whole loss, how far it and its gradients are, on the same active features."""
+    from bench.contenders import as_batches
+
+    batch = as_batches(shape)[0]
+    found = fast.forward(batch, HALF)
     assert isinstance(found.ctx.feature_acts, TopKFeatures)
     indices = found.ctx.feature_acts.indices
 
@@ -83,24 +144,18 @@ def penalties(setting: Setting, results: Results) -> list[str]:
         return TopKFeatures(pre_acts.gather(1, indices).relu(), indices, shape.d_sae)
 
     plain.sae.activate = same_features  # type: ignore[method-assign]
-    expected = plain.forward(batch, step)
-    for name in names:
-        row: dict[str, object] = {"penalty": name}
-        one, other = found.parts[name][0], expected.parts[name][0]
-        row["loss"] = _difference(one[None], other[None])
+    expected = plain.forward(batch, HALF)
+    pairs = {name: (found.parts[name][0], expected.parts[name][0]) for name in terms}
+    for name, (one, other) in (pairs or {"recon and aux": (found.loss, expected.loss)}).items():
+        how = _apart if name in BY_MAXIMUM else _difference
+        row: dict[str, object] = {"of": name, "loss": _difference(one[None], other[None])}
         for weight in ("W_enc", "W_dec"):
-            grads = [
+            mine, theirs = (
                 torch.autograd.grad(loss, getattr(training.sae, weight), retain_graph=True, allow_unused=True)[0]
                 for loss, training in ((one, fast), (other, plain))
-            ]
-            row[f"gradient of {weight}"] = "" if grads[1] is None else _difference(grads[0], grads[1])
-        row["allowed"] = Case.tolerance
-        results.add(f"Penalties, {replace(shape, bfloat16=False)}; largest difference, relative", row)
-        if any(isinstance(value, float) and not value <= Case.tolerance for value in row.values()):
-            wrong.append(f"penalty {name}: {row}")
-    del found, expected
-    difference = update(setting, results, fast, plain)
-    return wrong if difference < Case.tolerance else [*wrong, f"the update: {difference:.1e}"]
+            )
+            row[f"gradient of {weight}"] = "" if theirs is None else how(mine, theirs)
+        yield row
 
 
 def update(setting: Setting, results: Results, fast: Training, plain: Training) -> float:
@@ -139,6 +194,11 @@ def update(setting: Setting, results: Results, fast: Training, plain: Training) 
     return gaps[worst]
 
 
+def _apart(found: Tensor, expected: Tensor) -> float:
+    """Norm of the difference, relative to the norm."""
+    return float((found.double() - expected).detach().norm() / expected.detach().norm().clamp_min(1e-300))
+
+
 def _difference(found: Tensor, expected: Tensor) -> float:
     """Largest difference, relative to the largest value."""
     return float((found.double() - expected).detach().abs().max() / expected.detach().abs().max().clamp_min(1e-300))
@@ -156,47 +216,24 @@ def cases(shape: Shape) -> Iterator[Case]:
 
     z, W, g = normal(shape.batch, shape.d_sae), normal(shape.d_sae, shape.d_in), normal(shape.batch, shape.d_in)
     values, indices = kernels.largest(z, shape.k)
-    pairs = per_token(indices, shape.d_sae, kernels)
-    by_plain = Pairs(pairs.start, pairs.feature, shape.d_sae, plain)
-    flat, n = values.reshape(-1), 4 * values.numel()
-    yield Case(
-        "largest: values",
-        lambda: kernels.largest(z, shape.k)[0].sort(1).values,
-        lambda: z.double().topk(shape.k, dim=1).values.sort(1).values,
-        z.nbytes + 3 * n,
-        1e-30,
-    )
-    yield Case("largest: places", lambda: z.gather(1, indices), lambda: values.double(), 6 * n, 1e-30)
-    pairs.transposed  # noqa: B018  # made once for the kernels below
-    yield Case(
-        "decode",
-        lambda: kernels.decode(pairs, flat, W),
-        lambda: plain.decode(by_plain, flat.double(), W.double()),
-        W.nbytes + g.nbytes + 3 * n,
-    )
-    yield Case(
-        "residual",
-        lambda: kernels.residual(pairs, flat, W, W[0], g)[0],
-        lambda: plain.residual(by_plain, flat.double(), W.double(), W[0].double(), g.double())[0],
-        W.nbytes + 2 * g.nbytes + 4 * n,
-    )
-    yield Case(
-        "dots",
-        lambda: kernels.dots(pairs, W, g),
-        lambda: plain.dots(by_plain, W.double(), g.double()),
-        W.nbytes + g.nbytes + 3 * n,
-    )
-    yield Case(
-        "weight_gradient",
-        lambda: kernels.weight_gradient(pairs, flat, g),
-        lambda: plain.weight_gradient(by_plain, flat.double(), g.double()),
-        W.nbytes + g.nbytes + 3 * n,
-    )
-    yield Case("sums", lambda: kernels.sums(pairs, flat), lambda: plain.sums(by_plain, flat.double()), 2 * n)
-    grad, unit = normal(shape.d_sae, shape.d_in), torch.nn.functional.normalize(W, dim=1)
+    n = 4 * values.numel()
+    for rows in (z, z.bfloat16()) if shape.device == "cuda" else (z,):
+        yield Case(
+            f"largest, {rows.dtype}".replace("torch.", ""),
+            lambda rows=rows: kernels.largest(rows, shape.k)[0],  # type: ignore[misc]
+            lambda rows=rows: rows.double().topk(shape.k, dim=1).values,  # type: ignore[misc]
+            rows.nbytes + 3 * n,
+            1e-30,
+            ordered=False,
+        )
+    yield Case("largest, places", lambda: z.gather(1, indices), lambda: values.double(), 6 * n, 1e-30)
+    yield from on_pairs(kernels, indices, values, W, g, "float32")
+    if shape.device == "cuda":  # dense products in their place may be in bfloat16, as in a run
+        yield from on_pairs(kernels, indices, values, W, g, "bfloat16", BFLOAT16)
+    grad, unit = normal(shape.d_sae, shape.d_in), apart_from_orthogonal(W)
 
-    def without_parallel(kernels: object, grad: Tensor, unit: Tensor) -> Tensor:
-        kernels.remove_parallel(grad, unit)  # type: ignore[attr-defined]
+    def without_parallel(kernels: Any, grad: Tensor, unit: Tensor) -> Tensor:
+        kernels.remove_parallel(grad, unit)
         return grad
 
     yield Case(
@@ -205,18 +242,61 @@ def cases(shape: Shape) -> Iterator[Case]:
         lambda: without_parallel(plain, grad.double(), unit.double()),
         3 * W.nbytes,
     )
-    f = TopKFeatures(values.relu(), indices, shape.d_sae, pairs)
+    f = TopKFeatures(values.relu(), indices, shape.d_sae, per_token(indices, shape.d_sae, kernels))
     f_double = TopKFeatures(f.values.double(), indices, shape.d_sae)
-    way, tiles = pairwise(kernels, W), 3 * unit.nbytes + shape.batch * shape.d_sae
-    yield Case(
-        "ortho: value", lambda: ortho(unit, f, way)[0], lambda: ortho(unit.double(), f_double, "plain")[0], tiles
+    way, n_bytes = pairwise(kernels, W), 3 * unit.nbytes + shape.batch * shape.d_sae
+    # counts of common tokens, cosines and both halves of the gradient, for the tiles above the diagonal
+    flops = shape.d_sae**2 * (shape.batch + 3 * shape.d_in)
+    for number, part in enumerate(("value", "pairs", "gradient")):
+        yield Case(
+            f"ortho, {part}",
+            lambda number=number: ortho(unit, f, way)[number],  # type: ignore[misc]
+            lambda number=number: ortho(unit.double(), f_double, "plain")[number],  # type: ignore[misc]
+            n_bytes,
+            flops=flops,
+        )
+
+
+def on_pairs(
+    kernels: Any, indices: Tensor, values: Tensor, W: Tensor, g: Tensor, precision: str, tolerance: float = 1e-4
+) -> Iterator[Case]:
+    """The operations on the pairs of k features for each token, indices and values [B, k]; W [d_sae, d], g [B, d]."""
+    with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16"):  # the pairs remember it
+        pairs, flat, n = per_token(indices, len(W), kernels), values.reshape(-1), 4 * values.numel()
+    pairs.transposed  # noqa: B018  # made once for those that need it
+    double: Any = Pairs(pairs.start, pairs.feature, len(W), plain)  # type: ignore[arg-type]
+    f64, W64, g64 = flat.double, W.double, g.double
+    moved = W.nbytes + g.nbytes + 3 * n
+
+    def case(name: str, fast: Any, reference: Any, n_bytes: int, *operations: str) -> Case:
+        label = f"{name}, {precision}"
+        return Case(label, fast, reference, n_bytes, tolerance, precision=precision, operations=operations)
+
+    yield case(
+        "decode",
+        lambda: kernels.decode(pairs, flat, W),
+        lambda: plain.decode(double, f64(), W64()),
+        moved,
+        "decode",
     )
-    yield Case(
-        "ortho: pairs", lambda: ortho(unit, f, way)[1], lambda: ortho(unit.double(), f_double, "plain")[1], tiles
+    yield case(
+        "residual",
+        lambda: kernels.residual(pairs, flat, W, W[0], g)[0],
+        lambda: plain.residual(double, f64(), W64(), W64()[0], g64())[0],
+        moved + g.nbytes + n,
+        "decode",
+        "dots",
     )
-    yield Case(
-        "ortho: gradient", lambda: ortho(unit, f, way)[2], lambda: ortho(unit.double(), f_double, "plain")[2], tiles
+    yield case("dots", lambda: kernels.dots(pairs, W, g), lambda: plain.dots(double, W64(), g64()), moved, "dots")
+    yield case(
+        "weight_gradient",
+        lambda: kernels.weight_gradient(pairs, flat, g),
+        lambda: plain.weight_gradient(double, f64(), g64()),
+        moved,
+        "weight_gradient",
     )
+    if precision == "float32":
+        yield Case("sums", lambda: kernels.sums(pairs, flat), lambda: plain.sums(double, f64()), 2 * n)
 
 
 def ortho(W: Tensor, f: TopKFeatures, way: str) -> tuple[Tensor, Tensor, Tensor]:

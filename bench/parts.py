@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.contenders import SPARSITY
+from bench.data import Shape
 from bench.results import Results
-from bench.rounds import Contender, Measured, interleaved
+from bench.rounds import ENDED, Contender, Measured, interleaved
 from bench.setting import ROOT, Setting
 
+LABELS = {"sparsify": "sparsify", "SAELens": "sae_lens", "dictionary_learning": "dictionary_learning"}
+"""The other libraries' names, and those of their contenders."""
 ORTHO = "penalty=ortho lambda2_max=0.1 base_threshold=0.1"
 PENALTIES: dict[str, dict[str, Any]] = {
     "ortho, p = 0": {"words": ORTHO},
@@ -40,9 +43,7 @@ def step(setting: Setting, results: Results) -> None:
             Contender("**ours**", "ours", shape),
             Contender("ours, `train.kernels=reference`", "ours", shape, {"words": "train.kernels=reference"}),
             Contender("ours, `train.selection=bfloat16`", "ours", shape, {"words": "train.selection=bfloat16"}),
-            Contender("sparsify", "sparsify", shape),
-            Contender("SAELens", "sae_lens", shape),
-            Contender("dictionary_learning", "dictionary_learning", shape),
+            *(Contender(label, peer, shape) for label, peer in LABELS.items()),
             Contender("plain PyTorch, fused Adam", "plain", shape),
             Contender("the same through torch.compile", "plain", shape, {"compile": True}),
         ]
@@ -54,10 +55,22 @@ def step(setting: Setting, results: Results) -> None:
                 "": label, "ms per step": 1e3 * measured.median, "tokens/s": shape.batch / measured.median,
                 "time against ours": measured.times(found["**ours**"]) if "**ours**" in found else "",
             }  # fmt: skip
+            if setting.device == "cuda" and label == "**ours**":
+                row["derived ms"] = sum(1e3 * seconds for _, seconds in derived(shape))
             if setting.gflops:
                 row["encoder's share of the matrix rate"] = flop / measured.median / 1e9 / setting.gflops
             results.add(title, row | {"peak GB": measured.peak_gb, "rounds": len(measured.seconds)})
         _left_out(results, title, left_out)
+
+
+def derived(shape: Shape) -> list[tuple[str, float]]:
+    """Parts of our TopK step and their seconds by this GPU's data sheet, in bfloat16 (scripts/derived_times.py)."""
+    from sae_sweeps.kernels import cost
+    from scripts.derived_times import Step
+
+    device = cost.device_of(None)
+    parts = Step(shape.batch, shape.d_in, shape.d_sae, shape.k).after(device)
+    return [(part.name, part.seconds(device)) for part in parts]
 
 
 def penalty(setting: Setting, results: Results) -> None:
@@ -105,8 +118,12 @@ def architectures(setting: Setting, results: Results) -> None:
 
 
 def _left_out(results: Results, table: str, left_out: dict[str, str], column: str = "") -> None:
+    """Add the contenders that were not measured. Raises RuntimeError where one of them is not another library."""
     for label, why in left_out.items():
         results.add(f"{table}; left out", {column: label, "why": why})
+    broken = {label: why for label, why in left_out.items() if why.startswith(ENDED) and label not in LABELS}
+    if broken:
+        raise RuntimeError("; ".join(f"{label}: {why}" for label, why in broken.items()))
 
 
 def harvest(setting: Setting, results: Results) -> None:

@@ -26,6 +26,8 @@ STEPS = 5
 
 
 def profile(setting: Setting, results: Results) -> None:
+    from bench.parts import derived
+
     shape = setting.shape()
     if setting.device == "cpu":
         for phase, seconds, share in phases(shape):
@@ -38,6 +40,10 @@ def profile(setting: Setting, results: Results) -> None:
         (f"k{small_k.k}-ortho", small_k, "penalty=ortho lambda2_max=0.1 base_threshold=0.1", 0.99),
     ):
         kernels(setting, results, name, shape, words, first)
+        for part, seconds in derived(shape) if not words else ():
+            results.add(
+                f"Derived from the data sheet: parts of a step, TopK, {shape}", {"part": part, "ms": 1e3 * seconds}
+            )
 
 
 def kernels(setting: Setting, results: Results, name: str, shape: Shape, words: str, first_step: float) -> None:

@@ -19,6 +19,7 @@ from bench.setting import ROOT, Setting
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 PEERS = ("sparsify", "sae_lens", "dictionary_learning")
 """Contenders that are other libraries, by the names of their modules."""
+ENDED = "ended with status"
 FEWEST = 3
 """Rounds without which nothing is reported."""
 
@@ -80,7 +81,7 @@ class Worker:
             text = self.errors.read()
             print(text[-2000:], file=sys.stderr)
             last = text.strip().splitlines()[-1:] or ["nothing on stderr"]
-            raise LeftOut(f"ended with status {status}: {last[0][:200]}")
+            raise LeftOut(f"{ENDED} {status}: {last[0][:200]}")
         return json.loads(line)
 
     def ask(self, steps: int, seconds: float) -> dict[str, float]:
