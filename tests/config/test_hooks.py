@@ -56,7 +56,7 @@ def test_a_hook_can_be_given_as_the_layer(word, expected):
 
 def test_saes_of_any_hook_are_evaluated_where_they_were_trained(tmp_path):
     assert layer_words("blocks.5.attn.hook_z", tmp_path) == ["layer=attn.hook_z", "layer.index=5"]
-    with pytest.raises(ConfigError, match="hook_name=hook_embed is in no layer"):
+    with pytest.raises(ConfigError, match="its hook hook_embed is in no layer"):
         layer_words("hook_embed", tmp_path)
 
 
