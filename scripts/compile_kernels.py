@@ -201,13 +201,18 @@ def read_machine_code(one: Compiled, cubin: bytes) -> None:
 
 
 def main_loop(code: list[tuple[int, str]]) -> list[str]:
-    """The innermost loop that reads most from global memory, or all instructions where no loop reads any."""
+    """The innermost loop that reads most from global memory, of several by the widest loads; all instructions where no
+    loop reads any."""
     jumps = [(int(found[1], 16), at) for at, text in code if (found := re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", text))]
     spans = {(first, last) for first, last in jumps if first < last}
     innermost = [a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
     bodies = [[text for at, text in code if first <= at <= last] for first, last in innermost]
-    return max([body for body in bodies if loads(body)] or [[text for _, text in code]],
-               key=lambda body: sum(bits * n for bits, n in loads(body).items()))  # fmt: skip
+
+    def read(body: list[str]) -> tuple[int, int]:
+        found = loads(body)
+        return sum(bits * n for bits, n in found.items()), max(found)
+
+    return max((body for body in bodies if loads(body)), key=read, default=[text for _, text in code])
 
 
 def loads(code: list[str]) -> collections.Counter[int]:

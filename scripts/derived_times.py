@@ -11,6 +11,7 @@ docs/cuda.md, "Derived step times", are its output.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -76,9 +77,12 @@ class Step:
         yield Part("x - b_dec", [Cost(2 * x)], Cost(x), 1, x)
         encoder = [Cost(1.5 * W), Cost(1.5 * x), cost.product(B, n, d, "bfloat16", 2)]
         yield Part("encoder, in bfloat16", encoder, Cost(W + z, 0, 2.0 * B * n * d, "bfloat16"), 4, W / 2 + z)
-        # compiled for sm_90 at k 40: 75 instructions for 8 numbers of a thread, 1800 and 4 warps for what follows
-        instructions = B * (n / 8 / 32 * 75 + 4 * 1800)
-        yield Part("selection of the k largest", [Cost(z + 10 * P)], Cost(z), 1, 10 * P + 4 * B * 1024, instructions)
+        # as compiled for sm_90: 75 instructions for 8 numbers of a thread, and 1800 for what follows
+        groups = 2 ** math.ceil(math.log2(max(1024, 4 * self.k, math.isqrt(int(1.125 * self.k) * n))))
+        instructions = B * (n / 8 / 32 * 75 + min(groups // 256, 16) * 1800)
+        yield Part(
+            "selection of the k largest", [Cost(z + 10 * P)], Cost(z), 1, 10 * P + 4.0 * B * groups, instructions
+        )
         yield Part("z in float32, for loss terms", [Cost(3 * z)], Cost(), 2, 2 * z)
         costs, launches, holds, kind = self.operation("decode", device)
         residual = Cost(2 * x)  # x is read and the error written; the squares are summed on the way

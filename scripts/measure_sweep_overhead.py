@@ -22,7 +22,16 @@ from slurm_cluster import SlurmCluster, missing  # noqa: E402
 
 from sae_sweeps.cluster.watch import SweepWatcher  # noqa: E402
 
-TINY = ["model=synthetic", "model.d_in=16", "d_sae=32", "batch_size=64", "num_tokens=640", "k=4", "eval=none"]
+TINY = [
+    "model=synthetic",
+    "model.d_in=16",
+    "d_sae=32",
+    "batch_size=64",
+    "num_tokens=640",
+    "k=4",
+    "eval=none",
+    "device=cpu",
+]
 
 
 def cpu_of(command: list[str], environment: dict[str, str]) -> tuple[float, float]:

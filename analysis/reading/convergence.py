@@ -18,7 +18,8 @@ TOKENS, SPEED, FVU = b',"tokens":', b',"tokens_per_s":', b'"held_out_fvu":'
 def tokens_to(rows: Iterable[Row], target: float) -> tuple[int, float] | None:
     """Tokens and seconds of training at the first row whose `held_out_fvu` is at or under the target, or None.
 
-    Seconds are those of the training steps alone, summed up from `tokens_per_s`: pauses and evaluations do not count.
+    Seconds are those of the training steps and of waiting for their batches, summed up from `tokens_per_s`: pauses and
+    evaluations do not count.
     """
     seconds, before = 0.0, 0
     for row in rows:

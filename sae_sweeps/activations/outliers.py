@@ -35,9 +35,12 @@ class NormStats:
     """Share of the kept tokens' variance that the thousandth of them with the most holds; None below 1,000 tokens."""
 
 
-def norm_stats(store: ActivationStore, max_norm: float | None) -> NormStats:
-    """Reads N_TOKENS tokens, AT_ONCE at a time."""
-    rows = store.rows(0, min(N_TOKENS, store.n_tokens))
+def norm_stats(store: ActivationStore, max_norm: float | None, read: int = 0) -> NormStats:
+    """Of N_TOKENS tokens, AT_ONCE at a time.
+
+    `read`: how many tokens of a stream are read, if more; where a run begins with the same ones, they are read once.
+    """
+    rows = store.rows(0, min(max(read, N_TOKENS), store.n_tokens))
     n = min(N_TOKENS, len(rows))
 
     def parts() -> Iterator[Batch]:

@@ -104,7 +104,8 @@ class SAE(nn.Module):
     def active_above(self) -> float | Tensor | None:
         """The pre-activation, one or one per feature [d_sae], up to which f and its gradient are 0.
 
-        Training then computes with the (token, feature) pairs above it alone. None: with the dense f.
+        Training on a CPU then computes with the (token, feature) pairs above it alone. None: with the dense f, as
+        always on a GPU, where to learn how many pairs there are would stop the host.
         """
         return None
 
@@ -136,7 +137,7 @@ class SAE(nn.Module):
         """
         assert self.kernels is not None
         threshold = self.active_above()
-        if threshold is None or choose.asynchronous(pre_acts):  # there the host cannot know how many pairs there are
+        if threshold is None or choose.asynchronous(pre_acts):
             return None
         found = self.kernels.above(pre_acts, threshold, int(self.kernels.SPARSE_UP_TO * pre_acts.numel()))
         if found is None:

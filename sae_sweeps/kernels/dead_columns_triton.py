@@ -18,7 +18,7 @@ from sae_sweeps.kernels.launching import StepShape, launch
 
 ROW = 4096
 """Columns of a block, which a program gathers or compares at a time; a tile never ends beyond one."""
-TILE = {torch.bfloat16: (128, 128, 32, 8), torch.float32: (64, 64, 32, 4)}
+TILE = {torch.bfloat16: (128, 128, 32, 8), torch.float32: (64, 64, 16, 8)}
 """Dtype of the products -> rows, columns and depth of a tile, and warps."""
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)

@@ -63,11 +63,12 @@ class Batches:
             raise store
         return store
 
-    def norms(self, run: RunConfig) -> NormStats:
+    def norms(self, run: RunConfig, fresh: bool = False) -> NormStats:
         """Norms of the training activations of the run's layer, with the limit of its `data.max_norm`."""
         key = hook_name(run.layer), run.data.max_norm
         if key not in self._norms:
-            self._norms[key] = norm_stats(self.store(run), run.data.max_norm)
+            part = run.activations.buffer_tokens // run.batch_size * run.batch_size if fresh else 0
+            self._norms[key] = norm_stats(self.store(run), run.data.max_norm, part)
         return self._norms[key]
 
     def held_out(self, run: RunConfig) -> HeldOut | None:
@@ -89,7 +90,7 @@ class Batches:
 
     def prepare(self, run: RunConfig, fresh: bool) -> None:
         """Open what the run shares with others of its stream; `fresh` where it starts at step 0 and needs `first`."""
-        stream, store, limit = stream_of(run), self.store(run), self.norms(run).limit
+        stream, store, limit = stream_of(run), self.store(run), self.norms(run, fresh).limit
         _, _, size, seed, kind, window = stream
         self._draw_held_out(run)
         if stream not in self._samplers:

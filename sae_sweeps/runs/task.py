@@ -198,7 +198,8 @@ class RunTask(TrainingCallbacks):
             "group_size": self.group_size,
             "wall_time_s": round(member.seconds + time.monotonic() - began, 2),
             "shared_time_s": round(member.shared_seconds, 2),
-            "tokens_per_s": member.speed(member.total - member.start - 1, member.stopwatch.seconds()),
+            "tokens_per_s": member.speed(member.total - member.start - 1, member.seconds_of_steps()),
+            "step_tokens_per_s": member.speed(member.total - member.start - 1, member.stopwatch.seconds()),
         }
         write_json(self.folder.path / TRAINED, {"warnings": warnings, "provenance": made})
 

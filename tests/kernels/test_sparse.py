@@ -9,7 +9,7 @@ from bounds import Rounding, assert_within, gamma, product_bound
 
 from sae_sweeps.kernels import cost, sparse, sparse_reference
 from sae_sweeps.kernels.choose import _prepare, choose
-from sae_sweeps.kernels.pairs import Pairs, per_token
+from sae_sweeps.kernels.pairs import Pairs, largest_pairs, per_token
 
 SIZES = {"numba": (70, 300, 21), "triton": (7, 40, 5)}
 """B, d_sae and d_in; the interpreter takes a tenth of a second for a row."""
@@ -241,3 +241,28 @@ def test_what_is_compiled_ahead_is_what_steps_need():
 def test_what_is_asked_for_is_chosen():
     assert choose("reference", torch.device("cpu")) is None
     assert choose("auto", torch.device("cpu")).NAME == "numba"
+
+
+@pytest.mark.parametrize("n", [1, 12, 100, 280])
+def test_the_largest_pairs_of_a_batch(n):
+    """As many as wanted at ties too, in order of token and feature; NaN is the largest."""
+    z = normal(7, 40)
+    z[2], z[3, ::2], z[4, 20] = 1.0, 2.0, math.nan
+    pairs, values = largest_pairs(z, n, sparse_reference)
+    place = pairs.token * 40 + pairs.feature
+    assert len(place) == n and bool((place.diff() > 0).all()) and pairs.start[-1] == n
+    assert values.equal(z.flatten()[place]) or values.isnan().sum() == 1
+    expected = z.flatten().topk(n).values
+    assert torch.equal(values.nan_to_num(9.0).sort(descending=True).values, expected.nan_to_num(9.0))
+
+
+def test_the_same_pairs_by_part_of_the_dictionary():
+    pairs, values = largest_pairs(normal(7, 40), 90, sparse_reference)
+    parts = pairs.by_part((3, 10, 40))
+    expected = sparse_reference.dense(pairs, values)
+    found = sparse_reference.dense(parts, values).view(7, 3, 40)
+    for part, (first, end) in enumerate([(0, 3), (3, 10), (10, 40)]):
+        assert torch.equal(found[:, part, first:end], expected[:, first:end])
+    assert torch.equal(found.sum(1), expected)
+    for one, other in zip(parts.transposed, sparse_reference.transposed(parts), strict=True):
+        assert torch.equal(one, other)

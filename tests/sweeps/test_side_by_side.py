@@ -111,13 +111,15 @@ def test_a_stream_is_harvested_once_for_all(tmp_path, monkeypatch):
             yield batch
 
     monkeypatch.setattr(SyntheticSource, "stream", counting)
-    words = ["activations.mode=stream", "activations.buffer_tokens=1024", "eval=none", "seed=0,1", "data_seed=0,1"]
-    plan = planned(*words)
-    for size, passes in ((4, 2), (1, 8)):  # of each group one to start from and one to train on
-        harvested.clear()
-        carried_out(plan, tmp_path / str(size), size)
-        assert sum(harvested) == passes * 5120
-    assert_same(plan, tmp_path / "4", tmp_path / "1")
+    words = ["activations.mode=stream", "eval=none", "seed=0,1", "data_seed=0,1"]
+    # of each group one to measure norms, one to start from and one to train on, or one where a part has as many tokens
+    for buffer, passes in ((1024, 3), (5120, 1)):
+        plan = planned(*words, f"activations.buffer_tokens={buffer}")
+        for size, groups in ((4, 1), (1, 4)):
+            harvested.clear()
+            carried_out(plan, tmp_path / f"{buffer}-{size}", size)
+            assert sum(harvested) == groups * passes * 5120
+        assert_same(plan, tmp_path / f"{buffer}-4", tmp_path / f"{buffer}-1")
 
 
 def test_a_language_model_reads_its_text_once_for_all(tmp_path, monkeypatch, tiny_gpt_neox_folder):

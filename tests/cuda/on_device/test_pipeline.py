@@ -21,6 +21,8 @@ from sae_sweeps.training.loop import Member, TrainingCallbacks, train
 WORLD = SyntheticConfig(d_in=16, n_features=8, l0=2.0, n_correlated=0, n_hierarchical=0)
 N = 1000
 SECOND = torch.device("cuda:1")
+PLAIN = ["penalty=ortho", "penalty.momentum=0.9", "train.kernels=reference"]
+"""Without Triton's kernels, which are interpreted here."""
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +101,7 @@ def test_copies_to_the_cpu_arrive_while_the_next_are_computed():
 @pytest.mark.parametrize("device", [DEVICE, SECOND], ids=str)
 def test_a_checkpoint_beside_the_training_makes_nobody_wait(tmp_path, device):
     torch.cuda.set_device(device)
-    training, writer = made(["penalty=ortho", "penalty.momentum=0.9"], device), Writer()
+    training, writer = made(PLAIN, device), Writer()
     for step in range(3):
         training.step(batch(step, device), step)
     before = {name: tensor.detach().cpu().clone() for name, tensor in training.sae.named_parameters()}
@@ -111,7 +113,7 @@ def test_a_checkpoint_beside_the_training_makes_nobody_wait(tmp_path, device):
     assert write.finish() and waited <= {"Event.synchronize"}
     stored = load_file(tmp_path / FILE)
     assert all(torch.equal(stored[f"sae.{name}"], tensor) for name, tensor in before.items())
-    resumed = made(["penalty=ortho", "penalty.momentum=0.9"], device)
+    resumed = made(PLAIN, device)
     assert load_checkpoint(resumed, tmp_path) == 3
     resumed.step(batch(3, device), 3)
     for one, other in zip(training.sae.parameters(), resumed.sae.parameters(), strict=True):
@@ -119,7 +121,7 @@ def test_a_checkpoint_beside_the_training_makes_nobody_wait(tmp_path, device):
 
 
 def test_a_state_after_a_step_that_was_not_finite_is_never_written(tmp_path):
-    training, writer = made([], DEVICE), Writer()
+    training, writer = made(PLAIN, DEVICE), Writer()
     training.step(batch(0, DEVICE), 0)
     wrong = batch(1, DEVICE)
     wrong.x[3, 3] = torch.nan
@@ -135,7 +137,7 @@ def test_a_training_loop_with_checkpoints_by_time_ends_like_one_without(tmp_path
 
     ends = []
     for minutes in (5.0, 1e-9):
-        training = made([], DEVICE)
+        training = made(PLAIN, DEVICE)
         training.run.train.checkpoint_minutes = minutes
         member = Member(training, 0, tmp_path / str(minutes), Quiet())
         train([member], lambda step: {None: batch(step, DEVICE)})
