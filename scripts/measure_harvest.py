@@ -77,8 +77,9 @@ def main() -> None:
         sources = [TextSource(lm, layer, data, "train", lm.dtype, 32) for layer in layers]
         source = sources[0]
         groups = source._groups()
-        tokens = [torch.from_numpy(next(groups)[0]).long() for _ in range(batches)]
-        n_tokens = batches * 32 * (data.context - 1)
+        read = [next(groups) for _ in range(batches)]
+        tokens = [torch.from_numpy(tokens_SL).long() for tokens_SL, _, _ in read]
+        n_tokens = sum(int(keep_SL.sum()) for _, _, keep_SL in read)  # one more would be another batch
         bare = bare_forward(lm, words.layer)
         ways: dict[str, Callable[[], Any]] = {
             "bare": lambda: [bare(rows) for rows in tokens],
