@@ -19,6 +19,10 @@ OTHER_ROUNDING = {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx
 """Older instructions: the same run on the same device, rounded otherwise."""
 
 
+RESERVE = 3.0
+"""Seconds of the part that are kept for comparing."""
+
+
 class Failed(Exception):
     """A demo that did not complete."""
 
@@ -47,7 +51,7 @@ def demo(setting: Setting, results: Results) -> None:
                 )
             started[way] = process, outputs, time.perf_counter()
         found: dict[str, dict[tuple[str, str], float]] = {}
-        while len(found) < len(started):
+        while len(found) < len(started) and setting.left() > RESERVE:
             time.sleep(0.05)
             for way, (process, outputs, began) in started.items():
                 if way in found or process.poll() is None:
@@ -57,13 +61,17 @@ def demo(setting: Setting, results: Results) -> None:
                     raise Failed(f"{way}: {(outputs / 'log').read_text()[-500:]}")
                 found[way] = metrics(outputs)
                 results.add("The demo's commands, side by side", {"": way, "s": took})
-    for run, name in found["cpu"]:
+        for process, _, _ in started.values():
+            process.kill()
+    if late := sorted(ways.keys() - found.keys()):
+        results.add("The demo's commands, side by side", {"": ", ".join(late), "s": "not done in the time of the part"})
+    for run, name in found.get("cpu", {}):
         values = {way: numbers.get((run, name), float("nan")) for way, numbers in found.items()}
         differences = {f"{way}: difference": gap(value, values["cpu"]) for way, value in values.items() if way != "cpu"}
         results.add(
             "Metrics of the demo's runs; differences are relative", {"run": run, "metric": name} | values | differences
         )
-    for way in [way for way in ways if way != "cpu"]:
+    for way in [way for way in found if way != "cpu" and "cpu" in found]:
         gaps = {key: gap(found[way].get(key, float("nan")), value) for key, value in found["cpu"].items()}
         worst = max(gaps, key=lambda key: gaps[key])
         results.add(
