@@ -30,10 +30,10 @@ def guarded(command: Callable[[], int], debug: bool) -> int:
 
         if isinstance(error, UserError) or type(error).__module__.partition(".")[0] in ("hydra", "omegaconf", "yaml"):
             message = sentence(error)
-        elif (outside := blamed(error) or suspected(error)) is not None:
-            message = f"{outside}; --debug shows the traceback."
-        elif isinstance(error, OSError) and error.errno in DENIED:
+        elif (outside := blamed(error)) is None and isinstance(error, OSError) and error.errno in DENIED:
             message = denied(error)
+        elif (outside := outside or suspected(error)) is not None:
+            message = f"{outside}; --debug shows the traceback."
         else:
             raise
         print(f"error: {message}", file=sys.stderr)

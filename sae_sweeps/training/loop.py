@@ -150,7 +150,7 @@ class Member:
         self.finish_write()
         if not beside:
             training.nonfinite_guard.check(wait=True)
-        self._write = self.writer.start(training, step, self.folder, beside, self.callbacks.before_step)
+        self._write = self.writer.start(training, step, self.folder, beside=beside, allowed=self.callbacks.before_step)
         training.before_update = self._write.wait_for_copy
         self._saved_at = time.monotonic()
 

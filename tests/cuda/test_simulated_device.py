@@ -7,14 +7,7 @@ import pytest
 from simulated import HERE, run
 
 
-def passes(which: str) -> None:
-    run("-m", "pytest", str(HERE / "on_device"), "-n", "0", "-m", which, "-p", "no:cacheprovider", "--tb=short")
-
-
-def test_quick():
-    passes("not slow")
-
-
 @pytest.mark.slow
-def test_slow():
-    passes("slow")
+@pytest.mark.parametrize("file", sorted((HERE / "on_device").glob("test_*.py")), ids=lambda file: file.stem)
+def test_on_the_device(file):
+    run("-m", "pytest", str(file), "-n", "0", "-p", "no:cacheprovider", "--tb=short")
