@@ -231,7 +231,7 @@ def _write(subject: Subject, name: str, result: Measured) -> None:
     content = result.to_json()
     if content is not None:
         note = content["eval_result_unstructured"].setdefault("sae_sweeps", {})
-        note["measured_on"] = measured_on(judged(subject.run, name), subject.inputs)
+        note["measured_on"] = measured_on(judged(subject.run, name), {})  # the summary has the inputs
         if "selection" in find_evaluation(name).reads:
             note["selection"] = subject.run.eval.selection
         write_json(subject.folder / "evals" / f"{name}.json", content)
