@@ -23,7 +23,9 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +160,7 @@ def compiled(capability: int, shape: StepShape, names: list[str] | None = None) 
     from triton.runtime.jit import JITFunction
 
     found: list[Compiled] = []
+    reading: list[Future[None]] = []
     run = JITFunction.run
 
     def without_launch(self: Any, *args: Any, grid: Any, warmup: bool, **constants: Any) -> Any:
@@ -167,7 +170,7 @@ def compiled(capability: int, shape: StepShape, names: list[str] | None = None) 
         narrow = getattr(sys.modules[self.module], "NARROW", {}).get(self.fn.__name__, "")
         name, options = f"{self.module.rpartition('.')[2]}.{self.fn.__name__}", kernel.metadata
         one = Compiled(name, capability, shape, options.num_warps, options.shared, took, narrow)
-        read_machine_code(one, kernel.asm["cubin"])
+        reading.append(threads.submit(read_machine_code, one, kernel.asm["cubin"]))
         found.append(one)
         return kernel
 
@@ -175,14 +178,28 @@ def compiled(capability: int, shape: StepShape, names: list[str] | None = None) 
     JITFunction.run = without_launch
     driver.set_active(NoGPU(capability))
     try:
-        for module in modules(names):
-            module.compile_for(shape)
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            for module in modules(names):
+                module.compile_for(shape)
     finally:
         JITFunction.run, driver._active = run, before
+    for read in reading:
+        read.result()
     return found
 
 
 def read_machine_code(one: Compiled, cubin: bytes) -> None:
+    usage, sass = disassembled(cubin)
+    numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    one.registers, one.stack = numbers["REG"], numbers["STACK"] + numbers["LOCAL"]
+    code = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,6})\*/\s+([^;]+);", sass)]
+    one.spills = sum(bool(re.search(r"\b(LDL|STL)\b", text)) for _, text in code)
+    one.loads = dict(loads(main_loop(code)))
+
+
+@cache
+def disassembled(cubin: bytes) -> tuple[str, str]:
+    """What Triton's cuobjdump prints of a kernel: the resources that it uses, and its machine code."""
     import triton.backends.nvidia
 
     tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
@@ -193,11 +210,7 @@ def read_machine_code(one: Compiled, cubin: bytes) -> None:
             subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
             for option in ("-res-usage", "-sass")
         )
-    numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    one.registers, one.stack = numbers["REG"], numbers["STACK"] + numbers["LOCAL"]
-    code = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,6})\*/\s+([^;]+);", sass)]
-    one.spills = sum(bool(re.search(r"\b(LDL|STL)\b", text)) for _, text in code)
-    one.loads = dict(loads(main_loop(code)))
+    return usage, sass
 
 
 def main_loop(code: list[tuple[int, str]]) -> list[str]:
@@ -250,7 +263,8 @@ def row(one: Compiled) -> tuple[str, ...]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", type=int, default=list(TARGETS), choices=list(TARGETS))
-    parser.add_argument("--quick", action="store_true", help="the studies' shape alone, at k 40 in float32 and at k 320 in bfloat16")
+    quick = "the studies' shape alone, at k 40 in float32 and at k 320 in bfloat16"
+    parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--modules", nargs="+", metavar="NAME", help="of these modules alone, such as sparse_triton")
     parser.add_argument("--markdown", action="store_true", help="tables for docs/cuda.md")
     given = parser.parse_args()
