@@ -95,7 +95,7 @@ test-processors: install ## the numerical tests as other processors would comput
 	env $(subst $(COMMA), ,$(setting)) $(PY) -m pytest $(NUMERICAL) -n 2 || failed=1;) exit $$failed
 
 compile-kernels: install ## every Triton kernel compiled for sm_80, sm_90 and sm_100 and its machine code read, without a GPU
-	$(PY) -m scripts.compile_kernels $(KERNELS)
+	$(PY) -m scripts.compile_kernels
 
 campaign-cluster: install ## sweeps on a Slurm of its own, struck at random for ROUNDS=5 rounds
 	$(PY) -m scripts.campaign_cluster --rounds $(or $(ROUNDS),5)
