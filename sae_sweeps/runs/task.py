@@ -164,7 +164,8 @@ class RunTask(TrainingCallbacks):
         write_bytes(self.folder.path / "monitors" / f"similarity_{percent}.npz", content.getvalue())
 
     def on_checkpoint(self, step: int) -> None:
-        if step >= self._status_step:  # a checkpoint is on the disk some steps later, and the status knows those
+        # a checkpoint is on the disk some steps later: the status knows those, or the run is another process's by then
+        if step >= self._status_step and not self.lease.lost:
             self.folder.set_status(step=step)
             self._status_step, self._status_written = step, time.monotonic()
 
