@@ -129,6 +129,7 @@ class RunTask(TrainingCallbacks):
             start = 0
         check_format(run, training)
         folder.truncate(start - 1)
+        self._status_step = start  # below that of an attempt that ran out of memory
         self.on_checkpoint(start)
         self._held_out, self._norms, self._n_tokens = batches.held_out(run), batches.norms(run), store.n_tokens
         return Member(training, start, folder.checkpoint, self, stream_of(run))
