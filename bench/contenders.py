@@ -90,9 +90,8 @@ def sparsify(shape: Shape) -> Step:
 
     if shape.device == "cpu":
         os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
-    from sparsify.config import SparseCoderConfig
-
     from sparsify import SparseCoder
+    from sparsify.config import SparseCoderConfig
 
     sae = SparseCoder(shape.d_in, SparseCoderConfig(num_latents=shape.d_sae, k=shape.k), device=shape.device)
     adam, data = torch.optim.Adam(sae.parameters(), lr=LR), batches(shape)

@@ -387,7 +387,7 @@ class DiskStore(IndexedRows):
                 raise _damaged(path, "holds another number of tokens than meta.json records")
             self._addresses[:, number] = [field.data_ptr() for field in shard.fields()]
             self._shards[number] = shard
-            self._unopened -= 1
+            self._unopened = len(self._shards_meta) - len(self._shards)
         return self._shards[number]
 
 

@@ -120,7 +120,11 @@ def _dictionary_learning(folder: Path) -> Parts:
     weights = {ours: state[name].T if name in matrices else state[name] for name, ours in names.items()}
     if "threshold" in weights and kind != "JumpReluAutoEncoder":
         weights["threshold"] = weights["threshold"].expand(len(weights["b_enc"]))
-    k = int(state["k"]) if architecture == "topk" else None
+    k = None
+    if architecture == "topk":  # in the state, or in earlier versions in the trainer's config alone
+        k = int(state["k"]) if "k" in state else trainer.get("k")
+        if k is None:
+            raise DataError(f"{path} has no k, and {folder / 'config.json'} none either; fetch both again.")
     layer, module = trainer.get("layer"), trainer.get("submodule_name")
     cfg = _description(
         architecture,

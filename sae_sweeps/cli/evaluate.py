@@ -69,6 +69,7 @@ def evaluate(paths: list[Path], words: list[str]) -> int:
     refuse_training_words(words)
     cfg = points[0].cfg
     targets = list(find_targets(paths, cfg, words))
+    give_own_names(targets)
     stop, console = Stop(), Console()
     session = RunSession(device_for(cfg.device), stop, console.progress)
     failed = interrupted = False
@@ -86,6 +87,21 @@ def evaluate(paths: list[Path], words: list[str]) -> int:
         print("interrupted: the same command goes on where it stopped")
         return 130
     return int(failed)
+
+
+def give_own_names(targets: list[Target]) -> None:
+    """Name SAEs whose folders have one name (trainer_0, sae) by as much of their paths as tells one from another."""
+    of_name: dict[str, list[Target]] = {}
+    for target in targets:
+        of_name.setdefault(target.name, []).append(target)
+    for alike in of_name.values():
+        paths = [target.folder.resolve().parts for target in alike]
+        for n in range(2, max(map(len, paths)) + 1):
+            names = ["-".join(parts[-n:]) for parts in paths]
+            if len(alike) > 1 and len(set(names)) == len(names):
+                for target, name in zip(alike, names, strict=True):
+                    target.name = target.name if target.is_run else name
+                break
 
 
 def refuse_training_words(words: list[str]) -> None:

@@ -369,6 +369,11 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
         raise ConfigError(
             f"activations.buffer_tokens={activations.buffer_tokens}: must hold at least one batch of {run.batch_size}."
         )
+    if run.train.matmul == "tf32" and activations.mode == "stream" and not run.synthetic:
+        raise ConfigError(  # torch has one such setting for all threads
+            "train.matmul=tf32: a stream's activations are computed beside the steps, so some would be rounded too; "
+            "give activations.mode=memory or disk, or train.matmul=float32."
+        )
     if run.train.selection == "bfloat16":
         if not hasattr(run.architecture, "k"):
             raise ConfigError(

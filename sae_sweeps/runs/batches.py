@@ -32,7 +32,7 @@ def stream_of(run: RunConfig) -> Stream:
 
 
 def free_gb(device: torch.device) -> float:
-    """Memory of a GPU that nobody uses, and that torch keeps without using it."""
+    """Free memory of a GPU, and what torch keeps of it without using it."""
     free, _ = torch.cuda.mem_get_info(device)
     return (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)) / 1e9
 

@@ -109,7 +109,7 @@ def device_for(name: str, requested: str | None = None) -> torch.device:
     """As `check_device`, and made the current one of this thread: kernels are launched and events recorded there."""
     device = check_device(name, requested)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)  # which refuses a device without an index
     return device
 
 

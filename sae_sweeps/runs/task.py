@@ -129,6 +129,7 @@ class RunTask(TrainingCallbacks):
             start = 0
         check_format(run, training)
         folder.truncate(start - 1)
+        self._status_step = start  # below that of an attempt that ran out of memory
         self.on_checkpoint(start)
         self._held_out, self._norms, self._n_tokens = batches.held_out(run), batches.norms(run), store.n_tokens
         return Member(training, start, folder.checkpoint, self, stream_of(run))
@@ -164,7 +165,8 @@ class RunTask(TrainingCallbacks):
         write_bytes(self.folder.path / "monitors" / f"similarity_{percent}.npz", content.getvalue())
 
     def on_checkpoint(self, step: int) -> None:
-        if step >= self._status_step:  # a checkpoint is on the disk some steps later, and the status knows those
+        # a checkpoint is on the disk some steps later: the status knows those, or the run is another process's by then
+        if step >= self._status_step and not self.lease.lost:
             self.folder.set_status(step=step)
             self._status_step, self._status_written = step, time.monotonic()
 

@@ -166,6 +166,7 @@ class Write:
         finally:
             self._copied.set()
             self._state.clear()
+            self._later.clear()
 
     def _write(self) -> None:
         """The same file as safetensors' own; the checksum is known last, and its place is among the first."""

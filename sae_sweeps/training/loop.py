@@ -239,6 +239,8 @@ def save_if_requested(members: list[Member], stop: Callable[[], bool], flush: Ca
             if member.active and member.start <= step:
                 with member.isolate_failure():
                     member.save(step)
+                    if member.device.type == "cuda":  # the next one's copy takes the memory of this one's
+                        member.finish_write()
         for member in members:
             if member.active:
                 with member.isolate_failure():

@@ -137,6 +137,21 @@ def test_dictionary_learning(tmp_path, weights, kind):
     )
 
 
+@pytest.mark.parametrize("given", [K, None])
+def test_k_of_an_earlier_dictionary_learning(given, tmp_path, weights):
+    W_enc, b_enc, W_dec, b_dec, *_ = weights
+    state = {"encoder.weight": W_enc.T, "encoder.bias": b_enc, "decoder.weight": W_dec.T, "b_dec": b_dec}
+    folder = dictionary(tmp_path / "trainer_0", "AutoEncoderTopK", {name: t.clone() for name, t in state.items()})
+    config = json.loads((folder / "config.json").read_text())
+    config["trainer"]["k"] = given
+    (folder / "config.json").write_text(json.dumps(config))
+    if given is None:
+        with pytest.raises(DataError, match="ae.pt has no k, and .*config.json none either"):
+            foreign.load(folder)
+    else:
+        assert foreign.load(folder).k == K
+
+
 def test_a_pickle_with_code_is_not_run(tmp_path, weights):
     class Code:
         def __reduce__(self):

@@ -313,6 +313,12 @@ def test_a_mistake_is_one_sentence_with_key_value_and_mend(words, message):
     assert "\n" not in str(caught.value)
 
 
+def test_tf32_would_reach_the_language_model_that_a_stream_runs_beside_the_steps():
+    with pytest.raises(ConfigError, match="train.matmul=tf32: a stream's activations .* give activations.mode=memory"):
+        plan("train.matmul=tf32", "activations.mode=stream")
+    plan("model=synthetic", "train.matmul=tf32", "activations.mode=stream")
+
+
 def test_layer_beyond_the_model_is_named():
     with pytest.raises(ConfigError, match=r"layer=6: pythia-70m has 6 layers, numbered 0 to 5"):
         plan("model=pythia-70m", "layer=6", "data=wikitext")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.cuda._utils import _get_device_index
 
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.runs import session
@@ -14,7 +15,7 @@ def machine(monkeypatch):
     current = []
     for name in ("CUDA_VISIBLE_DEVICES", "SLURM_NTASKS", "SLURM_LOCALID"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(_get_device_index(device)))
 
     def has(listed, seen):
         monkeypatch.setattr(session, "visible_gpus", lambda: listed)
@@ -27,9 +28,9 @@ def machine(monkeypatch):
 
 def test_the_chosen_device_is_made_current(machine):
     current = machine(["0", "1"], 2)
-    assert device_for("cuda:1") == torch.device("cuda:1") == current[-1]
-    assert device_for("auto").type == "cuda" and len(current) == 2
-    assert device_for("cpu").type == "cpu" and len(current) == 2
+    assert device_for("cuda:1") == torch.device("cuda:1") and current == [1]
+    assert device_for("auto").type == device_for("cuda").type == "cuda" and current == [1, 0, 0]
+    assert device_for("cpu").type == "cpu" and len(current) == 3
     with pytest.raises(ConfigError, match="device=cuda:2: torch .* sees 2 CUDA devices"):
         device_for("cuda:2")
 

@@ -1,11 +1,13 @@
 """An SAE of another library is evaluated anew where its text, its model or its weights are others."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from sae_sweeps.architectures import saelens
-from sae_sweeps.cli.evaluate import of_other_library, refuse_words_of_the_run
+from sae_sweeps.cli.evaluate import give_own_names, of_other_library, refuse_words_of_the_run
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.runs.evaluate import Subject, is_done, summarise
 
@@ -53,6 +55,21 @@ def test_another_text_bos_layer_or_weights_is_another_evaluation(folder, tmp_pat
     weights = load_file(folder / "sae_weights.safetensors")
     save_file(weights | {"b_enc": torch.ones(F)}, folder / "sae_weights.safetensors")
     assert not done()
+
+
+def test_saes_in_folders_of_one_name_are_evaluated_each(folder, tmp_path):
+    """Evaluations know SAEs by name: of two with one name the first would be left out."""
+    places = [folder, *(tmp_path / name / layer / "sae" for name, layer in (("a", "1"), ("b", "1"), ("b", "2")))]
+    for place in places[1:]:
+        shutil.copytree(folder, place)
+    targets = [of_other_library(place, []) for place in places]
+    give_own_names(targets)
+    ends = ("-sae", "a-1-sae", "b-1-sae", "b-2-sae")
+    assert all(target.name.endswith(end) for target, end in zip(targets, ends, strict=True))
+    assert len({target.name for target in targets}) == 4
+    alone = [of_other_library(folder, [])]
+    give_own_names(alone)
+    assert alone[0].name == "sae"
 
 
 @pytest.mark.parametrize("word", ["data=other.jsonl", "model=builtin", "layer.index=2", "data.context=4"])

@@ -14,7 +14,7 @@ from sae_sweeps.activations.sampler import Sampler, prepared
 from sae_sweeps.activations.store import open_layers
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.schema import ActivationsConfig, DataConfig, LayerConfig, SyntheticConfig
-from sae_sweeps.errors import Diverged
+from sae_sweeps.errors import Diverged, Interrupted
 from sae_sweeps.training.checkpoint import FILE, Writer, load_checkpoint
 from sae_sweeps.training.loop import Member, TrainingCallbacks, train
 
@@ -129,6 +129,25 @@ def test_a_state_after_a_step_that_was_not_finite_is_never_written(tmp_path):
     assert not writer.start(training, 2, tmp_path, beside=True).finish() and not (tmp_path / FILE).exists()
     with pytest.raises(Diverged, match="step 1"):
         training.nonfinite_guard.check(wait=True)
+
+
+def test_stopped_runs_need_the_memory_of_one_copy(tmp_path, monkeypatch):
+    class Ended(TrainingCallbacks):
+        def on_failure(self, error):
+            assert isinstance(error, Interrupted)
+
+    memory, start = [], Writer.start
+
+    def noted(writer, *words, **options):
+        write = start(writer, *words, **options)
+        memory.append(write.memory)
+        return write
+
+    monkeypatch.setattr(Writer, "start", noted)
+    members = [Member(made(PLAIN, DEVICE), 0, tmp_path / name, Ended()) for name in "ab"]
+    train(members, lambda step: {None: batch(step, DEVICE)}, stop=lambda: True)
+    assert len(memory) == 2 and memory[0] is memory[1]
+    assert all(load_checkpoint(made(PLAIN, DEVICE), one.folder) == 0 for one in members)
 
 
 def test_a_training_loop_with_checkpoints_by_time_ends_like_one_without(tmp_path):

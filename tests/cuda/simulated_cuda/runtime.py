@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.cuda._utils import _get_device_index
 
 from simulated_cuda.log import LOG
 from simulated_cuda.streams import (
@@ -18,7 +19,6 @@ from simulated_cuda.streams import (
     Stream,
     current_stream,
     default_stream,
-    index_of,
     set_stream,
     synchronize,
 )
@@ -43,7 +43,7 @@ def start(guard: ctypes.CDLL) -> None:
     )  # fmt: skip
 
     def set_device(device: Any) -> None:
-        exchange(index_of(device))
+        exchange(_get_device_index(device))  # torch's own: it refuses a device without an index
 
     def peak(device: Any = None) -> int:
         return LOG.peak
