@@ -209,7 +209,10 @@ def _description(
 
 def _json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises DataError where it is missing, DamagedFile where it is none."""
-    content = read_json(path)
+    try:
+        content = read_json(path)
+    except DamagedFile:
+        raise DamagedFile(f"{path} is damaged (not JSON); export the SAE again.") from None
     if not isinstance(content, dict):
         raise DamagedFile(f"{path} is damaged (not a JSON object); export the SAE again.")
     return content

@@ -188,8 +188,10 @@ def find_targets(paths: list[Path], cfg: DictConfig, words: list[str]) -> Iterat
         if (sae := foreign.folder_of(path)) is not None:
             found = [of_other_library(sae, words)]
         else:
-            refuse_words_of_the_run(words)
-            found = [of_run(folder, cfg) for folder, _ in runs_at(path) if (folder / TRAINED).exists()]
+            runs = [folder for folder, _ in runs_at(path) if (folder / TRAINED).exists()]
+            if runs:
+                refuse_words_of_the_run(words)
+            found = [of_run(folder, cfg) for folder in runs]
         if not found:
             raise DataError(
                 f"{path} holds no trained SAE; give a finished run, a sweep, or a folder with one of "
@@ -300,7 +302,7 @@ def layer_words(hook: str | None, folder: Path) -> list[str]:
     found = layer_of_hook_name(hook or "")
     if found is None:
         named = f"its hook {hook} is in no layer" if hook else "the SAE names no hook"
-        raise ConfigError(f"{folder}: {named}; give layer=HOOK layer.index=N.")
+        raise ConfigError(f"{folder}: {named}; give its layer, as layer=N, or layer=mlp_out layer=N for another place.")
     return [f"layer={found.hook}", f"layer.index={found.index}"]
 
 

@@ -153,9 +153,16 @@ def files_of(cfg: DataConfig) -> list[Path]:
         files = next((by_ending[ending] for ending in endings if ending in by_ending), [])
     if not files:
         raise DataError(f"data={cfg.path}: the folder holds no *{endings[0]} file; give one that does.")
+    _refuse_dead_links(cfg, files)
     if not any(file.stat().st_size for file in files):
         raise DataError(f"data={cfg.path}: is empty; give text to train on.")
     return files
+
+
+def _refuse_dead_links(cfg: DataConfig, files: list[Path]) -> None:
+    for file in files:
+        if not file.exists():
+            raise DataError(f"data={cfg.path}: {file} is a link to what does not exist; mend the link, or remove it.")
 
 
 def data_digest(cfg: DataConfig, cache: Path | None = None) -> str:
@@ -173,6 +180,7 @@ def data_digest(cfg: DataConfig, cache: Path | None = None) -> str:
     if cfg.kind == "hub":
         if (folder := Path(str(cfg.path))).is_dir():  # a copy of the data set, which `datasets` reads in its place
             files = files_in(folder)
+            _refuse_dead_links(cfg, files)
             return short_hash([digest_of_files(files, cache), cfg.subset, cfg.split])
         return f"hub:{cfg.path}/{cfg.subset or ''}/{cfg.split}@{cfg.revision or 'main'}"
     if cfg.kind in _registered:

@@ -52,14 +52,16 @@ def layers_of(tasks: list[RunTask]) -> list[LayerConfig]:
 
 
 def step_shapes(run: RunConfig) -> set[StepShape]:
-    """What a run's kernels are compiled for: one shape for each k that its architecture has at a step."""
+    """What a run's kernels are compiled for: one shape for each k that its architecture may have at a step."""
     dtype = torch.float64 if run.train.precision == "float64" else torch.float32
     coarse = "bfloat16" in (run.train.precision, run.train.selection)
     k, k_start = (getattr(run.architecture, key, None) for key in ("k", "k_start"))
     sizes = run.batch_size, run.d_in, run.architecture.d_sae
     if not all(sizes):
         return set()
-    return {StepShape(*sizes, n, dtype, torch.bfloat16 if coarse else dtype) for n in {k or 32, k_start or k or 32}}
+    first, last = sorted((k_start or k or 32, k or 32))
+    products = torch.bfloat16 if coarse else dtype
+    return {StepShape(*sizes, n, dtype, products) for n in range(first, last + 1)}
 
 
 def train_together(tasks: list[RunTask], session: RunSession, cache: Path) -> None:

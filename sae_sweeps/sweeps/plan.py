@@ -217,7 +217,16 @@ def refuse_unused(points: list[Point], configs: list[RunConfig]) -> None:
     for override, reason in unused.items():
         if split_override(override)[0] not in used:
             name = override.replace("layer.index=", "layer=")
-            raise ConfigError(f"{name}: no run of this command uses it ({reason}); leave it out.")
+            raise ConfigError(f"{name}: no run of this command uses it ({reason}); {_mend_of_unused(override)}.")
+
+
+def _mend_of_unused(override: str) -> str:
+    """What to write in place of a key that no run uses."""
+    key, value = split_override(override)
+    group, _, field = key.partition(".")
+    if field == "path" and value:
+        return f"a file or folder is {group}={value}, a name of the hub {group}=hub {group}.path={value}"
+    return "leave it out"
 
 
 def _who_reads(key: str) -> str:

@@ -105,6 +105,13 @@ def test_what_save_to_disk_wrote(tmp_path, split):
         assert read("arrow", tmp_path / "saved") == TEXTS
 
 
+def test_a_link_to_what_is_gone_is_named(tmp_path):
+    lines(tmp_path / "a.jsonl", [{"text": text} for text in TEXTS])
+    (tmp_path / "b.jsonl").symlink_to("gone.jsonl")
+    with pytest.raises(DataError, match="b.jsonl is a link to what does not exist; mend the link, or remove it"):
+        files_of(DataConfig(kind="jsonl", path=str(tmp_path)))
+
+
 def test_hidden_files_are_left_out_and_linked_folders_read_once(tmp_path):
     real, notes = tmp_path / "real", tmp_path / "notes"
     (notes / ".ipynb_checkpoints").mkdir(parents=True)

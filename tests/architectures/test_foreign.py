@@ -229,6 +229,13 @@ def test_damaged_weights_are_named(tmp_path, name, content):
         foreign.load(tmp_path)
 
 
+def test_a_damaged_description_is_named(tmp_path):
+    (tmp_path / "sae_weights.safetensors").write_bytes(b"")
+    (tmp_path / "cfg.json").write_text("{")
+    with pytest.raises(DamagedFile, match="cfg.json is damaged .*export the SAE again"):
+        foreign.load(tmp_path)
+
+
 def test_a_description_of_another_kind_is_refused(tmp_path):
     folder = dictionary(tmp_path / "trainer_0", "IdentityDict", {})
     with pytest.raises(DataError, match="dict_class=IdentityDict is not supported; choose one of AutoEncoder"):

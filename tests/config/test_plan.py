@@ -377,6 +377,7 @@ def test_evaluations_are_checked_and_their_unused_keys_refused():
         ("eval=full", "eval.probing.k_values=[]"): "give numbers above 0",
         ("eval=full", "eval.probing.train_rows=many"): "eval.probing.train_rows",
         ("model=synthetic", "eval.seed=3"): "no run of this command uses it",
+        ("data.path=a.jsonl",): "has none); a file or folder is data=a.jsonl, a name of the hub data=hub data.path",
     }
     for words, message in mistakes.items():
         with pytest.raises((ConfigError, OmegaConfBaseException), match=re.escape(message)):

@@ -4,11 +4,18 @@ import shutil
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from sae_sweeps.architectures import saelens
-from sae_sweeps.cli.evaluate import give_own_names, of_other_library, refuse_words_of_the_run
-from sae_sweeps.errors import ConfigError
+from sae_sweeps.cli.evaluate import (
+    find_targets,
+    give_own_names,
+    layer_words,
+    of_other_library,
+    refuse_words_of_the_run,
+)
+from sae_sweeps.errors import ConfigError, DataError
 from sae_sweeps.runs.evaluate import Subject, is_done, summarise
 
 D, F = 160, 8
@@ -77,3 +84,13 @@ def test_a_run_is_evaluated_on_its_own_text(word):
     refuse_words_of_the_run(["eval=core", "device=cpu", "outputs=x"])
     with pytest.raises(ConfigError, match=f"{word}: a run is evaluated on its own model, layer and text"):
         refuse_words_of_the_run(["eval=core", word])
+
+
+def test_a_folder_without_an_sae_is_not_taken_for_a_run(tmp_path):
+    with pytest.raises(DataError, match="holds no trained SAE; give a finished run"):
+        list(find_targets([tmp_path], OmegaConf.create(), ["model=builtin"]))
+
+
+def test_a_missing_hook_is_asked_for_as_a_layer_is_written(tmp_path):
+    with pytest.raises(ConfigError, match="the SAE names no hook; give its layer, as layer=N"):
+        layer_words(None, tmp_path)
