@@ -208,6 +208,6 @@ def source(cfg: DataConfig, key: str) -> DataConfig:
         return replace(cfg, name=key, kind=kinds.pop(), path=str(path))
     name, _, revision = value.partition("@")
     name, _, subset = name.partition(":")
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or ending_of(Path(name)) in ENDINGS:
         raise DataError(f"data.{key}={value}: no such file or folder, and no hub name of the form ORG/NAME:SUBSET.")
     return replace(cfg, name=key, kind="hub", path=name, subset=subset or None, revision=revision or None)

@@ -117,7 +117,9 @@ class DataConfig:
     """Which tokens train the SAE: non_special (not BOS, EOS or padding) or all."""
     max_norm: Annotated[
         float | None,
-        at_least(1, "half of the tokens are longer than one median; give 1 or more, as in 10, or null for all tokens."),
+        at_least(
+            1, "half of the tokens have a norm above one median; give 1 or more, as in 10, or null for all tokens."
+        ),
     ] = added(None)
     """Leaves out tokens whose activation has a norm of more than so many medians, in training and where the SAE is
     evaluated; null keeps every token. The median is that of the first 16,384 training tokens of the layer."""

@@ -55,19 +55,26 @@ def rewrite(words: list[str]) -> list[str]:
         elif key in OF_EXPERIMENTS:
             raise ConfigError(of_experiments(key))
         elif key == "only" and value[0] not in "'\"":  # titles have blanks and commas
-            out.append("only='" + value.replace("\\", r"\\").replace("'", r"\'") + "'")
+            out.append(f"only={quoted(value)}")
         elif key == "hydra.searchpath":
             continue  # plugins.search_path_words gives it to Hydra, with the other folders that are searched
         elif re.fullmatch(r"(schedule)@[\w.]+|penalty\.\w+\.(schedule)", key):
             out.append(f"schedule@{key.removeprefix('schedule@')}={_choice('schedule', value)}")
-        elif value.startswith("~"):  # Hydra's parser takes the sign in quotes alone
-            out.append(f"{key}='{value}'")
+        elif value.startswith("~") or not (value.isascii() or value[0] in "'\"[{"):
+            # Hydra's parser takes these letters in quotes alone
+            parts = value.split(",") if "," in value and key != "description" else [value]
+            out.append(f"{key}={','.join(quoted(part) for part in parts)}")
         else:
             out.append(word)
     out = wait_for_the_choice(out)
     refuse_keys_of_variants(out)
     # Hydra's parser wants its flags before the first key
     return sorted(out, key=lambda word: word not in ("-m", "--multirun"))
+
+
+def quoted(value: str) -> str:
+    """A word's value as Hydra's parser reads any letters: in quotes, with a backslash before a quote."""
+    return "'" + value.replace("\\", r"\\").replace("'", r"\'") + "'"
 
 
 def _is_no_name(value: str) -> bool:

@@ -52,6 +52,18 @@ def test_a_path_may_hold_any_letters_and_commas(name, tmp_path):
     assert quoted == alone and re.fullmatch(rf"{alone},plain_txt_*", swept)
 
 
+@pytest.mark.parametrize(
+    "words, titles",
+    [
+        (["title=Größe"], ["Größe"]),
+        (["title='Größe, 漢字'"], ["Größe, 漢字"]),
+        (["-m", "title=Größe,漢'字,plain"], ["Größe", "漢'字", "plain"]),
+    ],
+)
+def test_any_letters_in_any_value(words, titles):
+    assert [point.cfg.title for point in compose_points(words)] == titles
+
+
 def test_home_in_a_value(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     for word in ("outputs=~/sae out", "outputs='~/sae out'"):
