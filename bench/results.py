@@ -65,7 +65,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def shown(value: Any) -> str:
-    """A number with four digits, thousands set apart; anything else as it is."""
+    """A number with four digits, a comma between thousands; anything else as it is."""
     if not isinstance(value, float) or value in (float("inf"), float("-inf")) or value != value:
         return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
     size = abs(value)

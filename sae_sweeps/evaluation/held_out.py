@@ -28,7 +28,7 @@ class HeldOut:
     x: Tensor
     """[n, d_in], float32."""
     weight: Tensor
-    """How many of the N tokens each stands for [n], float64; they add up to N."""
+    """How many of the N tokens each represents [n], float64; they add up to N."""
     variance: Tensor
     """|x - m|^2 of each [n], float64."""
     total: float

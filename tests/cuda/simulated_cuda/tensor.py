@@ -230,7 +230,7 @@ def _indexed(device: Any) -> torch.device | None:
 def _copied(operation: Any, args: tuple, kwargs: dict[str, Any], device: torch.device | None) -> tuple:
     """The device of a copy's result, and what the host waits for: nothing if memory is pinned and it is non_blocking.
 
-    Raises DeviceError for a copy into pageable memory that nobody waits for.
+    Raises DeviceError for a copy into pageable memory that nothing waits for.
     """
     source = args[1] if operation is aten.copy_.default else args[0]
     target = args[0].device if operation is aten.copy_.default else device or source.device
