@@ -1,6 +1,6 @@
 """Compile every Triton kernel of the project for real GPUs, on a machine that has none, and read the machine code.
 
-    python -m scripts.compile_kernels [--targets 80 90 100] [--quick] [--modules NAME ...] [--markdown]
+    python -m scripts.compile_kernels [--targets 80 90 100] [--modules NAME ...] [--markdown]
 
 A kernel is compiled by the operation that launches it, on tensors without memory, so with the constants, warps and
 alignments of a training step. Prints registers, shared memory, spills and loads of each; ends with 1 where a kernel
@@ -36,7 +36,6 @@ from sae_sweeps.kernels.launching import StepShape
 ROOT = Path(__file__).parents[1]
 
 STUDY = StepShape(batch=2048, d_in=2304, d_sae=16_384, k=40)
-QUICK = (STUDY,)
 SHAPES = (
     STUDY,
     replace(STUDY, products=torch.bfloat16),
@@ -263,7 +262,6 @@ def row(one: Compiled) -> tuple[str, ...]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", type=int, default=list(TARGETS), choices=list(TARGETS))
-    parser.add_argument("--quick", action="store_true", help="one shape alone")
     parser.add_argument("--modules", nargs="+", metavar="NAME", help="of these modules alone, such as sparse_triton")
     parser.add_argument("--markdown", action="store_true", help="tables for docs/cuda.md")
     given = parser.parse_args()
@@ -275,7 +273,7 @@ def main() -> int:
     every: list[Compiled] = []
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TRITON_CACHE_DIR"] = folder
-        for shape in QUICK if given.quick else SHAPES:
+        for shape in SHAPES:
             products = "" if shape.products == shape.dtype else f", products in {str(shape.products)[6:]}"
             print(f"\n{'### ' if given.markdown else ''}{shape}{products}\n")
             found = [one for target in given.targets for one in compiled(target, shape, given.modules)]
