@@ -32,6 +32,8 @@ from sae_sweeps.storage.digests import short_hash
 from sae_sweeps.sweeps.plan import describe, safe_name
 from sae_sweeps.sweeps.sweep import restored
 
+SMOLLM2 = Path("~/.cache/sae-sweeps/models/smollm2-135m").expanduser()
+
 
 def choice_files():
     return sorted(path for group in GROUPS for path in (config_dir() / group).glob("*.yaml"))
@@ -51,6 +53,10 @@ def test_every_choice_composes_and_names_itself(path):
     if group == "data" and name in ("text", "jsonl", "parquet", "arrow"):
         with pytest.raises(ConfigError, match="data.path is empty"):
             plan("model=builtin", *words)
+        return
+    if (group, name) == ("model", "smollm2-135m") and not SMOLLM2.exists():
+        with pytest.raises(DataError, match="`make smollm2` downloads and makes it"):
+            plan(*words)
         return
     if group in ("data", "layer"):
         words.append("model=pythia-70m")
