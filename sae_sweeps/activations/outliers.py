@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from sae_sweeps.activations.store import ActivationStore, Index, Rows
+from sae_sweeps.activations.store import ActivationStore, Index, IndexedRows, Rows
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.errors import DataError
 
@@ -86,7 +86,7 @@ class StoreWithin:
         return self._within
 
 
-class RowsWithin:
+class RowsWithin(IndexedRows):
     """The rows whose norm is at most `limit`, numbered anew in their order."""
 
     def __init__(self, rows: Rows, limit: float):
@@ -107,25 +107,12 @@ class RowsWithin:
             self._starts[span] = StartsWithin(np.asarray(self._rows.starts(span)), self._out, span)
         return self._starts[span]
 
-    def roles(self) -> np.ndarray:
-        return self._roles
-
-    def by_role(self) -> dict[int, np.ndarray]:
-        return self._by_role
-
-    def text_pairs(self) -> np.ndarray:
-        return self._text_pairs
-
     def beyond(self, limit: float) -> np.ndarray:
         return renumbered(np.setdiff1d(self._rows.beyond(limit), self._out), self._out)
 
     @cached_property
     def _roles(self) -> np.ndarray:
         return np.delete(self._rows.roles(), self._out)
-
-    @cached_property
-    def _by_role(self) -> dict[int, np.ndarray]:
-        return {int(role): np.flatnonzero(self._roles == role) for role in np.unique(self._roles)}
 
     @cached_property
     def _text_pairs(self) -> np.ndarray:

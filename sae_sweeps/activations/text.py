@@ -179,10 +179,11 @@ def _refuse_missing(cfg: DataConfig, missing: set[str], names: Iterable[str]) ->
     for key in ("text_field", "label_field", "pair_field"):
         column = getattr(cfg, key)
         if column in missing:
-            ids = "token ids, which are not read; give the text" if "input_ids" in names else ""
-            fields = f"its fields are {', '.join(map(str, names))}"
-            mend = f" ({ids} that they were made from)" if ids and key == "text_field" else ""
-            raise DataError(f"data.{key}={column} is not in {cfg.path}; {fields}{mend}.")
+            tokenized = key == "text_field" and "input_ids" in names
+            mend = " (token ids, which are not read; give the text that they were made from)" if tokenized else ""
+            raise DataError(
+                f"data.{key}={column} is not in {cfg.path}; its fields are {', '.join(map(str, names))}{mend}."
+            )
 
 
 def _hub_rows(cfg: DataConfig) -> Iterator[text_files.Row]:

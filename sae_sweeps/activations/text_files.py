@@ -38,7 +38,7 @@ MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-
 """Encodings by the byte order mark that a file begins with."""
 
 Row = tuple[Collection[str], dict[str, Any]]
-"""The names of all fields, and the values of at least those that were asked for and are there."""
+"""A row: the names of all its fields, and the values of at least the columns that are used, where it has them."""
 
 
 def pieces(file: Path) -> Iterator[str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from sae_sweeps.architectures import saelens
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.errors import DamagedFile, DataError
-from sae_sweeps.storage.files import one_line, read_json
+from sae_sweeps.storage.files import one_line
 
 Parts = tuple[dict[str, Any], dict[str, Tensor]]
 """cfg.json of SAELens 6, and the tensors under its names."""
@@ -47,7 +47,7 @@ def load(folder: Path) -> ExportedSAE:
 
 def _saelens(folder: Path) -> Parts:
     """SAELens 6, whose description is as it is; versions 3 to 5 wrote one level, other names and defaults."""
-    cfg = _json(folder / saelens.CFG_FILE)
+    cfg = saelens.read_object(folder / saelens.CFG_FILE)
     weights = saelens.read_weights(folder / saelens.WEIGHTS_FILE)
     if "metadata" in cfg:
         return cfg, weights
@@ -99,7 +99,7 @@ def _gemma_scope(folder: Path) -> Parts:
 def _dictionary_learning(folder: Path) -> Parts:
     """ae.pt and config.json of dictionary_learning, by its class; weights alone are read from the pickle."""
     path = folder / "ae.pt"
-    config = _json(folder / "config.json")
+    config = saelens.read_object(folder / "config.json")
     trainer, buffer = config.get("trainer") or {}, config.get("buffer") or {}
     kind = trainer.get("dict_class")
     try:
@@ -146,7 +146,7 @@ def _sparsify(folder: Path) -> Parts:
 
     The folder is named after the hooked module; the run's config.json beside it names model and text.
     """
-    cfg, path = _json(folder / saelens.CFG_FILE), folder / "sae.safetensors"
+    cfg, path = saelens.read_object(folder / saelens.CFG_FILE), folder / "sae.safetensors"
     refused = {
         "activation": cfg.get("activation", "topk") != "topk",
         "transcode": cfg.get("transcode", False),
@@ -162,7 +162,7 @@ def _sparsify(folder: Path) -> Parts:
     if missing := [name for name in names if name not in state]:
         raise DataError(f"{path} has no tensor {', '.join(missing)}; fetch it again.")
     weights = {ours: state[name].T if name == "encoder.weight" else state[name] for name, ours in names.items()}
-    run = _json(folder.parent / "config.json") if (folder.parent / "config.json").is_file() else {}
+    run = saelens.read_object(folder.parent / "config.json") if (folder.parent / "config.json").is_file() else {}
     return _description(
         "topk",
         weights,
@@ -205,17 +205,6 @@ def _description(
         "apply_b_dec_to_input": apply_b_dec_to_input,
         "metadata": {name: value for name, value in metadata.items() if value is not None},
     }
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises DataError where it is missing, DamagedFile where it is none."""
-    try:
-        content = read_json(path)
-    except DamagedFile:
-        raise DamagedFile(f"{path} is damaged (not JSON); export the SAE again.") from None
-    if not isinstance(content, dict):
-        raise DamagedFile(f"{path} is damaged (not a JSON object); export the SAE again.")
-    return content
 
 
 def _list(names: dict[str, Any]) -> str:

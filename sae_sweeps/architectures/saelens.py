@@ -222,10 +222,7 @@ def load(folder: str | Path) -> ExportedSAE:
     Raises DataError for what is missing or not supported, DamagedFile for a file that does not read back.
     """
     folder = Path(folder)
-    cfg = read_json(folder / CFG_FILE)
-    if not isinstance(cfg, dict):
-        raise DamagedFile(f"{folder / CFG_FILE} is damaged (not a JSON object); export the SAE again.")
-    return of_parts(cfg, read_weights(folder / WEIGHTS_FILE), folder)
+    return of_parts(read_object(folder / CFG_FILE), read_weights(folder / WEIGHTS_FILE), folder)
 
 
 def of_parts(cfg: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> ExportedSAE:
@@ -287,6 +284,17 @@ def required(cfg: dict[str, Any], key: str, folder: Path) -> Any:
     if cfg.get(key) is None:
         raise DataError(f"{folder / CFG_FILE} has no key {key}; export the SAE again with SAELens 6 or newer.")
     return cfg[key]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises DataError where it is missing, DamagedFile where it is none."""
+    try:
+        content = read_json(path)
+    except DamagedFile:
+        raise DamagedFile(f"{path} is damaged (not JSON); export the SAE again.") from None
+    if not isinstance(content, dict):
+        raise DamagedFile(f"{path} is damaged (not a JSON object); export the SAE again.")
+    return content
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -54,6 +54,8 @@ class Target:
     title: str
     inputs: dict[str, Any] = field(default_factory=dict)
     """As `Subject.inputs`."""
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """Of an SAE of another library: `name`, `d_sae` and `k`, for results.json."""
     doubt: str | None = None
     """Why its model or text may not be the one that it was trained on, for printing and results.json."""
 
@@ -90,15 +92,16 @@ def evaluate(paths: list[Path], words: list[str]) -> int:
 
 
 def give_own_names(targets: list[Target]) -> None:
-    """Name SAEs whose folders have one name (trainer_0, sae) by as much of their paths as tells one from another."""
+    """Give SAEs whose folders have the same name (trainer_0, sae) distinct names: the shortest ends of their paths that
+    differ."""
     of_name: dict[str, list[Target]] = {}
     for target in targets:
         of_name.setdefault(target.name, []).append(target)
-    for alike in of_name.values():
+    for alike in (targets for targets in of_name.values() if len(targets) > 1):
         paths = [target.folder.resolve().parts for target in alike]
         for n in range(2, max(map(len, paths)) + 1):
             names = ["-".join(parts[-n:]) for parts in paths]
-            if len(alike) > 1 and len(set(names)) == len(names):
+            if len(set(names)) == len(names):
                 for target, name in zip(alike, names, strict=True):
                     target.name = target.name if target.is_run else name
                 break
@@ -267,7 +270,9 @@ def of_other_library(folder: Path, words: list[str]) -> Target:
         raise ConfigError(unknown[0])
     name, cache = folder.resolve().name, Path(run.outputs) / "activations"
     doubt = unknown[0] if unknown else None
-    return Target(name, folder, run, cache, False, name, inputs_of(run, folder, cache / "digests"), doubt)
+    architecture = {"d_sae": sae.d_sae, "k": sae.k, "name": sae.architecture}
+    inputs = inputs_of(run, folder, cache / "digests")
+    return Target(name, folder, run, cache, False, name, inputs, architecture, doubt)
 
 
 def inputs_of(run: RunConfig, folder: Path, digests: Path) -> dict[str, Any]:
@@ -316,12 +321,12 @@ def data_words(dataset: str | None) -> list[str]:
 def write_foreign(target: Target, failures: list[str]) -> None:
     """Write results.json beside an SAE trained elsewhere."""
     metrics, warnings = collected(target.folder)
-    (sae_cfg, _), run = foreign.read(target.folder), target.run
+    run = target.run
     config = {
         "model": {"name": run.model.name, "path": run.model.path},
         "layer": {"hook": run.layer.hook, "index": run.layer.index},
         "data": {"name": run.data.name},
-        "architecture": {key: sae_cfg.get(key) for key in ("d_sae", "k")} | {"name": sae_cfg.get("architecture")},
+        "architecture": target.architecture,
         "eval": run.to_dict()["eval"],
     }
     content = {"run_id": target.name, "title": target.title, "config": config, "metrics": metrics}
