@@ -37,12 +37,6 @@ DTYPES = {
 """safetensors' names of dtypes, in the order in which its files hold them."""
 
 
-def save_checkpoint(training: Training, step: int, folder: Path) -> None:
-    """Write the state before `step` (steps 0 .. step-1 are done). Raises Diverged if one of them was not finite."""
-    training.nonfinite_guard.check(wait=True)
-    Write(training, step, folder, beside=False).finish()
-
-
 class Stored(NamedTuple):
     """A tensor with its axes in their order in memory, so that it is contiguous, and the axes' order in the file."""
 

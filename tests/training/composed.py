@@ -1,5 +1,7 @@
 """Runs composed from `conf/` as the command does, small, and batches with windows and roles to train them on."""
 
+from pathlib import Path
+
 import torch
 from hydra import compose, initialize_config_dir
 
@@ -8,6 +10,8 @@ from sae_sweeps.cli.compose import register
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.run import RunConfig, run_config
 from sae_sweeps.config.words import rewrite
+from sae_sweeps.training.checkpoint import Write
+from sae_sweeps.training.step import Training
 
 D_IN, BATCH, STEPS = 16, 64, 30
 SMALL = [
@@ -35,3 +39,9 @@ def batch_at(step: int) -> Batch:
     number = torch.arange(BATCH, dtype=torch.int32)
     role = torch.where(number % 64 < 32, 1, 2).to(torch.int8)
     return Batch(x, number, number // 32, number % 32, role)
+
+
+def save_checkpoint(training: Training, step: int, folder: Path) -> None:
+    """Write the state before `step`. Raises Diverged if a step before was not finite."""
+    training.nonfinite_guard.check(wait=True)
+    Write(training, step, folder, beside=False).finish()

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from composed import D_IN, STEPS, batch_at, configured
+from composed import D_IN, STEPS, batch_at, configured, save_checkpoint
 from safetensors.torch import load_file, save
 
 from sae_sweeps.errors import Interrupted
 from sae_sweeps.storage.files import DiskFull
 from sae_sweeps.training import checkpoint
-from sae_sweeps.training.checkpoint import FILE, Writer, load_checkpoint, save_checkpoint
+from sae_sweeps.training.checkpoint import FILE, Writer, load_checkpoint
 from sae_sweeps.training.loop import Member, TrainingCallbacks, train
 from sae_sweeps.training.step import Training
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from composed import D_IN, configured
+from composed import D_IN, configured, save_checkpoint
 from composed import batch_at as window_at
 from toy import ToyConfig, batch_at, register_toy, run_config
 
@@ -11,7 +11,7 @@ from sae_sweeps.architectures.topk import TopKConfig
 from sae_sweeps.errors import DamagedFile, Interrupted
 from sae_sweeps.penalties.ortho import OrthoConfig
 from sae_sweeps.schedules import PowerConfig
-from sae_sweeps.training.checkpoint import FILE, load_checkpoint, save_checkpoint
+from sae_sweeps.training.checkpoint import FILE, load_checkpoint
 from sae_sweeps.training.loop import Member, TrainingCallbacks, train
 from sae_sweeps.training.step import Training
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from composed import D_IN, STEPS, batch_at, choices, configured
+from composed import D_IN, STEPS, batch_at, choices, configured, save_checkpoint
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -238,7 +238,7 @@ def test_a_checkpoint_of_an_earlier_version_resumes_and_chooses_anew(tmp_path):
     training = training_of(*words)
     for step in range(12):
         training.step(batch_at(step), step)
-    checkpoint.save_checkpoint(training, 12, tmp_path)
+    save_checkpoint(training, 12, tmp_path)
     tensors = load_file(tmp_path / checkpoint.FILE)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("watched_pairs.")}
     tensors["penalty.watched"] = torch.full((2, 48), -1)

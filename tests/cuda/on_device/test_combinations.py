@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 import torch
 from bounds import Rounding
-from composed import D_IN, choices, configured
+from composed import D_IN, choices, configured, save_checkpoint
 from pairwise import Row, cover, full
 from plain_step import DEVICE, SIZE, SMALL, batch
 from simulated_cuda import LOG
@@ -26,7 +26,7 @@ from sae_sweeps.runs.export import export, live_sae, trained_sae
 from sae_sweeps.runs.results import TRAINED
 from sae_sweeps.storage.files import write_json
 from sae_sweeps.storage.run_folder import RunFolder
-from sae_sweeps.training.checkpoint import load_checkpoint, save_checkpoint
+from sae_sweeps.training.checkpoint import load_checkpoint
 from sae_sweeps.training.step import Training
 
 CPU = torch.device("cpu")
