@@ -12,7 +12,7 @@ the pre-activation that float32 gives, whatever the order of its sum. For d <= L
     alpha = (|x - x'| + G |x'| + g |x|) SLACK,   beta = (1 + g) |x| SLACK
 
 with | | of a row its Euclidean norm, g = d 2^-23, G = 1.01 d 2^-23 on a CPU and twice that on a GPU, U = 2^-8 + 2^-19
-and V = 2^-19. Where a row, a norm or z' is not finite, e is infinite or NaN and decides nothing.
+and V = 2^-19. Where a row or z' is not finite, or a norm is LARGEST or more, e is infinite or NaN and decides nothing.
 
 Proof. x.w - x'.w' = (x - x').w' + x.(w - w'), and by Cauchy and Schwarz
 
@@ -50,6 +50,8 @@ U = 2.0**-8 + 2.0**-19
 V = 2.0**-19
 SLACK = 1 + 2.0**-16
 FLOOR = 2.0**-40
+LARGEST = 2.0**62
+"""Norms from here on count as infinite: no sum of products of two below it overflows."""
 LONGEST = 2**14
 """Largest d of the proof."""
 
@@ -76,9 +78,10 @@ def rounded(rows: Tensor) -> Rounded:
 
 
 def norms(rows: Tensor) -> Tensor:
-    """Upper bound of the Euclidean norm of each row [n] of rows [n, d], float32; not finite where a square is not."""
+    """Upper bound of the Euclidean norm of each row [n] of rows [n, d], float32; infinite from LARGEST on."""
     # the sum's roundings, in any order, and those of root and factor
-    return rows.square().sum(1).sqrt() * (1 + (rows.shape[1] + 8) * 2.0**-24) + FLOOR
+    bound = rows.square().sum(1).sqrt() * (1 + (rows.shape[1] + 8) * 2.0**-24) + FLOOR
+    return torch.where(bound < LARGEST, bound, torch.inf)
 
 
 def product(x: Rounded, W: Rounded, out: Tensor | None = None) -> Tensor:
