@@ -50,6 +50,8 @@ def canonical(run: RunConfig, cache: Path | None = None) -> dict[str, Any]:
     added = (f"{place}.{key}" for place, node in places.items() for key in at_added_default(node))
     for key in (*LEFT_OUT, *run.unused_keys(), *added, *(f"{place}.{FILE}" for place in run.code)):
         _drop(config, key)
+    if run.train.selection != "bfloat16":
+        config["train"]["selection"] = "exact"  # whichever way, of one meaning
     config["model"]["digest"] = model_digest(run.model, cache)
     if "data" in config:
         config["data"]["digest"] = data_digest(run.data, cache)
