@@ -106,7 +106,7 @@ class SAE(nn.Module):
         """The pre-activation, one or one per feature [d_sae], up to which f and its gradient are 0.
 
         Training on a CPU then computes with the (token, feature) pairs above it alone. None: with the dense f, as
-        always on a GPU, where to learn how many pairs there are would stop the host.
+        always on a GPU, where to learn how many pairs there are would stop the host; also where it is not known yet.
         """
         return None
 
@@ -123,6 +123,13 @@ class SAE(nn.Module):
 
     def encode_sparsely(self, centred: Tensor, step: int) -> tuple[Tensor | None, Features]:
         """As `encode` of x, with the run's kernels; centred = x - b_dec [B, d_in]."""
+        threshold = self.active_above() if self.selection.way == "bounded" else None
+        if threshold is not None:
+            assert self.kernels is not None
+            weights = self.W_enc.detach(), self.b_enc.detach()
+            found = self.kernels.bounded_active(centred, *weights, threshold, self.selection.block)
+            if found is not None:
+                return None, self._features_of(found, centred)
         pre_acts = sparse.pre_activations(centred, self.W_enc, self.b_enc, self.b_dec, self.coarse)
         return pre_acts, self.activate_sparsely(pre_acts, centred, step) or self.activate(pre_acts, step)
 
@@ -141,8 +148,11 @@ class SAE(nn.Module):
         if threshold is None or choose.asynchronous(pre_acts):
             return None
         found = self.kernels.above(pre_acts, threshold, int(self.kernels.SPARSE_UP_TO * pre_acts.numel()))
-        if found is None:
-            return None
+        return None if found is None else self._features_of(found, centred)
+
+    def _features_of(self, found: tuple[Tensor, Tensor, Tensor], centred: Tensor) -> PairFeatures:
+        """Features of the pairs found above the threshold, as `Kernels.above` lists them."""
+        assert self.kernels is not None
         start, feature, pre_acts_P = found
         pairs = Pairs(start, feature, self.d_sae, self.kernels, ordered=True)
         return self.pair_features(self.chosen(pre_acts_P, pairs, centred), pairs)

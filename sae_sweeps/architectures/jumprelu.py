@@ -111,7 +111,9 @@ class JumpReLU(SAE):
         f: Tensor = _Jump.apply(pre_acts, self.threshold()[feature], self.bandwidth())
         return f
 
-    def active_above(self) -> Tensor:
+    def active_above(self) -> Tensor | None:
+        if not self._measured and float(self.unit) == 0:  # it follows from the first batch's z
+            return None
         return (self.threshold() - self.bandwidth() / 2).detach()
 
     def activate(self, pre_acts: Tensor, step: int) -> Features:

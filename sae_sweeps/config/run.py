@@ -399,11 +399,6 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
 def _check_bounded(run: RunConfig) -> None:
     """Raise ConfigError where `train.selection=bounded` is not to be had."""
     mend = "or give train.selection=auto."
-    if not hasattr(run.architecture, "k"):
-        raise ConfigError(
-            f"train.selection=bounded: architecture={run.architecture.name} has no such way; give topk, batch_topk or "
-            f"matryoshka, {mend}"
-        )
     for key, value, wanted in (
         ("kernels", run.train.kernels, "auto"),
         ("precision", run.train.precision, "float32"),

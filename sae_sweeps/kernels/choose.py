@@ -35,6 +35,10 @@ class Kernels(Protocol):
         self, centred: Tensor, W_enc: Tensor, b_enc: Tensor, guess: float, n: int, block: int
     ) -> tuple[Tensor, Tensor, Tensor] | None: ...
 
+    def bounded_active(
+        self, centred: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: float | Tensor, block: int
+    ) -> tuple[Tensor, Tensor, Tensor] | None: ...
+
     def above(self, z: Tensor, threshold: float | Tensor, at_most: int) -> tuple[Tensor, Tensor, Tensor] | None: ...
 
     def decode(self, pairs: Pairs, values: Tensor, W: Tensor) -> Tensor: ...
@@ -168,7 +172,13 @@ def _prepare(device: torch.device) -> None:
     grad, m, v = kernels.weight_gradient(pairs, values, W), torch.zeros_like(W), torch.zeros_like(W)
     kernels.combination(kernels.sums(pairs, values), W)
     from sae_sweeps.kernels import adam_numba as adam
+    from sae_sweeps.kernels import blocks_numba as blocks
 
+    by_feature, _, token = pairs.transposed
+    for start, index in ((pairs.start, pairs.feature), (by_feature, token)):
+        lists, rows = (start.numpy(), index.numpy()), (W.numpy(), torch.empty_like(W).numpy())
+        blocks.combinations(*lists, values.numpy(), *rows)
+    blocks.products(pairs.start.numpy(), pairs.feature.numpy(), W.numpy(), W.numpy(), values.numpy())
     adam.square_sum(grad)
     dots, _ = adam.parallel(grad, W)
     rates = [1.0, 0.1, 0.999, 0.001, 1e-3, 1.0, 1e-8]

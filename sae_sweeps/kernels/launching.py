@@ -23,7 +23,7 @@ class StepShape:
     d_in: int
     d_sae: int
     k: int
-    """Active features per token."""
+    """Active features per token; 0 where a threshold decides."""
     dtype: torch.dtype = torch.float32
     """Of weights and activations."""
     products: torch.dtype = torch.float32

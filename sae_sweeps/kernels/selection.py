@@ -27,6 +27,8 @@ FASTER = 0.9
 """Share of the time of the product in float32 that the way in bfloat16 may take to be chosen."""
 TOKENS = 512
 """Most tokens of a measurement."""
+FEW_ABOVE = 2.4
+"""Threshold of a measurement: 1 in 120 of its pre-activations, normal numbers, exceeds it."""
 BLOCKS = (*range(64, 513, 4), 640, 768, 1024, 2**14)
 """Lengths of blocks that libraries are known to add up a product by, the longest for no blocks."""
 
@@ -70,8 +72,13 @@ def _measure(kernels: Kernels, shape: StepShape, device: torch.device) -> Select
     centred, W_enc, b_enc = _example(shape, device)
     way = Selection("bounded", product_block(shape, device))
     z = centred.new_empty(len(centred), shape.d_sae)
-    plain = _seconds(lambda: kernels.product_and_largest(centred, W_enc, b_enc, shape.k, z))
-    exact = _seconds(lambda: kernels.bounded_largest(centred, W_enc, b_enc, shape.k, way.block))
+    if shape.k:
+        plain = _seconds(lambda: kernels.product_and_largest(centred, W_enc, b_enc, shape.k, z))
+        exact = _seconds(lambda: kernels.bounded_largest(centred, W_enc, b_enc, shape.k, way.block))
+    else:
+        all_of = z.numel()
+        plain = _seconds(lambda: kernels.above(torch.addmm(b_enc, centred, W_enc, out=z), FEW_ABOVE, all_of))
+        exact = _seconds(lambda: kernels.bounded_active(centred, W_enc, b_enc, FEW_ABOVE, way.block))
     return way if exact < FASTER * plain else PLAIN
 
 

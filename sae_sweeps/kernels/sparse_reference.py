@@ -40,6 +40,14 @@ def bounded_above(
     return above(z, 0.0, z.numel())
 
 
+def bounded_active(
+    centred: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: float | Tensor, block: int
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """`above` of z = centred W_enc + b_enc, by a product that need not be as exact; None where that costs more."""
+    z = torch.addmm(b_enc, centred, W_enc)
+    return above(z, threshold, z.numel())
+
+
 def above(z: Tensor, threshold: float | Tensor, at_most: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """Where z [B, n] exceeds the threshold, or a column's own [n]: start [B + 1], feature [P] in order, z there [P].
 

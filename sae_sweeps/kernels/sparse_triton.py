@@ -31,6 +31,7 @@ SPARSE_UP_TO = 0.0
 
 above = sparse_reference.above
 bounded_above = sparse_reference.bounded_above
+bounded_active = sparse_reference.bounded_active
 bounded_largest = sparse_reference.bounded_largest
 normalize = sparse_reference.normalize
 

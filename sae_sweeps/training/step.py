@@ -130,6 +130,8 @@ class Training:
 
     def _choose_selection(self) -> Selection:
         train, k = self.run.train, getattr(self.run.architecture, "k", None)
+        if k is None and type(self.sae).active_above is not SAE.active_above:
+            k = 0  # a threshold decides
         if train.matmul == "tf32" or k is None or not self.sae.W_enc.T.is_contiguous():
             return PLAIN
         d_in, d_sae = self.sae.W_enc.shape

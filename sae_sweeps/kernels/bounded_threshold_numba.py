@@ -1,0 +1,65 @@
+"""Features above a threshold on a CPU, exactly, by a product in bfloat16 and its bound (`kernels/bounded.py`).
+
+A feature whose pre-activation is at most its threshold even with the bound added is inactive. All others are computed
+in float32, as an active feature's value is needed anyway, and compared again.
+"""
+
+# mypy: ignore-errors
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae_sweeps.kernels import counting_sort, memory
+from sae_sweeps.kernels.bounded import Rounded, factors, product
+from sae_sweeps.kernels.bounded_numba import _flatten, _uppers, dots, rounded
+from sae_sweeps.kernels.sparse_numba import _np
+from sae_sweeps.kernels.threads import compiled, over_rows
+
+TOKENS = 256
+"""Tokens of one product: its result is read while it is in the cache, and the first shows whether the way pays."""
+MOST = 1 / 20
+"""Share of pre-activations that may have to be computed in float32; more cost as much as the whole product."""
+
+
+def active(
+    centred: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: float | Tensor, block: int
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """`sparse_reference.above` of z = addmm(b_enc, centred, W_enc) and the threshold; None where that is more work.
+
+    block: as `bounded_numba.dots` has it; the values are then those of the product to the last bit.
+    """
+    x, W = rounded(centred), rounded(W_enc.T, "W_enc'")
+    alpha, beta = factors(x)
+    n_tokens, d_sae = len(centred), len(b_enc)
+    least = _np(torch.as_tensor(threshold, dtype=torch.float32).expand(d_sae))
+    count, place = np.empty(n_tokens, np.int64), memory.kept("place", (n_tokens, d_sae), torch.int32).numpy()
+    for first in range(0, n_tokens, TOKENS):
+        part = slice(first, min(first + TOKENS, n_tokens))
+        rows = Rounded(x.rows[part], x.norm[part], x.rest[part], x.whole[part])
+        z = product(rows, W, memory.kept("z'", (len(rows.rows), d_sae), torch.bfloat16))
+        tensors = (z.view(torch.int16), b_enc, W.norm, W.rest, alpha[part], beta[part])
+        over_rows(_undecided, len(z), *map(_np, tensors), least, count[part], place[part])
+        if count[part].sum() > MOST * z.numel():
+            return None
+    start = counting_sort.starts(count)
+    feature = np.empty(start[-1], np.int32)
+    over_rows(_flatten, n_tokens, place, start, np.ones(n_tokens, np.bool_), feature)
+    values = dots(start, feature, W_enc, centred, block, _np(b_enc))
+    kept = values > least[feature]
+    start = np.concatenate([[0], kept.cumsum()])[start]
+    return torch.from_numpy(start), torch.from_numpy(feature[kept].astype(np.int64)), torch.from_numpy(values[kept])
+
+
+@compiled()
+def _undecided(z, bias, norm, rest, alpha, beta, least, count, place, start, stop):
+    """The features of each token that may exceed the threshold, where z is not finite too: how many, and which."""
+    up = np.empty(z.shape[1], np.float32)
+    for b in range(start, stop):
+        _uppers(z[b], bias, norm, rest, alpha[b], beta[b], up)
+        row, found = place[b], 0
+        for i in range(len(up)):  # without branches, which the processor would predict wrongly
+            row[found] = i
+            found += not up[i] <= least[i]
+        count[b] = found
