@@ -12,7 +12,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from sae_sweeps.config import data as texts
 from sae_sweeps.config.data import find_source, unused_data_keys
-from sae_sweeps.config.evaluations import EvalConfig, Evaluation, evaluation_names, find_evaluation, readers, register
+from sae_sweeps.config.evaluations import (
+    EvalConfig,
+    Evaluation,
+    evaluation_names,
+    find_evaluation,
+    readers,
+    register,
+    resolve_data,
+)
 from sae_sweeps.config.facts import ModelFacts, activation_width, model_facts
 from sae_sweeps.config.hooks import with_short_hook
 from sae_sweeps.config.hub import pin
@@ -297,6 +305,7 @@ def _eval(node: DictConfig, code: dict[str, Code], outputs: Path) -> EvalConfig:
     classes = {name: cls for name in evaluation_names() if (cls := find_evaluation(name).config) is not None}
     given = {name: typed(cls, node[name], f"eval.{name}", less=KEYS) for name, cls in classes.items() if name in node}
     cfg = typed(EvalConfig, node, "eval", less=(*given, *outside))
+    resolve_data(cfg)
     for name in cfg.evaluations:
         find_evaluation(name)  # refuses one that does not exist
         if name in classes:

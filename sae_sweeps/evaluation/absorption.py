@@ -111,6 +111,7 @@ def evaluate_absorption(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: Ab
         out[name] = shared.result(
             "absorption", name, sae, eval_config(shared, cfg), {"mean": metrics},
             details=[letter.detail() for letter in found], warnings=warnings, also=older,
+            data="builtin" if shared.source.kind == "builtin" else "saebench",  # the words are the tokenizer's
         )  # fmt: skip
     return out
 
