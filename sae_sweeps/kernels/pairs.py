@@ -51,6 +51,8 @@ class Pairs:
     """The same pairs by token alone, where the rows are parts of tokens."""
     products: torch.dtype | None = field(default_factory=product_dtype)
     """Dtype of dense products that take the place of sums over the pairs; None: that of their factors."""
+    matrix: Tensor | None = None
+    """Memory of such products [B * d_sae], 0 but at the pairs."""
 
     @property
     def n_tokens(self) -> int:

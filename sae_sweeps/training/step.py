@@ -117,7 +117,8 @@ class Training:
         }
         self.watched_pairs = WatchedPairs(self.total_steps).to(device)
         betas = (run.train.beta1, run.train.beta2)
-        self.optimizer = optimizer(self.sae, [p for _, p in self.named_parameters()], betas)
+        ours = all(type(one).__module__.startswith("sae_sweeps.") for one in self.modules().values())
+        self.optimizer = optimizer(self.sae, [p for _, p in self.named_parameters()], betas, keep_rounded=ours)
         self.nonfinite_guard = NonFiniteGuard(device, self._explain)
         self.before_update: Callable[[], None] = lambda: None
         """Called before parameters and moments change: a checkpoint may still be copying them."""

@@ -92,7 +92,7 @@ def test_sums_over_several_slabs(dtype, monkeypatch):
 
 
 def test_dense_products_round_their_factors_alone(monkeypatch):
-    """In bfloat16 precision; sums stay in float32."""
+    """In bfloat16 precision; sums stay in float32, and a gradient of weights is rounded once."""
     monkeypatch.setattr(cost, "dense_is_cheaper", lambda *_: True)
     B, N, D, k = 6, 40, 16, 5
     indices = normal(B, N).topk(k, dim=1).indices
@@ -103,13 +103,19 @@ def test_dense_products_round_their_factors_alone(monkeypatch):
     values, W, g = (normal(*s, seed=i, dtype=torch.float32) for i, s in enumerate([(B * k,), (N, D), (B, D)]))
     f = sparse_reference.dense(pairs, values)
     rounded = lambda t: t.bfloat16().double()  # noqa: E731
-    for found, (a, b) in {
-        sparse_triton.decode(pairs, values, W): (f, W),
-        sparse_triton.weight_gradient(pairs, values, g): (f.T, g),
-    }.items():
-        assert found.dtype == torch.float32
-        bound = product_bound(rounded(a), rounded(b), torch.float32)
-        assert_within(found, rounded(a) @ rounded(b), bound)
+    other = values.flip(0)
+    for found, a, b, dtype in [
+        (sparse_triton.decode(pairs, values, W), f, W, torch.float32),
+        (sparse_triton.weight_gradient(pairs, values, g), f.T, g, torch.bfloat16),
+        (sparse_triton.weight_gradient(pairs, other, g), sparse_reference.dense(pairs, other).T, g, torch.bfloat16),
+    ]:
+        assert found.dtype == dtype
+        expected, bound = rounded(a) @ rounded(b), product_bound(rounded(a), rounded(b), torch.float32)
+        assert_within(found, expected, bound + (expected.abs() + bound) * (2.0**-8 if dtype == torch.bfloat16 else 0))
+    found, expected = sparse_triton.dots(pairs, W, g), (rounded(g) @ rounded(W).T)[pairs.token, pairs.feature]
+    bound = product_bound(rounded(g), rounded(W).T, torch.float32)[pairs.token, pairs.feature]
+    assert found.dtype == torch.float32 and torch.equal(found, found.bfloat16().float())
+    assert_within(found, expected, bound + (expected.abs() + bound) * 2.0**-8)
 
 
 def test_what_costs_less_is_taken():
