@@ -40,12 +40,23 @@ def product_and_largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, z
 
 def _largest_of(z: np.ndarray, bias: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
     """`largest` of z + bias, which is added in place; an empty bias adds nothing."""
-    sizes = [z.shape[1]]
+    values, indices = np.empty((len(z), k), z.dtype), np.empty((len(z), k), np.int64)
+    over_rows(_largest, len(z), z, bias, n_winners(z.shape[1], k), values, indices)
+    return torch.from_numpy(values), torch.from_numpy(indices)
+
+
+def n_winners(n: int, k: int) -> np.ndarray:
+    """n, and the numbers of winners of the rounds of a tournament by fours that ends with 2 to 8 k."""
+    sizes = [n]
     while sizes[-1] > 8 * max(k, 1):  # among fewer than 2 k numbers the bound would be too loose
         sizes.append(-(-sizes[-1] // 4))
-    values, indices = np.empty((len(z), k), z.dtype), np.empty((len(z), k), np.int64)
-    over_rows(_largest, len(z), z, bias, np.array(sizes), values, indices)
-    return torch.from_numpy(values), torch.from_numpy(indices)
+    return np.array(sizes)
+
+
+def bounded_largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, block: int) -> tuple[Tensor, Tensor] | None:
+    from sae_sweeps.kernels import bounded_numba
+
+    return bounded_numba.largest(centred, W_enc, b_enc, k, block)
 
 
 def above(z: Tensor, threshold: float | Tensor, at_most: int) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -222,6 +233,23 @@ def _write_tied(candidate, place, high, values, indices):
 
 
 @compiled()
+def _write_largest(candidate, places, n_candidates, values, indices):
+    """As many of the first n candidates as there are values, the largest; both lists are overwritten."""
+    infinite, most = candidate.dtype.type(np.inf), np.finfo(candidate.dtype).max
+    low, high = _between(candidate[:n_candidates], len(values), most, infinite, 0)
+    found = 0
+    for i in range(n_candidates):
+        at, value = places[i], candidate[i]
+        places[found], candidate[found] = at, value
+        found += value >= low
+    if found == len(values):
+        for j in range(found):
+            values[j], indices[j] = candidate[j], places[j]
+    else:
+        _write_tied(candidate[:found], places, high, values, indices)
+
+
+@compiled()
 def _largest(z, bias, sizes, values, indices, start, stop):
     """The k largest of each row of z + bias and their places, for the rows start .. stop - 1; z += bias in place.
 
@@ -244,17 +272,7 @@ def _largest(z, bias, sizes, values, indices, start, stop):
         places, n_candidates = _at_least(row, best, low, place, spare)
         for i in range(n_candidates):
             candidate[i] = row[places[i]]
-        low, high = _between(candidate[:n_candidates], k, most, infinite, 0)
-        found = 0
-        for i in range(n_candidates):
-            at, value = places[i], candidate[i]
-            places[found], candidate[found] = at, value
-            found += value >= low
-        if found == k:
-            for j in range(k):
-                values[b, j], indices[b, j] = candidate[j], places[j]
-        else:
-            _write_tied(candidate[:found], places, high, values[b], indices[b])
+        _write_largest(candidate, places, n_candidates, values[b], indices[b])
 
 
 @compiled()
