@@ -235,10 +235,10 @@ def test_a_damaged_snapshot_is_named(tmp_path):
 
 
 def test_damaged_files_of_one_run_keep_none_of_the_others_from_a_figure(tmp_path):
-    whole, damaged = (add_trained(tmp_path, letter * 12, {"seed": n}, n=3) for n, letter in enumerate("ab"))
+    whole, damaged = (add_trained(tmp_path, letter * 12, {"architecture.k": ord(letter)}, n=3) for letter in "ab")
     (damaged / "monitors" / "similarity_50.npz").write_bytes(b"nonsense")
     for name in ("metrics.jsonl", "monitors.jsonl"):
-        (damaged / name).write_bytes(b"nonsense\n")
+        (damaged / name).write_bytes(b"nonsense\n" + (damaged / name).read_bytes())
     lines = []
     names = ["similarity_matrices", "similarity_histograms", "training_curves", "competition"]
     assert len(draw([tmp_path], tmp_path / "figures", names, lines.append)) == 2 * len(names)
