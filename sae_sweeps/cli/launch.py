@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps.errors import ConfigError, UserError, did_you_mean
+from sae_sweeps.config.schema import LocalConfig, SlurmConfig
+from sae_sweeps.errors import ConfigError, UserError
 from sae_sweeps.runs.inline import States, run_all
-from sae_sweeps.storage.files import read_json, write_text
+from sae_sweeps.runs.objective import check_objective, objective_of
+from sae_sweeps.storage.files import write_text
 from sae_sweeps.storage.printing import print_line
 from sae_sweeps.storage.sweep_folder import run_path
 from sae_sweeps.sweeps.plan import Plan, Point, describe, make_plan
@@ -35,6 +37,8 @@ def launch(points: list[Point]) -> Outcome:
         return Outcome(0, unknown)
     plan = make_plan(points)
     cfg, cluster = points[0].cfg, the_cluster(points)
+    if cfg.objective is not None:
+        check_objective(cfg.objective, [planned.run for planned in plan.runs])
     if cfg.dry_run:
         from sae_sweeps.cluster.dispatch import describe_submission
 
@@ -52,16 +56,16 @@ def launch(points: list[Point]) -> Outcome:
                 f"equal runs: {len(planned.equals) + 1} points are the same run, `{planned.title}`; it is trained once"
             )
     outputs = Path(cfg.outputs)
-    if cluster.name == "inline":
+    if not isinstance(cluster, LocalConfig | SlurmConfig):
         from sae_sweeps.runs.session import device_for
 
         device = device_for(cfg.device)
-        sweep = create_sweep(outputs, plan, cluster)
+        sweep = create_sweep(outputs, plan, cluster, cfg.report)
         states = run_all(plan, outputs, sweep, device, cluster=cluster)
     else:
         from sae_sweeps.cluster.dispatch import Detached, dispatch
 
-        sweep = create_sweep(outputs, plan, cluster)
+        sweep = create_sweep(outputs, plan, cluster, cfg.report)
         came = dispatch(plan, outputs, sweep, cluster)
         if isinstance(came, Detached):
             return Outcome(came.status, unknown)
@@ -70,18 +74,6 @@ def launch(points: list[Point]) -> Outcome:
     if cfg.objective is None:
         return Outcome(status, unknown)
     return Outcome(status, [objective_of(run_path(outputs, run_id), cfg.objective) for run_id in plan.points])
-
-
-def objective_of(folder: Path, name: str) -> float | None:
-    """A metric of a completed run; None where the run did not complete. Raises ConfigError for a name it lacks."""
-    status = read_json(folder / "status.json")
-    if status["state"] != "completed":
-        return None
-    metrics = read_json(folder / "results.json")["metrics"]
-    if name not in metrics:
-        mend = did_you_mean(name, metrics, f"it has {', '.join(metrics)}.")
-        raise ConfigError(f"objective={name}: {folder / 'results.json'} has no such metric; {mend}")
-    return metrics[name]
 
 
 def the_cluster(points: list[Point]) -> Any:
@@ -137,7 +129,7 @@ def report_of(sweep: Path) -> Path | None:
 
 def publish_table(plan: Plan, sweep: Path) -> None:
     """With logger=wandb the sweep's run notes as a table of its own."""
-    loggers = [planned.run.logger for planned in plan.runs if planned.run.logger.name == "wandb"]
+    loggers = [planned.run.logger for planned in plan.runs if planned.run.logger.name != "none"]
     if not loggers:
         return
     from analysis.wandb.publish import publish_notes

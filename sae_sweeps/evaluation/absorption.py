@@ -54,6 +54,7 @@ METRICS = {
     "mean_full_absorption_score": ("lower", "full_absorption"),
     "mean_absorption_fraction_score": ("lower", "absorption_fraction"),
     "mean_num_split_features": (None, "splits"),
+    "std_dev_(absorption_fraction_score|full_absorption_score|num_split_features)": (None, None),
 }
 NAMES = (
     "mean_absorption_fraction_score",

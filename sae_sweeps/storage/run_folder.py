@@ -17,6 +17,9 @@ STATES = ("queued", "running", "completed", "diverged", "failed", "interrupted",
 ENDED = STATES[2:]
 """States in which no process works on the run."""
 
+DAMAGED = "damaged"
+"""Shown in the place of a state where a file of the run does not read back; never written to status.json."""
+
 EMPTY_STATUS: dict[str, Any] = {
     "state": "queued",
     "step": 0,

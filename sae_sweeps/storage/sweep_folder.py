@@ -34,7 +34,8 @@ def read_manifest(sweep: Path) -> dict[str, Any]:
         raise DataError(f"{sweep} is no sweep (it has no {MANIFEST}); give a folder of outputs/sweeps.") from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("runs"), list):
         raise DamagedFile(f"{sweep / MANIFEST} is damaged (it lists no runs); restore it, or launch the sweep again.")
-    return {"groups": [], "jobs": [], "launcher": None, "cwd": None, "cluster": INLINE} | manifest
+    usual: dict[str, Any] = {"groups": [], "jobs": [], "launcher": None, "cwd": None, "cluster": INLINE, "report": True}
+    return usual | manifest
 
 
 def change_manifest(sweep: Path, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

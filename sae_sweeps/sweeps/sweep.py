@@ -25,8 +25,11 @@ from sae_sweeps.storage.sweep_folder import CONFIGS, MANIFEST, outputs_of, read_
 from sae_sweeps.sweeps.plan import Plan, PlannedRun, safe_name
 
 
-def create_sweep(outputs: Path, plan: Plan, cluster: ClusterConfig | None = None) -> Path:
-    """Make `outputs/sweeps/<name>/` with its manifest and links. Names never collide: mkdir is atomic."""
+def create_sweep(outputs: Path, plan: Plan, cluster: ClusterConfig | None = None, report: bool = True) -> Path:
+    """Make `outputs/sweeps/<name>/` with its manifest and links. Names never collide: mkdir is atomic.
+
+    `report`: whether a report is to be written at its end.
+    """
     folder = _new_folder(outputs / "sweeps")
     runs: list[dict[str, Any]] = [
         {"run_id": p.run_id, "title": p.title, "overrides": p.overrides, "equal": p.equals, "digests": p.digests}
@@ -42,6 +45,7 @@ def create_sweep(outputs: Path, plan: Plan, cluster: ClusterConfig | None = None
         "varied": plan.varied,
         "warnings": plan.warnings,
         "cluster": asdict(cluster or ClusterConfig()),
+        "report": report,
         "runs": runs,
         "groups": [],
         "jobs": [],

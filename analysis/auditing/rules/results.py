@@ -10,6 +10,7 @@ from analysis.auditing.run import Run
 from analysis.grouped import grouped
 from sae_sweeps.config.data import TOP_VARIANCE
 from sae_sweeps.config.evaluations import plain_name
+from sae_sweeps.storage.run_folder import DAMAGED
 
 RULES = Rules()
 
@@ -118,6 +119,12 @@ def unfinished(run: Run) -> str | None:
         return None
     at = f" at step {run.step:,} of {run.total_steps:,}" if run.step and run.total_steps else ""
     return f"{run.state}{at}, so there is no result{f' ({run.error})' if run.error else ''}."
+
+
+@RULES.add("damaged", "warning", "restore the file, or do as its sentence says", each="runs")
+def damaged(run: Run) -> str | None:
+    """A file of a run does not read back, so nothing of the run is shown."""
+    return run.error if run.state == DAMAGED else None
 
 
 @RULES.add("no-result", "warning", "run it, or leave it out", each="runs")
