@@ -10,7 +10,7 @@ from analysis.reading.record import LOST, Record
 from sae_sweeps.errors import DamagedFile, DataError
 from sae_sweeps.storage.files import MissingFile, read_json
 from sae_sweeps.storage.lease import Lease
-from sae_sweeps.storage.run_folder import RunFolder
+from sae_sweeps.storage.run_folder import RunFolder, check_format_version
 from sae_sweeps.storage.sweep_folder import read_manifest
 
 
@@ -62,6 +62,7 @@ def read_run(folder: Path, title: str | None = None, run_id: str | None = None) 
         results = read_json(run.results_path)
     except MissingFile:
         results = None
+    check_format_version(run.results_path, results)
     if results is not None and not (isinstance(results, dict) and isinstance(results.get("metrics"), dict)):
         raise DamagedFile(f"{run.results_path} is damaged (it has no metrics); restore it, or run the run again.")
     status = run.status()

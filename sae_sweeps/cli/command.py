@@ -1,7 +1,7 @@
 """`launch.py` and `sae-sweeps launch`: words in, runs out, mistakes in one sentence.
 
-`layer=12` sets a number, `model=PATH` and `data=PATH` become choices, `--dry-run` and `--debug` are flags. Every
-mistake ends in one sentence on stderr and status 2; `--debug` or HYDRA_FULL_ERROR=1 shows the traceback.
+`layer=12` sets a number, `model=PATH` and `data=PATH` become choices, `--dry-run`, `--from RUN_DIR` and `--debug` are
+flags. Every mistake ends in one sentence on stderr and status 2; `--debug` or HYDRA_FULL_ERROR=1 shows the traceback.
 """
 
 from __future__ import annotations
@@ -37,6 +37,11 @@ def main(words: list[str] | None = None) -> int:
 
 def run_command(words: list[str]) -> int:
     """Compose the points of the command and launch them. Returns the exit status."""
+    if any(word.partition("=")[0] == "--from" for word in words):
+        from sae_sweeps.cli.repeat import repeat
+
+        set_search_path(words)
+        return repeat(words, read_local(words))
     flags = [word for word in words if word.startswith("-") and word not in (*MULTIRUN, "--dry-run")]
     set_search_path(words)
     local = None if HELPING & set(flags) else read_local(words)

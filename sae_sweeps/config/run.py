@@ -243,7 +243,9 @@ def _component(group: str, node: DictConfig, code: dict[str, Code], outputs: Pat
 
 def _refuse_code_among_runs(choice: str, code: Code, outputs: Path) -> None:
     """Raise ConfigError for code that lies where runs are kept, and so may have come with a run from elsewhere."""
-    if code.file and any(Path(code.file).is_relative_to(outputs / part) for part in ("runs", "sweeps")):
+    if code.file and not Path(code.file).is_absolute():
+        raise ConfigError(f"{choice}: {code.file} depends on the working folder; code is run from whole paths alone.")
+    if code.file and any(Path(code.file).resolve().is_relative_to(outputs / part) for part in ("runs", "sweeps")):
         raise ConfigError(f"{choice}: {code.file} lies among runs; code is not run from there.")
 
 
