@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from analysis.metrics import remember
-from analysis.reading.configs import flat_config, flat_metrics, read_yaml
+from analysis.reading.configs import flat_config, flat_metrics
 from analysis.reading.record import LOST, Record
 from sae_sweeps.errors import DamagedFile, DataError
-from sae_sweeps.storage.files import MissingFile, read_json
+from sae_sweeps.storage.files import MissingFile, read_json, read_yaml
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder, check_format_version
 from sae_sweeps.storage.sweep_folder import read_manifest
@@ -45,10 +45,7 @@ def is_run(folder: Path) -> bool:
 
 def runs_of_sweep(manifest: Path) -> Iterator[tuple[Path, str | None]]:
     """outputs/sweeps/NAME/manifest.json lists runs that live in outputs/runs."""
-    try:
-        listed = [(str(run["run_id"]), run.get("title")) for run in read_manifest(manifest.parent)["runs"]]
-    except (KeyError, TypeError):
-        raise DamagedFile(f"{manifest} is damaged (a run has no id); restore it, or give the runs' folders.") from None
+    listed = [(run["run_id"], run.get("title")) for run in read_manifest(manifest.parent)["runs"]]
     home = manifest.resolve().parents[2] / "runs"
     for run_id, title in listed:
         yield home / run_id, title

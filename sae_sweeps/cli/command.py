@@ -19,6 +19,8 @@ from sae_sweeps.config.local import Local, read_local
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.plugins import search_path_words, set_search_path
 from sae_sweeps.config.words import rewrite
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.storage.files import one_line
 from sae_sweeps.storage.printing import print_line
 
 HELPING = {"-h", "--help", "--hydra-help", "-sc", "--shell-completion"}
@@ -78,6 +80,8 @@ def run_hydra(words: list[str], local: Local | None) -> int:
     try:
         hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(_single)()
         return max(statuses, default=0)
+    except ValueError as error:  # of flags that do not go together
+        raise ConfigError(f"{' '.join(words)}: {one_line(error)}.") from error
     finally:
         sys.argv = argv
         if before is None:

@@ -104,8 +104,10 @@ def _values(words: list[str], keys: tuple[str, ...]) -> Iterator[tuple[str, str]
 def _results(folder: Path) -> dict[str, Any]:
     """results.json, or nothing of a run that has none. Raises DamagedFile where it lacks what a repeat reads."""
     path = folder / "results.json"
-    found = read_json(path) if path.exists() else {}
-    if found and not (isinstance(found, dict) and all(isinstance(found.get(key), dict) for key in RECORDED)):
+    if not path.exists():
+        return {}
+    found = read_json(path)
+    if not (isinstance(found, dict) and all(isinstance(found.get(key), dict) for key in RECORDED)):
         raise DamagedFile(f"{path} is damaged (it lacks {' or '.join(RECORDED)}); restore it.")
     check_format_version(path, found)
     return found

@@ -28,7 +28,7 @@ from sae_sweeps.config.schema import (
     SyntheticConfig,
     TrainConfig,
 )
-from sae_sweeps.config.typed import check_values, typed
+from sae_sweeps.config.typed import check_values, refuse_secret, typed
 from sae_sweeps.errors import ConfigError, NeedsRoles
 from sae_sweeps.fields import NotNegative, Positive, Rule
 from sae_sweeps.schedules import peak
@@ -204,6 +204,9 @@ def run_config(cfg: DictConfig) -> RunConfig:
     for number, tag in enumerate(cfg.tags):
         if not isinstance(tag, str):
             raise ConfigError(f"tags[{number}]={tag}: must be a word.")
+        refuse_secret("tags", tag)
+    for key in ("title", "description", "outputs"):
+        refuse_secret(key, str(cfg.get(key)))
     run = RunConfig(
         model=model,
         layer=with_short_hook(typed(LayerConfig, cfg.layer, "layer")),

@@ -12,9 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from sae_sweeps.config.identity import canonical, changed, digests_of
 from sae_sweeps.config.plugins import FILE
@@ -22,7 +20,7 @@ from sae_sweeps.config.run import RunConfig, run_config
 from sae_sweeps.config.schema import ClusterConfig
 from sae_sweeps.errors import ConfigError, DamagedFile, DataError
 from sae_sweeps.storage.digests import short_hash
-from sae_sweeps.storage.files import naming_full_disk, one_line, read_json, write_json
+from sae_sweeps.storage.files import naming_full_disk, read_json, read_yaml, write_json
 from sae_sweeps.storage.lease import this_process
 from sae_sweeps.storage.run_folder import RunFolder
 from sae_sweeps.storage.sweep_folder import CONFIGS, MANIFEST, outputs_of, read_manifest, run_path
@@ -118,13 +116,8 @@ def recorded_config(folder: Path) -> dict[str, Any]:
     """The config.yaml of a run's folder. Raises DataError where it is missing, DamagedFile where it is damaged."""
     run = RunFolder(folder)
     run.status()  # refuses a format of later versions
-    try:
-        saved: Any = OmegaConf.to_container(OmegaConf.load(run.config_path), resolve=False)
-    except FileNotFoundError:
-        raise DataError(f"{run.config_path} is missing; give a run's folder as a launch wrote it.") from None
-    except (ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise DamagedFile(f"{run.config_path} is damaged ({one_line(error)[:200]}); restore it.") from None
-    if not isinstance(saved, dict) or not isinstance(saved.get("model"), dict):
+    saved = read_yaml(run.config_path)
+    if not isinstance(saved.get("model"), dict):
         raise DamagedFile(f"{run.config_path} is damaged (it holds no config of a run); restore it.")
     return saved
 
