@@ -44,6 +44,7 @@ from sae_sweeps.runs.session import RunSession, held_out_pool
 from sae_sweeps.storage.files import one_line, read_json, write_json, write_text
 from sae_sweeps.storage.hub import commit_of
 from sae_sweeps.storage.run_folder import RunFolder
+from sae_sweeps.storage.secrets import without_secrets
 
 SUMMARY = ".summary.json"
 """Beside SAEBench's `evals/core.json`: `evals/core.summary.json`."""
@@ -157,13 +158,13 @@ def _attempt(name: str, subjects: list[Subject], session: RunSession, cache: Pat
     except Interrupted:
         raise
     except UserError as error:
-        return [Failure(subject.name, name, str(error)) for subject in subjects]
+        return [Failure(subject.name, name, without_secrets(str(error))) for subject in subjects]
     except Exception as error:
         if len(subjects) == 1:
             log = subjects[0].folder / "evals" / f"{name}.error.log"
-            write_text(log, traceback.format_exc())
+            write_text(log, without_secrets(traceback.format_exc()))
             why = f"{blamed(error) or f'{type(error).__name__}: {one_line(error)}'} (traceback in {log})"
-            return [Failure(subjects[0].name, name, why)]
+            return [Failure(subjects[0].name, name, without_secrets(why))]
     # after the block: the error holds its frames, and they the tensors that left no memory
     return [failure for subject in subjects for failure in _attempt(name, [subject], session, cache)]
 
