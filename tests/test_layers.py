@@ -39,6 +39,7 @@ LAYERS = (
     "analysis.output",
     "analysis.plots",
     "analysis.report",
+    "analysis.features",
     "analysis.wandb",
     "analysis.commands",
     "analysis.__main__",
