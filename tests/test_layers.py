@@ -38,6 +38,7 @@ LAYERS = (
     "analysis.output",
     "analysis.plots",
     "analysis.report",
+    "analysis.features",
     "analysis.wandb",
     "analysis.commands",
     "analysis.__main__",

@@ -32,6 +32,7 @@ def plain_name(metric: str) -> str:
 
 EVALUATIONS = (
     "core", "separation", "sparse_probing", "hierarchy", "tpp", "scr", "absorption", "unlearning", "autointerp",
+    "features",
 )  # fmt: skip
 """Files of sae_sweeps/evaluation that hold an evaluation, in the order in which they run: neighbours share
 activations."""
@@ -76,6 +77,8 @@ class Evaluation:
     """Raised whenever the same settings would give other numbers: older results are then evaluated again."""
     digest: str | None = None
     """Digest of the code of an evaluation from outside: evaluated again where it differs."""
+    file: str | None = None
+    """File that it leaves in `evals/` beside its summary; evaluated again where it is missing."""
 
 
 _registered: dict[str, Evaluation] = {}
@@ -356,11 +359,32 @@ class AutointerpConfig:
 
 
 @dataclass
+class FeaturesConfig:
+    """What is kept of every feature for `python -m analysis features` and `compare`."""
+
+    tokens: AtLeastOne[int] = 131_072
+    """Held-out tokens that are read; fewer where the text ends."""
+    examples: AtLeastOne[int] = 20
+    """Contexts kept in which the feature fires most, each at its strongest token."""
+    samples: AtLeastOne[int] = 25
+    """Tokens kept of all those on which it fires, drawn at random."""
+    before: NotNegative[int] = 20
+    """Tokens before an example's own whose activations are kept."""
+    after: NotNegative[int] = 8
+    """Tokens after it."""
+    logits: AtLeastOne[int] = 10
+    """Tokens kept whose logits its decoder row raises most, and as many that it lowers most."""
+    nearest: AtLeastOne[int] = 8
+    """Features kept that are nearest by cosine, and as many by overlap."""
+
+
+@dataclass
 class EvalConfig:
     name: str = "core"
     """core, quick, full, or none."""
     evaluations: list[str] = field(default_factory=lambda: ["core", "separation"])
-    """Any of core, separation, sparse_probing, hierarchy, tpp, scr, absorption, unlearning, autointerp, or your own."""
+    """Any of core, separation, sparse_probing, hierarchy, tpp, scr, absorption, unlearning, autointerp, features, or
+    your own."""
     data: str = "auto"
     """Labelled text and questions: builtin (made from the standard library), saebench (by name from the hub), a folder
     that holds SAEBench's data sets under their names, a file of labelled text of your own (docs/evaluations.md), or
@@ -410,5 +434,6 @@ class EvalConfig:
     absorption: AbsorptionConfig = field(default_factory=AbsorptionConfig)
     unlearning: UnlearningConfig = field(default_factory=UnlearningConfig)
     autointerp: AutointerpConfig = field(default_factory=AutointerpConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
     own: dict[str, Any] = field(default_factory=dict)
     """Config of each evaluation that has a dataclass of its own, by name; in files and commands it is `eval.NAME`."""

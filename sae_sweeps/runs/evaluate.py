@@ -110,7 +110,8 @@ def measured_on(run: RunConfig, inputs: Mapping[str, Any]) -> dict[str, Any]:
 def is_done(run: RunConfig, folder: Path, name: str, inputs: Mapping[str, Any] = MappingProxyType({})) -> bool:
     """Whether the folder has this evaluation with the same settings, on the same model, layer and inputs."""
     path = folder / "evals" / f"{name}{SUMMARY}"
-    if not path.exists():
+    file = find_evaluation(name).file
+    if not path.exists() or (file and not (path.parent / file).exists()):
         return False
     done, place = read_summary(path), measured_on(judged(run, name), inputs)
     return same_settings(done["settings"], run.eval, name) and done.get("measured_on", place) == place
