@@ -35,7 +35,9 @@ def run(args: argparse.Namespace) -> None:
     if as_page:
         title = args.title or f"Features of {', '.join(one.run for one in runs[:3])}{' ...' * (len(runs) > 3)}"
         write_text(output, page(runs, title))
-        print(f"{n:,} features of {len(runs)} run{'s' * (len(runs) != 1)} -> {output} ({output.stat().st_size / 1e6:.1f} MB)")
+        print(
+            f"{n:,} features of {len(runs)} run{'s' * (len(runs) != 1)} -> {output} ({output.stat().st_size / 1e6:.1f} MB)"
+        )
         return
     for one in runs:
         n_files = write_batches(one, output / one.run)

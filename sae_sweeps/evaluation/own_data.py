@@ -37,7 +37,8 @@ MOST_PAIRS = 4
 LEAST = 20
 """Rows of a class or a quadrant in each split, fewer than which it is left out."""
 
-Row = dict[str, str]
+Place = tuple[str, str, str | None, str | None]
+"""Split, label, attribute and fine class."""
 
 
 class OwnSource:
@@ -47,14 +48,15 @@ class OwnSource:
 
     def __init__(self, file: Path):
         self.file = file
-        self._rows: dict[str, list[Row]] = {}
+        self._texts_at: dict[str, dict[Place, set[str]]] = {}
         split_of: dict[str, str] = {}
         for number, row in enumerate(self._read(), 1):
             if row["split"] not in SPLITS:
                 raise DataError(f"eval.data={file}: row {number}: split is {row['split']!r}; give train or test.")
             if split_of.setdefault(row["text"], row["split"]) == row["split"]:
-                self._rows.setdefault(row["dataset"], []).append(row)
-        usable = {name: classes for name in self._rows if len(classes := self._classes(name)) > 1}
+                place = row["split"], row["label"], row.get("attribute"), row.get("fine")
+                self._texts_at.setdefault(row["dataset"], {}).setdefault(place, set()).add(row["text"])
+        usable = {name: classes for name in self._texts_at if len(classes := self._classes(name)) > 1}
         if not usable:
             raise DataError(f"eval.data={file}: no two classes of a data set have {LEAST} rows in train and in test.")
         self._usable = usable
@@ -137,7 +139,7 @@ class OwnSource:
             "give eval.data=saebench or builtin."
         )
 
-    def _read(self) -> Iterator[Row]:
+    def _read(self) -> Iterator[dict[str, str]]:
         kinds = kinds_at(self.file) - {"text"}
         if not kinds:
             raise DataError(f"eval.data={self.file}: must be JSON lines, JSON, Parquet or Arrow, with columns.")
@@ -154,23 +156,22 @@ class OwnSource:
 
     def _texts(self, name: str, split: str | None = None, **wanted: str) -> list[str]:
         """The texts of a data set's rows with these values, sorted, each once."""
-        return sorted(
-            {
-                row["text"]
-                for row in self._rows[name]
-                if split in (None, row["split"]) and all(row.get(key) == value for key, value in wanted.items())
-            }
-        )
+        found = set[str]()
+        for (at, *values), texts in self._texts_at[name].items():
+            place = dict(zip(("label", "attribute", "fine"), values, strict=True))
+            if split in (None, at) and wanted.items() <= place.items():
+                found |= texts
+        return sorted(found)
 
     def _enough(self, name: str, **wanted: str) -> bool:
         return all(len(self._texts(name, split, **wanted)) >= LEAST for split in SPLITS)
 
     def _classes(self, name: str) -> tuple[str, ...]:
-        labels = sorted({row["label"] for row in self._rows[name]})
+        labels = sorted({label for _, label, _, _ in self._texts_at[name]})
         return tuple(label for label in labels if self._enough(name, label=label))
 
     def _kinds(self, name: str) -> tuple[str, ...]:
-        return tuple(sorted({row["attribute"] for row in self._rows[name] if "attribute" in row}))
+        return tuple(sorted({kind for _, _, kind, _ in self._texts_at[name] if kind is not None}))
 
     def _with_both(self, name: str) -> tuple[str, ...]:
         """The classes with enough rows of both values of the second attribute; none where it has not two values."""
@@ -185,7 +186,7 @@ class OwnSource:
         """Texts of each fine class with enough rows, in the coarse classes that have two of these or more."""
         out: dict[str, dict[str, list[str]]] = {}
         for label in self._usable[name]:
-            names = sorted({row["fine"] for row in self._rows[name] if row["label"] == label and "fine" in row})
+            names = sorted({fine for _, of, _, fine in self._texts_at[name] if of == label and fine is not None})
             texts = {fine: self._texts(name, label=label, fine=fine) for fine in names}
             texts = {fine: found for fine, found in texts.items() if len(found) >= least}
             if len(texts) > 1:
