@@ -105,12 +105,12 @@ def competing(found: Compared, side: int) -> dict[str, Any] | None:
     first = recorded(one)
     if first is None:
         return None
-    partner = (found.by_decoder if side == 0 else found.by_decoder.inverse(one.d_sae)).partner
+    fate = found.fates[side]
     f, g = found.active[:: 1 if side == 0 else -1]
     rows, means = [], []
     for n in sorted((n for n, c in enumerate(first["c"]) if c > 0), key=lambda n: -first["c"][n]):
         i, j = first["pairs"][n]
-        there = [int(k) for k in partner[[i, j]] if k >= 0]
+        there = [fate.others[k][0] for k in (i, j) if fate.kind[k] == "shared"]
         own, its = measured(one, f, i, j), measured(other, g, *there) if len(there) == 2 else None
         if its is not None:
             means.append([own["overlap"], its["overlap"], abs(own["cosine"]), abs(its["cosine"])])
@@ -120,6 +120,7 @@ def competing(found: Compared, side: int) -> dict[str, Any] | None:
                 "chosen": {"overlap": first["overlap"][n], "c": first["c"][n], "cosine": first["abs_cosine"][n]},
                 "own": own,
                 "there": [named(other, k) for k in there],
+                "fates": [str(fate.kind[k]) for k in (i, j)],
                 "other": its,
                 "link": link((one, [i, j]), (other, there)),
             }
