@@ -31,13 +31,11 @@ def run(args: argparse.Namespace) -> None:
     folders = folders_of(args.paths)
     collect(list(folders))
     runs = [stored(folder, title) for folder, title in folders.items()]
-    n = sum(one.d_sae for one in runs)
     if as_page:
         title = args.title or f"Features of {', '.join(one.run for one in runs[:3])}{' ...' * (len(runs) > 3)}"
         write_text(output, page(runs, title))
-        print(
-            f"{n:,} features of {len(runs)} run{'s' * (len(runs) != 1)} -> {output} ({output.stat().st_size / 1e6:.1f} MB)"
-        )
+        total, n, size = sum(one.d_sae for one in runs), len(runs), output.stat().st_size
+        print(f"{total:,} features of {n} run{'s' * (n != 1)} -> {output} ({size / 1e6:.1f} MB)")
         return
     for one in runs:
         n_files = write_batches(one, output / one.run)

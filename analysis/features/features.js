@@ -1,7 +1,7 @@
 "use strict";
 (async () => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const CHUNK = 128, PEAKS = 3, BINS = 64, FIFTHS = 5, ROWS = 100;
+  const CHUNK = 128, PEAKS = 3, BINS = 64, FIFTHS = 5, ROWS = 100, AT_ONCE = 8;
   const byId = id => document.getElementById(id);
 
   // Everything is put on the page by these: no text is ever read as markup.
@@ -307,7 +307,7 @@
       bar.append(title);
       picture.append(bar);
     }
-    return [picture, element("div", [element("span", "0"), element("span", `log of up to ${most.toLocaleString("en")} tokens`),
+    return [picture, element("div", [element("span", "0"), element("span", `height: log(1 + tokens), up to ${most.toLocaleString("en")}`),
       element("span", number((last + 1) * feature.end / BINS))], { class: "axis" })];
   };
 
@@ -366,15 +366,16 @@
       button.addEventListener("click", () => { location.hash = link(run, next); });
       return button;
     };
-    const top = feature.examples.filter(one => one.fifth === FIFTHS);
+    const top = feature.examples.filter(one => one.fifth === FIFTHS), examples = some => some.map(one => example(run, feature, one));
     const left = element("div", [], { class: "fires" }), right = element("div");
     if (!top.length) left.append(element("p", "It fires on no token that was read."));
-    else left.append(element("h3", "Where it fires most"), ...top.map(one => example(run, feature, one)));
+    else left.append(element("h3", "Where it fires most"), ...examples(top.slice(0, AT_ONCE)));
+    if (top.length > AT_ONCE) left.append(element("details", [element("summary", `${top.length - AT_ONCE} more`), ...examples(top.slice(AT_ONCE))]));
     for (let fifth = 0; fifth < FIFTHS; fifth++) {
       const some = feature.examples.filter(one => one.fifth === fifth);
       if (!some.length) continue;
       const name = ["Strongest fifth", "Second fifth", "Middle fifth", "Fourth fifth", "Weakest fifth"][fifth];
-      left.append(element("h3", `${name}, drawn`), ...some.map(one => example(run, feature, one)));
+      left.append(element("h3", `${name}, drawn`), ...examples(some));
     }
     right.append(element("h3", "Activations"), ...(top.length ? histogram(run, feature) : [element("p", "none")]));
     if (run.logits) right.append(element("h3", "Logits"), element("div", [

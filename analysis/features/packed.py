@@ -1,7 +1,7 @@
 """Features as data within a page: an overview of all, chunks of details that the page unpacks on demand, and the text.
 
-A pack is the bytes of arrays one behind another, each with its least significant bytes first in one plane, then the next
-bytes in another (like bytes compress better), deflated, in base64. `features.js` reads the same list of arrays.
+A pack is the bytes of arrays one behind another, each with its least significant bytes first in one plane, then the
+next bytes in another (like bytes compress better), deflated, in base64. `features.js` reads the same list of arrays.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from analysis.features.stored import Stored
 
 CHUNK = 128
 """Features of a pack."""
-PEAKS = 3
-"""Tokens that the overview names of each feature: those at which it fires most, without repetition."""
 FIFTHS = 5
 
 
@@ -65,22 +63,9 @@ def overview(one: Stored) -> str:
         [
             one["n_active"].astype(np.uint32), one["n_contexts"].astype(np.uint32), one.largest.astype(f32),
             mean.astype(f32), one["cosine"][:, 0].astype(f32), one["overlap"][:, 0].astype(f32),
-            one.label_information.astype(f32), one.best_label.astype(np.int32), peaks(one).astype(np.int32),
+            one.label_information.astype(f32), one.best_label.astype(np.int32), one.peaks.astype(np.int32),
         ]
     )  # fmt: skip
-
-
-def peaks(one: Stored) -> np.ndarray:
-    """Tokens at which each feature fires most [F, PEAKS], strongest first, each once; -1 where there are no more."""
-    tokens = one["tokens"].ravel()
-    at = np.where(one["top_place"] >= 0, tokens[np.maximum(one["top_place"], 0)], -1)
-    found = np.full((at.shape[1], PEAKS), -1)
-    n_found = np.zeros(at.shape[1], int)
-    for token in at:  # examples, not features
-        new = (token >= 0) & ~(found == token[:, None]).any(1) & (n_found < PEAKS)
-        found[new, n_found[new]] = token[new]
-        n_found += new
-    return found
 
 
 class Examples:
@@ -93,8 +78,11 @@ class Examples:
         fifth = np.where(rank < n_drawn, rank * FIFTHS // np.maximum(n_drawn, 1), FIFTHS)
         begins = -(-fifth * n_drawn // FIFTHS)
         drawn = (fifth < FIFTHS) & (rank - begins < shown.of_each_fifth)
-        self.kinds = [(one["top_place"][: shown.top], one["top_around"][: shown.top], None)]
-        self.kinds.append((np.where(drawn, one["drawn_place"], -1), one["drawn_around"], fifth))
+        top = one["top_place"][: shown.top]
+        self.kinds = (
+            (top, one["top_around"][: shown.top], np.full(top.shape, FIFTHS)),
+            (np.where(drawn, one["drawn_place"], -1), one["drawn_around"], fifth),
+        )
 
     def of(self, features: slice) -> list[np.ndarray]:
         """Arrays of the examples of some features: numbers of both kinds, places, fifths, and activations."""
@@ -105,7 +93,7 @@ class Examples:
             counts.append(kept.sum(1))
             places.append((place, kept))
             arounds.append(around[:, features].transpose(1, 0, 2))
-            fifths.append(np.full(place.shape, FIFTHS) if fifth is None else fifth[:, features].T)
+            fifths.append(fifth[:, features].T)
         kept = np.concatenate([kept for _, kept in places], 1)
         place = np.concatenate([place for place, _ in places], 1)[kept]
         around = np.concatenate(arounds, 1)[kept]

@@ -19,6 +19,8 @@ from sae_sweeps.errors import DamagedFile, DataError
 from sae_sweeps.storage.files import MissingFile
 
 FILE = Path("evals") / "features.npz"
+PEAKS = 3
+"""Tokens that name a feature in lists: those at which it fires most, without repetition."""
 
 
 @dataclass
@@ -55,6 +57,18 @@ class Stored:
     def largest(self) -> np.ndarray:
         """Each feature's largest activation [F], 0 where it never fires."""
         return self["top_around"][0, :, self.about["before"]]
+
+    @cached_property
+    def peaks(self) -> np.ndarray:
+        """Tokens at which each feature fires most [F, PEAKS], strongest first, each once; -1 for no more."""
+        tokens = self["tokens"].ravel()
+        at = np.where(self["top_place"] >= 0, tokens[np.maximum(self["top_place"], 0)], -1)
+        found, n_found = np.full((self.d_sae, PEAKS), -1), np.zeros(self.d_sae, int)
+        for token in at:  # examples, not features
+            new = (token >= 0) & ~(found == token[:, None]).any(1) & (n_found < PEAKS)
+            found[new, n_found[new]] = token[new]
+            n_found += new
+        return found
 
     @cached_property
     def label_information(self) -> np.ndarray:
@@ -106,8 +120,8 @@ def collect(folders: Sequence[Path]) -> None:
     left = [folder for folder in missing if not (Path(folder) / FILE).exists()]
     if left:
         raise DataError(
-            f"{left[0]} has no {FILE} (exit status {done.returncode}): the reason is above; a run needs a trained, finite "
-            "SAE and a language model."
+            f"{left[0]} has no {FILE} (exit status {done.returncode}), and the reason is above; a run needs a trained, "
+            "finite SAE and a language model."
         )
 
 

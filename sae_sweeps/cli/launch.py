@@ -115,6 +115,8 @@ def finish(plan: Plan, states: States, outputs: Path, sweep: Path, report: bool 
     print_line(f"sweep   {sweep}   (table.csv, table.md)")
     if report and (page := report_of(sweep)) is not None:
         print_line(f"report  {page}")
+    if report and (page := features_of(sweep)) is not None:
+        print_line(f"features {page}")
     if (left := failures(sweep)) is not None:
         print_line()
         print_line(left)
@@ -132,6 +134,21 @@ def report_of(sweep: Path) -> Path | None:
         return write_report([sweep], sweep / "report.html")
     except (UserError, OSError) as error:
         print_line(f"warning: no report: {error}")
+        return None
+
+
+def features_of(sweep: Path) -> Path | None:
+    """Write features.html of the runs that were evaluated for it; None where none was, or on a full disk."""
+    from analysis.features.page import page
+    from analysis.features.stored import FILE, folders_of, stored
+
+    try:
+        runs = [stored(folder, title) for folder, title in folders_of([sweep]).items() if (folder / FILE).exists()]
+        if runs:
+            write_text(sweep / "features.html", page(runs, f"Features of {sweep.name}"))
+        return sweep / "features.html" if runs else None
+    except (UserError, OSError) as error:
+        print_line(f"warning: no page of features: {error}")
         return None
 
 

@@ -92,6 +92,7 @@ def register(evaluation: Evaluation) -> None:
     if evaluation.name in EVALUATIONS or evaluation.name in EvalConfig.__dataclass_fields__:
         raise ConfigError(f"eval.evaluations={evaluation.name}: this name is taken; give your evaluation another.")
     _registered[evaluation.name] = evaluation
+    _readers_among.cache_clear()
 
 
 def evaluation_names() -> tuple[str, ...]:
@@ -127,10 +128,15 @@ def known_metrics() -> dict[str, tuple[str | None, str | None]]:
     return known
 
 
-def readers() -> dict[str, list[str]]:
+def readers() -> Mapping[str, list[str]]:
     """Which evaluations read a key of `eval`."""
+    return _readers_among(evaluation_names())
+
+
+@cache
+def _readers_among(names: tuple[str, ...]) -> Mapping[str, list[str]]:
     out: dict[str, list[str]] = {}
-    for name in evaluation_names():
+    for name in names:
         evaluation = find_evaluation(name)
         own = (name,) if evaluation.config else ()
         for key in (*evaluation.reads, *own, *(("llm_batch", "sae_batch") if evaluation.needs_model else ())):

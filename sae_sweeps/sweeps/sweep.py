@@ -89,6 +89,7 @@ def stored_plan(sweep: Path, only: Collection[str] | None = None) -> Plan:
     manifest, configs = read_manifest(sweep), read_json(sweep / CONFIGS)
     outputs = outputs_of(sweep)
     runs = []
+    read: dict[str, str] = {}
     for listed in manifest["runs"]:
         identity = listed["run_id"]
         if only is not None and identity not in only:
@@ -96,7 +97,7 @@ def stored_plan(sweep: Path, only: Collection[str] | None = None) -> Plan:
         if not isinstance(configs, dict) or not isinstance(configs.get(identity), dict):
             raise DamagedFile(f"{sweep / CONFIGS} is damaged (it has no {identity}); launch the command again.")
         run = restored(configs[identity], outputs)
-        content = canonical(run, outputs / "activations" / "digests")
+        content = canonical(run, outputs / "activations" / "digests", read)
         digests = digests_of(content)
         if short_hash(content) != identity:
             why = changed(run, listed.get("digests", {}), digests) or (
