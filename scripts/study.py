@@ -1,9 +1,9 @@
 """Runs experiment=orthogonality on SmolLM2-135M with seeds 0, 1, 2 and writes docs/results.md: `make study`.
 
-The plan comes first, with its estimate: one short run of each architecture is trained and evaluated, and its seconds
-are scaled. Then the stages, in this order: TopK, BatchTopK, twice the k, half the d_sae. What does not fit HOURS is left
-out from the end (sizes first, then BatchTopK; never a seed) and named on the page. Complete runs are not trained
-again, so an interrupted study goes on where it was. `--write-only` writes the page from the runs that exist.
+The plan comes first, with its estimate: one short run of each architecture is trained and evaluated, and their
+seconds are scaled. Then the stages, in this order: TopK, BatchTopK, twice the k, half the d_sae. What does not fit
+--hours is left out from the end (sizes first, then BatchTopK; never a seed) and named on the page. Complete runs are
+not trained again, so an interrupted study goes on where it was.
 
 The page is written from docs/results_notes.txt, the notes of all runs: every number in it follows from that file.
 """
@@ -100,20 +100,22 @@ def launch(outputs: Path, *words: str) -> int:
 
 def estimate(outputs: Path, words: list[str]) -> dict[str, float]:
     """Hours of each stage, from a short run of each architecture that is trained and evaluated as the stages are."""
-    folder, seconds = outputs / "trial", {}
+    folder, seconds = outputs / "trial", 0.0
+    others = [word for word in words if not word.startswith("num_tokens=")]
     for architecture in ("topk", "batch_topk"):
-        trial = [*words, f"architecture={architecture}", f"num_tokens={TRIAL_TOKENS}", "only=progressive"]
         before = time.monotonic()
-        if launch(folder, *trial):
+        trial = [f"architecture={architecture}", f"num_tokens={TRIAL_TOKENS}", "only=progressive"]
+        if launch(folder, *trial, *others):
             raise SystemExit(f"the trial of {architecture} failed; mend what it printed and run this again")
-        seconds[architecture] = time.monotonic() - before
-    trained = {read_json(path)["metrics"]["tokens"]: read_json(path) for path in folder.glob("runs/*/results.json")}
-    per_token = max(found["provenance"]["wall_time_s"] / tokens for tokens, found in trained.items())
-    tokens = planned_tokens(words)
-    # the second trial found the model's part of the evaluations ready, so that what it took is one SAE's own
-    own = seconds["batch_topk"]
-    runs = VARIANTS * len(SEEDS)
-    return {stage.title: (runs * (per_token * tokens + own)) / 3600 for stage in STAGES}
+        seconds = time.monotonic() - before  # of the second: it found the model's part of the evaluations ready
+    found = [read_json(path)["provenance"] for path in folder.glob("runs/*/results.json")]
+    tokens, runs = planned_tokens(words), VARIANTS * len(SEEDS)
+    training, harvest = (
+        max(provenance[key] for provenance in found) / TRIAL_TOKENS * tokens for key in ("wall_time_s", "shared_time_s")
+    )
+    hours = {stage.title: runs * (training + seconds) / 3600 for stage in STAGES}
+    hours[STAGES[0].title] += harvest / 3600
+    return hours
 
 
 def planned_tokens(words: list[str]) -> int:
@@ -137,10 +139,11 @@ def page(notes: Path, outputs: Path, words: list[str]) -> str:
         "",
         f"Written by `make study{' WORDS=' + repr(' '.join(words)) if words else ''}`. SmolLM2-135M, layer 15, "
         f"{planned_tokens(words):,} tokens of the standard library's text and WordNet's glosses for every run, three "
-        "seeds, each penalty at its own default weight. Every number follows from [results_notes.txt](results_notes.txt)"
-        " (`python -m analysis import docs/results_notes.txt`). Metrics that begin with own_ are on WordNet's glosses and "
-        "are no SAEBench scores. Means over seeds; beside a variant's mean the difference to `none` of the same stage "
-        "with its 95 % interval (Welch's t, three seeds), and d, the difference in standard deviations.",
+        "seeds, each penalty at its own default weight. Every number follows from "
+        "[results_notes.txt](results_notes.txt) (`python -m analysis import docs/results_notes.txt`). Metrics that "
+        "begin with own_ are on WordNet's glosses and are no SAEBench scores. Means over seeds; beside a variant's "
+        "mean the difference to `none` of the same stage with its 95 % interval (Welch's t, three seeds), and d, the "
+        "difference in standard deviations.",
     ]
     if left:
         parts += ["", f"Left out for time: {', '.join(left)}."]
@@ -230,11 +233,11 @@ def conclusion(frames: dict[Stage, pd.DataFrame]) -> Iterator[str]:
             if (found := effect(frame, row, name)) is not None
         }
         clear = {place: found for place, found in effects.items() if found.low > 0 or found.high < 0}
-        firm = {place for place, found in effects.items() if place in holm({k: e.p for k, e in effects.items()})}
+        firm = holm({place: found.p for place, found in effects.items()})
         yield (
             f"- **{stage.title}.** {len(effects)} comparisons with `none` ({len({t for t, _ in effects})} variants, "
-            f"{len({n for _, n in effects})} metrics, three seeds): in {len(clear)} the 95 % interval is on one side of "
-            f"0, where chance alone would give about {0.05 * len(effects):.0f}; {len(firm)} remain once all of the "
+            f"{len({n for _, n in effects})} metrics, three seeds): in {len(clear)} the 95 % interval is on one side "
+            f"of 0, where chance alone would give about {0.05 * len(effects):.0f}; {len(firm)} remain once all of the "
             "stage's comparisons are counted (Holm, 5 %)."
         )
         for (title, name), found in sorted(clear.items(), key=lambda item: item[1].p):
@@ -244,10 +247,10 @@ def conclusion(frames: dict[Stage, pd.DataFrame]) -> Iterator[str]:
             )
     yield ""
     yield (
-        "One model, one layer, one text, SAEs of one size trained on few tokens, and one weight for each penalty: what a "
-        "penalty does at another weight, or after a hundred times the tokens, these runs do not show. A metric without "
-        "a clear difference is not one without an effect: with three seeds only differences of several standard "
-        "deviations are seen. Three seeds share the text's order only where `data_seed` is null."
+        "One model, one layer, one text, few tokens, and one weight for each penalty: what a penalty does at another "
+        "weight, or after a hundred times the tokens, these runs do not show. A metric without a clear "
+        "difference is not one without an effect: with three seeds only differences of several standard deviations are "
+        "seen."
     )
 
 

@@ -5,8 +5,8 @@ lexicographer files sort by topic. Debian's package wordnet-base holds it; elsew
 data.verb, data.adj and data.adv in WORDNET. Two files are written, the same ones each time from the same WordNet and
 the same Python:
 
-text.jsonl      training text: glosses behind their words, forty to a document, between documents of the standard library
-labelled.jsonl  rows for `eval.data`: glosses of the other split are not in the training text
+text.jsonl      training text: words and their glosses, forty to a document, between documents of the standard library
+labelled.jsonl  rows for `eval.data`; test glosses are not in the training text
 """
 
 from __future__ import annotations
