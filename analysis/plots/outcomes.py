@@ -12,7 +12,7 @@ from analysis.plots.groups import layer_records
 from analysis.plots.lines import legend_of, lines_note, named_variants
 from analysis.plots.study import Missing, Study, Variant, evenly
 from analysis.plots.style import GREY, Room, finish, log_scale, look, panels
-from sae_sweeps.config.evaluations import BUILTIN
+from sae_sweeps.config.evaluations import BUILTIN, OWN, PREFIXES, plain_name, prefix_of
 
 BETTER = {"higher": "higher is better", "lower": "lower is better", "one": "nearest to 1 is best"}
 LEGACY = "explained_variance_legacy"
@@ -22,6 +22,7 @@ EVALUATED = (
     "hierarchy_coarse_top_1_accuracy", "hierarchy_fine_top_1_accuracy",
 )  # fmt: skip
 """The metrics that are drawn after those of FIRST."""
+DATA = {"": "SAEBench's data", BUILTIN: "built-in data", OWN: "own data"}
 NO_BARS = ("tokens_to_fvu", "seconds_to_fvu", "penalty_loss")
 FRONTS = (("ce_loss_score", "loss recovered"), ("explained_variance", "explained variance"), ("fvu", "fvu"))
 BUDGETS = (("steps", "training steps"), ("final_loss", "final total loss"), ("tokens", "training tokens"))
@@ -71,7 +72,7 @@ def metric_bars(study: Study, titles: Iterable[tuple[str, str]], missing: str) -
 
 def evaluation_metrics(study: Study) -> Figure:
     old = any(study.values(v, LEGACY) and not study.values(v, "explained_variance") for v in study.variants)
-    wanted = dict.fromkeys((*FIRST, *EVALUATED, *(BUILTIN + name for name in EVALUATED)))
+    wanted = dict.fromkeys((*FIRST, *(prefix + name for prefix in ("", *PREFIXES.values()) for name in EVALUATED)))
     names = [(name, headed(name)) for name in wanted if name not in NO_BARS and (name != LEGACY or old)]
     return metric_bars(study, names, "no run has been evaluated")
 
@@ -120,10 +121,10 @@ def by_number(study: Study) -> Figure:
     """Metrics for each number of features: a line for each variant; the language model itself in grey dashes."""
     found: dict[tuple[str, str], dict[int, list[str]]] = {}
     for name in study.metric_names():
-        plain = name.removeprefix(BUILTIN)
+        plain = plain_name(name)
         for title, (pattern, _, _) in SERIES.items():
             if match := re.fullmatch(pattern, plain):
-                where = "built-in data" if plain != name else "SAEBench's data"
+                where = DATA[prefix_of(name)]
                 found.setdefault((title, where), {}).setdefault(int(match[1]), []).append(name)
     found = {key: numbers for key, numbers in found.items() if len(numbers) > 1}
     if not found:

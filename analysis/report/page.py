@@ -100,6 +100,8 @@ def report(
     room = max(LIMIT - len(page(content).encode()), ROOM)
     content["pictures"], too_large = pictures(study, names, room)
     content["left_out"] += too_large
+    if study.damaged:  # by then among the runs' warnings
+        content["findings"] = findings(full, loaded.varied)
     if interactive:
         from analysis.report.interactive import charts
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sae_sweeps.kernels import memory
 from sae_sweeps.kernels.choose import asynchronous
 from sae_sweeps.kernels.pairs import Link, Pairs
 from sae_sweeps.kernels.rounded import at_hand, rounded
@@ -247,12 +248,6 @@ def _dtype(W_enc: Tensor, requested: torch.dtype | None) -> torch.dtype:
     return requested or (torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else W_enc.dtype)
 
 
-_memory: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-
-
 def _kept(n_tokens: int, W_enc: Tensor) -> Tensor:
     """Buffer for z [B, d_sae], the same at every call: fresh pages would cost as much as half the product."""
-    key, size = (W_enc.device, W_enc.dtype), n_tokens * W_enc.shape[1]
-    if key not in _memory or len(_memory[key]) < size:
-        _memory[key] = torch.empty(size, dtype=W_enc.dtype, device=W_enc.device)
-    return _memory[key][:size].view(n_tokens, W_enc.shape[1])
+    return memory.kept("z", (n_tokens, W_enc.shape[1]), W_enc.dtype, W_enc.device)
