@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 if torch.cuda.is_available():
     pytest.skip("where there is a GPU, `make bench-gpu` compares Triton's kernels on it", allow_module_level=True)
 
-from sae_sweeps.kernels import choose, cost, largest_triton, launching, sparse_reference, sparse_triton  # noqa: E402
+from sae_sweeps.kernels import ahead, choose, cost, largest_triton, launching, sparse_reference, sparse_triton  # noqa: E402
 from sae_sweeps.kernels.pairs import Pairs, per_token  # noqa: E402
 
 
@@ -165,9 +165,9 @@ def test_a_kernel_that_this_gpu_cannot_have_is_found_before_the_first_step(monke
     monkeypatch.setattr(choose, "_faults", {})
     monkeypatch.setattr(choose, "_try_triton", lambda device: None)
     assert choose.choose("auto", GPU) is sparse_triton
-    monkeypatch.setattr(choose, "_prepare_gpu", lambda device, shapes: no_compiler(device))
+    monkeypatch.setattr(ahead, "_prepare_gpu", lambda device, shapes: no_compiler(device))
     with pytest.warns(RuntimeWarning, match="C compiler"):
-        choose.prepare("auto", GPU, [launching.StepShape(8, 16, 32, 4)]).join()
+        ahead.prepare("auto", GPU, [launching.StepShape(8, 16, 32, 4)]).join()
     assert choose.choose("auto", GPU) is None
 
 
@@ -179,9 +179,26 @@ def test_what_a_step_launches_is_compiled_without_memory(monkeypatch):
         launching.StepShape(8, 16, 32, 4),
         launching.StepShape(2048, 2304, 16_384, 320, products=torch.bfloat16),
         launching.StepShape(8, 16, 32, 4, torch.float64, torch.float64),
+        launching.StepShape(8, 16, 32, 4, competition=True),
     ]
-    choose._prepare_gpu(GPU, shapes)
-    assert entered == [GPU]
+    compiled = []
+    monkeypatch.setattr("sae_sweeps.kernels.coactivation_triton.compile_for", compiled.append)
+    ahead._prepare_gpu(GPU, shapes)
+    assert entered == [GPU] and compiled == shapes[-1:]
+
+
+def test_the_kernel_that_cannot_be_built_is_named(monkeypatch):
+    class Broken:
+        fn, cache_key = sparse_triton._sums.fn, ""
+
+        def warmup(self, *args, **constants):
+            no_compiler(None)
+
+    monkeypatch.setattr(sparse_triton, "_sums", Broken())
+    monkeypatch.setattr(choose, "_faults", {})
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    with pytest.warns(RuntimeWarning, match="Failed to find C compiler.*, in the kernel _sums"):
+        choose.note(GPU, "", lambda device: ahead._prepare_gpu(device, [launching.StepShape(8, 16, 32, 4)]))
 
 
 def test_a_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch):
