@@ -55,6 +55,8 @@ def canonical(run: RunConfig, cache: Path | None = None, digests: dict[str, str]
     added = (f"{place}.{key}" for place, node in places.items() for key in at_added_default(node))
     for key in (*LEFT_OUT, *run.unused_keys(), *added, *(f"{place}.{FILE}" for place in run.code)):
         _drop(config, key)
+    if run.train.selection != "bfloat16":
+        config["train"]["selection"] = "exact"  # whichever way, of one meaning
     groups: dict[str, Callable[[], str]] = {
         "model": lambda: model_digest(run.model, cache),
         "data": lambda: data_digest(run.data, cache),

@@ -17,10 +17,11 @@ import torch
 from sae_sweeps.activations.outliers import NormStats
 from sae_sweeps.config.data import TOP_VARIANCE
 from sae_sweeps.config.plugins import blamed
-from sae_sweeps.errors import OUT_OF_MEMORY, Diverged, Interrupted, UserError, as_exception, out_of_memory
+from sae_sweeps.errors import OUT_OF_MEMORY, DamagedFile, Diverged, Interrupted, UserError, as_exception, out_of_memory
 from sae_sweeps.evaluation.geometry import similarity_snapshot
 from sae_sweeps.evaluation.held_out import HeldOut
 from sae_sweeps.kernels.choose import recorded_name as kernels_name
+from sae_sweeps.kernels.selection import PLAIN, WAYS, Selection
 from sae_sweeps.runs.batches import Batches, stream_of
 from sae_sweeps.runs.console import Console
 from sae_sweeps.runs.export import check_format, export, live_sae
@@ -38,6 +39,9 @@ from sae_sweeps.training.checkpoint import has_checkpoint, load_checkpoint
 from sae_sweeps.training.loop import Member, TrainingCallbacks
 from sae_sweeps.training.start import activation_scale, decoder_bias
 from sae_sweeps.training.step import Training
+
+SELECTION = "selection.json"
+"""In a run's folder: how its features are found (`train.selection`), from its first start on."""
 
 STATUS_EVERY_S = 1.0
 """Seconds between updates of status.json while training."""
@@ -121,13 +125,18 @@ class RunTask(TrainingCallbacks):
     def start_training(self, batches: Batches, session: RunSession) -> Member:
         """The run at its checkpoint, or at step 0."""
         run, folder, store = self.run, self.folder, batches.store(self.run)
+        selection = recorded_selection(folder)
         if has_checkpoint(folder.checkpoint):
-            training = Training(run, 1.0, torch.zeros(store.d_in, device=session.device), session.device)
+            origin = torch.zeros(store.d_in, device=session.device)
+            training = Training(run, 1.0, origin, session.device, selection or PLAIN)  # before it was recorded
             start = load_checkpoint(training, folder.checkpoint)
         else:
             x = batches.first(run)
-            training = Training(run, activation_scale(x, run.train), decoder_bias(x, run.train), session.device)
+            scale, b_dec = activation_scale(x, run.train), decoder_bias(x, run.train)
+            training = Training(run, scale, b_dec, session.device, selection)
             start = 0
+        if selection is None:
+            write_json(folder.path / SELECTION, asdict(training.sae.selection))
         check_format(run, training)
         folder.truncate(start - 1)
         self._status_step = start  # below that of an attempt that ran out of memory
@@ -195,6 +204,7 @@ class RunTask(TrainingCallbacks):
             warnings.append(self.retry_warning)
         made = provenance(str(training.device), torch.get_num_threads()) | {
             "kernels": kernels_name(training.sae.kernels, training.device),
+            "selection": training.sae.selection.way,
             "activation_scale": training.scale,
             "norms": asdict(norms),
             "start_step": member.start,
@@ -268,6 +278,18 @@ class RunTask(TrainingCallbacks):
         summary = read_json(self.folder.results_path).get("metrics", {}) if completed else {}
         if warning := self.sink.finish(int(not completed), summary, notes=notes_of(self.folder)):
             self.launch.console.note(f"{self.label}\n  warning: {warning}")
+
+
+def recorded_selection(folder: RunFolder) -> Selection | None:
+    """How the run's features were found at its first start; None where none is recorded."""
+    path = folder.path / SELECTION
+    if not path.exists():
+        return None
+    found = read_json(path)
+    way, block = (found.get(key) if isinstance(found, dict) else None for key in ("way", "block"))
+    if way not in WAYS or not isinstance(block, int) or isinstance(block, bool) or block < 0:
+        raise DamagedFile(f"{path}: is not what a run's start writes; delete {folder.path} to train it from the start.")
+    return Selection(way, block)
 
 
 def notes_of(folder: RunFolder) -> str | None:
