@@ -33,6 +33,7 @@ from sae_sweeps.storage.files import read_json, write_json
 from sae_sweeps.storage.hub import COMMIT
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
+from sae_sweeps.sweeps.sweep import recorded_config, run_of
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.saelens import ExportedSAE
@@ -218,15 +219,7 @@ def refuse_words_of_the_run(words: list[str]) -> None:
 
 def of_run(folder: Path, cfg: DictConfig) -> Target:
     """The target for a run's folder: its own config with the evaluations of this command."""
-    saved = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(saved, DictConfig)
-    node: Any = OmegaConf.merge(cfg)
-    OmegaConf.set_struct(node, False)
-    for key in saved:
-        if key not in ("eval", "device", "logger"):
-            node[key] = saved[key]
-    node.dry_run, node.variants, node.arms = False, {}, {}
-    run = run_config(node)
+    run = run_of(recorded_config(folder), folder, cfg, ("eval", "device", "logger"))
     results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
     if unknown := unpinned(run.model, run.data):
         raise ConfigError(unknown[0])

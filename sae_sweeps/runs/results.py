@@ -9,11 +9,13 @@ from omegaconf import OmegaConf
 
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.runs.evaluate import Failure, collected, descriptions, is_evaluated
-from sae_sweeps.storage.files import read_json, write_json, write_text
-from sae_sweeps.storage.run_folder import RunFolder
+from sae_sweeps.storage.files import MissingFile, read_json, write_json, write_text
+from sae_sweeps.storage.run_folder import FORMAT, RunFolder
 
 LAST_STEP = ("loss", "recon_loss", "sparsity_loss", "penalty_loss", "penalty_weight", "dead_features")
-"""Metrics of the last step that results.json holds beside the evaluations'."""
+"""Numbers of the last row of metrics.jsonl that results.json holds; the loss as final_loss."""
+OF_TRAINING = ("final_loss", *LAST_STEP[1:], "tokens", "steps")
+"""Metrics that every run has, whatever is evaluated."""
 
 TRAINED = "trained.json"
 """Marks a run whose training is done; holds its provenance and warnings."""
@@ -28,8 +30,14 @@ def final_status(run: RunConfig, folder: RunFolder) -> dict[str, Any] | None:
 
 
 def is_complete(run: RunConfig, folder: RunFolder) -> bool:
-    """Whether the run is trained and has the evaluations of `run.eval`."""
-    return (folder.path / TRAINED).exists() and folder.results_path.exists() and is_evaluated(run, folder)
+    """Whether the run is trained and has the evaluations of `run.eval`. Raises DamagedFile for results.json too."""
+    if not (folder.path / TRAINED).exists():
+        return False
+    try:
+        read_json(folder.results_path)
+    except MissingFile:
+        return False
+    return is_evaluated(run, folder)
 
 
 def write_config(run: RunConfig, folder: RunFolder) -> None:
@@ -49,6 +57,7 @@ def write_results(
     metrics: dict[str, Any] = {("final_loss" if key == "loss" else key): last.get(key) for key in LAST_STEP}
     measured, warnings = collected(folder.path)
     results = {
+        "format_version": FORMAT,
         "run_id": run_id,
         "title": title,
         "config": run.to_dict(),

@@ -149,6 +149,8 @@ class Member:
         self.callbacks.before_step()
         self.finish_write()
         if not beside:
+            if self.device.type == "cuda":
+                self.writer.wait()  # so that the copy takes the memory of the one before
             training.nonfinite_guard.check(wait=True)
         self._write = self.writer.start(training, step, self.folder, beside=beside, allowed=self.callbacks.before_step)
         training.before_update = self._write.wait_for_copy
@@ -239,8 +241,6 @@ def save_if_requested(members: list[Member], stop: Callable[[], bool], flush: Ca
             if member.active and member.start <= step:
                 with member.isolate_failure():
                     member.save(step)
-                    if member.device.type == "cuda":  # the next one's copy takes the memory of this one's
-                        member.finish_write()
         for member in members:
             if member.active:
                 with member.isolate_failure():
