@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,9 @@ class Lease:
         self._stop.set()
         if self._beat.is_alive():
             self._beat.join()
-        with mutex(self.folder):  # even unlocked: the file is only removed when it is ours
+        # Even unlocked: the file is only removed when it is ours. A full or read-only disk and a removed folder end no
+        # launch: with this process the lease ends too.
+        with suppress(OSError, DataError, DamagedFile), mutex(self.folder):
             if not self.lost and self.check():
                 self.path.unlink(missing_ok=True)
 

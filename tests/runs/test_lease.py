@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,3 +174,10 @@ def test_a_stopped_process_in_the_lock_does_not_block_for_ever(tmp_path, monkeyp
     assert Lease.acquire(tmp_path) is None
     end(inside)
     Lease.acquire(tmp_path).release()
+
+
+def test_a_lease_in_a_folder_that_is_gone_ends_nothing(tmp_path):
+    run = tmp_path / "run"
+    with Lease.acquire(run):
+        shutil.rmtree(run)
+    assert not run.exists()
