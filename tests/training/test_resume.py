@@ -200,7 +200,5 @@ def test_a_log_that_lost_rows_before_its_checkpoint_is_named(tmp_path):
     Writer().start(one, 3, folder.checkpoint, beside=False, logs=folder.log_digests()).finish()
     check_logs(folder.checkpoint, folder.log_digests())
     folder.truncate(1)
-    with pytest.raises(
-        DamagedFile, match="metrics.jsonl: its rows up to the checkpoint .* delete .*checkpoint to train"
-    ):
+    with pytest.raises(DamagedFile, match="metrics.jsonl: its rows up to .* delete .*checkpoint to train"):
         check_logs(folder.checkpoint, folder.log_digests())
