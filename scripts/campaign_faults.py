@@ -544,7 +544,7 @@ def cases(faults: int, local: int, slurm: int) -> list[Case]:
     return found
 
 
-def reference_of(grid: str, scratch: Path) -> Reference:
+def reference_of(grid: str, scratch: Path, interrupted: bool = True) -> Reference:
     folder = scratch / grid
     folder.mkdir()
     words, moments = GRIDS[grid], list[Moment]()
@@ -561,6 +561,8 @@ def reference_of(grid: str, scratch: Path) -> Reference:
     seconds = time.monotonic() - began
     moments = [Moment(*parts) for parts in read(folder / "moments")]
     trees = {"complete": folder}
+    if not interrupted:
+        return Reference(folder, trees, moments, seconds)
     first = min(runs_of(folder / "o"))
     ends = {
         "half": Moment("fsync", f"runs/{first}/checkpoint/state.safetensors", 2),
