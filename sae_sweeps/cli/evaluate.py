@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from sae_sweeps.architectures import foreign
 from sae_sweeps.cli.compose import compose_points
@@ -21,7 +22,7 @@ from sae_sweeps.config.hub import unpinned
 from sae_sweeps.config.identity import canonical
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.run import RunConfig, run_config
-from sae_sweeps.errors import ConfigError, DataError, Interrupted
+from sae_sweeps.errors import ConfigError, DamagedFile, DataError, Interrupted
 from sae_sweeps.runs.console import Console
 from sae_sweeps.runs.evaluate import Failure, Subject, collected, descriptions, evaluate_group, is_done, wanted
 from sae_sweeps.runs.export import trained_sae
@@ -218,8 +219,12 @@ def refuse_words_of_the_run(words: list[str]) -> None:
 
 def of_run(folder: Path, cfg: DictConfig) -> Target:
     """The target for a run's folder: its own config with the evaluations of this command."""
-    saved = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(saved, DictConfig)
+    try:
+        saved = OmegaConf.load(folder / "config.yaml")
+    except (OSError, ValueError, YAMLError):
+        saved = None
+    if not isinstance(saved, DictConfig):
+        raise DamagedFile(f"{folder / 'config.yaml'} is missing or damaged; restore it.")
     node: Any = OmegaConf.merge(cfg)
     OmegaConf.set_struct(node, False)
     for key in saved:

@@ -71,7 +71,12 @@ def write_results(
     `doubts` are further warnings.
     """
     trained = read_trained(folder, LOGS)
-    last = folder.metrics.rows()[-1]
+    rows = folder.metrics.rows()
+    if not rows:
+        raise DamagedFile(
+            f"{folder.metrics.path} is empty; restore it, or delete the folder {folder.path} to train again."
+        )
+    last = rows[-1]
     metrics: dict[str, Any] = {("final_loss" if key == "loss" else key): last.get(key) for key in LAST_STEP}
     measured, warnings = collected(folder.path)
     results = {

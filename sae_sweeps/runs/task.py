@@ -186,6 +186,8 @@ class RunTask(TrainingCallbacks):
 
     def on_complete(self, member: Member) -> None:
         """Export `sae/`; write trained.json last."""
+        if not self.lease.check():  # its folder may have been removed
+            raise LeaseLost(self.folder)
         run, training, norms, began = self.run, member.training, self._norms, time.monotonic()
         assert training is not None and norms is not None
         refused = run.why_not_saelens()

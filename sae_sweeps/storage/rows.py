@@ -7,7 +7,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps.errors import DamagedFile
+from sae_sweeps.errors import DamagedFile, DataError
 from sae_sweeps.storage.files import digest_of, naming_full_disk, without_nonfinite, write_bytes
 
 
@@ -58,10 +58,15 @@ class RowFile:
             write_bytes(self.path, kept)
 
     def digest(self) -> str:
-        """SHA-256 of the file, which is on the disk then; empty where there is none."""
+        """SHA-256 of the file, which is on the disk then; empty where there is none.
+
+        Raises DataError where the file that rows were written to was removed.
+        """
         if self._file is not None:
             with naming_full_disk(self.path):
                 os.fsync(self._file.fileno())
+            if not self.path.exists():
+                raise DataError(f"{self.path} was removed while it was written; launch the command again.")
         return digest_of(self.path)
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sae_sweeps.errors import DamagedFile
+from sae_sweeps.errors import DamagedFile, DataError
 from sae_sweeps.runs.results import LOGS, read_trained
 from sae_sweeps.storage.files import remove_temporaries, write_json
 from sae_sweeps.storage.run_folder import RunFolder
@@ -38,3 +38,11 @@ def test_a_fault_of_the_campaign_travels_to_another_process():
     fault = Fault(Moment("fsync", "runs/a/results.json", 2), "torn", 0.25)
     assert Fault.from_json(fault.to_json()) == fault
     assert plain_name("sweeps/20261130-174714-1ad6/.table.md.12.0123abcd.tmp") == "sweeps/SWEEP/table.md"
+
+
+def test_a_log_that_was_removed_while_it_was_written_is_no_empty_one(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run.metrics.append({"step": 0})
+    run.metrics.path.unlink()
+    with pytest.raises(DataError, match="metrics.jsonl was removed while it was written"):
+        run.log_digests()
