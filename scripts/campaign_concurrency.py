@@ -206,7 +206,7 @@ def main() -> int:
     reference = reference_of("crowd", scratch, interrupted=False)
     wrong = 0
     for name in words.only:
-        cwd, began = scratch / name, time.monotonic()
+        cwd, began = scratch / f"scene-{name}", time.monotonic()
         cwd.mkdir()
         if name == "two_users" and os.geteuid() != 0:
             print("skipped: two_users needs root, to become another user", flush=True)
