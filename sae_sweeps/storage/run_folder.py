@@ -152,6 +152,10 @@ class RunFolder(os.PathLike):
         self.metrics.truncate(step)
         self.monitors.truncate(step)
 
+    def log_digests(self) -> dict[str, str]:
+        """The digest of each of the two files as it is."""
+        return {file.path.name: file.digest() for file in (self.metrics, self.monitors)}
+
     def close(self) -> None:
         """Close both; a later `append` opens them again."""
         self.metrics.close()
