@@ -11,9 +11,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from sae_sweeps.config.schema import DataConfig
 from sae_sweeps.errors import ConfigError, UserError, did_you_mean
 from sae_sweeps.runs.inline import States, run_all
-from sae_sweeps.storage.files import read_json, write_text
+from sae_sweeps.storage.files import check_output, read_json, write_text
 from sae_sweeps.storage.printing import print_line
 from sae_sweeps.storage.sweep_folder import run_path
 from sae_sweeps.sweeps.plan import Plan, Point, describe, make_plan
@@ -46,6 +47,8 @@ def launch(points: list[Point]) -> Outcome:
 
 def carry_out(plan: Plan, cfg: DictConfig, cluster: Any) -> tuple[int, bool]:
     """Run a plan, or describe it under `cfg.dry_run`. Returns the exit status and whether its runs have ended."""
+    check_output("outputs=", cfg.outputs)
+    plan.warnings += text_warnings(plan)
     if cfg.dry_run:
         from sae_sweeps.cluster.dispatch import describe_submission
 
@@ -78,6 +81,17 @@ def carry_out(plan: Plan, cfg: DictConfig, cluster: Any) -> tuple[int, bool]:
             return came.status, False
         states = came
     return finish(plan, states, outputs, sweep, cfg.report), True
+
+
+def text_warnings(plan: Plan) -> list[str]:
+    """Warnings about the first rows of the runs' texts. Raises DataError for mistakes that they show."""
+    from sae_sweeps.activations.text import look
+
+    texts: list[DataConfig] = []
+    for planned in plan.runs:
+        if not planned.run.synthetic and planned.run.data not in texts:
+            texts.append(planned.run.data)
+    return [warning for text in texts for warning in look(text)]
 
 
 def objective_of(folder: Path, name: str) -> float | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_sweeps.cli.compose import MULTIRUN, compose_points
-from sae_sweeps.config.identity import IDENTITY, METHOD_VERSION, canonical, changed, digests_of
+from sae_sweeps.config.identity import IDENTITY, METHOD_VERSION, canonical, changed, digests_of, recorded_identity
 from sae_sweeps.config.local import Local
 from sae_sweeps.config.plugins import DIGEST, FILE, same_file
 from sae_sweeps.config.run import RunConfig
@@ -154,14 +154,14 @@ def take_recorded_choices(run: RunConfig, made: dict[str, Any]) -> None:
 def refuse_another(run: RunConfig, folder: Path, now: dict[str, Any]) -> None:
     """Raise DataError, in one sentence, where the run would not be the one in the folder."""
     name = folder.resolve().name
-    if not (folder / IDENTITY).exists():
+    before = recorded_identity(folder)
+    if before is None:
         if short_hash(now) != name:
             raise DataError(
                 f"{folder}: an earlier version made the run and did not record what its id is the hash of, and by its "
                 "config it is another run now; launch its command again."
             )
         return
-    before = read_json(folder / IDENTITY)
     if why := changed(run, digests_of(before), digests_of(now)):
         raise DataError(f"{name}: {why}")
     if before.get("method_version") != METHOD_VERSION:

@@ -34,14 +34,15 @@ def check_output(option: str, path: str | Path, example: str | None = None) -> N
     Raises ConfigError where a folder is at the file's path, a file at the folder's or above, or writing is not allowed.
     """
     path = Path(path)
+    option = option if option.endswith("=") else f"{option} "
     if example is not None and path.is_dir():
-        raise ConfigError(f"{option} {path}: that is a folder; name a file, such as {example}.")
+        raise ConfigError(f"{option}{path}: that is a folder; name a file, such as {example}.")
     folder = path if example is None else path.parent
     above = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
     if not above.is_dir():
-        raise ConfigError(f"{option} {path}: {above} is not a folder; give another path.")
+        raise ConfigError(f"{option}{path}: {above} is not a folder; give another path.")
     if not os.access(above, os.W_OK | os.X_OK):
-        raise ConfigError(f"{option} {path}: nothing may be written in {above}; give another path.")
+        raise ConfigError(f"{option}{path}: nothing may be written in {above}; give another path.")
 
 
 def denied(error: OSError) -> str:
