@@ -29,7 +29,7 @@ from sae_sweeps.runs.results import TRAINED, write_results
 from sae_sweeps.runs.session import RunSession, device_for
 from sae_sweeps.runs.unchanged import refuse_changed
 from sae_sweeps.storage.digests import digest_of_files, short_hash
-from sae_sweeps.storage.files import read_json, write_json
+from sae_sweeps.storage.files import write_json
 from sae_sweeps.storage.hub import COMMIT
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
@@ -220,7 +220,7 @@ def refuse_words_of_the_run(words: list[str]) -> None:
 def of_run(folder: Path, cfg: DictConfig) -> Target:
     """The target for a run's folder: its own config with the evaluations of this command."""
     run = run_of(recorded_config(folder), folder, cfg, ("eval", "device", "logger"))
-    results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
+    results = RunFolder(folder).results() or {}
     if unknown := unpinned(run.model, run.data):
         raise ConfigError(unknown[0])
     outputs = folder.resolve().parents[1]

@@ -58,6 +58,15 @@ def denied(error: OSError) -> str:
     return f"{error.filename}: {why}{owner}; give a folder of yours, as outputs=FOLDER."
 
 
+def about_path(error: OSError) -> str | None:
+    """What an error of the system about a file or folder means, in one sentence; None for one that names none."""
+    if error.errno in DENIED:
+        return denied(error)
+    if error.filename is None:
+        return None
+    return f"{os.fsdecode(error.filename)}: {(error.strerror or 'cannot be used').lower()}; check the path."
+
+
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Put `content` at `path`, creating its folder; after a kill at any moment the old or the new file is there, whole.
 
