@@ -171,7 +171,10 @@ class RunConfig:
             out["model.path"] = f"model.source={self.model.source} has none"
         if self.model.source != "hub":
             out["model.revision"] = "only models of the hub have one"
-        out |= {f"data.{key}": f"data.kind={self.data.kind} has none" for key in unused_data_keys(self.data.kind)}
+        none = f"data.kind={self.data.kind} has none"
+        columns = f"{none}; rows of .jsonl, .json and .parquet have columns" if self.data.kind == "text" else none
+        for key in unused_data_keys(self.data.kind):
+            out[f"data.{key}"] = columns if key in texts.COLUMNS else none
         if self.data.label_field is None:
             out.setdefault("data.labels", "without data.label_field there are no labels")
         if self.activations.mode != "stream":

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from sae_sweeps.activations.outliers import NormStats
-from sae_sweeps.config.data import TOP_VARIANCE
+from sae_sweeps.config.data import MOST_LEFT_OUT, TOP_VARIANCE
 from sae_sweeps.config.plugins import blamed
 from sae_sweeps.errors import OUT_OF_MEMORY, DamagedFile, Diverged, Interrupted, UserError, as_exception, out_of_memory
 from sae_sweeps.evaluation.geometry import similarity_snapshot
@@ -215,6 +215,11 @@ class RunTask(TrainingCallbacks):
             warnings.append(
                 f"a thousandth of the training tokens holds {norms.top_variance:.0%} of the variance of the "
                 "activations and rules loss and fvu; read fvu_per_token, or leave such tokens out with data.max_norm=10"
+            )
+        if norms.left_out > MOST_LEFT_OUT:
+            warnings.append(
+                f"data.max_norm={run.data.max_norm:g} leaves out {norms.left_out:.0%} of the training tokens, "
+                "which are no outliers then; a larger one, as 10, leaves out only those"
             )
         if self.retry_warning:
             warnings.append(self.retry_warning)

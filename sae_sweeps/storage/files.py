@@ -40,14 +40,15 @@ def check_output(option: str, path: str | Path, example: str | None = None) -> N
     Raises ConfigError where a folder is at the file's path, a file at the folder's or above, or writing is not allowed.
     """
     path = Path(path)
+    option = option if option.endswith("=") else f"{option} "
     if example is not None and path.is_dir():
-        raise ConfigError(f"{option} {path}: that is a folder; name a file, such as {example}.")
+        raise ConfigError(f"{option}{path}: that is a folder; name a file, such as {example}.")
     folder = path if example is None else path.parent
     above = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
     if not above.is_dir():
-        raise ConfigError(f"{option} {path}: {above} is not a folder; give another path.")
+        raise ConfigError(f"{option}{path}: {above} is not a folder; give another path.")
     if not os.access(above, os.W_OK | os.X_OK):
-        raise ConfigError(f"{option} {path}: nothing may be written in {above}; give another path.")
+        raise ConfigError(f"{option}{path}: nothing may be written in {above}; give another path.")
 
 
 def denied(error: OSError) -> str:
@@ -61,6 +62,15 @@ def denied(error: OSError) -> str:
         owner = f", {above} belongs to {owner or f'user {uid}'}"
     why = (error.strerror or "permission denied").lower()
     return f"{error.filename}: {why}{owner}; give a folder of yours, as outputs=FOLDER."
+
+
+def about_path(error: OSError) -> str | None:
+    """What an error of the system about a file or folder means, in one sentence; None for one that names none."""
+    if error.errno in DENIED:
+        return denied(error)
+    if error.filename is None:
+        return None
+    return f"{os.fsdecode(error.filename)}: {(error.strerror or 'cannot be used').lower()}; check the path."
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

@@ -98,7 +98,7 @@ def no_config(folder):
         (code_beside, "code is not run from there"),
         (missing_code, "is missing; put it back, or name the folder that holds it now"),
         (newer, f"has the format_version {FORMAT + 1}, and this version of sae-sweeps reads up to {FORMAT}"),
-        (no_config, "is damaged (it holds no config of a run)"),
+        (no_config, "is damaged (it is not a YAML mapping)"),
     ],
 )
 def test_what_is_no_longer_the_same_is_one_sentence(change, message, copied, tmp_path, capsys):
