@@ -210,6 +210,8 @@ def shared_with(cosine: Matching, correlation: Matching) -> np.ndarray:
 
 def fate(fires: Any, other: Any, partner: np.ndarray, other_is_shared: np.ndarray) -> Fate:
     """What became of each feature. fires, other: 0 and 1, sparse [T, F]."""
+    from scipy.sparse import csr_matrix
+
     n, n_other = (np.asarray(one.sum(0)).ravel() for one in (fires, other))
     found = Fate(np.full(len(n), "lost", dtype="<U8"))
     found.kind[n < FEWEST] = "rare"
@@ -223,7 +225,8 @@ def fate(fires: Any, other: Any, partner: np.ndarray, other_is_shared: np.ndarra
         both = (fires[:, rows].T @ other).toarray()
         share, of_other = both / n[rows, None], both / np.maximum(n_other, 1)
         parts = (of_other >= INSIDE) & (share >= PART)
-        covered = np.asarray((fires[:, rows].multiply((other @ parts.T.astype(np.float32)) > 0)).sum(0)).ravel()
+        union = other @ csr_matrix(parts.T.astype(np.float32)) > 0
+        covered = np.asarray(fires[:, rows].multiply(union).sum(0)).ravel()
         chance = n_other / fires.shape[0]
         around = np.where(share >= LIFT * chance, share, 0)
         for row, i in enumerate(rows.tolist()):
