@@ -41,8 +41,8 @@ class Context:
     """Token ids, sequence, position and role of every row."""
     x: Tensor
     """Activations as the SAE sees them (normalised where the run normalises) [B, d_in]."""
-    z: Tensor
-    """Pre-activations [B, d_sae], on a GPU in the dtype of their product; memory that the next step overwrites."""
+    known_pre_acts: Tensor | None
+    """`pre_acts` as their product gave them, where the step has computed them; memory that the next step overwrites."""
     feature_acts: Features
     """Feature activations f; `feature_acts.dense()` is the matrix [B, d_sae], its other methods avoid that matrix."""
     error: Tensor
@@ -60,8 +60,9 @@ class Context:
 
     @cached_property
     def pre_acts(self) -> Tensor:
-        """z in the dtype of x; memory that the next step overwrites."""
-        return self.z.to(self.x.dtype)
+        """Pre-activations z [B, d_sae], differentiable in the encoder; computed where the step has found f without."""
+        z = self.sae.pre_activations(self.x) if self.known_pre_acts is None else self.known_pre_acts
+        return z.to(self.x.dtype)
 
     @property
     def x_hat(self) -> Tensor:
