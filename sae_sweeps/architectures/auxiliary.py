@@ -49,5 +49,5 @@ def _squares_left(sae: SAE, ctx: Context, dead: Tensor, k_aux: int) -> Tensor:
         e_hat = dead_columns.masked(pre_acts, dead, k_aux) @ sae.W_dec
         return (ctx.error.detach() - e_hat).square().sum(1)
     centred, weights = ctx.x - sae.b_dec.detach(), (sae.W_enc, sae.b_enc, sae.b_dec, sae.W_dec)
-    coarse = sae.coarse is not None
-    return dead_columns.squares_left(kernels, ctx.z, dead, k_aux, ctx.error, centred, weights, coarse, ctx.feature_acts)
+    coarse, z = sae.coarse is not None, ctx.pre_acts if ctx.known_pre_acts is None else ctx.known_pre_acts
+    return dead_columns.squares_left(kernels, z, dead, k_aux, ctx.error, centred, weights, coarse, ctx.feature_acts)
