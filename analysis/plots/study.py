@@ -2,8 +2,6 @@
 
 import json
 import re
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from analysis.reading.records import records
 from analysis.reading.run_folders import or_warned
 from analysis.text import cell, clean
 from sae_sweeps.errors import DamagedFile
+from sae_sweeps.storage.arrays import read_npz
 from sae_sweeps.storage.rows import RowFile
 from sae_sweeps.storage.run_folder import RunFolder
 
@@ -169,9 +168,9 @@ class Study:
         """Arrays of monitors/similarity_25.npz and so on. Raises DamagedFile where they cannot be read."""
         path = self.folder(row).path / "monitors" / f"similarity_{percent}.npz"
         try:
-            with np.load(path, allow_pickle=False) as kept:
-                return [kept[name] for name in names]
-        except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zlib.error, zipfile.BadZipFile):
+            kept = read_npz(path)
+            return [kept[name] for name in names]
+        except (DamagedFile, KeyError):
             mend = "restore it, or remove it, and figures leave that phase out"
             raise DamagedFile(f"{path} is damaged; {mend}.") from None
 

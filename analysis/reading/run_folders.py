@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from analysis.metrics import remember
-from analysis.reading.configs import flat_config, flat_metrics, read_yaml
+from analysis.reading.configs import flat_config, flat_metrics
 from analysis.reading.record import LOST, Record
 from sae_sweeps.errors import DamagedFile, DataError
-from sae_sweeps.storage.files import MissingFile, read_json
+from sae_sweeps.storage.files import MissingFile, read_json, read_yaml
 from sae_sweeps.storage.lease import Lease
-from sae_sweeps.storage.run_folder import DAMAGED, RunFolder
+from sae_sweeps.storage.run_folder import DAMAGED, RunFolder, check_format_version
 from sae_sweeps.storage.sweep_folder import read_manifest
 
 
@@ -46,10 +46,7 @@ def is_run(folder: Path) -> bool:
 
 def runs_of_sweep(manifest: Path) -> Iterator[tuple[Path, str | None]]:
     """outputs/sweeps/NAME/manifest.json lists runs that live in outputs/runs."""
-    try:
-        listed = [(str(run["run_id"]), run.get("title")) for run in read_manifest(manifest.parent)["runs"]]
-    except (KeyError, TypeError):
-        raise DamagedFile(f"{manifest} is damaged (a run has no id); restore it, or give the runs' folders.") from None
+    listed = [(run["run_id"], run.get("title")) for run in read_manifest(manifest.parent)["runs"]]
     home = manifest.resolve().parents[2] / "runs"
     for run_id, title in listed:
         yield home / run_id, title
@@ -84,6 +81,7 @@ def read_run(folder: Path, title: str | None = None, run_id: str | None = None) 
         results = read_json(run.results_path)
     except MissingFile:
         results = None
+    check_format_version(run.results_path, results)
     if results is not None and not (isinstance(results, dict) and isinstance(results.get("metrics"), dict)):
         raise DamagedFile(f"{run.results_path} is damaged (it has no metrics); restore it, or run the run again.")
     status = run.status()

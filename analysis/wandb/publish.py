@@ -17,7 +17,7 @@ from analysis.reading.run_folders import read_or_damaged, runs_at
 from analysis.text import cell
 from sae_sweeps.config.schema import LoggerConfig
 from sae_sweeps.errors import DamagedFile, DataError
-from sae_sweeps.storage.files import MissingFile, read_json
+from sae_sweeps.storage.files import MissingFile, read_json, read_yaml
 from sae_sweeps.storage.run_folder import DAMAGED, ENDED, RunFolder
 from sae_sweeps.tracking.wandb_sink import WandbSink
 
@@ -152,8 +152,6 @@ def varied_keys(records: list[Record]) -> list[str]:
 
 def configured(folder: RunFolder) -> tuple[dict[str, Any], list[str]]:
     """The run's config, nested as in results.json, and its tags."""
-    from analysis.reading.configs import read_yaml
-
     try:
         config = read_json(folder.results_path)["config"]
     except MissingFile:

@@ -143,7 +143,7 @@ class SAE(nn.Module):
         if found is None:
             return None
         start, feature, pre_acts_P = found
-        pairs = Pairs(start, feature, self.d_sae, self.kernels)
+        pairs = Pairs(start, feature, self.d_sae, self.kernels, ordered=True)
         return self.pair_features(self.chosen(pre_acts_P, pairs, centred), pairs)
 
     def pair_features(self, pre_acts_P: Tensor, pairs: Pairs) -> PairFeatures:

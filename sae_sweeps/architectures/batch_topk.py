@@ -74,7 +74,7 @@ class BatchTopK(TopK):
             found = self.kernels.above(pre_acts, 0.0, pre_acts.numel())
         assert found is not None
         start, feature, values = found
-        pairs = Pairs(start, feature, self.d_sae, self.kernels)
+        pairs = Pairs(start, feature, self.d_sae, self.kernels, ordered=True)
         if kept < len(values):
             least = values.kthvalue(len(values) - kept + 1).values
             chosen, ties = values > least, values == least

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,8 +41,8 @@ class Context:
     """Token ids, sequence, position and role of every row."""
     x: Tensor
     """Activations as the SAE sees them (normalised where the run normalises) [B, d_in]."""
-    pre_acts: Tensor
-    """Pre-activations z [B, d_sae]; memory that the next step overwrites."""
+    z: Tensor
+    """Pre-activations [B, d_sae], on a GPU in the dtype of their product; memory that the next step overwrites."""
     feature_acts: Features
     """Feature activations f; `feature_acts.dense()` is the matrix [B, d_sae], its other methods avoid that matrix."""
     error: Tensor
@@ -56,6 +57,11 @@ class Context:
     """The layer between activation and decoder that groups features, where the run has one."""
     of_squares: Callable[[Tensor], Tensor] = squared_error
     """The run's reconstruction loss, one of RECONSTRUCTIONS."""
+
+    @cached_property
+    def pre_acts(self) -> Tensor:
+        """z in the dtype of x; memory that the next step overwrites."""
+        return self.z.to(self.x.dtype)
 
     @property
     def x_hat(self) -> Tensor:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError
 
 from sae_sweeps.architectures import foreign
 from sae_sweeps.cli.compose import compose_points
@@ -22,7 +21,7 @@ from sae_sweeps.config.hub import unpinned
 from sae_sweeps.config.identity import canonical
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.run import RunConfig, run_config
-from sae_sweeps.errors import ConfigError, DamagedFile, DataError, Interrupted
+from sae_sweeps.errors import ConfigError, DataError, Interrupted
 from sae_sweeps.runs.console import Console
 from sae_sweeps.runs.evaluate import Failure, Subject, collected, descriptions, evaluate_group, is_done, wanted
 from sae_sweeps.runs.export import trained_sae
@@ -34,6 +33,7 @@ from sae_sweeps.storage.files import read_json, write_json
 from sae_sweeps.storage.hub import COMMIT
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
+from sae_sweeps.sweeps.sweep import recorded_config, run_of
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.saelens import ExportedSAE
@@ -219,19 +219,7 @@ def refuse_words_of_the_run(words: list[str]) -> None:
 
 def of_run(folder: Path, cfg: DictConfig) -> Target:
     """The target for a run's folder: its own config with the evaluations of this command."""
-    try:
-        saved = OmegaConf.load(folder / "config.yaml")
-    except (OSError, ValueError, YAMLError):
-        saved = None
-    if not isinstance(saved, DictConfig):
-        raise DamagedFile(f"{folder / 'config.yaml'} is missing or damaged; restore it.")
-    node: Any = OmegaConf.merge(cfg)
-    OmegaConf.set_struct(node, False)
-    for key in saved:
-        if key not in ("eval", "device", "logger"):
-            node[key] = saved[key]
-    node.dry_run, node.variants, node.arms = False, {}, {}
-    run = run_config(node)
+    run = run_of(recorded_config(folder), folder, cfg, ("eval", "device", "logger"))
     results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
     if unknown := unpinned(run.model, run.data):
         raise ConfigError(unknown[0])

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from sae_sweeps.config.schema import LocalConfig, SlurmConfig
 from sae_sweeps.errors import ConfigError, UserError
 from sae_sweeps.runs.inline import States, run_all
@@ -39,11 +41,20 @@ def launch(points: list[Point]) -> Outcome:
     cfg, cluster = points[0].cfg, the_cluster(points)
     if cfg.objective is not None:
         check_objective(cfg.objective, [planned.run for planned in plan.runs])
+    status, ended = carry_out(plan, cfg, cluster)
+    if not ended or cfg.objective is None:
+        return Outcome(status, unknown)
+    outputs = Path(cfg.outputs)
+    return Outcome(status, [objective_of(run_path(outputs, run_id), cfg.objective) for run_id in plan.points])
+
+
+def carry_out(plan: Plan, cfg: DictConfig, cluster: Any) -> tuple[int, bool]:
+    """Run a plan, or describe it under `cfg.dry_run`. Returns the exit status and whether its runs have ended."""
     if cfg.dry_run:
         from sae_sweeps.cluster.dispatch import describe_submission
 
         print_line(describe(plan, describe_submission(plan, cluster)))
-        return Outcome(0, unknown)
+        return 0, False
     if plan.provisional:
         raise ConfigError(plan.provisional[0])
     for note in plan.notes:
@@ -68,12 +79,9 @@ def launch(points: list[Point]) -> Outcome:
         sweep = create_sweep(outputs, plan, cluster, cfg.report)
         came = dispatch(plan, outputs, sweep, cluster)
         if isinstance(came, Detached):
-            return Outcome(came.status, unknown)
+            return came.status, False
         states = came
-    status = finish(plan, states, outputs, sweep, cfg.report)
-    if cfg.objective is None:
-        return Outcome(status, unknown)
-    return Outcome(status, [objective_of(run_path(outputs, run_id), cfg.objective) for run_id in plan.points])
+    return finish(plan, states, outputs, sweep, cfg.report), True
 
 
 def the_cluster(points: list[Point]) -> Any:
@@ -107,6 +115,8 @@ def finish(plan: Plan, states: States, outputs: Path, sweep: Path, report: bool 
     print_line(f"sweep   {sweep}   (table.csv, table.md)")
     if report and (page := report_of(sweep)) is not None:
         print_line(f"report  {page}")
+    if report and (page := features_of(sweep)) is not None:
+        print_line(f"features {page}")
     if (left := failures(sweep)) is not None:
         print_line()
         print_line(left)
@@ -124,6 +134,21 @@ def report_of(sweep: Path) -> Path | None:
         return write_report([sweep], sweep / "report.html")
     except (UserError, OSError) as error:
         print_line(f"warning: no report: {error}")
+        return None
+
+
+def features_of(sweep: Path) -> Path | None:
+    """Write features.html of the runs that were evaluated for it; None where none was, or on a full disk."""
+    from analysis.features.page import page
+    from analysis.features.stored import FILE, folders_of, stored
+
+    try:
+        runs = [stored(folder, title) for folder, title in folders_of([sweep]).items() if (folder / FILE).exists()]
+        if runs:
+            write_text(sweep / "features.html", page(runs, f"Features of {sweep.name}"))
+        return sweep / "features.html" if runs else None
+    except (UserError, OSError) as error:
+        print_line(f"warning: no page of features: {error}")
         return None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from sae_sweeps.errors import UserError
 from sae_sweeps.storage.files import DENIED, denied
 from sae_sweeps.storage.printing import replace_unprintable
+from sae_sweeps.storage.secrets import without_secrets
 
 
 def guarded(command: Callable[[], int], debug: bool) -> int:
@@ -36,7 +37,7 @@ def guarded(command: Callable[[], int], debug: bool) -> int:
             message = f"{outside}; --debug shows the traceback."
         else:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {without_secrets(message)}", file=sys.stderr)
         return 2
 
 

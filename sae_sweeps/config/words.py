@@ -15,6 +15,7 @@ from sae_sweeps.config.data import COMPRESSED, ENDINGS, ending_of, kinds_at
 from sae_sweeps.config.hooks import is_hook_name
 from sae_sweeps.config.mistakes import OF_EXPERIMENTS, of_experiments
 from sae_sweeps.config.penalties import combined_node
+from sae_sweeps.config.typed import refuse_secret
 from sae_sweeps.errors import ConfigError
 
 LATE = ("penalty", "schedule", "architecture", "group_layer", "lr_schedule", "model", "data")
@@ -28,6 +29,8 @@ NO_NAME = r"\s*([+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf|nan|true|false)
 def rewrite(words: list[str]) -> list[str]:
     """The command's words as Hydra reads them. Raises ConfigError for words that would be ignored or misread."""
     out = []
+    for word in words:
+        refuse_secret(word.partition("=")[0], word)
     for word in with_targets(canonical_words(words)):
         key, equals, value = word.partition("=")
         if word == "--dry-run":

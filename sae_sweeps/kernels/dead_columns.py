@@ -29,9 +29,9 @@ def masked(z: Tensor, dead: Tensor, k: int) -> Tensor:
     return torch.zeros_like(z).scatter(1, indices, values.relu())
 
 
-def kernels_for(kernels: Kernels | None, z: Tensor) -> ModuleType | None:
-    """Kernels of the products of dead columns beside a run's kernels, for z's dtype; None: `masked` is to be used."""
-    if kernels is None or kernels.NAME != "triton" or z.dtype != torch.float32:
+def kernels_for(kernels: Kernels | None, W: Tensor) -> ModuleType | None:
+    """Kernels of the products of dead columns beside a run's, for weights W; None: `masked` is to be used."""
+    if kernels is None or kernels.NAME != "triton" or W.dtype != torch.float32:
         return None
     from sae_sweeps.kernels import dead_columns_triton
 

@@ -11,7 +11,7 @@ from sae_sweeps.config.run import RunConfig
 from sae_sweeps.errors import DamagedFile
 from sae_sweeps.runs.evaluate import Failure, collected, descriptions, is_evaluated
 from sae_sweeps.storage.files import MissingFile, digest_of, read_json, write_json, write_text
-from sae_sweeps.storage.run_folder import RunFolder
+from sae_sweeps.storage.run_folder import FORMAT, RunFolder
 
 LAST_STEP = ("loss", "recon_loss", "sparsity_loss", "penalty_loss", "penalty_weight", "dead_features")
 """Numbers of the last row of metrics.jsonl that results.json holds; the loss as final_loss."""
@@ -80,6 +80,7 @@ def write_results(
     metrics: dict[str, Any] = {("final_loss" if key == "loss" else key): last.get(key) for key in LAST_STEP}
     measured, warnings = collected(folder.path)
     results = {
+        "format_version": FORMAT,
         "run_id": run_id,
         "title": title,
         "config": run.to_dict(),

@@ -40,6 +40,7 @@ from sae_sweeps.storage.files import (
 )
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
+from sae_sweeps.storage.secrets import without_secrets
 from sae_sweeps.sweeps.plan import PlannedRun
 from sae_sweeps.training.checkpoint import check_logs, has_checkpoint, load_checkpoint
 from sae_sweeps.training.loop import Member, TrainingCallbacks
@@ -243,6 +244,7 @@ class RunTask(TrainingCallbacks):
             self.launch.console.note(f"{self.label}\n  {error}")
             return
         state, reason = self._outcome(error)
+        reason = reason and without_secrets(reason)
         if not self.lease.lost:  # else the status is the other process's
             with suppress(UserError, OSError):
                 self.folder.set_status(state=state, error=reason)
@@ -268,7 +270,7 @@ class RunTask(TrainingCallbacks):
             return "failed", str(error)
         log = self.folder.path / "error.log"
         with suppress(UserError, OSError):
-            write_text(log, "".join(traceback.format_exception(error)))
+            write_text(log, without_secrets("".join(traceback.format_exception(error))))
         if out_of_memory(error):
             what = f"{OUT_OF_MEMORY}: {one_line(error)}; a smaller d_sae, batch_size or cluster.group_size takes less"
         else:

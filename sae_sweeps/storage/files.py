@@ -107,7 +107,7 @@ def read_json(path: str | Path) -> Any:
             return json.loads(file.read())
     except FileNotFoundError:
         raise MissingFile(f"{path} is missing; check the path.") from None
-    except ValueError as error:  # covers bad UTF-8 too
+    except (ValueError, RecursionError) as error:  # covers bad UTF-8 too
         raise DamagedFile(f"{path} is damaged ({one_line(error)}); restore it, or remove it to start anew.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from None
@@ -122,6 +122,30 @@ def digest_of(path: Path) -> str:
         return ""
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A mapping of plain values in YAML, without tags or aliases: a few of those can stand for more than memory holds.
+
+    Raises MissingFile, DamagedFile for anything else, DataError when unreadable.
+    """
+    import yaml
+
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        text = Path(path).read_bytes()
+        if b"*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, loader)):
+            raise DamagedFile(f"{path} is damaged (it has aliases, which are not read); restore it.")
+        content = yaml.load(text, loader)
+    except FileNotFoundError:
+        raise MissingFile(f"{path} is missing; check the path.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DamagedFile(f"{path} is damaged ({one_line(error)[:200]}); restore it.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from None
+    if not isinstance(content, dict):
+        raise DamagedFile(f"{path} is damaged (it is not a YAML mapping); restore it.")
+    return content
 
 
 def without_nonfinite(obj: Any) -> Any:

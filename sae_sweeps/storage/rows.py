@@ -87,7 +87,7 @@ class RowFile:
                     row = json.loads(line)
                     if not isinstance(row[self.by], self.kind):
                         raise ValueError
-                except (ValueError, TypeError, KeyError):
+                except (ValueError, TypeError, KeyError, RecursionError):
                     raise DamagedFile(
                         f"{self.path} is damaged at line {number}; restore it, or remove that line to go on."
                     ) from None

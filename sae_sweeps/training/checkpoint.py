@@ -114,12 +114,16 @@ class Write:
         """Return once parameters and their moments may change again."""
         self._copied.wait()
 
+    def wait(self) -> None:
+        """Return once the thread has ended."""
+        self._thread.join()
+
     def finish(self) -> bool:
         """Wait for the thread; whether the file is on the disk: not where a step before was not finite.
 
         Raises the error that prevented it; the file before is unchanged then.
         """
-        self._thread.join()
+        self.wait()
         if self._error is not None:
             raise self._error
         return self._written
@@ -201,6 +205,11 @@ class Writer:
     @property
     def busy(self) -> bool:
         return not all(write.done for write in self._writes)
+
+    def wait(self) -> None:
+        """Return once nothing is being written; an error is raised where its own write is finished."""
+        for write in self._writes:
+            write.wait()
 
     def start(
         self, training: Training, step: int, folder: Path, beside: bool, allowed: Callable[[], None] = lambda: None,

@@ -153,6 +153,8 @@ class Member:
         self.callbacks.before_step()
         self.finish_write()
         if not beside:
+            if self.device.type == "cuda":
+                self.writer.wait()  # so that the copy takes the memory of the one before
             training.nonfinite_guard.check(wait=True)
         allowed, logs = self.callbacks.before_step, self.callbacks.log_digests()
         self._write = self.writer.start(training, step, self.folder, beside=beside, allowed=allowed, logs=logs)
@@ -244,8 +246,6 @@ def save_if_requested(members: list[Member], stop: Callable[[], bool], flush: Ca
             if member.active and member.start <= step:
                 with member.isolate_failure():
                     member.save(step)
-                    if member.device.type == "cuda":  # the next one's copy takes the memory of this one's
-                        member.finish_write()
         for member in members:
             if member.active:
                 with member.isolate_failure():

@@ -228,8 +228,8 @@ def test_the_number_of_threads_does_not_matter(context, monkeypatch):
 def test_features_with_many_partners_go_by_tiles_the_others_by_pairs(context, monkeypatch):
     """The default choice mixes the two; the sum is that of either alone."""
     chunks = []
-    tile = coactivation_cpu._tile
-    monkeypatch.setattr(coactivation_cpu, "_tile", lambda *words: (chunks.append(words[3]), tile(*words)))
+    weigh = coactivation_cpu._weigh
+    monkeypatch.setattr(coactivation_cpu, "_weigh", lambda *words: (chunks.append(words[3]), weigh(*words)))
     W, f = wide_case()
     mixed = value_and_gradient(config(base_threshold=0.01), W, f, context)
     assert 0 < len({row for chunk in chunks for row in chunk.tolist()}) < 300

@@ -9,6 +9,7 @@ from analysis.auditing.rules.rule import Found, Rules
 from analysis.auditing.run import Run
 from analysis.grouped import grouped
 from sae_sweeps.config.data import TOP_VARIANCE
+from sae_sweeps.config.evaluations import plain_name
 from sae_sweeps.storage.run_folder import DAMAGED
 
 RULES = Rules()
@@ -47,7 +48,7 @@ def dead(run: Run) -> str | None:
 
 @lru_cache(maxsize=4096)
 def is_probe(metric: str) -> bool:
-    return re.fullmatch(r"(builtin_)?sae_(top_\d+_)?test_accuracy", metric) is not None
+    return re.fullmatch(r"sae_(top_\d+_)?test_accuracy", plain_name(metric)) is not None
 
 
 def density(run: Run) -> str | None:

@@ -28,11 +28,10 @@ HOSTILE = "_a $x_1$ <b>&\x1b[31m\u202e\n\\frac"
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
     outputs = tmp_path_factory.mktemp("plots") / "outputs"
-    for weight in (0.1, 0.5):
+    for weight, tags in ((0.1, ["baseline"]), (0.5, [])):
         for seed in (0, 1):
-            add_trained(
-                outputs, f"w{weight}s{seed}", {"penalty.lambda2_max": weight, "seed": seed}, {"l0": 30 + weight}
-            )
+            config = {"penalty.lambda2_max": weight, "seed": seed, "tags": tags}
+            add_trained(outputs, f"w{weight}s{seed}", config, {"l0": 30 + weight})
     add_trained(outputs, "other", {"penalty": {"name": HOSTILE}, "title": HOSTILE}, {"l0": 20.0})
     return outputs
 
