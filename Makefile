@@ -100,7 +100,7 @@ compile-kernels: install ## every Triton kernel compiled for sm_80, sm_90 and sm
 campaign-cluster: install ## sweeps on a Slurm of its own, struck at random for ROUNDS=5 rounds
 	$(PY) -m scripts.campaign_cluster --rounds $(or $(ROUNDS),5)
 
-campaign-configs: install ## random commands, most with a value nobody means; ROUNDS=200 of them
+campaign-configs: install ## random commands of every kind, sound and spoiled, ROUNDS=200 of them (docs/reliability.md)
 	$(PY) -m scripts.campaign_configs --rounds $(or $(ROUNDS),200)
 
 check-records: install ## read the five studies' raw records in RECORDS=FOLDER, compare every figure with the reference
