@@ -119,7 +119,7 @@ campaign-concurrency: install ## 20 overlapping sweeps at once, two users, kille
 soak: install ## small runs in one process and as sweeps for MINUTES=60; memory, files, threads and disk stay flat: a figure
 	$(PY) -m scripts.soak --minutes $(or $(MINUTES),60)
 
-campaign-configs: install ## random commands, most with a value nobody means; ROUNDS=200 of them
+campaign-configs: install ## random commands of every kind, sound and spoiled, ROUNDS=200 of them (docs/reliability.md)
 	$(PY) -m scripts.campaign_configs --rounds $(or $(ROUNDS),200)
 
 check-records: install ## read the five studies' raw records in RECORDS=FOLDER, compare every figure with the reference

@@ -32,7 +32,7 @@ sys.path.insert(0, str(PROJECT))
 
 from tests.sweeps import forked  # noqa: E402
 
-TIMEOUT = 300
+TIMEOUT = 900
 """Seconds after which a command counts as hanging."""
 RUNS = 0.3
 """Share of the launches that are run and not only planned."""
