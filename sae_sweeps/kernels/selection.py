@@ -98,7 +98,7 @@ def _seconds(work: Callable[[int], object], n_tokens: int) -> float:
 def product_block(shape: StepShape, device: torch.device) -> int:
     """The block in which the library adds up products of this shape on a CPU; 0 where it is not found, or on a GPU.
 
-    Compared to the last bit at elements of all parts of the product, in a product of the run's own size.
+    Compared to the last bit at elements of all its parts, in a product of the run's own size.
     """
     if device.type != "cpu":
         return 0
