@@ -34,7 +34,7 @@ from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from typing import Any
 
-from scripts.fault_injection import ENVIRONMENT, LASTING, ONCE, SIGNALS, Fault, Moment, install
+from scripts.fault_injection import ENVIRONMENT, LASTING, ONCE, SIGNALS, TEMPORARY, Fault, Moment, install
 
 PROJECT = Path(__file__).parents[1]
 SYNTHETIC = [
@@ -246,7 +246,7 @@ MENDS = (
     (r"(\S+) is damaged at line", "restore"),
     (r"(\S+) is damaged", "remove"),
     (r"(\S+) (?:cannot be read|is missing)", "restore"),
-    (r"(\S+): (?:is a directory|not a directory|file exists)", "restore"),
+    (r"is a directory: '([^']+)'", "restore"),
 )
 """Sentences about files, and what is done about the file that they name."""
 
@@ -256,6 +256,8 @@ def mend(text: str, cwd: Path, backup: Path | None) -> str | None:
     for pattern, how in MENDS:
         if found := re.search(pattern, text, re.IGNORECASE):
             path = (cwd / found[1].rstrip(":;,.")).absolute()
+            if written := TEMPORARY.match(path.name):
+                path = path.with_name(written[1])
             if not path.is_relative_to(cwd):
                 continue
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -278,7 +280,8 @@ def relaunched(words: list[str], cwd: Path, reference: Reference, backup: Path |
             return [f"relaunch: {sentence}" for sentence in found]
         if status == 0:
             break
-        if (done := mend(text, cwd, backup)) is None:
+        errors = [str(read(path)["error"]) for path in (cwd / "o").glob("runs/*/status.json") if path.is_file()]
+        if (done := mend("\n".join([text, *errors]), cwd, backup)) is None:
             return [f"relaunch ends with status {status} and no mend: {text[-400:]}"]
         mended.append(done)
     else:
@@ -335,7 +338,8 @@ def after_fault(
     status = forked(launch, output, cwd=cwd)
     text = output.read_text(errors="replace")
     found = faults_of_output(text, status)
-    found += faults_of_tree(cwd / "o", reference, all_complete=status == 0)
+    all_complete = status == 0 and "remove" not in what  # a folder may go when all is done
+    found += faults_of_tree(cwd / "o", reference, all_complete)
     found += table_faults(cwd)
     found += relaunched(GRIDS[case.grid], cwd, reference, backup)
     return f"{what}: status {status}", found
