@@ -387,7 +387,7 @@ class FeaturesConfig:
 @dataclass
 class EvalConfig:
     name: str = "core"
-    """core, quick, full, or none."""
+    """core, quick, full, features, or none."""
     evaluations: list[str] = field(default_factory=lambda: ["core", "separation"])
     """Any of core, separation, sparse_probing, hierarchy, tpp, scr, absorption, unlearning, autointerp, features, or
     your own."""

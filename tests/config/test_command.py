@@ -98,7 +98,7 @@ def test_the_ending_of_data_gives_its_kind(ending, kind, folder, tmp_path):
         ("layer=1.5", "layer=1.5: layer takes one choice, a whole number, a hook or one of attn_out"),
         ("layer=1e3", "layer=1e3: layer takes one choice"),
         ("penalty=none,2", "penalty takes one choice, of adaptive_sharing"),
-        ("eval=TRUE", "eval takes one choice, of core, full, none, quick"),
+        ("eval=TRUE", "eval takes one choice, of core, features, full, none, quick"),
         ("penalty=[ortho,contrastive]", "penalty takes one choice, of adaptive_sharing"),
         ("experiment=null", "experiment takes one choice, of adaptive_sharing"),
         ("schedule={}", "schedule takes one choice"),
