@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from shlex import quote
 
-from analysis.commands import audit, dashboard, import_, notes, plots, publish, report, table
+from analysis.commands import audit, compare, dashboard, features, import_, notes, plots, publish, report, table
 from sae_sweeps.errors import DataError, UserError
 from sae_sweeps.storage.files import about_path
 from sae_sweeps.storage.printing import replace_unprintable
@@ -15,7 +15,7 @@ from sae_sweeps.storage.secrets import without_secrets
 
 READ_NOTES = ("audit", "import")
 """Commands that read a file of run notes as it is."""
-COMMANDS = (table, notes, plots, report, audit, import_, publish, dashboard)
+COMMANDS = (table, notes, plots, report, features, compare, audit, import_, publish, dashboard)
 
 
 def parser() -> argparse.ArgumentParser:

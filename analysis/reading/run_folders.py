@@ -1,16 +1,17 @@
 """The run folders at a path, each read as a Record."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from analysis.metrics import remember
 from analysis.reading.configs import flat_config, flat_metrics
 from analysis.reading.record import LOST, Record
-from sae_sweeps.errors import DataError
+from sae_sweeps.errors import DamagedFile, DataError
 from sae_sweeps.storage.files import read_yaml
 from sae_sweeps.storage.lease import Lease
-from sae_sweeps.storage.run_folder import RunFolder
+from sae_sweeps.storage.run_folder import DAMAGED, RunFolder
 from sae_sweeps.storage.sweep_folder import read_manifest
 
 
@@ -49,6 +50,27 @@ def runs_of_sweep(manifest: Path) -> Iterator[tuple[Path, str | None]]:
     home = manifest.resolve().parents[2] / "runs"
     for run_id, title in listed:
         yield home / run_id, title
+
+
+Read = TypeVar("Read")
+
+
+def read_or_damaged(folder: Path, title: str | None = None, run_id: str | None = None) -> Record:
+    """As `read_run`; where a file does not read back, a record in the state DAMAGED."""
+    try:
+        return read_run(folder, title, run_id)
+    except (DamagedFile, DataError) as error:
+        return Record(run_id or folder.resolve().name, folder, title, DAMAGED, error=str(error))
+
+
+def or_warned(warnings: list[str], read: Callable[[], Read], otherwise: Read) -> Read:
+    """What `read` returns; `otherwise` where a file is damaged, which then is one of the run's warnings."""
+    try:
+        return read()
+    except DamagedFile as damaged:
+        if str(damaged) not in warnings:
+            warnings.append(str(damaged))
+        return otherwise
 
 
 def read_run(folder: Path, title: str | None = None, run_id: str | None = None) -> Record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,8 +41,8 @@ class Context:
     """Token ids, sequence, position and role of every row."""
     x: Tensor
     """Activations as the SAE sees them (normalised where the run normalises) [B, d_in]."""
-    pre_acts: Tensor
-    """Pre-activations z [B, d_sae]; memory that the next step overwrites."""
+    known_pre_acts: Tensor | None
+    """`z`, where the step has computed it; memory that the next step overwrites."""
     feature_acts: Features
     """Feature activations f; `feature_acts.dense()` is the matrix [B, d_sae], its other methods avoid that matrix."""
     error: Tensor
@@ -56,6 +57,25 @@ class Context:
     """The layer between activation and decoder that groups features, where the run has one."""
     of_squares: Callable[[Tensor], Tensor] = squared_error
     """The run's reconstruction loss, one of RECONSTRUCTIONS."""
+
+    @cached_property
+    def pre_acts(self) -> Tensor:
+        """Pre-activations [B, d_sae] in the dtype of x, differentiable in the encoder; computed where f was found without
+        them."""
+        known = self.known_pre_acts
+        return self.sae.pre_activations(self.x) if known is None else known.to(self.x.dtype)
+
+    @property
+    def z(self) -> Tensor:
+        """Pre-activations [B, d_sae], on a GPU in the dtype of their product where the step has computed them."""
+        return self.pre_acts if self.known_pre_acts is None else self.known_pre_acts
+
+    def pre_acts_of(self, features: Tensor) -> Tensor:
+        """z [B, n] of the features with these numbers [n], without gradient."""
+        if self.known_pre_acts is not None:
+            return self.known_pre_acts.detach()[:, features]
+        sae, W_enc_T = self.sae, self.sae.W_enc.detach().T
+        return torch.addmm(sae.b_enc.detach()[features], self.x - sae.b_dec.detach(), W_enc_T[features].T)
 
     @property
     def x_hat(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -66,16 +67,17 @@ def compose_points(words: list[str], single: bool = False, local: Local | None =
             del whole["hydra"]
 
         made: dict[tuple[str, ...], DictConfig] = {}
+        is_value = cache(_is_value)
 
         def composed(words: list[str]) -> DictConfig:
             """As `compose` does it, but the choices of groups, which take nearly all the time, once for many values."""
             if words == first:
                 return whole
-            chosen = tuple(word for word in words if not _is_value(word))
+            chosen = tuple(word for word in words if not is_value(word))
             if chosen not in made:
                 made[chosen] = compose("config", overrides=[*chosen, *search_path_words()])
             cfg = copy.deepcopy(made[chosen])
-            ConfigLoaderImpl._apply_overrides_to_config(_parsed([word for word in words if _is_value(word)]), cfg)
+            ConfigLoaderImpl._apply_overrides_to_config(_parsed([word for word in words if is_value(word)]), cfg)
             return cfg
 
         points = [point for chosen in _product(_parsed([*grid, *overrides])) for point in points_of(chosen, composed)]

@@ -1,5 +1,6 @@
 """A run's identity: a short hash of all config values and files that affect its numbers."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +45,30 @@ def model_digest(cfg: ModelConfig, cache: Path | None = None) -> str:
     return digest_of_files(files, cache)
 
 
-def canonical(run: RunConfig, cache: Path | None = None) -> dict[str, Any]:
-    """The config values that affect a run's numbers, without unused keys, with digests of model and data."""
+def canonical(run: RunConfig, cache: Path | None = None, digests: dict[str, str] | None = None) -> dict[str, Any]:
+    """The config values that affect a run's numbers, without unused keys, with digests of model and data.
+
+    `digests` keeps those of the models and texts of several runs that are read together, each of which is read once.
+    """
+    digests = {} if digests is None else digests
     config = run.to_dict()
     config["num_tokens"] = run.total_steps * run.batch_size
     places = {"data": run.data, "train": run.train} | {term.place: term.config for term in run.penalty_terms()}
     added = (f"{place}.{key}" for place, node in places.items() for key in at_added_default(node))
     for key in (*LEFT_OUT, *run.unused_keys(), *added, *(f"{place}.{FILE}" for place in run.code)):
         _drop(config, key)
-    config["model"]["digest"] = model_digest(run.model, cache)
-    if "data" in config:
-        config["data"]["digest"] = data_digest(run.data, cache)
+    if run.train.selection != "bfloat16":
+        config["train"]["selection"] = "exact"  # whichever way, of one meaning
+    groups: dict[str, Callable[[], str]] = {
+        "model": lambda: model_digest(run.model, cache),
+        "data": lambda: data_digest(run.data, cache),
+    }
+    for group, digest in groups.items():
+        if group in config:
+            key = repr((getattr(run, group), run.code.get(group)))
+            if key not in digests:
+                digests[key] = digest()
+            config[group]["digest"] = digests[key]
     config["method_version"] = METHOD_VERSION
     return config
 

@@ -12,7 +12,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from sae_sweeps.config import data as texts
 from sae_sweeps.config.data import find_source, unused_data_keys
-from sae_sweeps.config.evaluations import EvalConfig, Evaluation, evaluation_names, find_evaluation, readers, register
+from sae_sweeps.config.evaluations import (
+    EvalConfig,
+    Evaluation,
+    evaluation_names,
+    find_evaluation,
+    readers,
+    register,
+    resolve_data,
+)
 from sae_sweeps.config.facts import ModelFacts, activation_width, model_facts
 from sae_sweeps.config.hooks import with_short_hook
 from sae_sweeps.config.hub import pin
@@ -305,6 +313,7 @@ def _eval(node: DictConfig, code: dict[str, Code], outputs: Path) -> EvalConfig:
     classes = {name: cls for name in evaluation_names() if (cls := find_evaluation(name).config) is not None}
     given = {name: typed(cls, node[name], f"eval.{name}", less=KEYS) for name, cls in classes.items() if name in node}
     cfg = typed(EvalConfig, node, "eval", less=(*given, *outside))
+    resolve_data(cfg)
     for name in cfg.evaluations:
         find_evaluation(name)  # refuses one that does not exist
         if name in classes:
@@ -386,10 +395,12 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
         if not hasattr(run.architecture, "k"):
             raise ConfigError(
                 f"train.selection=bfloat16: architecture={run.architecture.name} selects nothing; give topk, "
-                "batch_topk or matryoshka, or train.selection=exact."
+                "batch_topk or matryoshka, or train.selection=auto."
             )
         if run.train.kernels == "reference":
             raise ConfigError("train.selection=bfloat16: the reference kernels are exact; give train.kernels=auto.")
+    if run.train.selection == "bounded":
+        _check_bounded(run)
     run.lr_schedule.check()
     run.schedule.check()
     run.architecture.check(run.d_in)
@@ -400,6 +411,26 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
     folds, rows = run.eval.hierarchy.folds, run.eval.hierarchy.rows
     if folds > rows // 2:
         raise ConfigError(f"eval.hierarchy.folds={folds}: leaves fewer than two rows in a fold.")
+
+
+def _check_bounded(run: RunConfig) -> None:
+    """Raise ConfigError where `train.selection=bounded` is not to be had."""
+    mend = "or give train.selection=auto."
+    if not hasattr(run.architecture, "k"):
+        raise ConfigError(
+            f"train.selection=bounded: architecture={run.architecture.name} has no such way; give topk, batch_topk or "
+            f"matryoshka, {mend}"
+        )
+    for key, value, wanted in (
+        ("kernels", run.train.kernels, "auto"),
+        ("precision", run.train.precision, "float32"),
+        ("matmul", run.train.matmul, "float32"),
+    ):
+        if value != wanted:
+            raise ConfigError(
+                f"train.selection=bounded: stands for products in float32 by fast kernels, and train.{key}={value}; "
+                f"give train.{key}={wanted}, {mend}"
+            )
 
 
 def _check_pairs(run: RunConfig) -> None:

@@ -79,7 +79,7 @@ class Features:
     def fired(self) -> Tensor:
         """Which features are active on any token [d_sae], bool."""
         if self.pairs is None:
-            return (self.dense() > 0).any(0)
+            return self.dense().amax(0) > 0
         # by the order by feature, which the backward pass needs too
         return self.pairs.kernels.sums(self.pairs, (self.values.flatten() > 0).float()) > 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from functools import cache
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 MOST = 2
 """Released buffers that are kept: W_enc's and W_dec's gradients have one shape."""
+
+CPU = torch.device("cpu")
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's numbers (malloc.h)."""
@@ -44,3 +47,14 @@ def release(tensor: Tensor) -> None:
     if tensor.is_contiguous():
         _released.append(tensor)
         del _released[:-MOST]
+
+
+_kept: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+
+def kept(use: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device = CPU) -> Tensor:
+    """An uninitialised tensor in memory that every call for this use, dtype and device returns."""
+    key, size = (use, dtype, device), math.prod(shape)
+    if key not in _kept or len(_kept[key]) < size:
+        _kept[key] = torch.empty(size, dtype=dtype, device=device)
+    return _kept[key][:size].view(shape)

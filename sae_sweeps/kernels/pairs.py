@@ -28,6 +28,17 @@ class Link:
 
     add: Callable[..., None] | None = None
 
+    def give(self, add: Callable[..., None]) -> None:
+        """Have `add` called too."""
+        earlier = self.add
+
+        def both(*grads: Tensor) -> None:
+            if earlier is not None:
+                earlier(*grads)
+            add(*grads)
+
+        self.add = both
+
     def take(self) -> Callable[..., None] | None:
         """What is to be added in this backward pass."""
         add, self.add = self.add, None
@@ -49,8 +60,12 @@ class Pairs:
     """Of `sparse.residual`, where it was called: add(gradient on W_dec)."""
     whole: Pairs | None = None
     """The same pairs by token alone, where the rows are parts of tokens."""
+    ordered: bool = False
+    """Whether the features of each token are known to ascend."""
     products: torch.dtype | None = field(default_factory=product_dtype)
     """Dtype of dense products that take the place of sums over the pairs; None: that of their factors."""
+    matrix: Tensor | None = None
+    """Memory of such products [B * d_sae], 0 but at the pairs."""
 
     @property
     def n_tokens(self) -> int:
@@ -77,12 +92,16 @@ class Pairs:
         rows = torch.arange(self.n_tokens, device=self.start.device)[:, None] * self.n_features + bounds
         start = torch.searchsorted(self.token * self.n_features + self.feature, rows.flatten())
         start = torch.cat([start, self.start[-1:]])
-        return Pairs(start, self.feature, self.n_features, self.kernels, whole=self, products=self.products)
+        return Pairs(
+            start, self.feature, self.n_features, self.kernels,
+            whole=self, ordered=self.ordered, products=self.products,
+        )  # fmt: skip
 
     def where(self, kept: Tensor) -> Pairs:
         """The pairs where kept [P] is true."""
         n_kept = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
-        return Pairs(n_kept[self.start], self.feature[kept], self.n_features, self.kernels, products=self.products)
+        start, feature = n_kept[self.start], self.feature[kept]
+        return Pairs(start, feature, self.n_features, self.kernels, ordered=self.ordered, products=self.products)
 
 
 @cache
@@ -102,7 +121,7 @@ def largest_pairs(z: Tensor, n: int, kernels: Kernels) -> tuple[Pairs, Tensor]:
     place = (place.int() if small else place).sort().values  # half the digits to sort by
     bounds = torch.arange(0, flat.numel() + 1, z.shape[1], device=z.device, dtype=place.dtype)
     place, start = place.long(), torch.searchsorted(place, bounds)
-    return Pairs(start, place % z.shape[1], z.shape[1], kernels), flat[place]
+    return Pairs(start, place % z.shape[1], z.shape[1], kernels, ordered=True), flat[place]
 
 
 def per_token(indices: Tensor, n_features: int, kernels: Kernels) -> Pairs:

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_sweeps.kernels import counting_sort, memory, sparse_reference
+from sae_sweeps.kernels import blocks_numba, counting_sort, memory, sparse_reference
 from sae_sweeps.kernels.pairs import Pairs
 from sae_sweeps.kernels.threads import compiled, over_rows
 
 NAME = "numba"
-SPARSE_UP_TO = 1 / 16
-"""Share of active features up to which the sums over pairs cost less than dense products (measured: 7 against 110
-thousand million multiply-adds a second)."""
+SPARSE_UP_TO = 1 / 4
+"""Share of active features up to which the sums over pairs cost less than dense products (blocks_numba.py)."""
 BLOCK = 32
 """Rows of a matrix summed in one block, so that the sum does not depend on the number of threads."""
 SUMS = {"fastmath": {"contract", "reassoc", "nsz"}}
@@ -40,12 +39,35 @@ def product_and_largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, z
 
 def _largest_of(z: np.ndarray, bias: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
     """`largest` of z + bias, which is added in place; an empty bias adds nothing."""
-    sizes = [z.shape[1]]
+    values, indices = np.empty((len(z), k), z.dtype), np.empty((len(z), k), np.int64)
+    over_rows(_largest, len(z), z, bias, n_winners(z.shape[1], k), values, indices)
+    return torch.from_numpy(values), torch.from_numpy(indices)
+
+
+def n_winners(n: int, k: int) -> np.ndarray:
+    """n, and the numbers of winners of the rounds of a tournament by fours that ends with 2 to 8 k."""
+    sizes = [n]
     while sizes[-1] > 8 * max(k, 1):  # among fewer than 2 k numbers the bound would be too loose
         sizes.append(-(-sizes[-1] // 4))
-    values, indices = np.empty((len(z), k), z.dtype), np.empty((len(z), k), np.int64)
-    over_rows(_largest, len(z), z, bias, np.array(sizes), values, indices)
-    return torch.from_numpy(values), torch.from_numpy(indices)
+    return np.array(sizes)
+
+
+def bounded_largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, block: int) -> tuple[Tensor, Tensor]:
+    from sae_sweeps.kernels import bounded_numba
+
+    found = bounded_numba.largest(centred, W_enc, b_enc, k, block)
+    if found is None:
+        z = memory.kept("z", (len(centred), W_enc.shape[1]), W_enc.dtype)
+        return product_and_largest(centred, W_enc, b_enc, k, z)
+    return found
+
+
+def bounded_above(
+    centred: Tensor, W_enc: Tensor, b_enc: Tensor, guess: float, n: int, block: int
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    from sae_sweeps.kernels import bounded_numba
+
+    return bounded_numba.above(centred, W_enc, b_enc, guess, n, block)
 
 
 def above(z: Tensor, threshold: float | Tensor, at_most: int) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -62,11 +84,18 @@ def above(z: Tensor, threshold: float | Tensor, at_most: int) -> tuple[Tensor, T
 
 def decode(pairs: Pairs, values: Tensor, W: Tensor) -> Tensor:
     out = torch.empty(pairs.n_tokens, W.shape[1], dtype=W.dtype)
-    over_rows(_decode, pairs.n_tokens, _np(pairs.start), _np(pairs.feature), _np(values), _np(W), out.numpy())
+    arguments = (_np(pairs.start), _np(pairs.feature), _np(values), _np(W), out.numpy())
+    if _by_blocks(pairs):
+        blocks_numba.combinations(*arguments)
+    else:
+        over_rows(_decode, pairs.n_tokens, *arguments)
     return out
 
 
 def residual(pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if _by_blocks(pairs):
+        error = x - b - decode(pairs, values, W)
+        return error, error.square().sum(1), dots(pairs, W, error)
     error, squares = torch.empty_like(x), torch.empty(len(x), dtype=x.dtype)
     products = torch.empty(len(pairs.feature), dtype=x.dtype)
     given = [_np(tensor) for tensor in (pairs.start, pairs.feature, values, W, b, x)]
@@ -76,7 +105,11 @@ def residual(pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor) -> t
 
 def dots(pairs: Pairs, W: Tensor, g: Tensor) -> Tensor:
     out = torch.empty(len(pairs.feature), dtype=W.dtype)
-    over_rows(_dots, pairs.n_tokens, _np(pairs.start), _np(pairs.feature), _np(W), _np(g), out.numpy())
+    arguments = (_np(pairs.start), _np(pairs.feature), _np(W), _np(g), out.numpy())
+    if _by_blocks(pairs):
+        blocks_numba.products(*arguments)
+    else:
+        over_rows(_dots, pairs.n_tokens, *arguments)
     return out
 
 
@@ -89,7 +122,10 @@ def weight_gradient(pairs: Pairs, values: Tensor, g: Tensor) -> Tensor:
     start, slot, token = pairs.transposed
     out = memory.take((pairs.n_features, g.shape[1]), g.dtype)
     arguments = (_np(start), _np(token), _np(values).take(_np(slot)), _np(g), out.numpy())
-    over_rows(_weight_gradient, pairs.n_features, *arguments, bounds=_equal_parts(start))
+    if blocks_numba.pay(len(token), pairs.n_features, len(g)):
+        blocks_numba.combinations(*arguments, bounds=_equal_parts(start))
+    else:
+        over_rows(_weight_gradient, pairs.n_features, *arguments, bounds=_equal_parts(start))
     return out
 
 
@@ -104,6 +140,10 @@ def combination(factors: Tensor, rows: Tensor) -> Tensor:
     parts = torch.empty(-(-len(rows) // BLOCK), rows.shape[1], dtype=rows.dtype)
     over_rows(_combination, len(parts), np.arange(len(rows)), _np(factors), _np(rows), parts.numpy())
     return parts.sum(0)
+
+
+def _by_blocks(pairs: Pairs) -> bool:
+    return pairs.ordered and blocks_numba.pay(len(pairs.feature), pairs.n_tokens, pairs.n_features)
 
 
 def _np(tensor: Tensor) -> np.ndarray:
@@ -222,6 +262,23 @@ def _write_tied(candidate, place, high, values, indices):
 
 
 @compiled()
+def _write_largest(candidate, places, n_candidates, values, indices):
+    """As many of the first n candidates as there are values, the largest; both lists are overwritten."""
+    infinite, most = candidate.dtype.type(np.inf), np.finfo(candidate.dtype).max
+    low, high = _between(candidate[:n_candidates], len(values), most, infinite, 0)
+    found = 0
+    for i in range(n_candidates):
+        at, value = places[i], candidate[i]
+        places[found], candidate[found] = at, value
+        found += value >= low
+    if found == len(values):
+        for j in range(found):
+            values[j], indices[j] = candidate[j], places[j]
+    else:
+        _write_tied(candidate[:found], places, high, values, indices)
+
+
+@compiled()
 def _largest(z, bias, sizes, values, indices, start, stop):
     """The k largest of each row of z + bias and their places, for the rows start .. stop - 1; z += bias in place.
 
@@ -244,17 +301,7 @@ def _largest(z, bias, sizes, values, indices, start, stop):
         places, n_candidates = _at_least(row, best, low, place, spare)
         for i in range(n_candidates):
             candidate[i] = row[places[i]]
-        low, high = _between(candidate[:n_candidates], k, most, infinite, 0)
-        found = 0
-        for i in range(n_candidates):
-            at, value = places[i], candidate[i]
-            places[found], candidate[found] = at, value
-            found += value >= low
-        if found == k:
-            for j in range(k):
-                values[b, j], indices[b, j] = candidate[j], places[j]
-        else:
-            _write_tied(candidate[:found], places, high, values[b], indices[b])
+        _write_largest(candidate, places, n_candidates, values[b], indices[b])
 
 
 @compiled()
@@ -269,20 +316,14 @@ def _count_above(z, threshold, count, start, stop):
 
 @compiled()
 def _fill_above(z, threshold, first, feature, values, start, stop):
-    n = z.shape[1]
+    place = np.empty(z.shape[1] + 1, np.int64)
     for b in range(start, stop):
-        row, p = z[b], first[b]
-        for block in range(0, n, 32):
-            end = min(block + 32, n)
-            here = 0
-            for i in range(block, end):
-                here += row[i] > threshold[i]
-            if here:
-                for i in range(block, end):
-                    if row[i] > threshold[i]:
-                        feature[p] = i
-                        values[p] = row[i]
-                        p += 1
+        row, p, found = z[b], first[b], 0
+        for i in range(len(row)):  # without branches, which the processor would predict wrongly
+            place[found] = i
+            found += row[i] > threshold[i]
+        for i in range(found):
+            feature[p + i], values[p + i] = place[i], row[place[i]]
 
 
 @compiled(**SUMS)

@@ -19,12 +19,12 @@ import torch
 from sae_sweeps.activations.synthetic import SyntheticWorld
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import (
-    BUILTIN,
     EVALUATIONS,
     config_of,
     describe,
     evaluation_names,
     find_evaluation,
+    plain_name,
     same_settings,
     settings_of,
 )
@@ -110,7 +110,8 @@ def measured_on(run: RunConfig, inputs: Mapping[str, Any]) -> dict[str, Any]:
 def is_done(run: RunConfig, folder: Path, name: str, inputs: Mapping[str, Any] = MappingProxyType({})) -> bool:
     """Whether the folder has this evaluation with the same settings, on the same model, layer and inputs."""
     path = folder / "evals" / f"{name}{SUMMARY}"
-    if not path.exists():
+    file = find_evaluation(name).file
+    if not path.exists() or (file and not (path.parent / file).exists()):
         return False
     done, place = read_summary(path), measured_on(judged(run, name), inputs)
     return same_settings(done["settings"], run.eval, name) and done.get("measured_on", place) == place
@@ -243,8 +244,8 @@ def summarise(subject: Subject, name: str, metrics: Mapping[str, Any], warnings:
     content = {"settings": settings_of(subject.run.eval, name), "metrics": metrics, "warnings": warnings}
     content["measured_on"] = measured_on(judged(subject.run, name), subject.inputs)
     if name not in EVALUATIONS:  # tables read these, since they never run code from outside
-        found = {metric: describe(metric.removeprefix(BUILTIN), find_evaluation(name).metrics) for metric in metrics}
-        content["described"] = {metric.removeprefix(BUILTIN): how for metric, how in found.items() if how}
+        found = {metric: describe(plain_name(metric), find_evaluation(name).metrics) for metric in metrics}
+        content["described"] = {plain_name(metric): how for metric, how in found.items() if how}
     write_json(subject.folder / "evals" / f"{name}{SUMMARY}", content)
     (subject.folder / "evals" / f"{name}.error.log").unlink(missing_ok=True)
 

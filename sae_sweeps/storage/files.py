@@ -1,11 +1,13 @@
 """Files that are written whole or not at all, and read back as they were written or not at all."""
 
 import errno
+import hashlib
 import json
 import math
 import os
 import pwd
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +15,11 @@ from typing import Any, BinaryIO
 
 from sae_sweeps.errors import ConfigError, DamagedFile, DataError, UserError
 
-FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "it is larger than files may be here (ulimit -f)",
+}
 
 
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -141,6 +147,17 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's content; empty where there is none."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from None
+
+
 def without_nonfinite(obj: Any) -> Any:
     """A copy of a tree of dicts, lists and scalars with NaN and infinities replaced by None."""
     return with_floats(obj, lambda value: value if math.isfinite(value) else None)
@@ -159,6 +176,20 @@ def with_floats(obj: Any, change: Callable[[float], Any]) -> Any:
 def temporary_beside(path: Path) -> Path:
     """A name in the same folder (a rename is atomic only there) that no other process uses; hidden, short, `.tmp`."""
     return path.with_name(f".{path.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed processes were writing in a folder that this process alone writes to.
+
+    Status, lease and clock are left: other processes write those, and they are small.
+    """
+    for path in folder.rglob(".*.tmp"):
+        if path.name.startswith((".status.json.", ".lease.json.", ".clock.")):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def fsync_folder(folder: Path) -> None:

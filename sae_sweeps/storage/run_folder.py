@@ -17,6 +17,9 @@ STATES = ("queued", "running", "completed", "diverged", "failed", "interrupted",
 ENDED = STATES[2:]
 """States in which no process works on the run."""
 
+DAMAGED = "damaged"
+"""Shown in the place of a state where a file of the run does not read back; never written to status.json."""
+
 FORMAT = 1
 """Version of the layout of a run's folder and of its files, in status.json and results.json; those without one are of
 version 1. It is raised whenever this version's readers could not read what the next one writes."""
@@ -166,6 +169,10 @@ class RunFolder(os.PathLike):
         """Drop, atomically, the rows of metrics.jsonl and monitors.jsonl after `step`, and torn last lines."""
         self.metrics.truncate(step)
         self.monitors.truncate(step)
+
+    def log_digests(self) -> dict[str, str]:
+        """The digest of each of the two files as it is."""
+        return {file.path.name: file.digest() for file in (self.metrics, self.monitors)}
 
     def close(self) -> None:
         """Close both; a later `append` opens them again."""

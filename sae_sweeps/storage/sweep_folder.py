@@ -42,7 +42,8 @@ def read_manifest(sweep: Path) -> dict[str, Any]:
             raise DamagedFile(
                 f"{sweep / MANIFEST} is damaged (it lists a run without an id); restore it, or give the runs' folders."
             )
-    return {"groups": [], "jobs": [], "launcher": None, "cwd": None, "cluster": INLINE} | manifest
+    usual: dict[str, Any] = {"groups": [], "jobs": [], "launcher": None, "cwd": None, "cluster": INLINE, "report": True}
+    return usual | manifest
 
 
 def change_manifest(sweep: Path, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

@@ -27,8 +27,11 @@ from sae_sweeps.storage.sweep_folder import CONFIGS, MANIFEST, outputs_of, read_
 from sae_sweeps.sweeps.plan import Plan, PlannedRun, safe_name
 
 
-def create_sweep(outputs: Path, plan: Plan, cluster: ClusterConfig | None = None) -> Path:
-    """Make `outputs/sweeps/<name>/` with its manifest and links. Names never collide: mkdir is atomic."""
+def create_sweep(outputs: Path, plan: Plan, cluster: ClusterConfig | None = None, report: bool = True) -> Path:
+    """Make `outputs/sweeps/<name>/` with its manifest and links. Names never collide: mkdir is atomic.
+
+    `report`: whether a report is to be written at its end.
+    """
     folder = _new_folder(outputs / "sweeps")
     runs: list[dict[str, Any]] = [
         {"run_id": p.run_id, "title": p.title, "overrides": p.overrides, "equal": p.equals, "digests": p.digests}
@@ -44,6 +47,7 @@ def create_sweep(outputs: Path, plan: Plan, cluster: ClusterConfig | None = None
         "varied": plan.varied,
         "warnings": plan.warnings,
         "cluster": asdict(cluster or ClusterConfig()),
+        "report": report,
         "runs": runs,
         "groups": [],
         "jobs": [],
@@ -87,6 +91,7 @@ def stored_plan(sweep: Path, only: Collection[str] | None = None) -> Plan:
     manifest, configs = read_manifest(sweep), read_json(sweep / CONFIGS)
     outputs = outputs_of(sweep)
     runs = []
+    read: dict[str, str] = {}
     for listed in manifest["runs"]:
         identity = listed["run_id"]
         if only is not None and identity not in only:
@@ -94,7 +99,7 @@ def stored_plan(sweep: Path, only: Collection[str] | None = None) -> Plan:
         if not isinstance(configs, dict) or not isinstance(configs.get(identity), dict):
             raise DamagedFile(f"{sweep / CONFIGS} is damaged (it has no {identity}); launch the command again.")
         run = restored(configs[identity], outputs)
-        content = canonical(run, outputs / "activations" / "digests")
+        content = canonical(run, outputs / "activations" / "digests", read)
         digests = digests_of(content)
         if short_hash(content) != identity:
             why = changed(run, listed.get("digests", {}), digests) or (

@@ -8,7 +8,8 @@ import torch
 from bounds import Rounding, assert_within, gamma, product_bound
 
 from sae_sweeps.kernels import cost, sparse, sparse_reference
-from sae_sweeps.kernels.choose import _prepare, choose
+from sae_sweeps.kernels.ahead import _prepare_cpu
+from sae_sweeps.kernels.choose import choose
 from sae_sweeps.kernels.pairs import Pairs, largest_pairs, per_token
 
 SIZES = {"numba": (70, 300, 21), "triton": (7, 40, 5)}
@@ -47,7 +48,7 @@ def ragged(kernels, seed=0, share=0.04):
     active = torch.rand(B, N, generator=torch.Generator().manual_seed(seed)) < share
     active[3], active[:, 7], active[5] = False, False, True
     start = torch.cat([torch.zeros(1, dtype=torch.int64), active.sum(1).cumsum(0)])
-    return Pairs(start, active.nonzero()[:, 1], N, kernels)
+    return Pairs(start, active.nonzero()[:, 1], N, kernels, ordered=True)
 
 
 def equals(function, found, *arguments):
@@ -215,6 +216,26 @@ def test_gradients_of_the_residual(either, looks_at):
         rounding.assert_close(one, other, factor=2)
 
 
+@pytest.mark.parametrize("in_order", [True, False])
+def test_sums_by_blocks_of_rows_and_columns(in_order):
+    """Of a matrix of three blocks of rows and of columns, with lists in any order, one full and one empty."""
+    blocks = importlib.import_module("sae_sweeps.kernels.blocks_numba")
+    B, N, D = blocks.ROWS + 3, 2 * blocks.ROWS + 1, 2 * (blocks.WIDTH // 8) + 5
+    active = torch.rand(B, N, generator=torch.Generator().manual_seed(0)) < 0.01
+    active[3], active[5] = False, True
+    pairs = Pairs(torch.cat([torch.zeros(1).long(), active.sum(1).cumsum(0)]), active.nonzero()[:, 1], N, sparse)
+    if not in_order:
+        key = pairs.token + torch.rand(len(pairs.feature), generator=torch.Generator().manual_seed(1))
+        pairs.feature = pairs.feature[key.argsort()]
+    values, W, g = normal(len(pairs.feature)), normal(N, D, seed=1), normal(B, D, seed=2)
+    sums, products = torch.full_like(g, math.nan), torch.full_like(values, math.nan)
+    lists = pairs.start.numpy(), pairs.feature.numpy()
+    blocks.combinations(*lists, values.numpy(), W.numpy(), sums.numpy())
+    blocks.products(*lists, W.numpy(), g.numpy(), products.numpy())
+    equals(lambda v, W: sparse_reference.decode(pairs, v, W), sums, values, W)
+    equals(lambda W, g: sparse_reference.dots(pairs, W, g), products, W, g)
+
+
 def test_threads_do_not_change_a_bit():
     fast = importlib.import_module("sae_sweeps.kernels.sparse_numba")
     B, N, D = SIZES["numba"]
@@ -235,7 +256,7 @@ def test_threads_do_not_change_a_bit():
 
 
 def test_what_is_compiled_ahead_is_what_steps_need():
-    _prepare(torch.device("cpu"))  # raises where a kernel cannot take its arguments
+    _prepare_cpu(torch.device("cpu"))  # raises where a kernel cannot take its arguments
 
 
 def test_what_is_asked_for_is_chosen():
