@@ -60,8 +60,8 @@ class Context:
 
     @cached_property
     def pre_acts(self) -> Tensor:
-        """Pre-activations [B, d_sae] in the dtype of x, differentiable in the encoder; computed where f was found without
-        them."""
+        """Pre-activations [B, d_sae] in the dtype of x, differentiable in the encoder; computed where f was found
+        without them."""
         known = self.known_pre_acts
         return self.sae.pre_activations(self.x) if known is None else known.to(self.x.dtype)
 
