@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from sae_sweeps.config.identity import IDENTITY, METHOD_VERSION, canonical, chan
 from sae_sweeps.config.local import Local
 from sae_sweeps.config.plugins import DIGEST, FILE, same_file
 from sae_sweeps.config.run import RunConfig
-from sae_sweeps.errors import ConfigError, DataError
+from sae_sweeps.errors import ConfigError, DataError, UserError
 from sae_sweeps.storage.digests import digest_of_files, short_hash
-from sae_sweeps.storage.files import read_json
+from sae_sweeps.storage.files import check_output, read_json, write_json
 from sae_sweeps.storage.printing import print_line
 from sae_sweeps.storage.run_folder import RunFolder
 from sae_sweeps.storage.sweep_folder import run_path
@@ -65,7 +66,16 @@ def repeat(words: list[str], local: Local | None) -> int:
         _use_threads(made["threads"])
     title = results.get("title") or run.title or run_id
     planned = PlannedRun(run, run_id, title, [f"{FLAG} {folder}"], digests=digests_of(content))
-    status, ended = carry_out(Plan([planned], [], []), cfg, the_cluster([point]))
+    cluster, made_file = the_cluster([point]), None
+    if not cfg.dry_run:
+        check_output("outputs=", outputs)
+        made_file = copy_selection(folder, run_path(outputs, run_id))
+    try:
+        status, ended = carry_out(Plan([planned], [], []), cfg, cluster)
+    except UserError:
+        if made_file is not None:
+            remove_alone(made_file, outputs)
+        raise
     if ended and status == 0 and results:
         print_line("repeat  " + compared(folder, run_path(outputs, run_id)))
     return status
@@ -135,6 +145,26 @@ def take_recorded_choices(run: RunConfig, made: dict[str, Any]) -> None:
                 f"train.kernels={run.train.kernels}: the run used {kernels}, and here they are {found}; install "
                 f"{FAST[now.type]}, without which its numbers are not repeated bit for bit."
             )
+
+
+def copy_selection(folder: Path, repeat: Path) -> Path | None:
+    """Give a run that has not begun the file by which the first one's features are found. Returns its path if made."""
+    from sae_sweeps.runs.task import SELECTION
+
+    if not (folder / SELECTION).exists() or repeat.exists():
+        return None
+    write_json(repeat / SELECTION, read_json(folder / SELECTION))
+    return repeat / SELECTION
+
+
+def remove_alone(file: Path, outputs: Path) -> None:
+    """Remove a file, and the folders that held nothing else, up to `outputs`."""
+    file.unlink(missing_ok=True)
+    with suppress(OSError):
+        for folder in file.parents:
+            folder.rmdir()
+            if folder == outputs:
+                break
 
 
 def refuse_another(run: RunConfig, folder: Path, now: dict[str, Any]) -> None:

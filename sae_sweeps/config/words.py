@@ -54,7 +54,7 @@ def rewrite(words: list[str]) -> list[str]:
             )
         elif key == "layer" and any(is_hook_name(part) for part in value.split(",")):
             out.append(f"layer.hook={value}")
-        elif "${" in value and (key in ("model", "data") or key in PATHS):
+        elif "${" in value and "${oc." not in value and (key in ("model", "data") or key in PATHS):
             raise ConfigError(
                 f"{word}: configs read ${{...}} as the value of another key; give the file another name, or link to it."
             )

@@ -38,6 +38,7 @@ def test_the_same_numbers_from_the_folder_alone(copied, tmp_path, monkeypatch, c
     assert main(["--from", str(copied), "report=false"]) == 0
     (again,) = run_folders(tmp_path / "outputs" / "repeats")
     assert again.name == copied.name and numbers(again) == numbers(copied)
+    assert (again / "selection.json").read_bytes() == (copied / "selection.json").read_bytes()
     out = capsys.readouterr().out
     assert f"repeat  bit for bit the numbers of {copied}: " in out and "weights, " in out
 
