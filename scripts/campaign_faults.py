@@ -671,6 +671,7 @@ def main() -> int:
         with ThreadPoolExecutor(words.workers) as pool:
             list(pool.map(work, connections))
     finally:
+        listener.close()
         if cluster is not None:
             cluster.stop()
     print(
