@@ -237,7 +237,7 @@ def faults_of_tree(outputs: Path, reference: Reference, all_complete: bool) -> l
 def suppressed() -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         pass
 
 
@@ -280,7 +280,10 @@ def relaunched(words: list[str], cwd: Path, reference: Reference, backup: Path |
             return [f"relaunch: {sentence}" for sentence in found]
         if status == 0:
             break
-        errors = [str(read(path)["error"]) for path in (cwd / "o").glob("runs/*/status.json") if path.is_file()]
+        errors: list[str] = []
+        for path in (cwd / "o").glob("runs/*/status.json"):
+            with suppressed():
+                errors.append(str(read(path)["error"]))
         if (done := mend("\n".join([text, *errors]), cwd, backup)) is None:
             return [f"relaunch ends with status {status} and no mend: {text[-400:]}"]
         mended.append(done)
@@ -596,8 +599,8 @@ def run_case(
             what, found = CASES[case.kind](case, chance, cwd, reference)
         else:
             what, found = cluster_case(case, chance, cwd, reference, cluster if case.kind == "slurm" else None)
-    except TimeoutError as error:
-        what, found = case.kind, [str(error)]
+    except Exception as error:
+        what, found = case.kind, [f"{type(error).__name__}: {error}"]
     if not found:
         shutil.rmtree(cwd)
     return what, found
@@ -668,6 +671,7 @@ def main() -> int:
         with ThreadPoolExecutor(words.workers) as pool:
             list(pool.map(work, connections))
     finally:
+        listener.close()
         if cluster is not None:
             cluster.stop()
     print(

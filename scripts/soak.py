@@ -127,8 +127,9 @@ def main() -> int:
     failed = [mode for mode, pid in children.items() if os.waitpid(pid, 0)[1]]
     samples = {}
     for mode in modes:
-        lines = (scratch / mode.replace("=", "-").replace(" ", "-") / "samples.jsonl").read_text().splitlines()
-        samples[mode] = [json.loads(line) for line in lines]
+        path = scratch / mode.replace("=", "-").replace(" ", "-") / "samples.jsonl"
+        if path.exists():
+            samples[mode] = [json.loads(line) for line in path.read_text().splitlines()]
     draw(samples, words.output)
     wrong = len(failed)
     for mode, rows in samples.items():
