@@ -141,9 +141,9 @@ def page(notes: Path, outputs: Path, words: list[str]) -> str:
         f"{planned_tokens(words):,} tokens of the standard library's text and WordNet's glosses for every run, three "
         "seeds, each penalty at its own default weight. Every number follows from "
         "[results_notes.txt](results_notes.txt) (`python -m analysis import docs/results_notes.txt`). Metrics that "
-        "begin with labelled_ are on WordNet's glosses and are no SAEBench scores. Means over seeds; beside a variant's "
-        "mean the difference to `none` of the same stage with its 95 % interval (Welch's t, three seeds), and d, the "
-        "difference in standard deviations.",
+        "begin with labelled_ are on WordNet's glosses and are no SAEBench scores. Means over seeds; beside a "
+        "variant's mean the difference to `none` of the same stage with its 95 % interval (Welch's t, three seeds), "
+        "and d, the difference in standard deviations.",
     ]
     if left:
         parts += ["", f"Left out for time: {', '.join(left)}."]
