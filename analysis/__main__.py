@@ -7,14 +7,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from shlex import quote
 
-from analysis.commands import audit, dashboard, import_, notes, plots, publish, report, table
+from analysis.commands import audit, compare, dashboard, features, import_, notes, plots, publish, report, table
 from sae_sweeps.errors import DataError, UserError
-from sae_sweeps.storage.files import DENIED, denied
+from sae_sweeps.storage.files import about_path
 from sae_sweeps.storage.printing import replace_unprintable
+from sae_sweeps.storage.secrets import without_secrets
 
 READ_NOTES = ("audit", "import")
 """Commands that read a file of run notes as it is."""
-COMMANDS = (table, notes, plots, report, audit, import_, publish, dashboard)
+COMMANDS = (table, notes, plots, report, features, compare, audit, import_, publish, dashboard)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,9 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):  # as of `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        if words.debug or not (isinstance(error, UserError) or error.errno in DENIED):
+        message = about_path(error) if isinstance(error, OSError) else str(error)
+        if words.debug or message is None:
             raise
-        print(f"error: {denied(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+        print(f"error: {without_secrets(message)}", file=sys.stderr)
         return 2
 
 

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
-from sae_sweeps.config.evaluations import BUILTIN, describe, known_metrics
+from sae_sweeps.config.evaluations import BUILTIN, LABELLED, PREFIXES, describe, known_metrics, plain_name, prefix_of
 
 Column = tuple[str, str]
 """A column of a frame: run, config, metrics, one of STATISTICS or DIFFERENCES; then its name."""
@@ -21,10 +21,12 @@ JUDGED = (
     "unlearning_score", "autointerp_score",
 )  # fmt: skip
 """One metric of each evaluation of SAEBench beside core."""
-HEADLINES = ("fvu", "ce_loss_score", "l0", *JUDGED, *(BUILTIN + name for name in JUDGED))
+JUDGED_ELSEWHERE = tuple(prefix + name for prefix in PREFIXES.values() for name in JUDGED)
+"""The same on other data than SAEBench's."""
+HEADLINES = ("fvu", "ce_loss_score", "l0", *JUDGED, *JUDGED_ELSEWHERE)
 """The metrics that `python -m sae_sweeps evaluate` prints."""
 FIRST = (
-    "fvu", "ce_loss_score", "l0", "dead_features", *JUDGED, *(BUILTIN + name for name in JUDGED),
+    "fvu", "ce_loss_score", "l0", "dead_features", *JUDGED, *JUDGED_ELSEWHERE,
     "nearest_neighbour_cosine", "recovery_share", "feature_mi", "tokens_to_fvu", "seconds_to_fvu", "penalty_loss",
 )  # fmt: skip
 """The metrics of a default text table, in its order; all others follow in the other formats."""
@@ -80,9 +82,9 @@ GROUPS = {
 
 @cache
 def group(metric: str) -> str:
-    """The header above a metric. Scores on built-in data have a header of their own."""
-    if metric.startswith(BUILTIN):
-        return "built-in data"
+    """The header above a metric. Scores on other data than SAEBench's have a header of their own."""
+    if prefix := prefix_of(metric):
+        return {BUILTIN: "built-in data", LABELLED: "labelled data of your own"}[prefix]
     if metric == "penalty_loss":
         return "penalty"
     fits = (name for name, patterns in GROUPS.items() if any(fnmatchcase(metric, pattern) for pattern in patterns))
@@ -115,16 +117,16 @@ def outside(metrics: Iterable[str]) -> dict[str, list[str | None]]:
 
 def short_name(metric: str) -> str:
     """The metric's name for a header: itself where it has no shorter one."""
-    short = described(metric.removeprefix(BUILTIN))[1]
-    return metric if short is None else (BUILTIN if metric.startswith(BUILTIN) else "") + short
+    short = described(plain_name(metric))[1]
+    return metric if short is None else prefix_of(metric) + short
 
 
 @cache
 def metric_named(word: str) -> str | None:
     """The metric of this name or short name, or None for a word that is neither."""
-    if word.startswith(BUILTIN):
-        metric = metric_named(word.removeprefix(BUILTIN))
-        return metric and BUILTIN + metric
+    if prefix := prefix_of(word):
+        metric = metric_named(plain_name(word))
+        return metric and prefix + metric
     known = known_metrics()
     patterns = [pattern for name in ("core", "sparsity") for pattern in GROUPS[name]]
     names = {*FIRST, *DIRECTIONS, *(name for names in GROUPS.values() for name in names if "*" not in name)}
@@ -144,7 +146,7 @@ def metric_named(word: str) -> str | None:
 
 def direction(metric: str) -> str | None:
     """lower, higher, one, or None for a metric that is not ranked."""
-    return described(metric.removeprefix(BUILTIN))[0]
+    return described(plain_name(metric))[0]
 
 
 def badness(metric: str, value: float) -> float:

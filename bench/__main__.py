@@ -1,11 +1,12 @@
 """Everything that is measured, part by part: ours beside the plain formulas, the other libraries and the machine.
 
-python -m bench                          every part, on this machine's CPU; replaces the tables of docs/benchmarks.md
+python -m bench                          every part, on this machine's CPU; its rows go into docs/benchmarks.md
 python -m bench --parts step penalty     some of them
 python -m bench --device cuda            on a GPU, within ten minutes, without network (docs/cuda.md)
 
 Each part runs in a process of its own until its limit. Its numbers are in FOLDER/results.jsonl at once, its tables in
-FOLDER/page.md when it ends; what is left out is there too, with the reason.
+FOLDER/page.md when it ends; what is left out is there too, with the reason. What a CPU has measured is added to
+bench/results.jsonl, from which docs/benchmarks.md shows each machine's last numbers side by side.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from pathlib import Path
 
 import torch
 
-from bench.machine import clocks, name
+from bench import records
+from bench.machine import clocks, commit, instructions, name
 from bench.parts import PARTS
+from bench.records import Record
 from bench.results import FILE, Results, read, tables, write
 from bench.setting import ROOT, Setting
 
@@ -43,12 +46,14 @@ def main() -> int:
     limits = {part: round(patience * PARTS[part].limit) for part in PARTS}
     left_out = {part: why for part in PARTS if (why := words.skip.get(part) or why_not(part, words))}
     plan = {part: limit for part, limit in limits.items() if part not in left_out}
-    where = f"{name(words.device)}; torch {torch.__version__}, {words.threads} threads"
+    place = name(words.device), instructions(), torch.__version__, words.threads
+    where = f"{place[0]}; torch {torch.__version__}, {words.threads} threads"
     print(f"{where}; numbers in {folder / FILE}, tables in {folder / PAGE}")
     print(f"at most {sum(plan.values())} s: {', '.join(f'{part} {limit} s' for part, limit in plan.items())}")
     at = time.strftime("%Y-%m-%d %H:%M:%S")
     Results(folder, "plan").line(at=at, command=sys.argv[1:], limits=plan, left_out=left_out)
     began, failed = time.monotonic(), []
+    rates: dict[str, float] = {}
     for part in PARTS:
         left = (words.limit or float("inf")) - (time.monotonic() - began)
         if part in plan and left < LEAST:
@@ -63,13 +68,16 @@ def main() -> int:
         facts = {fact: value for fact, value in facts.items() if value}
         Results(folder, part).line(**facts)
         setting.gflops = next((line["gflops"] for line in reversed(lines) if "gflops" in line), setting.gflops)
+        rates |= {row["unit"]: row["rate"] for line in lines if "rate" in (row := line.get("row", {}))}
         status = facts.pop("status")
         text = [f"**{part}**: {'; '.join([status, *(f'{fact} {value}' for fact, value in facts.items())])}."]
         text += [] if part in left_out else [f"{where}.", *tables(lines)]
         print("\n".join(["", *text]), flush=True)
         write(folder / PAGE, f"{part}-{words.device}", text, keep=part in left_out)
         if status == "done" and words.device == "cpu" and not (words.small or words.out):
-            write(DOCS, f"{part}-{words.device}", text, add=False)
+            measured = [(line["table"], line["row"]) for line in lines if "row" in line]
+            records.add(Record(part, *place, time.strftime("%Y-%m-%d"), commit(), rates, measured))
+            write(DOCS, f"{part}-{words.device}", records.side_by_side(records.latest(part)), add=False)
         failed += [f"{part}: {status}"] if part not in left_out and status != "done" else []
     print(f"\n{time.monotonic() - began:.0f} s; numbers in {folder / FILE}, tables in {folder / PAGE}")
     if failed:

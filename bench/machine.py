@@ -27,8 +27,10 @@ def machine(setting: Setting, results: Results) -> None:
     device = setting.device
     facts: dict[str, object] = {
         "name": name(device), "python": platform.python_version(), "threads": torch.get_num_threads(),
-        "commit": _output("git", "describe", "--always", "--dirty") or "unknown",
+        "commit": commit(),
     }  # fmt: skip
+    if device == "cpu":
+        facts["instructions"] = instructions()
     if device == "cuda":
         gpu = torch.cuda.get_device_properties(0)
         facts |= {
@@ -65,6 +67,11 @@ def machine(setting: Setting, results: Results) -> None:
             results.add("Rates", {"": f"{label} memory to the GPU", "rate": rate, "unit": "GB/s"})
 
 
+def commit() -> str:
+    """The project's commit, with `-dirty` where files were changed."""
+    return _output("git", "describe", "--always", "--dirty") or "unknown"
+
+
 def name(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
@@ -74,6 +81,24 @@ def name(device: str) -> str:
     except (OSError, StopIteration):
         model = platform.processor() or platform.machine()
     return f"{model}, {os.cpu_count()} cores"
+
+
+INSTRUCTIONS = (
+    "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "sve",
+    "bf16",
+)  # fmt: skip
+"""Sets of vector and matrix instructions that decide how fast a CPU trains, by Linux' names."""
+
+
+def instructions() -> str:
+    """Those that this CPU has, and what torch's own kernels take of them."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            flags = next(line for line in lines if line.startswith(("flags", "Features"))).split()
+    except (OSError, StopIteration):
+        flags = []
+    found = " ".join(name for name in INSTRUCTIONS if name in flags)
+    return f"{found or 'instruction sets unknown'}; torch takes {torch.backends.cpu.get_cpu_capability()}"
 
 
 def version(package: str) -> str:

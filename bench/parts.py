@@ -7,9 +7,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from bench.setting import ROOT, Setting
 LABELS = {"sparsify": "sparsify", "SAELens": "sae_lens", "dictionary_learning": "dictionary_learning"}
 """The other libraries' names, and those of their contenders."""
 ORTHO = "penalty=ortho lambda2_max=0.1 base_threshold=0.1"
+PRODUCT = "encoder product alone, as torch runs it"
+SELECTIONS = ("bfloat16",)
+"""Ways to select features that are measured beside the default one."""
+PLACES = {"cuda": (0.0, 0.5, 0.99), "cpu": (0.0, 0.25, 0.5, 0.75, 0.9, 0.99)}
+"""Where in the run `ortho` is measured, as shares of it."""
 PENALTIES: dict[str, dict[str, Any]] = {
-    "ortho, p = 0": {"words": ORTHO},
-    "ortho, p = 0.5": {"words": ORTHO, "first_step": 0.5},
-    "ortho, p = 0.99": {"words": ORTHO, "first_step": 0.99},
     "strict_ortho": {"words": "penalty=strict_ortho lambda2_max=0.1"},
     "decorrelation": {"words": "penalty=decorrelation lambda2_max=0.1", "first_step": 0.99},
     "ortsae": {"words": "penalty=ortsae"},
@@ -36,17 +39,22 @@ PENALTIES: dict[str, dict[str, Any]] = {
 
 def step(setting: Setting, results: Results) -> None:
     """Whole TopK training steps beside the peers'."""
-    shapes = setting.shapes()
+    shapes = setting.step_shapes()
     for number, shape in enumerate(shapes):
         contenders = [
-            Contender("encoder product alone, as torch runs it", "encoder_product", shape),
+            Contender(PRODUCT, "encoder_product", shape),
             Contender("**ours**", "ours", shape),
             Contender("ours, `train.kernels=reference`", "ours", shape, {"words": "train.kernels=reference"}),
-            Contender("ours, `train.selection=bfloat16`", "ours", shape, {"words": "train.selection=bfloat16"}),
+            *(
+                Contender(f"ours, `train.selection={way}`", "ours", shape, {"words": f"train.selection={way}"})
+                for way in SELECTIONS
+            ),
             *(Contender(label, peer, shape) for label, peer in LABELS.items()),
             Contender("plain PyTorch, fused Adam", "plain", shape),
             Contender("the same through torch.compile", "plain", shape, {"compile": True}),
         ]
+        if number >= len(setting.shapes()):  # where memory and time allow only what is compared
+            contenders = [c for c in contenders if c.name != "plain" and "reference" not in c.label]
         steps = 20 if setting.device == "cuda" and not setting.small else 1
         found, left_out = interleaved(contenders, setting, steps, seconds=setting.left() / (len(shapes) - number))
         title, flop = f"TopK, {shape}", 2 * shape.batch * shape.d_in * shape.d_sae  # of the encoder, the dense product
@@ -54,6 +62,7 @@ def step(setting: Setting, results: Results) -> None:
             row: dict[str, object] = {
                 "": label, "ms per step": 1e3 * measured.median, "tokens/s": shape.batch / measured.median,
                 "time against ours": measured.times(found["**ours**"]) if "**ours**" in found else "",
+                "against the encoder product": measured.times(found[PRODUCT]) if PRODUCT in found else "",
             }  # fmt: skip
             if setting.device == "cuda" and label == "**ours**":
                 row["derived ms"] = sum(1e3 * seconds for _, seconds in derived(shape))
@@ -75,18 +84,31 @@ def derived(shape: Shape) -> list[tuple[str, float]]:
 
 def penalty(setting: Setting, results: Results) -> None:
     """What each penalty adds to the step without it; five steps a turn, as a run's weights stay in the cache."""
+    places = PLACES[setting.device]
+    over_p: dict[str, dict[str, Any]] = {f"ortho, p = {p:g}": {"words": ORTHO, "first_step": p} for p in places}
     for number, shape in enumerate(shapes := setting.shapes()):
-        ways = PENALTIES if number == 0 else {name: way for name, way in PENALTIES.items() if name.startswith("ortho")}
+        ways = over_p | (PENALTIES if number == 0 else {})
         contenders = [Contender("without", "ours", shape)]
         contenders += [Contender(label, "ours", shape, settings) for label, settings in ways.items()]
-        found, left_out = interleaved(contenders, setting, 5, seconds=setting.left() / (len(shapes) - number))
+        steps = 1 if setting.small else 5
+        found, left_out = interleaved(contenders, setting, steps, seconds=setting.left() / (len(shapes) - number))
         without = found.get("without", Measured(""))
         for label, m in found.items():
             row: dict[str, object] = {"penalty": label, "ms per step": 1e3 * m.median}
             if without.seconds:
                 row |= {"added": f"{m.times(without) - 1:+.0%}", "GB added": m.peak_gb - without.peak_gb}
             results.add(f"TopK, {shape}", row)
+        if without.seconds and over_p.keys() <= found.keys():
+            added = [found[name].times(without) - 1 for name in over_p]
+            row = {"penalty": "ortho, mean over p", "added": f"{mean_over(places, added):+.0%}"}
+            results.add(f"TopK, {shape}", row)
         _left_out(results, f"TopK, {shape}", left_out, "penalty")
+
+
+def mean_over(places: Sequence[float], values: Sequence[float]) -> float:
+    """Mean over a run of what was measured at some places of it, between which it is taken to be linear."""
+    pieces = zip(pairwise(places), pairwise(values), strict=True)
+    return sum((b - a) * (u + v) / 2 for (a, b), (u, v) in pieces) / (places[-1] - places[0])
 
 
 def architectures(setting: Setting, results: Results) -> None:
@@ -136,6 +158,19 @@ def harvest(setting: Setting, results: Results) -> None:
         results.add("16 batches of 32 contexts, built-in model to layer 2", row)
 
 
+def groups(setting: Setting, results: Results) -> None:
+    """Eight runs trained side by side against one pass of the model and their bare steps (scripts/measure_groups)."""
+    sizes = ["--d-sae", "512", "--tokens", "65536", "--rounds", "3"]
+    small = ["--runs", "2", "--tokens", "4096", "--d-sae", "64", "--rounds", "1"]
+    command = [sys.executable, "-m", "scripts.measure_groups", "--parts", *(small if setting.small else sizes)]
+    out = subprocess.run(command, cwd=ROOT, env=setting.environment(), capture_output=True, text=True, check=True)
+    ratios = re.findall(r", (CPU|clock): ([\d.]+) \(([\d.]+) to ([\d.]+)\)$", out.stdout, re.M)
+    for way, median, least, most in ratios:
+        row: dict[str, object] = {"by": way, "training of the group / (one pass + bare steps)": float(median)}
+        row["range"] = f"{least} to {most}"
+        results.add("Eight runs, d_sae 512, 65,536 tokens, d_in 512, layer 5 of 6", row)
+
+
 def sweep(setting: Setting, results: Results) -> None:
     """Whole commands: one run, and a sweep of four on the same activations, core evaluation included."""
     words = ["num_tokens=204800", "batch_size=2048", "penalty=none", "lr=1e-3", f"device={setting.device}"]
@@ -166,7 +201,7 @@ class Part:
     where: str
     """Its function, as module:name."""
     limit: int
-    """Seconds that it may take on a GPU."""
+    """Seconds that it may take on a GPU; on a CPU more (`--patience`)."""
     needs: tuple[str, ...] = ()
     """Modules without which it is left out."""
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -189,5 +224,8 @@ PARTS = {
     "disk": Part("bench.disk:disk", 25, (*HYDRA, "safetensors")),
     "architectures": Part("bench.parts:architectures", 40, HYDRA),
     "harvest": Part("bench.parts:harvest", 60, (*RUN, "transformer_lens"), ("cpu",)),
+    "groups": Part("bench.parts:groups", 120, RUN, ("cpu",)),
+    "launcher": Part("bench.launcher:launcher", 60, RUN, ("cpu",)),
+    "evaluation": Part("bench.evaluation:evaluation", 120, RUN, ("cpu",)),
     "sweep": Part("bench.parts:sweep", 60, RUN, ("cpu",)),
 }

@@ -47,6 +47,11 @@ class Setting:
         """A small k and a large one: the studies' on a GPU."""
         return [self.shape(k) for k in ((40, 320) if self.device == "cuda" else (32, 128))]
 
+    def step_shapes(self) -> list[Shape]:
+        """`shapes`, and on a CPU the studies' as well."""
+        of_studies = [replace(STUDIES, k=k, device="cpu", bfloat16=False) for k in (40, 320)]
+        return [*self.shapes(), *(of_studies if self.device == "cpu" and not self.small else ())]
+
     def left(self) -> float:
         """Seconds until the part is killed."""
         return self.ends - time.time()

@@ -6,14 +6,15 @@ import copy
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from sae_sweeps.errors import ConfigError, DataError, out_of_memory
 from sae_sweeps.storage.files import one_line
+from sae_sweeps.storage.printing import print_line
 
 CACHE = Path("~/.cache/sae-sweeps/models")
 """Where models live that are made on this machine, of a GGUF file or by `make smollm2`."""
@@ -29,7 +30,6 @@ def folder_of(file: Path) -> Path:
 def _folder_of(file: Path, size: int, modified: int) -> Path:
     folder = CACHE.expanduser() / f"{file.stem}-{_sha256(file)[:12]}"
     if not folder.is_dir():
-        print(f"model={file}: dequantised once, into {folder} ...", file=sys.stderr)
         convert(file, folder)
     return folder
 
@@ -47,6 +47,7 @@ def convert(file: Path, folder: Path) -> None:
         from gguf import GGUFReader
     except ImportError:
         raise ConfigError(f"model={file}: reading GGUF needs a package; pip install 'sae-sweeps[gguf]'.") from None
+    print_line(f"model={file}: dequantised once, into {folder} ...")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -54,8 +55,9 @@ def convert(file: Path, folder: Path) -> None:
     logging.disable_progress_bar()
     try:
         types = Counter(tensor.tensor_type.name for tensor in GGUFReader(str(file)).tensors)
-        read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        place: dict[str, Any] = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+        read = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
     except Exception as error:  # transformers and gguf raise many types here
         if out_of_memory(error):
             raise

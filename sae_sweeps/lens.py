@@ -197,7 +197,7 @@ def hook_width(config_file: Path, name: str) -> int:
 def _width_of_one_layer(config_file: Path, name: str) -> int:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(config_file.parent)
+    config = AutoConfig.from_pretrained(config_file.parent, trust_remote_code=False)
     text = config.get_text_config()
     text.num_hidden_layers, text.vocab_size = 1, 64
     if isinstance(getattr(text, "layer_types", None), list):

@@ -57,34 +57,37 @@ class Step:
     def n_pairs(self) -> int:
         return self.batch * self.k
 
-    def operation(self, name: str, device: Device) -> tuple[list[Cost], int, float, str]:
-        """Costs, launches, memory held and kind (sums or products) of an operation, as the cost model chooses."""
+    def by_products(self, name: str, device: Device) -> bool:
+        return cost.dense_is_cheaper(name, device, self.batch, self.d_sae, self.d_in, self.n_pairs, "bfloat16")
+
+    def operation(self, name: str, device: Device, first: bool = False) -> tuple[list[Cost], int, float, str]:
+        """Costs, launches, memory held and kind (sums or products) of an operation, as the cost model chooses.
+
+        first: of those that need f, which is written out for products once.
+        """
         B, n, d, P = self.batch, self.d_sae, self.d_in, self.n_pairs
-        if not cost.dense_is_cheaper(name, device, B, n, d, P, "bfloat16"):
+        if not self.by_products(name, device):
             rows, out = {"decode": (n, B), "dots": (n, 0), "weight_gradient": (B, n)}[name]
             parts = P * 4 * -(-d // cost.SLAB) if name == "dots" else P * 4 if name == "weight_gradient" else 0
             beside = [Cost(2.0 * parts)] if parts else []
             return [cost.sums(device, P, rows, d, out), *beside], 1 + len(beside), parts + out * d * 4, "sums"
-        shape = {"decode": (B, d, n), "dots": (B, n, d), "weight_gradient": (n, d, B)}[name]
-        rounded = (B if name == "weight_gradient" else n) * d
-        costs = [cost.product(*shape, "bfloat16"), Cost(6.0 * rounded)]
-        costs.append(Cost(44.0 * P) if name == "dots" else cost.written_out(B, n, P, "bfloat16"))
-        return costs, 5, shape[0] * shape[1] * 4.0 + rounded * 2 + (0 if name == "dots" else B * n * 2), "products"
+        written = {"decode": 4.0 * B * d, "dots": 2.0 * B * n, "weight_gradient": 2.0 * n * d}[name]
+        held = written + 2.0 * B * d * (name != "decode") + 2.0 * B * n * first
+        return cost.dense(name, B, n, d, P, "bfloat16", first), 5, held, "products"
 
     def after(self, device: Device) -> Iterator[Part]:
         B, n, d, P = self.batch, self.d_sae, self.d_in, self.n_pairs
         W, x, z = 4.0 * n * d, 4.0 * B * d, 2.0 * B * n
         yield Part("x - b_dec", [Cost(2 * x)], Cost(x), 1, x)
-        encoder = [Cost(1.5 * W), Cost(1.5 * x), cost.product(B, n, d, "bfloat16", 2)]
-        yield Part("encoder, in bfloat16", encoder, Cost(W + z, 0, 2.0 * B * n * d, "bfloat16"), 4, W / 2 + z)
+        encoder = [Cost(1.5 * x), cost.product(B, n, d, "bfloat16", 2)]
+        yield Part("encoder, in bfloat16", encoder, Cost(W + z, 0, 2.0 * B * n * d, "bfloat16"), 3, W / 2 + z)
         # as compiled for sm_90: 75 instructions for 8 numbers of a thread, and 1800 for what follows
         groups = 2 ** math.ceil(math.log2(max(1024, 4 * self.k, math.isqrt(int(1.125 * self.k) * n))))
         instructions = B * (n / 8 / 32 * 75 + min(groups // 256, 16) * 1800)
         yield Part(
             "selection of the k largest", [Cost(z + 10 * P)], Cost(z), 1, 10 * P + 4.0 * B * groups, instructions
         )
-        yield Part("z in float32, for loss terms", [Cost(3 * z)], Cost(), 2, 2 * z)
-        costs, launches, holds, kind = self.operation("decode", device)
+        costs, launches, holds, kind = self.operation("decode", device, first=True)
         residual = Cost(2 * x)  # x is read and the error written; the squares are summed on the way
         more = [] if kind == "sums" else [Cost(4 * x)]
         name = f"x_hat, error and its squares, by {kind}"
@@ -93,13 +96,19 @@ class Step:
         yield Part(f"gradient of the values, by {kind}", costs, Cost(), launches, holds)  # rows read for x_hat
         # keys of 16 bits and numbers of 64 in two passes, each read and written; start, token and number gathered
         yield Part("pairs by feature", [Cost(2 * 2 * 10.0 * P), Cost(40.0 * P), Cost(8.0 * n)], Cost(), 9, 30.0 * P)
-        for weight in ("W_enc", "W_dec"):
-            costs, launches, holds, kind = self.operation("weight_gradient", device)
+        decoded = self.by_products("decode", device)
+        for weight in ("W_dec", "W_enc"):
+            first = weight == "W_dec" and not decoded
+            costs, launches, holds, kind = self.operation("weight_gradient", device, first)
             yield Part(f"gradient of {weight}, by {kind}", costs, Cost(W + x), launches, holds)
-        yield Part("gradients of the biases", [Cost(W), Cost(x), Cost(8.0 * P)], Cost(W), 6)
-        yield Part("norm of the gradients", [Cost(3 * W), Cost(8.0 * n)], Cost(), 8, 8.0 * n)
-        yield Part("clip, Adam, unit rows", [Cost(14 * W)], Cost(14 * W), 8)
-        yield Part("small kernels: counts, flags, buffers, no dead feature", [Cost()] * 55, Cost(), 55)
+        yield Part("gradients of the biases", [Cost(W / 2), Cost(x), Cost(8.0 * P)], Cost(W), 7)
+        gradient = W / 2 if self.by_products("weight_gradient", device) else W
+        yield Part("norm of the gradients", [Cost(2 * gradient + W), Cost(8.0 * n)], Cost(), 8, 8.0 * n)
+        # beside the weights and moments, W_enc in bfloat16, and W_dec where products read it
+        copies = W / 2 * (1 + (decoded or self.by_products("dots", device)))
+        adam = "clip, Adam, unit rows, weights in bfloat16"
+        yield Part(adam, [Cost(12 * W + 2 * gradient + copies)], Cost(14 * W), 8, copies - W / 2)
+        yield Part("small kernels: counts, flags, buffers, no dead feature", [Cost()] * 51, Cost(), 51)
 
     def before(self, device: Device) -> Iterator[Part]:
         """At the start of the work, with bytes counted the same way."""

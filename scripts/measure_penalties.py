@@ -137,30 +137,31 @@ def measure_dense(words: argparse.Namespace) -> str:
         coactivation_cpu.DENSE_SHARE, kept = share, coactivation_cpu.DENSE_SHARE
         coactivation_cpu.by_features(W[:3], small, 2, competition)
         coactivation_cpu.DENSE_SHARE = kept
-    rows: list[int] = []
+    shapes: list[tuple[int, int]] = []
     extra = 0.0
-    tile = coactivation_cpu._tile
-    coactivation_cpu._tile = lambda *args: (rows.append(args[5] - args[4]), tile(*args))
+    weigh = coactivation_cpu._weigh
+    coactivation_cpu._weigh = lambda S, *args: (shapes.append(S.shape), weigh(S, *args))
     ratios: dict[str, list[float]] = {"wall": [], "processor": []}
     for _ in range(words.rounds):
-        rows.clear()
+        shapes.clear()
         forget_peak()
         before = memory_peak()
         wall, cpu = time.perf_counter(), time.process_time()
         value, pairs, grad = coactivation_cpu.by_features(W, f, len(indices), competition)
         took = time.perf_counter() - wall, time.process_time() - cpu
         extra = max(extra, memory_peak() - before)  # later rounds reuse what the first one freed
-        n_rows, out = sum(rows), torch.empty(coactivation_cpu.TILE, words.d_sae)
+        n_pairs = sum(rows * columns for rows, columns in shapes)
         wall, cpu = time.perf_counter(), time.process_time()
-        for start in range(0, n_rows, coactivation_cpu.TILE):
-            some = W[start : min(start + coactivation_cpu.TILE, n_rows)]
-            grad[start : start + len(some)] = torch.mm(some, W.T, out=out[: len(some)]) @ W
+        for rows, columns in shapes:
+            S = W[:rows] @ W[:columns].T
+            grad[:rows] += S @ W[:columns]
+            grad[:columns].addmm_(S.T, W[:rows])
         products = time.perf_counter() - wall, time.process_time() - cpu
         for found, mine, theirs in zip(ratios.values(), took, products, strict=True):
             found.append(mine / theirs)
-    flops = 4 * n_rows * words.d_sae * words.d_in
+    flops = 6 * n_pairs * words.d_in
     return (
-        f"{pairs:,} competing pairs; {n_rows:,} of {words.d_sae:,} features by tiles; {took[0]:.1f} s; "
+        f"{pairs:,} competing pairs; tiles of {n_pairs:,} pairs; {took[0]:.1f} s; "
         f"{statistics.median(ratios['wall']):.2f} (processor time {statistics.median(ratios['processor']):.2f}) times "
         f"its matrix products of {flops / 1e12:.2f} Tflop ({flops / products[0] / 1e9:.0f} Gflop/s); "
         f"memory above its inputs {extra:.2f} GB, of which the gradient {grad.numel() * 4 / 2**30:.2f} GB"

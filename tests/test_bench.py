@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as bench
-from bench.parts import PARTS
+from bench.parts import PARTS, mean_over
 from bench.results import FILE, Results, read, shown, table, tables, write
 from bench.setting import Setting
 
@@ -105,3 +105,8 @@ def test_make_bench_gpu_installs_nothing_where_torch_is(has_torch, sees, tmp_pat
     assert (done.returncode == 0) == has_torch
     assert ("-m bench --device cuda --parts check" in log.read_text()) == has_torch
     assert ("venv" in log.read_text() or "version_info" in log.read_text()) == (not has_torch)
+
+
+def test_the_mean_over_a_run_is_that_of_the_line_through_its_places():
+    assert mean_over((0.0, 0.5, 1.0), (0.0, 1.0, 1.0)) == pytest.approx(0.75)
+    assert mean_over((0.0, 0.9), (2.0, 2.0)) == pytest.approx(2.0)

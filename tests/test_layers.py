@@ -5,9 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,6 +38,7 @@ LAYERS = (
     "analysis.output",
     "analysis.plots",
     "analysis.report",
+    "analysis.features",
     "analysis.wandb",
     "analysis.commands",
     "analysis.__main__",
@@ -85,9 +85,14 @@ def module_name(path: Path, root: Path) -> str:
     return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imports_of(path: Path, known: set[str]) -> list[tuple[str, bool]]:
     """The project's modules that a file imports, anywhere in it, and whether only for type checkers."""
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     for_types = {
         id(node)
         for block in ast.walk(tree)
@@ -108,8 +113,9 @@ def imports_of(path: Path, known: set[str]) -> list[tuple[str, bool]]:
     return found
 
 
-def graph(root: Path) -> dict[str, list[tuple[str, bool]]]:
-    files = {module_name(path, root): path for path in product_files(root)}
+@cache
+def graph() -> dict[str, list[tuple[str, bool]]]:
+    files = {module_name(path, ROOT): path for path in product_files(ROOT)}
     return {name: imports_of(path, set(files)) for name, path in files.items()}
 
 
@@ -121,10 +127,10 @@ def layer_of(module: str) -> int:
     return max(owners, key=lambda n: len(LAYERS[n]))
 
 
-def upward_imports(root: Path) -> list[str]:
+def upward_imports(modules: dict[str, list[tuple[str, bool]]]) -> list[str]:
     return [
         f"{module} imports {target}"
-        for module, targets in graph(root).items()
+        for module, targets in modules.items()
         for target, _ in targets
         if layer_of(target) > layer_of(module)
     ]
@@ -159,18 +165,18 @@ def circles(edges: dict[str, set[str]]) -> list[frozenset[str]]:
 
 
 def test_no_import_runs_upwards():
-    assert upward_imports(ROOT) == []
+    assert upward_imports(graph()) == []
 
 
 def test_analysis_reads_files_and_configs_only():
     below = {"errors", "schedules", "storage", "config", "tracking"}
-    used = {t.split(".")[1] for m, targets in graph(ROOT).items() if m.startswith("analysis.") for t, _ in targets
+    used = {t.split(".")[1] for m, targets in graph().items() if m.startswith("analysis.") for t, _ in targets
             if t.startswith("sae_sweeps.")}  # fmt: skip
     assert used <= below
 
 
 def test_no_circle_but_of_types():
-    modules = graph(ROOT)
+    modules = graph()
     assert circles({m: {t for t, for_types in targets if not for_types} for m, targets in modules.items()}) == []
     with_types = circles({m: {t for t, _ in targets} for m, targets in modules.items()})
     assert set(with_types) <= TYPE_CIRCLES
@@ -180,26 +186,27 @@ def test_modules_are_imported_by_name_in_listed_files_only():
     users = {
         path.relative_to(ROOT).as_posix()
         for path in product_files(ROOT)
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if (isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).endswith(("import_module", "__import__")))
     }
     assert users == DYNAMIC
 
 
 def test_an_upward_import_is_found(tmp_path):
-    for path in product_files(ROOT):
-        copy = tmp_path / path.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(path.read_text())
-    planted = tmp_path / "sae_sweeps" / "storage" / "files.py"
-    planted.write_text(planted.read_text() + "\n\ndef later():\n    from sae_sweeps.runs import session\n")
-    assert upward_imports(tmp_path) == ["sae_sweeps.storage.files imports sae_sweeps.runs.session"]
+    planted = tmp_path / "files.py"
+    text = (ROOT / "sae_sweeps" / "storage" / "files.py").read_text()
+    planted.write_text(text + "\n\ndef later():\n    from sae_sweeps.runs import session\n")
+    modules = graph() | {"sae_sweeps.storage.files": imports_of(planted, set(graph()))}
+    assert upward_imports(modules) == ["sae_sweeps.storage.files imports sae_sweeps.runs.session"]
 
 
-@pytest.mark.parametrize("package", ["storage", "config", "sweeps", "analysis"])
-def test_what_reads_files_and_configs_loads_no_torch(package):
-    name = package if package == "analysis" else f"sae_sweeps.{package}"
-    modules = [m for m in graph(ROOT) if m.startswith(name + ".") and not m.endswith("__main__")]
-    code = f"import sys, importlib\nfor m in {modules!r}: importlib.import_module(m)\nsys.exit('torch' in sys.modules)"
+def test_what_reads_files_and_configs_loads_no_torch():
+    packages = ("sae_sweeps.storage", "sae_sweeps.config", "sae_sweeps.sweeps", "analysis")
+    modules = [m for name in packages for m in graph() if m.startswith(name + ".") and not m.endswith("__main__")]
+    code = f"""import sys, importlib
+for module in {modules!r}:
+    importlib.import_module(module)
+    if 'torch' in sys.modules:
+        sys.exit(f'{{module}} loads torch')"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr or "torch was loaded"
+    assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ studies are not comparable. Rules that are registered as `across` see the runs o
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ from analysis.auditing.finding import LEVELS, Finding
 from analysis.auditing.run import Run, runs_of
 from analysis.grouped import grouped
 from analysis.text import clean
+from sae_sweeps.errors import DamagedFile
 from sae_sweeps.storage.sweep_folder import read_manifest
 
 
@@ -57,5 +59,6 @@ def varied_by(paths: Iterable[str | Path]) -> set[str]:
         places = [path, path / "manifest.json", *path.glob("*/manifest.json"), *path.glob("sweeps/*/manifest.json")]
         for place in places:
             if place.name == "manifest.json" and place.is_file():
-                found.update(map(str, read_manifest(place.parent).get("varied") or []))
+                with suppress(DamagedFile):  # its runs are read; their differences are then all warned of
+                    found.update(map(str, read_manifest(place.parent).get("varied") or []))
     return found

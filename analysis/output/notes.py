@@ -14,6 +14,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ from analysis.reading.own_notes import (
     STATE,
     TRAINING,
 )  # fmt: skip
-from analysis.reading.record import ABSENT, submodule_name
+from analysis.reading.record import ABSENT, Recorded, submodule_name
+from analysis.reading.run_folders import or_warned
 from analysis.text import cell, clean
 from sae_sweeps.errors import ConfigError, DataError
 
@@ -147,7 +149,8 @@ def noted(full: pd.DataFrame) -> list[Noted]:
         if run.config.get("submodule_name") == submodule_name(run.config):
             run.config.pop("submodule_name", None)
         if not run.source:
-            run.recorded = evaluated(run.evidence.folder, run.state)
+            read = partial(evaluated, run.evidence.folder, run.state)
+            run.recorded = or_warned(run.warnings, read, Recorded())
         elif not run.recorded.own:
             run.recorded = replace(run.recorded, evaluations=evaluations_of(run))
     return [Noted(run) for run in runs]

@@ -18,8 +18,8 @@ def draw(
 ) -> list[Path]:
     """Every figure (or `only` those named) as NAME.png and NAME.svg in the folder; the files.
 
-    `report` gets a line about each: what it shows, or what is not there to draw it from. Raises DataError and
-    DamagedFile as `records` does, ConfigError for a name that no figure has.
+    `report` gets a line about each, what it shows or what is not there to draw it from, and one about each file left
+    out as damaged. Raises DataError and DamagedFile as `records` does, ConfigError for a name that no figure has.
     """
     names = list(PLOTS) if only is None else known(only)
     study, files = Study.of(paths), list[Path]()
@@ -35,6 +35,8 @@ def draw(
             write_text(here[1], svg(fig))
             files += here
             report(f"{name}: {PLOTS[name].about}")
+    for sentence in study.damaged:
+        report(f"warning: left out: {sentence}")
     return files
 
 

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from analysis.grouped import grouped
 from analysis.plots.lines import Panel, legend_of, line_panels, named_variants, rows_of_panels
-from analysis.plots.study import PHASES, Study, Variant, evenly, shared_steps
+from analysis.plots.study import PHASES, Missing, Study, Variant, evenly, shared_steps
 from analysis.plots.style import COLOURS, DASHES, GREY, Room, add_below, finish, log_scale, look, panels
 
 MATRICES = 5
@@ -31,8 +31,12 @@ Records = list[dict[str, Any]]
 
 def similarity_matrices(study: Study) -> Figure:
     """|w_i . w_j| of the fixed block at the four phases; darker is more alike, the diagonal left out."""
-    variants, left_out = study.sample(with_snapshots(study), MATRICES)
-    blocks = {row: seriated(blocks_of(study, row)) for variant in variants for row in variant.rows[:1]}
+    sampled, left_out = study.sample(with_snapshots(study), MATRICES)
+    kept = {variant.rows[0]: blocks_of(study, variant.rows[0]) for variant in sampled}
+    blocks = {row: seriated(found) for row, found in kept.items() if found}
+    variants = [variant for variant in sampled if variant.rows[0] in blocks]
+    if not variants:
+        raise Missing("no snapshot of the runs reads back")
     top = max(float(np.quantile(block, 0.999)) for found in blocks.values() for block in found.values())
     room = Room(left=0.05, right=0.05, bottom=0.05, top=0.2)
     fig, axes = panels(4 * len(variants), 4, (1.7, 1.85), room, left=0.45, right=0.75)
@@ -56,7 +60,8 @@ def similarity_matrices(study: Study) -> Figure:
 
 
 def blocks_of(study: Study, row: int) -> dict[int, np.ndarray]:
-    return {percent: study.snapshot(row, percent, "block")[0] for percent in study.phases(row)}
+    found = {percent: study.snapshot_or_none(row, percent, "block") for percent in PHASES}
+    return {percent: arrays[0] for percent, arrays in found.items() if arrays}
 
 
 def seriated(cosines: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
@@ -85,8 +90,8 @@ def similarity_histograms(study: Study) -> Figure:
     """Histograms of the pairs' |cosine| at the four phases."""
 
     def shares(variant: Variant, percent: int) -> tuple[np.ndarray, np.ndarray] | None:
-        kept = [row for row in variant.rows if percent in study.phases(row)]
-        found = [study.snapshot(row, percent, "histogram", "edges") for row in kept]
+        kept = [study.snapshot_or_none(row, percent, "histogram", "edges") for row in variant.rows]
+        found = [arrays for arrays in kept if arrays]
         if not found:
             return None
         edges = found[0][1]

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable
+from statistics import mean, stdev
 
 from matplotlib.figure import Figure
 
@@ -12,7 +13,7 @@ from analysis.plots.groups import layer_records
 from analysis.plots.lines import legend_of, lines_note, named_variants
 from analysis.plots.study import Missing, Study, Variant, evenly
 from analysis.plots.style import GREY, Room, finish, log_scale, look, panels
-from sae_sweeps.config.evaluations import BUILTIN
+from sae_sweeps.config.evaluations import BUILTIN, LABELLED, PREFIXES, plain_name, prefix_of
 
 BETTER = {"higher": "higher is better", "lower": "lower is better", "one": "nearest to 1 is best"}
 LEGACY = "explained_variance_legacy"
@@ -22,6 +23,7 @@ EVALUATED = (
     "hierarchy_coarse_top_1_accuracy", "hierarchy_fine_top_1_accuracy",
 )  # fmt: skip
 """The metrics that are drawn after those of FIRST."""
+DATA = {"": "SAEBench's data", BUILTIN: "built-in data", LABELLED: "labelled data of your own"}
 NO_BARS = ("tokens_to_fvu", "seconds_to_fvu", "penalty_loss")
 FRONTS = (("ce_loss_score", "loss recovered"), ("explained_variance", "explained variance"), ("fvu", "fvu"))
 BUDGETS = (("steps", "training steps"), ("final_loss", "final total loss"), ("tokens", "training tokens"))
@@ -71,7 +73,7 @@ def metric_bars(study: Study, titles: Iterable[tuple[str, str]], missing: str) -
 
 def evaluation_metrics(study: Study) -> Figure:
     old = any(study.values(v, LEGACY) and not study.values(v, "explained_variance") for v in study.variants)
-    wanted = dict.fromkeys((*FIRST, *EVALUATED, *(BUILTIN + name for name in EVALUATED)))
+    wanted = dict.fromkeys((*FIRST, *(prefix + name for prefix in ("", *PREFIXES.values()) for name in EVALUATED)))
     names = [(name, headed(name)) for name in wanted if name not in NO_BARS and (name != LEGACY or old)]
     return metric_bars(study, names, "no run has been evaluated")
 
@@ -120,10 +122,10 @@ def by_number(study: Study) -> Figure:
     """Metrics for each number of features: a line for each variant; the language model itself in grey dashes."""
     found: dict[tuple[str, str], dict[int, list[str]]] = {}
     for name in study.metric_names():
-        plain = name.removeprefix(BUILTIN)
+        plain = plain_name(name)
         for title, (pattern, _, _) in SERIES.items():
             if match := re.fullmatch(pattern, plain):
-                where = "built-in data" if plain != name else "SAEBench's data"
+                where = DATA[prefix_of(name)]
                 found.setdefault((title, where), {}).setdefault(int(match[1]), []).append(name)
     found = {key: numbers for key, numbers in found.items() if len(numbers) > 1}
     if not found:
@@ -162,7 +164,7 @@ def by_number(study: Study) -> Figure:
 
 
 def pareto(study: Study) -> Figure:
-    """Each run's L0 against what it explains; the dashed line is the Pareto front."""
+    """Each variant's L0 against what it explains, means and deviations over seeds; the dashed line is the front."""
     there = study.metric_names()
     names = [(name, title) for name, title in FRONTS if name in there]
     if "l0" not in there or not names:
@@ -176,8 +178,12 @@ def pareto(study: Study) -> Figure:
             ax.plot(*zip(*points, strict=True), "o", color=GREY, markersize=2.5, alpha=0.6, zorder=1)
         for number, variant in enumerate(named):
             shape = look(number) | {"linestyle": "none"}
-            if inside := points_of(study, variant, name):
-                ax.plot(*zip(*inside, strict=True), **shape, markersize=5, zorder=3, alpha=0.9)
+            if spread := spread_of(study, variant, name):
+                across, up = spread
+                ax.errorbar(
+                    *points_of(study, variant, name)[0], xerr=across, yerr=up, **shape, markersize=5, zorder=3,
+                    elinewidth=1, capsize=2,
+                )  # fmt: skip
         best = front(points, direction(name) or "higher")
         if best:
             x, y = zip(*best, strict=True)
@@ -187,20 +193,34 @@ def pareto(study: Study) -> Figure:
             log_scale(ax, "x")
         better = BETTER[direction(name) or "higher"]
         ax.set(title=f"{title} ({better})", xlabel="L0 (active features per token)", ylabel=name)
-    note = "Rings and the dashed line are the front: no run is as sparse and better than one on it."
+    note = "Rings and the dashed line are the front: no variant is as sparse and better than one on it."
+    if any(len(pairs_of(study, variant, names[0][0])) > 1 for variant in named):
+        note += " Bars are standard deviations over seeds."
     if len(named) < len(variants):
         note += f" {len(named)} of {len(variants)} are named, those on the front first."
     return finish(fig, *legend_of(named, points=True), note=note)
 
 
 def points_of(study: Study, variant: Variant, name: str) -> list[tuple[float, float]]:
-    """L0 and the metric of each of the variant's runs that has both.
+    """L0 and the metric, means over the variant's runs that have both; empty where none has.
 
     L0 to three digits: runs of one k differ in the fifth, by a few tokens of fewer positive features.
     """
+    pairs = pairs_of(study, variant, name)
+    return [(float(f"{mean(x for x, _ in pairs):.3g}"), mean(y for _, y in pairs))] if pairs else []
+
+
+def spread_of(study: Study, variant: Variant, name: str) -> tuple[float, float] | None:
+    """The standard deviations over seeds of L0 and the metric, 0 for a single run; None where no run has both."""
+    pairs = pairs_of(study, variant, name)
+    if not pairs:
+        return None
+    return (stdev(x for x, _ in pairs), stdev(y for _, y in pairs)) if len(pairs) > 1 else (0.0, 0.0)
+
+
+def pairs_of(study: Study, variant: Variant, name: str) -> list[tuple[float, float]]:
     l0, values = study.column("l0"), study.column(name)
-    points = [(float(f"{l0[row]:.3g}"), values[row]) for row in variant.rows]
-    return [(x, y) for x, y in points if x == x and y == y]
+    return [(l0[row], values[row]) for row in variant.rows if l0[row] == l0[row] and values[row] == values[row]]
 
 
 def front(points: list[tuple[float, float]], better: str = "higher") -> list[tuple[float, float]]:

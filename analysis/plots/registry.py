@@ -7,6 +7,7 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from analysis.plots import features, groups, outcomes, training
+from analysis.plots.effects import effects
 from analysis.plots.study import Study
 
 
@@ -26,6 +27,7 @@ METRICS, RESULTS, MONITORS = "metrics.jsonl", "results.json or imported notes", 
 SNAPSHOTS = "monitors/*.npz"
 
 PLOTS: dict[str, Plot] = {
+    "effects": Plot("each variant's difference to its baseline, with its interval over seeds", RESULTS, effects),
     "training_curves": Plot("all loss terms and fvu over the training", METRICS, training.training_curves),
     "held_out": Plot("fvu on held-out text over the tokens", METRICS, training.held_out),
     "sparsity": Plot("L0 and dead features over the training", METRICS, training.sparsity),

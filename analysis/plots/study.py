@@ -2,12 +2,10 @@
 
 import json
 import re
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,10 @@ from analysis.columns import differing
 from analysis.metrics import badness
 from analysis.output.view import labels
 from analysis.reading.records import records
+from analysis.reading.run_folders import or_warned
 from analysis.text import cell, clean
 from sae_sweeps.errors import DamagedFile
+from sae_sweeps.storage.arrays import read_npz
 from sae_sweeps.storage.rows import RowFile
 from sae_sweeps.storage.run_folder import RunFolder
 
@@ -67,6 +67,8 @@ class Study:
     full: pd.DataFrame
     """The frame of `records`."""
     variants: list[Variant] = field(init=False)
+    damaged: list[str] = field(default_factory=list, init=False)
+    """A sentence on each file that was left out because it does not read back; a warning of its run too."""
     _curves: dict[int, dict[str, np.ndarray]] = field(default_factory=dict, init=False)
     _monitors: dict[int, list[dict[str, Any]]] = field(default_factory=dict, init=False)
     _columns: dict[str, list[float]] = field(default_factory=dict, init=False)
@@ -93,13 +95,22 @@ class Study:
     def folder(self, row: int) -> RunFolder:
         return RunFolder(self.full["run", "folder"].iloc[row])
 
+    def _or_damaged(self, row: int, read: Callable[[], Any], otherwise: Any) -> Any:
+        """As `or_warned`, of a run's file; the sentence is in `damaged` too."""
+        warnings = self.full["run", "warnings"].iloc[row]
+        known = len(warnings)
+        found = or_warned(warnings, read, otherwise)
+        self.damaged += warnings[known:]
+        return found
+
     def state(self, row: int) -> str:
         return self.full["run", "state"].iloc[row]
 
     def curves(self, row: int) -> dict[str, np.ndarray]:
         """The numbers of metrics.jsonl as name -> array [n], nan where a row lacks it; with WEIGHTED and SHARE."""
         if row not in self._curves:
-            curves = self._curves[row] = columns_of(thinned_rows(self.folder(row).metrics, POINTS))
+            read = partial(thinned_rows, self.folder(row).metrics, POINTS)
+            curves = self._curves[row] = columns_of(self._or_damaged(row, read, []))
             if {"penalty_loss", "penalty_weight", "loss"} <= set(curves):
                 curves[WEIGHTED] = curves["penalty_loss"] * curves["penalty_weight"]
                 curves[SHARE] = curves[WEIGHTED] / np.where(curves["loss"] != 0, curves["loss"], np.nan)
@@ -132,7 +143,7 @@ class Study:
     def monitors(self, row: int, name: str) -> list[dict[str, Any]]:
         """The records of one monitor in monitors.jsonl, oldest first."""
         if row not in self._monitors:
-            self._monitors[row] = self.folder(row).monitors.rows()
+            self._monitors[row] = self._or_damaged(row, self.folder(row).monitors.rows, [])
         return [record for record in self._monitors[row] if record.get("monitor") == name]
 
     def monitored(self, variant: Variant, monitor: str, key: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -148,13 +159,18 @@ class Study:
         folder = self.folder(row).path / "monitors"
         return [percent for percent in PHASES if (folder / f"similarity_{percent}.npz").exists()]
 
+    def snapshot_or_none(self, row: int, percent: int, *names: str) -> list[np.ndarray] | None:
+        """As `snapshot`, None where there is none that reads back."""
+        read = partial(self.snapshot, row, percent, *names)
+        return self._or_damaged(row, read, None) if percent in self.phases(row) else None
+
     def snapshot(self, row: int, percent: int, *names: str) -> list[np.ndarray]:
         """Arrays of monitors/similarity_25.npz and so on. Raises DamagedFile where they cannot be read."""
         path = self.folder(row).path / "monitors" / f"similarity_{percent}.npz"
         try:
-            with np.load(path, allow_pickle=False) as kept:
-                return [kept[name] for name in names]
-        except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zlib.error, zipfile.BadZipFile):
+            kept = read_npz(path)
+            return [kept[name] for name in names]
+        except (DamagedFile, KeyError):
             mend = "restore it, or remove it, and figures leave that phase out"
             raise DamagedFile(f"{path} is damaged; {mend}.") from None
 

@@ -3,10 +3,7 @@
 import json
 import math
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
-
-from sae_sweeps.errors import DamagedFile
 
 NESTED = {dict, list}
 
@@ -47,15 +44,3 @@ def flat_metrics(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
         elif type(value) in (float, int) and math.isfinite(value):
             flat[prefix + key] = value
     return flat
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        content = None
-    if not isinstance(content, dict):
-        raise DamagedFile(f"{path} is damaged (it is not a YAML mapping); restore it, or run the run again.")
-    return content

@@ -1,11 +1,13 @@
 """How soon a run reaches a held-out fraction of variance unexplained."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from analysis.reading.run_folders import or_warned
 from sae_sweeps.storage.rows import RowFile
 
 Row = dict[str, Any]
@@ -86,11 +88,13 @@ def with_convergence(full: pd.DataFrame, target: float | None = None) -> tuple[p
     """The frame with the metrics tokens_to_fvu and seconds_to_fvu of completed runs, and their target.
 
     Without a target it is `common_target`. A run that never reached it has nan; where no run was followed on held-out
-    text the frame comes back as it is.
+    text the frame comes back as it is. A damaged metrics.jsonl becomes one of its run's warnings.
     """
     complete = [number for number, state in enumerate(full["run", "state"]) if state == "completed"]
     folders = list(full["run", "folder"])
-    rows = {number: followed(folders[number]) for number in complete}
+    warnings = list(full["run", "warnings"])
+    nothing: list[Row] = []
+    rows = {n: or_warned(warnings[n], partial(followed, folders[n]), nothing) for n in complete}
     target = common_target(rows.values()) if target is None else target
     if target is None or common_target(rows.values()) is None:
         return full, None

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.reading.record import ABSENT, RUN_FIELDS, Record
-from analysis.reading.run_folders import read_run, runs_at
-from sae_sweeps.errors import DataError
+from analysis.reading.run_folders import read_or_damaged, runs_at
+from sae_sweeps.errors import DamagedFile, DataError
+from sae_sweeps.storage.run_folder import DAMAGED
 
 
 def records(paths: Iterable[str | Path], sources: bool = False) -> pd.DataFrame:
@@ -23,8 +24,9 @@ def records(paths: Iterable[str | Path], sources: bool = False) -> pd.DataFrame:
 
     A path is a run folder, a results.json, a sweep folder (or its manifest.json), or an outputs tree; or imported
     records: a file that `analysis import` wrote, a folder with such files, `reference`. Runs without results appear
-    with their state. With `sources`, a file of notes, figures or SAEBench's results is read as `import` reads it.
-    Raises DataError for a path that is missing or holds no run, DamagedFile for a file that does not read back.
+    with their state, one with a file that does not read back as DAMAGED. With `sources`, a file of notes, figures or
+    SAEBench's results is read as `import` reads it. Raises DataError for a path that is missing or holds no run,
+    DamagedFile for a manifest or an import that does not read back, or where no run does.
     """
     from analysis.reading.import_files import imported_records, source_records
 
@@ -39,10 +41,13 @@ def records(paths: Iterable[str | Path], sources: bool = False) -> pd.DataFrame:
             plain = folder.name not in ("", "..") and not folder.is_symlink()
             place = real(folder.parent) / folder.name if plain else folder.resolve()
             if place not in found:
-                found[place] = read_run(folder, title, place.name)
+                found[place] = read_or_damaged(folder, title, place.name)
         for record in imported:
             found.setdefault(record.folder.absolute(), record)
-    return frame_of(list(found.values()))
+    runs = list(found.values())
+    if all(run.state == DAMAGED for run in runs):
+        raise DamagedFile(runs[0].error)
+    return frame_of(runs)
 
 
 def frame_of(runs: list[Record]) -> pd.DataFrame:

@@ -1,16 +1,17 @@
 """The run folders at a path, each read as a Record."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from analysis.metrics import remember
-from analysis.reading.configs import flat_config, flat_metrics, read_yaml
+from analysis.reading.configs import flat_config, flat_metrics
 from analysis.reading.record import LOST, Record
 from sae_sweeps.errors import DamagedFile, DataError
-from sae_sweeps.storage.files import MissingFile, read_json
+from sae_sweeps.storage.files import read_yaml
 from sae_sweeps.storage.lease import Lease
-from sae_sweeps.storage.run_folder import RunFolder
+from sae_sweeps.storage.run_folder import DAMAGED, RunFolder
 from sae_sweeps.storage.sweep_folder import read_manifest
 
 
@@ -45,25 +46,38 @@ def is_run(folder: Path) -> bool:
 
 def runs_of_sweep(manifest: Path) -> Iterator[tuple[Path, str | None]]:
     """outputs/sweeps/NAME/manifest.json lists runs that live in outputs/runs."""
-    try:
-        listed = [(str(run["run_id"]), run.get("title")) for run in read_manifest(manifest.parent)["runs"]]
-    except (KeyError, TypeError):
-        raise DamagedFile(f"{manifest} is damaged (a run has no id); restore it, or give the runs' folders.") from None
+    listed = [(run["run_id"], run.get("title")) for run in read_manifest(manifest.parent)["runs"]]
     home = manifest.resolve().parents[2] / "runs"
     for run_id, title in listed:
         yield home / run_id, title
+
+
+Read = TypeVar("Read")
+
+
+def read_or_damaged(folder: Path, title: str | None = None, run_id: str | None = None) -> Record:
+    """As `read_run`; where a file does not read back, a record in the state DAMAGED."""
+    try:
+        return read_run(folder, title, run_id)
+    except (DamagedFile, DataError) as error:
+        return Record(run_id or folder.resolve().name, folder, title, DAMAGED, error=str(error))
+
+
+def or_warned(warnings: list[str], read: Callable[[], Read], otherwise: Read) -> Read:
+    """What `read` returns; `otherwise` where a file is damaged, which then is one of the run's warnings."""
+    try:
+        return read()
+    except DamagedFile as damaged:
+        if str(damaged) not in warnings:
+            warnings.append(str(damaged))
+        return otherwise
 
 
 def read_run(folder: Path, title: str | None = None, run_id: str | None = None) -> Record:
     """The record of a run's folder; without a folder, a queued run. `run_id` is used where no file has one."""
     run = RunFolder(folder)
     record = Record(run_id=run_id or folder.resolve().name, folder=folder, title=title)
-    try:
-        results = read_json(run.results_path)
-    except MissingFile:
-        results = None
-    if results is not None and not (isinstance(results, dict) and isinstance(results.get("metrics"), dict)):
-        raise DamagedFile(f"{run.results_path} is damaged (it has no metrics); restore it, or run the run again.")
+    results = run.results()
     status = run.status()
     lost = False
     if status and status["state"] == "running" and Lease.holder(folder) is None:
@@ -80,8 +94,8 @@ def read_run(folder: Path, title: str | None = None, run_id: str | None = None) 
         record.run_id = str(results.get("run_id") or record.run_id)
         record.title = title or results.get("title")
         record.warnings = [str(warning) for warning in results.get("warnings") or []]
-        record.config = flat_config(results.get("config") or {})
-        record.provenance = results.get("provenance") or {}
+        record.config = flat_config(results["config"])
+        record.provenance = results["provenance"]
         remember(results.get("described") or {})
         if record.state == "completed":
             record.metrics = flat_metrics(results["metrics"])

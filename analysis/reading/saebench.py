@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.grouped import grouped
 from analysis.reading.literals import leaves
-from sae_sweeps.config.evaluations import BUILTIN
+from sae_sweeps.config.evaluations import PREFIXES
 from sae_sweeps.config.hooks import layer_of_hook_name
 from sae_sweeps.errors import DataError
 
@@ -67,11 +67,11 @@ def kind_of(content: dict[str, Any]) -> str:
 
 
 def metrics_of(content: dict[str, Any]) -> dict[str, float | None]:
-    """The metrics of a file without their groups; those of built-in data under their `builtin_` names."""
+    """The metrics of a file without their groups; those of other data than SAEBench's with their prefix."""
     kind, found = kind_of(content), dict[str, float | None]()
     extra = content.get("eval_result_unstructured") or {}
     ours = extra.get("sae_sweeps", extra) if isinstance(extra, dict) else {}
-    prefix = BUILTIN if ours.get("data") == "builtin" else ""
+    prefix = PREFIXES.get(str(ours.get("data")), "")
     also = {name: value for name, value in ours.items() if isinstance(value, int | float)} if is_ours(ours) else {}
     for path, value in (*leaves(content["eval_result_metrics"]), *(((name,), value) for name, value in also.items())):
         if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):

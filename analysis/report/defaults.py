@@ -6,10 +6,11 @@ from typing import Any
 
 import yaml
 
-from analysis.reading.configs import flat_config, read_yaml
+from analysis.reading.configs import flat_config
 from sae_sweeps.config.content import content
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.schema import RootConfig
+from sae_sweeps.storage.files import read_yaml
 
 ALWAYS = {"train": "default", "activations": "default"}
 """Groups with one choice, which the config does not name."""

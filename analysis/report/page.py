@@ -10,11 +10,13 @@ import pandas as pd
 
 from analysis.auditing.audit import audit
 from analysis.auditing.comparison import baselines_of
+from analysis.auditing.finding import Finding
 from analysis.auditing.run import runs_of
 from analysis.grouped import grouped
 from analysis.output.html import TABLE_CSS, TABLE_JS, html_table, rendered
 from analysis.plots.draw import known
 from analysis.plots.study import Study
+from analysis.report.answer import answer
 from analysis.report.figures import DEFAULT, FEW, MANY, pictures
 from analysis.report.runs import Section, common_provenance, section, values_of
 from analysis.report.summary import sentences
@@ -74,12 +76,14 @@ def report(
     sections = sections_of(study, chosen, compared_with)
     links = {study.full["run", "run_id"].iloc[row]: f"#{s.anchor}" for row, s in zip(chosen, sections, strict=True)}
     states = list(full["run", "state"])
+    found = audit(full, loaded.varied)
     content: dict[str, Any] = {
         "title": clean(title or title_of(places), 120),
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "live": sum(state in ("queued", "running") for state in states),
+        "answer": answer(study, found),
         "summary": sentences(study, unfit_runs(full)),
-        "findings": findings(full, loaded.varied),
+        "findings": by_rule(found, len(full)),
         "shown": SHOWN,
         "unfolded": UNFOLDED,
         "table": html_table(replace(table, warnings=[]), links),  # the audit section lists them
@@ -100,6 +104,8 @@ def report(
     room = max(LIMIT - len(page(content).encode()), ROOM)
     content["pictures"], too_large = pictures(study, names, room)
     content["left_out"] += too_large
+    if study.damaged:  # by then among the runs' warnings
+        content["findings"] = by_rule(audit(full, loaded.varied), len(full))
     if interactive:
         from analysis.report.interactive import charts
 
@@ -117,10 +123,10 @@ def title_of(paths: Sequence[Path]) -> str:
     return f"Report of {', '.join(path.resolve().name for path in paths[:3])}" + (" ..." if len(paths) > 3 else "")
 
 
-def findings(full: pd.DataFrame, varied: set[str]) -> list[tuple[str, str, list[str]]]:
-    """The findings of the audit, grouped by rule: level, code, sentences."""
-    found = grouped(((finding.level, finding.code), finding.text(len(full))) for finding in audit(full, varied))
-    return [(level, code, sentences) for (level, code), sentences in found.items()]
+def by_rule(found: Sequence[Finding], n_runs: int) -> list[tuple[str, str, list[str]]]:
+    """The findings of the audit among `n_runs`, grouped by rule: level, code, sentences."""
+    rules = grouped(((finding.level, finding.code), finding.text(n_runs)) for finding in found)
+    return [(level, code, texts) for (level, code), texts in rules.items()]
 
 
 def base_row(full: pd.DataFrame, baseline: str | None) -> int | None:

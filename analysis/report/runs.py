@@ -13,6 +13,7 @@ from analysis.plots.study import Study, Variant
 from analysis.report.defaults import defaults_of
 from analysis.report.sparkline import sparkline
 from analysis.text import cell, clean
+from sae_sweeps.storage.run_folder import DAMAGED
 
 CURVES = ("loss", "fvu", "held_out_fvu", "held_out_fvu_per_token", "l0", "dead_features", "recon_loss", "sparsity_loss",
           "penalty_loss", "penalty_weight", "lr", "k", "grad_norm/total")  # fmt: skip
@@ -68,7 +69,7 @@ def section(
 ) -> Section:
     values = values_of(study.full, row)
     run, config, metrics = values["run"], values["config"], values["metrics"]
-    status = study.folder(row).status() if is_own(study, row) else None
+    status = study.folder(row).status() if is_own(study, row) and study.state(row) != DAMAGED else None
     step, total = run["step"], run["total_steps"]
     facts = []
     if total:

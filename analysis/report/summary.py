@@ -11,7 +11,7 @@ from analysis.plots.study import Study
 from analysis.tables.marks import best_rows
 from analysis.tables.table import Table
 from analysis.text import cell, clean
-from sae_sweeps.config.evaluations import BUILTIN
+from sae_sweeps.config.evaluations import PREFIXES
 
 SHARED = (
     "model", "layer.index", "layer.hook", "data", "architecture", "architecture.d_sae", "architecture.k", "penalty",
@@ -107,6 +107,6 @@ def targets(full: pd.DataFrame) -> list[str]:
         side = "below" if better == "lower" else "above"
         found.append(f"Target for {name} ({side} {target:g}): reached by {n} of {len(values)} runs.")
     measured = {name for _, name in of_kind(full, "metrics")}
-    if not found and any(BUILTIN + name in measured for name in TARGETS):
-        found.append("Targets are set for SAEBench's data; these runs were judged on built-in data.")
+    if not found and any(prefix + name in measured for prefix in PREFIXES.values() for name in TARGETS):
+        found.append("Targets are set for SAEBench's data; these runs were judged on other data.")
     return found

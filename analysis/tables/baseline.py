@@ -1,6 +1,7 @@
 """The baseline row of a table, and the differences of the other rows to it."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,8 +35,6 @@ def with_differences(frame: pd.DataFrame, row: int) -> pd.DataFrame:
     Where runs are aggregated, `difference_low` and `difference_high` bound it with 95 % confidence by Welch's t of two
     means with unequal variances (degrees of freedom by Welch and Satterthwaite); nan where either is of a single run.
     """
-    from scipy.special import stdtrit
-
     metrics = [column for column in of_kind(frame, "metrics") if column[1] not in BUDGETS]
     if not metrics:
         return frame
@@ -46,16 +45,23 @@ def with_differences(frame: pd.DataFrame, row: int) -> pd.DataFrame:
     parts = {"difference": difference}
     if ("std", names[0]) in frame.columns:
         std, n = (frame[[(kind, name) for name in names]].to_numpy(dtype="float64") for kind in ("std", "n"))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            error = std**2 / n  # nan for a single run
-            both = error + error[row]
-            freedom = both**2 / (error**2 / (n - 1) + error[row] ** 2 / (n[row] - 1))
-            reach = np.where(both == 0, 0.0, stdtrit(freedom, (1 + CONFIDENCE) / 2) * np.sqrt(both))
-        parts |= {"difference_low": difference - reach, "difference_high": difference + reach}
+        half = reach(std, n, std[row], n[row])
+        parts |= {"difference_low": difference - half, "difference_high": difference + half}
     columns = [(kind, name) for name in names for kind in DIFFERENCES if kind in parts]
     table = np.stack([parts[kind][:, names.index(name)] for kind, name in columns], axis=1)
     added = pd.DataFrame(table, index=frame.index, columns=pd.MultiIndex.from_tuples(columns))
     return pd.concat([frame, added], axis=1)
+
+
+def reach(std: Any, n: Any, base_std: Any, base_n: Any) -> Any:
+    """Half of the 95 % interval of the difference of two means, element by element; nan where either is of one run."""
+    from scipy.special import stdtrit
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error, of_base = std**2 / n, base_std**2 / base_n
+        both = error + of_base
+        freedom = both**2 / (error**2 / (n - 1) + of_base**2 / (base_n - 1))
+        return np.where(both == 0, 0.0, stdtrit(freedom, (1 + CONFIDENCE) / 2) * np.sqrt(both))
 
 
 def baseline_row(full: pd.DataFrame, members: list[list[int]], text: str) -> int:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from analysis.reading.record import Record
-from analysis.reading.run_folders import read_run, runs_at
+from analysis.reading.run_folders import read_or_damaged, runs_at
 from analysis.text import cell
 from sae_sweeps.config.schema import LoggerConfig
-from sae_sweeps.errors import DataError
-from sae_sweeps.storage.files import MissingFile, read_json
-from sae_sweeps.storage.run_folder import ENDED, RunFolder
+from sae_sweeps.errors import DamagedFile, DataError
+from sae_sweeps.storage.files import read_json, read_yaml
+from sae_sweeps.storage.run_folder import DAMAGED, ENDED, RunFolder
 from sae_sweeps.tracking.wandb_sink import WandbSink
 
 TABLE_COLUMNS = ("run", "title", "state", "varied", "results", "description", "warnings")
@@ -46,7 +46,7 @@ def publish(paths: Iterable[str | Path], logger: LoggerConfig, print_line: Calla
         sweep = path if (path / "manifest.json").exists() else None
         for folder, title in listed:
             name = sweep.resolve().name if sweep else None
-            found.setdefault(folder.resolve(), Listed(read_run(folder, title), name))
+            found.setdefault(folder.resolve(), Listed(read_or_damaged(folder, title), name))
         if sweep is not None:
             sweeps[sweep] = [folder.resolve() for folder, _ in listed]
     keys = varied_keys([listed.record for listed in found.values()])
@@ -60,7 +60,7 @@ def publish(paths: Iterable[str | Path], logger: LoggerConfig, print_line: Calla
 
 def publish_notes(sweep: Path, logger: LoggerConfig, print_line: Callable[[str], None]) -> None:
     """Publish the table of a sweep whose runs were logged as they trained; prints a line only where that failed."""
-    records = [read_run(folder, title) for folder, title in runs_at(sweep)]
+    records = [read_or_damaged(folder, title) for folder, title in runs_at(sweep)]
     lines: list[str] = []
     if publish_sweep(sweep, records, logger, varied_keys(records), lines.append):
         print_line(lines[-1])
@@ -69,12 +69,19 @@ def publish_notes(sweep: Path, logger: LoggerConfig, print_line: Callable[[str],
 def publish_run(listed: Listed, logger: LoggerConfig, keys: list[str], print_line: Callable[[str], None]) -> bool:
     """Publish one run. Returns whether its copy at W&B is incomplete."""
     record = listed.record
+    if record.state == DAMAGED:
+        print_line(f"{record.run_id}: not published: {record.error}")
+        return True
     if record.state not in ENDED:
         print_line(f"{record.run_id}: {record.state}; published once it has ended")
         return False
     folder = RunFolder(record.folder)
-    config, tags = configured(folder)
-    rows = folder.metrics.rows()
+    try:
+        config, tags = configured(folder)
+        rows, monitors = folder.metrics.rows(), folder.monitors.rows()
+    except DamagedFile as damaged:
+        print_line(f"{record.run_id}: not published: {damaged}")
+        return True
     sink = WandbSink(
         logger,
         run_id=record.run_id,
@@ -84,7 +91,7 @@ def publish_run(listed: Listed, logger: LoggerConfig, keys: list[str], print_lin
         folder=record.folder,
         title=record.title,
     )
-    for monitored in folder.monitors.rows():
+    for monitored in monitors:
         sink.monitor(monitored)
     sink.replay(rows)
     warning = sink.finish(0 if record.state == "completed" else 1, record.metrics, notes=notes_of(record, keys))
@@ -145,10 +152,9 @@ def varied_keys(records: list[Record]) -> list[str]:
 
 def configured(folder: RunFolder) -> tuple[dict[str, Any], list[str]]:
     """The run's config, nested as in results.json, and its tags."""
-    from analysis.reading.configs import read_yaml
-
-    try:
-        config = read_json(folder.results_path)["config"]
-    except MissingFile:
+    results = folder.results()
+    if results is not None:
+        config = results["config"]
+    else:
         config = read_yaml(folder.config_path) if folder.config_path.exists() else {}
     return config, list(config.get("tags") or [])

@@ -422,7 +422,7 @@ def load_language_model(cfg: ModelConfig, device: torch.device | str) -> Languag
 
     with _quiet():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
             model, info = _load_weights(AutoModelForCausalLM, name, DTYPES[cfg.dtype], options)
         except Exception as error:  # transformers raises many types here
             if out_of_memory(error):
@@ -475,7 +475,7 @@ def _load_weights(
     auto_class: Any, name: str, dtype: torch.dtype, options: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """The model, and transformers' report of weights that the checkpoint lacks and that are random therefore."""
-    return auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
+    return auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True, trust_remote_code=False, **options)
 
 
 def _load_error(cfg: ModelConfig, name: str, error: Exception) -> Exception:

@@ -43,13 +43,11 @@ def auxiliary_loss(sae: SAE, ctx: Context, k_aux: int | None) -> Tensor:
 
 def _squares_left(sae: SAE, ctx: Context, dead: Tensor, k_aux: int) -> Tensor:
     """Sums of the squares [B] of what the dead features [d_sae], bool, leave of the error; no number is read."""
-    kernels = dead_columns.kernels_for(sae.kernels, ctx.pre_acts)
+    kernels = dead_columns.kernels_for(sae.kernels, sae.W_dec)
     if kernels is None:
         pre_acts = ctx.pre_acts if sae.coarse is None else sae.pre_activations(ctx.x)
         e_hat = dead_columns.masked(pre_acts, dead, k_aux) @ sae.W_dec
         return (ctx.error.detach() - e_hat).square().sum(1)
     centred, weights = ctx.x - sae.b_dec.detach(), (sae.W_enc, sae.b_enc, sae.b_dec, sae.W_dec)
-    coarse = sae.coarse is not None
-    return dead_columns.squares_left(
-        kernels, ctx.pre_acts, dead, k_aux, ctx.error, centred, weights, coarse, ctx.feature_acts
-    )
+    coarse, z = sae.coarse is not None, ctx.pre_acts if ctx.known_pre_acts is None else ctx.known_pre_acts
+    return dead_columns.squares_left(kernels, z, dead, k_aux, ctx.error, centred, weights, coarse, ctx.feature_acts)

@@ -42,7 +42,7 @@ class Context:
     x: Tensor
     """Activations as the SAE sees them (normalised where the run normalises) [B, d_in]."""
     known_pre_acts: Tensor | None
-    """`pre_acts`, where the step has computed them; memory that the next step overwrites."""
+    """`z`, where the step has computed it; memory that the next step overwrites."""
     feature_acts: Features
     """Feature activations f; `feature_acts.dense()` is the matrix [B, d_sae], its other methods avoid that matrix."""
     error: Tensor
@@ -60,8 +60,15 @@ class Context:
 
     @cached_property
     def pre_acts(self) -> Tensor:
-        """Pre-activations z [B, d_sae], differentiable in the encoder; computed where the step has found f without."""
-        return self.sae.pre_activations(self.x) if self.known_pre_acts is None else self.known_pre_acts
+        """Pre-activations [B, d_sae] in the dtype of x, differentiable in the encoder; computed where f was found
+        without."""
+        known = self.known_pre_acts
+        return self.sae.pre_activations(self.x) if known is None else known.to(self.x.dtype)
+
+    @property
+    def z(self) -> Tensor:
+        """Pre-activations [B, d_sae], on a GPU in the dtype of their product where the step has computed them."""
+        return self.pre_acts if self.known_pre_acts is None else self.known_pre_acts
 
     def pre_acts_of(self, features: Tensor) -> Tensor:
         """z [B, n] of the features with these numbers [n], without gradient."""

@@ -5,18 +5,17 @@ or would have to be guessed, is refused by name.
 """
 
 import re
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sae_sweeps.architectures import saelens
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.errors import DamagedFile, DataError
+from sae_sweeps.storage.arrays import read_npz, refuse_inflated
 from sae_sweeps.storage.files import one_line
 
 Parts = tuple[dict[str, Any], dict[str, Tensor]]
@@ -24,8 +23,6 @@ Parts = tuple[dict[str, Any], dict[str, Tensor]]
 
 OLDER_NAMES = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
 METADATA = ("model_name", "hook_name", "prepend_bos", "context_size", "dataset_path", "neuronpedia_id")
-MOST_INFLATED = 20
-"""Times its size on disk that the content of params.npz may have."""
 
 
 def folder_of(path: Path) -> Path | None:
@@ -80,12 +77,8 @@ def _gemma_scope(folder: Path) -> Parts:
     """
     path = folder / "params.npz"
     try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(info.file_size for info in archive.infolist()) > MOST_INFLATED * path.stat().st_size:
-                raise DamagedFile(f"{path} is damaged (it inflates more than {MOST_INFLATED} times); fetch it again.")
-        with np.load(path, allow_pickle=False) as arrays:
-            weights = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        weights = {name: torch.from_numpy(array) for name, array in read_npz(path).items()}
+    except TypeError as error:
         raise DamagedFile(f"{path} is damaged ({one_line(error)}); fetch it again.") from None
     parts = str(folder.resolve())
     layer = re.search(r"layer_(\d+)(?=/|$)", parts)
@@ -103,8 +96,11 @@ def _dictionary_learning(folder: Path) -> Parts:
     trainer, buffer = config.get("trainer") or {}, config.get("buffer") or {}
     kind = trainer.get("dict_class")
     try:
+        refuse_inflated(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-        assert all(isinstance(tensor, Tensor) for tensor in state.values())
+        for name, tensor in state.items():
+            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+                raise ValueError(f"{name} has more numbers than are stored")
     except Exception as error:  # pickle, zip and torch each have their own
         raise DamagedFile(
             f"{path} is damaged, or holds more than weights ({one_line(error)}); fetch it again."

@@ -219,7 +219,7 @@ def exported_loss(folder: Path, rows: Tensor) -> float:
     """`mean_loss` of the exported weights, computed in float32."""
     from transformers import AutoModelForCausalLM
 
-    return mean_loss(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), rows)
+    return mean_loss(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False), rows)
 
 
 # --- the run ---

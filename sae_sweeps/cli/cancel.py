@@ -11,9 +11,11 @@ from sae_sweeps.cluster.ends import mark_ended
 from sae_sweeps.cluster.jobs import jobs_of
 from sae_sweeps.cluster.schedulers import scheduler_named
 from sae_sweeps.cluster.watch import SweepWatcher
+from sae_sweeps.config.cluster import kind_of
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.storage.lease import process_alive
 from sae_sweeps.storage.printing import print_line
+from sae_sweeps.storage.run_folder import DAMAGED
 from sae_sweeps.storage.sweep_folder import outputs_of, read_manifest
 
 CANCEL_S = 120.0
@@ -28,12 +30,12 @@ def cancel(sweep: Path) -> int:
     if watcher.silent_since is not None:
         raise ConfigError("cancel: the scheduler does not answer, so nothing could be cancelled; try again later.")
     live = [view for view in views if not view.ended]
-    wanted = {view.job.id for view in live if view.job}
+    wanted = {view.job.id for view in views if view.job and (not view.ended or view.state == DAMAGED)}
     jobs = [job for job in jobs_of(manifest) if job.id in wanted]
     for name in {job.cluster for job in jobs}:
         scheduler_named(name).cancel(sweep, [job for job in jobs if job.cluster == name])
     launcher = manifest["launcher"]
-    if manifest["cluster"]["name"] == "inline" and launcher and live and process_alive(launcher):
+    if kind_of(manifest["cluster"]) == "inline" and launcher and live and process_alive(launcher):
         os.kill(launcher["pid"], signal.SIGTERM)
     deadline = time.monotonic() + CANCEL_S
     waiting = {view.run_id for view in live}

@@ -1,7 +1,7 @@
 """`launch.py` and `sae-sweeps launch`: words in, runs out, mistakes in one sentence.
 
-`layer=12` sets a number, `model=PATH` and `data=PATH` become choices, `--dry-run` and `--debug` are flags. Every
-mistake ends in one sentence on stderr and status 2; `--debug` or HYDRA_FULL_ERROR=1 shows the traceback.
+`layer=12` sets a number, `model=PATH` and `data=PATH` become choices, `--dry-run`, `--from RUN_DIR` and `--debug` are
+flags. Every mistake ends in one sentence on stderr and status 2; `--debug` or HYDRA_FULL_ERROR=1 shows the traceback.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from sae_sweeps.config.local import Local, read_local
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.plugins import search_path_words, set_search_path
 from sae_sweeps.config.words import rewrite
+from sae_sweeps.errors import ConfigError
+from sae_sweeps.storage.files import one_line
 from sae_sweeps.storage.printing import print_line
 
 HELPING = {"-h", "--help", "--hydra-help", "-sc", "--shell-completion"}
@@ -30,13 +32,18 @@ def main(words: list[str] | None = None) -> int:
 
     Returns its exit status: 0, 1 (a run failed or diverged), 2 (a mistake) or 130 (interrupted).
     """
-    words = sys.argv[1:] if words is None else words
+    words = [word for word in (sys.argv[1:] if words is None else words) if word != "--"]
     let_threads_sleep()
     return guarded(lambda: run_command([word for word in words if word != "--debug"]), "--debug" in words)
 
 
 def run_command(words: list[str]) -> int:
     """Compose the points of the command and launch them. Returns the exit status."""
+    if any(word.partition("=")[0] == "--from" for word in words):
+        from sae_sweeps.cli.repeat import repeat
+
+        set_search_path(words)
+        return repeat(words, read_local(words))
     flags = [word for word in words if word.startswith("-") and word not in (*MULTIRUN, "--dry-run")]
     set_search_path(words)
     local = None if HELPING & set(flags) else read_local(words)
@@ -72,7 +79,11 @@ def run_hydra(words: list[str], local: Local | None) -> int:
     argv, sys.argv = sys.argv, [sys.argv[0], *given]
     try:
         hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(_single)()
+        if _failed:
+            raise _failed[0]
         return max(statuses, default=0)
+    except ValueError as error:  # of flags that do not go together
+        raise ConfigError(f"{' '.join(words)}: {one_line(error)}.") from error
     finally:
         sys.argv = argv
         if before is None:
@@ -85,4 +96,11 @@ def _single(cfg: DictConfig) -> None:
     from sae_sweeps.cli.launch import launch
     from sae_sweeps.sweeps.plan import Point
 
-    statuses.append(launch([Point(cfg, list(HydraConfig.get().overrides.task))]).status)
+    try:
+        statuses.append(launch([Point(cfg, list(HydraConfig.get().overrides.task))]).status)
+    except Exception as error:
+        _failed.append(error)
+
+
+_failed: list[Exception] = []
+"""What ended a run that Hydra started, which prints lines of its own about an error that passes through it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -18,7 +19,7 @@ from sae_sweeps.config.content import register_schemas
 from sae_sweeps.config.local import Local
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.plugins import choices, made_folder, search_path_words, set_search_path
-from sae_sweeps.config.words import rewrite
+from sae_sweeps.config.words import PATHS, rewrite
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.sweeps.plan import Point
 from sae_sweeps.sweeps.variants import points_of
@@ -66,16 +67,17 @@ def compose_points(words: list[str], single: bool = False, local: Local | None =
             del whole["hydra"]
 
         made: dict[tuple[str, ...], DictConfig] = {}
+        is_value = cache(_is_value)
 
         def composed(words: list[str]) -> DictConfig:
             """As `compose` does it, but the choices of groups, which take nearly all the time, once for many values."""
             if words == first:
                 return whole
-            chosen = tuple(word for word in words if not _is_value(word))
+            chosen = tuple(word for word in words if not is_value(word))
             if chosen not in made:
                 made[chosen] = compose("config", overrides=[*chosen, *search_path_words()])
             cfg = copy.deepcopy(made[chosen])
-            ConfigLoaderImpl._apply_overrides_to_config(_parsed([word for word in words if _is_value(word)]), cfg)
+            ConfigLoaderImpl._apply_overrides_to_config(_parsed([word for word in words if is_value(word)]), cfg)
             return cfg
 
         points = [point for chosen in _product(_parsed([*grid, *overrides])) for point in points_of(chosen, composed)]
@@ -106,4 +108,6 @@ def _product(parsed: list[Override]) -> list[list[str]]:
 def refuse_several(parsed: list[Override]) -> None:
     for override in parsed:
         if override.is_sweep_override():
-            raise ConfigError(f"{override.input_line}: several values make a sweep; add -m.")
+            key = override.key_or_group
+            comma = f", or quote a name that holds a comma, as {key}=\"'a,b.txt'\"" if key in PATHS else ""
+            raise ConfigError(f"{override.input_line}: several values make a sweep; add -m{comma}.")

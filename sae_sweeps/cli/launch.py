@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps.errors import ConfigError, UserError, did_you_mean
+from omegaconf import DictConfig
+
+from sae_sweeps.config.schema import DataConfig, LocalConfig, SlurmConfig
+from sae_sweeps.errors import ConfigError, UserError
 from sae_sweeps.runs.inline import States, run_all
-from sae_sweeps.storage.files import read_json, write_text
+from sae_sweeps.runs.objective import check_objective, objective_of
+from sae_sweeps.storage.files import check_output, write_text
 from sae_sweeps.storage.printing import print_line
 from sae_sweeps.storage.sweep_folder import run_path
 from sae_sweeps.sweeps.plan import Plan, Point, describe, make_plan
@@ -35,11 +39,24 @@ def launch(points: list[Point]) -> Outcome:
         return Outcome(0, unknown)
     plan = make_plan(points)
     cfg, cluster = points[0].cfg, the_cluster(points)
+    if cfg.objective is not None:
+        check_objective(cfg.objective, [planned.run for planned in plan.runs])
+    status, ended = carry_out(plan, cfg, cluster)
+    if not ended or cfg.objective is None:
+        return Outcome(status, unknown)
+    outputs = Path(cfg.outputs)
+    return Outcome(status, [objective_of(run_path(outputs, run_id), cfg.objective) for run_id in plan.points])
+
+
+def carry_out(plan: Plan, cfg: DictConfig, cluster: Any) -> tuple[int, bool]:
+    """Run a plan, or describe it under `cfg.dry_run`. Returns the exit status and whether its runs have ended."""
+    check_output("outputs=", cfg.outputs)
+    plan.warnings += text_warnings(plan)
     if cfg.dry_run:
         from sae_sweeps.cluster.dispatch import describe_submission
 
         print_line(describe(plan, describe_submission(plan, cluster)))
-        return Outcome(0, unknown)
+        return 0, False
     if plan.provisional:
         raise ConfigError(plan.provisional[0])
     for note in plan.notes:
@@ -52,36 +69,32 @@ def launch(points: list[Point]) -> Outcome:
                 f"equal runs: {len(planned.equals) + 1} points are the same run, `{planned.title}`; it is trained once"
             )
     outputs = Path(cfg.outputs)
-    if cluster.name == "inline":
+    if not isinstance(cluster, LocalConfig | SlurmConfig):
         from sae_sweeps.runs.session import device_for
 
         device = device_for(cfg.device)
-        sweep = create_sweep(outputs, plan, cluster)
+        sweep = create_sweep(outputs, plan, cluster, cfg.report)
         states = run_all(plan, outputs, sweep, device, cluster=cluster)
     else:
         from sae_sweeps.cluster.dispatch import Detached, dispatch
 
-        sweep = create_sweep(outputs, plan, cluster)
+        sweep = create_sweep(outputs, plan, cluster, cfg.report)
         came = dispatch(plan, outputs, sweep, cluster)
         if isinstance(came, Detached):
-            return Outcome(came.status, unknown)
+            return came.status, False
         states = came
-    status = finish(plan, states, outputs, sweep, cfg.report)
-    if cfg.objective is None:
-        return Outcome(status, unknown)
-    return Outcome(status, [objective_of(run_path(outputs, run_id), cfg.objective) for run_id in plan.points])
+    return finish(plan, states, outputs, sweep, cfg.report), True
 
 
-def objective_of(folder: Path, name: str) -> float | None:
-    """A metric of a completed run; None where the run did not complete. Raises ConfigError for a name it lacks."""
-    status = read_json(folder / "status.json")
-    if status["state"] != "completed":
-        return None
-    metrics = read_json(folder / "results.json")["metrics"]
-    if name not in metrics:
-        mend = did_you_mean(name, metrics, f"it has {', '.join(metrics)}.")
-        raise ConfigError(f"objective={name}: {folder / 'results.json'} has no such metric; {mend}")
-    return metrics[name]
+def text_warnings(plan: Plan) -> list[str]:
+    """Warnings about the first rows of the runs' texts. Raises DataError for mistakes that they show."""
+    from sae_sweeps.activations.text import look
+
+    texts: list[DataConfig] = []
+    for planned in plan.runs:
+        if not planned.run.synthetic and planned.run.data not in texts:
+            texts.append(planned.run.data)
+    return [warning for text in texts for warning in look(text)]
 
 
 def the_cluster(points: list[Point]) -> Any:
@@ -115,6 +128,8 @@ def finish(plan: Plan, states: States, outputs: Path, sweep: Path, report: bool 
     print_line(f"sweep   {sweep}   (table.csv, table.md)")
     if report and (page := report_of(sweep)) is not None:
         print_line(f"report  {page}")
+    if report and (page := features_of(sweep)) is not None:
+        print_line(f"features {page}")
     if (left := failures(sweep)) is not None:
         print_line()
         print_line(left)
@@ -135,9 +150,24 @@ def report_of(sweep: Path) -> Path | None:
         return None
 
 
+def features_of(sweep: Path) -> Path | None:
+    """Write features.html of the runs that were evaluated for it; None where none was, or on a full disk."""
+    from analysis.features.page import page
+    from analysis.features.stored import FILE, folders_of, stored
+
+    try:
+        runs = [stored(folder, title) for folder, title in folders_of([sweep]).items() if (folder / FILE).exists()]
+        if runs:
+            write_text(sweep / "features.html", page(runs, f"Features of {sweep.name}"))
+        return sweep / "features.html" if runs else None
+    except (UserError, OSError) as error:
+        print_line(f"warning: no page of features: {error}")
+        return None
+
+
 def publish_table(plan: Plan, sweep: Path) -> None:
     """With logger=wandb the sweep's run notes as a table of its own."""
-    loggers = [planned.run.logger for planned in plan.runs if planned.run.logger.name == "wandb"]
+    loggers = [planned.run.logger for planned in plan.runs if planned.run.logger.name != "none"]
     if not loggers:
         return
     from analysis.wandb.publish import publish_notes

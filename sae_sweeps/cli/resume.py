@@ -20,6 +20,7 @@ def resume(sweep: Path, words: list[str], diverged: bool) -> int:
     let_threads_sleep()
     from sae_sweeps.cli.launch import finish
     from sae_sweeps.cluster.dispatch import Detached, dispatch
+    from sae_sweeps.config.cluster import kind_of
     from sae_sweeps.runs.inline import run_all
     from sae_sweeps.runs.session import device_for
     from sae_sweeps.storage.run_folder import RunFolder
@@ -37,7 +38,7 @@ def resume(sweep: Path, words: list[str], diverged: bool) -> int:
             if view.state == "diverged":
                 RunFolder(run_path(outputs, view.run_id)).set_status(state="queued", error=None)
     change_manifest(sweep, lambda manifest: manifest.update(cluster=vars(cluster)))
-    if cluster.name == "inline":
+    if kind_of(vars(cluster)) == "inline":
         states = run_all(plan, outputs, sweep, device_for(plan.runs[0].run.device), cluster=cluster)
     else:
         live = {view.run_id for view in views if view.job_state and view.job_state.alive and not view.ended}
@@ -45,20 +46,20 @@ def resume(sweep: Path, words: list[str], diverged: bool) -> int:
         if isinstance(result, Detached):
             return result.status
         states = result
-    return finish(plan, states, outputs, sweep)
+    return finish(plan, states, outputs, sweep, manifest["report"])
 
 
 def cluster_of(manifest: dict[str, Any], words: list[str]) -> Any:
     """The cluster config: the one of `cluster=NAME`, or the sweep's own, with the keys that the words set."""
     from sae_sweeps.cli.compose import compose_points
-    from sae_sweeps.config.cluster import cluster_config
+    from sae_sweeps.config.cluster import cluster_config, kind_of
 
     for word in words:
         if not word.startswith(("cluster=", "cluster.")):
             raise ConfigError(f"{word}: resume takes words of the cluster group only; the runs are what they were.")
     saved = manifest["cluster"]
     another = any(word.startswith("cluster=") for word in words)
-    points = compose_points(words if another else [f"cluster={saved['name']}", *words])
+    points = compose_points(words if another else [f"cluster={kind_of(saved)}", *words])
     if len(points) != 1:
         raise ConfigError("resume takes one value of each key.")
     composed = points[0].cfg.cluster

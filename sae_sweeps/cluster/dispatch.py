@@ -6,6 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from sae_sweeps.cluster.schedulers import scheduler_for
 from sae_sweeps.cluster.slurm import sbatch_lines
 from sae_sweeps.cluster.watch import RunView, SweepWatcher
 from sae_sweeps.config.schema import ClusterConfig, LocalConfig, SlurmConfig
-from sae_sweeps.errors import ConfigError
+from sae_sweeps.errors import ConfigError, DamagedFile, DataError
 from sae_sweeps.runs.console import Console
 from sae_sweeps.runs.inline import States, enqueue
 from sae_sweeps.runs.results import final_status, in_brief
@@ -50,11 +51,17 @@ def dispatch(
     scheduler = scheduler_for(cluster)
     if isinstance(cluster, LocalConfig):
         check_device(plan.runs[0].run.device)
-    todo = [p for p in plan.runs if final_status(p.run, RunFolder(run_path(outputs, p.run_id))) is None]
-    if len(todo) < len(plan.runs):
-        print_line(
-            f"{len(plan.runs) - len(todo)} of {len(plan.runs)} runs are at their end already, and not started again"
-        )
+    todo, states = [], States()
+    for planned in plan.runs:
+        try:
+            if final_status(planned.run, RunFolder(run_path(outputs, planned.run_id))) is None:
+                todo.append(planned)
+        except (DamagedFile, DataError) as problem:
+            print_line(f"{planned.run_id}  {planned.title}\n  failed: {problem}")
+            states.ended[planned.run_id] = "failed"
+    ended = len(plan.runs) - len(todo) - len(states.ended)
+    if ended:
+        print_line(f"{ended} of {len(plan.runs)} runs are at their end already, and not started again")
     if submitted:
         print_line(f"{len(submitted)} of {len(plan.runs)} runs are in the queue or running already")
         todo = [planned for planned in todo if planned.run_id not in submitted]
@@ -64,6 +71,9 @@ def dispatch(
         except ConfigError:
             if not read_manifest(sweep)["jobs"]:
                 shutil.rmtree(sweep)
+                with suppress(OSError):  # where they hold nothing else
+                    sweep.parent.rmdir()
+                    outputs.rmdir()
             raise
         print_line(
             f"{describe_jobs(jobs)}: {len(todo)} run{'s' * (len(todo) != 1)}, logs in {sweep / jobs[0].logs[0]}"[:400]
@@ -71,7 +81,7 @@ def dispatch(
     if cluster.detach:
         print_line(detach_message(sweep))
         return Detached(0)
-    return watch(plan, outputs, sweep, cluster, scheduler)
+    return watch(plan, outputs, sweep, cluster, scheduler, states)
 
 
 def group_limits(cluster: Any, n_runs: int) -> ClusterConfig:
@@ -95,9 +105,12 @@ def submit(plan: Plan, outputs: Path, sweep: Path, cluster: Any, scheduler: Sche
     return jobs
 
 
-def watch(plan: Plan, outputs: Path, sweep: Path, cluster: Any, scheduler: Scheduler) -> States | Detached:
-    """Wait until every run of the plan has ended, printing each end; or until Ctrl-C."""
-    stop, console, states = Stop(), Console(), States()
+def watch(
+    plan: Plan, outputs: Path, sweep: Path, cluster: Any, scheduler: Scheduler, states: States
+) -> States | Detached:
+    """Wait until every run of the plan has ended, printing each end; or until Ctrl-C. Adds to `states`, which has the
+    runs that were not submitted because a file of theirs is damaged."""
+    stop, console = Stop(), Console()
     watcher = SweepWatcher(sweep)
     planned = {run.run_id: run for run in plan.runs}
     tries = dict.fromkeys(planned, 0)
@@ -191,7 +204,7 @@ def describe_submission(plan: Plan, cluster: Any) -> list[str]:
     groups = plan_groups(plan, group_limits(cluster, len(plan.runs)))
     lines = describe_groups(groups, plan)
     if isinstance(cluster, LocalConfig):
-        lines.append(f"cluster=local: {len(groups)} groups, {processes_of(cluster)} processes side by side")
+        lines.append(f"cluster={cluster.name}: {len(groups)} groups, {processes_of(cluster)} processes side by side")
     elif isinstance(cluster, SlurmConfig):
         n_jobs = math.ceil(len(groups) / cluster.tasks)
         each = f" of {cluster.tasks} groups each" if cluster.tasks > 1 else ""

@@ -16,6 +16,7 @@ class Job:
     """One job of a scheduler: the groups of runs that it trains side by side."""
 
     cluster: str
+    """Its scheduler: local, or else Slurm."""
     id: str
     """As the scheduler prints it; `12_3` in an array of Slurm."""
     groups: list[int]

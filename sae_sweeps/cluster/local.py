@@ -41,9 +41,7 @@ class Local:
         with open(sweep / FOLDER / "pool.log", "ab") as log:
             pool = process_record(_start(command, environment(processes), log))
         known = read_manifest(sweep)["groups"]
-        return [
-            Job(self.cfg.name, f"local-{n}", [n], runs_in(known, [n]), [f"{FOLDER}/{n}.log"], pool=pool) for n in groups
-        ]
+        return [Job("local", f"local-{n}", [n], runs_in(known, [n]), [f"{FOLDER}/{n}.log"], pool=pool) for n in groups]
 
     def states(self, sweep: Path, jobs: list[Job]) -> dict[str, JobState] | None:
         return {job.id: _state(sweep, job) for job in jobs}

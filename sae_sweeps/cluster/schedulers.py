@@ -9,9 +9,9 @@ from sae_sweeps.config.schema import LocalConfig, SlurmConfig
 
 
 def scheduler_for(cfg: Any) -> Scheduler:
-    return Local(cfg) if cfg.name == "local" else Slurm(cfg)
+    return Local(cfg) if isinstance(cfg, LocalConfig) else Slurm(cfg)
 
 
-def scheduler_named(name: str) -> Scheduler:
+def scheduler_named(kind: str) -> Scheduler:
     """One to query and cancel jobs; nothing is submitted through it."""
-    return scheduler_for(LocalConfig() if name == "local" else SlurmConfig(name=name))
+    return scheduler_for(LocalConfig() if kind == "local" else SlurmConfig())

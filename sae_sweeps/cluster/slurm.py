@@ -54,7 +54,7 @@ class Slurm:
             ids += self._submit_array([Worker(str(sweep), p[0], len(p)) for p in packs[i : i + LARGEST_ARRAY]], sweep)
         known = read_manifest(sweep)["groups"]
         return [
-            Job(self.cfg.name, id, pack, runs_in(known, pack), [f"{FOLDER}/{id}_{r}_log.out" for r in range(len(pack))])
+            Job("slurm", id, pack, runs_in(known, pack), [f"{FOLDER}/{id}_{r}_log.out" for r in range(len(pack))])
             for id, pack in zip(ids, packs, strict=True)
         ]
 

@@ -14,9 +14,9 @@ from typing import Any
 from sae_sweeps.cluster.ends import FINAL, mark_ended
 from sae_sweeps.cluster.jobs import Job, JobState, Scheduler, jobs_of, latest_job, log_of
 from sae_sweeps.cluster.schedulers import scheduler_named
-from sae_sweeps.errors import OUT_OF_MEMORY
+from sae_sweeps.errors import OUT_OF_MEMORY, DamagedFile, DataError
 from sae_sweeps.storage.lease import Lease
-from sae_sweeps.storage.run_folder import EMPTY_STATUS, ENDED, RunFolder
+from sae_sweeps.storage.run_folder import DAMAGED, EMPTY_STATUS, ENDED, RunFolder
 from sae_sweeps.storage.sweep_folder import outputs_of, read_manifest, run_path
 
 GRACE_S = 3.0
@@ -78,7 +78,7 @@ class SweepWatcher:
         open_jobs = {
             last[run_id].id: last[run_id]
             for run_id, status in statuses.items()
-            if run_id in last and status["state"] not in FINAL
+            if run_id in last and status["state"] not in (*FINAL, DAMAGED)
         }
         states = self._job_states(list(open_jobs.values()))
         views = []
@@ -88,7 +88,12 @@ class SweepWatcher:
             state = None if states is None or job is None else states.get(job.id)
             log = None if job is None else self.sweep / log_of(job, manifest["groups"], run_id)
             view = RunView(run_id, run["title"], statuses[run_id], job, state, log)
-            self._decide(view, unknown=states is None and job is not None)
+            if view.state != DAMAGED:
+                try:
+                    self._decide(view, unknown=states is None and job is not None)
+                except (DamagedFile, DataError) as problem:
+                    view.status = view.status | {"state": DAMAGED, "error": str(problem)}
+            view.ended |= view.state == DAMAGED
             views.append(view)
         return views
 
@@ -103,7 +108,10 @@ class SweepWatcher:
     def _status(self, run_id: str) -> dict[str, Any]:
         if run_id in self._unchanging:
             return self._unchanging[run_id]
-        status = RunFolder(run_path(self.outputs, run_id)).status() or dict(EMPTY_STATUS)
+        try:
+            status = RunFolder(run_path(self.outputs, run_id)).status() or dict(EMPTY_STATUS)
+        except (DamagedFile, DataError) as problem:
+            return EMPTY_STATUS | {"state": DAMAGED, "error": str(problem)}
         if status["state"] in UNCHANGING:
             self._unchanging[run_id] = status
         return status

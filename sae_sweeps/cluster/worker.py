@@ -95,7 +95,8 @@ def train_group(sweep: Path, group: int, signals: JobSignals | None = None) -> i
     except UserError as mistake:
         print_line(str(mistake))
         for run_id in members:
-            mark_ended(outputs, run_id, "failed", str(mistake))
+            with suppress(UserError, OSError):
+                mark_ended(outputs, run_id, "failed", str(mistake))
         return 1
     if states.interrupted:
         if signals is not None:
@@ -147,10 +148,10 @@ def mark_preempted(plan: Plan, outputs: Path) -> None:
     """Mark running runs preempted, which they are once killed; a run that survives overwrites it at its end."""
     for planned in plan.runs:
         folder = RunFolder(run_path(outputs, planned.run_id))
-        status = folder.status()
-        if status and status["state"] == "running" and status["pid"] == os.getpid():
-            why = f"Slurm job {slurm_job_id()} received SIGTERM (requeue, preemption or scancel)"
-            with suppress(UserError, OSError):
+        with suppress(UserError, OSError):
+            status = folder.status()
+            if status and status["state"] == "running" and status["pid"] == os.getpid():
+                why = f"Slurm job {slurm_job_id()} received SIGTERM (requeue, preemption or scancel)"
                 folder.set_status(state="preempted", error=why)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from omegaconf import DictConfig
@@ -11,14 +13,19 @@ from sae_sweeps.config.schema import ClusterConfig, LocalConfig, SlurmConfig
 from sae_sweeps.config.typed import typed
 from sae_sweeps.errors import ConfigError
 
-KINDS: dict[str, type[ClusterConfig]] = {
-    "inline": ClusterConfig, "local": LocalConfig, "slurm": SlurmConfig, "slurm_node": SlurmConfig,
-}  # fmt: skip
+KINDS: dict[str, type[ClusterConfig]] = {"inline": ClusterConfig, "local": LocalConfig, "slurm": SlurmConfig}
+
+
+def kind_of(cluster: Mapping[Any, Any]) -> str:
+    """inline, local or slurm: by the name, or for a preset of one's own by its keys, whatever it is called."""
+    keys = [{f.name for f in fields(cls)} & cluster.keys() for cls in KINDS.values()]
+    named = str(cluster.get("name"))
+    return named if named in KINDS else max(zip(KINDS, map(len, keys), strict=True), key=lambda kind: kind[1])[0]
 
 
 def cluster_config(node: DictConfig) -> Any:
     """The chosen cluster's config. Raises ConfigError for an invalid value."""
-    cfg = typed(KINDS.get(node.name, SlurmConfig), node, "cluster")
+    cfg = typed(KINDS[kind_of(node)], node, "cluster")
     if isinstance(cfg, SlurmConfig):
         _check_slurm(cfg)
     return cfg

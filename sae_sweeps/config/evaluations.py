@@ -1,10 +1,12 @@
 """What is evaluated and how: SAEBench's published constants are the defaults. The text under a field is its manual."""
 
 import ast
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any
 
 from sae_sweeps.config.paths import PACKAGE
@@ -12,11 +14,25 @@ from sae_sweeps.config.plugins import evaluation_module
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.fields import AtLeastOne, NotNegative, Positive, SomePositive, at_least, one_of
 
-BUILTIN = "builtin_"
-"""Begins the name of a metric that was measured on built-in data, to distinguish it from SAEBench's."""
+BUILTIN, LABELLED = "builtin_", "labelled_"
+PREFIXES = {"builtin": BUILTIN, "labelled": LABELLED}
+"""Begins the name of a metric that was measured on built-in data, or on labelled text of one's own, to distinguish it
+from SAEBench's."""
+
+
+def prefix_of(metric: str) -> str:
+    """What the name begins with where it was measured on other data than SAEBench's, or an empty string."""
+    return next((prefix for prefix in PREFIXES.values() if metric.startswith(prefix)), "")
+
+
+def plain_name(metric: str) -> str:
+    """The name without that beginning."""
+    return metric.removeprefix(prefix_of(metric))
+
 
 EVALUATIONS = (
     "core", "separation", "sparse_probing", "hierarchy", "tpp", "scr", "absorption", "unlearning", "autointerp",
+    "features",
 )  # fmt: skip
 """Files of sae_sweeps/evaluation that hold an evaluation, in the order in which they run: neighbours share
 activations."""
@@ -61,6 +77,8 @@ class Evaluation:
     """Raised whenever the same settings would give other numbers: older results are then evaluated again."""
     digest: str | None = None
     """Digest of the code of an evaluation from outside: evaluated again where it differs."""
+    file: str | None = None
+    """File that it leaves in `evals/` beside its summary; evaluated again where it is missing."""
 
 
 _registered: dict[str, Evaluation] = {}
@@ -74,6 +92,7 @@ def register(evaluation: Evaluation) -> None:
     if evaluation.name in EVALUATIONS or evaluation.name in EvalConfig.__dataclass_fields__:
         raise ConfigError(f"eval.evaluations={evaluation.name}: this name is taken; give your evaluation another.")
     _registered[evaluation.name] = evaluation
+    _readers_among.cache_clear()
 
 
 def evaluation_names() -> tuple[str, ...]:
@@ -109,10 +128,15 @@ def known_metrics() -> dict[str, tuple[str | None, str | None]]:
     return known
 
 
-def readers() -> dict[str, list[str]]:
+def readers() -> Mapping[str, list[str]]:
     """Which evaluations read a key of `eval`."""
+    return _readers_among(evaluation_names())
+
+
+@cache
+def _readers_among(names: tuple[str, ...]) -> Mapping[str, list[str]]:
     out: dict[str, list[str]] = {}
-    for name in evaluation_names():
+    for name in names:
         evaluation = find_evaluation(name)
         own = (name,) if evaluation.config else ()
         for key in (*evaluation.reads, *own, *(("llm_batch", "sae_batch") if evaluation.needs_model else ())):
@@ -140,6 +164,31 @@ def config_of(cfg: "EvalConfig", name: str) -> Any:
     return cfg.own[name] if name in cfg.own else getattr(cfg, name, cfg)
 
 
+def resolve_data(cfg: "EvalConfig") -> None:
+    """Make `eval.data` an absolute path where it is one. Raises ConfigError where nothing is there."""
+    if cfg.data in ("auto", "builtin", "saebench"):
+        return
+    path = Path(cfg.data).expanduser().absolute()
+    if not path.exists():
+        raise ConfigError(
+            f"eval.data={cfg.data}: there is no such file or folder; give a file of labelled text, a folder that holds "
+            "SAEBench's data sets, builtin, or saebench to fetch them from the hub."
+        )
+    cfg.data = str(path)
+
+
+def file_digest(file: Path) -> str:
+    """12 hexadecimal digits of a file's content."""
+    stat = file.stat()
+    return _digest(file, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _digest(file: Path, _size: int, _changed_ns: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:12]
+
+
 def settings_of(cfg: "EvalConfig", name: str) -> dict[str, Any]:
     """What decides an evaluation's numbers: recorded beside them, and compared before it is done again."""
     evaluation = find_evaluation(name)
@@ -150,6 +199,8 @@ def settings_of(cfg: "EvalConfig", name: str) -> dict[str, Any]:
         found["code"] = evaluation.digest
     if evaluation.version > 1:
         found[VERSION] = evaluation.version
+    if "data" in found and Path(cfg.data).is_file():
+        found["data"] = f"labelled:{file_digest(Path(cfg.data))}"  # wherever the file lies
     for key, value in found.items():
         if is_dataclass(value) and not isinstance(value, type):
             found[key] = {k: v for k, v in asdict(value).items() if f"{key}.{k}" not in evaluation.no_effect}
@@ -314,14 +365,36 @@ class AutointerpConfig:
 
 
 @dataclass
+class FeaturesConfig:
+    """What is kept of every feature for `python -m analysis features` and `compare`."""
+
+    tokens: AtLeastOne[int] = 131_072
+    """Held-out tokens that are read; fewer where the text ends."""
+    examples: AtLeastOne[int] = 20
+    """Contexts kept in which the feature fires most, each at its strongest token."""
+    samples: AtLeastOne[int] = 25
+    """Tokens kept of all those on which it fires, drawn at random."""
+    before: NotNegative[int] = 20
+    """Tokens before an example's own whose activations are kept."""
+    after: NotNegative[int] = 8
+    """Tokens after it."""
+    logits: AtLeastOne[int] = 10
+    """Tokens kept whose logits its decoder row raises most, and as many that it lowers most."""
+    nearest: AtLeastOne[int] = 8
+    """Features kept that are nearest by cosine, and as many by overlap."""
+
+
+@dataclass
 class EvalConfig:
     name: str = "core"
-    """core, quick, full, or none."""
+    """core, quick, full, features, or none."""
     evaluations: list[str] = field(default_factory=lambda: ["core", "separation"])
-    """Any of core, separation, sparse_probing, hierarchy, tpp, scr, absorption, unlearning, autointerp, or your own."""
+    """Any of core, separation, sparse_probing, hierarchy, tpp, scr, absorption, unlearning, autointerp, features, or
+    your own."""
     data: str = "auto"
     """Labelled text and questions: builtin (made from the standard library), saebench (by name from the hub), a folder
-    that holds SAEBench's data sets under their names, or auto: builtin for the built-in model, else saebench."""
+    that holds SAEBench's data sets under their names, a file of labelled text of your own (docs/evaluations.md), or
+    auto: builtin for the built-in model, else saebench."""
     seed: NotNegative[int] = 42
     """Seed of the draws of rows, prompts and initial probe weights; results do not depend on the evaluations' order."""
     selection: Annotated[str, one_of("validation", "test")] = "validation"
@@ -367,5 +440,6 @@ class EvalConfig:
     absorption: AbsorptionConfig = field(default_factory=AbsorptionConfig)
     unlearning: UnlearningConfig = field(default_factory=UnlearningConfig)
     autointerp: AutointerpConfig = field(default_factory=AutointerpConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
     own: dict[str, Any] = field(default_factory=dict)
     """Config of each evaluation that has a dataclass of its own, by name; in files and commands it is `eval.NAME`."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from sae_sweeps.config.hooks import STREAM, hook_in_block
 from sae_sweeps.config.schema import LayerConfig, ModelConfig
 from sae_sweeps.errors import ConfigError, DataError
+from sae_sweeps.storage.files import one_line
 
 WIDTHS = ("hidden_size", "n_embd", "d_model")
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -56,8 +57,10 @@ def model_facts(cfg: ModelConfig) -> ModelFacts:
         config = json.loads(path.read_text())
     except FileNotFoundError:
         raise DataError(f"model={folder}: has no config.json; give a folder in Hugging Face format.") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error}); save the model again.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({one_line(error)}); save the model again.") from None
+    if not isinstance(config, dict):
+        raise DataError(f"{path}: holds no JSON object; save the model again.")
     if config.get("is_encoder_decoder"):
         raise DataError(
             f"model={cfg.path}: is an encoder-decoder model ({config.get('model_type')}); give a causal language model."

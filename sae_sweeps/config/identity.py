@@ -1,5 +1,6 @@
 """A run's identity: a short hash of all config values and files that affect its numbers."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ from sae_sweeps.config.facts import model_folder
 from sae_sweeps.config.plugins import FILE
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import ModelConfig
+from sae_sweeps.errors import DamagedFile
 from sae_sweeps.fields import at_added_default
 from sae_sweeps.storage.digests import digest_of_files, short_hash
+from sae_sweeps.storage.files import read_json
 
 METHOD_VERSION = 4
 """Raised whenever the same config would give other numbers."""
@@ -42,8 +45,12 @@ def model_digest(cfg: ModelConfig, cache: Path | None = None) -> str:
     return digest_of_files(files, cache)
 
 
-def canonical(run: RunConfig, cache: Path | None = None) -> dict[str, Any]:
-    """The config values that affect a run's numbers, without unused keys, with digests of model and data."""
+def canonical(run: RunConfig, cache: Path | None = None, digests: dict[str, str] | None = None) -> dict[str, Any]:
+    """The config values that affect a run's numbers, without unused keys, with digests of model and data.
+
+    `digests` keeps those of the models and texts of several runs that are read together, each of which is read once.
+    """
+    digests = {} if digests is None else digests
     config = run.to_dict()
     config["num_tokens"] = run.total_steps * run.batch_size
     places = {"data": run.data, "train": run.train} | {term.place: term.config for term in run.penalty_terms()}
@@ -52,11 +59,29 @@ def canonical(run: RunConfig, cache: Path | None = None) -> dict[str, Any]:
         _drop(config, key)
     if run.train.selection != "bfloat16":
         config["train"]["selection"] = "exact"  # whichever way, of one meaning
-    config["model"]["digest"] = model_digest(run.model, cache)
-    if "data" in config:
-        config["data"]["digest"] = data_digest(run.data, cache)
+    groups: dict[str, Callable[[], str]] = {
+        "model": lambda: model_digest(run.model, cache),
+        "data": lambda: data_digest(run.data, cache),
+    }
+    for group, digest in groups.items():
+        if group in config:
+            key = repr((getattr(run, group), run.code.get(group)))
+            if key not in digests:
+                digests[key] = digest()
+            config[group]["digest"] = digests[key]
     config["method_version"] = METHOD_VERSION
     return config
+
+
+def recorded_identity(folder: Path) -> dict[str, Any] | None:
+    """identity.json of a run's folder; None where an earlier version wrote none. Raises DamagedFile."""
+    path = folder / IDENTITY
+    if not path.exists():
+        return None
+    found = read_json(path)
+    if not isinstance(found, dict) or not all(isinstance(found.get(key, {}), dict) for key in ("model", "data")):
+        raise DamagedFile(f"{path} is damaged (it holds no identity of a run); restore it.")
+    return found
 
 
 def text_of(identity: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +91,7 @@ def text_of(identity: dict[str, Any]) -> dict[str, Any]:
 
 def digests_of(identity: dict[str, Any]) -> dict[str, str]:
     """The digests of model and text in what `canonical` returns; synthetic activations have no text."""
-    return {key: identity[key]["digest"] for key in ("model", "data") if key in identity}
+    return {key: identity[key].get("digest") for key in ("model", "data") if key in identity}
 
 
 def changed(run: RunConfig, before: dict[str, str], now: dict[str, str]) -> str | None:

@@ -337,12 +337,24 @@ def find_code(choice: str, target: str, folder: Path | None) -> Code:
     if folder is not None and (file := folder / f"{module}.py").is_file():
         return Code(target, str(file.resolve()), _digest_of_file(file))
     found = _spec_of(module.partition(".")[0])
-    if found is not None and (found.name in sys.stdlib_module_names or found.name == __package__.partition(".")[0]):
-        raise ConfigError(f"{choice}: _target_={target}: is not code of your own; give FILE.CLASS.")
+    _refuse_code_of_others(choice, target)
     if found is None:
         beside = f"no {module}.py beside its YAML in {folder}" if folder else "no file of its own"
         raise ConfigError(f"{choice}: _target_={target}: there is {beside} and no installed package of that name.")
     return Code(target, None, _digest_of_package(found))
+
+
+def _refuse_code_of_others(choice: str, target: str) -> None:
+    """Raise ConfigError for a module of Python or of this project."""
+    package = target.partition(".")[0]
+    if package in sys.stdlib_module_names or package == __package__.partition(".")[0]:
+        raise ConfigError(f"{choice}: _target_={target}: is not code of your own; give FILE.CLASS.")
+
+
+def same_file(group: str, file: str, digest: str) -> Path | None:
+    """A file of this name and content in the folders that are searched; None where there is none."""
+    found = (folder / group / Path(file).name for folder in folders())
+    return next((path.resolve() for path in found if path.is_file() and _digest_of_file(path) == digest), None)
 
 
 def _digest_of_file(file: Path) -> str:
@@ -431,6 +443,7 @@ def _check_methods(choice: str, cls: type, base: type, required: tuple[str, ...]
 
 def _load(choice: str, code: Code) -> ModuleType:
     if code.file is None:
+        _refuse_code_of_others(choice, code.target)
         package = code.target.partition(".")[0]
         spec = _spec_of(package)
         if spec is None:

@@ -12,7 +12,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from sae_sweeps.config import data as texts
 from sae_sweeps.config.data import find_source, unused_data_keys
-from sae_sweeps.config.evaluations import EvalConfig, Evaluation, evaluation_names, find_evaluation, readers, register
+from sae_sweeps.config.evaluations import (
+    EvalConfig,
+    Evaluation,
+    evaluation_names,
+    find_evaluation,
+    readers,
+    register,
+    resolve_data,
+)
 from sae_sweeps.config.facts import ModelFacts, activation_width, model_facts
 from sae_sweeps.config.hooks import with_short_hook
 from sae_sweeps.config.hub import pin
@@ -28,7 +36,7 @@ from sae_sweeps.config.schema import (
     SyntheticConfig,
     TrainConfig,
 )
-from sae_sweeps.config.typed import check_values, typed
+from sae_sweeps.config.typed import check_values, refuse_secret, typed
 from sae_sweeps.errors import ConfigError, NeedsRoles
 from sae_sweeps.fields import NotNegative, Positive, Rule
 from sae_sweeps.schedules import peak
@@ -163,7 +171,10 @@ class RunConfig:
             out["model.path"] = f"model.source={self.model.source} has none"
         if self.model.source != "hub":
             out["model.revision"] = "only models of the hub have one"
-        out |= {f"data.{key}": f"data.kind={self.data.kind} has none" for key in unused_data_keys(self.data.kind)}
+        none = f"data.kind={self.data.kind} has none"
+        columns = f"{none}; rows of .jsonl, .json and .parquet have columns" if self.data.kind == "text" else none
+        for key in unused_data_keys(self.data.kind):
+            out[f"data.{key}"] = columns if key in texts.COLUMNS else none
         if self.data.label_field is None:
             out.setdefault("data.labels", "without data.label_field there are no labels")
         if self.activations.mode != "stream":
@@ -204,6 +215,9 @@ def run_config(cfg: DictConfig) -> RunConfig:
     for number, tag in enumerate(cfg.tags):
         if not isinstance(tag, str):
             raise ConfigError(f"tags[{number}]={tag}: must be a word.")
+        refuse_secret("tags", tag)
+    for key in ("title", "description", "outputs"):
+        refuse_secret(key, str(cfg.get(key)))
     run = RunConfig(
         model=model,
         layer=with_short_hook(typed(LayerConfig, cfg.layer, "layer")),
@@ -243,7 +257,9 @@ def _component(group: str, node: DictConfig, code: dict[str, Code], outputs: Pat
 
 def _refuse_code_among_runs(choice: str, code: Code, outputs: Path) -> None:
     """Raise ConfigError for code that lies where runs are kept, and so may have come with a run from elsewhere."""
-    if code.file and any(Path(code.file).is_relative_to(outputs / part) for part in ("runs", "sweeps")):
+    if code.file and not Path(code.file).is_absolute():
+        raise ConfigError(f"{choice}: {code.file} depends on the working folder; code is run from whole paths alone.")
+    if code.file and any(Path(code.file).resolve().is_relative_to(outputs / part) for part in ("runs", "sweeps")):
         raise ConfigError(f"{choice}: {code.file} lies among runs; code is not run from there.")
 
 
@@ -297,6 +313,7 @@ def _eval(node: DictConfig, code: dict[str, Code], outputs: Path) -> EvalConfig:
     classes = {name: cls for name in evaluation_names() if (cls := find_evaluation(name).config) is not None}
     given = {name: typed(cls, node[name], f"eval.{name}", less=KEYS) for name, cls in classes.items() if name in node}
     cfg = typed(EvalConfig, node, "eval", less=(*given, *outside))
+    resolve_data(cfg)
     for name in cfg.evaluations:
         find_evaluation(name)  # refuses one that does not exist
         if name in classes:

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sae_sweeps.config.keys import TOP_KEYS
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.fields import Rule
+from sae_sweeps.storage.secrets import secret_in
 
 
 def typed(cls: type, node: DictConfig, where: str, less: tuple[str, ...] = ()) -> Any:
@@ -31,7 +32,7 @@ def typed(cls: type, node: DictConfig, where: str, less: tuple[str, ...] = ()) -
     for f in fields(cls):
         if f.name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise ConfigError(f"{where}.{f.name} is missing from the config file of {where}={values.get('name')}.")
-    _check_finite(values, where)
+    _check_leaves(values, where)
     try:
         out = deepcopy(_object(cls, json.dumps(values, sort_keys=True)))
     except OmegaConfBaseException as error:
@@ -71,13 +72,24 @@ def as_given(where: str, key: str) -> str:
     return key if not where or (key in TOP_KEYS and "." not in where) else f"{where}.{key}"
 
 
-def _check_finite(values: dict[str, Any], where: str) -> None:
+def _check_leaves(values: dict[str, Any], where: str) -> None:
+    """Raise ConfigError for a number that is not finite, and for a token or a password."""
     for key, value in values.items():
         if isinstance(value, dict):
-            _check_finite(value, f"{where}.{key}")
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, float) and not math.isfinite(number):
-                raise ConfigError(f"{as_given(where, key)}={number}: must be a finite number.")
+            _check_leaves(value, f"{where}.{key}")
+        for leaf in value if isinstance(value, list) else [value]:
+            if isinstance(leaf, float) and not math.isfinite(leaf):
+                raise ConfigError(f"{as_given(where, key)}={leaf}: must be a finite number.")
+            if isinstance(leaf, str):
+                refuse_secret(as_given(where, key), leaf)
+
+
+def refuse_secret(key: str, text: str) -> None:
+    """Raise ConfigError, without repeating it, for a token or a password: configs are recorded and shown."""
+    if what := secret_in(text):
+        raise ConfigError(
+            f"{key}: holds {what}, which would be recorded and shown; leave it to the environment, which jobs have too."
+        )
 
 
 @cache

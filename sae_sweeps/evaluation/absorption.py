@@ -10,7 +10,7 @@ up to three absorbers carry; means over the letters that the model's own probe f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import mean, stdev
 from typing import Any
 
@@ -54,6 +54,7 @@ METRICS = {
     "mean_full_absorption_score": ("lower", "full_absorption"),
     "mean_absorption_fraction_score": ("lower", "absorption_fraction"),
     "mean_num_split_features": (None, "splits"),
+    "std_dev_(absorption_fraction_score|full_absorption_score|num_split_features)": (None, None),
 }
 NAMES = (
     "mean_absorption_fraction_score",
@@ -75,6 +76,8 @@ class LetterAbsorption:
     fraction: float
     n_full: int
     n_words: int
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    """Words that one feature has absorbed wholly, as `examples` gives them."""
 
     def detail(self) -> dict[str, Any]:
         """SAEBench's entry for the letter."""
@@ -111,6 +114,8 @@ def evaluate_absorption(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: Ab
         out[name] = shared.result(
             "absorption", name, sae, eval_config(shared, cfg), {"mean": metrics},
             details=[letter.detail() for letter in found], warnings=warnings, also=older,
+            data="builtin" if shared.source.kind == "builtin" else "saebench",  # the words are the tokenizer's
+            more={"absorbed": [one for letter in found for one in letter.examples]},
         )  # fmt: skip
     return out
 
@@ -131,7 +136,7 @@ def absorption(sae: ExportedSAE, letters: FirstLetters, known: list[int], shared
         here = letters.words_letter_N == letter
         if not here.any():
             continue
-        n_split, fraction, full = [], [], []
+        n_split, fraction, full, found = [], [], [], []
         for choosing_N, measured_N in parts:
             words = here & measured_N[letters.words_at]
             if not words.any():
@@ -142,9 +147,29 @@ def absorption(sae: ExportedSAE, letters: FirstLetters, known: list[int], shared
             n_split.append(len(split))
             fraction.append(fraction_n)
             full.append(full_n)
+            absorbed_N = words.clone()
+            absorbed_N[words] = full_n.cpu()
+            found += examples(sae, letters, letter, absorbed_N, split)
         share = torch.cat(fraction).double().mean().item()
-        out.append(LetterAbsorption(letter, mean(n_split), share, int(torch.cat(full).sum()), int(here.sum())))
+        out.append(LetterAbsorption(letter, mean(n_split), share, int(torch.cat(full).sum()), int(here.sum()), found))
     return out
+
+
+def examples(
+    sae: ExportedSAE, letters: FirstLetters, letter: int, absorbed_N: Tensor, split: list[int]
+) -> list[dict[str, Any]]:
+    """Each absorbed word with the letter's features, which are silent on it, and the feature that fires in their place:
+    its cosine with the letter's direction, and its share of the word's projection on that."""
+    x_nD, direction_D = letters.words_x_ND[absorbed_N].to(sae.device), letters.weight_26D[letter]
+    u_D = (direction_D / direction_D.norm()).to(sae.device)
+    cos_F = cosine_similarity(u_D, sae.weights["W_dec"].float(), dim=-1)
+    share_n, absorber_n = (encode(sae, x_nD) * cos_F / (x_nD.float() @ u_D)[:, None]).max(1)
+    found = zip(absorbed_N.nonzero()[:, 0].tolist(), absorber_n.tolist(), share_n.tolist(), strict=True)
+    return [
+        {"letter": LETTERS[letter], "word": letters.words[at], "features": split, "absorber": absorber,
+         "cosine": float(cos_F[absorber]), "share": share}
+        for at, absorber, share in found
+    ]  # fmt: skip
 
 
 def probe_batch(shared: Shared) -> int:

@@ -49,6 +49,12 @@ METRICS = {
     "outlier_tokens": (None, "outliers"),
     "frac_alive": ("higher", None),
     r"average_max_(en|de)coder_cosine_sim": (None, r"max_\1c_cos"),
+    "l[01]": (None, None),
+    "l2_norm_(in|out)": (None, None),
+    "ce_loss_without_sae": (None, None),
+    "(ce_loss|kl_div)_with_ablation": (None, None),
+    r"(normalized_)?freq_over_\d+_percent": (None, None),
+    r"total_tokens_eval_\w+": (None, None),
 }
 
 GROUPS = {
@@ -74,9 +80,13 @@ FEATURE_COLUMNS = [
 ]  # fmt: skip
 """SAEBench's statistics of each feature, in the order of its file."""
 
+KL, CE = "kl_div_.*", "ce_loss_.*"
+OF_MODEL = f"{KL}|{CE}"
+"""Metrics that synthetic activations do not have."""
+
 LEFT_OUT = {
-    "compute_kl": "kl_div_.*",
-    "compute_ce_loss": "ce_loss_.*",
+    "compute_kl": KL,
+    "compute_ce_loss": CE,
     "compute_l2_norms": "l2_.*|relative_reconstruction_bias",
     "compute_sparsity_metrics": "l0|l1",
     "compute_variance_metrics": "explained_variance.*|mse.*|cossim|fvu.*",
@@ -333,6 +343,8 @@ def doubts(metrics: dict[str, float], sae: ExportedSAE) -> list[str]:
     """Reasons to doubt an SAE's metrics, one clause each."""
     l0, dead = metrics["l0"], metrics["dead_features"]
     found = []
+    if broken_weights := sae.nonfinite():
+        found.append(f"not to be believed: the SAE's {' and '.join(broken_weights)} is not finite")
     if math.isnan(l0):
         found.append("nothing was measured: the held-out data has no tokens but special ones")
     if l0 == 0:

@@ -22,7 +22,11 @@ from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.rows import mean_activations, mean_features
 from sae_sweeps.evaluation.shared import Shared
 
-METRICS = {"hierarchy_(coarse|fine)_.*_accuracy": ("higher", None)}
+METRICS = {
+    "hierarchy_(coarse|fine)_.*_accuracy": ("higher", None),
+    "hierarchy_(coarse|fine)_.*_std": (None, None),
+    "hierarchy_llm_(coarse|fine)_.*": (None, None),
+}
 
 SEPARATOR = "\t"
 """Between the coarse and the fine class in a row's label."""

@@ -8,7 +8,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from sae_sweeps.config.evaluations import BUILTIN
+from sae_sweeps.config.evaluations import PREFIXES
 from sae_sweeps.storage.files import with_floats
 
 
@@ -61,7 +61,7 @@ class Result:
     warnings: list[str] = field(default_factory=list)
     """Reasons to doubt the numbers."""
     data: str = "saebench"
-    """saebench, or builtin."""
+    """saebench, builtin or labelled."""
     also: dict[str, float] = field(default_factory=dict)
     """Flat metrics that SAEBench has no place for, and older names of those it has."""
     more: dict[str, Any] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class Result:
     def flat(self) -> dict[str, float]:
         """Metrics as results.json holds them; nan where undefined."""
         named = {name: value for group in self.metrics.values() for name, value in group.items()} | self.also
-        prefix = BUILTIN if self.data == "builtin" else ""
+        prefix = PREFIXES.get(self.data, "")
         return {prefix + name: value for name, value in named.items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:

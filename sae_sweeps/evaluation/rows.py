@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.schema import LayerConfig
-from sae_sweeps.evaluation.batches import LanguageModel, is_plain
+from sae_sweeps.evaluation.batches import LanguageModel, by_length, is_plain
 from sae_sweeps.evaluation.sums import sum_by_text, sum_features
 
 
@@ -56,20 +56,25 @@ def harvest_rows(
     progress: Callable[[int], None] = lambda n: None,
 ) -> Rows:
     """Activations of the texts of each class; `progress` is called with the number of texts done."""
-    x, length, special = [], [], []
     all_texts = [text for of_class in texts.values() for text in of_class]
     distinct = list(dict.fromkeys(all_texts))
-    for first in range(0, len(distinct), batch):
-        tokens_SL = lm.tokenize_rows(distinct[first : first + batch], context)
-        plain_SL = is_plain(tokens_SL, lm.special_ids)
-        x.append(lm.activations(tokens_SL, layer)[plain_SL.to(lm.device)].cpu())
-        length.append(plain_SL.sum(1))
-        special.append(context - plain_SL.sum(1))
-        progress(min(first + batch, len(distinct)))
+    tokens_TL = lm.tokenize_rows(distinct, context)
+    plain_TL = is_plain(tokens_TL, lm.special_ids)
+    length_T = plain_TL.sum(1)
+    end_T = (plain_TL * torch.arange(1, tokens_TL.shape[1] + 1)).amax(1).clamp(min=1)  # nothing is read behind it
+    x = [torch.empty(0)] * len(distinct)
+    done = 0
+    for texts_S in by_length(end_T.tolist(), batch):
+        here = torch.tensor(texts_S)[:, None], torch.arange(int(end_T[texts_S[-1]]))
+        x_nD = lm.activations(tokens_TL[here], layer)[plain_TL[here].to(lm.device)].cpu()
+        for text, x_LD in zip(texts_S, x_nD.split(length_T[texts_S].tolist()), strict=True):
+            x[text] = x_LD
+        done += len(texts_S)
+        progress(done)
     n_by_class = {name: len(of_class) for name, of_class in texts.items()}
     number = {text: n for n, text in enumerate(distinct)}
     text_R = torch.tensor([number[text] for text in all_texts])
-    return Rows(torch.cat(x), torch.cat(length), torch.cat(special), text_R, n_by_class)
+    return Rows(torch.cat(x), length_T, context - length_T, text_R, n_by_class)
 
 
 def row_means(

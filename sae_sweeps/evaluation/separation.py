@@ -28,6 +28,7 @@ METRICS = {
     "silhouette": ("higher", None),
     r"feature_mi\w*": ("higher", None),
     "composition_rate": ("lower", None),
+    "composition_rate_random": (None, None),
     "distinct_features": ("higher", None),
 }
 

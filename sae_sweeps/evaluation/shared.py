@@ -249,7 +249,7 @@ class Shared:
         self, evaluation: str, name: str, sae: ExportedSAE, eval_config: dict[str, Any], metrics: Any, **more: Any
     ) -> Result:
         """A `Result` of an SAE, with its cfg and the kind of data that it was measured on."""
-        return Result(evaluation, name, sae.cfg(), eval_config, metrics, data=self.source.kind, **more)
+        return Result(evaluation, name, sae.cfg(), eval_config, metrics, **{"data": self.source.kind, **more})
 
 
 def _name(data: str | Pair) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from sae_sweeps.config.evaluations import EvalConfig
 from sae_sweeps.config.schema import ModelConfig
 from sae_sweeps.evaluation.builtin_tasks import BuiltinSource
+from sae_sweeps.evaluation.labelled_data import LabelledSource
 from sae_sweeps.evaluation.saebench_data import SAEBenchSource
 from sae_sweeps.evaluation.tasks import Source
 
@@ -16,7 +17,8 @@ def open_source(cfg: EvalConfig, model: ModelConfig) -> Source:
     data = data_of(cfg, model)
     if data == "builtin":
         return BuiltinSource()
-    return SAEBenchSource(None if data == "saebench" else Path(data).expanduser())
+    path = Path(data)
+    return LabelledSource(path) if path.is_file() else SAEBenchSource(None if data == "saebench" else path)
 
 
 def data_of(cfg: EvalConfig, model: ModelConfig) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import Evaluation, UnlearningConfig
 from sae_sweeps.errors import ConfigError, DataError
-from sae_sweeps.evaluation.batches import is_plain
+from sae_sweeps.evaluation.batches import by_length, is_plain
 from sae_sweeps.evaluation.draws import stream, stream_seed
 from sae_sweeps.evaluation.questions import Candidates, QuestionSet, answers_of, padded
 from sae_sweeps.evaluation.result import Result
@@ -193,13 +193,13 @@ def right_questions(candidates: Candidates, shared: Shared) -> Tensor:
 def all_right(trial: QuestionSet, candidates: Candidates, shared: Shared) -> Tensor:
     """Which questions are answered right in all their orders [n], bool."""
     shared.begin(candidates.name, len(trial.rows), "prompt")
-    right = [torch.empty(0, dtype=torch.bool)]
+    right = torch.empty(len(trial.answers), dtype=torch.bool)
     for batch in question_batches([trial], shared):
         hidden = shared.lm.resume(batch.tokens_SL, shared.layer, batch.x_SLD)
         chosen = answers_of(hidden, batch.tokens_SL, batch.length_S, batch.questions, shared.lm)
-        right.append(chosen == batch.answers)
+        right[batch.numbers] = chosen == batch.answers
         shared.advance(len(batch.tokens_SL))
-    return torch.cat(right).view(-1, candidates.orders).all(1)
+    return right.view(-1, candidates.orders).all(1)
 
 
 @dataclass
@@ -207,6 +207,8 @@ class QuestionBatch:
     """Rows of one question set with their activations at the hook."""
 
     questions: QuestionSet
+    numbers: list[int]
+    """The questions' numbers in the set [n]."""
     tokens_SL: Tensor
     length_S: Tensor
     x_SLD: Tensor
@@ -217,16 +219,16 @@ class QuestionBatch:
 
 @torch.no_grad()
 def question_batches(questions: list[QuestionSet], shared: Shared) -> Iterator[QuestionBatch]:
-    """The questions in batches, run up to the layer once for all SAEs and settings."""
+    """The questions in batches by length, run up to the layer once for all SAEs and settings."""
     for one in questions:
         n = one.per_question
-        second = (torch.arange(len(one.answers)) % 2).bool() & (shared.cfg.selection == "validation")
-        step = shared.cfg.llm_batch // n * n or n
-        for first in range(0, len(one.rows), step):
-            tokens_SL, length_S = padded(one.rows[first : first + step])
+        answers, rows = torch.tensor(one.answers), [one.rows[first : first + n] for first in range(0, len(one.rows), n)]
+        second = (torch.arange(len(answers)) % 2).bool() & (shared.cfg.selection == "validation")
+        longest = [max(map(len, of_question)) for of_question in rows]
+        for numbers in by_length(longest, max(1, shared.cfg.llm_batch // n)):
+            tokens_SL, length_S = padded([row for number in numbers for row in rows[number]])
             x_SLD = shared.lm.activations(tokens_SL, shared.layer)
-            here = slice(first // n, (first + step) // n)
-            yield QuestionBatch(one, tokens_SL, length_S, x_SLD, torch.tensor(one.answers[here]), second[here])
+            yield QuestionBatch(one, numbers, tokens_SL, length_S, x_SLD, answers[numbers], second[numbers])
 
 
 def candidates_for(forget_F: np.ndarray, retain_F: np.ndarray, threshold: float) -> np.ndarray:

@@ -59,18 +59,28 @@ def rates(
 
 
 def adam(
-    grad: Tensor, m: Tensor, v: Tensor, w: Tensor, rates: Tensor, skip: Tensor, dots: Tensor | None = None
+    grad: Tensor,
+    m: Tensor,
+    v: Tensor,
+    w: Tensor,
+    rates: Tensor,
+    skip: Tensor,
+    dots: Tensor | None = None,
+    copy: Tensor | None = None,
 ) -> None:
     """Move w and its moments, four tensors of one shape, all contiguous, unless skip, a bool scalar, is true. In place.
 
-    With dots [n]: for matrices [n, d] and the gradient grad - dots w; w's rows then have unit norm.
+    With dots [n]: for matrices [n, d] and the gradient grad - dots w; w's rows then have unit norm. With a copy of w in
+    bfloat16: it is written too.
     """
     rows = dots is not None
     d = w.shape[1] if rows else min(BLOCK, triton.next_power_of_2(w.numel()))
     grid = len(w) if rows else triton.cdiv(w.numel(), d)
     block = triton.next_power_of_2(d)
-    tensors = grad, m, v, w, dots if rows else rates, rates, skip.view(torch.uint8)
-    constants = {"UNIT_ROWS": rows, "BLOCK": block, "TINY": torch.finfo(w.dtype).tiny, "num_warps": _warps(block)}
+    bits = w if copy is None else copy.view(torch.int16)
+    tensors = grad, m, v, w, bits, dots if rows else rates, rates, skip.view(torch.uint8)
+    constants = {"UNIT_ROWS": rows, "COPY": copy is not None, "BLOCK": block, "TINY": torch.finfo(w.dtype).tiny}
+    constants["num_warps"] = _warps(block)
     launch(_adam, (grid,), *tensors, w.numel(), d, **constants)
 
 
@@ -80,12 +90,19 @@ def compile_for(shape: StepShape) -> None:
     skip, out = shape.meta(dtype=torch.bool), shape.meta(4, N_RATES, dtype=torch.float64)
     moves, steps = shape.meta(4, dtype=torch.uint8), shape.meta(4, dtype=torch.float32)
     rates(1e-3, shape.meta(3, dtype=torch.float64), shape.meta(), skip, moves, steps, out)
-    for tensor in (W, row, W[0]):
-        square_sums(tensor, shape.meta(n_parts(tensor, False)))
-        adam(tensor, tensor, tensor, tensor, out[0], skip)
-    if shape.d_in <= LONGEST:
-        square_sums(W, row, W, row)
-        adam(W, W, W, W, out[0], skip, row)
+    for bias in (row, W[0]):
+        square_sums(bias, shape.meta(n_parts(bias, False)))
+        adam(bias, bias, bias, bias, out[0], skip)
+    rounded = shape.meta(shape.d_sae, shape.d_in, dtype=shape.products)
+    in_products = shape.products != shape.dtype
+    for grad in (W, rounded) if in_products else (W,):  # from sums over pairs, and from a product
+        square_sums(grad, shape.meta(n_parts(grad, False)))
+        if shape.d_in <= LONGEST:
+            square_sums(grad, row, W, row)
+        for copy in (None, rounded) if in_products else (None,):
+            adam(grad, W, W, W, out[0], skip, None, copy)
+            if shape.d_in <= LONGEST:
+                adam(grad, W, W, W, out[0], skip, row, copy)
 
 
 def _warps(block: int) -> int:
@@ -100,7 +117,7 @@ def _square_sums(
     column = tl.arange(0, BLOCK)
     at = row * d + column
     valid = (column < d) & (at < n)
-    grad = tl.load(grad_ptr + at, mask=valid, other=0.0)
+    grad = tl.load(grad_ptr + at, mask=valid, other=0.0).to(part_ptr.dtype.element_ty)
     if UNIT_ROWS:
         w = tl.load(W_ptr + at, mask=valid, other=0.0)
         dot = tl.sum(grad * w, 0)
@@ -139,9 +156,17 @@ def _rates(
 
 
 @triton.jit
+def _bfloat16(w):
+    """Bits of the nearest bfloat16, ties to even, as torch rounds; the interpreter's conversion cuts them off."""
+    bits = w.to(tl.uint32, bitcast=True)
+    nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return tl.where(w != w, 0x7FC0, nearest).to(tl.int16)
+
+
+@triton.jit
 def _adam(
-    grad_ptr, m_ptr, v_ptr, w_ptr, dot_ptr, rate_ptr, skip_ptr, n, d,
-    UNIT_ROWS: tl.constexpr, BLOCK: tl.constexpr, TINY: tl.constexpr,
+    grad_ptr, m_ptr, v_ptr, w_ptr, copy_ptr, dot_ptr, rate_ptr, skip_ptr, n, d,
+    UNIT_ROWS: tl.constexpr, COPY: tl.constexpr, BLOCK: tl.constexpr, TINY: tl.constexpr,
 ):  # fmt: skip
     if tl.load(skip_ptr) == 0:
         dtype: tl.constexpr = w_ptr.dtype.element_ty
@@ -149,7 +174,7 @@ def _adam(
         column = tl.arange(0, BLOCK)
         at = row * d + column
         valid = (column < d) & (at < n)
-        g = tl.load(grad_ptr + at, mask=valid, other=0.0)
+        g = tl.load(grad_ptr + at, mask=valid, other=0.0).to(dtype)
         w = tl.load(w_ptr + at, mask=valid, other=0.0)
         m = tl.load(m_ptr + at, mask=valid, other=0.0)
         v = tl.load(v_ptr + at, mask=valid, other=0.0)
@@ -166,3 +191,5 @@ def _adam(
         tl.store(m_ptr + at, m, mask=valid)
         tl.store(v_ptr + at, v, mask=valid)
         tl.store(w_ptr + at, w, mask=valid)
+        if COPY:
+            tl.store(copy_ptr + at, _bfloat16(w), mask=valid)

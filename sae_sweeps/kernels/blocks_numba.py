@@ -13,7 +13,6 @@ one thread, thousand million multiply-adds a second, a dense product: 39):
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor
 
 from sae_sweeps.kernels.threads import compiled, over_rows
 
@@ -23,14 +22,12 @@ WIDTH = 2048
 """Bytes of each row in a block, at most: with `ROWS` rows 512 KB, half of a core's second-level cache."""
 FEWEST = 5
 """Pairs of a row in a block, in the mean, below which going to and fro between the blocks costs more than it saves."""
-LARGE = 2**22
-"""Bytes of a matrix that the cache holds anyway."""
 SUMS = {"fastmath": {"contract", "reassoc", "nsz"}}
 
 
-def pay(n_pairs: int, n_lists: int, M: Tensor) -> bool:
-    """Whether blocks are faster for lists with so many pairs in all, into a matrix M."""
-    return M.nbytes >= LARGE and n_pairs * ROWS >= FEWEST * n_lists * len(M)
+def pay(n_pairs: int, n_lists: int, n_rows: int) -> bool:
+    """Whether blocks are faster for lists with so many pairs in all, into a matrix of n_rows."""
+    return n_pairs * ROWS >= FEWEST * n_lists * n_rows
 
 
 def combinations(start, index, values, M, out, bounds: list[int] | None = None) -> None:

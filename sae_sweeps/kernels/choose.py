@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import threading
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sae_sweeps.kernels.launching import StepShape
 from sae_sweeps.kernels.pairs import Pairs, per_token
 
 
@@ -89,7 +87,7 @@ def choose(requested: str, device: torch.device) -> Kernels | None:
 def _triton(device: torch.device) -> Kernels | None:
     """Triton's kernels, once one was built and run on the GPU."""
     if device not in _faults:
-        _note(device, "" if importlib.util.find_spec("triton") else "the package triton is not installed", _try_triton)
+        note(device, "" if importlib.util.find_spec("triton") else "the package triton is not installed", _try_triton)
     if _faults[device]:
         return None
     from sae_sweeps.kernels import sparse_triton
@@ -105,7 +103,7 @@ def _try_triton(device: torch.device) -> None:
     sparse_triton.sums(pairs, torch.zeros(1, device=device))
 
 
-def _note(device: torch.device, fault: str, attempt: Callable[[torch.device], None]) -> None:
+def note(device: torch.device, fault: str, attempt: Callable[[torch.device], None]) -> None:
     """Record whether Triton can build what `attempt` does on the GPU; warn where it cannot, or for the fault given."""
     try:
         if not fault:
@@ -114,7 +112,8 @@ def _note(device: torch.device, fault: str, attempt: Callable[[torch.device], No
         raise
     except Exception as error:  # no compiler, no headers, no ptxas, a GPU that is too old: each has its own class
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        fault = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        parts = [f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__]
+        fault = ", ".join([*parts, *getattr(error, "__notes__", [])])
     _faults[device] = fault
     if fault:
         warnings.warn(
@@ -123,67 +122,6 @@ def _note(device: torch.device, fault: str, attempt: Callable[[torch.device], No
             RuntimeWarning,
             stacklevel=2,
         )
-
-
-def prepare(requested: str, device: torch.device, shapes: Collection[StepShape] = ()) -> threading.Thread:
-    """Compile the kernels of this device, or read them from the disk, in a thread, while activations are harvested.
-
-    shapes: steps of the runs that will train; a GPU's kernels are compiled for each.
-    """
-
-    def compile_all() -> None:
-        if device.type == "cpu":
-            _prepare(device)
-        elif device.type == "cuda" and choose("auto", device) is not None:
-            _note(device, "", lambda device: _prepare_gpu(device, shapes))
-
-    needed = requested == "auto"
-    thread = threading.Thread(target=compile_all if needed else lambda: None, daemon=True)
-    thread.start()
-    return thread
-
-
-def _prepare_gpu(device: torch.device, shapes: Collection[StepShape]) -> None:
-    """Compile what steps of these shapes launch. Nothing runs on the GPU."""
-    from sae_sweeps.kernels import adam_triton, dead_columns_triton, largest_triton, sparse_triton
-
-    with torch.cuda.device(device):
-        for shape in shapes:
-            for module in (largest_triton, sparse_triton, adam_triton):
-                module.compile_for(shape)
-            if shape.dtype == torch.float32:
-                dead_columns_triton.compile_for(shape)
-
-
-def _prepare(device: torch.device) -> None:
-    kernels = choose("auto", device)
-    if kernels is None:
-        return
-    W = torch.eye(8)
-    kernels.largest(W, 2)
-    _, indices = kernels.product_and_largest(W, W, W[0], 2, torch.empty_like(W))
-    found = kernels.above(W, 0.5, W.numel())
-    assert found is not None
-    pairs = per_token(indices, len(W), kernels)
-    values = torch.ones(indices.numel())
-    kernels.decode(pairs, values, W)
-    kernels.residual(pairs, values, W, W[0], W)
-    kernels.dots(pairs, W, W)
-    grad, m, v = kernels.weight_gradient(pairs, values, W), torch.zeros_like(W), torch.zeros_like(W)
-    kernels.combination(kernels.sums(pairs, values), W)
-    from sae_sweeps.kernels import adam_numba as adam
-    from sae_sweeps.kernels import blocks_numba as blocks
-
-    by_feature, _, token = pairs.transposed
-    for start, index in ((pairs.start, pairs.feature), (by_feature, token)):
-        lists, rows = (start.numpy(), index.numpy()), (W.numpy(), torch.empty_like(W).numpy())
-        blocks.combinations(*lists, values.numpy(), *rows)
-    blocks.products(pairs.start.numpy(), pairs.feature.numpy(), W.numpy(), W.numpy(), values.numpy())
-    adam.square_sum(grad)
-    dots, _ = adam.parallel(grad, W)
-    rates = [1.0, 0.1, 0.999, 0.001, 1e-3, 1.0, 1e-8]
-    adam.adam(grad, rates, m, v, W)
-    adam.adam_on_unit_rows(grad, dots, rates, m, v, W)
 
 
 def name(kernels: Kernels | None) -> str:

@@ -1,172 +1,225 @@
-"""Competing cosines on the CPU: compiled loops over features that count partners, weigh them, add value and gradient.
+"""Competing cosines on the CPU: compiled loops list the pairs that compete with their cosines, each pair once.
 
-A feature with few competing partners is computed pair by pair. Features with many are computed in tiles, where cosines
-and gradient are matrix products over [TILE, d_sae]; their partners are counted again there, at little cost.
+The gradient is for each feature a sum of rows of W, a part of the columns at a time where there are many pairs, so that
+the rows come from the cache. Features with many partners are computed in tiles, by matrix products with all features
+before them; their partners are counted again there, at little cost.
 """
 
 # mypy: disable-error-code="no-untyped-def"
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from sae_sweeps.kernels.active_lists import ROWS, active_lists
-from sae_sweeps.kernels.competition import Competition, Found
-from sae_sweeps.kernels.counting_sort import Array
+from sae_sweeps.kernels.active_lists import active_lists
+from sae_sweeps.kernels.competing_pairs import (
+    DIVISION,
+    Ranked,
+    Rule,
+    count,
+    forget,
+    least_common,
+    ranked,
+    rule_of,
+    weigh,
+)
+from sae_sweeps.kernels.competition import Competition
+from sae_sweeps.kernels.counting_sort import Array, starts
 from sae_sweeps.kernels.features import Features
-from sae_sweeps.kernels.threads import compiled, over_blocks
+from sae_sweeps.kernels.threads import compiled, over_blocks, over_rows
 
+PANEL = 2**21
+"""Most pairs that are listed at once, unless a single feature has more."""
+DENSE_SHARE = 1 / 4
+"""Share of the features before it from which a feature's partners cost less as a row of a tile (measured)."""
+COLUMNS = 64
+"""Columns of W at a time: 2 MB of 8,192 rows."""
+FEW = 16
+"""Pairs per feature up to which a second pass over W costs more than it saves."""
+PARTS = 8
+"""Parts of a list that are sorted side by side."""
 TILE = 512
-DENSE_SHARE = 1 / 16
-"""Share of all features from which a feature's partners are cheaper as a row of a tile (measured)."""
-MARGIN = 1e-5
-"""Relative distance below the threshold from which an overlap is below it whatever the rounding."""
-DIVISION = {"error_model": "numpy"}
-"""No check for division by 0: none occurs."""
+"""Rows of a tile."""
+TILE_COLUMNS = 4096
 SUMS = {"fastmath": {"contract", "reassoc", "nsz"}}
 """Sums may be reordered into vector lanes; NaN and infinity keep their meaning."""
-OVERLAPS = ("jaccard", "min", "cosine", "batch")
 
 
-class Rule(NamedTuple):
-    """A `Competition` for compiled code; all numbers in the dtype of the weights."""
+class Pairs(NamedTuple):
+    """Competing pairs (i, j), j < i, of the features first .. end - 1."""
 
-    overlap: int
-    """Index in OVERLAPS."""
-    linear: bool
-    t: np.floating
-    tau: np.floating
-    low: np.floating
-    """Overlap below which c_ij is certainly 0."""
-    one: np.floating
-    n_tokens: np.floating
-
-
-class Partners(NamedTuple):
-    """Work space of one thread for the partners of one feature; four entries more than there are features."""
-
-    n_common: Array
-    """Tokens shared with each feature, 0 between two calls."""
-    number: Array
-    """Numbers of the partners."""
+    first: int
+    end: int
+    start: Array
+    """First pair of each of these features, and the end of the room for all [end - first + 1]."""
+    n: Array
+    """Number of pairs of each [end - first]; not all the room is used."""
+    other: Array
+    """j of each pair."""
     weight: Array
-    cosine: Array
+    """c_ij sign(w_i . w_j) of each pair."""
 
 
-class Result(NamedTuple):
-    value: Array
-    """Sum of c_ij |w_i . w_j| over j [d_sae]."""
-    n_pairs: Array
-    """Competing partners of each feature [d_sae]."""
-    for_tiles: Array
-    """Features with more partners than the limit [d_sae], bool."""
-    grad: Array
-    """[d_sae, d_in]."""
+class RowSums:
+    """A gradient on W [d_sae, d_in] as sums for some of its rows."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[Array, int, Tensor]] = []
+        """(rows [m], first column, sums [m, columns]); a row may be in several."""
+
+    def add_to(self, out: Tensor, factor: Tensor) -> None:
+        """out [d_sae, d_in] += factor * the gradient."""
+        whole = out.contiguous()
+        for rows, column, sums in self.parts:
+            over_rows(
+                _add_scaled, len(rows), whole.numpy(), rows, column, sums.numpy(), sums.numpy().dtype.type(factor)
+            )
+        if whole is not out:
+            out.copy_(whole)
 
 
 @torch.no_grad()
-def by_features(W: Tensor, f: Features, n_tokens: int, competition: Competition) -> Found:
+def by_features(W: Tensor, f: Features, n_tokens: int, competition: Competition) -> tuple[Tensor, int, RowSums]:
     """Value, number of competing pairs and gradient, as `coactivation.plain`."""
-    lists, weights, n = active_lists(f, n_tokens), W.detach().contiguous().numpy(), len(W)
-    n_active, rule = np.diff(lists.feature_start).astype(weights.dtype), _rule(competition, n_tokens, weights.dtype)
-    grad = torch.empty(W.shape, dtype=W.dtype)
-    result = Result(np.zeros(n), np.zeros(n, np.int64), np.zeros(n, np.bool_), grad.numpy())
-    limit = int(DENSE_SHARE * n)
-
-    def do_pairs(first: int, end: int) -> None:
-        _pairs(lists, n_active, rule, weights, first, end, limit, _partners(n, weights.dtype), result)
-
-    over_blocks(do_pairs, n, ROWS)
-    rows = result.for_tiles.nonzero()[0]
-    tile = torch.empty(min(TILE, len(rows)), n, dtype=W.dtype)
-    for start in range(0, len(rows), TILE):
-        chunk = rows[start : start + TILE]
-        S = torch.mm(W[chunk], W.T, out=tile[: len(chunk)])
-        S_ = S.numpy()
-
-        def do_tile(first: int, end: int, chunk: Array = chunk, S_: Array = S_) -> None:
-            _tile(lists, n_active, rule, chunk, first, end, _partners(n, weights.dtype), result.value, S_)
-
-        over_blocks(do_tile, len(chunk), 16)
-        grad[chunk] = S @ W
-    return torch.tensor(result.value.sum() / 2, dtype=W.dtype), int(result.n_pairs.sum()) // 2, grad
+    W = W.detach().contiguous()
+    rule, n = rule_of(competition, n_tokens, W.numpy().dtype), len(W)
+    r = ranked(active_lists(f, n_tokens), rule)
+    value, n_pairs, gradient = np.zeros(n), np.zeros(n, np.int64), RowSums()
+    for pairs in _panels(W, r, rule, value, n_pairs):
+        _add_rows(gradient, W, *_by_feature(r, pairs), alone=pairs.end - pairs.first == n)
+    _add_tiles(gradient, W, r, rule, (n_pairs > _limit(n)).nonzero()[0], value)
+    return torch.tensor(value.sum(), dtype=W.dtype), int(n_pairs.sum()), gradient
 
 
-def _rule(competition: Competition, n_tokens: int, dtype: np.dtype[np.floating]) -> Rule:
-    linear, t = competition.form == "linear", competition.threshold
-    t, tau, low, one, tokens = np.array([t, competition.tau, (1 - MARGIN) * t * linear, 1, n_tokens], dtype)
-    return Rule(OVERLAPS.index(competition.overlap), linear, t, tau, low, one, tokens)
+def _limit(n: int) -> Array:
+    """Partners that a feature may have without a row in a tile [n]."""
+    return (DENSE_SHARE * np.arange(n)).astype(np.int64)
 
 
-def _partners(n: int, dtype: np.dtype[np.floating]) -> Partners:
-    return Partners(np.zeros(n, np.int32), np.empty(n + 4, np.int32), np.empty(n + 4, dtype), np.empty(n + 4, dtype))
+def _blocks(n: int) -> int:
+    return max(64, n // (8 * torch.get_num_threads()))
 
 
-@compiled(**DIVISION)
-def _count(i, lists, n_common, number):
-    """Add the tokens that features share with i to `n_common`, list these features in `number`; how many they are."""
-    feature_start, token, token_start, feature = lists
-    n_met = 0
-    for p in range(feature_start[i], feature_start[i + 1]):
-        t = token[p]
-        for q in range(token_start[t], token_start[t + 1]):
-            j = feature[q]
-            number[n_met] = j
-            n_met += n_common[j] == 0
-            n_common[j] += 1
-    return n_met
+def _panels(W: Tensor, r: Ranked, rule: Rule, value: Array, n_pairs: Array) -> Iterator[Pairs]:
+    """The pairs of all features but those with a row in a tile; each item reuses the memory of the one before.
+
+    Fills n_pairs [d_sae] for all features, value [d_sae] for those whose pairs are listed.
+    """
+    n, weights = len(W), W.numpy()
+    room, limit, bounds = starts(r.n_most), _limit(n), [0]
+    while bounds[-1] < n:
+        within = int(np.searchsorted(room, room[bounds[-1]] + PANEL, "right")) - 1
+        bounds.append(max(within, bounds[-1] + 1))
+    most = int(np.diff(room[bounds]).max())
+    other, weight = np.empty(most, np.int32), np.empty(most, weights.dtype)
+    for first, end in zip(bounds, bounds[1:], strict=False):
+        pairs = Pairs(first, end, room[first : end + 1] - room[first], np.empty(end - first, np.int64), other, weight)
+        _fill(pairs, weights, r, rule, limit, value, n_pairs)
+        yield pairs
 
 
-@compiled(**DIVISION)
-def _below(n_both, n_i, n_j, rule):
-    """Whether the overlap is below `rule.low`, without a division: true of most pairs, whose c_ij is 0."""
-    if rule.overlap == 0:
-        return n_both < rule.low * (n_i + n_j - n_both)
-    if rule.overlap == 1:
-        return n_both < rule.low * min(n_i, n_j)
-    if rule.overlap == 2:
-        return n_both * n_both < rule.low * rule.low * (n_i * n_j)
-    return n_both < rule.low * rule.n_tokens
+def _fill(pairs: Pairs, W: Array, r: Ranked, rule: Rule, limit: Array, value: Array, n_pairs: Array) -> None:
+    def work(start: int, stop: int) -> None:
+        space = np.zeros(len(W), np.int32), np.empty(len(W) + 1, np.int32), *np.empty((3, len(W)), W.dtype)
+        _list(r, rule, W, limit, *space, pairs, start, stop, value, n_pairs)
+
+    over_blocks(work, len(pairs.n), _blocks(len(pairs.n)))
 
 
-@compiled(**DIVISION)
-def _weigh(n_both, n_i, n_j, rule):
-    """c_ij, step by step as in `Competition`."""
-    if rule.overlap == 0:
-        n = n_both / (n_i + n_j - n_both)
-    elif rule.overlap == 1:
-        n = n_both / min(n_i, n_j)
-    elif rule.overlap == 2:
-        n = n_both / np.sqrt(n_i * n_j)
-    else:
-        n = n_both / rule.n_tokens
-    if rule.linear:
-        return min(max((n - rule.t) / rule.t, rule.one - rule.one), rule.one)
-    return rule.one / (rule.one + np.exp(-((n - rule.t) / (rule.tau * rule.t))))
+def _by_feature(r: Ranked, pairs: Pairs) -> tuple[Array, Array, Array]:
+    """The pairs (i, j) and (j, i) by the first of the two: number for each feature, the other's number, weight."""
+    n = len(r.number)
+    n_pairs = np.zeros(n, np.int64)
+    n_pairs[pairs.first : pairs.end] = pairs.n
+    ends = pairs.n.cumsum()
+    bounds = np.searchsorted(ends, ends[-1] * np.arange(PARTS + 1) // PARTS)
+    bounds[-1] = len(ends)
+    n_back = np.zeros((PARTS, n), np.int64)
+    over_blocks(lambda part, _: _count_back(pairs, bounds[part], bounds[part + 1], n_back[part]), PARTS, 1)
+    size = np.empty(n, np.int64)
+    size[r.number] = n_pairs + n_back.sum(0)
+    own = starts(size)[r.number]
+    place = own + n_pairs + np.cumsum(n_back, 0) - n_back
+    other, weight = np.empty(size.sum(), np.int32), np.empty(size.sum(), pairs.weight.dtype)
+
+    def write(part: int, _: int) -> None:
+        _write(r.number, pairs, bounds[part], bounds[part + 1], own, place[part], other, weight)
+
+    over_blocks(write, PARTS, 1)
+    return size, other, weight
 
 
-@compiled(**DIVISION)
-def _competing(i, lists, n_active, rule, partners):
-    """List the features that compete with i and their c_ij in `partners`; how many they are. Clears `n_common`."""
-    n_common, number, weight, _ = partners
-    n_pairs = 0
-    for p in range(_count(i, lists, n_common, number)):
-        j = number[p]
-        n_both = rule.one * np.float32(n_common[j])
-        n_common[j] = 0
-        if _below(n_both, n_active[i], n_active[j], rule):
-            continue
-        c = _weigh(n_both, n_active[i], n_active[j], rule)
-        number[n_pairs], weight[n_pairs] = j, c
-        n_pairs += (c > 0) & (j != i)
-    return n_pairs
+def _add_rows(gradient: RowSums, W: Tensor, size: Array, other: Array, weight: Array, alone: bool) -> None:
+    """Add for each feature the sum over its pairs of weight * w_other.
+
+    alone: there are no other pairs, so that features without one need no row.
+    """
+    rows = size.nonzero()[0] if alone else np.arange(len(size))
+    start = torch.from_numpy(starts(size[rows]).astype(np.int32))
+    numbers, weights = torch.from_numpy(other), torch.from_numpy(weight)
+    width = COLUMNS if len(other) > 2 * FEW * len(W) or not alone else W.shape[1]
+    for column in range(0, W.shape[1], width):
+        part = W[:, column : column + width].contiguous()
+        sums = F.embedding_bag(numbers, part, start, mode="sum", per_sample_weights=weights, include_last_offset=True)
+        if alone or len(gradient.parts) * width < W.shape[1]:
+            gradient.parts.append((rows, column, sums))
+        else:
+            gradient.parts[column // width][2].add_(sums)
+
+
+def _add_tiles(gradient: RowSums, W: Tensor, r: Ranked, rule: Rule, rows: Array, value: Array) -> None:
+    """Add value and gradient of the pairs of the features `rows` with those before them."""
+    if not len(rows):
+        return
+    end, number = int(rows[-1]) + 1, torch.from_numpy(r.number)
+    sums = torch.zeros(end, W.shape[1], dtype=W.dtype)
+    for begin in range(0, end, TILE_COLUMNS):
+        W_columns = W[number[begin : begin + TILE_COLUMNS]]
+        later = rows[rows > begin]
+        for at in range(0, len(later), TILE):
+            chunk = later[at : at + TILE]
+            before = W_columns[: int(chunk[-1]) - begin]
+            W_rows, places = W[number[chunk]], torch.from_numpy(chunk)
+            S = W_rows @ before.T
+            _weigh(S.numpy(), r, rule, chunk, begin, value)
+            sums.index_add_(0, places, S @ before)
+            sums[begin : begin + len(before)].addmm_(S.T, W_rows)
+    gradient.parts.append((r.number[:end], 0, sums))
+
+
+def _weigh(S: Array, r: Ranked, rule: Rule, rows: Array, begin: int, value: Array) -> None:
+    """Turn S [rows, features from `begin` on] from cosines into c_ij sign(cosine) for j < i, else 0, and add values."""
+
+    def work(start: int, stop: int) -> None:
+        n = len(r.number)
+        space = np.zeros(n, np.int32), np.empty(n + 1, np.int32), *np.empty((2, n), S.dtype)
+        _tile(r, rule, rows, start, stop, begin, *space, value, S)
+
+    over_blocks(work, len(rows), _blocks(len(rows)))
 
 
 @compiled(**SUMS)
-def _four_dots(W, i, j, p, dots):
-    """w_i . w_j of four partners j[p : p + 4] at once, so that their rows are fetched together."""
-    a, b, c, e = j[p], j[p + 1], j[p + 2], j[p + 3]
+def _add_scaled(out, rows, column, sums, factor, start, stop):
+    for row in range(start, stop):
+        i = rows[row]
+        for d in range(sums.shape[1]):
+            out[i, column + d] += factor * sums[row, d]
+
+
+@compiled(**SUMS)
+def _dot(W, i, j):
+    total = W[i, 0] * W[j, 0]
+    for d in range(1, W.shape[1]):
+        total += W[i, d] * W[j, d]
+    return total
+
+
+@compiled(**SUMS)
+def _four_dots(W, i, a, b, c, e):
+    """w_i . w_j of four partners at once, so that their rows are fetched together."""
     dot_a, dot_b, dot_c, dot_e = W[i, 0] * W[a, 0], W[i, 0] * W[b, 0], W[i, 0] * W[c, 0], W[i, 0] * W[e, 0]
     for d in range(1, W.shape[1]):
         w = W[i, d]
@@ -174,54 +227,82 @@ def _four_dots(W, i, j, p, dots):
         dot_b += w * W[b, d]
         dot_c += w * W[c, d]
         dot_e += w * W[e, d]
-    dots[p], dots[p + 1], dots[p + 2], dots[p + 3] = dot_a, dot_b, dot_c, dot_e
+    return dot_a, dot_b, dot_c, dot_e
 
 
 @compiled(**SUMS)
-def _add_four(grad, i, W, j, p, s):
-    """grad_i += sum of s w_j over four partners j[p : p + 4]."""
-    a, b, c, e = j[p], j[p + 1], j[p + 2], j[p + 3]
-    s_a, s_b, s_c, s_e = s[p], s[p + 1], s[p + 2], s[p + 3]
-    for d in range(W.shape[1]):
-        grad[i, d] += s_a * W[a, d] + s_b * W[b, d] + s_c * W[c, d] + s_e * W[e, d]
+def _turned(c, cosine):
+    """Turn the cosines into c_ij sign(cosine), each c long; the sum of c_ij |cosine|."""
+    total, zero = 0.0, c.dtype.type(0)
+    for x in range(len(c)):
+        total += c[x] * abs(cosine[x])
+        cosine[x] = c[x] if cosine[x] > 0 else (-c[x] if cosine[x] < 0 else zero)
+    return total
 
 
-@compiled(**DIVISION)
-def _pairs(lists, n_active, rule, W, first, end, limit, partners, result):
-    """Value and gradient of the features first .. end - 1; those with more than `limit` partners are only marked."""
-    _, number, weight, cosine = partners
-    value, n_pairs_of, for_tiles, grad = result
-    for i in range(first, end):
-        n_pairs = _competing(i, lists, n_active, rule, partners)
-        n_pairs_of[i], for_tiles[i] = n_pairs, n_pairs > limit
-        if n_pairs > limit:
+@compiled()
+def _list(r, rule, W, limit, n_common, met, n_both, n_j, c, pairs, start, stop, value, n_pairs):
+    """List the pairs of the features first + start .. first + stop - 1."""
+    number, other, weight = r.number, pairs.other, pairs.weight
+    for row in range(start, stop):
+        i, begin = pairs.first + row, pairs.start[row]
+        n_met = count(r, i, least_common(r.n_active[i], rule), n_common, met)
+        for x in range(n_met):
+            n_both[x], n_j[x] = n_common[met[x]], r.n_active[met[x]]
+        forget(r, i, n_common)
+        weigh(n_both[:n_met], r.n_active[i], n_j[:n_met], rule, c[:n_met])
+        n = 0
+        for x in range(n_met):
+            met[n], c[n] = met[x], c[x]
+            n += c[x] > 0
+        n_pairs[i] = n
+        if n > limit[i]:
+            pairs.n[row] = 0
             continue
-        for d in range(W.shape[1]):
-            grad[i, d] = 0
-        while n_pairs % 4:  # filled up with partners of weight 0
-            number[n_pairs], weight[n_pairs] = i, 0
-            n_pairs += 1
-        for p in range(0, n_pairs, 4):
-            _four_dots(W, i, number, p, cosine)
-            for q in range(p, p + 4):
-                value[i] += weight[q] * abs(cosine[q])
-                weight[q] = weight[q] if cosine[q] > 0 else (-weight[q] if cosine[q] < 0 else 0)
-            _add_four(grad, i, W, number, p, weight)
+        pairs.n[row] = n
+        x = 0
+        while x + 4 <= n:
+            n_j[x], n_j[x + 1], n_j[x + 2], n_j[x + 3] = _four_dots(
+                W, number[i], number[met[x]], number[met[x + 1]], number[met[x + 2]], number[met[x + 3]]
+            )
+            x += 4
+        while x < n:
+            n_j[x] = _dot(W, number[i], number[met[x]])
+            x += 1
+        value[i] = _turned(c[:n], n_j)
+        other[begin : begin + n], weight[begin : begin + n] = met[:n], n_j[:n]
+
+
+@compiled()
+def _count_back(pairs, start, stop, n_back):
+    for row in range(start, stop):
+        for x in range(pairs.start[row], pairs.start[row] + pairs.n[row]):
+            n_back[pairs.other[x]] += 1
+
+
+@compiled()
+def _write(number, pairs, start, stop, own, place, other, weight):
+    for row in range(start, stop):
+        i, begin = pairs.first + row, pairs.start[row]
+        for x in range(pairs.n[row]):
+            j, w = pairs.other[begin + x], pairs.weight[begin + x]
+            other[own[i] + x], weight[own[i] + x] = number[j], w
+            other[place[j]], weight[place[j]] = number[i], w
+            place[j] += 1
 
 
 @compiled(**DIVISION)
-def _tile(lists, n_active, rule, rows, first, end, partners, value, S):
-    """Turn the rows first .. end - 1 of S [rows, d_sae] from cosines into c_ij sign(cosine), and add their values."""
-    n_common, number, _, _ = partners
-    for r in range(first, end):
-        i = rows[r]
-        _count(i, lists, n_common, number)
-        n_common[i] = 0
-        for j in range(S.shape[1]):
-            n_both, cosine = rule.one * np.float32(n_common[j]), S[r, j]
-            n_common[j] = 0
-            S[r, j] = 0
-            if n_both > 0 and cosine != 0:
-                c = _weigh(n_both, n_active[i], n_active[j], rule)
-                value[i] += c * abs(cosine)
-                S[r, j] = c if cosine > 0 else -c
+def _tile(r, rule, rows, start, stop, begin, n_common, met, n_both, c, value, S):
+    """`_weigh` for the rows start .. stop - 1."""
+    for row in range(start, stop):
+        i = rows[row]
+        n, zero = min(i - begin, S.shape[1]), rule.t - rule.t
+        count(r, i, 1, n_common, met)
+        for j in range(n):
+            n_both[j] = n_common[begin + j]
+        forget(r, i, n_common)
+        weigh(n_both[:n], r.n_active[i], r.n_active[begin : begin + n], rule, c[:n])
+        for j in range(n):
+            c[j] = c[j] if n_both[j] > 0 else zero
+        value[i] += _turned(c[:n], S[row])
+        S[row, n:] = 0

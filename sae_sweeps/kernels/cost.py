@@ -16,6 +16,10 @@ The same by dense products, f [B, d_sae] with k numbers a row written out, 2 B d
 
     dense(B, d_sae, d)    write f, read f and W, write the result; 2 B d_sae d operations
 
+f is written once a step, later operations put other values at its pairs. In bfloat16 the weights are there already
+(`rounded`: 2 bytes a number, written by the optimizer for decode and dots together), and products whose result is a
+gradient are given in bfloat16.
+
 So pairs cost with k, products do not, and products are cheaper from some k on, which depends on the precision of the
 products: in float32 a GPU multiplies 15 times slower than in bfloat16. `dense_is_cheaper` decides by these formulas.
 """
@@ -92,17 +96,26 @@ def sums(
     return Cost(from_memory + written, gathered + written)
 
 
+def itemsize_of(precision: str) -> int:
+    """Bytes of a factor of a product."""
+    return {"bfloat16": 2, "float16": 2, "float64": 8}.get(precision, 4)
+
+
 def product(m: int, n: int, inner: int, precision: str, out_itemsize: int = 4) -> Cost:
     """A dense product [m, inner] x [inner, n]."""
-    itemsize = {"bfloat16": 2, "float16": 2, "float64": 8}.get(precision, 4)
+    itemsize = itemsize_of(precision)
     moved = (m + n) * inner * itemsize + m * n * out_itemsize
     return Cost(moved, moved, 2.0 * m * n * inner, precision)
 
 
+def at_pairs(n_pairs: float) -> Cost:
+    """A matrix [B, d_sae] read or written at pairs alone: each a sector of 32 bytes, its place and its value."""
+    return Cost(n_pairs * (32 + 12))
+
+
 def written_out(batch: int, d_sae: int, n_pairs: float, precision: str) -> Cost:
-    """f [B, d_sae] from its pairs: zeros, then each value at its place (a sector of 32 bytes)."""
-    itemsize = {"bfloat16": 2, "float16": 2, "float64": 8}.get(precision, 4)
-    return Cost(batch * d_sae * itemsize + n_pairs * (32 + 12))
+    """f [B, d_sae] from its pairs: zeros, then each value at its place."""
+    return Cost(batch * d_sae * itemsize_of(precision) + at_pairs(n_pairs).memory)
 
 
 OPERATIONS = ("decode", "dots", "weight_gradient")
@@ -118,13 +131,19 @@ def as_products(
     operation: str, device: Device, batch: int, d_sae: int, d: int, n_pairs: float, precision: str
 ) -> float:
     """Seconds of an operation by a dense product, with writing f out or reading the products at the pairs."""
+    costs = dense(operation, batch, d_sae, d, n_pairs, precision, first=operation == "decode")
+    if operation == "decode" and itemsize_of(precision) < 4:
+        costs.append(Cost(2.0 * d_sae * d))  # the optimizer writes the weights for decode and dots
+    return sum(cost.seconds(device) for cost in costs)
+
+
+def dense(operation: str, batch: int, d_sae: int, d: int, n_pairs: float, precision: str, first: bool) -> list[Cost]:
+    """Kernels of an operation by a dense product; `first`: of the step's with f."""
     shape = {"decode": (batch, d, d_sae), "dots": (batch, d_sae, d), "weight_gradient": (d_sae, d, batch)}[operation]
-    beside = Cost(n_pairs * 44) if operation == "dots" else written_out(batch, d_sae, n_pairs, precision)
-    rounding = 0.0
-    if precision not in ("float32", "tf32", "float64"):  # a copy of the weights, or of the rows, in that precision
-        rounding = 6.0 * d * (batch if operation == "weight_gradient" else d_sae)
-    times = [product(*shape, precision), beside, Cost(rounding)]
-    return sum(cost.seconds(device) for cost in times)
+    rounds, gradient = itemsize_of(precision) < 4, operation != "decode"
+    beside = written_out(batch, d_sae, n_pairs, precision) if first else at_pairs(n_pairs)
+    costs = [product(*shape, precision, 2 if rounds and gradient else 4), beside]
+    return [*costs, Cost(6.0 * batch * d)] if rounds and gradient else costs  # the rows in that precision
 
 
 @lru_cache(maxsize=1024)

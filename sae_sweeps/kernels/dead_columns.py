@@ -29,9 +29,9 @@ def masked(z: Tensor, dead: Tensor, k: int) -> Tensor:
     return torch.zeros_like(z).scatter(1, indices, values.relu())
 
 
-def kernels_for(kernels: Kernels | None, z: Tensor) -> ModuleType | None:
-    """Kernels of the products of dead columns beside a run's kernels, for z's dtype; None: `masked` is to be used."""
-    if kernels is None or kernels.NAME != "triton" or z.dtype != torch.float32:
+def kernels_for(kernels: Kernels | None, W: Tensor) -> ModuleType | None:
+    """Kernels of the products of dead columns beside a run's, for weights W; None: `masked` is to be used."""
+    if kernels is None or kernels.NAME != "triton" or W.dtype != torch.float32:
         return None
     from sae_sweeps.kernels import dead_columns_triton
 
@@ -105,10 +105,10 @@ class SquaresLeft(torch.autograd.Function):
             add_to_encoder(on_W_enc, on_b_enc)
             on_b_dec = -(W_enc @ on_b_enc)
         else:
-            encoder.add = add_to_encoder
+            encoder.give(add_to_encoder)
         if decoder is None:
             on_W_dec = torch.zeros_like(W_dec)
             add_to_decoder(on_W_dec)
         else:
-            decoder.add = add_to_decoder
+            decoder.give(add_to_decoder)
         return *(None,) * 6, on_W_enc, on_b_enc, on_b_dec, on_W_dec, None, None, None

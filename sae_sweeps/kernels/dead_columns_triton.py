@@ -28,7 +28,7 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 def largest(z: Tensor, number: Tensor, n: Tensor, k: int, product: torch.dtype) -> Tensor:
     """ReLU(z) at the k largest of each row's columns number[:n], ties by place, and 0 elsewhere [B, d_sae].
 
-    z [B, d_sae] float32; number [d_sae] int64; n scalar int32, on the device. NaN is the largest.
+    z [B, d_sae]; number [d_sae] int64; n scalar int32, on the device. NaN is the largest.
     """
     f = torch.empty(z.shape, dtype=product, device=z.device)
     rows, width = z.shape
@@ -74,14 +74,15 @@ def add_products(
 
 def compile_for(shape: StepShape) -> None:
     """Compile each kernel as a step of this shape launches it."""
-    z, W = shape.meta(shape.batch, shape.d_sae), shape.meta(shape.d_sae, shape.d_in)
+    z, W = shape.meta(shape.batch, shape.d_sae, dtype=shape.products), shape.meta(shape.d_sae, shape.d_in)
     x, product = shape.meta(shape.batch, shape.d_in), shape.products
     number, n = shape.meta(shape.d_sae, dtype=torch.int64), shape.meta(dtype=torch.int32)
     f = largest(z, number, n, max(1, shape.d_in // 2), product)
     left(f, number, n, W, x, product)
     dots(x, W, number, n, f, product)
-    add_products(W, f, x, number, n, product)
-    add_products(W, f, x, number, n, product, W[:, 0].contiguous())
+    for out in (W, W.to(product)) if product != W.dtype else (W,):  # a gradient from sums over pairs, or from a product
+        add_products(out, f, x, number, n, product)
+        add_products(out, f, x, number, n, product, W[:, 0].contiguous())
 
 
 def _tiles(kernel: Any, size: tuple[int, int], product: torch.dtype, *arguments: Any, **constants: Any) -> None:
@@ -97,7 +98,7 @@ def _gather(z_ptr, number_ptr, n_ptr, f_ptr, width, BLOCK: tl.constexpr):
     if tl.program_id(1) * BLOCK < n:
         j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         place = tl.load(number_ptr + j, mask=j < width, other=0)
-        z = tl.load(z_ptr + row * width + place, mask=j < n, other=0.0)
+        z = tl.load(z_ptr + row * width + place, mask=j < n, other=0.0).to(tl.float32)
         f = tl.where(z <= 0, 0.0, z)  # leaves NaN
         tl.store(f_ptr + row * width + j, f.to(f_ptr.dtype.element_ty), mask=j < width)
 
@@ -215,7 +216,8 @@ def _add_products(
             if SUMS:
                 sums += tl.sum(f.to(tl.float32), 0)
         place, valid = number[:, None] * d + column[None], (j < n)[:, None] & (column < d)[None]
-        tl.store(out_ptr + place, tl.load(out_ptr + place, mask=valid, other=0.0) + total, mask=valid)
+        total += tl.load(out_ptr + place, mask=valid, other=0.0).to(tl.float32)
+        tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), mask=valid)
         if SUMS:
             if tl.program_id(1) == 0:
                 tl.store(sum_ptr + number, tl.load(sum_ptr + number, mask=j < n, other=0.0) + sums, mask=j < n)

@@ -28,6 +28,8 @@ class StepShape:
     """Of weights and activations."""
     products: torch.dtype = torch.float32
     """In which the dense products are taken, that of the encoder among them."""
+    competition: bool = False
+    """Whether a penalty sums over the pairs of features that are active together."""
 
     def meta(self, *size: int, dtype: torch.dtype | None = None) -> Tensor:
         """A tensor without memory, float of the step's dtype unless another is given."""
@@ -38,13 +40,20 @@ class StepShape:
 
 
 def launch(kernel: Any, grid: Sequence[int], *args: Any, **constants: Any) -> None:
-    """Launch kernel[grid] on the device of its first tensor; compile it alone where that is "meta"."""
+    """Launch kernel[grid] on the device of its first tensor; compile it alone where that is "meta".
+
+    An error of Triton's names the kernel in a note.
+    """
     device = next(arg.device for arg in args if isinstance(arg, Tensor))
-    if device.type == "meta":
-        if hasattr(kernel, "cache_key"):  # the interpreter's have none, and compile nothing
-            kernel.warmup(*args, grid=tuple(grid), **constants)
-    elif device.type == "cuda" and device.index != torch.cuda.current_device():
-        with torch.cuda.device(device):  # Triton launches on the current one
+    try:
+        if device.type == "meta":
+            if hasattr(kernel, "cache_key"):  # the interpreter's have none, and compile nothing
+                kernel.warmup(*args, grid=tuple(grid), **constants)
+        elif device.type == "cuda" and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):  # Triton launches on the current one
+                kernel[tuple(grid)](*args, **constants)
+        else:
             kernel[tuple(grid)](*args, **constants)
-    else:
-        kernel[tuple(grid)](*args, **constants)
+    except Exception as error:
+        error.add_note(f"in the kernel {kernel.fn.__name__}")
+        raise

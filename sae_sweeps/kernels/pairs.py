@@ -28,6 +28,17 @@ class Link:
 
     add: Callable[..., None] | None = None
 
+    def give(self, add: Callable[..., None]) -> None:
+        """Have `add` called too."""
+        earlier = self.add
+
+        def both(*grads: Tensor) -> None:
+            if earlier is not None:
+                earlier(*grads)
+            add(*grads)
+
+        self.add = both
+
     def take(self) -> Callable[..., None] | None:
         """What is to be added in this backward pass."""
         add, self.add = self.add, None
@@ -53,6 +64,8 @@ class Pairs:
     """Whether the features of each token are known to ascend."""
     products: torch.dtype | None = field(default_factory=product_dtype)
     """Dtype of dense products that take the place of sums over the pairs; None: that of their factors."""
+    matrix: Tensor | None = None
+    """Memory of such products [B * d_sae], 0 but at the pairs."""
 
     @property
     def n_tokens(self) -> int:

@@ -25,8 +25,8 @@ LEAST = 2**30
 """Multiply-adds of a product below which the way in bfloat16 is not measured: it would save a few milliseconds."""
 FASTER = 0.9
 """Share of the time of the product in float32 that the way in bfloat16 may take to be chosen."""
-TOKENS = 512
-"""Most tokens of a measurement."""
+SECONDS = 0.5
+"""A measurement is repeated until it has taken so long."""
 FEW_ABOVE = 2.4
 """Threshold of a measurement: 1 in 120 of its pre-activations, normal numbers, exceeds it."""
 BLOCKS = (*range(64, 513, 4), 640, 768, 1024, 2**14)
@@ -73,40 +73,43 @@ def _measure(kernels: Kernels, shape: StepShape, device: torch.device) -> Select
     way = Selection("bounded", product_block(shape, device))
     z = centred.new_empty(len(centred), shape.d_sae)
     if shape.k:
-        plain = _seconds(lambda: kernels.product_and_largest(centred, W_enc, b_enc, shape.k, z))
-        exact = _seconds(lambda: kernels.bounded_largest(centred, W_enc, b_enc, shape.k, way.block))
+        ways = (
+            lambda n: kernels.product_and_largest(centred[:n], W_enc, b_enc, shape.k, z[:n]),
+            lambda n: kernels.bounded_largest(centred[:n], W_enc, b_enc, shape.k, way.block),
+        )
     else:
-        all_of = z.numel()
-        plain = _seconds(lambda: kernels.above(torch.addmm(b_enc, centred, W_enc, out=z), FEW_ABOVE, all_of))
-        exact = _seconds(lambda: kernels.bounded_active(centred, W_enc, b_enc, FEW_ABOVE, way.block))
+        ways = (
+            lambda n: kernels.above(torch.addmm(b_enc, centred[:n], W_enc, out=z[:n]), FEW_ABOVE, z.numel()),
+            lambda n: kernels.bounded_active(centred[:n], W_enc, b_enc, FEW_ABOVE, way.block),
+        )
+    plain, exact = (_seconds(work, shape.batch) for work in ways)
     return way if exact < FASTER * plain else PLAIN
 
 
 def _example(shape: StepShape, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Random activations [B, d_in], W_enc [d_in, d_sae] as `SAE` makes it, b_enc [d_sae]."""
     generator = torch.Generator().manual_seed(0)
-    centred = torch.randn(min(shape.batch, TOKENS), shape.d_in, generator=generator)
+    centred = torch.randn(shape.batch, shape.d_in, generator=generator)
     W = torch.randn(shape.d_sae, shape.d_in, generator=generator)
     W /= W.norm(dim=1, keepdim=True)
     return centred.to(device), W.to(device).T, torch.zeros(shape.d_sae, device=device)
 
 
-def _seconds(work: Callable[[], object], times: int = 3) -> float:
-    """The shortest of some calls; the first is not timed."""
-    found = []
-    for _ in range(times + 1):
-        start = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        found.append(time.perf_counter() - start)
-    return min(found[1:])
+def _seconds(work: Callable[[int], object], n_tokens: int) -> float:
+    """The least processor time of work(n_tokens), of all threads: what else the machine does is not in it."""
+    work(1)  # compiles
+    found: list[float] = []
+    while sum(found) < SECONDS:
+        start = time.process_time()
+        work(n_tokens)
+        found.append(time.process_time() - start)
+    return min(found)
 
 
 def product_block(shape: StepShape, device: torch.device) -> int:
     """The block in which the library adds up products of this shape on a CPU; 0 where it is not found, or on a GPU.
 
-    Compared to the last bit at elements of all parts of the product, in a product of the run's own size.
+    Compared to the last bit at elements of all its parts, in a product of the run's own size.
     """
     if device.type != "cpu":
         return 0

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from sae_sweeps.kernels import memory
 from sae_sweeps.kernels.choose import asynchronous
 from sae_sweeps.kernels.pairs import Link, Pairs
+from sae_sweeps.kernels.rounded import at_hand, rounded
 
 if TYPE_CHECKING:
     from sae_sweeps.kernels.choose import Kernels
@@ -39,7 +40,10 @@ def pre_activations(
 def with_largest(
     kernels: Kernels, k: int, centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`pre_activations`, and the k largest of each row with their indices, both [B, k], without gradients."""
+    """`pre_activations`, and the k largest of each row with their indices, both [B, k], without gradients.
+
+    On a GPU z is in the dtype of the product.
+    """
     product = _dtype(W_enc, dtype)
     if product != W_enc.dtype and not asynchronous(W_enc):
         z = pre_activations(centred, W_enc, b_enc, b_dec, dtype)
@@ -94,7 +98,7 @@ class PreActivations(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         centred, W_enc = ctx.saved_tensors
-        on_b_enc = grads[0].sum(0)
+        on_b_enc = grads[0].sum(0, dtype=W_enc.dtype)
         on_W_enc = (grads[0].T.to(ctx.dtype) @ centred.to(ctx.dtype)).T.to(W_enc.dtype)
         return None, on_W_enc, on_b_enc, -(W_enc @ on_b_enc), None
 
@@ -110,10 +114,10 @@ class WithLargest(torch.autograd.Function):
         if product == W_enc.dtype:
             z = _kept(len(centred), W_enc)
             values, indices = kernels.product_and_largest(centred, W_enc, b_enc, k, z)
-        else:  # selected from the product itself, half as many bytes
-            z = torch.addmm(*(t.to(product) for t in (b_enc, centred, W_enc)))
+        else:
+            z = torch.addmm(b_enc.to(product), centred.to(product), rounded(W_enc, product))
             values, indices = kernels.largest(z, k)
-            z, values = z.to(W_enc.dtype), values.to(W_enc.dtype)
+            values = values.to(W_enc.dtype)
         ctx.mark_non_differentiable(values, indices)
         ctx.set_materialize_grads(False)
         return z, values, indices
@@ -151,7 +155,7 @@ class Chosen(torch.autograd.Function):
             on_W_enc = kernels.weight_gradient(pairs, on_values, centred).T  # W_enc is stored by feature
         if add is not None:
             add(on_W_enc, on_b_enc)
-        return None, None, None, on_W_enc, on_b_enc, -kernels.combination(on_b_enc, W_enc.T)
+        return None, None, None, on_W_enc, on_b_enc, -kernels.combination(on_b_enc, at_hand(W_enc, pairs.products).T)
 
 
 class Decode(torch.autograd.Function):

@@ -93,7 +93,7 @@ def above(z: Tensor, threshold: float | Tensor, at_most: int) -> tuple[Tensor, T
 def decode(pairs: Pairs, values: Tensor, W: Tensor) -> Tensor:
     out = torch.empty(pairs.n_tokens, W.shape[1], dtype=W.dtype)
     arguments = (_np(pairs.start), _np(pairs.feature), _np(values), _np(W), out.numpy())
-    if _by_blocks(pairs, W):
+    if _by_blocks(pairs):
         blocks_numba.combinations(*arguments)
     else:
         over_rows(_decode, pairs.n_tokens, *arguments)
@@ -101,7 +101,7 @@ def decode(pairs: Pairs, values: Tensor, W: Tensor) -> Tensor:
 
 
 def residual(pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    if _by_blocks(pairs, W):
+    if _by_blocks(pairs):
         error = x - b - decode(pairs, values, W)
         return error, error.square().sum(1), dots(pairs, W, error)
     error, squares = torch.empty_like(x), torch.empty(len(x), dtype=x.dtype)
@@ -114,7 +114,7 @@ def residual(pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor) -> t
 def dots(pairs: Pairs, W: Tensor, g: Tensor) -> Tensor:
     out = torch.empty(len(pairs.feature), dtype=W.dtype)
     arguments = (_np(pairs.start), _np(pairs.feature), _np(W), _np(g), out.numpy())
-    if _by_blocks(pairs, W):
+    if _by_blocks(pairs):
         blocks_numba.products(*arguments)
     else:
         over_rows(_dots, pairs.n_tokens, *arguments)
@@ -130,7 +130,7 @@ def weight_gradient(pairs: Pairs, values: Tensor, g: Tensor) -> Tensor:
     start, slot, token = pairs.transposed
     out = memory.take((pairs.n_features, g.shape[1]), g.dtype)
     arguments = (_np(start), _np(token), _np(values).take(_np(slot)), _np(g), out.numpy())
-    if blocks_numba.pay(len(token), pairs.n_features, g):
+    if blocks_numba.pay(len(token), pairs.n_features, len(g)):
         blocks_numba.combinations(*arguments, bounds=_equal_parts(start))
     else:
         over_rows(_weight_gradient, pairs.n_features, *arguments, bounds=_equal_parts(start))
@@ -150,8 +150,8 @@ def combination(factors: Tensor, rows: Tensor) -> Tensor:
     return parts.sum(0)
 
 
-def _by_blocks(pairs: Pairs, W: Tensor) -> bool:
-    return pairs.ordered and blocks_numba.pay(len(pairs.feature), pairs.n_tokens, W)
+def _by_blocks(pairs: Pairs) -> bool:
+    return pairs.ordered and blocks_numba.pay(len(pairs.feature), pairs.n_tokens, pairs.n_features)
 
 
 def _np(tensor: Tensor) -> np.ndarray:

@@ -19,6 +19,7 @@ from sae_sweeps.kernels import cost, sparse_reference
 from sae_sweeps.kernels.largest_triton import largest
 from sae_sweeps.kernels.launching import StepShape, launch
 from sae_sweeps.kernels.pairs import Pairs
+from sae_sweeps.kernels.rounded import rounded
 
 NAME = "triton"
 NARROW = {"_sums": "adds single numbers from anywhere"}
@@ -57,8 +58,8 @@ def residual(pairs: Pairs, values: Tensor, W: Tensor, b: Tensor, x: Tensor) -> t
 
 def dots(pairs: Pairs, W: Tensor, g: Tensor) -> Tensor:
     if _dense("dots", pairs, W):
-        products = _product(g, W.T, pairs.products)
-        return products.view(-1)[pairs.token * pairs.n_features + pairs.feature]
+        products = _product(g, W, pairs.products, transposed=True, out=pairs.products)
+        return products.view(-1)[pairs.token * pairs.n_features + pairs.feature].to(W.dtype)
     d = W.shape[1]
     slab, n_slabs = _slabs(d)
     parts = W.new_empty(n_slabs, len(pairs.feature))
@@ -78,7 +79,7 @@ def transposed(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
 
 def weight_gradient(pairs: Pairs, values: Tensor, g: Tensor) -> Tensor:
     if _dense("weight_gradient", pairs, g):
-        return _product(_written_out(pairs, values).T, g, pairs.products)
+        return _product(_written_out(pairs, values).T, g, pairs.products, out=pairs.products)
     start, slot, token = pairs.transposed
     out, d = g.new_empty(pairs.n_features, g.shape[1]), g.shape[1]
     slab, n_slabs = _slabs(d)
@@ -96,7 +97,7 @@ def sums(pairs: Pairs, values: Tensor) -> Tensor:
 
 
 def combination(factors: Tensor, rows: Tensor) -> Tensor:
-    return factors @ rows
+    return factors @ rows if rows.dtype == factors.dtype else _product(factors[None], rows, rows.dtype)[0]
 
 
 def remove_parallel(grad: Tensor, W: Tensor) -> None:
@@ -111,21 +112,33 @@ def _dense(operation: str, pairs: Pairs, like: Tensor) -> bool:
 
 
 def _written_out(pairs: Pairs, values: Tensor) -> Tensor:
-    """f [B, d_sae] in the dtype of the products."""
+    """f [B, d_sae] in the dtype of the products, until the next call writes other values of the pairs there."""
     values = values.to(pairs.products or values.dtype)
-    f = values.new_zeros(pairs.n_tokens * pairs.n_features)
-    f[pairs.token * pairs.n_features + pairs.feature] = values
-    return f.view(pairs.n_tokens, pairs.n_features)
+    if pairs.matrix is None or pairs.matrix.dtype != values.dtype:
+        pairs.matrix = values.new_zeros(pairs.n_tokens * pairs.n_features)
+    pairs.matrix[pairs.token * pairs.n_features + pairs.feature] = values
+    return pairs.matrix.view(pairs.n_tokens, pairs.n_features)
 
 
-def _product(a: Tensor, b: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """a b, of factors rounded to the dtype and summed in float32; None: in their own."""
-    if dtype is None:
+def _product(
+    a: Tensor, b: Tensor, dtype: torch.dtype | None, transposed: bool = False, out: torch.dtype | None = None
+) -> Tensor:
+    """a b, or a b^T, of factors rounded to the dtype and summed in float32, given as `out` (None: as float32).
+
+    dtype None: in their own, all of it.
+    """
+    if dtype is not None:
+        a, b = a.to(dtype), rounded(b, dtype)
+    b = b.T if transposed else b
+    if dtype is None or out == dtype and _on_matrix_units(a):
         return a @ b
-    a, b = a.to(dtype), b.to(dtype)
-    if a.is_cuda and not triton.knobs.runtime.interpret:
+    if _on_matrix_units(a):
         return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()  # the product of two such numbers is exact in float32
+    return (a.float() @ b.float()).to(out or torch.float32)  # the product of two such numbers is exact in float32
+
+
+def _on_matrix_units(a: Tensor) -> bool:
+    return a.is_cuda and not triton.knobs.runtime.interpret
 
 
 def _slabs(d: int) -> tuple[int, int]:

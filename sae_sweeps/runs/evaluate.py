@@ -19,12 +19,12 @@ import torch
 from sae_sweeps.activations.synthetic import SyntheticWorld
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import (
-    BUILTIN,
     EVALUATIONS,
     config_of,
     describe,
     evaluation_names,
     find_evaluation,
+    plain_name,
     same_settings,
     settings_of,
 )
@@ -44,6 +44,7 @@ from sae_sweeps.runs.session import RunSession, held_out_pool
 from sae_sweeps.storage.files import one_line, read_json, write_json, write_text
 from sae_sweeps.storage.hub import commit_of
 from sae_sweeps.storage.run_folder import RunFolder
+from sae_sweeps.storage.secrets import without_secrets
 
 SUMMARY = ".summary.json"
 """Beside SAEBench's `evals/core.json`: `evals/core.summary.json`."""
@@ -109,7 +110,8 @@ def measured_on(run: RunConfig, inputs: Mapping[str, Any]) -> dict[str, Any]:
 def is_done(run: RunConfig, folder: Path, name: str, inputs: Mapping[str, Any] = MappingProxyType({})) -> bool:
     """Whether the folder has this evaluation with the same settings, on the same model, layer and inputs."""
     path = folder / "evals" / f"{name}{SUMMARY}"
-    if not path.exists():
+    file = find_evaluation(name).file
+    if not path.exists() or (file and not (path.parent / file).exists()):
         return False
     done, place = read_summary(path), measured_on(judged(run, name), inputs)
     return same_settings(done["settings"], run.eval, name) and done.get("measured_on", place) == place
@@ -157,13 +159,13 @@ def _attempt(name: str, subjects: list[Subject], session: RunSession, cache: Pat
     except Interrupted:
         raise
     except UserError as error:
-        return [Failure(subject.name, name, str(error)) for subject in subjects]
+        return [Failure(subject.name, name, without_secrets(str(error))) for subject in subjects]
     except Exception as error:
         if len(subjects) == 1:
             log = subjects[0].folder / "evals" / f"{name}.error.log"
-            write_text(log, traceback.format_exc())
+            write_text(log, without_secrets(traceback.format_exc()))
             why = f"{blamed(error) or f'{type(error).__name__}: {one_line(error)}'} (traceback in {log})"
-            return [Failure(subjects[0].name, name, why)]
+            return [Failure(subjects[0].name, name, without_secrets(why))]
     # after the block: the error holds its frames, and they the tensors that left no memory
     return [failure for subject in subjects for failure in _attempt(name, [subject], session, cache)]
 
@@ -174,7 +176,7 @@ def _evaluate(name: str, subjects: list[Subject], session: RunSession, cache: Pa
     shared = shared_of(run, subjects, session, cache)
     finite = {}
     for subject in subjects:
-        broken = [key for key, w in subject.sae.weights.items() if not torch.isfinite(w).all()]
+        broken = subject.sae.nonfinite()
         if broken and evaluation.finite_only:
             warning = f"not evaluated: the SAE's {' and '.join(broken)} is not finite"
             sae = subject.sae
@@ -242,8 +244,8 @@ def summarise(subject: Subject, name: str, metrics: Mapping[str, Any], warnings:
     content = {"settings": settings_of(subject.run.eval, name), "metrics": metrics, "warnings": warnings}
     content["measured_on"] = measured_on(judged(subject.run, name), subject.inputs)
     if name not in EVALUATIONS:  # tables read these, since they never run code from outside
-        found = {metric: describe(metric.removeprefix(BUILTIN), find_evaluation(name).metrics) for metric in metrics}
-        content["described"] = {metric.removeprefix(BUILTIN): how for metric, how in found.items() if how}
+        found = {metric: describe(plain_name(metric), find_evaluation(name).metrics) for metric in metrics}
+        content["described"] = {plain_name(metric): how for metric, how in found.items() if how}
     write_json(subject.folder / "evals" / f"{name}{SUMMARY}", content)
     (subject.folder / "evals" / f"{name}.error.log").unlink(missing_ok=True)
 

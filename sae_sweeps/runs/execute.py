@@ -11,8 +11,9 @@ import torch
 from sae_sweeps.config.hooks import hook_name
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import LayerConfig
-from sae_sweeps.kernels.choose import prepare as prepare_kernels
+from sae_sweeps.kernels.ahead import prepare as prepare_kernels
 from sae_sweeps.kernels.launching import StepShape
+from sae_sweeps.penalties.base import Penalty
 from sae_sweeps.runs.batches import Batches
 from sae_sweeps.runs.evaluate import Failure, Subject, evaluate_group, is_evaluated
 from sae_sweeps.runs.export import trained_sae
@@ -61,7 +62,10 @@ def step_shapes(run: RunConfig) -> set[StepShape]:
         return set()
     first, last = sorted((k_start or k or 32, k or 32))
     products = torch.bfloat16 if coarse else dtype
-    return {StepShape(*sizes, n, dtype, products) for n in range(first, last + 1)}
+    penalties = [run.component("penalty", term.config, term.place).component for term in run.penalty_terms()]
+    own = Penalty.pair_competition
+    competition = any(getattr(one, "pair_competition", own) is not own for one in penalties)
+    return {StepShape(*sizes, n, dtype, products, competition) for n in range(first, last + 1)}
 
 
 def train_together(tasks: list[RunTask], session: RunSession, cache: Path) -> None:

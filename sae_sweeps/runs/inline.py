@@ -156,7 +156,8 @@ def ended_before(planned: PlannedRun, folder: RunFolder, launch: Launch) -> bool
 def announce(waiting: list[PlannedRun], outputs: Path, announced: set[str], console: Console) -> None:
     """Print once per run which process works on it."""
     for planned in waiting:
-        holder = Lease.holder(run_path(outputs, planned.run_id))
-        if holder and planned.run_id not in announced:
-            announced.add(planned.run_id)
-            console.print(f"{planned.run_id}  {planned.title}: {holder} is working on it; waiting")
+        with suppress(UserError, OSError):
+            holder = Lease.holder(run_path(outputs, planned.run_id))
+            if holder and planned.run_id not in announced:
+                announced.add(planned.run_id)
+                console.print(f"{planned.run_id}  {planned.title}: {holder} is working on it; waiting")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from sae_sweeps.activations.outliers import NormStats
-from sae_sweeps.config.data import TOP_VARIANCE
+from sae_sweeps.config.data import MOST_LEFT_OUT, TOP_VARIANCE
 from sae_sweeps.config.plugins import blamed
 from sae_sweeps.errors import OUT_OF_MEMORY, DamagedFile, Diverged, Interrupted, UserError, as_exception, out_of_memory
 from sae_sweeps.evaluation.geometry import similarity_snapshot
@@ -26,15 +26,24 @@ from sae_sweeps.runs.batches import Batches, stream_of
 from sae_sweeps.runs.console import Console
 from sae_sweeps.runs.export import check_format, export, live_sae
 from sae_sweeps.runs.provenance import provenance
-from sae_sweeps.runs.results import TRAINED, in_brief, write_config
+from sae_sweeps.runs.results import SAE_FILES, TRAINED, in_brief, write_config
 from sae_sweeps.runs.session import RunSession
 from sae_sweeps.runs.signals import Stop
 from sae_sweeps.runs.unchanged import record_identity
-from sae_sweeps.storage.files import one_line, read_json, write_bytes, write_json, write_text
+from sae_sweeps.storage.files import (
+    digest_of,
+    one_line,
+    read_json,
+    remove_temporaries,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
+from sae_sweeps.storage.secrets import without_secrets
 from sae_sweeps.sweeps.plan import PlannedRun
-from sae_sweeps.training.checkpoint import has_checkpoint, load_checkpoint
+from sae_sweeps.training.checkpoint import check_logs, has_checkpoint, load_checkpoint
 from sae_sweeps.training.loop import Member, TrainingCallbacks
 from sae_sweeps.training.start import activation_scale, decoder_bias
 from sae_sweeps.training.step import Training
@@ -117,6 +126,7 @@ class RunTask(TrainingCallbacks):
     def begin(self) -> None:
         """Write config.yaml and identity.json and mark the run running."""
         with self.isolate_failure():
+            remove_temporaries(self.folder.path)
             record_identity(self.planned, self.folder)
             write_config(self.run, self.folder)
             self.folder.set_status(state="running", total_steps=self.run.total_steps)
@@ -138,6 +148,8 @@ class RunTask(TrainingCallbacks):
             write_json(folder.path / SELECTION, asdict(training.sae.selection))
         check_format(run, training)
         folder.truncate(start - 1)
+        if has_checkpoint(folder.checkpoint):
+            check_logs(folder.checkpoint, folder.log_digests())
         self._status_step = start  # below that of an attempt that ran out of memory
         self.on_checkpoint(start)
         self._held_out, self._norms, self._n_tokens = batches.held_out(run), batches.norms(run), store.n_tokens
@@ -173,6 +185,9 @@ class RunTask(TrainingCallbacks):
         np.savez_compressed(content, **similarity_snapshot(training.sae.W_dec.detach().cpu(), seed=0))
         write_bytes(self.folder.path / "monitors" / f"similarity_{percent}.npz", content.getvalue())
 
+    def log_digests(self) -> dict[str, str]:
+        return self.folder.log_digests()
+
     def on_checkpoint(self, step: int) -> None:
         # a checkpoint is on the disk some steps later: the status knows those, or the run is another process's by then
         if step >= self._status_step and not self.lease.lost:
@@ -181,6 +196,8 @@ class RunTask(TrainingCallbacks):
 
     def on_complete(self, member: Member) -> None:
         """Export `sae/`; write trained.json last."""
+        if not self.lease.check():  # its folder may have been removed
+            raise LeaseLost(self.folder)
         run, training, norms, began = self.run, member.training, self._norms, time.monotonic()
         assert training is not None and norms is not None
         refused = run.why_not_saelens()
@@ -199,6 +216,11 @@ class RunTask(TrainingCallbacks):
                 f"a thousandth of the training tokens holds {norms.top_variance:.0%} of the variance of the "
                 "activations and rules loss and fvu; read fvu_per_token, or leave such tokens out with data.max_norm=10"
             )
+        if norms.left_out > MOST_LEFT_OUT:
+            warnings.append(
+                f"data.max_norm={run.data.max_norm:g} leaves out {norms.left_out:.0%} of the training tokens, "
+                "which are no outliers then; a larger one, as 10, leaves out only those"
+            )
         if self.retry_warning:
             warnings.append(self.retry_warning)
         made = provenance(str(training.device), torch.get_num_threads()) | {
@@ -213,7 +235,8 @@ class RunTask(TrainingCallbacks):
             "tokens_per_s": member.speed(member.total - member.start - 1, member.seconds_of_steps()),
             "step_tokens_per_s": member.speed(member.total - member.start - 1, member.stopwatch.seconds()),
         }
-        write_json(self.folder.path / TRAINED, {"warnings": warnings, "provenance": made})
+        digests = self.folder.log_digests() | {name: digest_of(self.folder.path / name) for name in SAE_FILES}
+        write_json(self.folder.path / TRAINED, {"warnings": warnings, "provenance": made, "digests": digests})
 
     # Its end ---------------------------------------------------------------------------------------------------------
 
@@ -236,6 +259,7 @@ class RunTask(TrainingCallbacks):
             self.launch.console.note(f"{self.label}\n  {error}")
             return
         state, reason = self._outcome(error)
+        reason = reason and without_secrets(reason)
         if not self.lease.lost:  # else the status is the other process's
             with suppress(UserError, OSError):
                 self.folder.set_status(state=state, error=reason)
@@ -261,7 +285,7 @@ class RunTask(TrainingCallbacks):
             return "failed", str(error)
         log = self.folder.path / "error.log"
         with suppress(UserError, OSError):
-            write_text(log, "".join(traceback.format_exception(error)))
+            write_text(log, without_secrets("".join(traceback.format_exception(error))))
         if out_of_memory(error):
             what = f"{OUT_OF_MEMORY}: {one_line(error)}; a smaller d_sae, batch_size or cluster.group_size takes less"
         else:

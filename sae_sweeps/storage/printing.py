@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from sae_sweeps.storage.secrets import without_secrets
+
 
 def replace_unprintable() -> None:
     """Let standard output and errors print `?` for what their encoding lacks, as where LANG is C: a table's lines must
@@ -15,9 +17,12 @@ def replace_unprintable() -> None:
 
 
 def print_line(text: str = "") -> None:
-    """Print a line. Once the reader is gone (`| head`, a closed terminal) the rest is dropped, and the runs go on."""
+    """Print a line, without secrets.
+
+    Once the reader is gone (`| head`, a closed terminal) the rest is dropped, and the runs go on.
+    """
     try:
-        print(text, flush=True)
+        print(without_secrets(text), flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

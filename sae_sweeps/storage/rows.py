@@ -7,8 +7,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps.errors import DamagedFile
-from sae_sweeps.storage.files import naming_full_disk, without_nonfinite, write_bytes
+from sae_sweeps.errors import DamagedFile, DataError
+from sae_sweeps.storage.files import digest_of, naming_full_disk, without_nonfinite, write_bytes
 
 
 class RowFile:
@@ -57,6 +57,18 @@ class RowFile:
         if kept != self.path.read_bytes():
             write_bytes(self.path, kept)
 
+    def digest(self) -> str:
+        """SHA-256 of the file, which is on the disk then; empty where there is none.
+
+        Raises DataError where the file that rows were written to was removed.
+        """
+        if self._file is not None:
+            with naming_full_disk(self.path):
+                os.fsync(self._file.fileno())
+            if not self.path.exists():
+                raise DataError(f"{self.path} was removed while it was written; launch the command again.")
+        return digest_of(self.path)
+
     def close(self) -> None:
         """Close the file; a later `append` opens it again."""
         if self._file is not None:
@@ -75,7 +87,7 @@ class RowFile:
                     row = json.loads(line)
                     if not isinstance(row[self.by], self.kind):
                         raise ValueError
-                except (ValueError, TypeError, KeyError):
+                except (ValueError, TypeError, KeyError, RecursionError):
                     raise DamagedFile(
                         f"{self.path} is damaged at line {number}; restore it, or remove that line to go on."
                     ) from None

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps.errors import DamagedFile
+from sae_sweeps.errors import DamagedFile, DataError
 from sae_sweeps.storage.files import MissingFile, read_json, write_json
 from sae_sweeps.storage.rows import RowFile
 
@@ -17,7 +17,15 @@ STATES = ("queued", "running", "completed", "diverged", "failed", "interrupted",
 ENDED = STATES[2:]
 """States in which no process works on the run."""
 
+DAMAGED = "damaged"
+"""Shown in the place of a state where a file of the run does not read back; never written to status.json."""
+
+FORMAT = 1
+"""Version of the layout of a run's folder and of its files, in status.json and results.json; those without one are of
+version 1. It is raised whenever this version's readers could not read what the next one writes."""
+
 EMPTY_STATUS: dict[str, Any] = {
+    "format_version": FORMAT,
     "state": "queued",
     "step": 0,
     "total_steps": None,
@@ -33,6 +41,16 @@ EMPTY_STATUS: dict[str, Any] = {
 }
 """The fields of status.json. Times are ISO 8601 in UTC; `started` is the latest start, `restarts` counts how often the
 run was taken up again before its end, `error` is one line."""
+
+
+def check_format_version(path: Path, content: Any) -> None:
+    """Raise DataError for a file of a run that a later version of this project wrote in another format."""
+    version = content.get("format_version", FORMAT) if isinstance(content, dict) else FORMAT
+    if not isinstance(version, int) or version > FORMAT:
+        raise DataError(
+            f"{path} has the format_version {version}, and this version of sae-sweeps reads up to {FORMAT}; update "
+            "sae-sweeps to read it."
+        )
 
 
 class RunFolder(os.PathLike):
@@ -91,11 +109,15 @@ class RunFolder(os.PathLike):
     # Status ----------------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any] | None:
-        """All fields of status.json, or None when there is none yet. Raises DamagedFile when it does not read back."""
+        """All fields of status.json, or None when there is none yet.
+
+        Raises DamagedFile when it does not read back, DataError when a later version wrote it.
+        """
         try:
             status = read_json(self.status_path)
         except MissingFile:
             return None
+        check_format_version(self.status_path, status)
         if not isinstance(status, dict) or status.get("state") not in STATES:
             raise DamagedFile(f"{self.status_path} is damaged (no known state); restore it, or remove it.")
         return EMPTY_STATUS | status
@@ -123,12 +145,34 @@ class RunFolder(os.PathLike):
         write_json(self.status_path, new)
         return new
 
+    def results(self) -> dict[str, Any] | None:
+        """results.json, or None where there is none.
+
+        Raises DamagedFile where it lacks config or metrics, DataError when a later version wrote it.
+        """
+        try:
+            results = read_json(self.results_path)
+        except MissingFile:
+            return None
+        check_format_version(self.results_path, results)
+        if not isinstance(results, dict) or not isinstance(results.get("metrics"), dict):
+            raise DamagedFile(f"{self.results_path} is damaged (it has no metrics); restore it, or run the run again.")
+        for key in ("config", "provenance"):  # records of other tools have neither
+            results[key] = results.get(key) or {}
+            if not isinstance(results[key], dict):
+                raise DamagedFile(f"{self.results_path} is damaged (its {key} is no object); restore it.")
+        return results
+
     # Rows ------------------------------------------------------------------------------------------------------------
 
     def truncate(self, step: int) -> None:
         """Drop, atomically, the rows of metrics.jsonl and monitors.jsonl after `step`, and torn last lines."""
         self.metrics.truncate(step)
         self.monitors.truncate(step)
+
+    def log_digests(self) -> dict[str, str]:
+        """The digest of each of the two files as it is."""
+        return {file.path.name: file.digest() for file in (self.metrics, self.monitors)}
 
     def close(self) -> None:
         """Close both; a later `append` opens them again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from sae_sweeps.storage.lease import mutex
 MANIFEST = "manifest.json"
 INLINE = {"name": "inline", "group_size": None, "memory_gb": None}
 """The cluster of a manifest that names none."""
+RUN_ID = re.compile(r"\w[\w.-]*")
+"""Of a run, and so of its folder's name: no path, which could lead elsewhere."""
 CONFIGS = "configs.json"
 """Every run's config by its id, so that any process can execute the sweep."""
 
@@ -34,7 +37,13 @@ def read_manifest(sweep: Path) -> dict[str, Any]:
         raise DataError(f"{sweep} is no sweep (it has no {MANIFEST}); give a folder of outputs/sweeps.") from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("runs"), list):
         raise DamagedFile(f"{sweep / MANIFEST} is damaged (it lists no runs); restore it, or launch the sweep again.")
-    return {"groups": [], "jobs": [], "launcher": None, "cwd": None, "cluster": INLINE} | manifest
+    for run in manifest["runs"]:
+        if not (isinstance(run, dict) and RUN_ID.fullmatch(str(run.get("run_id") or ""))):
+            raise DamagedFile(
+                f"{sweep / MANIFEST} is damaged (it lists a run without an id); restore it, or give the runs' folders."
+            )
+    usual: dict[str, Any] = {"groups": [], "jobs": [], "launcher": None, "cwd": None, "cluster": INLINE, "report": True}
+    return usual | manifest
 
 
 def change_manifest(sweep: Path, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

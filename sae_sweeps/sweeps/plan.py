@@ -79,19 +79,21 @@ def make_plan(points: list[Point]) -> Plan:
     points, configs, notes = with_roles(points)
     notes += words_refused(points)
     varied = varied_keys([point.overrides for point in points])
-    refuse_unused(points, configs)
+    read = [keys_read(point, run) for point, run in zip(points, configs, strict=True)]
+    refuse_unused(points, configs, read)
     within = {
         variant: varied_keys([point.overrides for point in points if point.variant == variant])
         for variant in {point.variant for point in points}
     }
     runs: dict[str, PlannedRun] = {}
     identities: list[str] = []
-    for point, run in zip(points, configs, strict=True):
+    digests: dict[str, str] = {}
+    for point, run, keys in zip(points, configs, read, strict=True):
         refuse_inactive(run)
-        content = canonical(run, outputs / "activations" / "digests")
+        content = canonical(run, outputs / "activations" / "digests", digests)
         identity = short_hash(content)
         identities.append(identity)
-        title = title_of(point, within[point.variant], run)
+        title = title_of(point, within[point.variant], run, keys)
         if identity not in runs:
             runs[identity] = PlannedRun(
                 run, identity, title, point.overrides, pinned=point.pinned, digests=digests_of(content)
@@ -167,7 +169,7 @@ def varied_keys(overrides: list[list[str]]) -> list[str]:
     return [key for key, seen in values.items() if len(seen) > 1]
 
 
-def title_of(point: Point, varied: list[str], run: RunConfig) -> str:
+def title_of(point: Point, varied: list[str], run: RunConfig, keys: KeysRead) -> str:
     """The overrides that distinguish this run: of the varied keys that it uses, or in a single run all.
 
     `varied` are the keys that differ between the command's points, or between those of the point's variant.
@@ -181,35 +183,56 @@ def title_of(point: Point, varied: list[str], run: RunConfig) -> str:
         if split_override(override)[0] not in hidden
         and override.partition("=")[0].partition(".")[0] != "cluster"
         and (not (varied or point.variant) or split_override(override)[0] in varied)
-        and unused_because(override, run, used_top_keys(point.cfg)) is None
+        and unused_because(override, run, keys) is None
     ]
+    shown = [_as_named(override, run) for override in shown]
     words = " ".join([*([point.variant] if point.variant else []), *shown])
     return words.replace("layer.index=", "layer=").replace("schedule@", "") or "defaults"
 
 
-def unused_because(override: str, run: RunConfig, read: set[str]) -> str | None:
-    """Why an override cannot change this run, or None. `read` are the top-level keys that its groups read."""
+def _as_named(override: str, run: RunConfig) -> str:
+    """The override of a model or a text by its name in letters that Hydra's choices cannot have."""
+    group, _ = split_override(override)
+    name = getattr(run, group).name if group in ("model", "data") else ""
+    return override if name.isascii() else f"{group}={name}"
+
+
+@dataclass(frozen=True)
+class KeysRead:
+    """Which of the keys that a command may give change a run."""
+
+    top: set[str]
+    """Those at the top level that its groups read."""
+    unused: dict[str, str]
+    """As `RunConfig.unused_keys`."""
+
+
+def keys_read(point: Point, run: RunConfig) -> KeysRead:
+    return KeysRead(used_top_keys(point.cfg), run.unused_keys())
+
+
+def unused_because(override: str, run: RunConfig, keys: KeysRead) -> str | None:
+    """Why an override cannot change this run, or None."""
     key, _ = split_override(override)
-    if key in TOP_KEYS and key not in read:
+    if key in TOP_KEYS and key not in keys.top:
         if isinstance(run.penalty, Combination):
             names = " or ".join(f"penalty.{term.name}.{key}" for term in run.penalty.terms)
             return f"in penalty={run.penalty.name} each penalty has its own keys, such as {names}"
         chosen = ", ".join(f"{g}={getattr(run, g).name}" for g in ("architecture", "penalty", "schedule"))
         return f"{chosen} has no such key{_who_reads(key)}"
     key = "layer" if key == "layer.index" else key
-    return next((why for name, why in run.unused_keys().items() if key == name or key.startswith(f"{name}.")), None)
+    return next((why for name, why in keys.unused.items() if key == name or key.startswith(f"{name}.")), None)
 
 
-def refuse_unused(points: list[Point], configs: list[RunConfig]) -> None:
+def refuse_unused(points: list[Point], configs: list[RunConfig], read: list[KeysRead]) -> None:
     """Raise ConfigError for a key that was given and that no run of the command uses."""
     unused: dict[str, str] = {}
     used: set[str] = set()
-    for point, run in zip(points, configs, strict=True):
-        read = used_top_keys(point.cfg)
+    for point, run, keys in zip(points, configs, read, strict=True):
         for override in point.overrides:
             if override in point.study:
                 continue  # the user did not give it
-            reason = unused_because(override, run, read)
+            reason = unused_because(override, run, keys)
             if reason is None:
                 used.add(split_override(override)[0])
             elif split_override(override)[1] != "null":
@@ -257,12 +280,12 @@ def refuse_inactive(run: RunConfig) -> None:
 def budget_warnings(runs: list[PlannedRun], varied: list[str]) -> list[str]:
     """Runs compared at unequal budgets. What the command itself varies is exempt, tokens and steps never; runs that
     keep a record's budget are one sentence."""
-    keeping = [planned.run for planned in runs if AS_RECORDED in planned.run.tags]
-    compared = [planned.run for planned in runs if AS_RECORDED not in planned.run.tags]
-    found = [unequal(key, (_budget(run, key) for run in compared), varied) for key in BUDGET]
+    keeping = [budget_of(planned.run) for planned in runs if AS_RECORDED in planned.run.tags]
+    compared = [budget_of(planned.run) for planned in runs if AS_RECORDED not in planned.run.tags]
+    found = [unequal(key, (budget[key] for budget in compared), varied) for key in BUDGET]
     every = [*compared, *keeping]
     own = [
-        kept_values(key, (_budget(run, key) for run in keeping), (_budget(run, key) for run in every), varied)
+        kept_values(key, (budget[key] for budget in keeping), (budget[key] for budget in every), varied)
         for key in BUDGET
     ]
     if any(own):
@@ -270,14 +293,16 @@ def budget_warnings(runs: list[PlannedRun], varied: list[str]) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
-def _budget(run: RunConfig, key: str) -> Any:
-    """The run's value of a key of BUDGET, or None where it has no such key."""
-    node: Any = run
-    if key in run.unused_keys():
-        return None
-    for part in BUDGET[key].split("."):
-        node = getattr(node, part, None)
-    return node
+def budget_of(run: RunConfig) -> dict[str, Any]:
+    """The run's value of each key of BUDGET, None where it has no such key."""
+    unused = run.unused_keys()
+    found = {}
+    for key, path in BUDGET.items():
+        node: Any = None if key in unused else run
+        for part in path.split("."):
+            node = getattr(node, part, None)
+        found[key] = node
+    return found
 
 
 def run_warnings(runs: list[PlannedRun]) -> list[str]:

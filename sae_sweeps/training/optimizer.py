@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_sweeps.architectures.base import SAE
-from sae_sweeps.kernels import memory, sparse_reference
+from sae_sweeps.kernels import memory, rounded, sparse_reference
 from sae_sweeps.kernels.choose import loops, name
 from sae_sweeps.training.nonfinite_guard import Snapshot
 
@@ -46,11 +46,14 @@ class Optimizer(Protocol):
         ...
 
 
-def optimizer(sae: SAE, parameters: list[nn.Parameter], betas: tuple[float, float]) -> Optimizer:
+def optimizer(
+    sae: SAE, parameters: list[nn.Parameter], betas: tuple[float, float], keep_rounded: bool = False
+) -> Optimizer:
+    """keep_rounded: nothing but the optimizer and torch's own operations writes weights (`kernels/rounded.py`)."""
     if loops(sae.kernels, sae.W_dec):
         return FusedAdam(sae, parameters, betas)
     on_gpu = name(sae.kernels) == "triton" and sae.W_dec.is_cuda and len({p.dtype for p in parameters}) == 1
-    return (TritonAdam if on_gpu else TorchAdam)(sae, parameters, betas)
+    return TritonAdam(sae, parameters, betas, keep_rounded) if on_gpu else TorchAdam(sae, parameters, betas)
 
 
 class TorchAdam:
@@ -141,9 +144,14 @@ class FusedAdam:
 
 
 class TritonAdam:
-    """For a GPU: two passes over each parameter (`kernels/adam_triton.py`), whose numbers stay on the device."""
+    """For a GPU: two passes over each parameter (`kernels/adam_triton.py`), whose numbers stay on the device.
 
-    def __init__(self, sae: SAE, parameters: list[nn.Parameter], betas: tuple[float, float]):
+    Gradients of weights may be in the dtype of the dense product that they come from.
+    """
+
+    def __init__(
+        self, sae: SAE, parameters: list[nn.Parameter], betas: tuple[float, float], keep_rounded: bool = False
+    ):
         from sae_sweeps.kernels import adam_triton
 
         self.kernels, self.sae, self.parameters = adam_triton, sae, parameters
@@ -160,6 +168,9 @@ class TritonAdam:
         """Length of W_dec's gradient along each row of W_dec: the part that `step` subtracts."""
         self.moving: dict[tuple[bool, ...], Tensor] = {}
         """Which parameters have a gradient -> the same on the device."""
+        for weight in (sae.W_enc, sae.W_dec) if keep_rounded and dtype == torch.float32 else ():
+            rounded.keep(weight)
+            weight.grad_dtype = None  # any
 
     def zero_grad(self) -> None:
         for parameter in self.parameters:
@@ -186,7 +197,10 @@ class TritonAdam:
             state = self.state[parameter]
             m, v, w = (_by_memory(t, parameter) for t in (state["exp_avg"], state["exp_avg_sq"], parameter))
             unit = self.fused and parameter is self.sae.W_dec
-            self.kernels.adam(grad, m, v, w, rates[parameter], skip, self.dots if unit else None)
+            copy = rounded.to_write(parameter)
+            copy = None if copy is None else _by_memory(copy, parameter)
+            self.kernels.adam(grad, m, v, w, rates[parameter], skip, self.dots if unit else None, copy)
+            rounded.written(parameter)
         if not self.fused:
             _normalize(self.sae, skip)
 

@@ -50,7 +50,8 @@ def gradients_by_term(sae: SAE, parts: dict[str, tuple[Tensor, float | Tensor]])
         found: tuple[Tensor | None, ...] = (None,) * len(weights)
         if value.requires_grad and weight != 0:
             found = torch.autograd.grad(value * weight, weights, retain_graph=True, allow_unused=True)
-        out[name] = {key: grad for key, grad in zip(WEIGHTS, found, strict=True) if grad is not None}
+        named = zip(WEIGHTS, weights, found, strict=True)
+        out[name] = {key: grad.to(weight.dtype) for key, weight, grad in named if grad is not None}
     return out
 
 
@@ -63,7 +64,7 @@ def gradient_norms(sae: SAE, gradients: Gradients) -> dict[str, float]:
     norms: dict[str, float] = {}
     for key, suffix in WEIGHTS.items():
         weight = getattr(sae, key)
-        recon = torch.zeros_like(weight) if weight.grad is None else weight.grad.clone()
+        recon = torch.zeros_like(weight) if weight.grad is None else weight.grad.to(weight.dtype, copy=True)
         for term, grads in gradients.items():
             norms[f"grad_norm/{term}{suffix}"] = grads[key].norm().item() if key in grads else 0.0
             if key in grads:

@@ -123,7 +123,8 @@ class Training:
         }
         self.watched_pairs = WatchedPairs(self.total_steps).to(device)
         betas = (run.train.beta1, run.train.beta2)
-        self.optimizer = optimizer(self.sae, [p for _, p in self.named_parameters()], betas)
+        ours = all(type(one).__module__.startswith("sae_sweeps.") for one in self.modules().values())
+        self.optimizer = optimizer(self.sae, [p for _, p in self.named_parameters()], betas, keep_rounded=ours)
         self.nonfinite_guard = NonFiniteGuard(device, self._explain)
         self.before_update: Callable[[], None] = lambda: None
         """Called before parameters and moments change: a checkpoint may still be copying them."""
@@ -151,9 +152,10 @@ class Training:
         for prefix, module in self.modules().items():
             yield from module.named_parameters(prefix)
 
-    def buffers(self) -> dict[str, Tensor]:
-        """What the SAE, the group layer and the penalties keep beside their parameters."""
-        return {f"{prefix}.{name}": b for prefix, one in self.modules().items() for name, b in one.named_buffers()}
+    def buffers(self, watched_pairs: bool = False) -> dict[str, Tensor]:
+        """What the SAE, the group layer and the penalties keep beside their parameters; the watched pairs' too?"""
+        modules = [(prefix, one) for prefix, one in self.modules().items() if watched_pairs or prefix != WATCHED_PAIRS]
+        return {f"{prefix}.{name}": buffer for prefix, one in modules for name, buffer in one.named_buffers()}
 
     def autocast(self) -> AbstractContextManager[object]:
         if self.run.train.precision == "bfloat16":
@@ -213,12 +215,13 @@ class Training:
     def _step(self, batch: Batch, step: int, logged: bool, monitored: bool) -> StepReport:
         report = StepReport()
         self.nonfinite_guard.check()
-        before = None if self.nonfinite_guard.at_once else Snapshot(self.buffers())
+        watched = monitored or (self.run.train.monitor_every > 0 and step in self.watched_pairs.due)
+        before = None if self.nonfinite_guard.at_once else Snapshot(self.buffers(watched))
         loss = self.forward(batch, step)
         if self.nonfinite_guard.at_once and not math.isfinite(loss.loss.item()):
             raise Diverged(step, first_not_finite(loss))
         gradients: Gradients = {}
-        if monitored or (self.run.train.monitor_every and step in self.watched_pairs.due):
+        if watched:
             report.monitors = self.watched_pairs.records(loss.ctx, self.competitions())
         if monitored:
             report.monitors += monitor_records(self.monitored_modules(), loss.ctx, len(self.terms) == 1)
@@ -238,7 +241,7 @@ class Training:
             self.groups.observe(loss.ctx)
             events = self.groups.adapt(loss.ctx)
         if before is not None and skip is not None:
-            before.restore(self.buffers(), skip)
+            before.restore(self.buffers(watched), skip)
         if events:
             self.nonfinite_guard.check(wait=True)
             report.monitors += [{"monitor": "group_event", **event} for event in events]

@@ -1,11 +1,16 @@
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from composing import plan, points
 
-from sae_sweeps.cluster.slurm import sbatch_lines
-from sae_sweeps.config.cluster import cluster_config, minutes_of
+from sae_sweeps.cli.resume import cluster_of
+from sae_sweeps.cluster.local import Local
+from sae_sweeps.cluster.schedulers import scheduler_for
+from sae_sweeps.cluster.slurm import Slurm, sbatch_lines
+from sae_sweeps.config.cluster import KINDS, cluster_config, minutes_of
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.runs.objective import check_objective
 
 
 def cluster(*words):
@@ -63,6 +68,38 @@ def test_a_kind_of_gpu_and_whole_nodes():
     lines = sbatch_lines(cluster("cluster=slurm_node"), Path("s"), 1)
     assert {"#SBATCH --gpus-per-node=8", "#SBATCH --ntasks-per-node=8", "#SBATCH --exclusive"} <= set(lines)
     assert not any("gpu" in line for line in sbatch_lines(cluster("cluster=slurm", "cluster.gpus=0"), Path("s"), 1))
+
+
+@pytest.mark.parametrize(
+    ("base", "key", "value"), [("inline", "group_size", 2), ("local", "processes", 3), ("slurm", "gpus", 2)]
+)
+def test_a_preset_of_ones_own_has_any_name_and_its_sweep_resumes(base, key, value, tmp_path, monkeypatch):
+    (tmp_path / "conf" / "cluster").mkdir(parents=True)
+    (tmp_path / "conf/cluster/lab.yaml").write_text(f"defaults: [{base}, _self_]\nname: lab_{base}\n{key}: {value}\n")
+    monkeypatch.chdir(tmp_path)
+    chosen = cluster("cluster=lab")
+    assert type(chosen) is KINDS[base] and getattr(chosen, key) == value
+    monkeypatch.chdir("/")  # where nobody finds the preset
+    again = cluster_of({"cluster": asdict(chosen)}, ["cluster.group_size=7"])
+    assert again == replace(chosen, group_size=7)
+    assert base == "inline" or isinstance(scheduler_for(again), Slurm if base == "slurm" else Local)
+
+
+@pytest.mark.parametrize(("words", "objective", "mend"), [
+    ([], "fvu", None),
+    (["eval=none"], "final_loss", None),
+    ([], "fvuu", "did you mean fvu?"),
+    (["eval=none"], "fvu", "add core to eval.evaluations"),
+    (["eval.compute_variance_metrics=false"], "fvu", "they have final_loss"),
+    ([], "ce_loss_score", "they have final_loss"),
+])  # fmt: skip
+def test_an_objective_that_no_run_will_have_is_refused_before(words, objective, mend):
+    runs = [planned.run for planned in plan("model=synthetic", *words).runs]
+    if mend is None:
+        check_objective(objective, runs)
+        return
+    with pytest.raises(ConfigError, match=f"objective={objective}: these runs have no such metric; {mend}"):
+        check_objective(objective, runs)
 
 
 def test_where_a_run_is_trained_is_no_part_of_it():

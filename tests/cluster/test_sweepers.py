@@ -22,11 +22,6 @@ def test_optuna_receives_the_metric_of_results(tmp_path):
     assert len(list((tmp_path / "sweeps").iterdir())) == 2
 
 
-def test_an_objective_that_is_no_metric_is_named(tmp_path):
-    done = run("-m", *SMALL, "k=4", "seed=0,1", "objective=fvuu", f"outputs={tmp_path}", expect=2)
-    assert "objective=fvuu" in done.stderr and "did you mean fvu?" in done.stderr
-
-
 def test_a_list_of_presets_is_a_sweep(tmp_path):
     words = ["--dry-run", "-m", "experiment=glob(de*)", "model=synthetic", f"outputs={tmp_path}"]
     done = run(*words)

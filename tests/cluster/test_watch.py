@@ -165,6 +165,18 @@ def test_a_run_is_marked_queued_only_while_it_has_not_begun(tmp_path):
     assert (run.status()["state"], run.status()["error"]) == ("queued", None)
 
 
+@pytest.mark.parametrize("name", ["status.json", "lease.json"])
+def test_a_damaged_run_keeps_no_other_from_being_watched(sweep_and_runs, monkeypatch, name):
+    sweep, runs = sweep_and_runs
+    Commands(monkeypatch, "")
+    runs[0].set_status(state="running")
+    runs[2].set_status(state="completed")
+    (runs[0].path / name).write_text("{")
+    views = SweepWatcher(sweep).poll()
+    assert [view.reported_state for view in views] == ["damaged", "lost", "completed"]
+    assert all(view.ended for view in views) and str(runs[0].path / name) in views[0].status["error"]
+
+
 def test_a_sweep_is_read_back_as_it_was_planned(tmp_path):
     words = ["penalty=ortho+contrastive", "model=synthetic", "architecture=jumprelu", f"outputs={tmp_path}"]
     planned = plan(*words)

@@ -1,16 +1,18 @@
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from bounds import Rounding
+from torch.nn.functional import cosine_similarity
 from toy_lm import D_IN, toy_sae
 
 from sae_sweeps.config.evaluations import AbsorptionConfig, EvalConfig
 from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.evaluation.absorption import NAMES, LetterAbsorption, absorbed, split_features, summary
+from sae_sweeps.evaluation.absorption import NAMES, LetterAbsorption, absorbed, examples, split_features, summary
 from sae_sweeps.evaluation.draws import stream, stream_seed
 from sae_sweeps.evaluation.first_letters import (
     at_words,
@@ -64,6 +66,16 @@ def test_absorption_is_saebenchs_word_by_word(architecture):
         expected = [one_word(sae, word, direction, split) for word in positive]
         rounding.assert_close([e[0] for e in expected], fraction, factor=2)  # the first has inputs that did not round
         assert full.tolist() == [e[1] for e in expected]
+        letters = SimpleNamespace(
+            words_x_ND=positive.float(),
+            weight_26D=direction.float()[None].expand(4, -1),
+            words=list(map(str, range(400))),
+        )
+        shown = examples(sae.to(dtype=torch.float32), letters, letter, full, split)
+        assert [int(one["word"]) for one in shown] == full.nonzero()[:, 0].tolist()
+        for one in shown:
+            p = sae.encode(positive[int(one["word"])]) * cosine_similarity(direction, sae.weights["W_dec"], dim=-1)
+            assert one["features"] == split and one["absorber"] == int(p.argmax()) not in split and one["share"] >= 0.4
         seen |= {round(e[0], 1) for e in expected} | {f"full {e[1]}" for e in expected}
     assert {0.0, 1.0, "full True", "full False"} <= seen and len(seen) > 6  # every branch was met
 

@@ -58,6 +58,24 @@ def test_means_are_those_of_each_text_alone(harvested):
             rounding.assert_close(one[row], other)
 
 
+def test_texts_are_read_by_their_length_and_kept_in_their_order():
+    """A batch is no wider than its longest text; each text's activations are those of the text alone, to the bit."""
+    lm, texts = RowLM(), ["12345", "1", "88", "", "1234567890"]
+    read = []
+
+    def activations(tokens, layer):
+        read.append(tuple(tokens.shape))
+        return ToyLM.activations(lm, tokens, layer)
+
+    lm.activations = activations
+    found = harvest_rows({"a": texts}, lm, LayerConfig(), CONTEXT, 2)
+    assert read == [(2, 2), (2, 6), (1, 8)]  # of 40 tokens in five rows of 8, 24 are read
+    assert found.length_T.tolist() == [5, 1, 2, 0, 7] and found.special_T.tolist() == [3, 7, 6, 8, 1]
+    for text, x_ND in zip(texts, found.x_ND.split(found.length_T.tolist()), strict=True):
+        x, plain = slow_tokens(text)
+        assert torch.equal(x_ND, x[plain])
+
+
 def test_both_ways_to_sum_give_the_same_bits():
     """The one for CUDA runs on the CPU too."""
     g = torch.Generator().manual_seed(0)

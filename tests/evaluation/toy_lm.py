@@ -12,7 +12,7 @@ BOS, PAD, VOCABULARY, D_IN, D_SAE = 0, 1, 11, 6, 9
 class ToyLM:
     """Activation of a token: its embedding and half the previous activation. Logits: a tanh layer and a read-out."""
 
-    device, dtype = torch.device("cpu"), torch.float64
+    device, dtype, n_layers = torch.device("cpu"), torch.float64, 1
     special_ids = frozenset({BOS, PAD})
 
     def __init__(self, sharpness: float = 1.0):

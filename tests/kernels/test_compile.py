@@ -48,10 +48,10 @@ from scripts import compile_kernels as check
 module = check.modules()[0]
 prefix, names = module.__name__.rpartition(".")[2], list(check.kernels(module))
 all_but = lambda left: [SimpleNamespace(kernel=f"{prefix}.{name}") for name in names if name != left]
-print(sorted(name for name in names if check.forgotten(all_but(name)) == []))
+print(sorted(name for name in names if check.forgotten(all_but(name), [prefix]) == []))
 print(sorted(set(names) & {name for one in names for name in check.called(check.kernels(module)[one])}))
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment)
     never_missed, called_by_others = done.stdout.splitlines()
-    assert never_missed == called_by_others, done.stderr
+    assert never_missed == called_by_others != "[]", done.stderr

@@ -8,7 +8,8 @@ import torch
 from bounds import Rounding, assert_within, gamma, product_bound
 
 from sae_sweeps.kernels import cost, sparse, sparse_reference
-from sae_sweeps.kernels.choose import _prepare, choose
+from sae_sweeps.kernels.ahead import _prepare_cpu
+from sae_sweeps.kernels.choose import choose
 from sae_sweeps.kernels.pairs import Pairs, largest_pairs, per_token
 
 SIZES = {"numba": (70, 300, 21), "triton": (7, 40, 5)}
@@ -255,7 +256,7 @@ def test_threads_do_not_change_a_bit():
 
 
 def test_what_is_compiled_ahead_is_what_steps_need():
-    _prepare(torch.device("cpu"))  # raises where a kernel cannot take its arguments
+    _prepare_cpu(torch.device("cpu"))  # raises where a kernel cannot take its arguments
 
 
 def test_what_is_asked_for_is_chosen():

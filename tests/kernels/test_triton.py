@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 if torch.cuda.is_available():
     pytest.skip("where there is a GPU, `make bench-gpu` compares Triton's kernels on it", allow_module_level=True)
 
-from sae_sweeps.kernels import choose, cost, largest_triton, launching, sparse_reference, sparse_triton  # noqa: E402
+from sae_sweeps.kernels import ahead, choose, cost, largest_triton, launching, sparse_reference, sparse_triton  # noqa: E402
 from sae_sweeps.kernels.pairs import Pairs, per_token  # noqa: E402
 
 
@@ -92,7 +92,7 @@ def test_sums_over_several_slabs(dtype, monkeypatch):
 
 
 def test_dense_products_round_their_factors_alone(monkeypatch):
-    """In bfloat16 precision; sums stay in float32."""
+    """In bfloat16 precision; sums stay in float32, and a gradient of weights is rounded once."""
     monkeypatch.setattr(cost, "dense_is_cheaper", lambda *_: True)
     B, N, D, k = 6, 40, 16, 5
     indices = normal(B, N).topk(k, dim=1).indices
@@ -103,13 +103,19 @@ def test_dense_products_round_their_factors_alone(monkeypatch):
     values, W, g = (normal(*s, seed=i, dtype=torch.float32) for i, s in enumerate([(B * k,), (N, D), (B, D)]))
     f = sparse_reference.dense(pairs, values)
     rounded = lambda t: t.bfloat16().double()  # noqa: E731
-    for found, (a, b) in {
-        sparse_triton.decode(pairs, values, W): (f, W),
-        sparse_triton.weight_gradient(pairs, values, g): (f.T, g),
-    }.items():
-        assert found.dtype == torch.float32
-        bound = product_bound(rounded(a), rounded(b), torch.float32)
-        assert_within(found, rounded(a) @ rounded(b), bound)
+    other = values.flip(0)
+    for found, a, b, dtype in [
+        (sparse_triton.decode(pairs, values, W), f, W, torch.float32),
+        (sparse_triton.weight_gradient(pairs, values, g), f.T, g, torch.bfloat16),
+        (sparse_triton.weight_gradient(pairs, other, g), sparse_reference.dense(pairs, other).T, g, torch.bfloat16),
+    ]:
+        assert found.dtype == dtype
+        expected, bound = rounded(a) @ rounded(b), product_bound(rounded(a), rounded(b), torch.float32)
+        assert_within(found, expected, bound + (expected.abs() + bound) * (2.0**-8 if dtype == torch.bfloat16 else 0))
+    found, expected = sparse_triton.dots(pairs, W, g), (rounded(g) @ rounded(W).T)[pairs.token, pairs.feature]
+    bound = product_bound(rounded(g), rounded(W).T, torch.float32)[pairs.token, pairs.feature]
+    assert found.dtype == torch.float32 and torch.equal(found, found.bfloat16().float())
+    assert_within(found, expected, bound + (expected.abs() + bound) * 2.0**-8)
 
 
 def test_what_costs_less_is_taken():
@@ -159,9 +165,9 @@ def test_a_kernel_that_this_gpu_cannot_have_is_found_before_the_first_step(monke
     monkeypatch.setattr(choose, "_faults", {})
     monkeypatch.setattr(choose, "_try_triton", lambda device: None)
     assert choose.choose("auto", GPU) is sparse_triton
-    monkeypatch.setattr(choose, "_prepare_gpu", lambda device, shapes: no_compiler(device))
+    monkeypatch.setattr(ahead, "_prepare_gpu", lambda device, shapes: no_compiler(device))
     with pytest.warns(RuntimeWarning, match="C compiler"):
-        choose.prepare("auto", GPU, [launching.StepShape(8, 16, 32, 4)]).join()
+        ahead.prepare("auto", GPU, [launching.StepShape(8, 16, 32, 4)]).join()
     assert choose.choose("auto", GPU) is None
 
 
@@ -173,9 +179,26 @@ def test_what_a_step_launches_is_compiled_without_memory(monkeypatch):
         launching.StepShape(8, 16, 32, 4),
         launching.StepShape(2048, 2304, 16_384, 320, products=torch.bfloat16),
         launching.StepShape(8, 16, 32, 4, torch.float64, torch.float64),
+        launching.StepShape(8, 16, 32, 4, competition=True),
     ]
-    choose._prepare_gpu(GPU, shapes)
-    assert entered == [GPU]
+    compiled = []
+    monkeypatch.setattr("sae_sweeps.kernels.coactivation_triton.compile_for", compiled.append)
+    ahead._prepare_gpu(GPU, shapes)
+    assert entered == [GPU] and compiled == shapes[-1:]
+
+
+def test_the_kernel_that_cannot_be_built_is_named(monkeypatch):
+    class Broken:
+        fn, cache_key = sparse_triton._sums.fn, ""
+
+        def warmup(self, *args, **constants):
+            no_compiler(None)
+
+    monkeypatch.setattr(sparse_triton, "_sums", Broken())
+    monkeypatch.setattr(choose, "_faults", {})
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    with pytest.warns(RuntimeWarning, match="Failed to find C compiler.*, in the kernel _sums"):
+        choose.note(GPU, "", lambda device: ahead._prepare_gpu(device, [launching.StepShape(8, 16, 32, 4)]))
 
 
 def test_a_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch):

@@ -11,6 +11,11 @@ def test_for_each_k_of_a_schedule():
     shapes = step_shapes(configured("architecture=topk", "k=4", "architecture.k_start=16", "train.precision=bfloat16"))
     assert {shape.k for shape in shapes} == set(range(4, 17))
     assert {(shape.dtype, shape.products) for shape in shapes} == {(torch.float32, torch.bfloat16)}
+    assert not any(shape.competition for shape in shapes)
+
+
+def test_for_a_penalty_on_pairs_of_features():
+    assert all(shape.competition for shape in step_shapes(configured("penalty=ortho")))
 
 
 def test_for_an_architecture_without_k():

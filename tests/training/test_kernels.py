@@ -189,7 +189,7 @@ def test_the_way_of_a_run_is_chosen_where_it_may_pay(monkeypatch):
         return Training(configured("k=4", *words), 1.0, torch.zeros(D_IN), torch.device("cpu")).sae.selection.way
 
     times = iter([2.0, 1.0, 1.0, 2.0])
-    monkeypatch.setattr(selection, "_seconds", lambda work: next(times))
+    monkeypatch.setattr(selection, "_seconds", lambda work, n_tokens: next(times))
     assert way("architecture=topk") == "plain" and next(times) == 2.0  # too small a product to measure
     times = iter([2.0, 1.0])
     monkeypatch.setattr(selection, "LEAST", 1)

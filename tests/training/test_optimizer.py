@@ -12,6 +12,7 @@ from torch import nn
 
 from sae_sweeps.architectures.base import SAE
 from sae_sweeps.kernels import memory, sparse_numba
+from sae_sweeps.kernels.rounded import rounded
 from sae_sweeps.training.optimizer import FusedAdam, TorchAdam, TritonAdam, optimizer
 
 BETAS = (0.9, 0.99)
@@ -93,6 +94,38 @@ def test_steps_equal_the_formulas(kind, size, threads, dtype, clip):
         assert set(state) == {"step", "exp_avg", "exp_avg_sq"} and state["step"] == n[theirs]
         compare(state["exp_avg"], moments[theirs][0])
         compare(state["exp_avg_sq"], moments[theirs][1])
+
+
+@pytest.mark.skipif(TritonAdam not in KINDS, reason="Triton is not installed")
+def test_a_gpu_writes_the_weights_rounded_beside_them():
+    """From gradients in bfloat16 too, in one visit: of a skipped step nothing, after a write from outside all anew."""
+    sae, parameters = made(21, 7, torch.float32)
+    expected = [nn.Parameter(p.detach().double().clone()) for p in parameters]
+    adam, moments, n, rounding = TritonAdam(sae, parameters, BETAS, keep_rounded=True), {}, {}, Rounding(torch.float32)
+    wide = next(theirs for p, theirs in zip(parameters, expected, strict=True) if p is sae.W_dec)
+    for step in range(4):
+        copies = [rounded(weight, torch.bfloat16) for weight in (sae.W_enc, sae.W_dec)]
+        if step == 2:
+            with torch.no_grad():
+                sae.W_enc[3] = 0.5
+                next(theirs for p, theirs in zip(parameters, expected, strict=True) if p is sae.W_enc)[3] = 0.5
+            copies = [rounded(weight, torch.bfloat16) for weight in (sae.W_enc, sae.W_dec)]
+        adam.zero_grad()
+        for p, theirs in zip(parameters, expected, strict=True):
+            in_products = step > 0 and (p is sae.W_enc or p is sae.W_dec)
+            p.grad = torch.randn_like(p).to(torch.bfloat16 if in_products else torch.float32)
+            theirs.grad = p.grad.double()
+        norm = adam.project_gradients()
+        skipped = step == 1
+        if not skipped:
+            with rounding:
+                slow_step(wide, [p for p in expected if p is not wide], moments, n, 0.01, 0.0)
+        adam.step(0.01, torch.ones(()), torch.tensor(skipped))
+        assert norm.dtype == torch.float32
+        for p, theirs in zip(parameters, expected, strict=True):
+            rounding.assert_close(p, theirs, factor=2)
+        for weight, kept in zip((sae.W_enc, sae.W_dec), copies, strict=True):
+            assert rounded(weight, torch.bfloat16) is kept and torch.equal(kept, weight.detach().bfloat16())
 
 
 def test_threads_do_not_change_a_bit():

@@ -10,7 +10,7 @@ from analysis.auditing.run import Run
 from analysis.grouped import grouped
 from analysis.metrics import HEADLINES, direction
 from analysis.text import cell
-from sae_sweeps.config.evaluations import BUILTIN
+from sae_sweeps.config.evaluations import PREFIXES, plain_name
 
 RULES = Rules()
 
@@ -23,7 +23,7 @@ RESULTS = (
     "explained_variance_legacy",
 )  # fmt: skip
 """Measurements that two different SAEs do not share to the last digit."""
-PROBE = re.compile(rf"({BUILTIN})?sae_top_(\d+)_test_accuracy")
+PROBE = re.compile(rf"({'|'.join(PREFIXES.values())})?sae_top_(\d+)_test_accuracy")
 
 
 @RULES.add("identical", "warning", "check that the key reaches the loss")
@@ -45,7 +45,7 @@ def identical(comparison: Comparison) -> Found:
 def at_floor(comparison: Comparison) -> Found:
     """A metric is at its floor in every run, so it separates no runs."""
     for metric in dict.fromkeys(name for run in comparison.measured for name in run.metrics):
-        floor = floor_of(metric.removeprefix(BUILTIN))
+        floor = floor_of(plain_name(metric))
         having = [run for run in comparison.measured if metric in run.metrics] if floor is not None else []
         if len(having) > 1 and all(run.metrics[metric] == floor for run in having):
             yield f"{metric} is {floor:g} in every run: at its floor, it separates no runs.", having

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from itertools import combinations
 from typing import Any
 
 from analysis.auditing.comparison import Comparison
@@ -12,7 +13,7 @@ from analysis.auditing.rules.rule import Found, Rules
 from analysis.auditing.run import Run
 from analysis.grouped import grouped
 from analysis.metrics import JUDGED
-from sae_sweeps.config.evaluations import BUILTIN
+from sae_sweeps.config.evaluations import PREFIXES, plain_name
 from sae_sweeps.config.hooks import hook_name
 from sae_sweeps.config.schema import LayerConfig
 
@@ -182,7 +183,7 @@ def kinds_of(run: Run) -> set[str]:
 
 @lru_cache(maxsize=4096)
 def kinds_with(metric: str) -> frozenset[str]:
-    name = metric.removeprefix(BUILTIN)
+    name = plain_name(metric)
     return frozenset(kind for kind, own in KINDS.items() if any(fnmatchcase(name, pattern) for pattern in own))
 
 
@@ -202,12 +203,15 @@ def stale_evaluation(run: Run) -> str | None:
 
 @RULES.add("builtin-beside", "warning", "show them in tables of their own", across=True)
 def builtin_beside(comparison: Comparison) -> Found:
-    """Scores on built-in data are listed beside scores on SAEBench's."""
+    """Scores on built-in data, or on data of one's own, are listed beside scores on other data."""
+    where = {"": "SAEBench's data"} | {prefix: f"{kind} data" for kind, prefix in PREFIXES.items()}
     for metric in JUDGED:
-        ours = [run for run in comparison.measured if BUILTIN + metric in run.metrics]
-        theirs = [run for run in comparison.measured if metric in run.metrics]
-        if ours and theirs:
-            yield f"{BUILTIN}{metric} is on built-in data and does not compare with {metric}.", [*ours, *theirs]
+        having = {prefix: [run for run in comparison.measured if prefix + metric in run.metrics] for prefix in where}
+        for one, other in combinations([prefix for prefix, runs in having.items() if runs], 2):
+            yield (
+                f"{other}{metric} is on {where[other]} and does not compare with {one}{metric}.",
+                [*having[other], *having[one]],
+            )
 
 
 @RULES.add("other-classes", "warning", "compare the classes that all of them have")

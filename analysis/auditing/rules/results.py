@@ -9,6 +9,8 @@ from analysis.auditing.rules.rule import Found, Rules
 from analysis.auditing.run import Run
 from analysis.grouped import grouped
 from sae_sweeps.config.data import TOP_VARIANCE
+from sae_sweeps.config.evaluations import plain_name
+from sae_sweeps.storage.run_folder import DAMAGED
 
 RULES = Rules()
 
@@ -46,7 +48,7 @@ def dead(run: Run) -> str | None:
 
 @lru_cache(maxsize=4096)
 def is_probe(metric: str) -> bool:
-    return re.fullmatch(r"(builtin_)?sae_(top_\d+_)?test_accuracy", metric) is not None
+    return re.fullmatch(r"sae_(top_\d+_)?test_accuracy", plain_name(metric)) is not None
 
 
 def density(run: Run) -> str | None:
@@ -117,6 +119,12 @@ def unfinished(run: Run) -> str | None:
         return None
     at = f" at step {run.step:,} of {run.total_steps:,}" if run.step and run.total_steps else ""
     return f"{run.state}{at}, so there is no result{f' ({run.error})' if run.error else ''}."
+
+
+@RULES.add("damaged", "warning", "restore the file, or do as its sentence says", each="runs")
+def damaged(run: Run) -> str | None:
+    """A file of a run does not read back, so nothing of the run is shown."""
+    return run.error if run.state == DAMAGED else None
 
 
 @RULES.add("no-result", "warning", "run it, or leave it out", each="runs")

@@ -14,6 +14,7 @@ from analysis.plots.registry import PLOTS
 from analysis.plots.study import Missing, Study, evenly, thinned_rows
 from analysis.plots.style import COLOURS, GREY, palette_bytes, small_png, style, svg
 from analysis.reading.imports import Import, imported_run
+from analysis.tables.compare import table
 from sae_sweeps.errors import ConfigError, DamagedFile
 from sae_sweeps.storage.files import write_json
 from sae_sweeps.storage.rows import RowFile
@@ -27,11 +28,10 @@ HOSTILE = "_a $x_1$ <b>&\x1b[31m\u202e\n\\frac"
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
     outputs = tmp_path_factory.mktemp("plots") / "outputs"
-    for weight in (0.1, 0.5):
+    for weight, tags in ((0.1, ["baseline"]), (0.5, [])):
         for seed in (0, 1):
-            add_trained(
-                outputs, f"w{weight}s{seed}", {"penalty.lambda2_max": weight, "seed": seed}, {"l0": 30 + weight}
-            )
+            config = {"penalty.lambda2_max": weight, "seed": seed, "tags": tags}
+            add_trained(outputs, f"w{weight}s{seed}", config, {"l0": 30 + weight})
     add_trained(outputs, "other", {"penalty": {"name": HOSTILE}, "title": HOSTILE}, {"l0": 20.0})
     return outputs
 
@@ -231,6 +231,25 @@ def test_a_damaged_snapshot_is_named(tmp_path):
             Study.of([tmp_path]).snapshot(0, 50, "block", "histogram", "edges")
     file.write_bytes(whole)
     assert len(Study.of([tmp_path]).snapshot(0, 50, "block", "histogram")) == 2
+
+
+def test_damaged_files_of_one_run_keep_none_of_the_others_from_a_figure(tmp_path):
+    whole, damaged = (add_trained(tmp_path, letter * 12, {"architecture.k": ord(letter)}, n=3) for letter in "ab")
+    (damaged / "monitors" / "similarity_50.npz").write_bytes(b"nonsense")
+    for name in ("metrics.jsonl", "monitors.jsonl"):
+        (damaged / name).write_bytes(b"nonsense\n" + (damaged / name).read_bytes())
+    lines = []
+    names = ["similarity_matrices", "similarity_histograms", "training_curves", "competition"]
+    assert len(draw([tmp_path], tmp_path / "figures", names, lines.append)) == 2 * len(names)
+    left_out = [line for line in lines if line.startswith("warning: left out")]
+    assert sorted({line.split(" is damaged")[0].rpartition("/")[2] for line in left_out}) == [
+        "metrics.jsonl", "monitors.jsonl", "similarity_50.npz",
+    ]  # fmt: skip
+    assert len(left_out) == 3 and all(str(damaged) in line for line in left_out)
+    comparison = table([tmp_path])
+    assert len(comparison.frame) == 2 and any(
+        f"{damaged / 'metrics.jsonl'} is damaged" in w for w in comparison.warnings
+    )
 
 
 def test_many_runs_stay_legible(tmp_path):

@@ -1,5 +1,6 @@
 import pytest
 
+from analysis.auditing.audit import audit
 from analysis.reading.configs import flat_config
 from analysis.reading.record import LOST
 from analysis.reading.records import records
@@ -98,6 +99,10 @@ def test_damaged_files_are_named(outputs, name, content):
     (folder / name).write_text(content)
     with pytest.raises(DamagedFile, match=name):
         records([folder])
+    add_run(outputs, "b")
+    shown = records([outputs])["run"]
+    assert list(shown["state"]) == ["damaged", "completed"] and name in shown["error"][0]
+    assert [f.code for f in audit(records([outputs])) if "a" in f.runs] == ["damaged"]
 
 
 @pytest.mark.parametrize("content", ["[]", '{"runs": 3}', '{"runs": [3]}', '{"runs": [{}]}', "{"])

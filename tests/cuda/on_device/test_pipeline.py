@@ -1,5 +1,7 @@
 """Activations, batches and checkpoints on the simulated device: who waits for whom, and the CPU's own bits."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from sae_sweeps.activations.store import open_layers
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.schema import ActivationsConfig, DataConfig, LayerConfig, SyntheticConfig
 from sae_sweeps.errors import Diverged, Interrupted
+from sae_sweeps.training import checkpoint
 from sae_sweeps.training.checkpoint import FILE, Writer, load_checkpoint
 from sae_sweeps.training.loop import Member, TrainingCallbacks, train
 
@@ -131,12 +134,17 @@ def test_a_state_after_a_step_that_was_not_finite_is_never_written(tmp_path):
         training.nonfinite_guard.check(wait=True)
 
 
-def test_stopped_runs_need_the_memory_of_one_copy(tmp_path, monkeypatch):
+@pytest.mark.parametrize("way", ["stopped", "ends while another is written"])
+def test_runs_need_the_memory_of_one_copy(way, tmp_path, monkeypatch):
     class Ended(TrainingCallbacks):
         def on_failure(self, error):
             assert isinstance(error, Interrupted)
 
-    memory, start = [], Writer.start
+    memory, start, whole = [], Writer.start, checkpoint.written_whole
+
+    def slowly(path):
+        time.sleep(0.2)
+        return whole(path)
 
     def noted(writer, *words, **options):
         write = start(writer, *words, **options)
@@ -144,8 +152,16 @@ def test_stopped_runs_need_the_memory_of_one_copy(tmp_path, monkeypatch):
         return write
 
     monkeypatch.setattr(Writer, "start", noted)
+    monkeypatch.setattr(checkpoint, "written_whole", slowly)
     members = [Member(made(PLAIN, DEVICE), 0, tmp_path / name, Ended()) for name in "ab"]
-    train(members, lambda step: {None: batch(step, DEVICE)}, stop=lambda: True)
+    if way == "stopped":
+        train(members, lambda step: {None: batch(step, DEVICE)}, stop=lambda: True)
+    else:
+        members[0].writer = members[1].writer
+        members[0].save(0, beside=True)
+        members[1].save(0)
+        for member in members:
+            member.finish_write()
     assert len(memory) == 2 and memory[0] is memory[1]
     assert all(load_checkpoint(made(PLAIN, DEVICE), one.folder) == 0 for one in members)
 

@@ -1,0 +1,273 @@
+"""Runs experiment=orthogonality on SmolLM2-135M with seeds 0, 1, 2 and writes docs/results.md: `make study`.
+
+The plan comes first, with its estimate: one short run of each architecture is trained and evaluated, and their
+seconds are scaled. Then the stages, in this order: TopK, BatchTopK, twice the k, half the d_sae. What does not fit
+--hours is left out from the end (sizes first, then BatchTopK; never a seed) and named on the page. Complete runs are
+not trained again, so an interrupted study goes on where it was.
+
+The page is written from docs/results_notes.txt, the notes of all runs: every number in it follows from that file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from scipy import stats
+
+from sae_sweeps.storage.files import read_json, write_text
+
+ROOT = Path(__file__).parent.parent
+PAGE, NOTES = ROOT / "docs" / "results.md", ROOT / "docs" / "results_notes.txt"
+EXPERIMENT = "experiment=orthogonality"
+SEEDS = (0, 1, 2)
+VARIANTS = 6
+TRIAL_TOKENS = 40_960
+
+
+@dataclass(frozen=True)
+class Stage:
+    title: str
+    words: tuple[str, ...]
+    where: str
+    """Its runs among all, as `analysis table --where` takes it."""
+
+
+STAGES = (
+    Stage("TopK", ("architecture=topk",), "architecture = topk and k = 32 and d_sae = 4608"),
+    Stage("BatchTopK", ("architecture=batch_topk",), "architecture = batch_topk"),
+    Stage("TopK, k = 64", ("architecture=topk", "k=64"), "architecture = topk and k = 64"),
+    Stage("TopK, d_sae = 2304", ("architecture=topk", "d_sae=2304"), "architecture = topk and d_sae = 2304"),
+)
+
+METRICS = {
+    "fvu_per_token": "fvu per token",
+    "ce_loss_score": "CE score",
+    "labelled_sae_top_1_test_accuracy": "probe, 1 feature",
+    "labelled_sae_top_5_test_accuracy": "probe, 5 features",
+    "labelled_scr_metric_threshold_10": "SCR, 10",
+    "labelled_tpp_threshold_10_total_metric": "TPP, 10",
+    "mean_full_absorption_score": "absorption",
+    "composition_rate": "composition",
+    "nearest_neighbour_cosine": "nearest neighbour",
+    "dead_features": "dead features",
+}
+"""Columns of the page: what reconstruction costs, what features say, and what they have in common."""
+JUDGED = tuple(name for name in METRICS if name not in ("nearest_neighbour_cosine", "dead_features"))
+"""The metrics that conclusions count: the cosine between rows is what the penalties minimise."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="WORD", help="further words of every launch: num_tokens=4_096_000")
+    parser.add_argument("--outputs", type=Path, default=Path("outputs/study"), metavar="FOLDER")
+    parser.add_argument("--hours", type=float, default=10.0, help="leave out stages that would take longer (10)")
+    parser.add_argument("--write-only", action="store_true", help="write the page from the runs that exist")
+    args = parser.parse_args()
+    if args.write_only:
+        write_page(args.outputs, args.words)
+        return 0
+    started = time.monotonic()
+    hours = estimate(args.outputs, args.words)
+    print(f"estimate: {', '.join(f'{stage.title} {hours[stage.title]:.1f} h' for stage in STAGES)}", flush=True)
+    status = 0
+    for number, stage in enumerate(STAGES):
+        spent = (time.monotonic() - started) / 3600
+        if number and spent + hours[stage.title] > args.hours:
+            print(f"left out: {stage.title}: {spent:.1f} of {args.hours:g} hours are spent", flush=True)
+            continue
+        before = time.monotonic()
+        seeds = ",".join(map(str, SEEDS))
+        status |= launch(args.outputs, *stage.words, "-m", f"seed={seeds}", *args.words)
+        print(f"{stage.title}: {(time.monotonic() - before) / 3600:.2f} hours", flush=True)
+        write_page(args.outputs, args.words)
+    return status
+
+
+def launch(outputs: Path, *words: str) -> int:
+    command = [sys.executable, "launch.py", EXPERIMENT, *words, f"outputs={outputs}", "report=false"]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+def estimate(outputs: Path, words: list[str]) -> dict[str, float]:
+    """Hours of each stage, from a short run of each architecture that is trained and evaluated as the stages are."""
+    folder, seconds = outputs / "trial", 0.0
+    others = [word for word in words if not word.startswith("num_tokens=")]
+    for architecture in ("topk", "batch_topk"):
+        before = time.monotonic()
+        trial = [f"architecture={architecture}", f"num_tokens={TRIAL_TOKENS}", "only=progressive"]
+        if launch(folder, *trial, *others):
+            raise SystemExit(f"the trial of {architecture} failed; mend what it printed and run this again")
+        seconds = time.monotonic() - before  # of the second: it found the model's part of the evaluations ready
+    found = [read_json(path)["provenance"] for path in folder.glob("runs/*/results.json")]
+    tokens, runs = planned_tokens(words), VARIANTS * len(SEEDS)
+    training, harvest = (
+        max(provenance[key] for provenance in found) / TRIAL_TOKENS * tokens for key in ("wall_time_s", "shared_time_s")
+    )
+    hours = {stage.title: runs * (training + seconds) / 3600 for stage in STAGES}
+    hours[STAGES[0].title] += harvest / 3600
+    return hours
+
+
+def planned_tokens(words: list[str]) -> int:
+    given = [word.partition("=")[2] for word in words if word.startswith("num_tokens=")]
+    return int(given[-1].replace("_", "")) if given else 2_048_000
+
+
+def write_page(outputs: Path, words: list[str]) -> None:
+    analysis("notes", outputs, "-o", NOTES)
+    write_text(PAGE, page(NOTES, outputs, words))
+
+
+def page(notes: Path, outputs: Path, words: list[str]) -> str:
+    """docs/results.md from the notes of all runs; `outputs` serves the audit alone."""
+    imported = outputs / "imported.json"
+    analysis("import", notes, "-o", imported)
+    frames = {stage: frame for stage in STAGES if not (frame := means(imported, stage)).empty}
+    left = [stage.title for stage in STAGES if stage not in frames]
+    parts = [
+        "# What orthogonality does to features: SmolLM2-135M",
+        "",
+        f"Written by `make study{' WORDS=' + repr(' '.join(words)) if words else ''}`. SmolLM2-135M, layer 15, "
+        f"{planned_tokens(words):,} tokens of the standard library's text and WordNet's glosses for every run, three "
+        "seeds, each penalty at its own default weight. Every number follows from "
+        "[results_notes.txt](results_notes.txt) (`python -m analysis import docs/results_notes.txt`). Metrics that "
+        "begin with labelled_ are on WordNet's glosses and are no SAEBench scores. Means over seeds; beside a "
+        "variant's mean the difference to `none` of the same stage with its 95 % interval (Welch's t, three seeds), "
+        "and d, the difference in standard deviations.",
+    ]
+    if left:
+        parts += ["", f"Left out for time: {', '.join(left)}."]
+    parts += ["", "## What follows", "", *conclusion(frames)]
+    for stage, frame in frames.items():
+        parts += ["", f"## {stage.title}", "", *table(frame)]
+    found = analysis("audit", outputs / "runs", check=False).strip()
+    parts += [
+        "",
+        "## What forbids a conclusion",
+        "",
+        "`python -m analysis audit` on the runs:",
+        "",
+        "```",
+        found,
+        "```",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def means(imported: Path, stage: Stage) -> pd.DataFrame:
+    """A row per variant: means, standard deviations and differences to `none` of each metric."""
+    columns = ",".join(["title", "state", *METRICS])
+    text = analysis(
+        "table", imported, "--where", stage.where, "--aggregate", "seed", "--baseline", "title = none",
+        "--format", "csv", "--columns", columns, check=False,
+    )  # fmt: skip
+    frame = pd.read_csv(io.StringIO(text)) if text.strip() else pd.DataFrame()
+    return frame[frame["state"] == "completed"] if "state" in frame else pd.DataFrame()
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A variant's difference to `none` in one metric."""
+
+    difference: float
+    low: float
+    high: float
+    d: float
+    """In pooled standard deviations; infinite where neither varies."""
+    p: float
+    """Of no difference, by Welch's t."""
+
+
+def effect(frame: pd.DataFrame, row: dict[str, Any], name: str) -> Effect | None:
+    base = frame[frame["title"] == "none"].iloc[0]
+    values = [row.get(f"{name}_{part}") for part in ("difference", "difference_low", "difference_high")]
+    if any(value is None or pd.isna(value) for value in values):
+        return None
+    stds, n = [float(one[f"{name}_std"]) for one in (base, row)], int(row[f"{name}_n"])
+    pooled = math.sqrt(sum(std**2 for std in stds) / 2)
+    p = stats.ttest_ind_from_stats(
+        row[f"{name}_mean"], stds[1], n, base[f"{name}_mean"], stds[0], int(base[f"{name}_n"]), equal_var=False
+    ).pvalue
+    difference, low, high = (float(value) for value in values)
+    return Effect(difference, low, high, difference / pooled if pooled else math.inf, float(p))
+
+
+def table(frame: pd.DataFrame) -> Iterator[str]:
+    """A row per metric and variant: mean, standard deviation, difference with its interval, d."""
+    yield "| metric | variant | mean ± std (n) | difference to none | 95 % interval | d |"
+    yield "|---|---|---:|---:|---:|---:|"
+    for name, title in METRICS.items():
+        if f"{name}_mean" not in frame or frame[f"{name}_mean"].isna().all():
+            continue
+        for row in frame.to_dict("records"):
+            found = None if row["title"] == "none" else effect(frame, row, name)
+            mean, std, n = (row[f"{name}_{part}"] for part in ("mean", "std", "n"))
+            cells = [f"{mean:.4g} ± {std:.2g} ({n:.0f})"]
+            if found is None:
+                cells += ["", "", ""]
+            else:
+                clear = "**" if found.low > 0 or found.high < 0 else ""
+                cells += [f"{clear}{found.difference:+.3g}{clear}", f"{found.low:+.3g} to {found.high:+.3g}"]
+                cells += [f"{found.d:+.1f}"]
+            yield f"| {title} | {row['title']} | {' | '.join(cells)} |"
+
+
+def conclusion(frames: dict[Stage, pd.DataFrame]) -> Iterator[str]:
+    """What the differences support, counted; nothing else."""
+    for stage, frame in frames.items():
+        effects = {
+            (row["title"], name): found
+            for row in frame.to_dict("records")
+            if row["title"] != "none"
+            for name in JUDGED
+            if (found := effect(frame, row, name)) is not None
+        }
+        clear = {place: found for place, found in effects.items() if found.low > 0 or found.high < 0}
+        firm = holm({place: found.p for place, found in effects.items()})
+        yield (
+            f"- **{stage.title}.** {len(effects)} comparisons with `none` ({len({t for t, _ in effects})} variants, "
+            f"{len({n for _, n in effects})} metrics, three seeds): in {len(clear)} the 95 % interval is on one side "
+            f"of 0, where chance alone would give about {0.05 * len(effects):.0f}; {len(firm)} remain once all of the "
+            "stage's comparisons are counted (Holm, 5 %)."
+        )
+        for (title, name), found in sorted(clear.items(), key=lambda item: item[1].p):
+            mark = "remains" if (title, name) in firm else "does not remain once all comparisons are counted"
+            yield (
+                f"  - {title}: {METRICS[name]} {found.difference:+.3g} ({found.low:+.3g} to {found.high:+.3g}); {mark}."
+            )
+    yield ""
+    yield (
+        "One model, one layer, one text, few tokens, and one weight for each penalty: what a penalty does at another "
+        "weight, or after a hundred times the tokens, these runs do not show. A metric without a clear "
+        "difference is not one without an effect: with three seeds only differences of several standard deviations are "
+        "seen."
+    )
+
+
+def holm(p_values: dict[Any, float]) -> set[Any]:
+    """The comparisons that Holm's procedure rejects at 5 %."""
+    out = set()
+    for rank, (place, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        if not p <= 0.05 / (len(p_values) - rank):
+            break
+        out.add(place)
+    return out
+
+
+def analysis(command: str, *words: Any, check: bool = True) -> str:
+    line = [sys.executable, "-m", "analysis", command, *map(str, words)]
+    return subprocess.run(line, cwd=ROOT, check=check, stdout=subprocess.PIPE, text=True).stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())
