@@ -103,6 +103,8 @@ def _own_waits() -> int:
 
 def phases(shape: Shape, steps: int = 15) -> list[tuple[str, float, float]]:
     """(phase, median seconds per step, share of the step); `a: b` is a part of phase `a`."""
+    from sae_sweeps.kernels import largest_numba
+
     (training,), data = trainings(shape), as_batches(shape)
     seconds = dict[str, list[float]]()
     kernels = training.sae.kernels
@@ -123,7 +125,7 @@ def phases(shape: Shape, steps: int = 15) -> list[tuple[str, float, float]]:
 
     back = [
         timed(training.sae, "encode", "encode"),
-        timed(kernels, "_largest_of", "encode: selection of the k largest"),
+        timed(largest_numba, "largest_of", "encode: selection of the k largest"),
         timed(training.sae, "residual", "decode, error, chosen activations' gradient"),
         timed(torch.Tensor, "backward", "backward"),
         timed(kernels, "transposed", "backward: pairs by feature"),

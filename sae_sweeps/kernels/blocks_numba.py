@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sae_sweeps.kernels.threads import compiled, over_rows
+from sae_sweeps.kernels.threads import SUMS, compiled, over_rows
 
 ROWS = 256
 """Rows of a block of the matrix, and of the result."""
@@ -22,7 +22,6 @@ WIDTH = 2048
 """Bytes of each row in a block, at most: with `ROWS` rows 512 KB, half of a core's second-level cache."""
 FEWEST = 5
 """Pairs of a row in a block, in the mean, below which going to and fro between the blocks costs more than it saves."""
-SUMS = {"fastmath": {"contract", "reassoc", "nsz"}}
 
 
 def pay(n_pairs: int, n_lists: int, n_rows: int) -> bool:

@@ -13,20 +13,17 @@ from torch import Tensor
 
 from sae_sweeps.kernels import counting_sort, memory
 from sae_sweeps.kernels.bounded import FLOOR, LARGEST, Rounded, U, V, factors, product
-from sae_sweeps.kernels.sparse_numba import (
-    SUMS,
-    _at_least,
-    _between,
-    _equal_parts,
-    _largest_of,
-    _np,
-    _number_from,
-    _rounds,
-    _rows_times,
-    _write_largest,
+from sae_sweeps.kernels.largest_numba import (
+    at_least,
+    between,
+    largest_of,
     n_winners,
-)  # fmt: skip
-from sae_sweeps.kernels.threads import compiled, over_rows
+    number_from,
+    rounds,
+    write_largest,
+)
+from sae_sweeps.kernels.listed_numba import rows_times
+from sae_sweeps.kernels.threads import SUMS, array, compiled, equal_parts, over_rows
 
 BITS, HALF = ir.IntType(32), ir.IntType(16)
 MOST_CANDIDATES = 4
@@ -67,7 +64,7 @@ def rounded(rows: Tensor, use: str = "x'") -> Rounded:
     near = memory.kept(use, rows.shape, torch.bfloat16)
     norms = torch.empty(3, len(rows))
     raised = np.float32(1 + (rows.shape[1] + 8) * 2.0**-24)
-    over_rows(_round, len(rows), _np(rows), raised, near.view(torch.int16).numpy(), *norms.numpy())
+    over_rows(_round, len(rows), array(rows), raised, near.view(torch.int16).numpy(), *norms.numpy())
     return Rounded(near, *norms)
 
 
@@ -105,7 +102,7 @@ def largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, block: int) -
     z = product(x, W, memory.kept("z'", (len(x.rows), len(W.rows)), torch.bfloat16))
     n_tokens, d_sae = z.shape
     count, place = np.empty(n_tokens, np.int64), np.empty((n_tokens, min(4 * k + 64, d_sae)), np.int32)
-    given = [_np(tensor) for tensor in (z.view(torch.int16), b_enc, W.norm, W.rest, alpha, beta)]
+    given = [array(tensor) for tensor in (z.view(torch.int16), b_enc, W.norm, W.rest, alpha, beta)]
     over_rows(_candidates, n_tokens, *given, n_winners(d_sae, k), k, count, place)
     decided = count <= place.shape[1]
     undecided = np.flatnonzero(~decided)
@@ -117,10 +114,10 @@ def largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, block: int) -
     over_rows(_flatten, n_tokens, place, start, decided, feature)
     values, indices = np.empty((n_tokens, k), np.float32), np.empty((n_tokens, k), np.int64)
     z_C = dots(start, feature, W_enc, centred, block)
-    over_rows(_largest_candidates, n_tokens, _np(b_enc), start, feature, z_C, decided, values, indices)
+    over_rows(_largest_candidates, n_tokens, array(b_enc), start, feature, z_C, decided, values, indices)
     for b in undecided:  # as the bound decides nothing, all in their order
         row = z_C[start[b] : start[b + 1]].reshape(1, -1)
-        values[b], indices[b] = map(_np, _largest_of(row, np.zeros(0, np.float32), k))
+        values[b], indices[b] = map(array, largest_of(row, np.zeros(0, np.float32), k))
     return torch.from_numpy(values), torch.from_numpy(indices)
 
 
@@ -135,7 +132,7 @@ def above(
     x, W = rounded(centred), rounded(W_enc.T, "W_enc'")
     alpha, beta = factors(x)
     z = product(x, W, memory.kept("z'", (len(x.rows), len(W.rows)), torch.bfloat16))
-    given = [_np(tensor) for tensor in (z.view(torch.int16), b_enc, W.norm, W.rest, alpha, beta)]
+    given = [array(tensor) for tensor in (z.view(torch.int16), b_enc, W.norm, W.rest, alpha, beta)]
     least = np.float32(max(guess, 0.0))
     while True:
         count = np.empty(len(z), np.int64)
@@ -154,7 +151,7 @@ def above(
     if kept.sum() > MOST_CANDIDATES * n:
         return None
     start, feature = np.concatenate([[0], kept.cumsum()])[start], feature[kept]
-    values = dots(start, feature, W_enc, centred, block, _np(b_enc))
+    values = dots(start, feature, W_enc, centred, block, array(b_enc))
     if values.min(initial=1.0) <= 0:
         kept = values > 0
         start, feature, values = np.concatenate([[0], kept.cumsum()])[start], feature[kept], values[kept]
@@ -173,9 +170,11 @@ def dots(
     """
     by_feature, token, place = counting_sort.transposed(start, feature, W_enc.shape[1])
     found = np.empty(len(feature), np.float32)
-    bounds = _equal_parts(torch.from_numpy(by_feature))
+    bounds = equal_parts(torch.from_numpy(by_feature))
     begin = np.zeros(0, np.float32) if begin is None else begin
-    over_rows(_dots, W_enc.shape[1], _np(W_enc.T), _np(centred), by_feature, token, block, begin, found, bounds=bounds)
+    over_rows(
+        _dots, W_enc.shape[1], array(W_enc.T), array(centred), by_feature, token, block, begin, found, bounds=bounds
+    )
     out = np.empty_like(found)
     out[place] = found
     return out
@@ -262,7 +261,7 @@ def _dots_of_lanes(typing, rows, x, size, out):
 def _candidates(z, bias, norm, rest, alpha, beta, sizes, k, count, place, start, stop):
     """What may be among the k largest of each token: how many, and which unless more than fit into a row.
 
-    The order is that in which `sparse_numba._largest` finds them.
+    The order is that in which `largest_numba._largest` finds them.
     """
     n, room = z.shape[1], place.shape[1]
     best = [np.empty(size, np.float32) for size in sizes]
@@ -270,17 +269,17 @@ def _candidates(z, bias, norm, rest, alpha, beta, sizes, k, count, place, start,
     up, most, infinite = np.empty(n, np.float32), np.finfo(np.float32).max, np.float32(np.inf)
     for b in range(start, stop):
         _uppers(z[b], bias, norm, rest, alpha[b], beta[b], up)
-        if not np.isfinite(_rounds(up, best)):
+        if not np.isfinite(rounds(up, best)):
             count[b] = n + 1
             continue
-        low, _ = _between(best[-1] if len(best) > 1 else up, k, most, infinite, k >> 3)
-        places, found = _at_least(up, best, low, one, other)
+        low, _ = between(best[-1] if len(best) > 1 else up, k, most, infinite, k >> 3)
+        places, found = at_least(up, best, low, one, other)
         for i in range(found):  # k large lower bounds: the least of them is below k pre-activations
             at = places[i]
             value = _from_bfloat16(z[b, at])
             lower[i] = value + bias[at] - (up[at] - (value + bias[at]))
-        least, _ = _between(lower[:found], k, most, infinite, 0)
-        places, found = _at_least(up, best, least, one, other)
+        least, _ = between(lower[:found], k, most, infinite, 0)
+        places, found = at_least(up, best, least, one, other)
         count[b] = found
         if found <= room:
             for i in range(found):
@@ -293,7 +292,7 @@ def _count_uppers(z, bias, norm, rest, alpha, beta, least, count, start, stop):
     up = np.empty(z.shape[1], np.float32)
     for b in range(start, stop):
         _uppers(z[b], bias, norm, rest, alpha[b], beta[b], up)
-        count[b] = _number_from(up, least) if np.isfinite(up.sum()) else -1
+        count[b] = number_from(up, least) if np.isfinite(up.sum()) else -1
 
 
 @compiled()
@@ -304,7 +303,7 @@ def _list_uppers(z, bias, norm, rest, alpha, beta, least, first, feature, upper,
         p = first[b]
         for block in range(0, len(up), 32):
             end = min(block + 32, len(up))
-            if _number_from(up[block:end], least):
+            if number_from(up[block:end], least):
                 for i in range(block, end):
                     if up[i] >= least:
                         middle = _from_bfloat16(z[b, i]) + bias[i]
@@ -326,7 +325,7 @@ def _dots(W, x, first, token, block, begin, out, start, stop):
     d, rows, sums = W.shape[1], np.empty(LANES, np.int64), np.empty(LANES, np.float32)
     if block == 0:
         for i in range(start, stop):
-            _rows_times(token, x, first[i], first[i + 1], W[i], out)
+            rows_times(token, x, first[i], first[i + 1], W[i], out)
             if len(begin):
                 for p in range(first[i], first[i + 1]):
                     out[p] += begin[i]
@@ -360,4 +359,4 @@ def _largest_candidates(bias, first, feature, z, decided, values, indices, start
         for i in range(len(places)):
             candidate[i] += bias[places[i]]
         if decided[b]:
-            _write_largest(candidate, places, len(places), values[b], indices[b])
+            write_largest(candidate, places, len(places), values[b], indices[b])

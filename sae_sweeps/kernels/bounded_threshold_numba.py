@@ -14,8 +14,7 @@ from torch import Tensor
 from sae_sweeps.kernels import counting_sort, memory
 from sae_sweeps.kernels.bounded import Rounded, factors, product
 from sae_sweeps.kernels.bounded_numba import _flatten, _uppers, dots, rounded
-from sae_sweeps.kernels.sparse_numba import _np
-from sae_sweeps.kernels.threads import compiled, over_rows
+from sae_sweeps.kernels.threads import array, compiled, over_rows
 
 TOKENS = 256
 """Tokens of one product: its result is read while it is in the cache, and the first shows whether the way pays."""
@@ -33,20 +32,20 @@ def active(
     x, W = rounded(centred), rounded(W_enc.T, "W_enc'")
     alpha, beta = factors(x)
     n_tokens, d_sae = len(centred), len(b_enc)
-    least = _np(torch.as_tensor(threshold, dtype=torch.float32).expand(d_sae))
+    least = array(torch.as_tensor(threshold, dtype=torch.float32).expand(d_sae))
     count, place = np.empty(n_tokens, np.int64), memory.kept("place", (n_tokens, d_sae), torch.int32).numpy()
     for first in range(0, n_tokens, TOKENS):
         part = slice(first, min(first + TOKENS, n_tokens))
         rows = Rounded(x.rows[part], x.norm[part], x.rest[part], x.whole[part])
         z = product(rows, W, memory.kept("z'", (len(rows.rows), d_sae), torch.bfloat16))
         tensors = (z.view(torch.int16), b_enc, W.norm, W.rest, alpha[part], beta[part])
-        over_rows(_undecided, len(z), *map(_np, tensors), least, count[part], place[part])
+        over_rows(_undecided, len(z), *map(array, tensors), least, count[part], place[part])
         if count[part].sum() > MOST * z.numel():
             return None
     start = counting_sort.starts(count)
     feature = np.empty(start[-1], np.int32)
     over_rows(_flatten, n_tokens, place, start, np.ones(n_tokens, np.bool_), feature)
-    values = dots(start, feature, W_enc, centred, block, _np(b_enc))
+    values = dots(start, feature, W_enc, centred, block, array(b_enc))
     kept = values > least[feature]
     start = np.concatenate([[0], kept.cumsum()])[start]
     return torch.from_numpy(start), torch.from_numpy(feature[kept].astype(np.int64)), torch.from_numpy(values[kept])

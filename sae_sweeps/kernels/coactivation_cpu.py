@@ -29,7 +29,7 @@ from sae_sweeps.kernels.competing_pairs import (
 from sae_sweeps.kernels.competition import Competition
 from sae_sweeps.kernels.counting_sort import Array, starts
 from sae_sweeps.kernels.features import Features
-from sae_sweeps.kernels.threads import compiled, over_blocks, over_rows
+from sae_sweeps.kernels.threads import SUMS, compiled, over_blocks, over_rows
 
 PANEL = 2**21
 """Most pairs that are listed at once, unless a single feature has more."""
@@ -44,8 +44,6 @@ PARTS = 8
 TILE = 512
 """Rows of a tile."""
 TILE_COLUMNS = 4096
-SUMS = {"fastmath": {"contract", "reassoc", "nsz"}}
-"""Sums may be reordered into vector lanes; NaN and infinity keep their meaning."""
 
 
 class Pairs(NamedTuple):

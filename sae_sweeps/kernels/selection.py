@@ -72,18 +72,19 @@ def _measure(kernels: Kernels, shape: StepShape, device: torch.device) -> Select
     centred, W_enc, b_enc = _example(shape, device)
     way = Selection("bounded", product_block(shape, device))
     z = centred.new_empty(len(centred), shape.d_sae)
-    if shape.k:
-        ways = (
-            lambda n: kernels.product_and_largest(centred[:n], W_enc, b_enc, shape.k, z[:n]),
-            lambda n: kernels.bounded_largest(centred[:n], W_enc, b_enc, shape.k, way.block),
-        )
-    else:
-        ways = (
-            lambda n: kernels.above(torch.addmm(b_enc, centred[:n], W_enc, out=z[:n]), FEW_ABOVE, z.numel()),
-            lambda n: kernels.bounded_active(centred[:n], W_enc, b_enc, FEW_ABOVE, way.block),
-        )
-    plain, exact = (_seconds(work, shape.batch) for work in ways)
-    return way if exact < FASTER * plain else PLAIN
+
+    def plain(n: int) -> object:
+        if shape.k:
+            return kernels.product_and_largest(centred[:n], W_enc, b_enc, shape.k, z[:n])
+        return kernels.above(torch.addmm(b_enc, centred[:n], W_enc, out=z[:n]), FEW_ABOVE, z.numel())
+
+    def exact(n: int) -> object:
+        if shape.k:
+            return kernels.bounded_largest(centred[:n], W_enc, b_enc, shape.k, way.block)
+        return kernels.bounded_active(centred[:n], W_enc, b_enc, FEW_ABOVE, way.block)
+
+    seconds = [_seconds(work, shape.batch) for work in (plain, exact)]
+    return way if seconds[1] < FASTER * seconds[0] else PLAIN
 
 
 def _example(shape: StepShape, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

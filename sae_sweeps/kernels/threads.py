@@ -11,10 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 FEW = 64
 """Rows below which a second thread costs more than it saves."""
+SUMS = {"fastmath": {"contract", "reassoc", "nsz"}}
+"""Options of a kernel whose sums may be reordered into vector lanes; NaN and infinity keep their meaning."""
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -33,6 +37,18 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any
 @cache
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="kernel")
+
+
+def array(tensor: Tensor) -> np.ndarray:
+    """The tensor's numbers, contiguous; its own memory where they are."""
+    return tensor.detach().contiguous().numpy()
+
+
+def equal_parts(start: Tensor) -> list[int]:
+    """Bounds between features that give each thread about the same number of pairs."""
+    threads = torch.get_num_threads()
+    wanted = torch.arange(1, threads) * int(start[-1]) // threads
+    return [0, *torch.searchsorted(start, wanted).tolist(), len(start) - 1]
 
 
 def over_rows(kernel: Callable[..., Any], n_rows: int, *arguments: Any, bounds: list[int] | None = None) -> None:

@@ -133,6 +133,11 @@ class Training:
         train, k = self.run.train, getattr(self.run.architecture, "k", None)
         if k is None and type(self.sae).active_above is not SAE.active_above:
             k = 0  # a threshold decides
+        if k is None and train.selection == "bounded":
+            raise ConfigError(
+                f"train.selection=bounded: architecture={self.run.architecture.name} has neither k nor a threshold "
+                "(active_above) to select by; give train.selection=auto."
+            )
         if train.matmul == "tf32" or k is None or not self.sae.W_enc.T.is_contiguous():
             return PLAIN
         d_in, d_sae = self.sae.W_enc.shape

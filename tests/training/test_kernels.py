@@ -7,9 +7,11 @@ import torch
 from bounds import Rounding, product_bound
 from composed import BATCH, D_IN, batch_at, configured
 
+from sae_sweeps.architectures.base import SAE
+from sae_sweeps.architectures.standard import Standard
 from sae_sweeps.config.identity import run_id
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.kernels import choose, selection, sparse_numba
+from sae_sweeps.kernels import bounded_threshold_numba, choose, selection, sparse_numba
 from sae_sweeps.kernels.selection import Selection
 from sae_sweeps.training.step import Training
 
@@ -184,6 +186,37 @@ def test_300_steps_of_a_bounded_selection_choose_what_the_plain_formulas_choose(
         training.step(batch_at(step), step)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture, block", [("standard", 0), ("p_anneal", 16), ("gated", 16), ("jumprelu", 0)])
+def test_300_steps_of_bounded_thresholds_find_what_the_plain_formulas_find(architecture, block, monkeypatch):
+    """As above, for the features above a threshold, those in jumprelu's bandwidth among them."""
+    monkeypatch.setattr(bounded_threshold_numba, "MOST", 1.0)
+    words = [f"architecture={architecture}", "target_l0=4", f"num_tokens={300 * BATCH}", "train.selection=bounded"]
+    training = Training(configured(*words), 1.0, torch.zeros(D_IN), torch.device("cpu"), Selection("bounded", block))
+    sae, n_found = training.sae, 0
+    training.step(batch_at(0), 0)  # in which jumprelu finds its thresholds
+    for step in range(1, 300):
+        x = batch_at(step).x
+        with torch.no_grad():
+            z = (x - sae.b_dec).double() @ sae.W_enc.double() + sae.b_enc.double()
+            off = product_bound(x - sae.b_dec, sae.W_enc, torch.float32, more=2)
+            known, f = sae.encode(x, step)
+        assert known is None  # z was not computed
+        found, least = torch.zeros_like(z, dtype=torch.bool), torch.as_tensor(sae.active_above()).double()
+        found[f.pairs.token, f.pairs.feature] = True
+        assert found[z > least + off].all() and not found[z < least - off].any()
+        n_found += len(f.pairs.feature)
+        training.step(batch_at(step), step)
+    assert n_found > 300 * BATCH
+
+
+def test_an_architecture_without_k_or_threshold_has_no_bounded_way(monkeypatch):
+    monkeypatch.setattr(Standard, "active_above", SAE.active_above)
+    with pytest.raises(ConfigError, match="train.selection=bounded: architecture=standard"):
+        run = configured("train.selection=bounded", "architecture=standard")
+        Training(run, 1.0, torch.zeros(D_IN), torch.device("cpu"))
+
+
 def test_the_way_of_a_run_is_chosen_where_it_may_pay(monkeypatch):
     def way(*words):
         return Training(configured("k=4", *words), 1.0, torch.zeros(D_IN), torch.device("cpu")).sae.selection.way
@@ -195,6 +228,10 @@ def test_the_way_of_a_run_is_chosen_where_it_may_pay(monkeypatch):
     monkeypatch.setattr(selection, "LEAST", 1)
     monkeypatch.setattr(selection, "_measured", {})
     assert way("architecture=topk") == way("architecture=batch_topk") == "bounded"  # measured once
+    times = iter([2.0, 1.0])
+    for name in ("standard", "gated"):
+        run = configured(f"architecture={name}")
+        assert Training(run, 1.0, torch.zeros(D_IN), torch.device("cpu")).sae.selection.way == "bounded"
     times = iter([1.0, 2.0])
     monkeypatch.setattr(selection, "_measured", {})
     assert way("architecture=topk", "train.selection=exact") == "plain"
@@ -207,9 +244,7 @@ def test_the_way_is_no_part_of_the_run_id():
     assert len(ids) == 1 and run_id(configured("k=4", "train.selection=bfloat16")) not in ids
 
 
-@pytest.mark.parametrize(
-    "words", ["architecture=standard", "train.kernels=reference", "train.precision=float64", "train.matmul=tf32"]
-)
+@pytest.mark.parametrize("words", ["train.kernels=reference", "train.precision=float64", "train.matmul=tf32"])
 def test_bounded_selection_needs_what_it_bounds(words):
     key = words.partition("=")[0]
     with pytest.raises(ConfigError, match=f"train.selection=bounded: .*{key}"):
