@@ -1,6 +1,7 @@
 """What each penalty adds to a training step, interleaved; read the ratios.
 
     python -m scripts.measure_penalties [--rounds N] [--warm-up N] [--output FILE] [--d-sae N --d-in N --k N --batch N]
+    python -m scripts.measure_penalties --run [--k N]
     python -m scripts.measure_penalties --dense [--threshold T] --d-sae 16384 --d-in 2304 --k 320
 
 Whole steps (forward, backward, gradient projection, clip, Adam, normalisation) of a TopK SAE, auxiliary loss off,
@@ -9,10 +10,14 @@ power-law frequency, as an SAE's features are on text; every case starts from it
 `processor` are medians over rounds of (step with the penalty) / (bare step of the same round), minus 1, of
 wall-clock time and of processor time over all threads; other work on the machine disturbs the second less.
 
+`--run` measures the progressive penalty at ten points spread evenly over a run, which its cost depends on: the mean is
+what it adds to a whole run. `processor` alone, in one thread, the smallest of the rounds.
+
 `--dense` measures the progressive penalty's sum alone, its memory, and its matrix products alone at the same shapes.
 """
 
 import argparse
+import math
 import platform
 import statistics
 import time
@@ -77,14 +82,42 @@ def training_of(words: argparse.Namespace, overrides: tuple[str, ...]) -> Traini
     return Training(run_config(point.cfg), 1.0, torch.zeros(words.d_in), torch.device("cpu"))
 
 
-def measure_steps(words: argparse.Namespace) -> str:
+def learnt_case(words: argparse.Namespace) -> tuple[Training, dict[str, Tensor], Batch]:
+    """A bare training after `--warm-up` steps, a copy of its SAE's state, and a batch."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(2 * words.d_sae, words.d_in, generator=generator), dim=1)
     bare = training_of(words, CASES["none"][0])
     for step in range(words.warm_up):
         bare.step(batch_of(words, directions, generator), STEPS // 2 + step % (STEPS // 2))
-    batch = batch_of(words, directions, generator)
-    learnt = bare.sae.state_dict()
+    learnt = {name: tensor.clone() for name, tensor in bare.sae.state_dict().items()}
+    return bare, learnt, batch_of(words, directions, generator)
+
+
+def measure_run(words: argparse.Namespace) -> str:
+    """What the progressive penalty adds at ten points of a run, with the default base_threshold and a lower one."""
+    torch.set_num_threads(1)
+    bare, learnt, batch = learnt_case(words)
+    points = [(number + 0.5) / 10 for number in range(10)]
+    progressive = {base: training_of(words, ("penalty=ortho", f"base_threshold={base}")) for base in (0.3, 0.1)}
+    cases = [("", bare, 0.5)] + [(base, training, p) for base, training in progressive.items() for p in points]
+    least: dict[tuple[object, float], float] = {}
+    for number in range(words.rounds + 1):
+        for name, training, p in cases:
+            training.sae.load_state_dict(learnt)
+            begun = time.process_time()
+            training.step(batch, round(p * STEPS))
+            if number:  # the first round compiles and fills the caches
+                least[name, p] = min(least.get((name, p), math.inf), time.process_time() - begun)
+    step = least["", 0.5]
+    lines = ["| base_threshold | " + " | ".join(f"p = {p:g}" for p in points) + " | mean |", "|---" * 12 + "|"]
+    for base in progressive:
+        adds = [least[base, p] / step - 1 for p in points]
+        lines.append(f"| {base} | " + " | ".join(f"{one:.0%}" for one in adds) + f" | {statistics.mean(adds):.0%} |")
+    return f"bare step {1e3 * step:.0f} ms\n\n" + "\n".join(lines)
+
+
+def measure_steps(words: argparse.Namespace) -> str:
+    bare, learnt, batch = learnt_case(words)
     trainings = {name: training_of(words, overrides) for name, (overrides, _) in CASES.items()}
     clocks: tuple[Callable[[], float], ...] = (time.perf_counter, time.process_time)
     times: dict[str, list[tuple[float, ...]]] = {name: [] for name in CASES}
@@ -183,15 +216,20 @@ def main() -> None:
     for key, default in sizes.items():
         parser.add_argument(f"--{key}", type=int, default=default)
     parser.add_argument("--dense", action="store_true")
+    parser.add_argument("--run", action="store_true")
     parser.add_argument("--threshold", type=float, default=0.001)
     parser.add_argument("--output", type=Path)
     words = parser.parse_args()
-    found = measure_dense(words) if words.dense else measure_steps(words)
+    if words.run:
+        name, found = f"run, k {words.k}", measure_run(words)
+    else:
+        name, found = ("dense", measure_dense(words)) if words.dense else ("steps", measure_steps(words))
     shape = f"batch {words.batch}, d_in {words.d_in}, d_sae {words.d_sae}, k {words.k}"
-    head = f"{shape}; {torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}"
+    n_threads = torch.get_num_threads()
+    head = f"{shape}; {n_threads} thread{'s' * (n_threads > 1)}, {platform.machine()}, torch {torch.__version__}"
     print(f"{head}\n\n{found}")
     if words.output:
-        write_block(words.output, "dense" if words.dense else "steps", f"{head}\n\n{found}")
+        write_block(words.output, name, f"{head}\n\n{found}")
 
 
 if __name__ == "__main__":
