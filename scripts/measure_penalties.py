@@ -31,20 +31,24 @@ from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.config.run import run_config
 from sae_sweeps.kernels import coactivation_cpu
+from sae_sweeps.kernels.competing_pairs import Ranked, Rule
 from sae_sweeps.kernels.competition import Competition
+from sae_sweeps.kernels.counting_sort import Array
 from sae_sweeps.kernels.features import TopKFeatures
+from sae_sweeps.kernels.selection import PLAIN, Selection
 from sae_sweeps.storage.files import write_text
 from sae_sweeps.training.step import Training
 
 STEPS = 1000
 ORTHO = ("penalty=ortho", "base_threshold=0.1")
+REFERENCE = "train.kernels=reference"
 CASES: dict[str, tuple[tuple[str, ...], float]] = {
     "none": (("penalty=none",), 0.5),
     "ortho, p = 0": (ORTHO, 0.0),
     "ortho, p = 0.5": (ORTHO, 0.5),
     "ortho, p = 0.99": (ORTHO, 0.99),
-    "none, plain torch": (("penalty=none", "train.kernels=reference"), 0.5),
-    "ortho, p = 0, plain torch": ((*ORTHO, "train.kernels=reference"), 0.0),
+    "none, plain torch": (("penalty=none", REFERENCE), 0.5),
+    "ortho, p = 0, plain torch": ((*ORTHO, REFERENCE), 0.0),
     "strict_ortho": (("penalty=strict_ortho",), 0.5),
     "adaptive_sharing": (("penalty=adaptive_sharing",), 0.5),
     "selective_ortho": (("penalty=selective_ortho",), 0.5),
@@ -75,11 +79,12 @@ def batch_of(words: argparse.Namespace, directions: Tensor, generator: torch.Gen
     return Batch(x, number, number // 2, number % 2, torch.zeros(words.batch, dtype=torch.int8))
 
 
-def training_of(words: argparse.Namespace, overrides: tuple[str, ...]) -> Training:
+def training_of(words: argparse.Namespace, overrides: tuple[str, ...], selection: Selection | None = None) -> Training:
+    """selection: how features are found; None: it is chosen by a measurement."""
     sizes = [f"model.d_in={words.d_in}", f"d_sae={words.d_sae}", f"k={words.k}", f"batch_size={words.batch}"]
     fixed = ["model=synthetic", "architecture.aux_weight=0", f"num_tokens={STEPS * words.batch}", "device=cpu"]
     (point,) = compose_points([*fixed, *sizes, *overrides])
-    return Training(run_config(point.cfg), 1.0, torch.zeros(words.d_in), torch.device("cpu"))
+    return Training(run_config(point.cfg), 1.0, torch.zeros(words.d_in), torch.device("cpu"), selection)
 
 
 def learnt_case(words: argparse.Namespace) -> tuple[Training, dict[str, Tensor], Batch]:
@@ -98,8 +103,13 @@ def measure_run(words: argparse.Namespace) -> str:
     torch.set_num_threads(1)
     bare, learnt, batch = learnt_case(words)
     points = [(number + 0.5) / 10 for number in range(10)]
-    progressive = {base: training_of(words, ("penalty=ortho", f"base_threshold={base}")) for base in (0.3, 0.1)}
-    cases = [("", bare, 0.5)] + [(base, training, p) for base, training in progressive.items() for p in points]
+    selection = bare.sae.selection
+    progressive = {
+        base: training_of(words, ("penalty=ortho", f"base_threshold={base}"), selection) for base in (0.3, 0.1)
+    }
+    steps = {selection.way: bare, "plain": training_of(words, CASES["none"][0], PLAIN)}
+    cases: list[tuple[object, Training, float]] = [(name, training, 0.5) for name, training in steps.items()]
+    cases += [(base, training, p) for base, training in progressive.items() for p in points]
     least: dict[tuple[object, float], float] = {}
     for number in range(words.rounds + 1):
         for name, training, p in cases:
@@ -108,17 +118,23 @@ def measure_run(words: argparse.Namespace) -> str:
             training.step(batch, round(p * STEPS))
             if number:  # the first round compiles and fills the caches
                 least[name, p] = min(least.get((name, p), math.inf), time.process_time() - begun)
-    step = least["", 0.5]
-    lines = ["| base_threshold | " + " | ".join(f"p = {p:g}" for p in points) + " | mean |", "|---" * 12 + "|"]
+    step, plain = least[selection.way, 0.5], least["plain", 0.5]
+    names = [f"p = {p:g}" for p in points] + ["mean", "mean, of the plain step"]
+    lines = ["| base_threshold | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
     for base in progressive:
-        adds = [least[base, p] / step - 1 for p in points]
-        lines.append(f"| {base} | " + " | ".join(f"{one:.0%}" for one in adds) + f" | {statistics.mean(adds):.0%} |")
-    return f"bare step {1e3 * step:.0f} ms\n\n" + "\n".join(lines)
+        adds = [least[base, p] - step for p in points]
+        shares = [add / step for add in adds] + [statistics.mean(adds) / each for each in (step, plain)]
+        lines.append(f"| {base} | " + " | ".join(f"{share:.0%}" for share in shares) + " |")
+    head = f"bare step {1e3 * step:.0f} ms with train.selection={selection.way}, {1e3 * plain:.0f} ms with plain"
+    return f"{head}\n\n" + "\n".join(lines)
 
 
 def measure_steps(words: argparse.Namespace) -> str:
     bare, learnt, batch = learnt_case(words)
-    trainings = {name: training_of(words, overrides) for name, (overrides, _) in CASES.items()}
+    trainings = {
+        name: training_of(words, overrides, PLAIN if REFERENCE in overrides else bare.sae.selection)
+        for name, (overrides, _) in CASES.items()
+    }
     clocks: tuple[Callable[[], float], ...] = (time.perf_counter, time.process_time)
     times: dict[str, list[tuple[float, ...]]] = {name: [] for name in CASES}
     pairs: dict[str, float] = {}
@@ -172,32 +188,39 @@ def measure_dense(words: argparse.Namespace) -> str:
         coactivation_cpu.DENSE_SHARE = kept
     shapes: list[tuple[int, int]] = []
     extra = 0.0
+    sums = torch.zeros_like(W)
     weigh = coactivation_cpu._weigh
-    coactivation_cpu._weigh = lambda S, *args: (shapes.append(S.shape), weigh(S, *args))
+
+    def noted(S: Array, r: Ranked, rule: Rule, rows: Array, begin: int, value: Array) -> None:
+        shapes.append(S.shape)
+        weigh(S, r, rule, rows, begin, value)
+
+    coactivation_cpu._weigh = noted
     ratios: dict[str, list[float]] = {"wall": [], "processor": []}
     for _ in range(words.rounds):
         shapes.clear()
         forget_peak()
         before = memory_peak()
         wall, cpu = time.perf_counter(), time.process_time()
-        value, pairs, grad = coactivation_cpu.by_features(W, f, len(indices), competition)
+        _, pairs, gradient = coactivation_cpu.by_features(W, f, len(indices), competition)
         took = time.perf_counter() - wall, time.process_time() - cpu
         extra = max(extra, memory_peak() - before)  # later rounds reuse what the first one freed
         n_pairs = sum(rows * columns for rows, columns in shapes)
         wall, cpu = time.perf_counter(), time.process_time()
         for rows, columns in shapes:
             S = W[:rows] @ W[:columns].T
-            grad[:rows] += S @ W[:columns]
-            grad[:columns].addmm_(S.T, W[:rows])
+            sums[:rows] += S @ W[:columns]
+            sums[:columns].addmm_(S.T, W[:rows])
         products = time.perf_counter() - wall, time.process_time() - cpu
         for found, mine, theirs in zip(ratios.values(), took, products, strict=True):
             found.append(mine / theirs)
     flops = 6 * n_pairs * words.d_in
+    gradient_gb = sum(part.numel() for _, _, part in gradient.parts) * 4 / 2**30
     return (
         f"{pairs:,} competing pairs; tiles of {n_pairs:,} pairs; {took[0]:.1f} s; "
         f"{statistics.median(ratios['wall']):.2f} (processor time {statistics.median(ratios['processor']):.2f}) times "
         f"its matrix products of {flops / 1e12:.2f} Tflop ({flops / products[0] / 1e9:.0f} Gflop/s); "
-        f"memory above its inputs {extra:.2f} GB, of which the gradient {grad.numel() * 4 / 2**30:.2f} GB"
+        f"memory above its inputs {extra:.2f} GB, of which the gradient {gradient_gb:.2f} GB"
     )
 
 
