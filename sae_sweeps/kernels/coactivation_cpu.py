@@ -31,8 +31,8 @@ from sae_sweeps.kernels.counting_sort import Array, starts
 from sae_sweeps.kernels.features import Features
 from sae_sweeps.kernels.threads import SUMS, compiled, over_blocks, over_rows
 
-PANEL = 2**21
-"""Most pairs that are listed at once, unless a single feature has more."""
+PANEL = 2**23
+"""Most pairs that may have to be listed at once, unless a single feature has more."""
 DENSE_SHARE = 1 / 4
 """Share of the features before it from which a feature's partners cost less as a row of a tile (measured)."""
 COLUMNS = 64
@@ -52,9 +52,9 @@ class Pairs(NamedTuple):
     first: int
     end: int
     start: Array
-    """First pair of each of these features, and the end of the room for all [end - first + 1]."""
+    """First pair of each of these features [end - first]; there are gaps."""
     n: Array
-    """Number of pairs of each [end - first]; not all the room is used."""
+    """Number of pairs of each [end - first]."""
     other: Array
     """j of each pair."""
     weight: Array
@@ -93,8 +93,8 @@ def by_features(W: Tensor, f: Features, n_tokens: int, competition: Competition)
 
 
 def _limit(n: int) -> Array:
-    """Partners that a feature may have without a row in a tile [n]."""
-    return (DENSE_SHARE * np.arange(n)).astype(np.int64)
+    """Partners that a feature may have without a row in a tile [n]; what a tile of fewer than TILE saves is nothing."""
+    return (DENSE_SHARE * np.arange(n).clip(TILE)).astype(np.int64)
 
 
 def _blocks(n: int) -> int:
@@ -114,7 +114,7 @@ def _panels(W: Tensor, r: Ranked, rule: Rule, value: Array, n_pairs: Array) -> I
     most = int(np.diff(room[bounds]).max())
     other, weight = np.empty(most, np.int32), np.empty(most, weights.dtype)
     for first, end in zip(bounds, bounds[1:], strict=False):
-        pairs = Pairs(first, end, room[first : end + 1] - room[first], np.empty(end - first, np.int64), other, weight)
+        pairs = Pairs(first, end, room[first:end] - room[first], np.empty(end - first, np.int64), other, weight)
         _fill(pairs, weights, r, rule, limit, value, n_pairs)
         yield pairs
 
@@ -241,9 +241,10 @@ def _turned(c, cosine):
 @compiled()
 def _list(r, rule, W, limit, n_common, met, n_both, n_j, c, pairs, start, stop, value, n_pairs):
     """List the pairs of the features first + start .. first + stop - 1."""
-    number, other, weight = r.number, pairs.other, pairs.weight
+    number, other, weight, begin = r.number, pairs.other, pairs.weight, pairs.start[start]
     for row in range(start, stop):
-        i, begin = pairs.first + row, pairs.start[row]
+        i = pairs.first + row
+        pairs.start[row] = begin
         n_met = count(r, i, least_common(r.n_active[i], rule), n_common, met)
         for x in range(n_met):
             n_both[x], n_j[x] = n_common[met[x]], r.n_active[met[x]]
@@ -269,6 +270,7 @@ def _list(r, rule, W, limit, n_common, met, n_both, n_j, c, pairs, start, stop, 
             x += 1
         value[i] = _turned(c[:n], n_j)
         other[begin : begin + n], weight[begin : begin + n] = met[:n], n_j[:n]
+        begin += n
 
 
 @compiled()
