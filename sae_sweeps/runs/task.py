@@ -36,7 +36,6 @@ from sae_sweeps.storage.secrets import without_secrets
 from sae_sweeps.sweeps.plan import PlannedRun
 from sae_sweeps.training.checkpoint import has_checkpoint, load_checkpoint
 from sae_sweeps.training.loop import Member, TrainingCallbacks
-from sae_sweeps.training.start import activation_scale, decoder_bias
 from sae_sweeps.training.step import Training
 
 STATUS_EVERY_S = 1.0
@@ -125,8 +124,7 @@ class RunTask(TrainingCallbacks):
             training = Training(run, 1.0, torch.zeros(store.d_in, device=session.device), session.device)
             start = load_checkpoint(training, folder.checkpoint)
         else:
-            x = batches.first(run)
-            training = Training(run, activation_scale(x, run.train), decoder_bias(x, run.train), session.device)
+            training = Training(run, *batches.start(run), session.device)
             start = 0
         check_format(run, training)
         folder.truncate(start - 1)
