@@ -15,8 +15,8 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help install other-build resolve-check demo smollm2 test test-families test-processors test-matrix test-quick lint \
-	type format clean compile-kernels check-records saelens-check saebench-check campaign-cluster campaign-configs peers \
-	bench bench-gpu bench-packages scaling studies study wordnet
+	type format clean compile-kernels check-records saelens-check saebench-check campaign-cluster campaign-concurrency \
+	campaign-configs campaign-faults soak peers bench bench-gpu bench-packages scaling studies study wordnet
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -106,7 +106,20 @@ compile-kernels: install ## every Triton kernel compiled for sm_80, sm_90 and sm
 campaign-cluster: install ## sweeps on a Slurm of its own, struck at random for ROUNDS=5 rounds
 	$(PY) -m scripts.campaign_cluster --rounds $(or $(ROUNDS),5)
 
-campaign-configs: install ## random commands, most with a value nobody means; ROUNDS=200 of them
+DAMAGE := tests/activations/test_store.py tests/analysis/reading tests/analysis/plots tests/cluster/test_watch.py \
+	tests/evaluation tests/runs tests/storage tests/sweeps tests/training
+
+campaign-faults: install ## FAULTS=300 kills, full disks and corrupted files, in a process, in several and on a Slurm; SEED=0
+	$(PY) -m pytest -m "not slow" -n 2 -q -k "damage or torn or full_disk or lease or killed or gone" $(wildcard $(DAMAGE))
+	$(PY) -m scripts.campaign_faults --faults $(or $(ROUNDS),$(or $(FAULTS),300)) --seed $(or $(SEED),0)
+
+campaign-concurrency: install ## 20 overlapping sweeps at once, two users, killed launchers, stale leases, clocks that jump
+	$(PY) -m scripts.campaign_concurrency --launches $(or $(LAUNCHES),20) --seed $(or $(SEED),0)
+
+soak: install ## small runs in one process and as sweeps for MINUTES=60; memory, files, threads and disk stay flat: a figure
+	$(PY) -m scripts.soak --minutes $(or $(MINUTES),60)
+
+campaign-configs: install ## random commands of every kind, sound and spoiled, ROUNDS=200 of them (docs/reliability.md)
 	$(PY) -m scripts.campaign_configs --rounds $(or $(ROUNDS),200)
 
 check-records: install ## read the five studies' raw records in RECORDS=FOLDER, compare every figure with the reference

@@ -9,7 +9,7 @@ from shlex import quote
 
 from analysis.commands import audit, compare, dashboard, features, import_, notes, plots, publish, report, table
 from sae_sweeps.errors import DataError, UserError
-from sae_sweeps.storage.files import DENIED, denied
+from sae_sweeps.storage.files import about_path
 from sae_sweeps.storage.printing import replace_unprintable
 from sae_sweeps.storage.secrets import without_secrets
 
@@ -62,9 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):  # as of `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        if words.debug or not (isinstance(error, UserError) or error.errno in DENIED):
+        message = about_path(error) if isinstance(error, OSError) else str(error)
+        if words.debug or message is None:
             raise
-        message = denied(error) if isinstance(error, OSError) else str(error)
         print(f"error: {without_secrets(message)}", file=sys.stderr)
         return 2
 

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
-from sae_sweeps.config.evaluations import BUILTIN, OWN, PREFIXES, describe, known_metrics, plain_name, prefix_of
+from sae_sweeps.config.evaluations import BUILTIN, LABELLED, PREFIXES, describe, known_metrics, plain_name, prefix_of
 
 Column = tuple[str, str]
 """A column of a frame: run, config, metrics, one of STATISTICS or DIFFERENCES; then its name."""
@@ -84,7 +84,7 @@ GROUPS = {
 def group(metric: str) -> str:
     """The header above a metric. Scores on other data than SAEBench's have a header of their own."""
     if prefix := prefix_of(metric):
-        return {BUILTIN: "built-in data", OWN: "own data"}[prefix]
+        return {BUILTIN: "built-in data", LABELLED: "labelled data of your own"}[prefix]
     if metric == "penalty_loss":
         return "penalty"
     fits = (name for name, patterns in GROUPS.items() if any(fnmatchcase(metric, pattern) for pattern in patterns))

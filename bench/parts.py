@@ -90,7 +90,8 @@ def penalty(setting: Setting, results: Results) -> None:
         ways = over_p | (PENALTIES if number == 0 else {})
         contenders = [Contender("without", "ours", shape)]
         contenders += [Contender(label, "ours", shape, settings) for label, settings in ways.items()]
-        found, left_out = interleaved(contenders, setting, 5, seconds=setting.left() / (len(shapes) - number))
+        steps = 1 if setting.small else 5
+        found, left_out = interleaved(contenders, setting, steps, seconds=setting.left() / (len(shapes) - number))
         without = found.get("without", Measured(""))
         for label, m in found.items():
             row: dict[str, object] = {"penalty": label, "ms per step": 1e3 * m.median}

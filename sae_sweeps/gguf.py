@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections import Counter
 from functools import lru_cache
@@ -15,6 +14,7 @@ from typing import Any
 
 from sae_sweeps.errors import ConfigError, DataError, out_of_memory
 from sae_sweeps.storage.files import one_line
+from sae_sweeps.storage.printing import print_line
 
 CACHE = Path("~/.cache/sae-sweeps/models")
 """Where models live that are made on this machine, of a GGUF file or by `make smollm2`."""
@@ -30,7 +30,6 @@ def folder_of(file: Path) -> Path:
 def _folder_of(file: Path, size: int, modified: int) -> Path:
     folder = CACHE.expanduser() / f"{file.stem}-{_sha256(file)[:12]}"
     if not folder.is_dir():
-        print(f"model={file}: dequantised once, into {folder} ...", file=sys.stderr)
         convert(file, folder)
     return folder
 
@@ -48,6 +47,7 @@ def convert(file: Path, folder: Path) -> None:
         from gguf import GGUFReader
     except ImportError:
         raise ConfigError(f"model={file}: reading GGUF needs a package; pip install 'sae-sweeps[gguf]'.") from None
+    print_line(f"model={file}: dequantised once, into {folder} ...")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging

@@ -108,7 +108,7 @@ class Step:
         copies = W / 2 * (1 + (decoded or self.by_products("dots", device)))
         adam = "clip, Adam, unit rows, weights in bfloat16"
         yield Part(adam, [Cost(12 * W + 2 * gradient + copies)], Cost(14 * W), 8, copies - W / 2)
-        yield Part("small kernels: counts, flags, buffers, no dead feature", [Cost()] * 55, Cost(), 55)
+        yield Part("small kernels: counts, flags, buffers, no dead feature", [Cost()] * 51, Cost(), 51)
 
     def before(self, device: Device) -> Iterator[Part]:
         """At the start of the work, with bytes counted the same way."""

@@ -52,10 +52,10 @@ STAGES = (
 METRICS = {
     "fvu_per_token": "fvu per token",
     "ce_loss_score": "CE score",
-    "own_sae_top_1_test_accuracy": "probe, 1 feature",
-    "own_sae_top_5_test_accuracy": "probe, 5 features",
-    "own_scr_metric_threshold_10": "SCR, 10",
-    "own_tpp_threshold_10_total_metric": "TPP, 10",
+    "labelled_sae_top_1_test_accuracy": "probe, 1 feature",
+    "labelled_sae_top_5_test_accuracy": "probe, 5 features",
+    "labelled_scr_metric_threshold_10": "SCR, 10",
+    "labelled_tpp_threshold_10_total_metric": "TPP, 10",
     "mean_full_absorption_score": "absorption",
     "composition_rate": "composition",
     "nearest_neighbour_cosine": "nearest neighbour",
@@ -141,9 +141,9 @@ def page(notes: Path, outputs: Path, words: list[str]) -> str:
         f"{planned_tokens(words):,} tokens of the standard library's text and WordNet's glosses for every run, three "
         "seeds, each penalty at its own default weight. Every number follows from "
         "[results_notes.txt](results_notes.txt) (`python -m analysis import docs/results_notes.txt`). Metrics that "
-        "begin with own_ are on WordNet's glosses and are no SAEBench scores. Means over seeds; beside a variant's "
-        "mean the difference to `none` of the same stage with its 95 % interval (Welch's t, three seeds), and d, the "
-        "difference in standard deviations.",
+        "begin with labelled_ are on WordNet's glosses and are no SAEBench scores. Means over seeds; beside a "
+        "variant's mean the difference to `none` of the same stage with its 95 % interval (Welch's t, three seeds), "
+        "and d, the difference in standard deviations.",
     ]
     if left:
         parts += ["", f"Left out for time: {', '.join(left)}."]

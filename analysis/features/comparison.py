@@ -17,6 +17,8 @@ from sae_sweeps.storage.run_folder import RunFolder
 
 ROWS = 60
 """Most rows of a table; the least alike, or the most active, come first."""
+DEFINITIONS = ("SAME", "LEAST", "INSIDE", "PART", "LIFT", "FEWEST", "CANDIDATES")
+"""Constants of `matching` that the page names."""
 SEEN = {"lost": "new"}
 """What a class is called from the side of the second run."""
 
@@ -28,9 +30,7 @@ def comparison(found: Compared) -> dict[str, Any]:
         "first": a.run,
         "second": b.run,
         "tokens": found.n_tokens,
-        "definitions": {
-            name: getattr(matching, name) for name in ("SAME", "INSIDE", "PART", "LIFT", "FEWEST", "CANDIDATES")
-        },
+        "definitions": {name: getattr(matching, name) for name in DEFINITIONS},
         "counts": counts(found),
         "measures": measures(found),
         "agree": found.agree,

@@ -30,6 +30,8 @@ INSIDE = 0.6
 PART = 0.1
 LIFT = 2.0
 FEWEST = 10
+LEAST = 0.5
+"""Features that are less alike are no partners."""
 CANDIDATES = 16
 """Of each feature on either side, the most similar ones among which the best assignment is found."""
 TILE = 1024
@@ -172,22 +174,33 @@ def both_ways(of_first: Any, of_second: Any, n_first: int, n_second: int) -> Can
 
 
 def matched(candidates: Candidates, n_first: int, n_second: int) -> Matching:
-    """The assignment of largest summed similarity among the candidates above 0.
+    """The assignment of largest summed similarity among the candidates that are alike to LEAST or more.
 
-    By scipy's solver for sparse matrices: a feature that remains alone is given a partner of its own at no gain.
+    Blocks of features that no candidate connects are assigned one by one, by scipy's solver.
     """
+    from scipy.optimize import linear_sum_assignment
     from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+    from scipy.sparse.csgraph import connected_components
 
-    i, j, value = (one[candidates[2] > 0] for one in candidates)
-    alone = np.arange(n_first)
-    rows, columns = np.concatenate([i, alone]), np.concatenate([j, n_second + alone])
-    gains = np.concatenate([value.astype(np.float64), np.full(n_first, 1e-9)])  # an entry of 0 would be no edge
-    graph = coo_matrix((gains, (rows, columns)), (n_first, n_second + n_first)).tocsr()
-    row, column = min_weight_full_bipartite_matching(graph, maximize=True)
+    i, j, value = (one[candidates[2] >= LEAST] for one in candidates)
+    graph = coo_matrix((value, (i, n_first + j)), (n_first + n_second,) * 2)
+    block = connected_components(graph, directed=False)[1][i]
+    order = np.argsort(block, kind="stable")
+    i, j, value, block = i[order], j[order], value[order], block[order]
+    _, start, count = np.unique(block, return_index=True, return_counts=True)
     partner, similarity = np.full(n_first, -1), np.full(n_first, np.nan)
-    real = column < n_second
-    partner[row[real]], similarity[row[real]] = column[real], np.asarray(graph[row[real], column[real]]).ravel()
+    alone = start[count == 1]
+    partner[i[alone]], similarity[i[alone]] = j[alone], value[alone]
+    for first, n in zip(start[count > 1].tolist(), count[count > 1].tolist(), strict=True):
+        edges = slice(first, first + n)
+        rows, row = np.unique(i[edges], return_inverse=True)
+        columns, column = np.unique(j[edges], return_inverse=True)
+        gain = np.zeros((len(rows), len(columns)))
+        gain[row, column] = value[edges]
+        chosen = linear_sum_assignment(gain, maximize=True)
+        real = gain[chosen] > 0
+        mine, its = rows[chosen[0][real]], columns[chosen[1][real]]
+        partner[mine], similarity[mine] = its, gain[chosen][real]
     return Matching(partner, similarity)
 
 
@@ -210,6 +223,8 @@ def shared_with(cosine: Matching, correlation: Matching) -> np.ndarray:
 
 def fate(fires: Any, other: Any, partner: np.ndarray, other_is_shared: np.ndarray) -> Fate:
     """What became of each feature. fires, other: 0 and 1, sparse [T, F]."""
+    from scipy.sparse import csr_matrix
+
     n, n_other = (np.asarray(one.sum(0)).ravel() for one in (fires, other))
     found = Fate(np.full(len(n), "lost", dtype="<U8"))
     found.kind[n < FEWEST] = "rare"
@@ -223,7 +238,8 @@ def fate(fires: Any, other: Any, partner: np.ndarray, other_is_shared: np.ndarra
         both = (fires[:, rows].T @ other).toarray()
         share, of_other = both / n[rows, None], both / np.maximum(n_other, 1)
         parts = (of_other >= INSIDE) & (share >= PART)
-        covered = np.asarray((fires[:, rows].multiply((other @ parts.T.astype(np.float32)) > 0)).sum(0)).ravel()
+        union = other @ csr_matrix(parts.T.astype(np.float32)) > 0
+        covered = np.asarray(fires[:, rows].multiply(union).sum(0)).ravel()
         chance = n_other / fires.shape[0]
         around = np.where(share >= LIFT * chance, share, 0)
         for row, i in enumerate(rows.tolist()):

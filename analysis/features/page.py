@@ -21,11 +21,11 @@ OWN = 120_000
 
 def page(runs: Sequence[Stored], title: str, comparison: Mapping[str, Any] | None = None) -> str:
     """The page about the features of the runs; with `comparison` that of `analysis.features.comparison` above them."""
-    shown = shown_of(runs)
     texts: dict[str, dict[str, Any]] = {}
     for one in runs:
         text = texts.setdefault(one.about["text_digest"], packed_text(one) | {"strings": {}})
         text["strings"] |= {number: shown_token(token) for number, token in one.token_texts.items()}
+    shown = shown_of(runs, len(embedded(texts)))
     content = {"runs": [packed_run(one, shown) for one in runs], "texts": texts}
     style, script = ((HERE / f"features.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return rendered(
@@ -41,14 +41,10 @@ def page(runs: Sequence[Stored], title: str, comparison: Mapping[str, Any] | Non
     )
 
 
-def shown_of(runs: Sequence[Stored]) -> Shown:
-    """As many examples as fit into LIMIT."""
-    fixed = OWN + sum({one.about["text_digest"]: text_size(one) for one in runs}.values())
-    return next((s for s in SIZES if fixed + sum(size_of(one, s) for one in runs) < LIMIT), SIZES[-1])
-
-
-def text_size(one: Stored) -> int:
-    return len(packed_text(one)["tokens"]) + len(json.dumps(one.about["token_texts"]))
+def shown_of(runs: Sequence[Stored], n_text: int) -> Shown:
+    """As many examples as fit into LIMIT beside a text of so many bytes."""
+    room = LIMIT - OWN - n_text
+    return next((shown for shown in SIZES if sum(size_of(one, shown) for one in runs) < room), SIZES[-1])
 
 
 def embedded(content: Any) -> str:

@@ -13,7 +13,7 @@ from analysis.plots.groups import layer_records
 from analysis.plots.lines import legend_of, lines_note, named_variants
 from analysis.plots.study import Missing, Study, Variant, evenly
 from analysis.plots.style import GREY, Room, finish, log_scale, look, panels
-from sae_sweeps.config.evaluations import BUILTIN, OWN, PREFIXES, plain_name, prefix_of
+from sae_sweeps.config.evaluations import BUILTIN, LABELLED, PREFIXES, plain_name, prefix_of
 
 BETTER = {"higher": "higher is better", "lower": "lower is better", "one": "nearest to 1 is best"}
 LEGACY = "explained_variance_legacy"
@@ -23,7 +23,7 @@ EVALUATED = (
     "hierarchy_coarse_top_1_accuracy", "hierarchy_fine_top_1_accuracy",
 )  # fmt: skip
 """The metrics that are drawn after those of FIRST."""
-DATA = {"": "SAEBench's data", BUILTIN: "built-in data", OWN: "own data"}
+DATA = {"": "SAEBench's data", BUILTIN: "built-in data", LABELLED: "labelled data of your own"}
 NO_BARS = ("tokens_to_fvu", "seconds_to_fvu", "penalty_loss")
 FRONTS = (("ce_loss_score", "loss recovered"), ("explained_variance", "explained variance"), ("fvu", "fvu"))
 BUDGETS = (("steps", "training steps"), ("final_loss", "final total loss"), ("tokens", "training tokens"))

@@ -9,9 +9,9 @@ from analysis.metrics import remember
 from analysis.reading.configs import flat_config, flat_metrics
 from analysis.reading.record import LOST, Record
 from sae_sweeps.errors import DamagedFile, DataError
-from sae_sweeps.storage.files import MissingFile, read_json, read_yaml
+from sae_sweeps.storage.files import read_yaml
 from sae_sweeps.storage.lease import Lease
-from sae_sweeps.storage.run_folder import DAMAGED, RunFolder, check_format_version
+from sae_sweeps.storage.run_folder import DAMAGED, RunFolder
 from sae_sweeps.storage.sweep_folder import read_manifest
 
 
@@ -77,13 +77,7 @@ def read_run(folder: Path, title: str | None = None, run_id: str | None = None) 
     """The record of a run's folder; without a folder, a queued run. `run_id` is used where no file has one."""
     run = RunFolder(folder)
     record = Record(run_id=run_id or folder.resolve().name, folder=folder, title=title)
-    try:
-        results = read_json(run.results_path)
-    except MissingFile:
-        results = None
-    check_format_version(run.results_path, results)
-    if results is not None and not (isinstance(results, dict) and isinstance(results.get("metrics"), dict)):
-        raise DamagedFile(f"{run.results_path} is damaged (it has no metrics); restore it, or run the run again.")
+    results = run.results()
     status = run.status()
     lost = False
     if status and status["state"] == "running" and Lease.holder(folder) is None:
@@ -100,8 +94,8 @@ def read_run(folder: Path, title: str | None = None, run_id: str | None = None) 
         record.run_id = str(results.get("run_id") or record.run_id)
         record.title = title or results.get("title")
         record.warnings = [str(warning) for warning in results.get("warnings") or []]
-        record.config = flat_config(results.get("config") or {})
-        record.provenance = results.get("provenance") or {}
+        record.config = flat_config(results["config"])
+        record.provenance = results["provenance"]
         remember(results.get("described") or {})
         if record.state == "completed":
             record.metrics = flat_metrics(results["metrics"])

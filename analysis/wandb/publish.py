@@ -17,7 +17,7 @@ from analysis.reading.run_folders import read_or_damaged, runs_at
 from analysis.text import cell
 from sae_sweeps.config.schema import LoggerConfig
 from sae_sweeps.errors import DamagedFile, DataError
-from sae_sweeps.storage.files import MissingFile, read_json, read_yaml
+from sae_sweeps.storage.files import read_json, read_yaml
 from sae_sweeps.storage.run_folder import DAMAGED, ENDED, RunFolder
 from sae_sweeps.tracking.wandb_sink import WandbSink
 
@@ -152,8 +152,9 @@ def varied_keys(records: list[Record]) -> list[str]:
 
 def configured(folder: RunFolder) -> tuple[dict[str, Any], list[str]]:
     """The run's config, nested as in results.json, and its tags."""
-    try:
-        config = read_json(folder.results_path)["config"]
-    except MissingFile:
+    results = folder.results()
+    if results is not None:
+        config = results["config"]
+    else:
         config = read_yaml(folder.config_path) if folder.config_path.exists() else {}
     return config, list(config.get("tags") or [])

@@ -54,5 +54,8 @@ def label_names(cfg: DataConfig, values: Callable[[], Iterator[object]]) -> list
         names = sorted({str(value) for value in itertools.islice(values(), 10_000_000)} - set(NAMED))
     names = [name for name in names if name not in NAMED]
     if len(names) > MOST_LABELS:
-        raise ConfigError(f"data.label_field={cfg.label_field}: {len(names)} labels are more than {MOST_LABELS}.")
+        raise ConfigError(
+            f"data.label_field={cfg.label_field}: {len(names)} labels are more than {MOST_LABELS}; name a column with "
+            "fewer values, or keep the rows of some and list those, as data.labels=[a,b]."
+        )
     return names

@@ -1,6 +1,7 @@
 """The text that `data` names as a stream of documents, split into training and held-out ones."""
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,6 +15,10 @@ from sae_sweeps.errors import DataError, NoNetwork, UserError
 from sae_sweeps.storage.files import one_line
 from sae_sweeps.storage.hub import hub_is_reachable
 
+LOOKED_AT = 1000
+"""Rows that `look` reads."""
+LARGE_ARRAY = 2**26
+"""Bytes of one JSON array, which is read whole, above which `look` does not."""
 SPLITS = ("train", "held_out")
 Split = Literal["train", "held_out"]
 
@@ -52,6 +57,29 @@ def documents(cfg: DataConfig, split: str) -> Iterator[Document]:
             f"data.held_out={cfg.held_out} leaves none of the {total} documents of {cfg.path or cfg.name} for "
             f"{purpose}; {mend} it or give more text."
         )
+
+
+def look(cfg: DataConfig) -> list[str]:
+    """Warnings about the first rows of local text. Raises ConfigError, DataError for what reading them would end in."""
+    if cfg.kind == "forget_retain":
+        return [warning for key in ("forget", "retain") for warning in look(source(cfg, key))]
+    if cfg.kind not in ("text", "jsonl", "parquet", "arrow"):
+        return []
+    files = files_of(cfg)
+    if cfg.kind == "text":
+        next(text_files.pieces(next(file for file in files if file.stat().st_size)))
+        return []
+    if any(file.suffix == ".json" and file.stat().st_size > LARGE_ARRAY for file in files[:1]):
+        return []
+    rows = list(itertools.islice(_rows(cfg), LOOKED_AT))
+    empty = 0
+    for number, row in enumerate(rows, 1):
+        empty += not _text(cfg, "text_field", row)
+        _label(cfg, row, number)
+    if not empty:
+        return []
+    which = f"the first {len(rows):,}" if len(rows) == LOOKED_AT else f"{len(rows):,}"
+    return [f"data={cfg.path}: {empty:,} of {which} rows have no text in data.text_field={cfg.text_field}: left out"]
 
 
 def _builtin(cfg: DataConfig, split: str) -> Iterator[Document]:
@@ -96,8 +124,18 @@ def roles(cfg: DataConfig) -> dict[int, str]:
 
 
 def _labels(cfg: DataConfig) -> Iterator[object]:
-    assert cfg.label_field is not None
-    return (row[cfg.label_field] for row in _rows(cfg))
+    return (_label(cfg, row, number) for number, row in enumerate(_rows(cfg), 1))
+
+
+def _label(cfg: DataConfig, row: dict[str, Any], number: int) -> str | None:
+    """The row's label; None where the text has no labels. Raises DataError for a row that lacks one."""
+    if cfg.label_field is None:
+        return None
+    if row[cfg.label_field] is None:
+        raise DataError(
+            f"data.label_field={cfg.label_field}: row {number:,} of {cfg.path} has no label; give it one, or remove it."
+        )
+    return str(row[cfg.label_field])
 
 
 def _text_files(cfg: DataConfig) -> Iterator[Document]:
@@ -126,8 +164,7 @@ def _labelled_rows(cfg: DataConfig) -> Iterator[Document]:
     role_of = {name: role for role, name in roles(cfg).items()}
     for i, row in enumerate(_rows(cfg)):
         role, pair = PLAIN, None
-        if cfg.label_field is not None:
-            label = str(row[cfg.label_field])
+        if (label := _label(cfg, row, i + 1)) is not None:
             if label not in role_of:
                 raise DataError(f"data.labels={cfg.labels}: {cfg.path} holds the label {label} too; list it.")
             role = role_of[label]
@@ -139,7 +176,10 @@ def _labelled_rows(cfg: DataConfig) -> Iterator[Document]:
 def _text(cfg: DataConfig, key: str, row: dict[str, Any]) -> str:
     text = row[getattr(cfg, key)]
     if text is not None and not isinstance(text, str):
-        raise DataError(f"data.{key}={getattr(cfg, key)} holds {type(text).__name__}, not text, in {cfg.path}.")
+        raise DataError(
+            f"data.{key}={getattr(cfg, key)} holds {type(text).__name__}, not text, in {cfg.path}; name a column of "
+            f"text, as data.{key}=COLUMN."
+        )
     return _without_lone_surrogates(text or "")
 
 

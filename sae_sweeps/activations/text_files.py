@@ -23,6 +23,8 @@ PIECE = 4000
 """Characters after which a text file is cut at the next blank line; at twice that it is cut anyway."""
 LONGEST_LINE = 2**28
 """Characters of one row of JSON."""
+LONGEST_ARRAY = 2**30
+"""Characters of one JSON array, however small its compressed file is."""
 PATIENCE = 1000
 """Rows after which a column that none of them had is missed."""
 
@@ -80,7 +82,7 @@ def opened(file: Path) -> Iterator[IO[str]]:
             f"for Latin-1 with `iconv -f latin1 -t utf-8`."
         ) from None
     except (OSError, EOFError, zlib.error) as error:  # gzip's own error is an OSError
-        raise DataError(f"data={file} cannot be read ({one_line(error)}).") from error
+        raise DataError(f"data={file} cannot be read ({one_line(error)}); fetch or make the file again.") from error
 
 
 def _decompressed(file: Path) -> io.BufferedReader:
@@ -115,7 +117,7 @@ def _json_rows(file: Path, columns: Sequence[str]) -> Iterator[Row]:
         while line and not line.strip():
             number, line = number + 1, lines.readline(LONGEST_LINE)
         if line.lstrip().startswith("["):
-            array = _parsed(file, f"line {number + 1} and on", line + lines.read())
+            array = _parsed(file, f"line {number + 1} and on", line + _rest(file, lines))
             for place, row in enumerate(array, 1):
                 yield _object(file, f"row {place}", row)
             return
@@ -128,11 +130,24 @@ def _json_rows(file: Path, columns: Sequence[str]) -> Iterator[Row]:
             line = lines.readline(LONGEST_LINE)
 
 
+def _rest(file: Path, lines: IO[str]) -> str:
+    """The rest of a file that has to be in memory whole. Raises DataError for one that is too long for that."""
+    rest = lines.read(LONGEST_ARRAY)
+    if len(rest) == LONGEST_ARRAY:
+        raise DataError(
+            f"data={file}: is one JSON array of more than {LONGEST_ARRAY:,} characters, which is read whole; write it "
+            "as JSON lines."
+        )
+    return rest
+
+
 def _parsed(file: Path, place: str, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"data={file} cannot be read as jsonl: {place} is no JSON ({one_line(error)}).") from None
+        raise DataError(
+            f"data={file} cannot be read as jsonl: {place} is no JSON ({one_line(error)}); mend or remove it."
+        ) from None
 
 
 def _object(file: Path, place: str, row: Any) -> Row:
@@ -153,7 +168,9 @@ def _parquet_rows(file: Path, columns: Sequence[str]) -> Iterator[Row]:
                 for row in batch.to_pylist() if there else [{}] * len(batch):
                     yield names, row
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"data={file} cannot be read as parquet ({one_line(error)}).") from error
+        raise DataError(
+            f"data={file} cannot be read as parquet ({one_line(error)}); fetch or write it again."
+        ) from error
 
 
 def _saved_rows(cfg: DataConfig, columns: Sequence[str]) -> Iterator[Row]:

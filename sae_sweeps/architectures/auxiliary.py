@@ -26,14 +26,14 @@ def auxiliary_loss(sae: SAE, ctx: Context, k_aux: int | None) -> Tensor:
         return _squares_left(sae, ctx, dead, k_aux).mean() * (dead.sum() / k_aux).clamp(max=1.0)
     n_dead = int(dead.sum())
     if n_dead == 0:
-        return ctx.pre_acts.new_zeros((), dtype=torch.float32)
+        return ctx.x.new_zeros((), dtype=torch.float32)
     n_chosen = min(k_aux, n_dead)
     if sae.kernels is None:
         values, indices = ctx.pre_acts.masked_fill(~dead, -torch.inf).topk(n_chosen, dim=1, sorted=False)
         f = TopKFeatures(values.relu(), indices, sae.d_sae)
     else:
         numbers = dead.nonzero().squeeze(1)
-        values, nth = sae.kernels.largest(ctx.pre_acts.detach()[:, numbers], n_chosen)
+        values, nth = sae.kernels.largest(ctx.pre_acts_of(numbers), n_chosen)
         pairs = per_token(numbers[nth], sae.d_sae, sae.kernels)
         values = sae.chosen(values.reshape(-1), pairs, ctx.x - sae.b_dec.detach()).view_as(nth)
         f = TopKFeatures(values.relu(), numbers[nth], sae.d_sae, pairs)
@@ -49,5 +49,5 @@ def _squares_left(sae: SAE, ctx: Context, dead: Tensor, k_aux: int) -> Tensor:
         e_hat = dead_columns.masked(pre_acts, dead, k_aux) @ sae.W_dec
         return (ctx.error.detach() - e_hat).square().sum(1)
     centred, weights = ctx.x - sae.b_dec.detach(), (sae.W_enc, sae.b_enc, sae.b_dec, sae.W_dec)
-    coarse = sae.coarse is not None
-    return dead_columns.squares_left(kernels, ctx.z, dead, k_aux, ctx.error, centred, weights, coarse, ctx.feature_acts)
+    coarse, z = sae.coarse is not None, ctx.pre_acts if ctx.known_pre_acts is None else ctx.known_pre_acts
+    return dead_columns.squares_left(kernels, z, dead, k_aux, ctx.error, centred, weights, coarse, ctx.feature_acts)

@@ -17,6 +17,7 @@ from sae_sweeps.fields import Positive
 from sae_sweeps.kernels import choose, sparse, sparse_reference
 from sae_sweeps.kernels.features import DenseFeatures, Features, PairFeatures
 from sae_sweeps.kernels.pairs import Pairs
+from sae_sweeps.kernels.selection import PLAIN, Selection
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.context import Context
@@ -67,8 +68,8 @@ class SAE(nn.Module):
     there is no `sae/`, and evaluations call `encode` and `decode` at the last step."""
     kernels: Kernels | None = None
     """Kernels of the training step; None: the plain dense formulas."""
-    selection: str = "exact"
-    """bfloat16: a product in bfloat16 decides which features are active; their values are then taken in float32."""
+    selection: Selection = PLAIN
+    """How the training step finds the active features."""
 
     def __init__(self, cfg: Any, d_in: int, total_steps: int, dead_after_tokens: int, generator: torch.Generator):
         super().__init__()
@@ -113,14 +114,14 @@ class SAE(nn.Module):
         """f from pre_acts [B, d_sae] at a step of training."""
         return DenseFeatures(self.activation(pre_acts))
 
-    def encode(self, x: Tensor, step: int) -> tuple[Tensor, Features]:
-        """Pre-activations [B, d_sae] and features of x [B, d_in] at a step of training."""
+    def encode(self, x: Tensor, step: int) -> tuple[Tensor | None, Features]:
+        """Pre-activations [B, d_sae], None where the features were found without, and features of x [B, d_in]."""
         if self.kernels is not None:
             return self.encode_sparsely(x - self.b_dec.detach(), step)
         pre_acts = self.pre_activations(x).to(x.dtype)
         return pre_acts, self.activate(pre_acts, step)
 
-    def encode_sparsely(self, centred: Tensor, step: int) -> tuple[Tensor, Features]:
+    def encode_sparsely(self, centred: Tensor, step: int) -> tuple[Tensor | None, Features]:
         """As `encode` of x, with the run's kernels; centred = x - b_dec [B, d_in]."""
         pre_acts = sparse.pre_activations(centred, self.W_enc, self.b_enc, self.b_dec, self.coarse)
         return pre_acts, self.activate_sparsely(pre_acts, centred, step) or self.activate(pre_acts, step)
@@ -128,7 +129,7 @@ class SAE(nn.Module):
     @property
     def coarse(self) -> torch.dtype | None:
         """Dtype of the product that selects the active features, where it differs from the run's."""
-        return torch.bfloat16 if self.selection == "bfloat16" else None
+        return torch.bfloat16 if self.selection.way == "bfloat16" else None
 
     def activate_sparsely(self, pre_acts: Tensor, centred: Tensor, step: int) -> Features | None:
         """As `activate`, with gradients through the active pairs alone; None where the dense f costs less.
@@ -152,7 +153,7 @@ class SAE(nn.Module):
 
     def chosen(self, pre_acts_P: Tensor, pairs: Pairs, centred: Tensor) -> Tensor:
         """Pre-activations at the pairs [P], with gradients on the encoder through these alone."""
-        if self.selection != "exact":
+        if self.coarse is not None:
             with torch.no_grad():
                 pre_acts_P = pairs.kernels.dots(pairs, self.W_enc.T, centred) + self.b_enc[pairs.feature]
         return sparse.chosen(pre_acts_P, pairs, centred, self.W_enc, self.b_enc, self.b_dec)

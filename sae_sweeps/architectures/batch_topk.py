@@ -56,7 +56,14 @@ class BatchTopK(TopK):
             f = f * mask
         return DenseFeatures(f)
 
-    encode_sparsely = SAE.encode_sparsely  # TopK's selects within each token
+    def encode_sparsely(self, centred: Tensor, step: int) -> tuple[Tensor | None, Features]:
+        if self.selection.way == "bounded" and not choose.asynchronous(centred):
+            assert self.kernels is not None
+            weights, kept = (self.W_enc.detach(), self.b_enc.detach()), self.k_at(step) * len(centred)
+            found = self.kernels.bounded_above(centred, *weights, self._guess(), kept, self.selection.block)
+            if found is not None:
+                return None, self._kept_of(found, kept, centred)
+        return SAE.encode_sparsely(self, centred, step)  # TopK's selects within each token
 
     def activate_sparsely(self, pre_acts: Tensor, centred: Tensor, step: int) -> Features | None:
         assert self.kernels is not None
@@ -64,15 +71,20 @@ class BatchTopK(TopK):
         if choose.asynchronous(pre_acts):
             pairs, values = largest_pairs(pre_acts.detach(), kept, self.kernels)
             return PairFeatures(self.chosen(values, pairs, centred).relu(), pairs)
-        # below the last batches' threshold few are kept; where too few are found, all positive ones are searched
-        found = (
-            self.kernels.above(pre_acts, GUESS * float(self.threshold), pre_acts.numel())
-            if self.thresholds_seen
-            else None
-        )
-        if found is None or len(found[1]) < kept:
+        guess = self._guess()
+        found = self.kernels.above(pre_acts, guess, pre_acts.numel())
+        if guess > 0 and (found is None or len(found[1]) < kept):
             found = self.kernels.above(pre_acts, 0.0, pre_acts.numel())
         assert found is not None
+        return self._kept_of(found, kept, centred)
+
+    def _guess(self) -> float:
+        """A number that somewhat more pre-activations exceed than are kept, by the batches before; 0 at first."""
+        return GUESS * float(self.threshold) if self.thresholds_seen else 0.0
+
+    def _kept_of(self, found: tuple[Tensor, Tensor, Tensor], kept: int, centred: Tensor) -> PairFeatures:
+        """The `kept` largest of the pairs found: start [B + 1], feature [P], z [P]; of equal ones the first."""
+        assert self.kernels is not None
         start, feature, values = found
         pairs = Pairs(start, feature, self.d_sae, self.kernels, ordered=True)
         if kept < len(values):

@@ -41,8 +41,8 @@ class Context:
     """Token ids, sequence, position and role of every row."""
     x: Tensor
     """Activations as the SAE sees them (normalised where the run normalises) [B, d_in]."""
-    z: Tensor
-    """Pre-activations [B, d_sae], on a GPU in the dtype of their product; memory that the next step overwrites."""
+    known_pre_acts: Tensor | None
+    """`z`, where the step has computed it; memory that the next step overwrites."""
     feature_acts: Features
     """Feature activations f; `feature_acts.dense()` is the matrix [B, d_sae], its other methods avoid that matrix."""
     error: Tensor
@@ -60,8 +60,22 @@ class Context:
 
     @cached_property
     def pre_acts(self) -> Tensor:
-        """z in the dtype of x; memory that the next step overwrites."""
-        return self.z.to(self.x.dtype)
+        """Pre-activations [B, d_sae] in the dtype of x, differentiable in the encoder; computed where f was found
+        without."""
+        known = self.known_pre_acts
+        return self.sae.pre_activations(self.x) if known is None else known.to(self.x.dtype)
+
+    @property
+    def z(self) -> Tensor:
+        """Pre-activations [B, d_sae], on a GPU in the dtype of their product where the step has computed them."""
+        return self.pre_acts if self.known_pre_acts is None else self.known_pre_acts
+
+    def pre_acts_of(self, features: Tensor) -> Tensor:
+        """z [B, n] of the features with these numbers [n], without gradient."""
+        if self.known_pre_acts is not None:
+            return self.known_pre_acts.detach()[:, features]
+        sae, W_enc_T = self.sae, self.sae.W_enc.detach().T
+        return torch.addmm(sae.b_enc.detach()[features], self.x - sae.b_dec.detach(), W_enc_T[features].T)
 
     @property
     def x_hat(self) -> Tensor:

@@ -117,6 +117,10 @@ class ExportedSAE:
         weights = {name: w.to(device=device, dtype=dtype) for name, w in self.weights.items()}
         return replace(self, weights=weights, **modules)
 
+    def nonfinite(self) -> list[str]:
+        """Names of the weights that hold a number which is not finite."""
+        return [name for name, w in self.weights.items() if not torch.isfinite(w).all()]
+
     def cfg(self) -> dict[str, Any]:
         """The content of `cfg.json`."""
         return {

@@ -72,10 +72,15 @@ class TopK(SAE):
     def activate(self, pre_acts: Tensor, step: int) -> Features:
         return top_k(pre_acts, self.k_at(step))
 
-    def encode_sparsely(self, centred: Tensor, step: int) -> tuple[Tensor, Features]:
+    def encode_sparsely(self, centred: Tensor, step: int) -> tuple[Tensor | None, Features]:
         assert self.kernels is not None
-        weights = self.W_enc, self.b_enc, self.b_dec
-        pre_acts, values, indices = sparse.with_largest(self.kernels, self.k_at(step), centred, *weights, self.coarse)
+        pre_acts, k = None, self.k_at(step)
+        if self.selection.way == "bounded":
+            weights = self.W_enc.detach(), self.b_enc.detach()
+            values, indices = self.kernels.bounded_largest(centred, *weights, k, self.selection.block)
+        else:
+            learned = self.W_enc, self.b_enc, self.b_dec
+            pre_acts, values, indices = sparse.with_largest(self.kernels, k, centred, *learned, self.coarse)
         pairs = per_token(indices, self.d_sae, self.kernels)
         values = self.chosen(values.reshape(-1), pairs, centred).view_as(indices)
         return pre_acts, TopKFeatures(values.relu(), indices, self.d_sae, pairs)

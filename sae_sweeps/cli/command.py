@@ -32,7 +32,7 @@ def main(words: list[str] | None = None) -> int:
 
     Returns its exit status: 0, 1 (a run failed or diverged), 2 (a mistake) or 130 (interrupted).
     """
-    words = sys.argv[1:] if words is None else words
+    words = [word for word in (sys.argv[1:] if words is None else words) if word != "--"]
     let_threads_sleep()
     return guarded(lambda: run_command([word for word in words if word != "--debug"]), "--debug" in words)
 
@@ -79,6 +79,8 @@ def run_hydra(words: list[str], local: Local | None) -> int:
     argv, sys.argv = sys.argv, [sys.argv[0], *given]
     try:
         hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(_single)()
+        if _failed:
+            raise _failed[0]
         return max(statuses, default=0)
     except ValueError as error:  # of flags that do not go together
         raise ConfigError(f"{' '.join(words)}: {one_line(error)}.") from error
@@ -94,4 +96,11 @@ def _single(cfg: DictConfig) -> None:
     from sae_sweeps.cli.launch import launch
     from sae_sweeps.sweeps.plan import Point
 
-    statuses.append(launch([Point(cfg, list(HydraConfig.get().overrides.task))]).status)
+    try:
+        statuses.append(launch([Point(cfg, list(HydraConfig.get().overrides.task))]).status)
+    except Exception as error:
+        _failed.append(error)
+
+
+_failed: list[Exception] = []
+"""What ended a run that Hydra started, which prints lines of its own about an error that passes through it."""

@@ -19,7 +19,7 @@ from sae_sweeps.config.content import register_schemas
 from sae_sweeps.config.local import Local
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.plugins import choices, made_folder, search_path_words, set_search_path
-from sae_sweeps.config.words import rewrite
+from sae_sweeps.config.words import PATHS, rewrite
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.sweeps.plan import Point
 from sae_sweeps.sweeps.variants import points_of
@@ -108,4 +108,6 @@ def _product(parsed: list[Override]) -> list[list[str]]:
 def refuse_several(parsed: list[Override]) -> None:
     for override in parsed:
         if override.is_sweep_override():
-            raise ConfigError(f"{override.input_line}: several values make a sweep; add -m.")
+            key = override.key_or_group
+            comma = f", or quote a name that holds a comma, as {key}=\"'a,b.txt'\"" if key in PATHS else ""
+            raise ConfigError(f"{override.input_line}: several values make a sweep; add -m{comma}.")

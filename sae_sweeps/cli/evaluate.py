@@ -29,7 +29,7 @@ from sae_sweeps.runs.results import TRAINED, write_results
 from sae_sweeps.runs.session import RunSession, device_for
 from sae_sweeps.runs.unchanged import refuse_changed
 from sae_sweeps.storage.digests import digest_of_files, short_hash
-from sae_sweeps.storage.files import read_json, write_json
+from sae_sweeps.storage.files import write_json
 from sae_sweeps.storage.hub import COMMIT
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
@@ -220,7 +220,7 @@ def refuse_words_of_the_run(words: list[str]) -> None:
 def of_run(folder: Path, cfg: DictConfig) -> Target:
     """The target for a run's folder: its own config with the evaluations of this command."""
     run = run_of(recorded_config(folder), folder, cfg, ("eval", "device", "logger"))
-    results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
+    results = RunFolder(folder).results() or {}
     if unknown := unpinned(run.model, run.data):
         raise ConfigError(unknown[0])
     outputs = folder.resolve().parents[1]
@@ -242,7 +242,8 @@ def of_other_library(folder: Path, words: list[str]) -> Target:
     if "layer" not in given:
         more += layer_words(sae.hook_name, folder)
     if "data" not in given:
-        more += data_words(metadata.get("dataset_path"))
+        builtin = "model=builtin" in [*more, *words]
+        more += data_words(metadata.get("dataset_path"), "builtin" if builtin else "openwebtext")
     for key, name in (("data.context", "context_size"), ("data.prepend_bos", "prepend_bos")):
         if not any(word.startswith(f"{key}=") for word in words) and metadata.get(name) is not None:
             more.append(f"{key}={metadata[name]}")
@@ -304,11 +305,12 @@ def layer_words(hook: str | None, folder: Path) -> list[str]:
     return [f"layer={found.hook}", f"layer.index={found.index}"]
 
 
-def data_words(dataset: str | None) -> list[str]:
-    """The text that the SAE was trained on where it is available, else OpenWebText, as in SAEBench."""
+def data_words(dataset: str | None, otherwise: str) -> list[str]:
+    """The text that the SAE was trained on where it is available, else OpenWebText, as in SAEBench, or on the built-in
+    model its text."""
     if dataset and (dataset in plugins.choices("data") or Path(dataset).expanduser().exists()):
         return [f"data={dataset}"]
-    return ["data=openwebtext"]
+    return [f"data={otherwise}"]
 
 
 def write_foreign(target: Target, failures: list[str]) -> None:

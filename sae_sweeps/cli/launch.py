@@ -11,11 +11,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from sae_sweeps.config.schema import LocalConfig, SlurmConfig
+from sae_sweeps.config.schema import DataConfig, LocalConfig, SlurmConfig
 from sae_sweeps.errors import ConfigError, UserError
 from sae_sweeps.runs.inline import States, run_all
 from sae_sweeps.runs.objective import check_objective, objective_of
-from sae_sweeps.storage.files import write_text
+from sae_sweeps.storage.files import check_output, write_text
 from sae_sweeps.storage.printing import print_line
 from sae_sweeps.storage.sweep_folder import run_path
 from sae_sweeps.sweeps.plan import Plan, Point, describe, make_plan
@@ -50,6 +50,8 @@ def launch(points: list[Point]) -> Outcome:
 
 def carry_out(plan: Plan, cfg: DictConfig, cluster: Any) -> tuple[int, bool]:
     """Run a plan, or describe it under `cfg.dry_run`. Returns the exit status and whether its runs have ended."""
+    check_output("outputs=", cfg.outputs)
+    plan.warnings += text_warnings(plan)
     if cfg.dry_run:
         from sae_sweeps.cluster.dispatch import describe_submission
 
@@ -82,6 +84,17 @@ def carry_out(plan: Plan, cfg: DictConfig, cluster: Any) -> tuple[int, bool]:
             return came.status, False
         states = came
     return finish(plan, states, outputs, sweep, cfg.report), True
+
+
+def text_warnings(plan: Plan) -> list[str]:
+    """Warnings about the first rows of the runs' texts. Raises DataError for mistakes that they show."""
+    from sae_sweeps.activations.text import look
+
+    texts: list[DataConfig] = []
+    for planned in plan.runs:
+        if not planned.run.synthetic and planned.run.data not in texts:
+            texts.append(planned.run.data)
+    return [warning for text in texts for warning in look(text)]
 
 
 def the_cluster(points: list[Point]) -> Any:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 from sae_sweeps.errors import UserError
-from sae_sweeps.storage.files import DENIED, denied
+from sae_sweeps.storage.files import about_path
 from sae_sweeps.storage.printing import replace_unprintable
 from sae_sweeps.storage.secrets import without_secrets
 
@@ -31,8 +31,8 @@ def guarded(command: Callable[[], int], debug: bool) -> int:
 
         if isinstance(error, UserError) or type(error).__module__.partition(".")[0] in ("hydra", "omegaconf", "yaml"):
             message = sentence(error)
-        elif (outside := blamed(error)) is None and isinstance(error, OSError) and error.errno in DENIED:
-            message = denied(error)
+        elif (outside := blamed(error)) is None and isinstance(error, OSError) and (about := about_path(error)):
+            message = about
         elif (outside := outside or suspected(error)) is not None:
             message = f"{outside}; --debug shows the traceback."
         else:

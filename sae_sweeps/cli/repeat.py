@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sae_sweeps.cli.compose import MULTIRUN, compose_points
-from sae_sweeps.config.identity import IDENTITY, METHOD_VERSION, canonical, changed, digests_of
+from sae_sweeps.config.identity import IDENTITY, METHOD_VERSION, canonical, changed, digests_of, recorded_identity
 from sae_sweeps.config.local import Local
 from sae_sweeps.config.plugins import DIGEST, FILE, same_file
 from sae_sweeps.config.run import RunConfig
-from sae_sweeps.errors import ConfigError, DamagedFile, DataError
+from sae_sweeps.errors import ConfigError, DataError, UserError
 from sae_sweeps.storage.digests import digest_of_files, short_hash
-from sae_sweeps.storage.files import read_json
+from sae_sweeps.storage.files import check_output, read_json, write_json
 from sae_sweeps.storage.printing import print_line
-from sae_sweeps.storage.run_folder import RunFolder, check_format_version
+from sae_sweeps.storage.run_folder import RunFolder
 from sae_sweeps.storage.sweep_folder import run_path
 
 FLAG = "--from"
 REPEATS = "outputs/repeats"
 """Where repeats lie unless the command gives `outputs`: beside the runs, whose tables do not show them."""
-RECORDED = ("config", "metrics", "provenance")
 PLACES = ("outputs", "device", "report", "logger", "cluster", "hydra.searchpath")
 """Keys and groups that a repeat takes from the command: where it runs, and where it is recorded."""
 MOVED = ("model.path", "data.path", "data.forget", "data.retain")
@@ -45,10 +45,9 @@ def repeat(words: list[str], local: Local | None) -> int:
         here.append(f"outputs={REPEATS}")
     (point,) = compose_points(here, single=True, local=local)
     cfg = point.cfg
-    saved, results = recorded_config(folder), _results(folder)
+    saved, results = recorded_config(folder), RunFolder(folder).results() or {}
     made = results.get("provenance", {})
-    if results:
-        saved["eval"] = results["config"]["eval"]  # of the last evaluation
+    saved |= {key: value for key, value in results.get("config", {}).items() if key == "eval"}  # of the last evaluation
     for key, value in _values(words, MOVED):
         group, _, leaf = key.partition(".")
         saved[group][leaf] = str(Path(value).expanduser().absolute())
@@ -67,7 +66,16 @@ def repeat(words: list[str], local: Local | None) -> int:
         _use_threads(made["threads"])
     title = results.get("title") or run.title or run_id
     planned = PlannedRun(run, run_id, title, [f"{FLAG} {folder}"], digests=digests_of(content))
-    status, ended = carry_out(Plan([planned], [], []), cfg, the_cluster([point]))
+    cluster, made_file = the_cluster([point]), None
+    if not cfg.dry_run:
+        check_output("outputs=", outputs)
+        made_file = copy_selection(folder, run_path(outputs, run_id))
+    try:
+        status, ended = carry_out(Plan([planned], [], []), cfg, cluster)
+    except UserError:
+        if made_file is not None:
+            remove_alone(made_file, outputs)
+        raise
     if ended and status == 0 and results:
         print_line("repeat  " + compared(folder, run_path(outputs, run_id)))
     return status
@@ -99,18 +107,6 @@ def _split(words: list[str]) -> tuple[Path, list[str]]:
 def _values(words: list[str], keys: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """Key and value of the words that give one of the keys."""
     return ((key, value) for key, equals, value in (word.partition("=") for word in words) if key in keys and value)
-
-
-def _results(folder: Path) -> dict[str, Any]:
-    """results.json, or nothing of a run that has none. Raises DamagedFile where it lacks what a repeat reads."""
-    path = folder / "results.json"
-    if not path.exists():
-        return {}
-    found = read_json(path)
-    if not (isinstance(found, dict) and all(isinstance(found.get(key), dict) for key in RECORDED)):
-        raise DamagedFile(f"{path} is damaged (it lacks {' or '.join(RECORDED)}); restore it.")
-    check_format_version(path, found)
-    return found
 
 
 def _find_code_here(node: Any, place: str = "") -> None:
@@ -151,17 +147,37 @@ def take_recorded_choices(run: RunConfig, made: dict[str, Any]) -> None:
             )
 
 
+def copy_selection(folder: Path, repeat: Path) -> Path | None:
+    """Give a run that has not begun the file by which the first one's features are found. Returns its path if made."""
+    from sae_sweeps.runs.task import SELECTION
+
+    if not (folder / SELECTION).exists() or repeat.exists():
+        return None
+    write_json(repeat / SELECTION, read_json(folder / SELECTION))
+    return repeat / SELECTION
+
+
+def remove_alone(file: Path, outputs: Path) -> None:
+    """Remove a file, and the folders that held nothing else, up to `outputs`."""
+    file.unlink(missing_ok=True)
+    with suppress(OSError):
+        for folder in file.parents:
+            folder.rmdir()
+            if folder == outputs:
+                break
+
+
 def refuse_another(run: RunConfig, folder: Path, now: dict[str, Any]) -> None:
     """Raise DataError, in one sentence, where the run would not be the one in the folder."""
     name = folder.resolve().name
-    if not (folder / IDENTITY).exists():
+    before = recorded_identity(folder)
+    if before is None:
         if short_hash(now) != name:
             raise DataError(
                 f"{folder}: an earlier version made the run and did not record what its id is the hash of, and by its "
                 "config it is another run now; launch its command again."
             )
         return
-    before = read_json(folder / IDENTITY)
     if why := changed(run, digests_of(before), digests_of(now)):
         raise DataError(f"{name}: {why}")
     if before.get("method_version") != METHOD_VERSION:

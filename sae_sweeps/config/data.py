@@ -61,6 +61,9 @@ SOURCES = {
 TOP_VARIANCE = 0.2
 """Share of the training activations' variance with which a thousandth of the tokens rules the loss and fvu."""
 
+MOST_LEFT_OUT = 0.02
+"""Share of the training tokens beyond `data.max_norm` above which they are no few outliers."""
+
 BUILTIN = ("builtin", "builtin_roles", "builtin_labelled")
 _registered: dict[str, TextSource] = {}
 

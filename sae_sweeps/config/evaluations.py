@@ -14,8 +14,8 @@ from sae_sweeps.config.plugins import evaluation_module
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.fields import AtLeastOne, NotNegative, Positive, SomePositive, at_least, one_of
 
-BUILTIN, OWN = "builtin_", "own_"
-PREFIXES = {"builtin": BUILTIN, "own": OWN}
+BUILTIN, LABELLED = "builtin_", "labelled_"
+PREFIXES = {"builtin": BUILTIN, "labelled": LABELLED}
 """Begins the name of a metric that was measured on built-in data, or on labelled text of one's own, to distinguish it
 from SAEBench's."""
 
@@ -200,7 +200,7 @@ def settings_of(cfg: "EvalConfig", name: str) -> dict[str, Any]:
     if evaluation.version > 1:
         found[VERSION] = evaluation.version
     if "data" in found and Path(cfg.data).is_file():
-        found["data"] = f"own:{file_digest(Path(cfg.data))}"  # wherever the file lies
+        found["data"] = f"labelled:{file_digest(Path(cfg.data))}"  # wherever the file lies
     for key, value in found.items():
         if is_dataclass(value) and not isinstance(value, type):
             found[key] = {k: v for k, v in asdict(value).items() if f"{key}.{k}" not in evaluation.no_effect}
@@ -387,7 +387,7 @@ class FeaturesConfig:
 @dataclass
 class EvalConfig:
     name: str = "core"
-    """core, quick, full, or none."""
+    """core, quick, full, features, or none."""
     evaluations: list[str] = field(default_factory=lambda: ["core", "separation"])
     """Any of core, separation, sparse_probing, hierarchy, tpp, scr, absorption, unlearning, autointerp, features, or
     your own."""

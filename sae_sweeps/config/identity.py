@@ -9,8 +9,10 @@ from sae_sweeps.config.facts import model_folder
 from sae_sweeps.config.plugins import FILE
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import ModelConfig
+from sae_sweeps.errors import DamagedFile
 from sae_sweeps.fields import at_added_default
 from sae_sweeps.storage.digests import digest_of_files, short_hash
+from sae_sweeps.storage.files import read_json
 
 METHOD_VERSION = 4
 """Raised whenever the same config would give other numbers."""
@@ -55,6 +57,8 @@ def canonical(run: RunConfig, cache: Path | None = None, digests: dict[str, str]
     added = (f"{place}.{key}" for place, node in places.items() for key in at_added_default(node))
     for key in (*LEFT_OUT, *run.unused_keys(), *added, *(f"{place}.{FILE}" for place in run.code)):
         _drop(config, key)
+    if run.train.selection != "bfloat16":
+        config["train"]["selection"] = "exact"  # whichever way, of one meaning
     groups: dict[str, Callable[[], str]] = {
         "model": lambda: model_digest(run.model, cache),
         "data": lambda: data_digest(run.data, cache),
@@ -69,6 +73,17 @@ def canonical(run: RunConfig, cache: Path | None = None, digests: dict[str, str]
     return config
 
 
+def recorded_identity(folder: Path) -> dict[str, Any] | None:
+    """identity.json of a run's folder; None where an earlier version wrote none. Raises DamagedFile."""
+    path = folder / IDENTITY
+    if not path.exists():
+        return None
+    found = read_json(path)
+    if not isinstance(found, dict) or not all(isinstance(found.get(key, {}), dict) for key in ("model", "data")):
+        raise DamagedFile(f"{path} is damaged (it holds no identity of a run); restore it.")
+    return found
+
+
 def text_of(identity: dict[str, Any]) -> dict[str, Any]:
     """What decides the tokens that are harvested, of what `canonical` returns; `data.max_norm` picks among them."""
     return {key: value for key, value in identity["data"].items() if key != "max_norm"}
@@ -76,7 +91,7 @@ def text_of(identity: dict[str, Any]) -> dict[str, Any]:
 
 def digests_of(identity: dict[str, Any]) -> dict[str, str]:
     """The digests of model and text in what `canonical` returns; synthetic activations have no text."""
-    return {key: identity[key]["digest"] for key in ("model", "data") if key in identity}
+    return {key: identity[key].get("digest") for key in ("model", "data") if key in identity}
 
 
 def changed(run: RunConfig, before: dict[str, str], now: dict[str, str]) -> str | None:

@@ -118,4 +118,6 @@ def all_keys() -> list[str]:
 def _suggest(word: str, known: list[str], otherwise: str) -> str:
     others = f"{otherwise} {', '.join(known)}." if otherwise else "`python launch.py --help` lists the keys."
     same_end = (key for key in known if key.rpartition(".")[2] == word.rpartition(".")[2])  # `tau` for `penalty.tau`
-    return did_you_mean(word, known) or next((f"did you mean {key}?" for key in same_end), others)
+    found = next((f"did you mean {key}?" for key in same_end), "")
+    near = did_you_mean(word, known, others)
+    return near if "." in word else found or near

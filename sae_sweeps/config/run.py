@@ -171,7 +171,10 @@ class RunConfig:
             out["model.path"] = f"model.source={self.model.source} has none"
         if self.model.source != "hub":
             out["model.revision"] = "only models of the hub have one"
-        out |= {f"data.{key}": f"data.kind={self.data.kind} has none" for key in unused_data_keys(self.data.kind)}
+        none = f"data.kind={self.data.kind} has none"
+        columns = f"{none}; rows of .jsonl, .json and .parquet have columns" if self.data.kind == "text" else none
+        for key in unused_data_keys(self.data.kind):
+            out[f"data.{key}"] = columns if key in texts.COLUMNS else none
         if self.data.label_field is None:
             out.setdefault("data.labels", "without data.label_field there are no labels")
         if self.activations.mode != "stream":
@@ -392,10 +395,12 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
         if not hasattr(run.architecture, "k"):
             raise ConfigError(
                 f"train.selection=bfloat16: architecture={run.architecture.name} selects nothing; give topk, "
-                "batch_topk or matryoshka, or train.selection=exact."
+                "batch_topk or matryoshka, or train.selection=auto."
             )
         if run.train.kernels == "reference":
             raise ConfigError("train.selection=bfloat16: the reference kernels are exact; give train.kernels=auto.")
+    if run.train.selection == "bounded":
+        _check_bounded(run)
     run.lr_schedule.check()
     run.schedule.check()
     run.architecture.check(run.d_in)
@@ -406,6 +411,26 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
     folds, rows = run.eval.hierarchy.folds, run.eval.hierarchy.rows
     if folds > rows // 2:
         raise ConfigError(f"eval.hierarchy.folds={folds}: leaves fewer than two rows in a fold.")
+
+
+def _check_bounded(run: RunConfig) -> None:
+    """Raise ConfigError where `train.selection=bounded` is not to be had."""
+    mend = "or give train.selection=auto."
+    if not hasattr(run.architecture, "k"):
+        raise ConfigError(
+            f"train.selection=bounded: architecture={run.architecture.name} has no such way; give topk, batch_topk or "
+            f"matryoshka, {mend}"
+        )
+    for key, value, wanted in (
+        ("kernels", run.train.kernels, "auto"),
+        ("precision", run.train.precision, "float32"),
+        ("matmul", run.train.matmul, "float32"),
+    ):
+        if value != wanted:
+            raise ConfigError(
+                f"train.selection=bounded: stands for products in float32 by fast kernels, and train.{key}={value}; "
+                f"give train.{key}={wanted}, {mend}"
+            )
 
 
 def _check_pairs(run: RunConfig) -> None:

@@ -204,9 +204,11 @@ class TrainConfig:
     monitor_every: Annotated[int, at_least(0, "must be 0 (none) or more.")] = 50
     """Steps between measurements beyond a row: gradient norms by loss term, held-out fvu, pairs of features and the
     penalty's; 0 leaves them out."""
-    selection: Annotated[str, one_of("exact", "bfloat16")] = "exact"
-    """exact; or bfloat16 (topk, batch_topk, matryoshka): a product in bfloat16 picks the active features and their
-    values are recomputed in float32. Other features may win; faster where the processor multiplies bfloat16."""
+    selection: Annotated[str, one_of("auto", "plain", "bounded", "bfloat16", "exact")] = "auto"
+    """How the active features are found. plain: by the product in float32; bounded: by one in bfloat16 and a bound of
+    its error, in float32 where that leaves it open, exactly; auto (exact in earlier runs): the faster one of the two,
+    measured once and recorded in selection.json. bfloat16 (topk, batch_topk, matryoshka): a product in bfloat16 picks
+    the features alone, their values are recomputed in float32; others may win."""
     kernels: Annotated[str, one_of("auto", "reference")] = "auto"
     """auto: the fastest that are exact on the device; reference: plain dense formulas. Recorded in the results."""
     held_out_tokens: Annotated[int, at_least(0, "must be 0 (none) or more.")] = 2048

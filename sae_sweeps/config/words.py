@@ -21,6 +21,7 @@ from sae_sweeps.errors import ConfigError
 LATE = ("penalty", "schedule", "architecture", "group_layer", "lr_schedule", "model", "data")
 """Groups whose choices differ in their keys, or bring along a choice of another that does."""
 
+PATHS = ("model.path", "data.path", "data.forget", "data.retain", "outputs")
 LAYERS = r"[\d,\s-]+|range\(.*\)"
 NO_NAME = r"\s*([+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf|nan|true|false)\s*"
 """What Hydra reads as a number or a truth value, where a group's choice is a name."""
@@ -53,6 +54,10 @@ def rewrite(words: list[str]) -> list[str]:
             )
         elif key == "layer" and any(is_hook_name(part) for part in value.split(",")):
             out.append(f"layer.hook={value}")
+        elif "${" in value and "${oc." not in value and (key in ("model", "data") or key in PATHS):
+            raise ConfigError(
+                f"{word}: configs read ${{...}} as the value of another key; give the file another name, or link to it."
+            )
         elif key in (*plugins.GROUPS, "model") and equals:
             out.append(f"{key}={','.join(_choice(key, part) for part in _parts(value))}")
         elif key in OF_EXPERIMENTS:
@@ -63,6 +68,8 @@ def rewrite(words: list[str]) -> list[str]:
             continue  # plugins.search_path_words gives it to Hydra, with the other folders that are searched
         elif re.fullmatch(r"(schedule)@[\w.]+|penalty\.\w+\.(schedule)", key):
             out.append(f"schedule@{key.removeprefix('schedule@')}={_choice('schedule', value)}")
+        elif key in PATHS and "," in value and Path(value).expanduser().exists():
+            out.append(f"{key}={quoted(value)}")
         elif value.startswith("~") or not (value.isascii() or value[0] in "'\"[{"):
             # Hydra's parser takes these letters in quotes alone
             parts = value.split(",") if "," in value and key != "description" else [value]
@@ -170,7 +177,8 @@ def _choice(group: str, value: str) -> str:
     name = re.sub(r"[^\w-]+", "_", path.resolve().name, flags=re.ASCII) or base
     while name in plugins.choices(group) or _taken.setdefault((group, name), path.resolve()) != path.resolve():
         name += "_"  # another folder of the same name, or one named like a choice
-    node: dict[str, Any] = {"defaults": [base, "_self_"], "name": name, "path": str(path.absolute())}
+    shown = name if path.resolve().name.isascii() else re.sub(r"[^\w.-]+", "_", path.resolve().name)
+    node: dict[str, Any] = {"defaults": [base, "_self_"], "name": shown, "path": str(path.absolute())}
     ConfigStore.instance().store(group=group, name=name, node=node)
     return name
 

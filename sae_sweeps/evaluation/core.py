@@ -343,6 +343,8 @@ def doubts(metrics: dict[str, float], sae: ExportedSAE) -> list[str]:
     """Reasons to doubt an SAE's metrics, one clause each."""
     l0, dead = metrics["l0"], metrics["dead_features"]
     found = []
+    if broken_weights := sae.nonfinite():
+        found.append(f"not to be believed: the SAE's {' and '.join(broken_weights)} is not finite")
     if math.isnan(l0):
         found.append("nothing was measured: the held-out data has no tokens but special ones")
     if l0 == 0:

@@ -31,6 +31,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,6 @@ from sae_sweeps.evaluation.result import Numbers
 from sae_sweeps.evaluation.shared import Shared
 from sae_sweeps.evaluation.unembedded import METHOD, logit_effects
 from sae_sweeps.storage.files import written_whole
-
-METRICS: dict[str, tuple[str | None, str | None]] = {}
 
 FILE = "features.npz"
 FORMAT = 1
@@ -289,7 +288,7 @@ def token_texts(tokenizer: Any, ids: Iterable[int]) -> dict[int, str]:
     return found
 
 
-def write(path: Any, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any], lm: Any) -> None:
+def write(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any], lm: Any) -> None:
     """Write the file whole or not at all."""
     named = [arrays[key].ravel() for key in ("tokens", "raised", "lowered") if key in arrays]
     texts = token_texts(lm.tokenizer, np.unique(np.concatenate(named)).tolist())
@@ -298,4 +297,4 @@ def write(path: Any, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any],
         np.savez_compressed(file, allow_pickle=False, about=np.frombuffer(content, np.uint8), **arrays)
 
 
-EVALUATION = Evaluation("features", evaluate, METRICS, reads=("seed", "exclude_outliers", "features"), file=FILE)
+EVALUATION = Evaluation("features", evaluate, reads=("seed", "exclude_outliers", "features"), file=FILE)

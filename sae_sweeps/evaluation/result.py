@@ -61,7 +61,7 @@ class Result:
     warnings: list[str] = field(default_factory=list)
     """Reasons to doubt the numbers."""
     data: str = "saebench"
-    """saebench, builtin or own."""
+    """saebench, builtin or labelled."""
     also: dict[str, float] = field(default_factory=dict)
     """Flat metrics that SAEBench has no place for, and older names of those it has."""
     more: dict[str, Any] = field(default_factory=dict)

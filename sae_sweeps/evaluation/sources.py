@@ -7,7 +7,7 @@ from pathlib import Path
 from sae_sweeps.config.evaluations import EvalConfig
 from sae_sweeps.config.schema import ModelConfig
 from sae_sweeps.evaluation.builtin_tasks import BuiltinSource
-from sae_sweeps.evaluation.own_data import OwnSource
+from sae_sweeps.evaluation.labelled_data import LabelledSource
 from sae_sweeps.evaluation.saebench_data import SAEBenchSource
 from sae_sweeps.evaluation.tasks import Source
 
@@ -18,7 +18,7 @@ def open_source(cfg: EvalConfig, model: ModelConfig) -> Source:
     if data == "builtin":
         return BuiltinSource()
     path = Path(data)
-    return OwnSource(path) if path.is_file() else SAEBenchSource(None if data == "saebench" else path)
+    return LabelledSource(path) if path.is_file() else SAEBenchSource(None if data == "saebench" else path)
 
 
 def data_of(cfg: EvalConfig, model: ModelConfig) -> str:

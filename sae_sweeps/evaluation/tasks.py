@@ -51,7 +51,7 @@ class Source(Protocol):
     """Where labelled text and questions come from."""
 
     kind: str
-    """saebench, builtin or own."""
+    """saebench, builtin or labelled."""
     probing: tuple[str, ...]
     """Data sets of sparse probing."""
     tpp: tuple[str, ...]

@@ -20,6 +20,7 @@ from sae_sweeps.kernels.sparse_numba import (
     _equal_parts,
     _largest_of,
     _np,
+    _number_from,
     _rounds,
     _rows_times,
     _write_largest,
@@ -28,6 +29,8 @@ from sae_sweeps.kernels.sparse_numba import (
 from sae_sweeps.kernels.threads import compiled, over_rows
 
 BITS, HALF = ir.IntType(32), ir.IntType(16)
+MOST_CANDIDATES = 4
+"""Candidates for each of a batch's largest up to which they are computed one by one."""
 UNDECIDED = 1 / 64
 """Share of tokens that the bound leaves undecided up to which all their features are computed one by one."""
 LANES = 16
@@ -104,32 +107,75 @@ def largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, block: int) -
     count, place = np.empty(n_tokens, np.int64), np.empty((n_tokens, min(4 * k + 64, d_sae)), np.int32)
     given = [_np(tensor) for tensor in (z.view(torch.int16), b_enc, W.norm, W.rest, alpha, beta)]
     over_rows(_candidates, n_tokens, *given, n_winners(d_sae, k), k, count, place)
-    undecided = np.flatnonzero(count > place.shape[1])
+    decided = count <= place.shape[1]
+    undecided = np.flatnonzero(~decided)
     if len(undecided) > n_tokens * UNDECIDED:
         return None
     count[undecided] = d_sae
     start = counting_sort.starts(count)
     feature = np.empty(start[-1], np.int32)
-    over_rows(_flatten, n_tokens, place, start, feature)
+    over_rows(_flatten, n_tokens, place, start, decided, feature)
     values, indices = np.empty((n_tokens, k), np.float32), np.empty((n_tokens, k), np.int64)
     z_C = dots(start, feature, W_enc, centred, block)
-    over_rows(_largest_candidates, n_tokens, _np(b_enc), start, feature, z_C, values, indices)
+    over_rows(_largest_candidates, n_tokens, _np(b_enc), start, feature, z_C, decided, values, indices)
     for b in undecided:  # as the bound decides nothing, all in their order
         row = z_C[start[b] : start[b + 1]].reshape(1, -1)
         values[b], indices[b] = map(_np, _largest_of(row, np.zeros(0, np.float32), k))
     return torch.from_numpy(values), torch.from_numpy(indices)
 
 
-def dots(start: np.ndarray, feature: np.ndarray, W_enc: Tensor, centred: Tensor, block: int) -> np.ndarray:
+def above(
+    centred: Tensor, W_enc: Tensor, b_enc: Tensor, guess: float, n: int, block: int
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Pairs with z = centred W_enc + b_enc > 0, as `sparse_reference.above` lists them, the n largest among them.
+
+    None where the bound leaves too many undecided.
+    guess: somewhat less than the n-th largest, where it is known, else 0.
+    """
+    x, W = rounded(centred), rounded(W_enc.T, "W_enc'")
+    alpha, beta = factors(x)
+    z = product(x, W, memory.kept("z'", (len(x.rows), len(W.rows)), torch.bfloat16))
+    given = [_np(tensor) for tensor in (z.view(torch.int16), b_enc, W.norm, W.rest, alpha, beta)]
+    least = np.float32(max(guess, 0.0))
+    while True:
+        count = np.empty(len(z), np.int64)
+        over_rows(_count_uppers, len(z), *given, least, count)
+        if count.min() < 0:
+            return None
+        start = counting_sort.starts(count)
+        feature, upper, lower = np.empty(start[-1], np.int32), *np.empty((2, start[-1]), np.float32)
+        over_rows(_list_uppers, len(z), *given, least, start, feature, upper, lower)
+        # so many are at least as large as this one
+        sure = float(np.partition(lower, len(lower) - n)[len(lower) - n]) if len(lower) >= n else 0.0
+        if least == 0 or sure >= least:
+            break
+        least = np.float32(max(sure, 0.0))
+    kept = upper >= sure if sure > 0 else upper > 0
+    if kept.sum() > MOST_CANDIDATES * n:
+        return None
+    start, feature = np.concatenate([[0], kept.cumsum()])[start], feature[kept]
+    values = dots(start, feature, W_enc, centred, block, _np(b_enc))
+    if values.min(initial=1.0) <= 0:
+        kept = values > 0
+        start, feature, values = np.concatenate([[0], kept.cumsum()])[start], feature[kept], values[kept]
+    return torch.from_numpy(start), torch.from_numpy(feature.astype(np.int64)), torch.from_numpy(values)
+
+
+def dots(
+    start: np.ndarray, feature: np.ndarray, W_enc: Tensor, centred: Tensor, block: int, begin: np.ndarray | None = None
+) -> np.ndarray:
     """centred_b . W_enc_i in float32 [P] for the features feature[start[b] : start[b + 1]] of each token b.
 
-    block: how many products are added up, one after the other by fused multiply-add, before their sum is added to that
-    of the blocks before. So some libraries add up a product of matrices. 0: in the order that is fastest.
+    Args:
+        block: how many products are added up, one after the other by fused multiply-add, before their sum is added to
+            that of the blocks before. So some libraries add up a product of matrices. 0: in the order that is fastest.
+        begin: what the first block of each feature [d_sae] is added to.
     """
     by_feature, token, place = counting_sort.transposed(start, feature, W_enc.shape[1])
     found = np.empty(len(feature), np.float32)
     bounds = _equal_parts(torch.from_numpy(by_feature))
-    over_rows(_dots, W_enc.shape[1], _np(W_enc.T), _np(centred), by_feature, token, block, found, bounds=bounds)
+    begin = np.zeros(0, np.float32) if begin is None else begin
+    over_rows(_dots, W_enc.shape[1], _np(W_enc.T), _np(centred), by_feature, token, block, begin, found, bounds=bounds)
     out = np.empty_like(found)
     out[place] = found
     return out
@@ -214,7 +260,7 @@ def _dots_of_lanes(typing, rows, x, size, out):
 
 @compiled()
 def _candidates(z, bias, norm, rest, alpha, beta, sizes, k, count, place, start, stop):
-    """What may be among the k largest of each token: how many, and which unless these are more than fit into a row.
+    """What may be among the k largest of each token: how many, and which unless more than fit into a row.
 
     The order is that in which `sparse_numba._largest` finds them.
     """
@@ -225,7 +271,7 @@ def _candidates(z, bias, norm, rest, alpha, beta, sizes, k, count, place, start,
     for b in range(start, stop):
         _uppers(z[b], bias, norm, rest, alpha[b], beta[b], up)
         if not np.isfinite(_rounds(up, best)):
-            count[b] = n
+            count[b] = n + 1
             continue
         low, _ = _between(best[-1] if len(best) > 1 else up, k, most, infinite, k >> 3)
         places, found = _at_least(up, best, low, one, other)
@@ -242,20 +288,48 @@ def _candidates(z, bias, norm, rest, alpha, beta, sizes, k, count, place, start,
 
 
 @compiled()
-def _flatten(place, first, feature, start, stop):
-    """The candidates of each token one after the other; all features where they do not fit into a row."""
+def _count_uppers(z, bias, norm, rest, alpha, beta, least, count, start, stop):
+    """How many of each token have an upper bound of at least `least`; -1 where one is not finite."""
+    up = np.empty(z.shape[1], np.float32)
     for b in range(start, stop):
-        n = first[b + 1] - first[b]
-        for i in range(n):
-            feature[first[b] + i] = place[b, i] if n <= place.shape[1] else i
+        _uppers(z[b], bias, norm, rest, alpha[b], beta[b], up)
+        count[b] = _number_from(up, least) if np.isfinite(up.sum()) else -1
 
 
 @compiled()
-def _dots(W, x, first, token, block, out, start, stop):
+def _list_uppers(z, bias, norm, rest, alpha, beta, least, first, feature, upper, lower, start, stop):
+    up = np.empty(z.shape[1], np.float32)
+    for b in range(start, stop):
+        _uppers(z[b], bias, norm, rest, alpha[b], beta[b], up)
+        p = first[b]
+        for block in range(0, len(up), 32):
+            end = min(block + 32, len(up))
+            if _number_from(up[block:end], least):
+                for i in range(block, end):
+                    if up[i] >= least:
+                        middle = _from_bfloat16(z[b, i]) + bias[i]
+                        feature[p], upper[p], lower[p] = i, up[i], middle - (up[i] - middle)
+                        p += 1
+
+
+@compiled()
+def _flatten(place, first, decided, feature, start, stop):
+    """The candidates of each token one after the other; all features where nothing is decided."""
+    for b in range(start, stop):
+        n = first[b + 1] - first[b]
+        for i in range(n):
+            feature[first[b] + i] = place[b, i] if decided[b] else i
+
+
+@compiled()
+def _dots(W, x, first, token, block, begin, out, start, stop):
     d, rows, sums = W.shape[1], np.empty(LANES, np.int64), np.empty(LANES, np.float32)
     if block == 0:
         for i in range(start, stop):
             _rows_times(token, x, first[i], first[i + 1], W[i], out)
+            if len(begin):
+                for p in range(first[i], first[i + 1]):
+                    out[p] += begin[i]
         return
     for t in range(0, d, block):  # one part of all tokens after the other, as it may fit into the cache
         last = min(t + block, d)
@@ -271,15 +345,19 @@ def _dots(W, x, first, token, block, out, start, stop):
                     one, row = sums[lane], x[token[p + lane]]
                     for s in range(t + whole * LANES, last):
                         one = _multiply_add(w[s], row[s], one)
-                    out[p + lane] = one if t == 0 else out[p + lane] + one
+                    if t > 0:
+                        one += out[p + lane]
+                    elif len(begin):
+                        one += begin[i]
+                    out[p + lane] = one
 
 
 @compiled()
-def _largest_candidates(bias, first, feature, z, values, indices, start, stop):
+def _largest_candidates(bias, first, feature, z, decided, values, indices, start, stop):
     """The k largest candidates of each token; z [P] gets the bias. Both lists are overwritten."""
     for b in range(start, stop):
         places, candidate = feature[first[b] : first[b + 1]], z[first[b] : first[b + 1]]
         for i in range(len(places)):
             candidate[i] += bias[places[i]]
-        if len(places) < len(bias):
+        if decided[b]:
             _write_largest(candidate, places, len(places), values[b], indices[b])

@@ -6,6 +6,7 @@ to be read, all pairs are taken in tiles, by `coactivation_triton.py` or `coacti
 [d_sae, d_sae] matrix.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,24 +30,29 @@ MAX_MEETINGS = 2**25
 
 
 def competing_cosines(
-    W: Tensor, f: Features, n_tokens: int, competition: Competition, way: str
+    W: Tensor, f: Features, n_tokens: int, competition: Competition, way: str, error: Tensor | None = None
 ) -> tuple[Tensor, int | Tensor]:
     """sum_{i<j} c_ij |w_i . w_j|, differentiable in W [d_sae, d_in], and the number of pairs with c_ij > 0.
 
     c_ij is a constant, 0 where i and j are never active together; sign(0) = 0 in the gradient. way: of
-    `choose.pairwise`; with tiles the number of pairs is a scalar tensor.
+    `choose.pairwise`; with tiles the number of pairs is a scalar tensor. error: what f, decoded with W, leaves of the
+    activations, where it is part of the same loss; it gets no gradient, but loops then add theirs to the gradient that
+    it has on W (`pairs.Link`).
     """
-    return CompetingCosines.apply(W, f, n_tokens, competition, way)
+    return CompetingCosines.apply(W, f, n_tokens, competition, way, error)
 
 
 class CompetingCosines(torch.autograd.Function):
+    """`error` is an input for the order of the backward passes alone."""
+
     @staticmethod
     def forward(
-        ctx: Any, W: Tensor, f: Features, n_tokens: int, competition: Competition, way: str
+        ctx: Any, W: Tensor, f: Features, n_tokens: int, competition: Competition, way: str, error: Tensor | None
     ) -> tuple[Tensor, int | Tensor]:
         value, pairs, grad = _found(W, f, n_tokens, competition, way)
         ctx.save_for_backward(W)
         ctx.given, ctx.grad = (f, n_tokens, competition, way), grad
+        ctx.link = None if f.pairs is None or error is None or not error.requires_grad else f.pairs.decoder
         if isinstance(pairs, Tensor):
             ctx.mark_non_differentiable(pairs)
         return value, pairs
@@ -54,14 +60,24 @@ class CompetingCosines(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (W,), grad = ctx.saved_tensors, ctx.grad
+        if ctx.given[-1] == "loops":
+            if ctx.link is not None:
+                ctx.link.give(partial(grad.add_to, factor=grads[0]))
+                return (None,) * 6
+            out = torch.zeros_like(W)
+            grad.add_to(out, grads[0])
+            return out, *(None,) * 5
         # the first backward pass scales the stored gradient in place, which saves a copy; a further one recomputes it
-        (W,), grad, ctx.grad = ctx.saved_tensors, ctx.grad, None
+        ctx.grad = None
         if grad is None:
             grad = _found(W, *ctx.given)[2]
-        return grad.mul_(grads[0]), None, None, None, None
+        return grad.mul_(grads[0]), *(None,) * 5
 
 
-def _found(W: Tensor, f: Features, n_tokens: int, competition: Competition, way: str) -> Found:
+def _found(
+    W: Tensor, f: Features, n_tokens: int, competition: Competition, way: str
+) -> tuple[Tensor, int | Tensor, Any]:
     with torch.autocast(W.device.type, enabled=False):  # sums in the weights' own precision
         if way == "loops":
             from sae_sweeps.kernels.coactivation_cpu import by_features

@@ -26,10 +26,10 @@ from sae_sweeps.kernels.competing_pairs import (
     rule_of,
     weigh,
 )
-from sae_sweeps.kernels.competition import Competition, Found
+from sae_sweeps.kernels.competition import Competition
 from sae_sweeps.kernels.counting_sort import Array, starts
 from sae_sweeps.kernels.features import Features
-from sae_sweeps.kernels.threads import compiled, over_blocks
+from sae_sweeps.kernels.threads import compiled, over_blocks, over_rows
 
 PANEL = 2**21
 """Most pairs that are listed at once, unless a single feature has more."""
@@ -63,18 +63,35 @@ class Pairs(NamedTuple):
     """c_ij sign(w_i . w_j) of each pair."""
 
 
+class RowSums:
+    """A gradient on W [d_sae, d_in] as sums for some of its rows."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[Array, int, Tensor]] = []
+        """(rows [m], first column, sums [m, columns]); a row may be in several."""
+
+    def add_to(self, out: Tensor, factor: Tensor) -> None:
+        """out [d_sae, d_in] += factor * the gradient."""
+        whole = out.contiguous()
+        for rows, column, sums in self.parts:
+            over_rows(
+                _add_scaled, len(rows), whole.numpy(), rows, column, sums.numpy(), sums.numpy().dtype.type(factor)
+            )
+        if whole is not out:
+            out.copy_(whole)
+
+
 @torch.no_grad()
-def by_features(W: Tensor, f: Features, n_tokens: int, competition: Competition) -> Found:
+def by_features(W: Tensor, f: Features, n_tokens: int, competition: Competition) -> tuple[Tensor, int, RowSums]:
     """Value, number of competing pairs and gradient, as `coactivation.plain`."""
     W = W.detach().contiguous()
     rule, n = rule_of(competition, n_tokens, W.numpy().dtype), len(W)
     r = ranked(active_lists(f, n_tokens), rule)
-    value, n_pairs, grad = np.zeros(n), np.zeros(n, np.int64), torch.empty_like(W)
+    value, n_pairs, gradient = np.zeros(n), np.zeros(n, np.int64), RowSums()
     for pairs in _panels(W, r, rule, value, n_pairs):
-        _add_rows(W, *_by_feature(r, pairs), grad, pairs.first == 0)
-    rows = (n_pairs > _limit(n)).nonzero()[0]
-    _tiles(W, r, rule, rows, value, grad)
-    return torch.tensor(value.sum(), dtype=W.dtype), int(n_pairs.sum()), grad
+        _add_rows(gradient, W, *_by_feature(r, pairs), alone=pairs.end - pairs.first == n)
+    _add_tiles(gradient, W, r, rule, (n_pairs > _limit(n)).nonzero()[0], value)
+    return torch.tensor(value.sum(), dtype=W.dtype), int(n_pairs.sum()), gradient
 
 
 def _limit(n: int) -> Array:
@@ -112,8 +129,8 @@ def _fill(pairs: Pairs, W: Array, r: Ranked, rule: Rule, limit: Array, value: Ar
     over_blocks(work, len(pairs.n), _blocks(len(pairs.n)))
 
 
-def _by_feature(r: Ranked, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
-    """The pairs (i, j) and (j, i) by the first of the two: start of each feature's, the other's number, weight."""
+def _by_feature(r: Ranked, pairs: Pairs) -> tuple[Array, Array, Array]:
+    """The pairs (i, j) and (j, i) by the first of the two: number for each feature, the other's number, weight."""
     n = len(r.number)
     n_pairs = np.zeros(n, np.int64)
     n_pairs[pairs.first : pairs.end] = pairs.n
@@ -124,48 +141,53 @@ def _by_feature(r: Ranked, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
     over_blocks(lambda part, _: _count_back(pairs, bounds[part], bounds[part + 1], n_back[part]), PARTS, 1)
     size = np.empty(n, np.int64)
     size[r.number] = n_pairs + n_back.sum(0)
-    start = starts(size)
-    own = start[r.number]
+    own = starts(size)[r.number]
     place = own + n_pairs + np.cumsum(n_back, 0) - n_back
-    other, weight = np.empty(start[-1], np.int32), np.empty(start[-1], pairs.weight.dtype)
+    other, weight = np.empty(size.sum(), np.int32), np.empty(size.sum(), pairs.weight.dtype)
 
     def write(part: int, _: int) -> None:
         _write(r.number, pairs, bounds[part], bounds[part + 1], own, place[part], other, weight)
 
     over_blocks(write, PARTS, 1)
-    return torch.from_numpy(start.astype(np.int32)), torch.from_numpy(other), torch.from_numpy(weight)
+    return size, other, weight
 
 
-def _add_rows(W: Tensor, start: Tensor, other: Tensor, weight: Tensor, grad: Tensor, first: bool) -> None:
-    """grad_i += sum over i's pairs of weight * w_other; grad is not read where this is the first sum."""
-    width = COLUMNS if len(other) > 2 * FEW * len(W) else W.shape[1]
-    for part, out in zip(W.split(width, 1), grad.split(width, 1), strict=True):
-        rows = F.embedding_bag(
-            other, part.contiguous(), start, mode="sum", per_sample_weights=weight, include_last_offset=True
-        )
-        if first:
-            out.copy_(rows)
+def _add_rows(gradient: RowSums, W: Tensor, size: Array, other: Array, weight: Array, alone: bool) -> None:
+    """Add for each feature the sum over its pairs of weight * w_other.
+
+    alone: there are no other pairs, so that features without one need no row.
+    """
+    rows = size.nonzero()[0] if alone else np.arange(len(size))
+    start = torch.from_numpy(starts(size[rows]).astype(np.int32))
+    numbers, weights = torch.from_numpy(other), torch.from_numpy(weight)
+    width = COLUMNS if len(other) > 2 * FEW * len(W) or not alone else W.shape[1]
+    for column in range(0, W.shape[1], width):
+        part = W[:, column : column + width].contiguous()
+        sums = F.embedding_bag(numbers, part, start, mode="sum", per_sample_weights=weights, include_last_offset=True)
+        if alone or len(gradient.parts) * width < W.shape[1]:
+            gradient.parts.append((rows, column, sums))
         else:
-            out.add_(rows)
+            gradient.parts[column // width][2].add_(sums)
 
 
-def _tiles(W: Tensor, r: Ranked, rule: Rule, rows: Array, value: Array, grad: Tensor) -> None:
+def _add_tiles(gradient: RowSums, W: Tensor, r: Ranked, rule: Rule, rows: Array, value: Array) -> None:
     """Add value and gradient of the pairs of the features `rows` with those before them."""
-    number = torch.from_numpy(r.number)
-    for begin in range(0, int(rows.max(initial=0)), TILE_COLUMNS):
-        columns = number[begin : min(begin + TILE_COLUMNS, int(rows[-1]))]
-        W_columns = W[columns]
-        on_columns = torch.zeros_like(W_columns)
+    if not len(rows):
+        return
+    end, number = int(rows[-1]) + 1, torch.from_numpy(r.number)
+    sums = torch.zeros(end, W.shape[1], dtype=W.dtype)
+    for begin in range(0, end, TILE_COLUMNS):
+        W_columns = W[number[begin : begin + TILE_COLUMNS]]
         later = rows[rows > begin]
         for at in range(0, len(later), TILE):
             chunk = later[at : at + TILE]
-            before = slice(int(chunk[-1]) - begin)
-            W_rows = W[number[chunk]]
-            S = W_rows @ W_columns[before].T
+            before = W_columns[: int(chunk[-1]) - begin]
+            W_rows, places = W[number[chunk]], torch.from_numpy(chunk)
+            S = W_rows @ before.T
             _weigh(S.numpy(), r, rule, chunk, begin, value)
-            grad.index_add_(0, number[chunk], S @ W_columns[before])
-            on_columns[before].addmm_(S.T, W_rows)
-        grad.index_add_(0, columns, on_columns)
+            sums.index_add_(0, places, S @ before)
+            sums[begin : begin + len(before)].addmm_(S.T, W_rows)
+    gradient.parts.append((r.number[:end], 0, sums))
 
 
 def _weigh(S: Array, r: Ranked, rule: Rule, rows: Array, begin: int, value: Array) -> None:
@@ -177,6 +199,14 @@ def _weigh(S: Array, r: Ranked, rule: Rule, rows: Array, begin: int, value: Arra
         _tile(r, rule, rows, start, stop, begin, *space, value, S)
 
     over_blocks(work, len(rows), _blocks(len(rows)))
+
+
+@compiled(**SUMS)
+def _add_scaled(out, rows, column, sums, factor, start, stop):
+    for row in range(start, stop):
+        i = rows[row]
+        for d in range(sums.shape[1]):
+            out[i, column + d] += factor * sums[row, d]
 
 
 @compiled(**SUMS)

@@ -105,10 +105,10 @@ class SquaresLeft(torch.autograd.Function):
             add_to_encoder(on_W_enc, on_b_enc)
             on_b_dec = -(W_enc @ on_b_enc)
         else:
-            encoder.add = add_to_encoder
+            encoder.give(add_to_encoder)
         if decoder is None:
             on_W_dec = torch.zeros_like(W_dec)
             add_to_decoder(on_W_dec)
         else:
-            decoder.add = add_to_decoder
+            decoder.give(add_to_decoder)
         return *(None,) * 6, on_W_enc, on_b_enc, on_b_dec, on_W_dec, None, None, None

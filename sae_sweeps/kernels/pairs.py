@@ -28,6 +28,17 @@ class Link:
 
     add: Callable[..., None] | None = None
 
+    def give(self, add: Callable[..., None]) -> None:
+        """Have `add` called too."""
+        earlier = self.add
+
+        def both(*grads: Tensor) -> None:
+            if earlier is not None:
+                earlier(*grads)
+            add(*grads)
+
+        self.add = both
+
     def take(self) -> Callable[..., None] | None:
         """What is to be added in this backward pass."""
         add, self.add = self.add, None

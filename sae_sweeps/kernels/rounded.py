@@ -24,8 +24,7 @@ class _Kept:
     """Since the optimizer last wrote the weight."""
 
     def holds(self, weight: Tensor) -> bool:
-        state = weight.data_ptr(), weight._version
-        return self.copy is not None and (self.memory, self.version) == state
+        return (self.memory, self.version) == (weight.data_ptr(), weight._version)
 
 
 _kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -48,10 +47,10 @@ def rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return kept.copy
 
 
-def at_hand(weight: Tensor) -> Tensor:
-    """The weight's copy where there is one that holds, else the weight itself."""
-    kept = _kept.get(weight)
-    return kept.copy if kept is not None and kept.holds(weight) else weight
+def at_hand(weight: Tensor, dtype: torch.dtype | None = torch.bfloat16) -> Tensor:
+    """The weight's copy where there is one of this dtype that holds, else the weight itself."""
+    kept = _kept.get(weight) if dtype == torch.bfloat16 else None
+    return kept.copy if kept is not None and kept.copy is not None and kept.holds(weight) else weight
 
 
 def to_write(weight: Tensor) -> Tensor | None:
@@ -59,7 +58,7 @@ def to_write(weight: Tensor) -> Tensor | None:
     kept = _kept.get(weight)
     if kept is None:
         return None
-    if not (kept.used and kept.holds(weight)):
+    if not kept.used or not kept.holds(weight):
         kept.copy = None
     kept.used = False
     return kept.copy

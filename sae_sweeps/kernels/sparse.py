@@ -155,7 +155,7 @@ class Chosen(torch.autograd.Function):
             on_W_enc = kernels.weight_gradient(pairs, on_values, centred).T  # W_enc is stored by feature
         if add is not None:
             add(on_W_enc, on_b_enc)
-        return None, None, None, on_W_enc, on_b_enc, -kernels.combination(on_b_enc, at_hand(W_enc).T)
+        return None, None, None, on_W_enc, on_b_enc, -kernels.combination(on_b_enc, at_hand(W_enc, pairs.products).T)
 
 
 class Decode(torch.autograd.Function):

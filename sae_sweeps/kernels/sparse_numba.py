@@ -52,10 +52,22 @@ def n_winners(n: int, k: int) -> np.ndarray:
     return np.array(sizes)
 
 
-def bounded_largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, block: int) -> tuple[Tensor, Tensor] | None:
+def bounded_largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, block: int) -> tuple[Tensor, Tensor]:
     from sae_sweeps.kernels import bounded_numba
 
-    return bounded_numba.largest(centred, W_enc, b_enc, k, block)
+    found = bounded_numba.largest(centred, W_enc, b_enc, k, block)
+    if found is None:
+        z = memory.kept("z", (len(centred), W_enc.shape[1]), W_enc.dtype)
+        return product_and_largest(centred, W_enc, b_enc, k, z)
+    return found
+
+
+def bounded_above(
+    centred: Tensor, W_enc: Tensor, b_enc: Tensor, guess: float, n: int, block: int
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    from sae_sweeps.kernels import bounded_numba
+
+    return bounded_numba.above(centred, W_enc, b_enc, guess, n, block)
 
 
 def above(z: Tensor, threshold: float | Tensor, at_most: int) -> tuple[Tensor, Tensor, Tensor] | None:

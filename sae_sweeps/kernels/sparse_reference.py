@@ -24,6 +24,22 @@ def product_and_largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, z
     return largest(torch.addmm(b_enc, centred, W_enc, out=z), k)
 
 
+def bounded_largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, block: int) -> tuple[Tensor, Tensor]:
+    """`largest` of centred W_enc + b_enc, by a product that need not be as exact; block: as `Selection` has it."""
+    return largest(torch.addmm(b_enc, centred, W_enc), k)
+
+
+def bounded_above(
+    centred: Tensor, W_enc: Tensor, b_enc: Tensor, guess: float, n: int, block: int
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Where z = centred W_enc + b_enc is above 0, as `above` has it; all but the n largest may be left out.
+
+    None where that costs more than z. guess: somewhat less than the n-th largest, where it is known, else 0.
+    """
+    z = torch.addmm(b_enc, centred, W_enc)
+    return above(z, 0.0, z.numel())
+
+
 def above(z: Tensor, threshold: float | Tensor, at_most: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """Where z [B, n] exceeds the threshold, or a column's own [n]: start [B + 1], feature [P] in order, z there [P].
 

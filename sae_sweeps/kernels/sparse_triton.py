@@ -31,6 +31,8 @@ SPARSE_UP_TO = 0.0
 """No `above`: how many pairs there are decides there how much is computed, and to read it would stop the host."""
 
 above = sparse_reference.above
+bounded_above = sparse_reference.bounded_above
+bounded_largest = sparse_reference.bounded_largest
 normalize = sparse_reference.normalize
 
 

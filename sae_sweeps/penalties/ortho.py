@@ -98,7 +98,7 @@ class Ortho(Penalty):
     def forward(self, ctx: Context) -> PenaltyValue:
         W = ctx.sae.W_dec
         total, pairs = competing_cosines(
-            W, ctx.feature_acts, len(ctx.x), self.pair_competition(), pairwise(ctx.sae.kernels, W)
+            W, ctx.feature_acts, len(ctx.x), self.pair_competition(), pairwise(ctx.sae.kernels, W), ctx.error
         )
         terms: dict[str, float | Tensor] = {"competing_pairs": pairs, "threshold": self.threshold.clone()}
         return PenaltyValue(reduced(total, self.cfg.reduction, ctx.sae.d_sae, pairs), terms)

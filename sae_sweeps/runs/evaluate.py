@@ -176,7 +176,7 @@ def _evaluate(name: str, subjects: list[Subject], session: RunSession, cache: Pa
     shared = shared_of(run, subjects, session, cache)
     finite = {}
     for subject in subjects:
-        broken = [key for key, w in subject.sae.weights.items() if not torch.isfinite(w).all()]
+        broken = subject.sae.nonfinite()
         if broken and evaluation.finite_only:
             warning = f"not evaluated: the SAE's {' and '.join(broken)} is not finite"
             sae = subject.sae

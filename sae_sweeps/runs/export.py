@@ -15,8 +15,7 @@ from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.hooks import hook_name
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels.features import DenseFeatures, Features
-from sae_sweeps.runs.results import TRAINED
-from sae_sweeps.storage.files import read_json
+from sae_sweeps.runs.results import SAE_FILES, read_trained
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.base import SAE
@@ -131,7 +130,11 @@ def export(run: RunConfig, training: Training, folder: RunFolder, norm_limit: fl
 
 
 def trained_sae(run: RunConfig, folder: RunFolder) -> ExportedSAE:
-    """The SAE of a finished run, on the CPU: from `sae/` where it exists, else from the last checkpoint."""
+    """The SAE of a finished run, on the CPU: from `sae/` where it exists, else from the last checkpoint.
+
+    Raises DamagedFile where it is not what training wrote.
+    """
+    trained = read_trained(folder, SAE_FILES)
     if run.why_not_saelens() is None:
         return saelens.load(folder.sae)
     from sae_sweeps.training.checkpoint import load_checkpoint
@@ -139,5 +142,5 @@ def trained_sae(run: RunConfig, folder: RunFolder) -> ExportedSAE:
 
     training = Training(run, 1.0, torch.zeros(run.d_in), torch.device("cpu"))
     load_checkpoint(training, folder.checkpoint)
-    norms = read_json(folder.path / TRAINED)["provenance"].get("norms", {})
+    norms = trained["provenance"].get("norms", {})
     return live_sae(run, training, norms.get("limit"))

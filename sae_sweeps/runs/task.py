@@ -15,28 +15,40 @@ import numpy as np
 import torch
 
 from sae_sweeps.activations.outliers import NormStats
-from sae_sweeps.config.data import TOP_VARIANCE
+from sae_sweeps.config.data import MOST_LEFT_OUT, TOP_VARIANCE
 from sae_sweeps.config.plugins import blamed
-from sae_sweeps.errors import OUT_OF_MEMORY, Diverged, Interrupted, UserError, as_exception, out_of_memory
+from sae_sweeps.errors import OUT_OF_MEMORY, DamagedFile, Diverged, Interrupted, UserError, as_exception, out_of_memory
 from sae_sweeps.evaluation.geometry import similarity_snapshot
 from sae_sweeps.evaluation.held_out import HeldOut
 from sae_sweeps.kernels.choose import recorded_name as kernels_name
+from sae_sweeps.kernels.selection import PLAIN, WAYS, Selection
 from sae_sweeps.runs.batches import Batches, stream_of
 from sae_sweeps.runs.console import Console
 from sae_sweeps.runs.export import check_format, export, live_sae
 from sae_sweeps.runs.provenance import provenance
-from sae_sweeps.runs.results import TRAINED, in_brief, write_config
+from sae_sweeps.runs.results import SAE_FILES, TRAINED, in_brief, write_config
 from sae_sweeps.runs.session import RunSession
 from sae_sweeps.runs.signals import Stop
 from sae_sweeps.runs.unchanged import record_identity
-from sae_sweeps.storage.files import one_line, read_json, write_bytes, write_json, write_text
+from sae_sweeps.storage.files import (
+    digest_of,
+    one_line,
+    read_json,
+    remove_temporaries,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
 from sae_sweeps.storage.secrets import without_secrets
 from sae_sweeps.sweeps.plan import PlannedRun
-from sae_sweeps.training.checkpoint import has_checkpoint, load_checkpoint
+from sae_sweeps.training.checkpoint import check_logs, has_checkpoint, load_checkpoint
 from sae_sweeps.training.loop import Member, TrainingCallbacks
 from sae_sweeps.training.step import Training
+
+SELECTION = "selection.json"
+"""In a run's folder: how its features are found (`train.selection`), from its first start on."""
 
 STATUS_EVERY_S = 1.0
 """Seconds between updates of status.json while training."""
@@ -113,6 +125,7 @@ class RunTask(TrainingCallbacks):
     def begin(self) -> None:
         """Write config.yaml and identity.json and mark the run running."""
         with self.isolate_failure():
+            remove_temporaries(self.folder.path)
             record_identity(self.planned, self.folder)
             write_config(self.run, self.folder)
             self.folder.set_status(state="running", total_steps=self.run.total_steps)
@@ -120,14 +133,20 @@ class RunTask(TrainingCallbacks):
     def start_training(self, batches: Batches, session: RunSession) -> Member:
         """The run at its checkpoint, or at step 0."""
         run, folder, store = self.run, self.folder, batches.store(self.run)
+        selection = recorded_selection(folder)
         if has_checkpoint(folder.checkpoint):
-            training = Training(run, 1.0, torch.zeros(store.d_in, device=session.device), session.device)
+            origin = torch.zeros(store.d_in, device=session.device)
+            training = Training(run, 1.0, origin, session.device, selection or PLAIN)  # before it was recorded
             start = load_checkpoint(training, folder.checkpoint)
         else:
-            training = Training(run, *batches.start(run), session.device)
+            training = Training(run, *batches.start(run), session.device, selection)
             start = 0
+        if selection is None:
+            write_json(folder.path / SELECTION, asdict(training.sae.selection))
         check_format(run, training)
         folder.truncate(start - 1)
+        if has_checkpoint(folder.checkpoint):
+            check_logs(folder.checkpoint, folder.log_digests())
         self._status_step = start  # below that of an attempt that ran out of memory
         self.on_checkpoint(start)
         self._held_out, self._norms, self._n_tokens = batches.held_out(run), batches.norms(run), store.n_tokens
@@ -163,6 +182,9 @@ class RunTask(TrainingCallbacks):
         np.savez_compressed(content, **similarity_snapshot(training.sae.W_dec.detach().cpu(), seed=0))
         write_bytes(self.folder.path / "monitors" / f"similarity_{percent}.npz", content.getvalue())
 
+    def log_digests(self) -> dict[str, str]:
+        return self.folder.log_digests()
+
     def on_checkpoint(self, step: int) -> None:
         # a checkpoint is on the disk some steps later: the status knows those, or the run is another process's by then
         if step >= self._status_step and not self.lease.lost:
@@ -171,6 +193,8 @@ class RunTask(TrainingCallbacks):
 
     def on_complete(self, member: Member) -> None:
         """Export `sae/`; write trained.json last."""
+        if not self.lease.check():  # its folder may have been removed
+            raise LeaseLost(self.folder)
         run, training, norms, began = self.run, member.training, self._norms, time.monotonic()
         assert training is not None and norms is not None
         refused = run.why_not_saelens()
@@ -189,10 +213,16 @@ class RunTask(TrainingCallbacks):
                 f"a thousandth of the training tokens holds {norms.top_variance:.0%} of the variance of the "
                 "activations and rules loss and fvu; read fvu_per_token, or leave such tokens out with data.max_norm=10"
             )
+        if norms.left_out > MOST_LEFT_OUT:
+            warnings.append(
+                f"data.max_norm={run.data.max_norm:g} leaves out {norms.left_out:.0%} of the training tokens, "
+                "which are no outliers then; a larger one, as 10, leaves out only those"
+            )
         if self.retry_warning:
             warnings.append(self.retry_warning)
         made = provenance(str(training.device), torch.get_num_threads()) | {
             "kernels": kernels_name(training.sae.kernels, training.device),
+            "selection": training.sae.selection.way,
             "activation_scale": training.scale,
             "norms": asdict(norms),
             "start_step": member.start,
@@ -202,7 +232,8 @@ class RunTask(TrainingCallbacks):
             "tokens_per_s": member.speed(member.total - member.start - 1, member.seconds_of_steps()),
             "step_tokens_per_s": member.speed(member.total - member.start - 1, member.stopwatch.seconds()),
         }
-        write_json(self.folder.path / TRAINED, {"warnings": warnings, "provenance": made})
+        digests = self.folder.log_digests() | {name: digest_of(self.folder.path / name) for name in SAE_FILES}
+        write_json(self.folder.path / TRAINED, {"warnings": warnings, "provenance": made, "digests": digests})
 
     # Its end ---------------------------------------------------------------------------------------------------------
 
@@ -266,6 +297,18 @@ class RunTask(TrainingCallbacks):
         summary = read_json(self.folder.results_path).get("metrics", {}) if completed else {}
         if warning := self.sink.finish(int(not completed), summary, notes=notes_of(self.folder)):
             self.launch.console.note(f"{self.label}\n  warning: {warning}")
+
+
+def recorded_selection(folder: RunFolder) -> Selection | None:
+    """How the run's features were found at its first start; None where none is recorded."""
+    path = folder.path / SELECTION
+    if not path.exists():
+        return None
+    found = read_json(path)
+    way, block = (found.get(key) if isinstance(found, dict) else None for key in ("way", "block"))
+    if way not in WAYS or not isinstance(block, int) or isinstance(block, bool) or block < 0:
+        raise DamagedFile(f"{path}: is not what a run's start writes; delete {folder.path} to train it from the start.")
+    return Selection(way, block)
 
 
 def notes_of(folder: RunFolder) -> str | None:

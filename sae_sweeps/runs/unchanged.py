@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sae_sweeps.config.identity import IDENTITY, canonical, changed, digests_of
+from sae_sweeps.config.identity import IDENTITY, canonical, changed, digests_of, recorded_identity
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.errors import DataError
 from sae_sweeps.storage.digests import short_hash
-from sae_sweeps.storage.files import read_json, write_json
+from sae_sweeps.storage.files import write_json
 from sae_sweeps.storage.run_folder import RunFolder
 from sae_sweeps.sweeps.plan import PlannedRun
 
@@ -32,8 +32,8 @@ def refuse_changed(run: RunConfig, folder: Path, outputs: Path) -> str | None:
     than their config has now.
     """
     now = canonical(run, digests_in(outputs))
-    if (folder / IDENTITY).exists():
-        if why := changed(run, digests_of(read_json(folder / IDENTITY)), digests_of(now)):
+    if (before := recorded_identity(folder)) is not None:
+        if why := changed(run, digests_of(before), digests_of(now)):
             raise DataError(f"{folder.resolve().name}: {why}")
         return None
     if short_hash(now) == folder.resolve().name:

@@ -1,11 +1,13 @@
 """Files that are written whole or not at all, and read back as they were written or not at all."""
 
 import errno
+import hashlib
 import json
 import math
 import os
 import pwd
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +15,11 @@ from typing import Any, BinaryIO
 
 from sae_sweeps.errors import ConfigError, DamagedFile, DataError, UserError
 
-FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "it is larger than files may be here (ulimit -f)",
+}
 
 
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -34,14 +40,15 @@ def check_output(option: str, path: str | Path, example: str | None = None) -> N
     Raises ConfigError where a folder is at the file's path, a file at the folder's or above, or writing is not allowed.
     """
     path = Path(path)
+    option = option if option.endswith("=") else f"{option} "
     if example is not None and path.is_dir():
-        raise ConfigError(f"{option} {path}: that is a folder; name a file, such as {example}.")
+        raise ConfigError(f"{option}{path}: that is a folder; name a file, such as {example}.")
     folder = path if example is None else path.parent
     above = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
     if not above.is_dir():
-        raise ConfigError(f"{option} {path}: {above} is not a folder; give another path.")
+        raise ConfigError(f"{option}{path}: {above} is not a folder; give another path.")
     if not os.access(above, os.W_OK | os.X_OK):
-        raise ConfigError(f"{option} {path}: nothing may be written in {above}; give another path.")
+        raise ConfigError(f"{option}{path}: nothing may be written in {above}; give another path.")
 
 
 def denied(error: OSError) -> str:
@@ -55,6 +62,15 @@ def denied(error: OSError) -> str:
         owner = f", {above} belongs to {owner or f'user {uid}'}"
     why = (error.strerror or "permission denied").lower()
     return f"{error.filename}: {why}{owner}; give a folder of yours, as outputs=FOLDER."
+
+
+def about_path(error: OSError) -> str | None:
+    """What an error of the system about a file or folder means, in one sentence; None for one that names none."""
+    if error.errno in DENIED:
+        return denied(error)
+    if error.filename is None:
+        return None
+    return f"{os.fsdecode(error.filename)}: {(error.strerror or 'cannot be used').lower()}; check the path."
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -131,6 +147,17 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's content; empty where there is none."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from None
+
+
 def without_nonfinite(obj: Any) -> Any:
     """A copy of a tree of dicts, lists and scalars with NaN and infinities replaced by None."""
     return with_floats(obj, lambda value: value if math.isfinite(value) else None)
@@ -149,6 +176,20 @@ def with_floats(obj: Any, change: Callable[[float], Any]) -> Any:
 def temporary_beside(path: Path) -> Path:
     """A name in the same folder (a rename is atomic only there) that no other process uses; hidden, short, `.tmp`."""
     return path.with_name(f".{path.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed processes were writing in a folder that this process alone writes to.
+
+    Status, lease and clock are left: other processes write those, and they are small.
+    """
+    for path in folder.rglob(".*.tmp"):
+        if path.name.startswith((".status.json.", ".lease.json.", ".clock.")):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def fsync_folder(folder: Path) -> None:

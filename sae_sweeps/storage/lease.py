@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,9 @@ class Lease:
         self._stop.set()
         if self._beat.is_alive():
             self._beat.join()
-        with mutex(self.folder):  # even unlocked: the file is only removed when it is ours
+        # Even unlocked: the file is only removed when it is ours. A full or read-only disk and a removed folder end no
+        # launch: with this process the lease ends too.
+        with suppress(OSError, DataError, DamagedFile), mutex(self.folder):
             if not self.lost and self.check():
                 self.path.unlink(missing_ok=True)
 
@@ -184,16 +186,26 @@ def _live_owner(folder: Path) -> dict[str, Any] | None:
     return owner if alive else None
 
 
+_beats: dict[Path, tuple[float, float]] = {}
+"""The heartbeat that this process saw last in each folder, and time.monotonic() when it was new."""
+
+
 def _seconds_since_beat(folder: Path) -> float:
-    """Age of the heartbeat by the file system's clock; 0 in a folder that we may not write to."""
+    """Age of the heartbeat by the file system's clock; 0 in a folder that we may not write to.
+
+    A heartbeat from the future, left by a clock that was put back, is as old as this process has seen it unchanged.
+    """
     try:
         now = file_system_time(folder)
         with open(folder / "lease.json", "rb") as lease:  # opening makes network file systems query the server
-            return now - os.fstat(lease.fileno()).st_mtime
+            beat = os.fstat(lease.fileno()).st_mtime
     except FileNotFoundError:
         return float("inf")
     except OSError:
         return 0.0
+    if _beats.get(folder, (None,))[0] != beat:
+        _beats[folder] = beat, time.monotonic()
+    return max(now - beat, time.monotonic() - _beats[folder][1])
 
 
 def file_system_time(folder: Path) -> float:

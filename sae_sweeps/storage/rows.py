@@ -7,8 +7,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps.errors import DamagedFile
-from sae_sweeps.storage.files import naming_full_disk, without_nonfinite, write_bytes
+from sae_sweeps.errors import DamagedFile, DataError
+from sae_sweeps.storage.files import digest_of, naming_full_disk, without_nonfinite, write_bytes
 
 
 class RowFile:
@@ -56,6 +56,18 @@ class RowFile:
         self.close()
         if kept != self.path.read_bytes():
             write_bytes(self.path, kept)
+
+    def digest(self) -> str:
+        """SHA-256 of the file, which is on the disk then; empty where there is none.
+
+        Raises DataError where the file that rows were written to was removed.
+        """
+        if self._file is not None:
+            with naming_full_disk(self.path):
+                os.fsync(self._file.fileno())
+            if not self.path.exists():
+                raise DataError(f"{self.path} was removed while it was written; launch the command again.")
+        return digest_of(self.path)
 
     def close(self) -> None:
         """Close the file; a later `append` opens it again."""

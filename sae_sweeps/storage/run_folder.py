@@ -145,12 +145,34 @@ class RunFolder(os.PathLike):
         write_json(self.status_path, new)
         return new
 
+    def results(self) -> dict[str, Any] | None:
+        """results.json, or None where there is none.
+
+        Raises DamagedFile where it lacks config or metrics, DataError when a later version wrote it.
+        """
+        try:
+            results = read_json(self.results_path)
+        except MissingFile:
+            return None
+        check_format_version(self.results_path, results)
+        if not isinstance(results, dict) or not isinstance(results.get("metrics"), dict):
+            raise DamagedFile(f"{self.results_path} is damaged (it has no metrics); restore it, or run the run again.")
+        for key in ("config", "provenance"):  # records of other tools have neither
+            results[key] = results.get(key) or {}
+            if not isinstance(results[key], dict):
+                raise DamagedFile(f"{self.results_path} is damaged (its {key} is no object); restore it.")
+        return results
+
     # Rows ------------------------------------------------------------------------------------------------------------
 
     def truncate(self, step: int) -> None:
         """Drop, atomically, the rows of metrics.jsonl and monitors.jsonl after `step`, and torn last lines."""
         self.metrics.truncate(step)
         self.monitors.truncate(step)
+
+    def log_digests(self) -> dict[str, str]:
+        """The digest of each of the two files as it is."""
+        return {file.path.name: file.digest() for file in (self.metrics, self.monitors)}
 
     def close(self) -> None:
         """Close both; a later `append` opens them again."""

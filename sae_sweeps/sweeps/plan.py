@@ -185,8 +185,16 @@ def title_of(point: Point, varied: list[str], run: RunConfig, keys: KeysRead) ->
         and (not (varied or point.variant) or split_override(override)[0] in varied)
         and unused_because(override, run, keys) is None
     ]
+    shown = [_as_named(override, run) for override in shown]
     words = " ".join([*([point.variant] if point.variant else []), *shown])
     return words.replace("layer.index=", "layer=").replace("schedule@", "") or "defaults"
+
+
+def _as_named(override: str, run: RunConfig) -> str:
+    """The override of a model or a text by its name in letters that Hydra's choices cannot have."""
+    group, _ = split_override(override)
+    name = getattr(run, group).name if group in ("model", "data") else ""
+    return override if name.isascii() else f"{group}={name}"
 
 
 @dataclass(frozen=True)

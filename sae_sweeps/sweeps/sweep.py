@@ -20,7 +20,7 @@ from sae_sweeps.config.run import RunConfig, run_config
 from sae_sweeps.config.schema import ClusterConfig
 from sae_sweeps.errors import ConfigError, DamagedFile, DataError
 from sae_sweeps.storage.digests import short_hash
-from sae_sweeps.storage.files import naming_full_disk, read_json, read_yaml, write_json
+from sae_sweeps.storage.files import FULL, naming_full_disk, read_json, read_yaml, write_json
 from sae_sweeps.storage.lease import this_process
 from sae_sweeps.storage.run_folder import RunFolder
 from sae_sweeps.storage.sweep_folder import CONFIGS, MANIFEST, outputs_of, read_manifest, run_path
@@ -67,7 +67,9 @@ def _new_folder(sweeps: Path) -> Path:
     with naming_full_disk(sweeps):
         try:
             sweeps.mkdir(parents=True, exist_ok=True)
-        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        except OSError as error:
+            if error.errno in FULL:
+                raise
             raise ConfigError(
                 f"outputs={sweeps.parent}: cannot be written ({error.strerror}); give a folder of yours."
             ) from None

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -69,6 +70,7 @@ class Write:
             step. On a CPU buffers are copied at once, and parameters and their moments while the next step computes
             its gradients: its update must wait for `wait_for_copy`. Otherwise nothing may change before `finish`.
         allowed: raises where the file must not be written any more; called in the thread.
+        logs: digests of the logs of the steps before, recorded in the file.
         memory: bytes of an earlier copy, used again where they suffice.
     """
 
@@ -79,9 +81,11 @@ class Write:
         folder: Path,
         beside: bool,
         allowed: Callable[[], None] = lambda: None,
+        logs: Mapping[str, str] = MappingProxyType({}),
         memory: Tensor | None = None,
     ):
         self.step, self.path, self.memory, self._allowed = step, folder / FILE, memory, allowed
+        self._logs = dict(logs)
         self._error: BaseException | None = None
         self._written, self._copied = False, threading.Event()
         self._flag: tuple[Tensor, torch.cuda.Event] | None = None
@@ -169,7 +173,7 @@ class Write:
     def _write(self) -> None:
         """The same file as safetensors' own; the checksum is known last, and its place is among the first."""
         state = self._state | {CHECKSUM: Stored.of(torch.tensor(0))}
-        header: dict[str, Any] = {}
+        header: dict[str, Any] = {"__metadata__": self._logs} if self._logs else {}
         starts, start = {}, 0
         for name in sorted(state, key=lambda name: (list(DTYPES).index(state[name].tensor.dtype), name.encode())):
             tensor = state[name].in_file()
@@ -208,20 +212,33 @@ class Writer:
             write.wait()
 
     def start(
-        self, training: Training, step: int, folder: Path, beside: bool, allowed: Callable[[], None] = lambda: None
-    ) -> Write:
+        self, training: Training, step: int, folder: Path, beside: bool, allowed: Callable[[], None] = lambda: None,
+        logs: Mapping[str, str] = MappingProxyType({}),
+    ) -> Write:  # fmt: skip
         """As `Write`."""
         done = [write for write in self._writes if write.done]
         self._writes = [write for write in self._writes if write not in done]
         kept = max((write.memory for write in done if write.memory is not None), key=len, default=None)
         for write in done:
             write.memory = None
-        self._writes.append(Write(training, step, folder, beside, allowed, kept))
+        self._writes.append(Write(training, step, folder, beside, allowed, logs, kept))
         return self._writes[-1]
 
 
 def has_checkpoint(folder: Path) -> bool:
     return (folder / FILE).exists()
+
+
+def check_logs(folder: Path, digests: Mapping[str, str]) -> None:
+    """Raise DamagedFile where the logs of the steps before a checkpoint are not those that it was written with."""
+    with safe_open(folder / FILE, "pt") as file:
+        recorded = file.metadata() or {}
+    for name, digest in recorded.items():  # none in checkpoints of earlier versions
+        if digests.get(name, digest) != digest:
+            raise DamagedFile(
+                f"{folder.parent / name}: its rows up to the checkpoint are not those that were written; restore "
+                f"it, or delete {folder} to train this run from the start."
+            )
 
 
 def load_checkpoint(training: Training, folder: Path) -> int:

@@ -42,6 +42,10 @@ class TrainingCallbacks:
     def on_quarter(self, training: Training, percent: int) -> None:
         """A quarter of the training is done."""
 
+    def log_digests(self) -> dict[str, str]:
+        """Digests of the logs of the steps so far, which a checkpoint records."""
+        return {}
+
     def on_checkpoint(self, step: int) -> None:
         """A checkpoint of the state before `step` is on the disk."""
 
@@ -152,7 +156,8 @@ class Member:
             if self.device.type == "cuda":
                 self.writer.wait()  # so that the copy takes the memory of the one before
             training.nonfinite_guard.check(wait=True)
-        self._write = self.writer.start(training, step, self.folder, beside=beside, allowed=self.callbacks.before_step)
+        allowed, logs = self.callbacks.before_step, self.callbacks.log_digests()
+        self._write = self.writer.start(training, step, self.folder, beside=beside, allowed=allowed, logs=logs)
         training.before_update = self._write.wait_for_copy
         self._saved_at = time.monotonic()
 

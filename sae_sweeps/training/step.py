@@ -21,8 +21,10 @@ from sae_sweeps.errors import ConfigError, Diverged
 from sae_sweeps.kernels.choose import choose
 from sae_sweeps.kernels.competition import Competition
 from sae_sweeps.kernels.features import DenseFeatures, Features
+from sae_sweeps.kernels.launching import StepShape
 from sae_sweeps.kernels.matmul import float32_products
 from sae_sweeps.kernels.memory import retain_freed_memory
+from sae_sweeps.kernels.selection import PLAIN, Selection, choose_selection
 from sae_sweeps.penalties.base import Penalty, PenaltyValue
 from sae_sweeps.training.nonfinite_guard import NonFiniteGuard, Snapshot
 from sae_sweeps.training.optimizer import optimizer
@@ -85,9 +87,12 @@ class Training:
     Args:
         scale: activations are multiplied by it before the SAE sees them (1 unless the run normalises).
         b_dec: initial decoder bias [d_in], in raw activation units.
+        selection: recorded at the run's first start; None: it is chosen.
     """
 
-    def __init__(self, run: RunConfig, scale: float, b_dec: Tensor, device: torch.device):
+    def __init__(
+        self, run: RunConfig, scale: float, b_dec: Tensor, device: torch.device, selection: Selection | None = None
+    ):
         if device.type == "cpu":
             retain_freed_memory()
         self.run, self.scale, self.device = run, scale, device
@@ -99,7 +104,8 @@ class Training:
         self.sae: SAE = self.placed(
             architecture(run.architecture, d_in, self.total_steps, run.train.dead_after_tokens, generator)
         )
-        self.sae.kernels, self.sae.selection = choose(run.train.kernels, device), run.train.selection
+        self.sae.kernels = choose(run.train.kernels, device)
+        self.sae.selection = self._choose_selection() if selection is None else selection
         with torch.no_grad():
             self.sae.b_dec.copy_(b_dec * scale)
         self.groups: GroupLayer | None = None
@@ -122,6 +128,15 @@ class Training:
         self.nonfinite_guard = NonFiniteGuard(device, self._explain)
         self.before_update: Callable[[], None] = lambda: None
         """Called before parameters and moments change: a checkpoint may still be copying them."""
+
+    def _choose_selection(self) -> Selection:
+        train, k = self.run.train, getattr(self.run.architecture, "k", None)
+        if train.matmul == "tf32" or k is None or not self.sae.W_enc.T.is_contiguous():
+            return PLAIN
+        d_in, d_sae = self.sae.W_enc.shape
+        products = torch.bfloat16 if train.precision == "bfloat16" else self.sae.W_enc.dtype
+        shape = StepShape(self.run.batch_size, d_in, d_sae, k, self.sae.W_enc.dtype, products)
+        return choose_selection(train.selection, self.sae.kernels, shape, self.device)
 
     def placed(self, module: Any) -> Any:
         """On the run's device and in its precision."""
@@ -152,12 +167,12 @@ class Training:
         sae, groups = self.sae, self.groups
         with self.autocast():
             pre_acts, feature_acts = sae.encode(x, step)
-            if pre_acts.shape != (len(x), sae.d_sae):
+            if pre_acts is not None and pre_acts.shape != (len(x), sae.d_sae):
                 raise ConfigError(
                     f"architecture={self.run.architecture.name}: pre-activations have shape {list(pre_acts.shape)}; "
                     f"they must be [batch, d_sae] = {[len(x), sae.d_sae]}."
                 )
-            if not of_shape(feature_acts, pre_acts.shape):
+            if not of_shape(feature_acts, (len(x), sae.d_sae)):
                 raise ConfigError(
                     f"architecture={self.run.architecture.name}: its activation must return features of shape "
                     f"[batch, d_sae] = {[len(x), sae.d_sae]}."

@@ -1,10 +1,13 @@
 """Every kind of source, the split, and what is wrong with data said in one sentence."""
 
+import gzip
+import json
+
 import pytest
 
 from sae_sweeps.activations import text as module
 from sae_sweeps.activations import text_files
-from sae_sweeps.activations.text import documents
+from sae_sweeps.activations.text import documents, look
 from sae_sweeps.config.data import check_data
 from sae_sweeps.config.schema import DataConfig
 from sae_sweeps.errors import ConfigError, DataError, NoNetwork
@@ -102,3 +105,43 @@ def test_no_network(monkeypatch):
     monkeypatch.setattr(module, "hub_is_reachable", lambda: False)
     with pytest.raises(NoNetwork, match="data=no-such/set could not be fetched"):
         next(documents(DataConfig(kind="hub", path="no-such/set"), "train"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "change", "words"),
+    [
+        (
+            [{"text": "a"}, {"text": None}, {"other": "b"}, {"text": ""}],
+            {},
+            ["3 of 4 rows have no text in data.text_field"],
+        ),
+        ([{"text": "a"}], {}, []),
+        ([{"text": 3}], {}, "holds int, not text, .*; name a column of text, as data.text_field=COLUMN"),
+        ([{"words": "a"}], {}, "data.text_field=text is not in .*; its fields are words"),
+        (
+            [{"text": "a", "label": "x"}, {"text": "b", "label": None}],
+            {"label_field": "label"},
+            "row 2 of .* has no label",
+        ),
+        (["cut"], {}, "line 1 holds str"),
+    ],
+)
+def test_the_first_rows_are_looked_at_before_a_run(rows, change, words, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cfg = DataConfig(kind="jsonl", path=str(path), **change)
+    if isinstance(words, str):
+        with pytest.raises(DataError, match=words):
+            look(cfg)
+        return
+    assert [word in found for word, found in zip(words, look(cfg), strict=True)] == [True] * len(words)
+
+
+def test_a_json_array_is_bounded_however_small_its_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.json.gz"
+    path.write_bytes(gzip.compress(b'[\n{"text": "' + b"a" * 4000 + b'"}]'))
+    cfg = DataConfig(kind="jsonl", path=str(path))
+    assert look(cfg) == []
+    monkeypatch.setattr(text_files, "LONGEST_ARRAY", 1000)
+    with pytest.raises(DataError, match="one JSON array of more than 1,000 characters.*JSON lines"):
+        look(cfg)

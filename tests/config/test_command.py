@@ -1,6 +1,7 @@
 import re
 
 import pytest
+from composing import plan
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
@@ -97,7 +98,7 @@ def test_the_ending_of_data_gives_its_kind(ending, kind, folder, tmp_path):
         ("layer=1.5", "layer=1.5: layer takes one choice, a whole number, a hook or one of attn_out"),
         ("layer=1e3", "layer=1e3: layer takes one choice"),
         ("penalty=none,2", "penalty takes one choice, of adaptive_sharing"),
-        ("eval=TRUE", "eval takes one choice, of core, full, none, quick"),
+        ("eval=TRUE", "eval takes one choice, of core, features, full, none, quick"),
         ("penalty=[ortho,contrastive]", "penalty takes one choice, of adaptive_sharing"),
         ("experiment=null", "experiment takes one choice, of adaptive_sharing"),
         ("schedule={}", "schedule takes one choice"),
@@ -172,3 +173,37 @@ def test_a_value_of_the_wrong_type_in_a_file_is_named_too(tmp_path):
     with initialize_config_dir(str(config_dir()), version_base="1.3"), pytest.raises(HydraException) as caught:
         compose("config", overrides=words)
     assert sentence(caught.value) == "num_tokens=abc: must be a whole number."
+
+
+def test_a_path_with_a_comma_is_one_value_and_a_reference_in_a_name_is_refused(tmp_path):
+    path = tmp_path / "a,b.jsonl"
+    path.write_text('{"text": "a"}')
+    assert rewrite([f"data.path={path}"]) == [f"data.path='{path}'"]
+    with pytest.raises(ConfigError, match="several values make a sweep; add -m, or quote a name that holds a comma"):
+        compose_points(["data=jsonl", "data.path=a,c.jsonl"], single=True)
+    for word in ("data=t/${x}.jsonl", "model.path=${x}", "data.forget=${x}.txt"):
+        with pytest.raises(ConfigError, match="give the file another name, or link to it"):
+            rewrite([word])
+
+
+def test_titles_of_texts_in_other_scripts_are_their_names(tmp_path):
+    for name in ("日本.jsonl", "中国.jsonl"):
+        (tmp_path / name).write_text('{"text": "a"}')
+    made = plan("-m", f"data={tmp_path / '日本.jsonl'},{tmp_path / '中国.jsonl'}", "k=4")
+    assert [planned.title for planned in made.runs] in (["data=日本.jsonl"] * 2, ["data=日本.jsonl", "data=中国.jsonl"])
+
+
+@pytest.mark.parametrize(
+    ("word", "mend"),
+    [("max_norm=10", "data.max_norm"), ("tau=1", "penalty.tau"), ("trainin_tokens=1", "training_tokens")],
+)
+def test_an_unknown_key_is_looked_for_in_the_groups_first(word, mend):
+    with pytest.raises(Exception) as caught:
+        compose_points([word])
+    assert sentence(caught.value).endswith(f"no such key; did you mean {mend}?")
+
+
+def test_plain_text_has_no_columns(tmp_path):
+    (tmp_path / "a.txt").write_text("words")
+    with pytest.raises(ConfigError, match="rows of .jsonl, .json and .parquet have columns"):
+        plan(f"data={tmp_path / 'a.txt'}", "data.label_field=x")

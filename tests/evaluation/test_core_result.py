@@ -57,6 +57,7 @@ def test_a_nan_weight_is_named() -> None:
     sae.weights["W_dec"][0] = math.nan
     result = evaluate_core({"it": sae}, CFG, ToyLM(), LAYER, toy_tokens(10))["it"]
     assert math.isnan(result.metrics["fvu"])
+    assert result.warnings[0] == "not to be believed: the SAE's W_dec is not finite"
     assert any("not a finite number" in w and "fvu" in w for w in result.warnings)
 
 

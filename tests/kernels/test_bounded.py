@@ -1,9 +1,12 @@
-"""The bound of a bfloat16 product holds, whatever the matrices."""
+"""The bound of a bfloat16 product holds and what is selected by it is exact, whatever the matrices."""
 
 import pytest
 import torch
+from bounds import assert_within, close, gamma
 
-from sae_sweeps.kernels import bounded
+from sae_sweeps.kernels import bounded, bounded_numba, sparse_numba
+from sae_sweeps.kernels.launching import StepShape
+from sae_sweeps.kernels.selection import product_block
 
 B, D, N = 12, 40, 64
 
@@ -94,3 +97,99 @@ def test_what_is_not_finite_is_not_bounded(value):
     W[1, 2] = value
     _, e, _, _ = found(x, W, torch.zeros(N))
     assert not e[:, 1].isfinite().any() and e[:, 0].isfinite().all()
+
+
+def z_of_all(x, W, block):
+    """Every x.w, summed as `bounded_numba.dots` does."""
+    start, feature = torch.arange(len(x) + 1) * len(W), torch.arange(len(W), dtype=torch.int32).repeat(len(x))
+    z = bounded_numba.dots(start.numpy(), feature.numpy(), W.T, x, block)
+    return torch.from_numpy(z).view(len(x), len(W))
+
+
+def with_nothing_to_compute(case, value):
+    x, W = case()
+    x[2, 1], W[5, 3] = value, value
+    return x, W
+
+
+NOT_FINITE = [float("nan"), float("inf"), 1e25, 3e38]
+
+
+@pytest.mark.parametrize("case", [*CASES, *NOT_FINITE], ids=lambda case: getattr(case, "__name__", str(case)))
+@pytest.mark.parametrize("k", [1, 5, 60])
+@pytest.mark.parametrize("block", [0, 24])
+def test_the_largest_are_those_of_all(case, k, block, monkeypatch):
+    """The same numbers in the same places to the last bit, ties and what is not finite too."""
+    monkeypatch.setattr(bounded_numba, "UNDECIDED", 1.0)
+    torch.manual_seed(0)
+    x, W = case() if callable(case) else with_nothing_to_compute(ordinary, case)
+    for b in (torch.zeros(N), torch.randn(N).round()):
+        values, indices = sparse_numba.bounded_largest(x, W.T, b, k, block)
+        expected, places = sparse_numba.largest(z_of_all(x, W, block) + b, k)
+        assert torch.equal(indices, places)
+        torch.testing.assert_close(values, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("case", [*CASES, *NOT_FINITE], ids=lambda case: getattr(case, "__name__", str(case)))
+@pytest.mark.parametrize("guess", [0.0, 1e-6, 1.0, 1e30])
+def test_what_is_found_above_holds_the_largest_of_the_batch(case, guess, monkeypatch):
+    monkeypatch.setattr(bounded_numba, "MOST_CANDIDATES", N)
+    torch.manual_seed(0)
+    x, W = case() if callable(case) else with_nothing_to_compute(ordinary, case)
+    b, n = torch.randn(N), 3 * B
+    found = sparse_numba.bounded_above(x, W.T, b, guess, n, 24)
+    if not callable(case):
+        assert found is None  # left to the product in float32
+        return
+    start, feature, values = found
+    start_T = torch.arange(B + 1) * N
+    every = torch.from_numpy(
+        bounded_numba.dots(start_T.numpy(), torch.arange(N, dtype=torch.int32).repeat(B).numpy(), W.T, x, 24, b.numpy())
+    ).view(B, N)
+    token = torch.repeat_interleave(torch.arange(B), start.diff())
+    assert torch.equal(values, every[token, feature]) and (values > 0).all()
+    order = token * N + feature
+    assert (order.diff() > 0).all()
+    least = every.flatten().sort(descending=True).values[n - 1].clamp(min=torch.finfo().tiny)
+    missed = every >= least
+    missed[token, feature] = False
+    assert not missed.any()
+
+
+def test_a_bound_that_decides_nothing_leaves_the_product_in_float32():
+    x, W, b = torch.ones(B, D), torch.full((2 * N, D), 0.3), torch.zeros(2 * N)
+    assert bounded_numba.largest(x, W.T, b, 1, 0) is None and bounded_numba.above(x, W.T, b, 0.0, 1, 0) is None
+    values, indices = sparse_numba.bounded_largest(x, W.T, b, 1, 0)
+    expected, places = sparse_numba.product_and_largest(x, W.T, b, 1, torch.empty(B, 2 * N))
+    assert torch.equal(values, expected) and torch.equal(indices, places)
+
+
+def test_rounding_in_one_pass():
+    for case in CASES:
+        torch.manual_seed(0)
+        for rows in case():
+            found, expected = bounded_numba.rounded(rows), bounded.rounded(rows)
+            assert torch.equal(found.rows, expected.rows)
+            for name in ("norm", "rest", "whole"):
+                one, other = getattr(found, name), getattr(expected, name)
+                close(one, other, D + 8, torch.float32, name=name)
+
+
+@pytest.mark.parametrize("block", [0, 16, 24, 40, 100])
+def test_dots_are_sums_of_products_of_any_block(block):
+    torch.manual_seed(0)
+    x, W = ordinary()
+    expected = x.double() @ W.double().T
+    bound = gamma(D + 2, torch.float32) * (x.double().abs() @ W.double().abs().T)
+    assert_within(z_of_all(x, W, block), expected, bound)
+
+
+def test_the_products_own_bits():
+    """Where the order of the library's sums is found, each element of another product of this shape has its bits."""
+    shape = StepShape(128, 512, 1024, 8)
+    block = product_block(shape, torch.device("cpu"))
+    x, W = torch.randn(128, 512), torch.randn(1024, 512)
+    if block:
+        assert torch.equal(z_of_all(x, W, block), x @ W.T)
+    else:  # unknown here: then a sum in another order is no product's own
+        assert not torch.equal(z_of_all(x, W, 512), x @ W.T)

@@ -34,6 +34,7 @@ WRITES = {
 def test_a_write_is_seen(write):
     weight = kept_weight()
     copy = rounded(weight, torch.bfloat16)
+    assert at_hand(weight, None) is weight  # of a run in float32 that only selects in bfloat16
     assert copy.stride() == weight.stride() and rounded(weight, torch.bfloat16) is copy is at_hand(weight)
     before = copy.clone()
     with torch.no_grad():

@@ -1,4 +1,5 @@
-"""The wheel in an environment of its own: its configs, its command and its modules, in a folder without a checkout."""
+"""The wheel in an environment of its own, and a fresh clone: configs, command and modules, as on a machine that is not
+ours: paths with blanks and other letters, an empty home, files of the code that cannot be written, another umask."""
 
 import json
 import os
@@ -33,21 +34,41 @@ def wheel(tmp_path_factory):
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
     """The folder of the commands of a new environment with the wheel, which takes its dependencies from this one."""
-    home = tmp_path_factory.mktemp("environment") / "venv"
+    home = tmp_path_factory.mktemp("environment") / "größe mit leer" / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
     site = Path(sysconfig.get_path("purelib", "venv", {"base": str(home), "platbase": str(home)}))
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")  # not its .pth files: no checkout
     install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--offline", "--no-deps", "--no-config"]
     subprocess.run([*install, "--python", home / "bin" / "python", wheel], check=True)
-    return home / "bin"
+    read_only(home)
+    yield home / "bin"
+    read_only(home, "u+w")
+
+
+def read_only(folder, change="a-w"):
+    subprocess.run(["chmod", "-R", change, folder], check=True)
+
+
+def as_a_stranger(command, folder, environment):
+    """A command with an empty home, files that only their owner reads, and no more rights than their modes give."""
+    (folder / "home").mkdir(exist_ok=True)
+    bound = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.getuid() == 0 else []
+    gone = ("PYTHONPATH", "HYDRA_FULL_ERROR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
+    environment = {key: value for key, value in environment.items() if key not in gone}
+    environment |= {"OMP_NUM_THREADS": "1", "HOME": str(folder / "home")}
+    return subprocess.run(
+        [*bound, *map(str, command)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        umask=0o077,
+    )
 
 
 def run(installed, folder, *words, expect=0, environment=os.environ):
-    environment = {key: value for key, value in environment.items() if key not in ("PYTHONPATH", "HYDRA_FULL_ERROR")}
-    command = [installed / words[0], *map(str, words[1:])]
-    done = subprocess.run(
-        command, cwd=folder, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
-    )
+    done = as_a_stranger([installed / words[0], *words[1:]], folder, environment)
     assert done.returncode == expect, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 
@@ -96,3 +117,25 @@ def test_mistakes_are_one_sentence(installed, tmp_path):
     assert out == "error: penalty=orto: no such choice; did you mean ortho?\n"
     assert run(installed, tmp_path, "sae-sweeps", "table", "nothing", expect=2).startswith("error: ")
     assert "invalid choice" in run(installed, tmp_path, "sae-sweeps", "lunch", expect=2)
+
+
+def test_a_fresh_clone_that_cannot_be_written(tmp_path):
+    clone, folder = tmp_path / "klon größe", tmp_path / "arbeit mit leer"
+    folder.mkdir()
+    ignored = shutil.ignore_patterns(".git", ".venv*", "outputs", "build", "__pycache__", ".*_cache", "tests")
+    shutil.copytree(ROOT, clone, ignore=ignored)
+    read_only(clone)
+    before = sorted(clone.rglob("*"))
+    launch = [sys.executable, clone / "launch.py"]
+    try:
+        done = as_a_stranger([*launch, *SMALL, "k=4", "outputs=aus gabe"], folder, os.environ)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        (run_folder,) = (folder / "aus gabe" / "runs").iterdir()
+        again = as_a_stranger(
+            [sys.executable, clone / "launch.py", "--from", run_folder, "report=false"], folder, os.environ
+        )
+        assert again.returncode == 0 and "bit for bit the numbers" in again.stdout, f"{again.stdout}\n{again.stderr}"
+        assert sorted(clone.rglob("*")) == before
+        assert {path.stat().st_mode & 0o077 for path in run_folder.rglob("*")} == {0}
+    finally:
+        read_only(clone, "u+w")

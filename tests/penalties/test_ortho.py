@@ -6,13 +6,14 @@ from pathlib import Path
 import numba
 import pytest
 import torch
-from bounds import Rounding, assert_within
+from bounds import Rounding, assert_within, close
 from slow_reference import ortho as slow_ortho
 
 from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.kernels import coactivation, coactivation_cpu, coactivation_tiles, sparse_numba
+from sae_sweeps.kernels import coactivation, coactivation_cpu, coactivation_tiles, sparse, sparse_numba
 from sae_sweeps.kernels.active_lists import active_lists
+from sae_sweeps.kernels.coactivation import competing_cosines
 from sae_sweeps.kernels.features import DenseFeatures, PairFeatures, TopKFeatures
 from sae_sweeps.kernels.pairs import per_token
 from sae_sweeps.kernels.threads import compiled, over_blocks
@@ -36,6 +37,9 @@ def take(way, monkeypatch):
     taken = {"loops with tiles": "loops", "listed": "plain", "rows": "plain"}.get(way, way)
     monkeypatch.setattr(ortho, "pairwise", lambda kernels, W: taken)
     monkeypatch.setattr(coactivation, "MEETING_COST", 1e9 if way == "rows" else 0)
+    monkeypatch.setattr(coactivation_cpu, "PANEL", 100 if way == "loops" else 2**21)
+    monkeypatch.setattr(coactivation_cpu, "COLUMNS", 4)
+    monkeypatch.setattr(coactivation_cpu, "TILE_COLUMNS", 24)
     for module in (coactivation, coactivation_cpu, coactivation_tiles):
         monkeypatch.setattr(module, "TILE", 16)
 
@@ -246,6 +250,31 @@ def test_a_second_backward_pass_gives_the_same(way, context):
     kept = first.clone()
     (second,) = torch.autograd.grad(4 * loss, W)
     assert torch.equal(first, kept) and torch.equal(second, 2 * first) and bool(first.any())
+
+
+@pytest.mark.parametrize("few", [0, 16])
+def test_the_gradient_joins_that_of_the_reconstruction(few, monkeypatch):
+    """Added in place where both are in one loss; alone, it is the same."""
+    monkeypatch.setattr(coactivation_cpu, "FEW", few)
+    monkeypatch.setattr(coactivation_cpu, "COLUMNS", 4)
+    W, f = random_case(density=1.0)
+    values, indices = f.topk(7, dim=1)
+    pairs = per_token(indices, 40, sparse_numba)
+    features = TopKFeatures(values, indices, 40, pairs)
+    competition = penalty(config(base_threshold=0.1)).pair_competition()
+    x = torch.ones(len(f), 6, dtype=torch.float64)
+    found = []
+    for joined in (False, True):
+        error, squares = sparse.residual(pairs, values.flatten(), W, torch.zeros(6, dtype=torch.float64), x)
+        value, _ = competing_cosines(W, features, len(f), competition, "loops", error if joined else None)
+        (alone,) = torch.autograd.grad(3 * value, W, retain_graph=True)
+        (of_both,) = torch.autograd.grad(squares.sum() + 3 * value, W, retain_graph=True)
+        found.append((alone, of_both))
+        (again,) = torch.autograd.grad(squares.sum() + 3 * value, W)
+        assert torch.equal(of_both, again)
+    (alone, of_both), (alone_joined, of_both_joined) = found
+    assert torch.equal(alone, alone_joined) and bool(alone.any())
+    close(of_both_joined, of_both, 3, magnitude=(of_both - alone).abs() + alone.abs())
 
 
 @pytest.mark.parametrize("exact", [1, 7, 25])

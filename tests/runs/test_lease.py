@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,6 +125,21 @@ def test_this_machines_clock_does_not_matter(tmp_path, monkeypatch):
         assert Lease.acquire(tmp_path) is None
 
 
+def test_a_heartbeat_from_the_future_counts_as_long_as_it_is_seen_to_beat(tmp_path, monkeypatch):
+    seconds = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: seconds)
+    elsewhere(tmp_path, seconds_ago=-86400)
+    assert Lease.acquire(tmp_path) is None
+    seconds += 59
+    elsewhere(tmp_path, seconds_ago=-86300)
+    assert Lease.acquire(tmp_path) is None
+    seconds += 59
+    assert Lease.acquire(tmp_path) is None
+    seconds += 2
+    with Lease.acquire(tmp_path) as lease:
+        assert lease.check()
+
+
 def test_the_heartbeat_beats_and_notices_a_new_owner(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BEAT_S", 0.01)
     with Lease.acquire(tmp_path) as lease:
@@ -173,3 +189,10 @@ def test_a_stopped_process_in_the_lock_does_not_block_for_ever(tmp_path, monkeyp
     assert Lease.acquire(tmp_path) is None
     end(inside)
     Lease.acquire(tmp_path).release()
+
+
+def test_a_lease_in_a_folder_that_is_gone_ends_nothing(tmp_path):
+    run = tmp_path / "run"
+    with Lease.acquire(run):
+        shutil.rmtree(run)
+    assert not run.exists()

@@ -38,6 +38,7 @@ def test_the_same_numbers_from_the_folder_alone(copied, tmp_path, monkeypatch, c
     assert main(["--from", str(copied), "report=false"]) == 0
     (again,) = run_folders(tmp_path / "outputs" / "repeats")
     assert again.name == copied.name and numbers(again) == numbers(copied)
+    assert (again / "selection.json").read_bytes() == (copied / "selection.json").read_bytes()
     out = capsys.readouterr().out
     assert f"repeat  bit for bit the numbers of {copied}: " in out and "weights, " in out
 
@@ -98,7 +99,7 @@ def no_config(folder):
         (code_beside, "code is not run from there"),
         (missing_code, "is missing; put it back, or name the folder that holds it now"),
         (newer, f"has the format_version {FORMAT + 1}, and this version of sae-sweeps reads up to {FORMAT}"),
-        (no_config, "is damaged (it holds no config of a run)"),
+        (no_config, "is damaged (it is not a YAML mapping)"),
     ],
 )
 def test_what_is_no_longer_the_same_is_one_sentence(change, message, copied, tmp_path, capsys):

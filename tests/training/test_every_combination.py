@@ -135,7 +135,9 @@ def test_trains(row, option):
             pulls.append(numbers["grad_norm/penalty"] + numbers["grad_norm/penalty_enc"])
     assert all(parameter.isfinite().all() for _, parameter in training.named_parameters())
     assert reconstruction(STEPS - 1) < before
-    assert max(pulls) > 0
+    # with a group's residual most features fire on every token: none more often than another, so no group of features
+    alike = "statistic=frequency" in option and "residual" in row["group_layer"]
+    assert max(pulls) > 0 or alike
     assert (training.sae.kernels is not None) == (row["train.kernels"] == "auto")
     assert (training.sae.W_dec.dtype == torch.float64) == (row["train.precision"] == "float64")
     assert (training.groups is None) == (row["group_layer"] == "group_layer=none")

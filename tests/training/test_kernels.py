@@ -7,8 +7,10 @@ import torch
 from bounds import Rounding, product_bound
 from composed import BATCH, D_IN, batch_at, configured
 
+from sae_sweeps.config.identity import run_id
 from sae_sweeps.errors import ConfigError
-from sae_sweeps.kernels import choose, sparse_numba
+from sae_sweeps.kernels import choose, selection, sparse_numba
+from sae_sweeps.kernels.selection import Selection
 from sae_sweeps.training.step import Training
 
 
@@ -154,3 +156,61 @@ def test_bfloat16_selects_and_float32_computes(architecture):
 def test_bfloat16_selection_needs_something_to_select(words):
     with pytest.raises(ConfigError, match="train.selection=bfloat16"):
         configured("train.selection=bfloat16", words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture, block", [("topk", 0), ("topk", 16), ("batch_topk", 16), ("matryoshka", 0)])
+def test_300_steps_of_a_bounded_selection_choose_what_the_plain_formulas_choose(architecture, block):
+    """In float32, at each step from the same weights: the same features, but where two z are equal but for rounding."""
+    words = [f"architecture={architecture}", "k=4", f"num_tokens={300 * BATCH}", "train.dead_after_tokens=128"]
+    run = configured(*words, "train.selection=bounded")
+    training = Training(run, 1.0, torch.zeros(D_IN), torch.device("cpu"), Selection("bounded", block))
+    assert training.sae.selection.way == "bounded"
+    for step in range(300):
+        sae, x = training.sae, batch_at(step).x
+        with torch.no_grad():
+            z = (x - sae.b_dec).double() @ sae.W_enc.double() + sae.b_enc.double()
+            off = product_bound(x - sae.b_dec, sae.W_enc, torch.float32, more=2)
+            f = sae.encode(x, step)[1].dense()
+        chosen = f > 0
+        assert ((f.double() - z).abs() <= off)[chosen].all()
+        if architecture == "topk":
+            least = (z - off).topk(4).values[:, -1:].clamp(min=0)
+            assert (chosen.sum(1) <= 4).all()
+        else:
+            least = (z - off).flatten().topk(4 * BATCH).values[-1].clamp(min=0)
+            assert chosen.sum() <= 4 * BATCH
+        assert ((z + off)[chosen] >= least.expand_as(z)[chosen]).all()
+        training.step(batch_at(step), step)
+
+
+def test_the_way_of_a_run_is_chosen_where_it_may_pay(monkeypatch):
+    def way(*words):
+        return Training(configured("k=4", *words), 1.0, torch.zeros(D_IN), torch.device("cpu")).sae.selection.way
+
+    times = iter([2.0, 1.0, 1.0, 2.0])
+    monkeypatch.setattr(selection, "_seconds", lambda work, n_tokens: next(times))
+    assert way("architecture=topk") == "plain" and next(times) == 2.0  # too small a product to measure
+    times = iter([2.0, 1.0])
+    monkeypatch.setattr(selection, "LEAST", 1)
+    monkeypatch.setattr(selection, "_measured", {})
+    assert way("architecture=topk") == way("architecture=batch_topk") == "bounded"  # measured once
+    times = iter([1.0, 2.0])
+    monkeypatch.setattr(selection, "_measured", {})
+    assert way("architecture=topk", "train.selection=exact") == "plain"
+    for words in (["train.precision=float64"], ["train.kernels=reference"], ["train.selection=plain"]):
+        assert way("architecture=topk", *words) == "plain"
+
+
+def test_the_way_is_no_part_of_the_run_id():
+    ids = {run_id(configured("k=4", f"train.selection={way}")) for way in ("auto", "plain", "bounded", "exact")}
+    assert len(ids) == 1 and run_id(configured("k=4", "train.selection=bfloat16")) not in ids
+
+
+@pytest.mark.parametrize(
+    "words", ["architecture=standard", "train.kernels=reference", "train.precision=float64", "train.matmul=tf32"]
+)
+def test_bounded_selection_needs_what_it_bounds(words):
+    key = words.partition("=")[0]
+    with pytest.raises(ConfigError, match=f"train.selection=bounded: .*{key}"):
+        configured("train.selection=bounded", words)

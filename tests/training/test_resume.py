@@ -11,7 +11,8 @@ from sae_sweeps.architectures.topk import TopKConfig
 from sae_sweeps.errors import DamagedFile, Interrupted
 from sae_sweeps.penalties.ortho import OrthoConfig
 from sae_sweeps.schedules import PowerConfig
-from sae_sweeps.training.checkpoint import FILE, load_checkpoint
+from sae_sweeps.storage.run_folder import RunFolder
+from sae_sweeps.training.checkpoint import FILE, Writer, check_logs, load_checkpoint
 from sae_sweeps.training.loop import Member, TrainingCallbacks, train
 from sae_sweeps.training.step import Training
 
@@ -189,3 +190,15 @@ def test_whatever_moves_is_resumed_exactly(words, tmp_path):
         assert torch.equal(value, state(resumed)[key]), key
     assert {**end, "tokens_per_s": 0} == {**last, "tokens_per_s": 0}
     assert whole.notes == parts.notes
+
+
+def test_a_log_that_lost_rows_before_its_checkpoint_is_named(tmp_path):
+    folder = RunFolder(tmp_path)
+    one = fresh(run_config(**RUNS["topk, bf16, norm"]))
+    for step in range(3):
+        folder.metrics.append({"step": step})
+    Writer().start(one, 3, folder.checkpoint, beside=False, logs=folder.log_digests()).finish()
+    check_logs(folder.checkpoint, folder.log_digests())
+    folder.truncate(1)
+    with pytest.raises(DamagedFile, match="metrics.jsonl: its rows up to .* delete .*checkpoint to train"):
+        check_logs(folder.checkpoint, folder.log_digests())

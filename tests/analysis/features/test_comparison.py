@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_matrix
 
 from analysis.__main__ import main
-from analysis.features.matching import FEWEST, Matching, compare, fates_of, matched
+from analysis.features.matching import FEWEST, LEAST, Matching, compare, fates_of, matched
 from analysis.features.page import page
 from analysis.features.stored import stored
 from sae_sweeps.storage.run_folder import RunFolder
@@ -17,10 +17,11 @@ from tests.analysis.featured import random_activations, write_features
 
 def test_the_assignment_is_scipys(seed=0):
     draw = np.random.default_rng(seed)
-    similarity = draw.standard_normal((12, 9))
+    similarity = draw.random((12, 9))
     found = matched((*map(np.ravel, np.indices(similarity.shape)), similarity.ravel()), 12, 9)
-    rows, columns = linear_sum_assignment(np.maximum(similarity, 0), maximize=True)
-    assert np.nansum(found.similarity) == pytest.approx(np.maximum(similarity, 0)[rows, columns].sum())
+    gain = np.where(similarity >= LEAST, similarity, 0)
+    assert np.nansum(found.similarity) == pytest.approx(gain[linear_sum_assignment(gain, maximize=True)].sum())
+    assert np.nanmin(found.similarity) >= LEAST
     partners = found.partner[found.partner >= 0]
     assert len(set(partners)) == len(partners)
     back = found.inverse(9)

@@ -1,11 +1,17 @@
-"""The report in headless Chromium, at the widths of a phone, a tablet and a desk."""
+"""The report, and the page of features, in headless Chromium, at the widths of a phone, a tablet and a desk."""
 
 import os
+import re
 import shutil
 
 import pytest
 
+from analysis.features.comparison import comparison
+from analysis.features.matching import compare
+from analysis.features.page import page as page_of_features
+from analysis.features.stored import stored
 from analysis.report import write_report
+from tests.analysis.featured import HOSTILE, random_activations, write_features
 from tests.analysis.outputs import add_run
 from tests.analysis.trained import add_trained
 
@@ -142,3 +148,49 @@ def test_figures_to_hover_over(visit, file):
     page = visit(other, 1280)
     page.wait_for_selector("#chart-coordinates svg")
     page.locator("#figures .chart svg.main-svg").nth(2).wait_for(state="attached")  # they are drawn in turn
+
+
+def test_a_page_of_features(visit, tmp_path):
+    folders = [
+        write_features(tmp_path / name, random_activations(24, d_sae=140, seed=seed)) for seed, name in enumerate("ab")
+    ]
+    a, b = (stored(folder, "") for folder in folders)
+    file = tmp_path / "features.html"
+    file.write_text(page_of_features([a, b], "Two", comparison(compare(a, b))), encoding="utf-8")
+    page = visit(file, 1280)
+    page.wait_for_selector("html[data-ready]")
+    rows, count = page.locator("#features tbody tr"), page.locator("#count")
+    assert count.inner_text() == "140 of 140 features of a." and rows.count() == 100
+
+    page.locator("#features th[data-key=density] button").click()
+    densities = [float(cell.split()[0]) for cell in page.locator("#features tbody td:nth-child(3)").all_inner_texts()]
+    assert densities == sorted(densities, reverse=True)
+    page.locator("#query").fill(HOSTILE[0].upper())
+    found = set()
+    for kind in ("top", "drawn"):
+        rank, feature, offset = a[f"{kind}_around"].nonzero()
+        tokens = a["tokens"].ravel()[a[f"{kind}_place"][rank, feature] + offset - a.about["before"]]
+        found |= set(feature[tokens == 1].tolist())  # HOSTILE[0]
+    page.locator("#count", has_text=re.compile(f"^{len(found)} of 140 features")).wait_for()
+    assert {int(one) for one in rows.locator("a").all_inner_texts()} == found != set() and "q=" in page.url
+    rows.locator("a").first.click()
+    page.locator(".feature .token", has_text=HOSTILE[0]).first.wait_for(state="attached")
+    assert not page.locator("img, b:has-text('plain')").count()  # tokens and labels are text
+
+    page.goto("about:blank")
+    page.goto(f"{file.as_uri()}#feature=b:139,a:7&q=7&sort=feature")  # a link that somebody kept
+    page.wait_for_selector("html[data-ready]")
+    assert page.locator(".feature h2").all_inner_texts() == ["Feature 139", "Feature 7"]
+    for number, (one, j) in enumerate(((b, 139), (a, 7))):
+        values = (
+            page.locator(".feature")
+            .nth(number)
+            .locator(".example .own")
+            .evaluate_all("all => all.map(s => +s.dataset.value)")
+        )
+        kept = [one[f"{kind}_around"][:, j, 3][one[f"{kind}_place"][:, j] >= 0].tolist() for kind in ("top", "drawn")]
+        assert values == [*kept[0], *kept[1]]
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.emulate_media(media="print")
+    assert page.locator("#search").is_hidden() and page.locator(".example").first.is_visible()

@@ -22,6 +22,7 @@ from sae_sweeps.config.run import RunConfig
 from sae_sweeps.evaluation.core import evaluate_activations
 from sae_sweeps.evaluation.geometry import decoder_geometry
 from sae_sweeps.evaluation.held_out import sample
+from sae_sweeps.kernels.rounded import at_hand
 from sae_sweeps.runs.export import export, live_sae, trained_sae
 from sae_sweeps.runs.results import TRAINED
 from sae_sweeps.storage.files import write_json
@@ -104,6 +105,9 @@ def test_trains_resumes_and_is_evaluated(row, run, tmp_path, monkeypatch):
     for (name, module), other in zip(training.modules().items(), again.modules().values(), strict=True):
         for key, value in module.state_dict().items():
             assert torch.equal(value.cpu(), other.state_dict()[key].cpu()), f"{name}.{key} after resuming"
+    for weight in (one for sae in (training.sae, again.sae) for one in (sae.W_enc, sae.W_dec)):
+        used = at_hand(weight).detach().cpu()
+        assert torch.equal(used, weight.detach().cpu().to(used.dtype)), "a copy that is not the weight's"
 
     save_checkpoint(training, start + 1, folder.checkpoint)
     write_json(folder.path / TRAINED, {"provenance": {}})

@@ -12,13 +12,14 @@ from sae_sweeps.activations.synthetic import SyntheticWorld
 from sae_sweeps.architectures import saelens
 from sae_sweeps.config.evaluations import EvalConfig
 from sae_sweeps.config.schema import LayerConfig, SyntheticConfig
-from sae_sweeps.evaluation import absorption, autointerp, composition, labels, probes, rows, unlearning
+from sae_sweeps.evaluation import absorption, autointerp, composition, features, labels, probes, rows, unlearning
 from sae_sweeps.evaluation.core import evaluate_core
 from sae_sweeps.evaluation.first_letters import letter_probe
 from sae_sweeps.evaluation.geometry import decoder_geometry, similarity_snapshot
 from sae_sweeps.evaluation.questions import QuestionSet
 from sae_sweeps.evaluation.recovery import recovery
 from sae_sweeps.evaluation.sums import count_firing, sum_features
+from sae_sweeps.evaluation.unembedded import logit_effects
 from sae_sweeps.kernels.features import DenseFeatures, TopKFeatures
 
 LAYER, CONTEXT = LayerConfig(), 8
@@ -105,7 +106,10 @@ def letters(device):
     )
     cfg = EvalConfig().absorption
     split = absorption.split_features(1, weight[1], (f, letter), (f, letter), cfg)
-    return [weight, bias, split, absorption.absorbed(sae, x[letter == 1], draw(D_IN, seed=3), split)]
+    fraction, full = absorption.absorbed(sae, x[letter == 1], draw(D_IN, seed=3), split)
+    known = SimpleNamespace(words_x_ND=x[letter == 1], weight_26D=draw(2, D_IN), words=list("abcdefghijkl"))
+    some = torch.arange(12) % 2 == 0
+    return [weight, bias, split, fraction, full, absorption.examples(sae, known, 1, some, split)]
 
 
 def separation(device):
@@ -139,8 +143,19 @@ def examples(device):
     return autointerp.activations_of({"": sae}, {"": [0, 3]}, toy_tokens(6), shared_of(lm, llm_batch=4))
 
 
+def kept_features(device):
+    sae, lm, tokens_NL = toy_sae(architecture="topk").to(device), DeviceLM(device), toy_tokens(6)
+    cfg, shared = EvalConfig().features, shared_of(lm, llm_batch=4)
+    text_NL, label_NL = torch.ones_like(tokens_NL, dtype=torch.bool), tokens_NL % 3 - 1
+    found = features.collect({"": sae}, shared, cfg, tokens_NL, text_NL, label_NL, 2)[""]
+    arrays = found.arrays() | features.neighbours(sae, found, 3)
+    effects = logit_effects(sae.weights["W_dec"], lm, LayerConfig("resid_post", 0), 3)
+    return [{name: array.tolist() for name, array in arrays.items()}, effects]
+
+
 @pytest.mark.parametrize(
-    "what", [core, means_of_rows, sums_of_features, sparse_probes, letters, separation, unlearned, examples]
+    "what",
+    [core, means_of_rows, sums_of_features, sparse_probes, letters, separation, unlearned, examples, kept_features],
 )
 def test_numbers_are_those_of_the_cpu(what, monkeypatch):
     monkeypatch.setattr(saelens, "choose", lambda requested, device: None)  # the plain formulas on the CPU too

@@ -6,7 +6,7 @@ import pytest
 
 from sae_sweeps.config.evaluations import EvalConfig, settings_of
 from sae_sweeps.errors import DataError
-from sae_sweeps.evaluation.own_data import OwnSource
+from sae_sweeps.evaluation.labelled_data import LabelledSource
 from sae_sweeps.evaluation.tasks import BIASED, Pair
 
 
@@ -26,7 +26,7 @@ def topics():
 
 
 def test_rows_serve_probing_pairs_and_hierarchies(tmp_path):
-    source = OwnSource(write(tmp_path / "own.jsonl", topics()))
+    source = LabelledSource(write(tmp_path / "own.jsonl", topics()))
     assert source.probing == source.tpp == source.hierarchies == ("topics",)
     assert source.pairs == tuple(
         Pair("topics", pair) for pair in (("animal", "food"), ("animal", "plant"), ("food", "plant"))
@@ -45,7 +45,7 @@ def test_rows_serve_probing_pairs_and_hierarchies(tmp_path):
 
 def test_what_is_written_twice_is_in_one_split(tmp_path):
     rows = topics()
-    source = OwnSource(write(tmp_path / "own.jsonl", [*rows, *({**row, "split": "test"} for row in rows)]))
+    source = LabelledSource(write(tmp_path / "own.jsonl", [*rows, *({**row, "split": "test"} for row in rows)]))
     task = source.task("topics", 4000, 4000, seed=0)
     assert not {text for texts in task.train.values() for text in texts} & {t for ts in task.test.values() for t in ts}
 
@@ -70,5 +70,5 @@ def test_the_content_of_the_file_decides_what_is_done_again(tmp_path):
 )
 def test_a_file_that_does_not_serve_is_refused(tmp_path, row, said):
     with pytest.raises(DataError) as error:
-        OwnSource(write(tmp_path / "own.jsonl", [row]))
+        LabelledSource(write(tmp_path / "own.jsonl", [row]))
     assert str(error.value) == f"eval.data={tmp_path / 'own.jsonl'}: {said}"

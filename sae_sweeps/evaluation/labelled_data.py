@@ -41,10 +41,10 @@ Place = tuple[str, str, str | None, str | None]
 """Split, label, attribute and fine class."""
 
 
-class OwnSource:
+class LabelledSource:
     """Labelled text from a file of one's own."""
 
-    kind: str = "own"
+    kind: str = "labelled"
 
     def __init__(self, file: Path):
         self.file = file
@@ -75,7 +75,7 @@ class OwnSource:
 
     @cached_property
     def digest(self) -> str:
-        return f"own:{file_digest(self.file)}"
+        return f"labelled:{file_digest(self.file)}"
 
     def task(self, name: str, train_rows: int, test_rows: int, seed: int) -> Task:
         """As many rows of each class as its rarest has, at most half of `train_rows` and `test_rows`."""
