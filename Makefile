@@ -170,7 +170,7 @@ saebench-check: install .venv-saelens/.installed ## SAEBench's own loop over eig
 
 peers: .venv-peers/.installed ## the libraries that `make bench` measures beside ours, in an environment of their own
 
-bench: install peers ## speed beside the other libraries, interleaved; writes docs/benchmarks.md (ten minutes)
+bench: install peers ## speed beside the other libraries, interleaved; draws docs/benchmarks.md (an hour at most)
 	$(PY) -m bench
 
 # Nothing is installed where a Python has torch: the first that sees a GPU, else the first that has torch and can say so

@@ -24,7 +24,7 @@ LABELS = {"sparsify": "sparsify", "SAELens": "sae_lens", "dictionary_learning": 
 """The other libraries' names, and those of their contenders."""
 ORTHO = "penalty=ortho lambda2_max=0.1 base_threshold=0.1"
 PRODUCT = "encoder product alone, as torch runs it"
-SELECTIONS = ("bfloat16",)
+SELECTIONS = ("plain", "bounded", "bfloat16")
 """Ways to select features that are measured beside the default one."""
 PLACES = {"cuda": (0.0, 0.5, 0.99), "cpu": (0.0, 0.25, 0.5, 0.75, 0.9, 0.99)}
 """Where in the run `ortho` is measured, as shares of it."""

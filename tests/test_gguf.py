@@ -71,7 +71,7 @@ def test_it_is_dequantised_once_and_says_how_it_was_quantised(file, tmp_path, mo
     monkeypatch.setattr(module, "CACHE", tmp_path)
     cfg = ModelConfig(source="local", path=str(file))
     assert model_facts(cfg) == ModelFacts(WIDTH, N_LAYERS, vocabulary=8)
-    assert "dequantised once" in capsys.readouterr().err
+    assert "dequantised once" in capsys.readouterr().out
     (folder,) = tmp_path.iterdir()
     record = json.loads((folder / "config.json").read_text())["gguf"]
     assert record["tensors"] == {"F32": 5, "Q8_0": 15} and record["file"] == "tiny.gguf" and len(record["sha256"]) == 64

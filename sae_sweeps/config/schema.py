@@ -206,9 +206,9 @@ class TrainConfig:
     penalty's; 0 leaves them out."""
     selection: Annotated[str, one_of("auto", "plain", "bounded", "bfloat16", "exact")] = "auto"
     """How the active features are found. plain: by the product in float32; bounded: by one in bfloat16 and a bound of
-    its error, in float32 where that leaves it undecided, exactly; auto (exact in earlier runs): the faster one of the
-    two, measured once and recorded in selection.json. bfloat16 (topk, batch_topk, matryoshka): a product in bfloat16
-    picks the features alone, their values are recomputed in float32; others may win."""
+    its error, in float32 where that leaves it undecided, exactly; auto (exact in earlier runs): the faster of the two,
+    measured once and recorded in selection.json. bfloat16 (topk, batch_topk, matryoshka): a product in bfloat16 picks
+    the features alone, their values are recomputed in float32; others may win."""
     kernels: Annotated[str, one_of("auto", "reference")] = "auto"
     """auto: the fastest that are exact on the device; reference: plain dense formulas. Recorded in the results."""
     held_out_tokens: Annotated[int, at_least(0, "must be 0 (none) or more.")] = 2048

@@ -20,7 +20,7 @@ from sae_sweeps.runs.evaluate import held_out_activations
 from sae_sweeps.runs.session import RunSession, open_split
 from sae_sweeps.sweeps.groups import fits_on_device, one_of_each_layer
 from sae_sweeps.training.loop import Member
-from sae_sweeps.training.start import n_start_steps
+from sae_sweeps.training.start import activation_scale, decoder_bias, n_start_steps
 
 Stream = tuple[str, float | None, int, int, str, int]
 """What decides a run's batches within a group: layer, largest norm, batch size, data seed, sampling and window."""
@@ -49,6 +49,7 @@ class Batches:
         self._n_first: dict[Stream, int] = {}
         """First steps that runs which start at step 0 take their scale and decoder bias from."""
         self._first: dict[Stream, torch.Tensor | Exception] = {}
+        self._start: dict[tuple[Stream, bool, str], tuple[float, torch.Tensor]] = {}
         self._pool: dict[str, torch.Tensor] = {}
         self._held_out: dict[tuple[str, float | None, int], HeldOut] = {}
         self._samplers: dict[Stream, Sampler] = {}
@@ -141,9 +142,21 @@ class Batches:
             raise first
         return first
 
+    def start(self, run: RunConfig) -> tuple[float, torch.Tensor]:
+        """Scale of the activations and decoder bias [d_in] that the run begins with, computed once for equal runs.
+
+        Raises the error that prevented its first batches.
+        """
+        x, train = self.first(run), run.train
+        key = stream_of(run), train.normalize_activations, train.b_dec_init
+        if key not in self._start:
+            self._start[key] = activation_scale(x, train), decoder_bias(x, train)
+        return self._start[key]
+
     def forget_first(self) -> None:
         """Free what runs only begin with."""
         self._first.clear()
+        self._start.clear()
         self._pool.clear()
 
     def draw(self, members: Iterable[Member], step: int) -> dict[Stream, Batch | Exception]:

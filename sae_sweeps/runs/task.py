@@ -45,7 +45,6 @@ from sae_sweeps.storage.secrets import without_secrets
 from sae_sweeps.sweeps.plan import PlannedRun
 from sae_sweeps.training.checkpoint import check_logs, has_checkpoint, load_checkpoint
 from sae_sweeps.training.loop import Member, TrainingCallbacks
-from sae_sweeps.training.start import activation_scale, decoder_bias
 from sae_sweeps.training.step import Training
 
 SELECTION = "selection.json"
@@ -140,9 +139,7 @@ class RunTask(TrainingCallbacks):
             training = Training(run, 1.0, origin, session.device, selection or PLAIN)  # before it was recorded
             start = load_checkpoint(training, folder.checkpoint)
         else:
-            x = batches.first(run)
-            scale, b_dec = activation_scale(x, run.train), decoder_bias(x, run.train)
-            training = Training(run, scale, b_dec, session.device, selection)
+            training = Training(run, *batches.start(run), session.device, selection)
             start = 0
         if selection is None:
             write_json(folder.path / SELECTION, asdict(training.sae.selection))

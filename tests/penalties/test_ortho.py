@@ -37,7 +37,7 @@ def take(way, monkeypatch):
     taken = {"loops with tiles": "loops", "listed": "plain", "rows": "plain"}.get(way, way)
     monkeypatch.setattr(ortho, "pairwise", lambda kernels, W: taken)
     monkeypatch.setattr(coactivation, "MEETING_COST", 1e9 if way == "rows" else 0)
-    monkeypatch.setattr(coactivation_cpu, "PANEL", 100 if way == "loops" else 2**21)
+    monkeypatch.setattr(coactivation_cpu, "PANEL", 100 if way == "loops" else 2**23)
     monkeypatch.setattr(coactivation_cpu, "COLUMNS", 4)
     monkeypatch.setattr(coactivation_cpu, "TILE_COLUMNS", 24)
     for module in (coactivation, coactivation_cpu, coactivation_tiles):
@@ -232,6 +232,7 @@ def test_the_number_of_threads_does_not_matter(context, monkeypatch):
 def test_features_with_many_partners_go_by_tiles_the_others_by_pairs(context, monkeypatch):
     """The default choice mixes the two; the sum is that of either alone."""
     chunks = []
+    monkeypatch.setattr(coactivation_cpu, "TILE", 16)
     weigh = coactivation_cpu._weigh
     monkeypatch.setattr(coactivation_cpu, "_weigh", lambda *words: (chunks.append(words[3]), weigh(*words)))
     W, f = wide_case()

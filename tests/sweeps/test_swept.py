@@ -43,17 +43,12 @@ def test_a_run_folder_holds_what_the_contract_lists(swept):
             "dead_features", "grad_norm/recon", "grad_norm/penalty", "lr", "k", "tokens_per_s", "penalty/threshold",
         } <= keys  # fmt: skip
         results = read(folder, "results.json")
-        assert {"run_id", "title", "config", "metrics", "provenance", "warnings"} == results.keys()
         assert {
-            "git_commit",
-            "packages",
-            "device",
-            "threads",
-            "kernels",
-            "selection",
-            "wall_time_s",
-            "tokens_per_s",
-        } <= results["provenance"].keys()
+            "format_version", "run_id", "title", "config", "metrics", "provenance", "warnings",
+        } == results.keys()  # fmt: skip
+        recorded = results["provenance"].keys()
+        assert {"git_commit", "packages", "device", "threads", "kernels", "selection"} <= recorded
+        assert {"wall_time_s", "tokens_per_s"} <= recorded
         assert results["metrics"]["final_loss"] == rows(folder)[-1]["loss"]
         assert "${" not in (folder / "config.yaml").read_text()
 
