@@ -215,7 +215,7 @@ def measure_dense(words: argparse.Namespace) -> str:
         for found, mine, theirs in zip(ratios.values(), took, products, strict=True):
             found.append(mine / theirs)
     flops = 6 * n_pairs * words.d_in
-    gradient_gb = sum(part.numel() for _, _, part in gradient.parts) * 4 / 2**30
+    gradient_gb = sum(part.numel() for _, part in gradient.parts) * 4 / 2**30
     return (
         f"{pairs:,} competing pairs; tiles of {n_pairs:,} pairs; {took[0]:.1f} s; "
         f"{statistics.median(ratios['wall']):.2f} (processor time {statistics.median(ratios['processor']):.2f}) times "
