@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -29,6 +33,24 @@ MULTIRUN = ("-m", "--multirun")
 
 class AnotherSweeper(Exception):
     """The command's points are drawn by a sweeper, such as Optuna, that needs their results."""
+
+
+class ReadOnce(ConfigRepository):
+    """Hydra's configs, each read once for all points of a command. Points share no node: a merge changes them."""
+
+    def __init__(self, search_path: ConfigSearchPath):
+        self._read: dict[tuple[str, ...], ConfigResult | None] = {}
+        super().__init__(search_path)
+
+    def __deepcopy__(self, memo: object) -> ReadOnce:
+        return copy.copy(self)  # Hydra gives its copy other sources at most; what is read is shared
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        key = config_path, *(source.path for source in self.sources)
+        if key not in self._read:
+            self._read[key] = super().load_config(config_path)
+        read = self._read[key]
+        return read and replace(read, config=copy.deepcopy(read.config))
 
 
 def register() -> None:
@@ -53,6 +75,9 @@ def compose_points(words: list[str], single: bool = False, local: Local | None =
         local.make_choice()
     overrides = [word for word in given if word not in MULTIRUN]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        assert isinstance(loader, ConfigLoaderImpl)
+        loader.repository = ReadOnce(loader.config_search_path)
         parsed = _parsed(overrides)
         first = next(iter(_product(parsed)))
         whole = compose("config", overrides=[*first, *search_path_words()], return_hydra_config=True)
