@@ -15,6 +15,7 @@ from analysis.plots.study import Missing, Study, Variant
 from analysis.plots.style import COLOURS, DIM, GREY, Room, finish, panels
 from analysis.reading.record import ABSENT
 from analysis.tables.baseline import reach
+from sae_sweeps.config.identity import LEFT_OUT
 
 PENALTY = ("penalty", "schedule", "group_layer")
 """Keys and groups in which a variant may differ from its baseline."""
@@ -87,14 +88,15 @@ def comparisons(study: Study) -> tuple[list[Against], list[Variant]]:
 def trained_by(runs: Sequence[Run]) -> list[str]:
     """Config keys in which runs differ, without the penalty's, seeds, and what is not trained by."""
     names = dict.fromkeys(key for run in runs for key in run.config)
-    left_out = {*PENALTY, *NOT_THE_METHOD}
-    judged = [key for key in names if key.partition(".")[0] not in left_out]
+    left_out = {*PENALTY, *NOT_THE_METHOD, *LEFT_OUT, "train.selection"}
+    judged = [key for key in names if not {key, key.partition(".")[0]} & left_out]
     return [key for key in judged if len({str(run.config.get(key, ABSENT)) for run in runs}) > 1]
 
 
 def trained(study: Study, runs: Sequence[Run], variant: Variant, keys: Sequence[str]) -> tuple[str, ...]:
     """What a variant and its baseline have in common: values of `keys`, the budget, and the study."""
-    row = variant.rows[0]
+    with_results = [row for row in variant.rows if study.state(row) == "completed"]
+    row = (with_results or variant.rows)[0]
     budget = [str(study.column(name)[row]) for name in BUDGETS]
     return (*(str(runs[row].config.get(key, ABSENT)) for key in keys), *budget, str(runs[row].study))
 
@@ -127,7 +129,8 @@ def effects(study: Study) -> Figure:
     if not found:
         raise Missing("no variant has a baseline that was trained like it")
     metrics = list(dict.fromkeys(name for one in found for name in one.metrics))[:MOST]
-    rows = [(one, variant) for one in found for variant in one.variants][:ROWS]
+    everything = [(one, variant) for one in found for variant in one.variants]
+    rows = everything[:ROWS]
     labels = [short(v) + (f"\nagainst {one.baseline.label}" if len(found) > 1 else "") for one, v in rows]
     lines = 2 if len(found) > 1 else 1
     room = Room(left=0.1, right=0.16, bottom=0.3, top=0.45)
@@ -150,4 +153,6 @@ def effects(study: Study) -> Figure:
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
     note = "Difference to the baseline, bars 95 % intervals over seeds (Welch). Blue: better, red: worse, grey: no "
     note += "clear difference; a point without a bar has one seed."
+    if len(rows) < len(everything):
+        note += f" The first {len(rows)} of {len(everything)} variants; the report's first table has all."
     return finish(fig, note=note)

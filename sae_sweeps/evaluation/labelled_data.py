@@ -5,7 +5,7 @@
 | `text` | the text |
 | `label` | its class: sparse probing and TPP predict it, and it is the coarse class of a hierarchy |
 | `split` | `train` or `test` |
-| `dataset` | optional: rows are probed apart for each name; the file's name where the column is missing |
+| `dataset` | optional: rows of each name have probes of their own; the file's name where the column is missing |
 | `attribute` | optional: a second attribute with two values, for SCR |
 | `fine` | optional: a finer class inside the class, for hierarchies |
 
@@ -71,7 +71,7 @@ class LabelledSource:
             for name, found in self.attributes.items()
             for pair in islice(combinations(found, 2), MOST_PAIRS)
         )
-        self.hierarchies = tuple(name for name in usable if len(self._fine(name, LEAST)) > 1)
+        self.hierarchies = tuple(name for name in usable if len(self._fine(name)) > 1)
 
     @cached_property
     def digest(self) -> str:
@@ -111,7 +111,7 @@ class LabelledSource:
 
     def hierarchy(self, name: str, n_rows: int, seed: int) -> Hierarchy:
         """Fine classes inside coarse ones, as many rows of each as the rarest has, at most `n_rows`."""
-        found = self._fine(name, LEAST)
+        found = self._fine(name)
         n = min(n_rows, *(len(texts) for of_label in found.values() for texts in of_label.values()))
         return Hierarchy(
             name,
@@ -144,7 +144,7 @@ class LabelledSource:
         if not kinds:
             raise DataError(f"eval.data={self.file}: must be JSON lines, JSON, Parquet or Arrow, with columns.")
         cfg = DataConfig(kind=kinds.pop(), path=str(self.file))
-        for number, (_, values) in enumerate(rows(cfg, (*NEEDED, *OPTIONAL)), 1):
+        for number, values in enumerate(self._values(cfg), 1):
             missing = [name for name in NEEDED if values.get(name) in (None, "")]
             if missing:
                 raise DataError(
@@ -153,6 +153,12 @@ class LabelledSource:
                 )
             found = {name: str(values[name]) for name in (*NEEDED, *OPTIONAL) if values.get(name) is not None}
             yield {"dataset": self.file.name.partition(".")[0], **found}
+
+    def _values(self, cfg: DataConfig) -> Iterator[dict[str, Any]]:
+        try:
+            yield from (values for _, values in rows(cfg, (*NEEDED, *OPTIONAL)))
+        except DataError as error:
+            raise DataError(f"eval.{error}" if str(error).startswith("data=") else str(error)) from None
 
     def _texts(self, name: str, split: str | None = None, **wanted: str) -> list[str]:
         """The texts of a data set's rows with these values, sorted, each once."""
@@ -182,13 +188,13 @@ class LabelledSource:
             label for label in self._usable[name] if all(self._enough(name, label=label, attribute=k) for k in kinds)
         )
 
-    def _fine(self, name: str, least: int) -> dict[str, dict[str, list[str]]]:
+    def _fine(self, name: str) -> dict[str, dict[str, list[str]]]:
         """Texts of each fine class with enough rows, in the coarse classes that have two of these or more."""
         out: dict[str, dict[str, list[str]]] = {}
         for label in self._usable[name]:
             names = sorted({fine for _, of, _, fine in self._texts_at[name] if of == label and fine is not None})
             texts = {fine: self._texts(name, label=label, fine=fine) for fine in names}
-            texts = {fine: found for fine, found in texts.items() if len(found) >= least}
+            texts = {fine: found for fine, found in texts.items() if len(found) >= LEAST}
             if len(texts) > 1:
                 out[label] = texts
         return out

@@ -137,10 +137,11 @@ def trained_sae(run: RunConfig, folder: RunFolder) -> ExportedSAE:
     trained = read_trained(folder, SAE_FILES)
     if run.why_not_saelens() is None:
         return saelens.load(folder.sae)
+    from sae_sweeps.kernels.selection import PLAIN
     from sae_sweeps.training.checkpoint import load_checkpoint
     from sae_sweeps.training.step import Training
 
-    training = Training(run, 1.0, torch.zeros(run.d_in), torch.device("cpu"))
+    training = Training(run, 1.0, torch.zeros(run.d_in), torch.device("cpu"), PLAIN)
     load_checkpoint(training, folder.checkpoint)
     norms = trained["provenance"].get("norms", {})
     return live_sae(run, training, norms.get("limit"))

@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from sae_sweeps.config.evaluations import BUILTIN, EVALUATIONS, Evaluation, describe, find_evaluation
+from sae_sweeps.config.evaluations import EVALUATIONS, PREFIXES, Evaluation, describe, find_evaluation
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.errors import ConfigError, DamagedFile, did_you_mean
 from sae_sweeps.evaluation import core
 from sae_sweeps.evaluation.sources import data_of
 from sae_sweeps.runs.evaluate import wanted
 from sae_sweeps.runs.results import OF_TRAINING
-from sae_sweeps.storage.files import read_json
+from sae_sweeps.storage.run_folder import RunFolder
 
 
 def check_objective(name: str, runs: Iterable[RunConfig]) -> None:
@@ -28,8 +28,10 @@ def check_objective(name: str, runs: Iterable[RunConfig]) -> None:
         others = [other for other in EVALUATIONS if _gives(find_evaluation(other), run, name)]
         if others and others[0] not in wanted(run):
             mend = f"add {others[0]} to eval.evaluations, or name another."
-        elif any(_gives(e, run, BUILTIN + name) for e in evaluations):
-            mend = f"did you mean {BUILTIN}{name}?"
+        elif meant := [
+            prefix + name for prefix in PREFIXES.values() if any(_gives(e, run, prefix + name) for e in evaluations)
+        ]:
+            mend = f"did you mean {meant[0]}?"
         else:
             literal = [metric for e in evaluations for metric in e.metrics if re.escape(metric) == metric]
             of_core = [metric for metrics in (*core.GROUPS.values(), core.OURS) for metric in metrics]
@@ -41,7 +43,9 @@ def check_objective(name: str, runs: Iterable[RunConfig]) -> None:
 
 def _gives(evaluation: Evaluation, run: RunConfig, name: str) -> bool:
     """Whether the evaluation measures the metric of a run with this model, text and `eval`."""
-    prefix = BUILTIN if "data" in evaluation.reads and data_of(run.eval, run.model) == "builtin" else ""
+    data = data_of(run.eval, run.model)
+    kind = "labelled" if Path(data).is_file() and evaluation.name != "absorption" else data
+    prefix = PREFIXES.get(kind, "") if "data" in evaluation.reads else ""
     metric = name.removeprefix(prefix)
     if not name.startswith(prefix) or describe(metric, evaluation.metrics) is None:
         return False
@@ -54,11 +58,14 @@ def _gives(evaluation: Evaluation, run: RunConfig, name: str) -> bool:
 def objective_of(folder: Path, name: str) -> float | None:
     """The metric of a completed run; None where the run did not complete. Raises ConfigError for a name it lacks."""
     try:
-        if read_json(folder / "status.json")["state"] != "completed":
-            return None
-        metrics = read_json(folder / "results.json")["metrics"]
+        run = RunFolder(folder)
+        status = run.status()
+        results = run.results() if status is not None and status["state"] == "completed" else None
     except DamagedFile:  # which the launch has printed as the run's end
         return None
+    if results is None:
+        return None
+    metrics = results["metrics"]
     if name not in metrics:
         mend = did_you_mean(name, metrics, f"it has {', '.join(metrics)}.")
         raise ConfigError(f"objective={name}: {folder / 'results.json'} has no such metric; {mend}")

@@ -130,6 +130,8 @@ class Training:
         """Called before parameters and moments change: a checkpoint may still be copying them."""
 
     def _choose_selection(self) -> Selection:
+        if self.run.train.selection == "bfloat16":
+            return Selection("bfloat16")
         train, k = self.run.train, getattr(self.run.architecture, "k", None)
         if k is None and type(self.sae).active_above is not SAE.active_above:
             k = 0  # a threshold decides
