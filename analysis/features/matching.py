@@ -3,8 +3,8 @@
 Both read the same activations. Decoder rows are compared by cosine, activations by Pearson's correlation over tokens
 that both files have whole, A(i) are the tokens on which i fires:
 
-    shared      matched to a feature of the other by decoder rows with a cosine of SAME or more, or by activations with
-                a correlation of SAME or more
+    shared      its partner by decoder rows has a cosine of SAME or more with it; or, where neither of two features has
+                such a partner, they are partners by activations with a correlation of SAME or more
     split       otherwise: two or more features of the other fire inside it (|A(i) n A(j)| >= INSIDE |A(j)|, and
                 >= PART |A(i)|), and together on INSIDE of its tokens or more
     merged      otherwise: inside one feature of the other (|A(i) n A(j)| >= INSIDE |A(i)|, and LIFT times what
@@ -218,7 +218,8 @@ def fates_of(a: Any, b: Any, cosine: Matching, correlation: Matching) -> tuple[F
 def shared_with(cosine: Matching, correlation: Matching) -> np.ndarray:
     """The feature that each is shared with; -1 for none."""
     by_cosine = np.where(cosine.similarity >= SAME, cosine.partner, -1)
-    return np.where(by_cosine >= 0, by_cosine, np.where(correlation.similarity >= SAME, correlation.partner, -1))
+    neither = (by_cosine < 0) & ~np.isin(correlation.partner, by_cosine)
+    return np.where(neither & (correlation.similarity >= SAME), correlation.partner, by_cosine)
 
 
 def fate(fires: Any, other: Any, partner: np.ndarray, other_is_shared: np.ndarray) -> Fate:

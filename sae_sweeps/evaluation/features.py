@@ -15,7 +15,7 @@ of a group. A place is `context * L + position`. F is d_sae, N x L the text, W =
                         tokens drawn among all on which it fires, strongest first. `place` (-1: none), and activations
                         `around` [n, F, W], 0 at special tokens and outside the context
     raised, lowered     tokens whose logits its decoder row raises and lowers most [F, n], and `_logits`
-    cosine_nearest      features of the largest |cosine| with it [F, n], -1 for none, and `cosine`
+    cosine_nearest      features of the largest |cosine| with it [F, n], and `cosine`
     overlap_nearest     features of the largest overlap [F, n], |A n B| / |A u B| of the tokens on which they fire;
                         -1 where fewer are ever active together; and `overlap`
     decoder             its decoder row at unit norm [F, d_in], float16

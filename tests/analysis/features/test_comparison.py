@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_matrix
 
 from analysis.__main__ import main
-from analysis.features.matching import FEWEST, LEAST, Matching, compare, fates_of, matched
+from analysis.features.matching import FEWEST, LEAST, Matching, compare, fates_of, matched, shared_with
 from analysis.features.page import page
 from analysis.features.stored import stored
 from sae_sweeps.storage.run_folder import RunFolder
@@ -58,6 +58,13 @@ def test_what_became_of_each_feature():
     assert first.kind.tolist() == kinds
     assert first.others == {0: [0], 1: [1, 2], 2: [3], 3: [3], 4: [4], 5: [6]}
     assert second.kind.tolist() == ["shared", "merged", "merged", "split", "lost", "lost", "shared", "lost"]
+
+
+def test_a_feature_is_shared_with_one():
+    cosine = Matching(np.array([0, -1, -1]), np.array([0.9, np.nan, np.nan]))
+    correlation = Matching(np.array([1, 0, 2]), np.array([0.8, 0.95, 0.75]))  # 0 of the second is the first's already
+    assert shared_with(cosine, correlation).tolist() == [0, -1, 2]
+    assert shared_with(cosine.inverse(3), correlation.inverse(3)).tolist() == [0, -1, 2]
 
 
 @pytest.fixture
