@@ -5,14 +5,14 @@ that both files have whole, A(i) are the tokens on which i fires:
 
     shared      its partner by decoder rows has a cosine of SAME or more with it; or, where neither of two features has
                 such a partner, they are partners by activations with a correlation of SAME or more
+    dead        otherwise: fires on none of the tokens
+    rare        otherwise: fires on fewer than FEWEST of them
     split       otherwise: two or more features of the other fire inside it (|A(i) n A(j)| >= INSIDE |A(j)|, and
                 >= PART |A(i)|), and together on INSIDE of its tokens or more
     merged      otherwise: inside one feature of the other (|A(i) n A(j)| >= INSIDE |A(i)|, and LIFT times what
-                chance gives) that is shared with none, and at least one more unshared feature is inside that one
+                chance gives) that is shared with none, and at least one more such feature is inside that one
     absorbed    otherwise: inside one feature of the other
-    lost        none of these: nothing in the other fires where it does; seen from the other side, new
-    rare        otherwise, fewer than FEWEST tokens to judge by
-    dead        fires on none of the tokens
+    lost        otherwise: inside no feature of the other; seen from the other side, new
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def compare(first: Stored, second: Stored) -> Compared:
     if not np.array_equal(first["tokens"][:n], second["tokens"][:n]):
         differing.append("text")
     if differing:
-        values = f"{first.about[differing[0]]} and {second.about[differing[0]]}"
+        a, b = (str(one.about[differing[0]]) for one in (first, second))
+        values = f"{a} and {b}" if a != b else f"other tokens of {a}"
         raise DataError(
             f"{first.run} and {second.run} differ in {differing[0]} ({values}), so that their features cannot be "
             "matched; give runs of one model, layer and text."

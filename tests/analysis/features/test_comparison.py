@@ -107,6 +107,7 @@ def test_runs_that_cannot_be_matched_are_refused(runs, tmp_path, capsys):
     ):
         other = write_features(tmp_path / name, f_NLF, **about)
         assert main(["compare", str(runs[0]), str(other)]) == 2
-        assert f"base and {name} differ in {name} (" in capsys.readouterr().err
+        values = {"hook": "blocks.1.hook_resid_post and u", "text": "other tokens of words"}[name]
+        assert f"base and {name} differ in {name} ({values})" in capsys.readouterr().err
     assert main(["compare", str(runs[0]), str(runs[0])]) == 2
     assert "hold 1 runs; give two" in capsys.readouterr().err
