@@ -42,7 +42,7 @@ from sae_sweeps.activations.contexts import rows_of
 from sae_sweeps.activations.text import roles
 from sae_sweeps.architectures.batch import norms_of
 from sae_sweeps.architectures.saelens import ExportedSAE
-from sae_sweeps.config.evaluations import Evaluation, FeaturesConfig
+from sae_sweeps.config.evaluations import FEATURES_FORMAT, Evaluation, FeaturesConfig
 from sae_sweeps.config.hooks import hook_name
 from sae_sweeps.evaluation.batches import is_plain
 from sae_sweeps.evaluation.examples import Histogram, Largest, draws
@@ -52,7 +52,6 @@ from sae_sweeps.evaluation.unembedded import METHOD, logit_effects
 from sae_sweeps.storage.files import written_whole
 
 FILE = "features.npz"
-FORMAT = 1
 MOST_KEPT = 2**21
 """Most activations that are kept whole, for overlaps and for comparing SAEs."""
 TILE = 1024
@@ -265,7 +264,7 @@ def overlaps(collected: Collected, n: int) -> dict[str, np.ndarray]:
 def about_text(shared: Shared, cfg: FeaturesConfig, tokens_NL: Tensor, labels: Sequence[str]) -> dict[str, Any]:
     """What the file describes of the model and the text."""
     return {
-        "format": FORMAT,
+        "format": FEATURES_FORMAT,
         "model": shared.model_name,
         "hook": hook_name(shared.layer),
         "layer": shared.layer.index,
