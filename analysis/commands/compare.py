@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> None:
     from analysis.features.comparison import comparison, lines
     from analysis.features.matching import compare
     from analysis.features.page import page
-    from analysis.features.stored import collect, folders_of, stored
+    from analysis.features.stored import all_stored, collect, folders_of
     from sae_sweeps.errors import ConfigError
     from sae_sweeps.storage.files import check_output, write_text
 
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     if len(folders) != 2:
         raise ConfigError(f"compare: {' and '.join(args.runs)} hold {len(folders)} runs; give two runs' folders.")
     collect(list(folders))
-    first, second = (stored(folder, title) for folder, title in folders.items())
+    first, second = all_stored(folders)
     found = comparison(compare(first, second))
     print("\n".join(lines(found)))
     title = args.title or f"Features of {first.run} and {second.run}"

@@ -22,7 +22,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def run(args: argparse.Namespace) -> None:
     from analysis.features.neuronpedia import write_batches
     from analysis.features.page import page
-    from analysis.features.stored import collect, folders_of, stored
+    from analysis.features.stored import all_stored, collect, folders_of
     from sae_sweeps.storage.files import check_output, write_text
 
     as_page = args.format == "html"
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
     check_output("-o", output, "features.html" if as_page else None)
     folders = folders_of(args.paths)
     collect(list(folders))
-    runs = [stored(folder, title) for folder, title in folders.items()]
+    runs = all_stored(folders)
     if as_page:
         title = args.title or f"Features of {', '.join(one.run for one in runs[:3])}{' ...' * (len(runs) > 3)}"
         write_text(output, page(runs, title))

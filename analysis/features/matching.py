@@ -3,16 +3,16 @@
 Both read the same activations. Decoder rows are compared by cosine, activations by Pearson's correlation over tokens
 that both files have whole, A(i) are the tokens on which i fires:
 
-    shared      matched to a feature of the other by decoder rows with a cosine of SAME or more, or by activations with
-                a correlation of SAME or more
+    shared      its partner by decoder rows has a cosine of SAME or more with it; or, where neither of two features has
+                such a partner, they are partners by activations with a correlation of SAME or more
+    dead        otherwise: fires on none of the tokens
+    rare        otherwise: fires on fewer than FEWEST of them
     split       otherwise: two or more features of the other fire inside it (|A(i) n A(j)| >= INSIDE |A(j)|, and
                 >= PART |A(i)|), and together on INSIDE of its tokens or more
     merged      otherwise: inside one feature of the other (|A(i) n A(j)| >= INSIDE |A(i)|, and LIFT times what
-                chance gives) that is shared with none, and at least one more unshared feature is inside that one
+                chance gives) that is shared with none, and at least one more such feature is inside that one
     absorbed    otherwise: inside one feature of the other
-    lost        none of these: nothing in the other fires where it does; seen from the other side, new
-    rare        otherwise, fewer than FEWEST tokens to judge by
-    dead        fires on none of the tokens
+    lost        otherwise: inside no feature of the other; seen from the other side, new
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def compare(first: Stored, second: Stored) -> Compared:
     if not np.array_equal(first["tokens"][:n], second["tokens"][:n]):
         differing.append("text")
     if differing:
-        values = f"{first.about[differing[0]]} and {second.about[differing[0]]}"
+        a, b = (str(one.about[differing[0]]) for one in (first, second))
+        values = f"{a} and {b}" if a != b else f"other tokens of {a}"
         raise DataError(
             f"{first.run} and {second.run} differ in {differing[0]} ({values}), so that their features cannot be "
             "matched; give runs of one model, layer and text."
@@ -218,7 +219,8 @@ def fates_of(a: Any, b: Any, cosine: Matching, correlation: Matching) -> tuple[F
 def shared_with(cosine: Matching, correlation: Matching) -> np.ndarray:
     """The feature that each is shared with; -1 for none."""
     by_cosine = np.where(cosine.similarity >= SAME, cosine.partner, -1)
-    return np.where(by_cosine >= 0, by_cosine, np.where(correlation.similarity >= SAME, correlation.partner, -1))
+    neither = (by_cosine < 0) & ~np.isin(correlation.partner, by_cosine)
+    return np.where(neither & (correlation.similarity >= SAME), correlation.partner, by_cosine)
 
 
 def fate(fires: Any, other: Any, partner: np.ndarray, other_is_shared: np.ndarray) -> Fate:

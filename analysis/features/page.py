@@ -23,8 +23,10 @@ def page(runs: Sequence[Stored], title: str, comparison: Mapping[str, Any] | Non
     """The page about the features of the runs; with `comparison` that of `analysis.features.comparison` above them."""
     texts: dict[str, dict[str, Any]] = {}
     for one in runs:
-        text = texts.setdefault(one.about["text_digest"], packed_text(one) | {"strings": {}})
-        text["strings"] |= {number: shown_token(token) for number, token in one.token_texts.items()}
+        digest = one.about["text_digest"]
+        if digest not in texts:
+            texts[digest] = packed_text(one) | {"strings": {}}
+        texts[digest]["strings"] |= {number: shown_token(token) for number, token in one.token_texts.items()}
     shown = shown_of(runs, len(embedded(texts)))
     content = {"runs": [packed_run(one, shown) for one in runs], "texts": texts}
     style, script = ((HERE / f"features.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +14,30 @@ from typing import Any
 import numpy as np
 
 from analysis.reading.run_folders import read_run, runs_at
+from sae_sweeps.config.evaluations import FEATURES_FORMAT
 from sae_sweeps.errors import DamagedFile, DataError
-from sae_sweeps.storage.files import MissingFile
+from sae_sweeps.storage.arrays import read_npz
+from sae_sweeps.storage.files import MissingFile, one_line
 
 FILE = Path("evals") / "features.npz"
 PEAKS = 3
 """Tokens that name a feature in lists: those at which it fires most, without repetition."""
+MEND = "remove it, and it is made again"
+ABOUT = {
+    **dict.fromkeys(("format", "layer", "before", "after", "d_sae", "d_in"), int),
+    **dict.fromkeys(("run", "model", "hook", "text", "text_digest", "architecture", "logits"), str),
+    "special": list, "labels": list, "token_texts": dict,
+}  # fmt: skip
+"""Keys of `about` that are read here, and what they hold."""
+AXES = {
+    "tokens": "NL", "n_tokens": "", "n_active": "F", "n_contexts": "F", "total": "F", "histogram": "FB", "end": "F",
+    "label_tokens": "G", "label_active": "FG", "top_place": "tF", "top_around": "tFW", "drawn_place": "dF",
+    "drawn_around": "dFW", "cosine_nearest": "Fn", "cosine": "Fn", "overlap_nearest": "Fn", "overlap": "Fn",
+    "decoder": "FD", "kept_contexts": "C", "kept_count": "K", "kept_feature": "A", "kept_value": "A",
+}  # fmt: skip
+"""Of each array: one letter is one size."""
+LOGITS = {"raised": "Fr", "raised_logits": "Fr", "lowered": "Fr", "lowered_logits": "Fr"}
+"""The same of those that not every hook has."""
 
 
 @dataclass
@@ -29,16 +46,14 @@ class Stored:
 
     folder: Path
     title: str
+    run: str
+    """The run's id, or the name by which it differs from others beside it."""
     about: dict[str, Any]
     arrays: dict[str, np.ndarray]
     """By the names of the evaluation's docstring, but `about`."""
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.arrays[name]
-
-    @property
-    def run(self) -> str:
-        return str(self.about["run"])
 
     @property
     def d_sae(self) -> int:
@@ -125,15 +140,56 @@ def collect(folders: Sequence[Path]) -> None:
         )
 
 
+def all_stored(folders: Mapping[Path, str]) -> list[Stored]:
+    """The features of the SAEs in run folders, by their titles, each with a name of its own for links and folders: the
+    run's id or, where two have the same id, the shortest ends of their paths that differ."""
+    runs = [stored(folder, title) for folder, title in folders.items()]
+    parts = [folder.resolve().parts[1:] for folder in folders]
+    for n in range(1, max(map(len, parts), default=0) + 1):
+        if len({one.run for one in runs}) == len(runs):
+            break
+        for one, of_path in zip(runs, parts, strict=True):
+            one.run = "-".join(of_path[-n:])
+    return runs
+
+
 def stored(folder: Path, title: str) -> Stored:
-    """The features of the SAE in a run's folder. Raises MissingFile and DamagedFile."""
+    """The features of the SAE in a run's folder. Raises MissingFile, DamagedFile, and DataError for a newer format."""
     path = folder / FILE
+    if not path.exists():
+        raise MissingFile(f"{path} is missing; make it with `sae-sweeps evaluate {folder} eval=features`.")
+    arrays = read_npz(path, MEND)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        about = json.loads(arrays.pop("about").tobytes())
-        return Stored(folder, title, about, arrays)
-    except FileNotFoundError:
-        raise MissingFile(f"{path} is missing; make it with `sae-sweeps evaluate {folder} eval=features`.") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DamagedFile(f"{path} is damaged ({error}); remove it, and it is made again.") from None
+        about = json.loads(arrays.pop("about", np.zeros(0)).tobytes())
+        if isinstance(about, dict) and type(found := about.get("format")) is int and found > FEATURES_FORMAT:
+            raise DataError(
+                f"{path} has format {found}, and this version reads {FEATURES_FORMAT}; update sae-sweeps, or {MEND}."
+            )
+        check(about, arrays)
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(f"{path} is damaged ({one_line(error)}); {MEND}.") from None
+    return Stored(folder, title, about["run"], about, arrays)
+
+
+def check(about: Any, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError where `about` or an array is missing, or is not what the others need."""
+    if not isinstance(about, dict):
+        raise ValueError("`about` has no keys")
+    wrong = [f"`{key}` of `about`" for key, kind in ABOUT.items() if type(about.get(key)) is not kind]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is missing or of another type")
+    if not about["run"].isprintable() or about["run"] in ("", "..") or Path(about["run"]).name != about["run"]:
+        raise ValueError(f"its run {about['run']!r} is no folder's name")
+    texts = about["token_texts"]
+    if not all(isinstance(text, str) for text in (*texts.values(), *about["labels"])):
+        raise ValueError("a token or a label is no text")
+    if not all(map(str.isdecimal, texts)):
+        raise ValueError("a token has no number")
+    sizes = {"F": about["d_sae"], "W": about["before"] + 1 + about["after"], "G": len(about["labels"])}
+    for name, axes in (AXES | LOGITS if "raised" in arrays else AXES).items():
+        if name not in arrays:
+            raise ValueError(f"it has no `{name}`")
+        shape = arrays[name].shape
+        expected = tuple(sizes.setdefault(axis, size) for axis, size in zip(axes, shape, strict=False))
+        if len(shape) != len(axes) or shape != expected or arrays[name].dtype.kind not in "iuf":
+            raise ValueError(f"`{name}` has the shape {list(shape)} and the type {arrays[name].dtype}")

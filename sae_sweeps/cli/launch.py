@@ -153,10 +153,11 @@ def report_of(sweep: Path) -> Path | None:
 def features_of(sweep: Path) -> Path | None:
     """Write features.html of the runs that were evaluated for it; None where none was, or on a full disk."""
     from analysis.features.page import page
-    from analysis.features.stored import FILE, folders_of, stored
+    from analysis.features.stored import FILE, all_stored, folders_of
 
     try:
-        runs = [stored(folder, title) for folder, title in folders_of([sweep]).items() if (folder / FILE).exists()]
+        folders = {folder: title for folder, title in folders_of([sweep]).items() if (folder / FILE).exists()}
+        runs = all_stored(folders)
         if runs:
             write_text(sweep / "features.html", page(runs, f"Features of {sweep.name}"))
         return sweep / "features.html" if runs else None

@@ -364,6 +364,10 @@ class AutointerpConfig:
     """Requests at a time."""
 
 
+FEATURES_FORMAT = 1
+"""Of evals/features.npz."""
+
+
 @dataclass
 class FeaturesConfig:
     """What is kept of every feature for `python -m analysis features` and `compare`."""

@@ -15,7 +15,7 @@ of a group. A place is `context * L + position`. F is d_sae, N x L the text, W =
                         tokens drawn among all on which it fires, strongest first. `place` (-1: none), and activations
                         `around` [n, F, W], 0 at special tokens and outside the context
     raised, lowered     tokens whose logits its decoder row raises and lowers most [F, n], and `_logits`
-    cosine_nearest      features of the largest |cosine| with it [F, n], -1 for none, and `cosine`
+    cosine_nearest      features of the largest |cosine| with it [F, n], and `cosine`
     overlap_nearest     features of the largest overlap [F, n], |A n B| / |A u B| of the tokens on which they fire;
                         -1 where fewer are ever active together; and `overlap`
     decoder             its decoder row at unit norm [F, d_in], float16
@@ -42,7 +42,7 @@ from sae_sweeps.activations.contexts import rows_of
 from sae_sweeps.activations.text import roles
 from sae_sweeps.architectures.batch import norms_of
 from sae_sweeps.architectures.saelens import ExportedSAE
-from sae_sweeps.config.evaluations import Evaluation, FeaturesConfig
+from sae_sweeps.config.evaluations import FEATURES_FORMAT, Evaluation, FeaturesConfig
 from sae_sweeps.config.hooks import hook_name
 from sae_sweeps.evaluation.batches import is_plain
 from sae_sweeps.evaluation.examples import Histogram, Largest, draws
@@ -52,7 +52,6 @@ from sae_sweeps.evaluation.unembedded import METHOD, logit_effects
 from sae_sweeps.storage.files import written_whole
 
 FILE = "features.npz"
-FORMAT = 1
 MOST_KEPT = 2**21
 """Most activations that are kept whole, for overlaps and for comparing SAEs."""
 TILE = 1024
@@ -265,7 +264,7 @@ def overlaps(collected: Collected, n: int) -> dict[str, np.ndarray]:
 def about_text(shared: Shared, cfg: FeaturesConfig, tokens_NL: Tensor, labels: Sequence[str]) -> dict[str, Any]:
     """What the file describes of the model and the text."""
     return {
-        "format": FORMAT,
+        "format": FEATURES_FORMAT,
         "model": shared.model_name,
         "hook": hook_name(shared.layer),
         "layer": shared.layer.index,

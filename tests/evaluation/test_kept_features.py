@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.features.stored import AXES
 from sae_sweeps.config.evaluations import EvalConfig, FeaturesConfig
 from sae_sweeps.config.schema import LayerConfig
 from sae_sweeps.evaluation import features
@@ -88,6 +89,7 @@ def test_neighbours_and_what_is_kept_whole(case, monkeypatch):
     dense[np.repeat(np.arange(len(part)), kept["kept_count"]), kept["kept_feature"]] = kept["kept_value"]
     np.testing.assert_allclose(dense, part, rtol=1e-6)
     near = neighbours(sae, found, CFG.nearest)
+    assert found.arrays().keys() | near.keys() | {"tokens"} == AXES.keys()  # what pages demand
     unit = torch.nn.functional.normalize(sae.weights["W_dec"].float(), dim=1)
     cosine, fires = (unit @ unit.T).numpy(), part.numpy() > 0
     for j in range(D_SAE):

@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_matrix
 
 from analysis.__main__ import main
-from analysis.features.matching import FEWEST, LEAST, Matching, compare, fates_of, matched
+from analysis.features.matching import FEWEST, LEAST, Matching, compare, fates_of, matched, shared_with
 from analysis.features.page import page
 from analysis.features.stored import stored
 from sae_sweeps.storage.run_folder import RunFolder
@@ -60,6 +60,13 @@ def test_what_became_of_each_feature():
     assert second.kind.tolist() == ["shared", "merged", "merged", "split", "lost", "lost", "shared", "lost"]
 
 
+def test_a_feature_is_shared_with_one():
+    cosine = Matching(np.array([0, -1, -1]), np.array([0.9, np.nan, np.nan]))
+    correlation = Matching(np.array([1, 0, 2]), np.array([0.8, 0.95, 0.75]))  # 0 of the second is the first's already
+    assert shared_with(cosine, correlation).tolist() == [0, -1, 2]
+    assert shared_with(cosine.inverse(3), correlation.inverse(3)).tolist() == [0, -1, 2]
+
+
 @pytest.fixture
 def runs(tmp_path):
     f_NLF, decoder = random_activations(40, d_sae=12), np.random.default_rng(2).standard_normal((12, 6))
@@ -100,6 +107,7 @@ def test_runs_that_cannot_be_matched_are_refused(runs, tmp_path, capsys):
     ):
         other = write_features(tmp_path / name, f_NLF, **about)
         assert main(["compare", str(runs[0]), str(other)]) == 2
-        assert f"base and {name} differ in {name} (" in capsys.readouterr().err
+        values = {"hook": "blocks.1.hook_resid_post and u", "text": "other tokens of words"}[name]
+        assert f"base and {name} differ in {name} ({values})" in capsys.readouterr().err
     assert main(["compare", str(runs[0]), str(runs[0])]) == 2
     assert "hold 1 runs; give two" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import zipfile
 import zlib
 from html.parser import HTMLParser
 
@@ -13,7 +14,8 @@ from analysis.__main__ import main
 from analysis.features import page as pages
 from analysis.features.packed import CHUNK, FIFTHS, SIZES
 from analysis.features.page import page, shown_of
-from analysis.features.stored import stored
+from analysis.features.stored import all_stored, stored
+from sae_sweeps.cli.launch import features_of
 from tests.analysis.featured import BINS, HOSTILE, random_activations, write_features
 from tests.analysis.outputs import add_run
 
@@ -152,6 +154,16 @@ def test_label_information_is_that_of_the_counts(run):
         assert one.label_information[j] == pytest.approx(mutual_info_score(fires, labels) / np.log(2))
 
 
+def test_runs_of_one_id_have_names_of_their_own(run, tmp_path, capsys):
+    again = write_features(tmp_path / "repeats" / "runs" / "aaaa", random_activations())
+    assert main(["features", str(run), str(again), "--format", "neuronpedia", "-o", str(tmp_path / "out")]) == 0
+    assert "10 features -> " in capsys.readouterr().out
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == sorted([f"{tmp_path.name}-runs-aaaa", "repeats-runs-aaaa"])
+    runs = all_stored(dict.fromkeys((run, again), ""))
+    assert sorted(one["run"] for one in data_in(page(runs, ""))["runs"]) == names
+
+
 def test_mistakes_are_one_sentence(run, tmp_path, capsys, monkeypatch):
     def error(*words):
         assert main(["features", *map(str, words), "-o", str(tmp_path / "page.html")]) == 2
@@ -161,6 +173,22 @@ def test_mistakes_are_one_sentence(run, tmp_path, capsys, monkeypatch):
     assert "no run is there" in error(tmp_path)
     (run / "evals" / "features.npz").write_bytes(b"no archive")
     assert "is damaged" in error(run)
+    for about, sentence in (
+        ({"run": "../../x"}, "its run '../../x' is no folder's name"),
+        ({"run": str(tmp_path)}, "is no folder's name"),
+        ({"format": 99}, "has format 99, and this version reads 1; update sae-sweeps"),
+        ({"d_in": None}, "`d_in` of `about` is missing or of another type"),
+        ({"d_sae": 7}, "`n_active` has the shape [10]"),
+        ({"labels": [1, 2]}, "a token or a label is no text"),
+    ):
+        write_features(run, random_activations(), **about)
+        assert sentence in error(run)
+    path = run / "evals" / "features.npz"
+    with zipfile.ZipFile(path) as archive:
+        at = archive.getinfo("total.npy").header_offset + 100  # within what is deflated
+    path.write_bytes(path.read_bytes()[:at] + b"\xff" * 30 + path.read_bytes()[at + 30 :])
+    assert "is damaged" in error(run) and features_of(tmp_path) is None
+    assert "no page of features" in capsys.readouterr().out
     monkeypatch.setattr("subprocess.run", lambda *_, **__: type("Done", (), {"returncode": 2})())
     plain = add_run(tmp_path / "outputs", "bbbb")
     assert "has no evals/features.npz (exit status 2)" in error(plain)
