@@ -8,13 +8,17 @@ import io
 import json
 import pickle
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from sae_sweeps.cli.command import main
+from sae_sweeps.config.typed import typed
 from sae_sweeps.errors import ConfigError, DamagedFile, DataError
 from sae_sweeps.storage.arrays import SMALL, read_npz
 from sae_sweeps.storage.files import read_json, read_yaml
@@ -168,6 +172,18 @@ def test_a_token_in_the_config_is_refused_without_repeating_it(words, monkeypatc
     out, err = capsys.readouterr()
     assert "leave it to the environment" in err and err.count("\n") == 1 and words[-1].partition("=")[0] in err
     assert not any(secret in out + err for secret in (TOKEN, "passW0rd", "aB3aB3")) and not (tmp_path / "o").exists()
+
+
+@dataclass
+class Nested:
+    pairs: dict[str, Any]
+
+
+@pytest.mark.parametrize("value", [[[TOKEN, "b"]], [{"a": [[TOKEN]]}], {"a": [["b"], [[TOKEN]]]}])
+def test_a_token_is_found_however_deep(value, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", TOKEN)
+    with pytest.raises(ConfigError, match=r"eval\.pairs.*: holds the value of WANDB_API_KEY"):
+        typed(Nested, OmegaConf.create({"pairs": {"of": value}}), "eval")
 
 
 def test_what_is_printed_holds_no_token(monkeypatch):

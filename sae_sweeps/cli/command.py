@@ -66,8 +66,10 @@ def run_hydra(words: list[str], local: Local | None) -> int:
 
     The launcher of hydra_plugins/ launches the points and keeps the exit status.
     """
-    from sae_sweeps.cli.hydra_sweeper import statuses
+    from sae_sweeps.cli.hydra_sweeper import failures, statuses
 
+    statuses.clear()  # of an earlier command of this process
+    failures.clear()
     register()
     before, os.environ["HYDRA_FULL_ERROR"] = os.environ.get("HYDRA_FULL_ERROR"), "1"  # errors are ours to print
     # Hydra's parser wants its flags, each with its value, before the first key
@@ -79,28 +81,25 @@ def run_hydra(words: list[str], local: Local | None) -> int:
     argv, sys.argv = sys.argv, [sys.argv[0], *given]
     try:
         hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(_single)()
-        if _failed:
-            raise _failed[0]
-        return max(statuses, default=0)
-    except ValueError as error:  # of flags that do not go together
-        raise ConfigError(f"{' '.join(words)}: {one_line(error)}.") from error
+    except ValueError as error:
+        if not failures:  # of flags that do not go together
+            raise ConfigError(f"{' '.join(words)}: {one_line(error)}.") from error
     finally:
         sys.argv = argv
         if before is None:
             del os.environ["HYDRA_FULL_ERROR"]
+    if failures:
+        raise failures[0]
+    return max(statuses, default=0)
 
 
 def _single(cfg: DictConfig) -> None:
     """A single run that Hydra itself started, as with `--config-name`."""
-    from sae_sweeps.cli.hydra_sweeper import statuses
+    from sae_sweeps.cli.hydra_sweeper import failures, statuses
     from sae_sweeps.cli.launch import launch
     from sae_sweeps.sweeps.plan import Point
 
     try:
         statuses.append(launch([Point(cfg, list(HydraConfig.get().overrides.task))]).status)
     except Exception as error:
-        _failed.append(error)
-
-
-_failed: list[Exception] = []
-"""What ended a run that Hydra started, which prints lines of its own about an error that passes through it."""
+        failures.append(error)  # Hydra prints lines of its own about one that passes through it

@@ -13,6 +13,8 @@ from sae_sweeps.sweeps.variants import points_of
 
 statuses: list[int] = []
 """Exit statuses of this command's launches; a sweeper returns nothing from its launcher."""
+failures: list[Exception] = []
+"""What ended a launch that Hydra started, kept apart from what Hydra itself refuses."""
 
 
 def launch_trials(
@@ -29,7 +31,11 @@ def launch_trials(
     by_trial: list[Any] = [points_of(list(overrides), compose) for overrides in trials]
     if config.objective and any(len(points) > 1 for points in by_trial):
         raise ConfigError("objective: the variants of an experiment are several results for one trial; sweep one.")
-    outcome = launch([point for points in by_trial for point in points])
+    try:
+        outcome = launch([point for points in by_trial for point in points])
+    except ValueError as error:
+        failures.append(error)
+        raise
     statuses.append(outcome.status)
     if outcome.status == 130:
         raise KeyboardInterrupt

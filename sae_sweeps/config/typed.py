@@ -75,9 +75,11 @@ def as_given(where: str, key: str) -> str:
 def _check_leaves(values: dict[str, Any], where: str) -> None:
     """Raise ConfigError for a number that is not finite, and for a token or a password."""
     for key, value in values.items():
-        if isinstance(value, dict):
-            _check_leaves(value, f"{where}.{key}")
         for leaf in value if isinstance(value, list) else [value]:
+            if isinstance(leaf, dict):
+                _check_leaves(leaf, f"{where}.{key}")
+            if isinstance(leaf, list):
+                _check_leaves({key: leaf}, where)
             if isinstance(leaf, float) and not math.isfinite(leaf):
                 raise ConfigError(f"{as_given(where, key)}={leaf}: must be a finite number.")
             if isinstance(leaf, str):

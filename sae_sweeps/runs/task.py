@@ -17,6 +17,7 @@ import torch
 from sae_sweeps.activations.outliers import NormStats
 from sae_sweeps.config.data import MOST_LEFT_OUT, TOP_VARIANCE
 from sae_sweeps.config.plugins import blamed
+from sae_sweeps.config.run import RunConfig
 from sae_sweeps.errors import OUT_OF_MEMORY, DamagedFile, Diverged, Interrupted, UserError, as_exception, out_of_memory
 from sae_sweeps.evaluation.geometry import similarity_snapshot
 from sae_sweeps.evaluation.held_out import HeldOut
@@ -136,7 +137,7 @@ class RunTask(TrainingCallbacks):
         selection = recorded_selection(folder)
         if has_checkpoint(folder.checkpoint):
             origin = torch.zeros(store.d_in, device=session.device)
-            training = Training(run, 1.0, origin, session.device, selection or PLAIN)  # before it was recorded
+            training = Training(run, 1.0, origin, session.device, selection or unrecorded_selection(run))
             start = load_checkpoint(training, folder.checkpoint)
         else:
             training = Training(run, *batches.start(run), session.device, selection)
@@ -309,6 +310,11 @@ def recorded_selection(folder: RunFolder) -> Selection | None:
     if way not in WAYS or not isinstance(block, int) or isinstance(block, bool) or block < 0:
         raise DamagedFile(f"{path}: is not what a run's start writes; delete {folder.path} to train it from the start.")
     return Selection(way, block)
+
+
+def unrecorded_selection(run: RunConfig) -> Selection:
+    """How earlier versions, which recorded nothing, found a run's features."""
+    return Selection("bfloat16") if run.train.selection == "bfloat16" else PLAIN
 
 
 def notes_of(folder: RunFolder) -> str | None:

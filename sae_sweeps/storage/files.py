@@ -148,9 +148,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file's content; empty where there is none."""
+    """SHA-256 of a file's content; empty where there is none, be it no file or an empty one."""
     try:
         with open(path, "rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                return ""
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return ""

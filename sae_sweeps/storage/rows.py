@@ -58,7 +58,7 @@ class RowFile:
             write_bytes(self.path, kept)
 
     def digest(self) -> str:
-        """SHA-256 of the file, which is on the disk then; empty where there is none.
+        """SHA-256 of the file, which is on the disk then; empty where it has no rows.
 
         Raises DataError where the file that rows were written to was removed.
         """

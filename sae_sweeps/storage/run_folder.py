@@ -44,12 +44,12 @@ run was taken up again before its end, `error` is one line."""
 
 
 def check_format_version(path: Path, content: Any) -> None:
-    """Raise DataError for a file of a run that a later version of this project wrote in another format."""
+    """Raise DataError for a file of a run in a format that is none of this version's, as a later one writes."""
     version = content.get("format_version", FORMAT) if isinstance(content, dict) else FORMAT
-    if not isinstance(version, int) or version > FORMAT:
+    if type(version) is not int or not 1 <= version <= FORMAT:  # true is an int
         raise DataError(
             f"{path} has the format_version {version}, and this version of sae-sweeps reads up to {FORMAT}; update "
-            "sae-sweeps to read it."
+            "sae-sweeps to read it, or restore it."
         )
 
 

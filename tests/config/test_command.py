@@ -1,4 +1,5 @@
 import re
+from types import SimpleNamespace
 
 import pytest
 from composing import plan
@@ -6,6 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 
+from sae_sweeps.cli.command import main
 from sae_sweeps.cli.compose import compose_points, register
 from sae_sweeps.config.mistakes import sentence
 from sae_sweeps.config.paths import config_dir
@@ -207,3 +209,22 @@ def test_plain_text_has_no_columns(tmp_path):
     (tmp_path / "a.txt").write_text("words")
     with pytest.raises(ConfigError, match="rows of .jsonl, .json and .parquet have columns"):
         plan(f"data={tmp_path / 'a.txt'}", "data.label_field=x")
+
+
+@pytest.mark.parametrize("words", [["--config-name=config"], ["-m", "--config-name=config"]])
+def test_a_launch_that_hydra_started_ends_as_it_did_and_not_as_an_earlier_one(words, monkeypatch, capsys):
+    def fails(points):
+        raise ValueError("of the launch")
+
+    def ends(status):
+        return lambda points: SimpleNamespace(status=status, values=[None])
+
+    statuses = []
+    for launch in (fails, ends(1), ends(0)):
+        monkeypatch.setattr("sae_sweeps.cli.launch.launch", launch)
+        try:
+            statuses.append(main([*words, "model=synthetic", "k=4"]))
+        except ValueError as error:
+            statuses.append(str(error))
+    assert statuses == ["of the launch", 1, 0]
+    assert main(["--resolve", "model=synthetic"]) == 2 and "--resolve flag can only be used" in capsys.readouterr().err

@@ -4,9 +4,9 @@ from io import FileIO
 
 import pytest
 
-from sae_sweeps.errors import DamagedFile
+from sae_sweeps.errors import DamagedFile, DataError
 from sae_sweeps.storage.files import DiskFull
-from sae_sweeps.storage.run_folder import EMPTY_STATUS, RunFolder
+from sae_sweeps.storage.run_folder import EMPTY_STATUS, FORMAT, RunFolder
 
 
 @pytest.fixture
@@ -104,3 +104,18 @@ def test_a_full_disk_leaves_whole_lines(folder):
     with pytest.raises(DiskFull, match="metrics.jsonl"):
         folder.metrics.append({"step": 1, "loss": 2.0})
     assert folder.metrics.path.read_text() == json.dumps({"step": 0}, separators=(",", ":")) + "\n"
+
+
+@pytest.mark.parametrize("version", [True, 0, -1, 1.0, "1", None, FORMAT + 1])
+def test_a_format_of_no_version_is_refused(folder, version):
+    folder.set_status(state="queued")
+    folder.status_path.write_text(json.dumps(EMPTY_STATUS | {"format_version": version}))
+    with pytest.raises(DataError, match=f"has the format_version {version}, and this version .* reads up to {FORMAT}"):
+        folder.status()
+
+
+def test_a_log_without_rows_has_one_digest(folder):
+    before = folder.log_digests()
+    folder.metrics.append({"step": 0})
+    folder.truncate(-1)
+    assert folder.metrics.path.exists() and folder.log_digests() == before
