@@ -159,16 +159,16 @@ def harvest(setting: Setting, results: Results) -> None:
 
 
 def groups(setting: Setting, results: Results) -> None:
-    """Eight runs trained side by side against one pass of the model and their bare steps (scripts/measure_groups)."""
-    sizes = ["--d-sae", "512", "--tokens", "65536", "--rounds", "3"]
-    small = ["--runs", "2", "--tokens", "4096", "--d-sae", "64", "--rounds", "1"]
-    command = [sys.executable, "-m", "scripts.measure_groups", "--parts", *(small if setting.small else sizes)]
+    """Runs trained side by side against one pass of the model and their bare steps (scripts/measure_groups)."""
+    runs, d_sae, tokens, rounds = (2, 64, 4096, 1) if setting.small else (8, 512, 65_536, 3)
+    command = [sys.executable, "-m", "scripts.measure_groups", "--parts", "--runs", str(runs), "--d-sae", str(d_sae)]
+    command += ["--tokens", str(tokens), "--rounds", str(rounds)]
     out = subprocess.run(command, cwd=ROOT, env=setting.environment(), capture_output=True, text=True, check=True)
     ratios = re.findall(r", (CPU|clock): ([\d.]+) \(([\d.]+) to ([\d.]+)\)$", out.stdout, re.M)
     for way, median, least, most in ratios:
         row: dict[str, object] = {"by": way, "training of the group / (one pass + bare steps)": float(median)}
         row["range"] = f"{least} to {most}"
-        results.add("Eight runs, d_sae 512, 65,536 tokens, d_in 512, layer 5 of 6", row)
+        results.add(f"{runs} runs, d_in 512, layer 5 of 6, d_sae {d_sae:,}, {tokens:,} tokens", row)
 
 
 def sweep(setting: Setting, results: Results) -> None:
