@@ -221,7 +221,7 @@ def test_what_sbatch_refuses_is_a_mistake_and_leaves_nothing(slurm, tmp_path):
     words = [*TINY, *ON_SLURM, "cluster.partition=nowhere", f"outputs={tmp_path}"]
     done = run(*words, cluster=slurm, expect=2)
     assert "cluster=slurm: sbatch refuses the job (" in done.stderr and "partition" in done.stderr
-    assert done.stderr.count("\n") == 1 and not list((tmp_path / "sweeps").iterdir())
+    assert done.stderr.count("\n") == 1 and not list(tmp_path.glob("sweeps/*"))
     assert not run_folders(tmp_path)
 
 

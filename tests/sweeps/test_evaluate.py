@@ -192,6 +192,7 @@ def test_where_a_foreign_sae_belongs_is_read_from_its_cfg(tmp_path):
     assert command.model_words("gemma-2-2b", tmp_path) == ["model=gemma-2-2b"]
     assert command.model_words("org/other", tmp_path) == ["model=hub", "model.path=org/other"]
     assert command.layer_words("blocks.12.hook_mlp_out", tmp_path) == ["layer=mlp_out", "layer.index=12"]
-    assert command.data_words("wikitext") == ["data=wikitext"] and command.data_words(None) == ["data=openwebtext"]
+    assert command.data_words("wikitext", "builtin") == ["data=wikitext"]
+    assert command.data_words(None, "openwebtext") == ["data=openwebtext"]
     (point,) = compose_points(["eval=full"])
     assert point.cfg.eval.recon_batches == 200

@@ -92,5 +92,5 @@ def test_no_network_is_one_sentence_that_says_what_to_do(tmp_path, text):
 
 def test_a_missing_field_and_a_missing_column_are_named(tmp_path, tiny_gpt_neox_folder, text):
     words = [f"model={tiny_gpt_neox_folder}", f"data={text}", *SMALL, f"outputs={tmp_path}"]
-    done = run(*words, "data.text_field=body", expect=1)
-    assert "body" in done.stdout and "Traceback" not in done.stdout
+    done = run(*words, "data.text_field=body", expect=2)
+    assert "body" in done.stderr and done.stderr.count("\n") == 1

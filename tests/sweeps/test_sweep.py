@@ -182,7 +182,7 @@ def test_mistakes_end_with_status_2_and_one_line(tmp_path):
         ("penalty.tau=1",): "the chosen penalty has no such key; penalty=adaptive_sharing and penalty=ortho do",
         ("nonsense",): "nonsense: cannot be read as key=value",
         ("k='",): "cannot be read as key=value",
-        ("outputs=/dev/null/o",): "outputs=/dev/null/o: cannot be written",
+        ("outputs=/dev/null/o",): "outputs=/dev/null/o: /dev/null is not a folder",
     }
     if not os.environ.get("CUDA_VISIBLE_DEVICES"):
         mistakes[("device=cuda:99",)] = "device=cuda:99: torch"

@@ -110,7 +110,7 @@ def test_trains_resumes_and_is_evaluated(row, run, tmp_path, monkeypatch):
         assert torch.equal(used, weight.detach().cpu().to(used.dtype)), "a copy that is not the weight's"
 
     save_checkpoint(training, start + 1, folder.checkpoint)
-    write_json(folder.path / TRAINED, {"provenance": {}})
+    write_json(folder.path / TRAINED, {"provenance": {}, "warnings": []})
     if run.why_not_saelens() is None:
         export(run, training, folder)
     live, loaded = live_sae(run, training), trained_sae(run, folder)
