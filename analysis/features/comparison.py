@@ -186,11 +186,12 @@ def plural(n: int, noun: str) -> str:
 def lines(found: dict[str, Any]) -> list[str]:
     """The comparison in words, for a terminal."""
     a, b = found["first"], found["second"]
-    out = [f"features of {a} and {b}, on {found['tokens']:,} tokens", f"{'':<10}{f'of {a}':>20}{f'of {b}':>20}"]
+    wide = max(20, 5 + max(map(len, (a, b))))
+    out = [f"features of {a} and {b}, on {found['tokens']:,} tokens", f"{'':<10}{f'of {a}':>{wide}}{f'of {b}':>{wide}}"]
     for row in found["counts"]:
         name = row["kind"] if row["seen"] == row["kind"] else f"{row['kind']}, {row['seen']}"
         cells = [f"{n:,} ({share:.1%})" for n, share in zip(row["n"], row["share"], strict=True)]
-        out.append(f"{name:<10}" + "".join(f"{cell:>20}" for cell in cells))
+        out.append(f"{name:<10}" + "".join(f"{cell:>{wide}}" for cell in cells))
     for one in found["measures"]:
         same = f"{one['same']:,} of {matching.SAME:g} or more"
         out.append(f"matched by {one['name']}: {one['n']:,}, mean {one['mean']:.3f}, {same}")

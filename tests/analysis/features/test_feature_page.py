@@ -187,8 +187,8 @@ def test_mistakes_are_one_sentence(run, tmp_path, capsys, monkeypatch):
     with zipfile.ZipFile(path) as archive:
         at = archive.getinfo("total.npy").header_offset + 100  # within what is deflated
     path.write_bytes(path.read_bytes()[:at] + b"\xff" * 30 + path.read_bytes()[at + 30 :])
-    assert "is damaged" in error(run) and features_of(tmp_path) is None
-    assert "no page of features" in capsys.readouterr().out
+    assert "is damaged" in error(run) and features_of(run) is None
+    assert "no page of features: " in (printed := capsys.readouterr().out) and "features.npz is damaged" in printed
     monkeypatch.setattr("subprocess.run", lambda *_, **__: type("Done", (), {"returncode": 2})())
     plain = add_run(tmp_path / "outputs", "bbbb")
     assert "has no evals/features.npz (exit status 2)" in error(plain)
