@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from sae_sweeps.config.identity import IDENTITY, METHOD_VERSION, canonical, chan
 from sae_sweeps.config.local import Local
 from sae_sweeps.config.plugins import DIGEST, FILE, same_file
 from sae_sweeps.config.run import RunConfig
-from sae_sweeps.errors import ConfigError, DataError, UserError
+from sae_sweeps.errors import ConfigError, DamagedFile, DataError, UserError
 from sae_sweeps.storage.digests import digest_of_files, short_hash
 from sae_sweeps.storage.files import check_output, read_json, write_json
 from sae_sweeps.storage.printing import print_line
@@ -47,6 +48,7 @@ def repeat(words: list[str], local: Local | None) -> int:
     cfg = point.cfg
     saved, results = recorded_config(folder), RunFolder(folder).results() or {}
     made = results.get("provenance", {})
+    _check_recorded(made, folder)
     saved |= {key: value for key, value in results.get("config", {}).items() if key == "eval"}  # of the last evaluation
     for key, value in _values(words, MOVED):
         group, _, leaf = key.partition(".")
@@ -69,7 +71,7 @@ def repeat(words: list[str], local: Local | None) -> int:
     cluster, made_file = the_cluster([point]), None
     if not cfg.dry_run:
         check_output("outputs=", outputs)
-        made_file = copy_selection(folder, run_path(outputs, run_id))
+        made_file = copy_selection(folder, run_path(outputs, run_id), run, made)
     try:
         status, ended = carry_out(Plan([planned], [], []), cfg, cluster)
     except UserError:
@@ -77,7 +79,7 @@ def repeat(words: list[str], local: Local | None) -> int:
             remove_alone(made_file, outputs)
         raise
     if ended and status == 0 and results:
-        print_line("repeat  " + compared(folder, run_path(outputs, run_id)))
+        print_line("repeat  " + compared(folder, results, run_path(outputs, run_id)))
     return status
 
 
@@ -147,20 +149,32 @@ def take_recorded_choices(run: RunConfig, made: dict[str, Any]) -> None:
             )
 
 
-def copy_selection(folder: Path, repeat: Path) -> Path | None:
-    """Give a run that has not begun the file by which the first one's features are found. Returns its path if made."""
-    from sae_sweeps.runs.task import SELECTION
+def copy_selection(folder: Path, repeat: Path, run: RunConfig, made: dict[str, Any]) -> Path | None:
+    """Give a run that has not begun the file by which the first one's features are found. Returns its path if made.
 
-    if not (folder / SELECTION).exists() or repeat.exists():
+    made: what the first one recorded with its results; earlier versions recorded no selection, there or in a file.
+    """
+    from sae_sweeps.runs.task import SELECTION, unrecorded_selection
+    from sae_sweeps.training.checkpoint import has_checkpoint
+
+    if repeat.exists():
         return None
-    write_json(repeat / SELECTION, read_json(folder / SELECTION))
+    if (folder / SELECTION).exists():
+        selection = read_json(folder / SELECTION)
+    elif made and "selection" not in made or not made and has_checkpoint(RunFolder(folder).checkpoint):
+        selection = asdict(unrecorded_selection(run))
+    else:
+        return None
+    write_json(repeat / SELECTION, selection)
     return repeat / SELECTION
 
 
 def remove_alone(file: Path, outputs: Path) -> None:
-    """Remove a file, and the folders that held nothing else, up to `outputs`."""
-    file.unlink(missing_ok=True)
+    """Remove a file that is alone in its folder, and the folders that held nothing else, up to `outputs`."""
     with suppress(OSError):
+        if list(file.parent.iterdir()) != [file]:
+            return
+        file.unlink()
         for folder in file.parents:
             folder.rmdir()
             if folder == outputs:
@@ -193,6 +207,19 @@ def refuse_another(run: RunConfig, folder: Path, now: dict[str, Any]) -> None:
         )
 
 
+def _check_recorded(made: dict[str, Any], folder: Path) -> None:
+    """Raise DamagedFile for a value of the recorded provenance, of those that a repeat uses, of the wrong type."""
+    threads, packages = made.get("threads", 1), made.get("packages") or {}
+    for key, value, fits, kind in (
+        ("threads", threads, type(threads) is int and threads >= 1, "whole number above 0"),
+        ("packages", packages, isinstance(packages, dict), "object"),
+    ):
+        if not fits:
+            raise DamagedFile(
+                f"{RunFolder(folder).results_path} is damaged (its provenance.{key}={value} is no {kind}); restore it."
+            )
+
+
 def _use_threads(threads: int) -> None:
     """As many threads as the run had: sums in another number of parts have other last bits."""
     import torch
@@ -201,17 +228,21 @@ def _use_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def compared(before: Path, after: Path) -> str:
-    """Whether two runs have the same weights, log and metrics, in one sentence."""
-    old, new = (read_json(folder / "results.json") for folder in (before, after))
+def compared(before: Path, old: dict[str, Any], after: Path) -> str:
+    """Whether two runs, the first with the results `old`, have the same weights, log and metrics, in one sentence."""
+    new = RunFolder(after).results()
+    assert new is not None  # its last file, and it is complete
     both = [key for key in old["metrics"] if key in new["metrics"]]
     other = [key for key in both if old["metrics"][key] != new["metrics"][key]]
-    found = {f"{len(both)} metrics": not other}
+    found = {f"{len(both)} metrics": not other} if both else {}
     weights = [folder / "sae" / "sae_weights.safetensors" for folder in (before, after)]
     if all(path.exists() for path in weights):
         found["weights"] = len({digest_of_files([path], None) for path in weights}) == 1
     rows = [_rows(folder) for folder in (before, after)]
-    found[f"{len(rows[0])} rows of the log"] = rows[0] == rows[1]
+    if rows[0]:
+        found[f"{len(rows[0])} rows of the log"] = rows[0] == rows[1]
+    if not found:
+        return f"nothing to compare: {before} has no weights, no log and no metric that the repeat has"
     left = len(old["metrics"]) - len(both)
     rest = f"; {left} metrics of evaluations of other settings are not repeated" if left else ""
     if all(found.values()):
@@ -229,7 +260,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
 def _made_otherwise(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
     """What of the recorded provenance differs that can change last bits."""
-    for key in ("git_commit", "device", "threads", "kernels", "platform", "host"):
+    for key in ("git_commit", "device", "threads", "kernels", "selection", "platform", "host"):
         if old.get(key) != new.get(key):
             yield f"{key} {new.get(key)}, was {old.get(key)}"
     for name, version in (old.get("packages") or {}).items():

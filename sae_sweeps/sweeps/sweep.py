@@ -126,7 +126,17 @@ def recorded_config(folder: Path) -> dict[str, Any]:
     saved = read_yaml(run.config_path)
     if not isinstance(saved.get("model"), dict):
         raise DamagedFile(f"{run.config_path} is damaged (it holds no config of a run); restore it.")
+    _refuse_no_path(saved, run.config_path)
     return saved
+
+
+def _refuse_no_path(node: dict[str, Any], path: Path) -> None:
+    """Raise DamagedFile where a recorded config names, as the file of code, what is no path."""
+    for key, value in node.items():
+        if key == FILE and not isinstance(value, str | None):
+            raise DamagedFile(f"{path} is damaged ({FILE}={value} is no path of a file); restore it.")
+        if isinstance(value, dict):
+            _refuse_no_path(value, path)
 
 
 def run_of(saved: dict[str, Any], folder: Path, cfg: DictConfig, of_command: Collection[str]) -> RunConfig:

@@ -6,6 +6,10 @@ import shutil
 import pytest
 
 from sae_sweeps.cli.command import main
+from sae_sweeps.cli.compose import compose_points
+from sae_sweeps.cli.repeat import compared, copy_selection, remove_alone
+from sae_sweeps.config.run import run_config
+from sae_sweeps.storage.files import write_json
 from sae_sweeps.storage.run_folder import FORMAT
 from tests.sweeps.commands import PROJECT, numbers, run_folders
 
@@ -90,6 +94,20 @@ def no_config(folder):
     (folder / "config.yaml").write_text("- a list")
 
 
+def code_of_a_number(folder):
+    (file,) = [line.split(": ")[1] for line in (folder / "config.yaml").read_text().splitlines() if "_file_:" in line]
+    rewrite(folder, "config.yaml", file, "5")
+
+
+def recorded(key, value):
+    def change(folder):
+        results = json.loads((folder / "results.json").read_text())
+        results["provenance"][key] = value
+        (folder / "results.json").write_text(json.dumps(results))
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -100,6 +118,11 @@ def no_config(folder):
         (missing_code, "is missing; put it back, or name the folder that holds it now"),
         (newer, f"has the format_version {FORMAT + 1}, and this version of sae-sweeps reads up to {FORMAT}"),
         (no_config, "is damaged (it is not a YAML mapping)"),
+        (code_of_a_number, "config.yaml is damaged (_file_=5 is no path of a file)"),
+        (recorded("threads", "two"), "is damaged (its provenance.threads=two is no whole number above 0)"),
+        (recorded("threads", True), "is damaged (its provenance.threads=True is no whole number above 0)"),
+        (recorded("threads", 0), "is damaged (its provenance.threads=0 is no whole number above 0)"),
+        (recorded("packages", [1]), "is damaged (its provenance.packages=[1] is no object)"),
     ],
 )
 def test_what_is_no_longer_the_same_is_one_sentence(change, message, copied, tmp_path, capsys):
@@ -135,3 +158,36 @@ def test_words_that_a_repeat_does_not_take(words, message, trained, capsys):
     assert main([word.format(run=trained, outputs=outputs) for word in words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_a_repeat_that_has_begun_keeps_how_its_features_are_found(tmp_path):
+    begun, alone = (tmp_path / "o" / "runs" / name / "selection.json" for name in ("begun", "alone"))
+    for file in (begun, alone):
+        write_json(file, {})
+    (begun.parent / "checkpoint").mkdir()
+    for file in (begun, alone):
+        remove_alone(file, tmp_path / "o")
+    assert begun.exists() and not alone.parent.exists()
+    remove_alone(alone, tmp_path / "o")
+
+
+@pytest.mark.parametrize(
+    ("made", "requested", "way"),
+    [
+        ({"threads": 1}, "auto", "plain"),
+        ({"threads": 1}, "bfloat16", "bfloat16"),
+        ({"threads": 1, "selection": "bounded"}, "auto", None),  # recorded, but its file is lost
+        ({}, "auto", None),  # never began
+    ],
+)
+def test_a_run_of_an_earlier_version_is_repeated_as_it_was(made, requested, way, tmp_path):
+    run = run_config(compose_points([f"train.selection={requested}"])[0].cfg)
+    file = copy_selection(tmp_path / "run", tmp_path / "repeat", run, made)
+    assert (file and json.loads(file.read_text())) == (way and {"way": way, "block": 0})
+
+
+def test_where_there_is_nothing_to_compare_no_number_is_called_equal(tmp_path):
+    write_json(tmp_path / "results.json", {"metrics": {"fvu": 0.5}})
+    for metrics, expected in (({}, "nothing to compare"), ({"fvu": 0.5}, "bit for bit"), ({"fvu": 0.4}, "differs")):
+        old = {"metrics": metrics, "provenance": {}}
+        assert compared(tmp_path / "old", old, tmp_path).startswith(expected)
