@@ -292,11 +292,11 @@ def anonymous_megabytes():
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("mode", ["disk", "stream"])
 def test_memory_does_not_grow_with_the_number_of_tokens(tmp_path, monkeypatch, mode):
-    """64 MB of activations, harvested and sampled, in shards and buffers of 2 MB."""
+    """128 MB of activations, harvested and sampled, in shards and buffers of 2 MB."""
     world = SyntheticConfig(d_in=256, n_features=8, l0=2.0, n_correlated=0, n_hierarchical=0)
     monkeypatch.setattr(module, "SHARD_BYTES", 2**21)
     settings = ActivationsConfig(mode=mode, buffer_tokens=2048)
-    n_tokens, peak = 2**16, []
+    n_tokens, peak = 2**17, []
 
     def run(n_tokens, folder):
         args = (world, LayerConfig(), DataConfig(context=16), settings, n_tokens, folder, "cpu")
@@ -306,11 +306,11 @@ def test_memory_does_not_grow_with_the_number_of_tokens(tmp_path, monkeypatch, m
             sampler.batch(step)
             peak.append(anonymous_megabytes())
 
-    run(2**13, tmp_path / "warm")
+    run(2**16, tmp_path / "warm")  # long enough for the allocator to have what queues and buffers need
     before = max(peak)
     peak.clear()
     run(n_tokens, tmp_path / "measured")
-    assert max(peak) - before < 16
+    assert max(peak) - before < 32
 
 
 def write_text(path, n):
