@@ -310,7 +310,7 @@ def test_memory_does_not_grow_with_the_number_of_tokens(tmp_path, monkeypatch, m
     before = max(peak)
     peak.clear()
     run(n_tokens, tmp_path / "measured")
-    assert max(peak) - before < 32
+    assert max(peak) - before < 64, "half of what was harvested"
 
 
 def write_text(path, n):
