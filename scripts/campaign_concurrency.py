@@ -40,7 +40,7 @@ from scripts.campaign_faults import (
 
 VALUES = (2, 3, 4, 5, 6, 7)
 """Of k: one run each."""
-NOBODY = 65534
+OTHER_USER = 65534
 TIMEOUT = 900
 
 
@@ -90,7 +90,7 @@ def crowd(launches: int, chance: random.Random, cwd: Path, reference: Reference)
 
 
 def two_users(launches: int, chance: random.Random, cwd: Path, reference: Reference) -> list[str]:
-    """Root and nobody share a folder: where each may write what the other made, and where not."""
+    """Root and an unprivileged user share a folder: with write access to each other's files, and without."""
     found = []
     for umask in (0o000, 0o022):
         place = cwd / f"{umask:03o}"
@@ -111,7 +111,7 @@ def two_users(launches: int, chance: random.Random, cwd: Path, reference: Refere
 
             return work
 
-        statuses, texts = at_once([as_user(0), as_user(NOBODY), as_user(0), as_user(NOBODY)], place)
+        statuses, texts = at_once([as_user(0), as_user(OTHER_USER), as_user(0), as_user(OTHER_USER)], place)
         for text, status in zip(texts, statuses, strict=True):
             found += faults_of_output(text, status)
         if umask == 0 and any(statuses):
@@ -119,8 +119,12 @@ def two_users(launches: int, chance: random.Random, cwd: Path, reference: Refere
         if umask:  # what one could not write is complete once the other has trained it
             again, texts_again = at_once([as_user(0)], place)
             found += [f"root's second launch ends with status {again[0]}: {texts_again[0][-300:]}"] if again[0] else []
-            again, after = at_once([as_user(NOBODY)], place)
-            found += [f"nobody's second launch ends with status {again[0]}: {after[0][-300:]}"] if again[0] else []
+            again, after = at_once([as_user(OTHER_USER)], place)
+            found += (
+                [f"the unprivileged user's second launch ends with status {again[0]}: {after[0][-300:]}"]
+                if again[0]
+                else []
+            )
             texts += texts_again
         found += trained_once(texts, place / "o") + faults_of_tree(place / "o", reference, all_complete=True)
     return found

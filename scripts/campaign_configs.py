@@ -4,7 +4,7 @@ Over every command (launch, --from, evaluate, status, resume, cancel, schedule, 
 import), with models, texts, SAEs, experiments, clusters and components of a world of files (campaign_world.py), sound
 and broken. Each ends with status 0, or 1 for a run that diverged or failed, with its reason; or with one sentence and
 status 2, and then leaves nothing behind. No traceback, no hang, no half-made folder, no token in any output or file, no
-code of a file that nobody chose. Each violation is printed with its command, and makes the exit status 1.
+code of a file that the command did not choose. Each violation is printed with its command, and makes the exit status 1.
 """
 
 from __future__ import annotations

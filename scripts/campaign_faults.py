@@ -207,7 +207,7 @@ def faults_of_tree(outputs: Path, reference: Reference, all_complete: bool) -> l
     found = []
     expected, runs = runs_of(reference.folder / "o"), runs_of(outputs)
     if strange := runs.keys() - expected.keys():
-        found.append(f"runs that nobody asked for: {strange}")
+        found.append(f"runs that are not in the sweep: {strange}")
     for name, undisturbed in expected.items():
         folder = outputs / "runs" / name
         if not all_complete and not complete(folder):

@@ -29,7 +29,7 @@ TEXT = "the cat sat on a mat and ran to the old house by the river where it slep
 
 
 def environment(world: Path) -> dict[str, str]:
-    """What every command runs in: no hub, no cache but the world's own, and tokens that nobody may see."""
+    """What every command runs in: no hub, no cache but the world's own, and tokens that must not be printed."""
     left = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
     return {
         **left,

@@ -24,13 +24,14 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from sae_sweeps.storage.files import read_json, write_text
+from sae_sweeps.config.paths import config_dir
+from sae_sweeps.storage.files import read_json, read_yaml, write_text
 
 ROOT = Path(__file__).parent.parent
 PAGE, NOTES = ROOT / "docs" / "results.md", ROOT / "docs" / "results_notes.txt"
 EXPERIMENT = "experiment=orthogonality"
+PRESET = read_yaml(config_dir() / "experiment" / "orthogonality.yaml")
 SEEDS = (0, 1, 2)
-VARIANTS = 6
 TRIAL_TOKENS = 40_960
 
 
@@ -109,7 +110,7 @@ def estimate(outputs: Path, words: list[str]) -> dict[str, float]:
             raise SystemExit(f"the trial of {architecture} failed; mend what it printed and run this again")
         seconds = time.monotonic() - before  # of the second: it found the model's part of the evaluations ready
     found = [read_json(path)["provenance"] for path in folder.glob("runs/*/results.json")]
-    tokens, runs = planned_tokens(words), VARIANTS * len(SEEDS)
+    tokens, runs = planned_tokens(words), len(PRESET["variants"]) * len(SEEDS)
     training, harvest = (
         max(provenance[key] for provenance in found) / TRIAL_TOKENS * tokens for key in ("wall_time_s", "shared_time_s")
     )
@@ -120,7 +121,7 @@ def estimate(outputs: Path, words: list[str]) -> dict[str, float]:
 
 def planned_tokens(words: list[str]) -> int:
     given = [word.partition("=")[2] for word in words if word.startswith("num_tokens=")]
-    return int(given[-1].replace("_", "")) if given else 2_048_000
+    return int(given[-1].replace("_", "")) if given else PRESET["num_tokens"]
 
 
 def write_page(outputs: Path, words: list[str]) -> None:

@@ -122,10 +122,6 @@ class GroupLayerConfig:
     def n_groups(self, d_sae: int) -> int:
         return -(-d_sae // self.group_size)
 
-    def changes_features(self) -> bool:
-        """Whether f is changed at all, in training or at inference."""
-        return self.name != "none" and any(getattr(self, option) for option in OPTIONS)
-
     def active_at_inference(self) -> list[str]:
         """The options that change f at inference too."""
         if self.name == "none":

@@ -200,9 +200,9 @@ class RunConfig:
 def _unused_eval_keys(cfg: EvalConfig) -> dict[str, str]:
     """Keys of the eval group that no chosen evaluation reads."""
     return {
-        f"eval.{key}": f"eval.evaluations has none of {', '.join(asking)}"
-        for key, asking in readers().items()
-        if not set(asking) & set(cfg.evaluations)
+        f"eval.{key}": f"eval.evaluations has none of {', '.join(names)}"
+        for key, names in readers().items()
+        if not set(names) & set(cfg.evaluations)
     }
 
 
@@ -423,7 +423,7 @@ def _check_bounded(run: RunConfig) -> None:
     ):
         if value != wanted:
             raise ConfigError(
-                f"train.selection=bounded: stands for products in float32 by fast kernels, and train.{key}={value}; "
+                f"train.selection=bounded: needs float32 products and compiled kernels, but train.{key}={value}; "
                 f"give train.{key}={wanted}, {mend}"
             )
 

@@ -103,9 +103,9 @@ class LabelledSource:
             for place, texts in quadrants.items():
                 random.Random(stream_seed(seed, "quadrant", pair.name, *place, split)).shuffle(texts)
             together = min(len(quadrants[pair.classes[i], kinds[i]]) for i in (0, 1))
-            apart = min(len(quadrants[pair.classes[i], kinds[1 - i]]) for i in (0, 1))
+            crossed = min(len(quadrants[pair.classes[i], kinds[1 - i]]) for i in (0, 1))
             parts[split] = six_classes(
-                quadrants, pair.classes, kinds, min(most // 4, (together - 1) // 2, apart), seed, pair.name
+                quadrants, pair.classes, kinds, min(most // 4, (together - 1) // 2, crossed), seed, pair.name
             )
         return Task(pair.name, parts["train"], parts["test"])
 

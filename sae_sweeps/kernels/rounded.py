@@ -31,7 +31,7 @@ _kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def keep(weight: Tensor) -> None:
-    """Keep the copies of this weight from now on: whoever calls it passes `to_write` to what writes the weight."""
+    """Keep a rounded copy of this weight from now on; the kernel that writes the weight must be given `to_write`."""
     _kept[weight] = _Kept()
 
 

@@ -43,14 +43,19 @@ EMPTY_STATUS: dict[str, Any] = {
 run was taken up again before its end, `error` is one line."""
 
 
-def check_format_version(path: Path, content: Any) -> None:
-    """Raise DataError for a file of a run in a format that is none of this version's, as a later one writes."""
+def _read(path: Path) -> Any:
+    """The JSON of a run's file, None where there is none. Raises DataError for a format of a later version."""
+    try:
+        content = read_json(path)
+    except MissingFile:
+        return None
     version = content.get("format_version", FORMAT) if isinstance(content, dict) else FORMAT
     if type(version) is not int or not 1 <= version <= FORMAT:  # true is an int
         raise DataError(
             f"{path} has the format_version {version}, and this version of sae-sweeps reads up to {FORMAT}; update "
             "sae-sweeps to read it, or restore it."
         )
+    return content
 
 
 class RunFolder(os.PathLike):
@@ -113,11 +118,9 @@ class RunFolder(os.PathLike):
 
         Raises DamagedFile when it does not read back, DataError when a later version wrote it.
         """
-        try:
-            status = read_json(self.status_path)
-        except MissingFile:
+        status = _read(self.status_path)
+        if status is None:
             return None
-        check_format_version(self.status_path, status)
         if not isinstance(status, dict) or status.get("state") not in STATES:
             raise DamagedFile(f"{self.status_path} is damaged (no known state); restore it, or remove it.")
         return EMPTY_STATUS | status
@@ -150,11 +153,9 @@ class RunFolder(os.PathLike):
 
         Raises DamagedFile where it lacks config or metrics, DataError when a later version wrote it.
         """
-        try:
-            results = read_json(self.results_path)
-        except MissingFile:
+        results = _read(self.results_path)
+        if results is None:
             return None
-        check_format_version(self.results_path, results)
         if not isinstance(results, dict) or not isinstance(results.get("metrics"), dict):
             raise DamagedFile(f"{self.results_path} is damaged (it has no metrics); restore it, or run the run again.")
         for key in ("config", "provenance"):  # records of other tools have neither
