@@ -69,7 +69,7 @@ wordnet: install ## texts and labelled rows without a hub, for data= and eval=wo
 	$(PY) -m scripts.wordnet
 
 study: smollm2 wordnet ## penalties beside none on SmolLM2, three seeds, and docs/results.md; resumes (up to HOURS=10)
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) -m scripts.study --hours $(or $(HOURS),10) $(WORDS)
+	OMP_NUM_THREADS=2 NUMBA_NUM_THREADS=2 $(PY) -m scripts.study --hours $(or $(HOURS),10) $(WORDS)
 
 studies: install ## the five studies on the built-in model, three seeds, and docs/study_results.md (two hours)
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) -m scripts.study_results

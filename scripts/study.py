@@ -102,6 +102,10 @@ def launch(outputs: Path, *words: str) -> int:
 def estimate(outputs: Path, words: list[str]) -> dict[str, float]:
     """Hours of each stage, from a short run of each architecture that is trained and evaluated as the stages are."""
     folder, seconds = outputs / "trial", 0.0
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "activations").exists():  # what evaluations need of the model is computed once
+        (outputs / "activations").mkdir(exist_ok=True)
+        (folder / "activations").symlink_to(Path("..") / "activations")
     others = [word for word in words if not word.startswith("num_tokens=")]
     for architecture in ("topk", "batch_topk"):
         before = time.monotonic()

@@ -7,14 +7,11 @@ import torch
 from torch import Tensor
 
 from sae_sweeps.architectures.batch import Batch
-from sae_sweeps.config.schema import SyntheticConfig
+from sae_sweeps.config.schema import CHILD_RATE, SyntheticConfig
 from sae_sweeps.config.typed import check_values
-from sae_sweeps.errors import ConfigError
 
 CHUNK = 1024
 """Tokens drawn together; the unit of `SyntheticWorld.sample`."""
-CHILD_RATE = 0.5
-"""Share of a parent's firings in which each of its children fires too."""
 
 
 class SyntheticWorld:
@@ -34,7 +31,8 @@ class SyntheticWorld:
     """
 
     def __init__(self, cfg: SyntheticConfig):
-        _check(cfg)
+        check_values(cfg, "model")
+        cfg.check()
         self.cfg = cfg
         self.d_in = cfg.d_in or 0
         n, n_correlated, n_hierarchical = cfg.n_features, cfg.n_correlated, cfg.n_hierarchical
@@ -50,8 +48,6 @@ class SyntheticWorld:
 
         weight_F = torch.where(self.parent_F >= 0, CHILD_RATE, 1.0)
         self.rate_F = weight_F * (cfg.l0 / weight_F.sum())
-        if self.rate_F.max() >= 1:
-            raise ConfigError(f"model.l0={cfg.l0} needs features that are always active; lower it or raise n_features.")
         # A child is drawn with probability CHILD_RATE where its parent fires.
         self._threshold_F = torch.special.ndtri(torch.where(self.parent_F >= 0, CHILD_RATE, self.rate_F))
 
@@ -96,14 +92,3 @@ class SyntheticWorld:
     def _generator(self, *what: str | int) -> torch.Generator:
         digest = hashlib.blake2b(repr((self.cfg.world_seed, *what)).encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-
-
-def _check(cfg: SyntheticConfig) -> None:
-    check_values(cfg, "model")
-    if cfg.n_correlated + cfg.n_hierarchical > cfg.n_features:
-        raise ConfigError(
-            f"model.n_correlated={cfg.n_correlated} and model.n_hierarchical={cfg.n_hierarchical} exceed "
-            f"model.n_features={cfg.n_features}; lower one of them."
-        )
-    if not 0 < cfg.l0 < cfg.n_features:
-        raise ConfigError(f"model.l0={cfg.l0} must lie between 0 and model.n_features={cfg.n_features}.")

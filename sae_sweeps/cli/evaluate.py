@@ -21,7 +21,7 @@ from sae_sweeps.config.hub import unpinned
 from sae_sweeps.config.identity import canonical
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.run import RunConfig, run_config
-from sae_sweeps.errors import ConfigError, DataError, Interrupted
+from sae_sweeps.errors import ConfigError, DataError, Interrupted, UserError
 from sae_sweeps.runs.console import Console
 from sae_sweeps.runs.evaluate import Failure, Subject, collected, descriptions, evaluate_group, is_done, wanted
 from sae_sweeps.runs.export import trained_sae
@@ -71,11 +71,13 @@ def evaluate(paths: list[Path], words: list[str]) -> int:
         raise ConfigError("evaluate takes one value of each key; give it the runs of a sweep instead.")
     refuse_training_words(words)
     cfg = points[0].cfg
-    targets = list(find_targets(paths, cfg, words))
+    targets, refused = find_targets(paths, cfg, words)
     give_own_names(targets)
     stop, console = Stop(), Console()
     session = RunSession(device_for(cfg.device), stop, console.progress)
-    failed = interrupted = False
+    for name, error in refused.items():
+        console.print(f"error: {name}: {error}")
+    failed, interrupted = bool(refused), False
     with caught_signals(stop):
         for number, group in enumerate(grouped(targets), 1):
             console.print(f"[{number}] {one_line_of(group)}")
@@ -93,8 +95,8 @@ def evaluate(paths: list[Path], words: list[str]) -> int:
 
 
 def give_own_names(targets: list[Target]) -> None:
-    """Give SAEs whose folders have the same name (trainer_0, sae) distinct names: the shortest ends of their paths that
-    differ."""
+    """Give SAEs whose folders have the same name (trainer_0, sae, one run in two outputs folders) distinct names: the
+    shortest ends of their paths that differ."""
     of_name: dict[str, list[Target]] = {}
     for target in targets:
         of_name.setdefault(target.name, []).append(target)
@@ -104,7 +106,7 @@ def give_own_names(targets: list[Target]) -> None:
             names = ["-".join(parts[-n:]) for parts in paths]
             if len(set(names)) == len(names):
                 for target, name in zip(alike, names, strict=True):
-                    target.name = target.name if target.is_run else name
+                    target.name = name
                 break
 
 
@@ -133,7 +135,7 @@ def grouped(targets: list[Target]) -> list[list[Target]]:
 
 def evaluate_targets(group: list[Target], session: RunSession, console: Console) -> bool:
     """Evaluate a group. Returns whether an evaluation failed. Runs leased by another process are named and skipped."""
-    subjects, held, leases = [], {}, []
+    subjects, held, leases, failed = [], {}, [], False
     try:
         for target in group:
             todo = [name for name in wanted(target.run) if not is_done(target.run, target.folder, name, target.inputs)]
@@ -148,17 +150,23 @@ def evaluate_targets(group: list[Target], session: RunSession, console: Console)
                 leases.append(lease)
             if target.doubt:
                 console.print(f"  {target.name}: warning: {target.doubt}")
-            subjects.append(Subject(target.name, target.run, target.folder, sae_of(target), target.inputs))
+            try:
+                sae = sae_of(target)
+            except UserError as error:
+                console.print(f"  {target.name}: error: {error}")
+                failed = True
+                continue
+            subjects.append(Subject(target.name, target.run, target.folder, sae, target.inputs))
             held[target.name] = target
         if not subjects:
-            return False
+            return failed
         failures: list[Failure] = []
         try:
             failures = evaluate_group(subjects, session, group[0].cache, lambda line: console.print(f"  {line}"))
         finally:  # what was done before an interruption counts
             for name, target in held.items():
                 record(target, [failure for failure in failures if failure.subject == name])
-        return bool(failures)
+        return failed or bool(failures)
     finally:
         for lease in leases:
             lease.release()
@@ -168,7 +176,7 @@ def record(target: Target, failures: list[Failure]) -> None:
     """Write results.json from all evaluations in the folder."""
     doubts = list(filter(None, [target.doubt]))
     if target.is_run:
-        write_results(target.run, target.name, RunFolder(target.folder), target.title, failures, doubts)
+        write_results(target.run, target.folder.resolve().name, RunFolder(target.folder), target.title, failures, doubts)
     else:
         write_foreign(target, [*doubts, *map(str, failures)])
 
@@ -179,32 +187,46 @@ def sae_of(target: Target) -> ExportedSAE:
     return foreign.load(target.folder)
 
 
-def find_targets(paths: list[Path], cfg: DictConfig, words: list[str]) -> Iterator[Target]:
-    """The SAEs at the paths, each once. Raises DataError for a path without one."""
+def find_targets(paths: list[Path], cfg: DictConfig, words: list[str]) -> tuple[list[Target], dict[str, UserError]]:
+    """The SAEs at the paths, each once, and by the name of its folder why another there cannot be evaluated.
+
+    Raises DataError for a path without an SAE, and the first error where no SAE is left.
+    """
+    targets: dict[Path, Target] = {}
+    refused: dict[Path, UserError] = {}
+    for folder, is_run in folders_at(paths, words):
+        place = folder.resolve()
+        if place in targets or place in refused:
+            continue
+        try:
+            targets[place] = of_run(folder, cfg) if is_run else of_other_library(folder, words)
+        except UserError as error:
+            refused[place] = error
+    if not targets:
+        raise next(iter(refused.values()))
+    return list(targets.values()), {place.name: error for place, error in refused.items()}
+
+
+def folders_at(paths: list[Path], words: list[str]) -> Iterator[tuple[Path, bool]]:
+    """The folders of SAEs at the paths, and whether each is a run's. Raises DataError for a path without one."""
     from analysis.reading.run_folders import runs_at
 
-    seen: set[Path] = set()
     for path in paths:
         if path.name == "sae" and (path.parent / TRAINED).exists():
             path = path.parent
         if not path.exists():
             raise DataError(f"{path} does not exist; give a run, a sweep, an outputs folder or an SAE's folder.")
         if (sae := foreign.folder_of(path)) is not None:
-            found = [of_other_library(sae, words)]
-        else:
-            runs = [folder for folder, _ in runs_at(path) if (folder / TRAINED).exists()]
-            if runs:
-                refuse_words_of_the_run(words)
-            found = [of_run(folder, cfg) for folder in runs]
-        if not found:
+            yield sae, False
+            continue
+        runs = [folder for folder, _ in runs_at(path) if (folder / TRAINED).exists()]
+        if not runs:
             raise DataError(
                 f"{path} holds no trained SAE; give a finished run, a sweep, or a folder with one of "
                 f"{', '.join(foreign.FORMATS)}."
             )
-        for target in found:
-            if target.folder.resolve() not in seen:
-                seen.add(target.folder.resolve())
-                yield target
+        refuse_words_of_the_run(words)
+        yield from ((folder, True) for folder in runs)
 
 
 def refuse_words_of_the_run(words: list[str]) -> None:

@@ -401,6 +401,8 @@ def _check(run: RunConfig, facts: ModelFacts) -> None:
             raise ConfigError("train.selection=bfloat16: the reference kernels are exact; give train.kernels=auto.")
     if run.train.selection == "bounded":
         _check_bounded(run)
+    if isinstance(run.model, SyntheticConfig):
+        run.model.check()
     run.lr_schedule.check()
     run.schedule.check()
     run.architecture.check(run.d_in)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 from sae_sweeps.config.evaluations import EvalConfig
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.fields import (
     AtLeastOne,
     BelowOne,
@@ -48,6 +49,10 @@ class ModelConfig:
     """Its instruction-tuned sibling on the hub, or a folder: the model that unlearning is judged on."""
 
 
+CHILD_RATE = 0.5
+"""Share of a parent's firings in which each of its children fires too."""
+
+
 @dataclass
 class SyntheticConfig(ModelConfig):
     """Activations with known features: x = sum_j a_j features_j + noise, unit-norm features [n_features, d_in]."""
@@ -74,6 +79,21 @@ class SyntheticConfig(ModelConfig):
     """Standard deviation of isotropic noise per dimension."""
     world_seed: int = 0
     """Draws the features and the stream; independent of `seed` and `data_seed`."""
+
+    def check(self) -> None:
+        """Raise ConfigError for counts of features that exclude each other."""
+        if self.n_correlated + self.n_hierarchical > self.n_features:
+            raise ConfigError(
+                f"model.n_correlated={self.n_correlated} and model.n_hierarchical={self.n_hierarchical} exceed "
+                f"model.n_features={self.n_features}; lower one of them."
+            )
+        families = -(-self.n_hierarchical // (1 + self.children_per_parent))
+        most = self.n_features - (1 - CHILD_RATE) * (self.n_hierarchical - families)
+        if not 0 < self.l0 < most:
+            raise ConfigError(
+                f"model.l0={self.l0}: must lie between 0 and {most:g}, where model.n_features={self.n_features} are "
+                "always active."
+            )
 
 
 @dataclass

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sae_sweeps.activations.synthetic import CHILD_RATE, CHUNK, SyntheticWorld
-from sae_sweeps.config.schema import SyntheticConfig
+from sae_sweeps.activations.synthetic import CHUNK, SyntheticWorld
+from sae_sweeps.config.schema import CHILD_RATE, SyntheticConfig
 from sae_sweeps.errors import ConfigError
 
 SMALL = {"d_in": 16, "n_features": 40, "l0": 6.0, "n_correlated": 12, "n_hierarchical": 16}

@@ -383,6 +383,8 @@ def test_evaluations_are_checked_and_their_unused_keys_refused():
         ("eval=full", "eval.probing.k_values=[]"): "give numbers above 0",
         ("eval=full", "eval.probing.train_rows=many"): "eval.probing.train_rows",
         ("model=synthetic", "eval.seed=3"): "no run of this command uses it",
+        ("model=synthetic", "model.n_correlated=300"): "model.n_correlated=300 and model.n_hierarchical=64 exceed",
+        ("model=synthetic", "model.l0=240"): "model.l0=240.0: must lie between 0 and 232",
         ("data.path=a.jsonl",): "has none); a file or folder is data=a.jsonl, a name of the hub data=hub data.path",
     }
     for words, message in mistakes.items():

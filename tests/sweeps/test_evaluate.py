@@ -115,6 +115,20 @@ def test_one_failing_evaluation_leaves_the_others_and_says_so(evaluated, tmp_pat
     assert any("evaluation tpp failed" in warning for warning in read(copy, "results.json")["warnings"])
 
 
+def test_damaged_runs_leave_the_others(evaluated, tmp_path):
+    outputs, _, _ = evaluated
+    first, second = (tmp_path / "runs" / f"{n}-{folder.name}" for n, folder in enumerate(run_folders(outputs)))
+    third = tmp_path / "runs" / "third"
+    for source, copy in zip((*run_folders(outputs), run_folders(outputs)[0]), (first, second, third), strict=True):
+        shutil.copytree(source, copy, ignore=shutil.ignore_patterns("evals", "results.json"))
+    (first / "config.yaml").write_text("model: [")
+    (second / "sae/sae_weights.safetensors").write_bytes(b"cut")
+    done = run("evaluate", tmp_path, "eval.evaluations=[separation]", expect=1, module="sae_sweeps")
+    assert f"error: {first.name}: " in done.stdout and f"{second.name}: error: " in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert [(folder / "results.json").exists() for folder in (first, second, third)] == [False, False, True]
+
+
 def test_a_broken_and_a_dead_sae_are_told_of(evaluated, tmp_path):
     outputs, foreign, _ = evaluated
     for name, value in (("dead", -100.0), ("broken", float("nan"))):
