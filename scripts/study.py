@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import pandas as pd
 from scipy import stats
 
 from sae_sweeps.config.paths import config_dir
-from sae_sweeps.storage.files import read_json, read_yaml, write_text
+from sae_sweeps.storage.files import read_json, read_yaml, write_json, write_text
 
 ROOT = Path(__file__).parent.parent
 PAGE, NOTES = ROOT / "docs" / "results.md", ROOT / "docs" / "results_notes.txt"
@@ -86,12 +87,29 @@ def main() -> int:
         if number and spent + hours[stage.title] > args.hours:
             print(f"left out: {stage.title}: {spent:.1f} of {args.hours:g} hours are spent", flush=True)
             continue
-        before = time.monotonic()
         seeds = ",".join(map(str, SEEDS))
-        status |= launch(args.outputs, *stage.words, "-m", f"seed={seeds}", *args.words)
-        print(f"{stage.title}: {(time.monotonic() - before) / 3600:.2f} hours", flush=True)
+        with counted(args.outputs, stage.title):
+            status |= launch(args.outputs, *stage.words, "-m", f"seed={seeds}", *args.words)
         write_page(args.outputs, args.words)
     return status
+
+
+@contextmanager
+def counted(outputs: Path, stage: str) -> Iterator[None]:
+    """Adds the hours inside to the stage's in hours.json, so that a resumed study knows what its runs took."""
+    before = time.monotonic()
+    try:
+        yield
+    finally:
+        hours = spent_hours(outputs)
+        hours[stage] = hours.get(stage, 0.0) + (time.monotonic() - before) / 3600
+        write_json(outputs / "hours.json", hours)
+        print(f"{stage}: {hours[stage]:.2f} hours", flush=True)
+
+
+def spent_hours(outputs: Path) -> dict[str, float]:
+    path = outputs / "hours.json"
+    return read_json(path) if path.exists() else {}
 
 
 def launch(outputs: Path, *words: str) -> int:
@@ -114,10 +132,9 @@ def estimate(outputs: Path, words: list[str]) -> dict[str, float]:
             raise SystemExit(f"the trial of {architecture} failed; mend what it printed and run this again")
         seconds = time.monotonic() - before  # of the second: it found the model's part of the evaluations ready
     found = [read_json(path)["provenance"] for path in folder.glob("runs/*/results.json")]
-    tokens, runs = planned_tokens(words), len(PRESET["variants"]) * len(SEEDS)
-    training, harvest = (
-        max(provenance[key] for provenance in found) / TRIAL_TOKENS * tokens for key in ("wall_time_s", "shared_time_s")
-    )
+    scale, runs = planned_tokens(words) / TRIAL_TOKENS, len(PRESET["variants"]) * len(SEEDS)
+    harvest = scale * max(provenance["shared_time_s"] for provenance in found)
+    training = scale * max(provenance["wall_time_s"] - provenance["shared_time_s"] for provenance in found)
     hours = {stage.title: runs * (training + seconds) / 3600 for stage in STAGES}
     hours[STAGES[0].title] += harvest / 3600
     return hours
@@ -129,14 +146,14 @@ def planned_tokens(words: list[str]) -> int:
 
 
 def write_page(outputs: Path, words: list[str]) -> None:
-    analysis("notes", outputs, "-o", NOTES)
+    analysis("notes", outputs / "runs", "-o", NOTES)
     write_text(PAGE, page(NOTES, outputs, words))
 
 
 def page(notes: Path, outputs: Path, words: list[str]) -> str:
-    """docs/results.md from the notes of all runs; `outputs` serves the audit alone."""
+    """docs/results.md from the notes of all runs; `outputs` serves the audit and the cost."""
     imported = outputs / "imported.json"
-    analysis("import", notes, "-o", imported)
+    analysis("import", notes, "-o", imported, "--replace")
     frames = {stage: frame for stage in STAGES if not (frame := means(imported, stage)).empty}
     left = [stage.title for stage in STAGES if stage not in frames]
     parts = [
@@ -150,6 +167,7 @@ def page(notes: Path, outputs: Path, words: list[str]) -> str:
         "variant's mean the difference to `none` of the same stage with its 95 % interval (Welch's t, three seeds), "
         "and d, the difference in standard deviations.",
     ]
+    parts += ["", *cost(outputs)]
     if left:
         parts += ["", f"Left out for time: {', '.join(left)}."]
     parts += ["", "## What follows", "", *conclusion(frames)]
@@ -167,6 +185,17 @@ def page(notes: Path, outputs: Path, words: list[str]) -> str:
         "```",
     ]
     return "\n".join(parts) + "\n"
+
+
+def cost(outputs: Path) -> Iterator[str]:
+    """What the runs took, and where."""
+    results = [read_json(path) for path in sorted((outputs / "runs").glob("*/results.json"))]
+    found = {
+        f"{provenance['threads']} threads of {provenance['platform']}, {provenance['device']}"
+        for provenance in (result["provenance"] for result in results)
+    }
+    hours = sum(spent_hours(outputs).values())
+    yield f"{len(results)} runs, trained and evaluated in {hours:.1f} hours ({'; '.join(sorted(found))})."
 
 
 def means(imported: Path, stage: Stage) -> pd.DataFrame:
@@ -188,23 +217,24 @@ class Effect:
     low: float
     high: float
     d: float
-    """In pooled standard deviations; infinite where neither varies."""
+    """In pooled standard deviations; infinite where neither varies and the means differ."""
     p: float
     """Of no difference, by Welch's t."""
 
 
 def effect(frame: pd.DataFrame, row: dict[str, Any], name: str) -> Effect | None:
     base = frame[frame["title"] == "none"].iloc[0]
-    values = [row.get(f"{name}_{part}") for part in ("difference", "difference_low", "difference_high")]
-    if any(value is None or pd.isna(value) for value in values):
+    parts = [f"{name}_{part}" for part in ("difference", "difference_low", "difference_high")]
+    if any(part not in row or pd.isna(row[part]) for part in parts):
         return None
     stds, n = [float(one[f"{name}_std"]) for one in (base, row)], int(row[f"{name}_n"])
     pooled = math.sqrt(sum(std**2 for std in stds) / 2)
     p = stats.ttest_ind_from_stats(
         row[f"{name}_mean"], stds[1], n, base[f"{name}_mean"], stds[0], int(base[f"{name}_n"]), equal_var=False
     ).pvalue
-    difference, low, high = (float(value) for value in values)
-    return Effect(difference, low, high, difference / pooled if pooled else math.inf, float(p))
+    difference, low, high = (float(row[part]) for part in parts)
+    d = difference / pooled if pooled else math.copysign(math.inf, difference) if difference else 0.0
+    return Effect(difference, low, high, d, float(p))
 
 
 def table(frame: pd.DataFrame) -> Iterator[str]:
