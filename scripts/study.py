@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ from sae_sweeps.config.paths import config_dir
 from sae_sweeps.storage.files import read_json, read_yaml, write_json, write_text
 
 ROOT = Path(__file__).parent.parent
-PAGE, NOTES = ROOT / "docs" / "results.md", ROOT / "docs" / "results_notes.txt"
+PAGE, NOTES, FIGURE = (ROOT / "docs" / name for name in ("results.md", "results_notes.txt", "results.png"))
 EXPERIMENT = "experiment=orthogonality"
 PRESET = read_yaml(config_dir() / "experiment" / "orthogonality.yaml")
 SEEDS = (0, 1, 2)
@@ -146,15 +147,20 @@ def planned_tokens(words: list[str]) -> int:
 
 
 def write_page(outputs: Path, words: list[str]) -> None:
+    """The notes of all runs, and from these the figure and the page."""
     analysis("notes", outputs / "runs", "-o", NOTES)
     write_text(PAGE, page(NOTES, outputs, words))
+    analysis("plots", outputs / "imported.json", "-o", outputs / "plots", "--only", "effects", check=False)
+    if (drawn := outputs / "plots" / "effects.png").exists():
+        shutil.copyfile(drawn, FIGURE)
 
 
 def page(notes: Path, outputs: Path, words: list[str]) -> str:
     """docs/results.md from the notes of all runs; `outputs` serves the audit and the cost."""
     imported = outputs / "imported.json"
     analysis("import", notes, "-o", imported, "--replace")
-    frames = {stage: frame for stage in STAGES if not (frame := means(imported, stage)).empty}
+    hours = spent_hours(outputs)
+    frames = {stage: means(imported, stage) for stage in STAGES if stage.title in hours}
     left = [stage.title for stage in STAGES if stage not in frames]
     parts = [
         "# What orthogonality does to features: SmolLM2-135M",
@@ -167,10 +173,13 @@ def page(notes: Path, outputs: Path, words: list[str]) -> str:
         "variant's mean the difference to `none` of the same stage with its 95 % interval (Welch's t, three seeds), "
         "and d, the difference in standard deviations.",
     ]
-    parts += ["", *cost(outputs)]
+    parts += ["", cost(outputs, sum(hours.values()))]
     if left:
         parts += ["", f"Left out for time: {', '.join(left)}."]
+    parts += ["", "Variants, each with the preset's other keys at their defaults:", ""]
+    parts += [f"- {title}: `{choice}`" for title, choice in PRESET["variants"].items()]
     parts += ["", "## What follows", "", *conclusion(frames)]
+    parts += ["", "![differences to none with 95 % intervals](results.png)"]
     for stage, frame in frames.items():
         parts += ["", f"## {stage.title}", "", *table(frame)]
     found = analysis("audit", outputs / "runs", check=False).strip()
@@ -187,15 +196,14 @@ def page(notes: Path, outputs: Path, words: list[str]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def cost(outputs: Path) -> Iterator[str]:
+def cost(outputs: Path, hours: float) -> str:
     """What the runs took, and where."""
     results = [read_json(path) for path in sorted((outputs / "runs").glob("*/results.json"))]
     found = {
         f"{provenance['threads']} threads of {provenance['platform']}, {provenance['device']}"
         for provenance in (result["provenance"] for result in results)
     }
-    hours = sum(spent_hours(outputs).values())
-    yield f"{len(results)} runs, trained and evaluated in {hours:.1f} hours ({'; '.join(sorted(found))})."
+    return f"{len(results)} runs, trained and evaluated in {hours:.1f} hours ({'; '.join(sorted(found))})."
 
 
 def means(imported: Path, stage: Stage) -> pd.DataFrame:
@@ -203,10 +211,10 @@ def means(imported: Path, stage: Stage) -> pd.DataFrame:
     columns = ",".join(["title", "state", *METRICS])
     text = analysis(
         "table", imported, "--where", stage.where, "--aggregate", "seed", "--baseline", "title = none",
-        "--format", "csv", "--columns", columns, check=False,
+        "--format", "csv", "--columns", columns,
     )  # fmt: skip
-    frame = pd.read_csv(io.StringIO(text)) if text.strip() else pd.DataFrame()
-    return frame[frame["state"] == "completed"] if "state" in frame else pd.DataFrame()
+    frame = pd.read_csv(io.StringIO(text))
+    return frame[frame["state"] == "completed"]
 
 
 @dataclass(frozen=True)
