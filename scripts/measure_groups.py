@@ -80,9 +80,11 @@ def one_pass(plan: Plan, cache: Path, session: RunSession) -> list[Any]:
 
 
 def bare_steps(plan: Plan, x: torch.Tensor, batches: list[Any]) -> None:
+    """The steps of each run; all start from the same activations, so what these give is computed once."""
+    train = plan.runs[0].run.train
+    scale, b_dec = activation_scale(x, train), decoder_bias(x, train)
     for planned in plan.runs:
-        run = planned.run
-        training = Training(run, activation_scale(x, run.train), decoder_bias(x, run.train), CPU)
+        training = Training(planned.run, scale, b_dec.clone(), CPU)
         for step, batch in enumerate(batches):
             training.step(batch, step)
 
