@@ -339,8 +339,10 @@ def warnings_of(run: RunConfig) -> list[str]:
 
 
 def weights_gb(run: RunConfig) -> float:
-    """Memory that a run keeps between its steps, in GB: weights, gradients and two moments."""
-    return 2 * run.d_in * run.architecture.d_sae * 4 * run.train.bytes() / 1e9
+    """Memory that a run keeps between its steps, in GB: weights, gradients, two moments, and in bfloat16 rounded copies
+    of the weights."""
+    copies = 2 if run.train.precision == "bfloat16" else 0
+    return 2 * run.d_in * run.architecture.d_sae * (4 * run.train.bytes() + copies) / 1e9
 
 
 def step_gb(run: RunConfig) -> float:
