@@ -1,9 +1,9 @@
 """Runs experiment=orthogonality on SmolLM2-135M with seeds 0, 1, 2 and writes docs/results.md: `make study`.
 
 The plan comes first, with its estimate: one short run of each architecture is trained and evaluated, and their
-seconds are scaled. Then the stages, in this order: TopK, BatchTopK, twice the k, half the d_sae. What does not fit
---hours is left out from the end (sizes first, then BatchTopK; never a seed) and named on the page. Complete runs are
-not trained again, so an interrupted study goes on where it was.
+seconds are scaled (not for jobs of a cluster). Then the stages, in this order: TopK, BatchTopK, twice the k, half the
+d_sae. What does not fit --hours is left out from the end (sizes first, then BatchTopK; never a seed) and named on the
+page. Complete runs are not trained again, so an interrupted study goes on where it was.
 
 The page is written from docs/results_notes.txt, the notes of all runs: every number in it follows from that file.
 """
@@ -26,7 +26,10 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
+from sae_sweeps.cli.compose import compose_points
+from sae_sweeps.config.evaluations import prefix_of
 from sae_sweeps.config.paths import config_dir
+from sae_sweeps.config.run import RunConfig, run_config
 from sae_sweeps.storage.files import read_json, read_yaml, write_json, write_text
 
 ROOT = Path(__file__).parent.parent
@@ -40,31 +43,47 @@ TRIAL_TOKENS = 40_960
 @dataclass(frozen=True)
 class Stage:
     title: str
-    words: tuple[str, ...]
-    where: str
-    """Its runs among all, as `analysis table --where` takes it."""
+    architecture: str
+    k: int
+    d_sae: int
+
+    @property
+    def words(self) -> list[str]:
+        return [f"architecture={self.architecture}", f"k={self.k}", f"d_sae={self.d_sae}"]
+
+    @property
+    def where(self) -> str:
+        """Its runs among all, as `analysis table --where` takes it."""
+        return f"architecture = {self.architecture} and k = {self.k} and d_sae = {self.d_sae}"
 
 
-STAGES = (
-    Stage("TopK", ("architecture=topk",), "architecture = topk and k = 32 and d_sae = 4608"),
-    Stage("BatchTopK", ("architecture=batch_topk",), "architecture = batch_topk"),
-    Stage("TopK, k = 64", ("architecture=topk", "k=64"), "architecture = topk and k = 64"),
-    Stage("TopK, d_sae = 2304", ("architecture=topk", "d_sae=2304"), "architecture = topk and d_sae = 2304"),
-)
+def stages_of(run: RunConfig) -> list[Stage]:
+    """The stages of the study whose first run this is, in the order in which they are run."""
+    k, d_sae = run.architecture.k, run.architecture.d_sae
+    return [
+        Stage("TopK", "topk", k, d_sae),
+        Stage("BatchTopK", "batch_topk", k, d_sae),
+        Stage(f"TopK, k = {2 * k}", "topk", 2 * k, d_sae),
+        Stage(f"TopK, d_sae = {d_sae // 2}", "topk", k, d_sae // 2),
+    ]
+
 
 METRICS = {
     "fvu_per_token": "fvu per token",
     "ce_loss_score": "CE score",
-    "labelled_sae_top_1_test_accuracy": "probe, 1 feature",
-    "labelled_sae_top_5_test_accuracy": "probe, 5 features",
-    "labelled_scr_metric_threshold_10": "SCR, 10",
-    "labelled_tpp_threshold_10_total_metric": "TPP, 10",
+    "sae_top_1_test_accuracy": "probe, 1 feature",
+    "sae_top_5_test_accuracy": "probe, 5 features",
+    "scr_metric_threshold_10": "SCR, 10",
+    "tpp_threshold_10_total_metric": "TPP, 10",
+    "hierarchy_fine_top_1_accuracy": "hierarchy, fine",
+    "unlearning_score": "unlearning",
     "mean_full_absorption_score": "absorption",
     "composition_rate": "composition",
     "nearest_neighbour_cosine": "nearest neighbour",
     "dead_features": "dead features",
 }
-"""Columns of the page: what reconstruction costs, what features say, and what they have in common."""
+"""Metrics of the page, without what their names begin with on labelled text: what reconstruction costs, what features
+tell apart, and what they have in common."""
 JUDGED = tuple(name for name in METRICS if name not in ("nearest_neighbour_cosine", "dead_features"))
 """The metrics that conclusions count: the cosine between rows is what the penalties minimise."""
 
@@ -76,23 +95,30 @@ def main() -> int:
     parser.add_argument("--hours", type=float, default=10.0, help="leave out stages that would take longer (10)")
     parser.add_argument("--write-only", action="store_true", help="write the page from the runs that exist")
     args = parser.parse_args()
+    first = first_run(args.words)
     if args.write_only:
-        write_page(args.outputs, args.words)
+        write_page(args.outputs, args.words, first)
         return 0
-    started = time.monotonic()
-    hours = estimate(args.outputs, args.words)
-    print(f"estimate: {', '.join(f'{stage.title} {hours[stage.title]:.1f} h' for stage in STAGES)}", flush=True)
+    stages, started, hours = stages_of(first), time.monotonic(), {}
+    if not any(word.startswith("cluster=") for word in args.words):
+        hours = estimate(args.outputs, args.words, stages, first.num_tokens)
+        print(f"estimate: {', '.join(f'{title} {there:.1f} h' for title, there in hours.items())}", flush=True)
     status = 0
-    for number, stage in enumerate(STAGES):
+    for number, stage in enumerate(stages):
         spent = (time.monotonic() - started) / 3600
-        if number and spent + hours[stage.title] > args.hours:
+        if number and spent + hours.get(stage.title, 0.0) > args.hours:
             print(f"left out: {stage.title}: {spent:.1f} of {args.hours:g} hours are spent", flush=True)
             continue
         seeds = ",".join(map(str, SEEDS))
         with counted(args.outputs, stage.title):
             status |= launch(args.outputs, *stage.words, "-m", f"seed={seeds}", *args.words)
-        write_page(args.outputs, args.words)
+        write_page(args.outputs, args.words, first)
     return status
+
+
+def first_run(words: list[str]) -> RunConfig:
+    (point, *_) = compose_points([EXPERIMENT, "only=none", "architecture=topk", *words])
+    return run_config(point.cfg)
 
 
 @contextmanager
@@ -118,7 +144,7 @@ def launch(outputs: Path, *words: str) -> int:
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
-def estimate(outputs: Path, words: list[str]) -> dict[str, float]:
+def estimate(outputs: Path, words: list[str], stages: list[Stage], num_tokens: int) -> dict[str, float]:
     """Hours of each stage, from a short run of each architecture that is trained and evaluated as the stages are."""
     folder, seconds = outputs / "trial", 0.0
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,49 +159,47 @@ def estimate(outputs: Path, words: list[str]) -> dict[str, float]:
             raise SystemExit(f"the trial of {architecture} failed; mend what it printed and run this again")
         seconds = time.monotonic() - before  # of the second: it found the model's part of the evaluations ready
     found = [read_json(path)["provenance"] for path in folder.glob("runs/*/results.json")]
-    scale, runs = planned_tokens(words) / TRIAL_TOKENS, len(PRESET["variants"]) * len(SEEDS)
+    scale, runs = num_tokens / TRIAL_TOKENS, len(PRESET["variants"]) * len(SEEDS)
     harvest = scale * max(provenance["shared_time_s"] for provenance in found)
     training = scale * max(provenance["wall_time_s"] - provenance["shared_time_s"] for provenance in found)
-    hours = {stage.title: runs * (training + seconds) / 3600 for stage in STAGES}
-    hours[STAGES[0].title] += harvest / 3600
+    hours = {stage.title: runs * (training + seconds) / 3600 for stage in stages}
+    hours[stages[0].title] += harvest / 3600
     return hours
 
 
-def planned_tokens(words: list[str]) -> int:
-    given = [word.partition("=")[2] for word in words if word.startswith("num_tokens=")]
-    return int(given[-1].replace("_", "")) if given else PRESET["num_tokens"]
-
-
-def write_page(outputs: Path, words: list[str]) -> None:
+def write_page(outputs: Path, words: list[str], first: RunConfig) -> None:
     """The notes of all runs, and from these the figure and the page."""
     analysis("notes", outputs / "runs", "-o", NOTES)
-    write_text(PAGE, page(NOTES, outputs, words))
+    write_text(PAGE, page(NOTES, outputs, words, first))
     analysis("plots", outputs / "imported.json", "-o", outputs / "plots", "--only", "effects", check=False)
     if (drawn := outputs / "plots" / "effects.png").exists():
         shutil.copyfile(drawn, FIGURE)
 
 
-def page(notes: Path, outputs: Path, words: list[str]) -> str:
+def page(notes: Path, outputs: Path, words: list[str], first: RunConfig) -> str:
     """docs/results.md from the notes of all runs; `outputs` serves the audit and the cost."""
     imported = outputs / "imported.json"
     analysis("import", notes, "-o", imported, "--replace")
-    hours = spent_hours(outputs)
-    frames = {stage: means(imported, stage) for stage in STAGES if stage.title in hours}
-    left = [stage.title for stage in STAGES if stage not in frames]
+    hours, results = spent_hours(outputs), [read_json(path) for path in (outputs / "runs").glob("*/results.json")]
+    stages, names = stages_of(first), {name for result in results for name in result["metrics"]}
+    metrics = {plain: name for plain in METRICS for name in names if name == prefix_of(name) + plain}
+    frames = {stage: means(imported, stage, metrics) for stage in stages if stage.title in hours}
+    left = [stage.title for stage in stages if stage not in frames]
+    on = {prefix_of(name) for name in metrics.values()} - {""}
     parts = [
-        "# What orthogonality does to features: SmolLM2-135M",
+        f"# What orthogonality does to features: {first.model.name}",
         "",
-        f"Written by `make study{' WORDS=' + repr(' '.join(words)) if words else ''}`. SmolLM2-135M, layer 15, "
-        f"{planned_tokens(words):,} tokens of the standard library's text and WordNet's glosses for every run, three "
-        "seeds, each penalty at its own default weight. Every number follows from "
-        "[results_notes.txt](results_notes.txt) (`python -m analysis import docs/results_notes.txt`). Metrics that "
-        "begin with labelled_ are on WordNet's glosses and are no SAEBench scores. Means over seeds; beside a "
-        "variant's mean the difference to `none` of the same stage with its 95 % interval (Welch's t, three seeds), "
-        "and d, the difference in standard deviations.",
+        f"Written by `make study{' WORDS=' + repr(' '.join(words)) if words else ''}`. {first.model.name}, layer "
+        f"{first.layer.index}, {first.num_tokens:,} tokens for every run (`{PRESET['study'][first.model.name]}`), "
+        "three seeds, each penalty at its own default weight. Every number follows from "
+        "[results_notes.txt](results_notes.txt) (`python -m analysis import docs/results_notes.txt`). "
+        + ("Probes, SCR and TPP are on other texts than SAEBench's and are no SAEBench scores. " if on else "")
+        + "Means over seeds; beside a variant's mean the difference to `none` of the same stage with its 95 % "
+        "interval (Welch's t, three seeds), and d, the difference in standard deviations.",
     ]
-    parts += ["", cost(outputs, sum(hours.values()))]
+    parts += ["", cost(results, sum(hours.values()))]
     if left:
-        parts += ["", f"Left out for time: {', '.join(left)}."]
+        parts += ["", f"Left out for time: {'; '.join(left)}."]
     parts += ["", "Variants, each with the preset's other keys at their defaults:", ""]
     parts += [f"- {title}: `{choice}`" for title, choice in PRESET["variants"].items()]
     parts += ["", "## What follows", "", *conclusion(frames)]
@@ -196,9 +220,8 @@ def page(notes: Path, outputs: Path, words: list[str]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def cost(outputs: Path, hours: float) -> str:
+def cost(results: list[dict[str, Any]], hours: float) -> str:
     """What the runs took, and where."""
-    results = [read_json(path) for path in sorted((outputs / "runs").glob("*/results.json"))]
     found = {
         f"{provenance['threads']} threads of {provenance['platform']}, {provenance['device']}"
         for provenance in (result["provenance"] for result in results)
@@ -206,14 +229,17 @@ def cost(outputs: Path, hours: float) -> str:
     return f"{len(results)} runs, trained and evaluated in {hours:.1f} hours ({'; '.join(sorted(found))})."
 
 
-def means(imported: Path, stage: Stage) -> pd.DataFrame:
-    """A row per variant: means, standard deviations and differences to `none` of each metric."""
-    columns = ",".join(["title", "state", *METRICS])
+def means(imported: Path, stage: Stage, metrics: dict[str, str]) -> pd.DataFrame:
+    """A row per variant: means, standard deviations and differences to `none` of each metric, by METRICS' names.
+
+    metrics: name in METRICS -> name in the runs.
+    """
+    columns = ",".join(["title", "state", *metrics.values()])
     text = analysis(
         "table", imported, "--where", stage.where, "--aggregate", "seed", "--baseline", "title = none",
         "--format", "csv", "--columns", columns,
     )  # fmt: skip
-    frame = pd.read_csv(io.StringIO(text))
+    frame = pd.read_csv(io.StringIO(text)).rename(columns=lambda name: name.removeprefix(prefix_of(name)))
     return frame[frame["state"] == "completed"]
 
 
