@@ -191,7 +191,7 @@ def page(notes: Path, outputs: Path, words: list[str], first: RunConfig) -> str:
         "",
         f"Written by `make study{' WORDS=' + repr(' '.join(words)) if words else ''}`. {first.model.name}, layer "
         f"{first.layer.index}, {first.num_tokens:,} tokens for every run (`{PRESET['study'][first.model.name]}`), "
-        "three seeds, each penalty at its own default weight. Every number follows from "
+        "three seeds. Every number follows from "
         "[results_notes.txt](results_notes.txt) (`python -m analysis import docs/results_notes.txt`). "
         + ("Probes, SCR and TPP are on other texts than SAEBench's and are no SAEBench scores. " if on else "")
         + "Means over seeds; beside a variant's mean the difference to `none` of the same stage with its 95 % "
