@@ -110,8 +110,8 @@ def competing(found: Compared, side: int) -> dict[str, Any] | None:
     rows, means = [], []
     for n in sorted((n for n, c in enumerate(first["c"]) if c > 0), key=lambda n: -first["c"][n]):
         i, j = first["pairs"][n]
-        there = [fate.others[k][0] for k in (i, j) if fate.kind[k] == "shared"]
-        own, its = measured(one, f, i, j), measured(other, g, *there) if len(there) == 2 else None
+        partners = [fate.others[k][0] for k in (i, j) if fate.kind[k] == "shared"]
+        own, its = measured(one, f, i, j), measured(other, g, *partners) if len(partners) == 2 else None
         if its is not None:
             means.append([own["overlap"], its["overlap"], abs(own["cosine"]), abs(its["cosine"])])
         rows.append(
@@ -119,10 +119,10 @@ def competing(found: Compared, side: int) -> dict[str, Any] | None:
                 "pair": [named(one, i), named(one, j)],
                 "chosen": {"overlap": first["overlap"][n], "c": first["c"][n], "cosine": first["abs_cosine"][n]},
                 "own": own,
-                "there": [named(other, k) for k in there],
+                "partners": [named(other, k) for k in partners],
                 "fates": [str(fate.kind[k]) for k in (i, j)],
                 "other": its,
-                "link": link((one, [i, j]), (other, there)),
+                "link": link((one, [i, j]), (other, partners)),
             }
         )
     if not rows:

@@ -206,8 +206,8 @@ def is_about(heading: re.Match[str], sections: list[Section]) -> bool:
     plain = HEADING.match(heading.string) or LINE.match(heading.string)
     if plain is not None and not ABOUT.match(rest):
         return False
-    there = any(section.number == heading[2] for section in sections)
-    return (ABOUT.match(rest) is not None and there) or (plain is None and PLAN.search(rest) is not None)
+    exists = any(section.number == heading[2] for section in sections)
+    return (ABOUT.match(rest) is not None and exists) or (plain is None and PLAN.search(rest) is not None)
 
 
 def introduced(sections: list[Section], found: Dict) -> Section:
