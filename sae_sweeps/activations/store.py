@@ -69,14 +69,17 @@ class Rows(Protocol):
         """Every row from which `span` consecutive tokens of one context follow [n_starts], int64; `span` > 1."""
         ...
 
+    @property
     def roles(self) -> np.ndarray:
         """The role of every row [n], int8."""
         ...
 
+    @property
     def by_role(self) -> dict[int, np.ndarray]:
         """The rows of each role that occurs, in stream order, int64."""
         ...
 
+    @property
     def text_pairs(self) -> np.ndarray:
         """Rows at the same position of the two texts of a pair, contexts 2n and 2n + 1 [n_pairs, 2], int64."""
         ...
@@ -240,25 +243,16 @@ class IndexedRows:
             first += len(norm)
         return np.concatenate(found)
 
-    def roles(self) -> np.ndarray:
-        return self._roles
-
-    def by_role(self) -> dict[int, np.ndarray]:
-        return self._by_role
-
-    def text_pairs(self) -> np.ndarray:
-        return self._text_pairs
-
     @cached_property
-    def _roles(self) -> np.ndarray:
+    def roles(self) -> np.ndarray:
         return self._column("role")
 
     @cached_property
-    def _by_role(self) -> dict[int, np.ndarray]:
-        return {int(role): np.flatnonzero(self._roles == role) for role in np.unique(self._roles)}
+    def by_role(self) -> dict[int, np.ndarray]:
+        return {int(role): np.flatnonzero(self.roles == role) for role in np.unique(self.roles)}
 
     @cached_property
-    def _text_pairs(self) -> np.ndarray:
+    def text_pairs(self) -> np.ndarray:
         return _find_text_pairs(self._column("sequence"), self._column("position"))
 
 

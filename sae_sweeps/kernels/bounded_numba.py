@@ -114,9 +114,7 @@ def largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, block: int) -
     if len(undecided) > n_tokens * UNDECIDED:
         return None
     count[undecided] = d_sae
-    start = counting_sort.starts(count)
-    feature = np.empty(start[-1], np.int32)
-    over_rows(flatten, n_tokens, place, start, decided, feature)
+    start, feature = listed(place, count, decided)
     values, indices = np.empty((n_tokens, k), np.float32), np.empty((n_tokens, k), np.int64)
     z_C = dots(start, feature, W_enc, centred, block)
     over_rows(_largest_candidates, n_tokens, array(b_enc), start, feature, z_C, decided, values, indices)
@@ -158,6 +156,17 @@ def above(
         kept = values > 0
         start, feature, values = np.concatenate([[0], kept.cumsum()])[start], feature[kept], values[kept]
     return torch.from_numpy(start), torch.from_numpy(feature.astype(np.int64)), torch.from_numpy(values)
+
+
+def listed(place: np.ndarray, count: np.ndarray, decided: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Start of each token [B + 1] and its candidates one after the other [P]; all features where nothing is decided.
+
+    place [B, room] holds count [B] candidates of each decided token.
+    """
+    start = counting_sort.starts(count)
+    feature = np.empty(start[-1], np.int32)
+    over_rows(_flatten, len(count), place, start, decided, feature)
+    return start, feature
 
 
 def dots(
@@ -314,8 +323,7 @@ def _list_uppers(z, bias, norm, rest, alpha, beta, least, first, feature, upper,
 
 
 @compiled()
-def flatten(place, first, decided, feature, start, stop):
-    """The candidates of each token one after the other; all features where nothing is decided."""
+def _flatten(place, first, decided, feature, start, stop):
     for b in range(start, stop):
         n = first[b + 1] - first[b]
         for i in range(n):

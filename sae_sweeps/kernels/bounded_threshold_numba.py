@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_sweeps.kernels import counting_sort, memory
+from sae_sweeps.kernels import memory
 from sae_sweeps.kernels.bounded import Rounded
-from sae_sweeps.kernels.bounded_numba import dots, flatten, product, rounded, uppers
+from sae_sweeps.kernels.bounded_numba import dots, listed, product, rounded, uppers
 from sae_sweeps.kernels.threads import array, compiled, over_rows
 
 TOKENS = 256
@@ -44,9 +44,7 @@ def active(
         over_rows(_undecided, len(rows.rows), *product(rows, W, b_enc), least, count[part], place[part])
         if count[part].sum() > MOST * len(rows.rows) * d_sae:
             return None
-    start = counting_sort.starts(count)
-    feature = np.empty(start[-1], np.int32)
-    over_rows(flatten, n_tokens, place, start, np.ones(n_tokens, np.bool_), feature)
+    start, feature = listed(place, count, np.ones(n_tokens, np.bool_))
     values = dots(start, feature, W_enc, centred, block, array(b_enc))
     kept = values > least[feature]
     start = np.concatenate([[0], kept.cumsum()])[start]
