@@ -32,7 +32,6 @@ from sae_sweeps.activations.language_model import DTYPES, LanguageModel, load_la
 from sae_sweeps.activations.synthetic import SyntheticWorld
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.schema import ActivationsConfig, DataConfig, LayerConfig, ModelConfig, SyntheticConfig
-from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError, DamagedFile, DataError
 from sae_sweeps.storage.files import DiskFull, fsync_folder, naming_full_disk, write_bytes, write_json
 
@@ -135,6 +134,7 @@ def open_layers(
         layers: each with its key, everything that determines the content, JSON-able; `split` and the format's version
             are added.
         folder: where artifacts are kept, one sub-folder each.
+        activations: as `RunConfig` has it; its mode is no longer `auto`.
         lm: the language model; loaded if it is needed and not given.
 
     Raises:
@@ -142,11 +142,6 @@ def open_layers(
         DiskFull: the partly written artifact was removed.
         DamagedFile: an artifact on disk is not what was written.
     """
-    if num_tokens < 1:
-        raise ConfigError(f"num_tokens={num_tokens} gives nothing to train on; choose at least 1.")
-    check_values(activations, "activations")
-    if activations.mode == "auto":  # RunConfig decides, so that a run is the same on every machine
-        raise ConfigError("activations.mode=auto: is for a launch to decide; give memory, disk or stream.")
     folder = Path(folder)
 
     def found(layer: LayerConfig, key: dict[str, Any]) -> ActivationStore | _Harvest | Exception:
