@@ -25,7 +25,7 @@ SEEN = {"lost": "new"}
 
 def comparison(found: Compared) -> dict[str, Any]:
     """What the page shows above the features."""
-    a, b = found.first, found.second
+    a, b = found.runs
     return {
         "first": a.run,
         "second": b.run,
@@ -77,7 +77,7 @@ def table_of(found: Compared, kind: str, side: int) -> dict[str, Any] | None:
     """The features of one run that have this fate in the other."""
     if kind == "shared" and side:
         return None  # the same pairs
-    fate, (one, other) = found.fates[side], (found.first, found.second)[:: 1 if side == 0 else -1]
+    fate, one, other = found.fates[side], found.runs[side], found.runs[1 - side]
     which = (fate.kind == kind).nonzero()[0]
     if not len(which):
         return None
@@ -101,12 +101,12 @@ def table_of(found: Compared, kind: str, side: int) -> dict[str, Any] | None:
 
 def competing(found: Compared, side: int) -> dict[str, Any] | None:
     """The pairs that a run's penalty on competing features recorded: when they were chosen, now, and in the other."""
-    one, other = (found.first, found.second)[:: 1 if side == 0 else -1]
+    one, other = found.runs[side], found.runs[1 - side]
     first = recorded(one)
     if first is None:
         return None
     fate = found.fates[side]
-    f, g = found.active[:: 1 if side == 0 else -1]
+    f, g = found.active[side], found.active[1 - side]
     rows, means = [], []
     for n in sorted((n for n, c in enumerate(first["c"]) if c > 0), key=lambda n: -first["c"][n]):
         i, j = first["pairs"][n]
