@@ -1,6 +1,6 @@
 """Harvested activations: in memory, as checked shards on disk, or a window that rolls over the stream.
 
-An artifact lives in `folder/<hash of its key>/`: `activations-00000.safetensors` ... with x [n, d_in], token_ids,
+An artifact is kept in `folder/<hash of its key>/`: `activations-00000.safetensors` ... with x [n, d_in], token_ids,
 sequence, position, role and norm (older ones have no norm), and `meta.json`, written last, with the key and each
 shard's size and checksum. It gets its name once it is complete, so a folder is either complete or absent.
 """
