@@ -120,8 +120,8 @@ def audited(files: list[Path]) -> str:
 
 
 def line(found: Import) -> str:
-    said = "; ".join(message.rstrip(".") for message in found.messages) or "all of it"
-    cells = (found.name, len(found.runs), found.n_numbers(), found.n_details(), said)
+    remarks = "; ".join(message.rstrip(".") for message in found.messages) or "all of it"
+    cells = (found.name, len(found.runs), found.n_numbers(), found.n_details(), remarks)
     return f"| {' | '.join(map(str, cells))} |"
 
 

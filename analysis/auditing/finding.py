@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from analysis.text import clean
+from sae_sweeps.storage.printing import spans
 
 LEVELS = ("error", "warning", "note")
 """error: a number or a comparison is invalid; warning: it may mislead; note: for information."""
@@ -43,13 +44,9 @@ def run_names(names: Iterable[str]) -> str:
     """Numbers of runs as `Run 3`, `Runs 1, 2 and 5 to 9`; other names as they are, after them."""
     listed = list(dict.fromkeys(names))
     numbers = sorted({int(name) for name in listed if name.isdecimal() and len(name) < 6})
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][-1] + 1:
-            spans[-1].append(number)
-        else:
-            spans.append([number])
-    words = [word for span in spans for word in (map(str, span) if len(span) < 3 else [f"{span[0]} to {span[-1]}"])]
+    words = [
+        word for part in spans(numbers) for word in (map(str, part) if len(part) < 3 else [f"{part[0]} to {part[-1]}"])
+    ]
     shown = [f"Run{'s' * (len(numbers) != 1)} {joined(words)}"] if words else []
     return ", ".join([*shown, *(name for name in listed if not (name.isdecimal() and len(name) < 6))])
 

@@ -25,7 +25,7 @@ SEEN = {"lost": "new"}
 
 def comparison(found: Compared) -> dict[str, Any]:
     """What the page shows above the features."""
-    a, b = found.first, found.second
+    a, b = found.runs
     return {
         "first": a.run,
         "second": b.run,
@@ -77,7 +77,7 @@ def table_of(found: Compared, kind: str, side: int) -> dict[str, Any] | None:
     """The features of one run that have this fate in the other."""
     if kind == "shared" and side:
         return None  # the same pairs
-    fate, (one, other) = found.fates[side], (found.first, found.second)[:: 1 if side == 0 else -1]
+    fate, one, other = found.fates[side], found.runs[side], found.runs[1 - side]
     which = (fate.kind == kind).nonzero()[0]
     if not len(which):
         return None
@@ -101,17 +101,17 @@ def table_of(found: Compared, kind: str, side: int) -> dict[str, Any] | None:
 
 def competing(found: Compared, side: int) -> dict[str, Any] | None:
     """The pairs that a run's penalty on competing features recorded: when they were chosen, now, and in the other."""
-    one, other = (found.first, found.second)[:: 1 if side == 0 else -1]
+    one, other = found.runs[side], found.runs[1 - side]
     first = recorded(one)
     if first is None:
         return None
     fate = found.fates[side]
-    f, g = found.active[:: 1 if side == 0 else -1]
+    f, g = found.active[side], found.active[1 - side]
     rows, means = [], []
     for n in sorted((n for n, c in enumerate(first["c"]) if c > 0), key=lambda n: -first["c"][n]):
         i, j = first["pairs"][n]
-        there = [fate.others[k][0] for k in (i, j) if fate.kind[k] == "shared"]
-        own, its = measured(one, f, i, j), measured(other, g, *there) if len(there) == 2 else None
+        partners = [fate.others[k][0] for k in (i, j) if fate.kind[k] == "shared"]
+        own, its = measured(one, f, i, j), measured(other, g, *partners) if len(partners) == 2 else None
         if its is not None:
             means.append([own["overlap"], its["overlap"], abs(own["cosine"]), abs(its["cosine"])])
         rows.append(
@@ -119,10 +119,10 @@ def competing(found: Compared, side: int) -> dict[str, Any] | None:
                 "pair": [named(one, i), named(one, j)],
                 "chosen": {"overlap": first["overlap"][n], "c": first["c"][n], "cosine": first["abs_cosine"][n]},
                 "own": own,
-                "there": [named(other, k) for k in there],
+                "partners": [named(other, k) for k in partners],
                 "fates": [str(fate.kind[k]) for k in (i, j)],
                 "other": its,
-                "link": link((one, [i, j]), (other, there)),
+                "link": link((one, [i, j]), (other, partners)),
             }
         )
     if not rows:

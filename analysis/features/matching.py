@@ -71,15 +71,16 @@ class Fate:
 
 @dataclass
 class Compared:
-    first: Stored
-    second: Stored
+    """Two SAEs' features compared; of each pair the first SAE's, then the second's."""
+
+    runs: tuple[Stored, Stored]
     n_tokens: int
-    """That both files have whole."""
+    """Tokens that both files have whole."""
     by_decoder: Matching
     by_activations: Matching
     fates: tuple[Fate, Fate]
     active: tuple[Any, Any]
-    """Sparse [T, F] of both: activations on these tokens."""
+    """Activations on these tokens, sparse [T, F]."""
 
     @property
     def agree(self) -> int:
@@ -104,7 +105,7 @@ def compare(first: Stored, second: Stored) -> Compared:
     cosine = matched(decoder_candidates(first, second), first.d_sae, second.d_sae)
     correlation = matched(activation_candidates(a, b), first.d_sae, second.d_sae)
     fates = fates_of(a, b, cosine, correlation)
-    return Compared(first, second, a.shape[0], cosine, correlation, fates, (a, b))
+    return Compared((first, second), a.shape[0], cosine, correlation, fates, (a, b))
 
 
 def common_activations(first: Stored, second: Stored) -> tuple[Any, Any]:

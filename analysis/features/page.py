@@ -50,7 +50,7 @@ def shown_of(runs: Sequence[Stored], n_text: int) -> Shown:
 
 
 def embedded(content: Any) -> str:
-    """JSON that may stand in a script element, whatever strings it holds."""
+    """JSON for a script element, which no string in it can end."""
     return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
 
 

@@ -422,11 +422,12 @@ def compared(run: Run, base: Run) -> str:
     parts = []
     for name in dict.fromkeys(names):
         if direction(name) and name in run.metrics and name in base.metrics:
-            here, there = run.metrics[name], base.metrics[name]
-            better = badness(name, there) - badness(name, here)
-            how = "equal" if here == there else f"{abs(here - there):.3g} {'higher' if here > there else 'lower'}"
+            value, base_value = run.metrics[name], base.metrics[name]
+            better = badness(name, base_value) - badness(name, value)
+            way = "higher" if value > base_value else "lower"
+            how = "equal" if value == base_value else f"{abs(value - base_value):.3g} {way}"
             verdict = "" if better == 0 else f", {'better' if better > 0 else 'worse'}"
-            parts.append(f"{name} {cell(here)} ({how}{verdict})")
+            parts.append(f"{name} {cell(value)} ({how}{verdict})")
     more = f"; and {len(parts) - COMPARED} more" if len(parts) > COMPARED else ""
     return ("; ".join(parts[:COMPARED]) + more or "no metric in common") + "."
 

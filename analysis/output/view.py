@@ -127,14 +127,14 @@ def view(table: Table) -> View:
 def shown_columns(table: Table) -> list[Column]:
     """The chosen columns; by default run, differing keys, FIRST, and tokens and steps where they differ.
 
-    Where a run is imported, also REPORTED_FIRST. Where KEYS keys or more differ, titles stand for them, if no two are
+    Where a run is imported, also REPORTED_FIRST. Where KEYS keys or more differ, titles take their place, if no two are
     alike: the keys come last.
     """
     frame = table.frame
-    there = [column for column in frame.columns if column[0] not in BESIDE and column != ("run", "runs")]
+    present = [column for column in frame.columns if column[0] not in BESIDE and column != ("run", "runs")]
     if table.columns_chosen or table.pivot:
-        return there
-    n_keys, titles = sum(kind == "config" for kind, _ in there), list(frame["run", "title"])
+        return present
+    n_keys, titles = sum(kind == "config" for kind, _ in present), list(frame["run", "title"])
     has_titles = all(isinstance(title, str) for title in titles) and len(set(titles)) == len(titles)
     titled = (n_keys >= KEYS and has_titles) or (not n_keys and any(isinstance(title, str) for title in titles))
     main = (*REPORTED_FIRST, *FIRST) if has_reported(frame) else FIRST
@@ -150,7 +150,7 @@ def shown_columns(table: Table) -> list[Column]:
         differs = name in ("tokens", "steps") and frame[column].nunique() > 1
         return kind == "config" or name in main or differs
 
-    return sorted(filter(shown, there), key=lambda column: titled and column[0] == "config")
+    return sorted(filter(shown, present), key=lambda column: titled and column[0] == "config")
 
 
 def group_of(table: Table, column: Column) -> str:

@@ -102,8 +102,8 @@ def trained(study: Study, runs: Sequence[Run], variant: Variant, keys: Sequence[
 
 
 def against(study: Study, base: Variant, variants: list[Variant]) -> Against:
-    there = set(study.metric_names())
-    ranked = [n for n in FIRST if n in there and direction(n) and n not in NOT_AN_EFFECT and study.values(base, n)]
+    measured = set(study.metric_names())
+    ranked = [n for n in FIRST if n in measured and direction(n) and n not in NOT_AN_EFFECT and study.values(base, n)]
     metrics = [name for name in ranked if any(study.values(variant, name) for variant in variants)]
     differing = [n for n in metrics if len({value for v in (base, *variants) for value in study.values(v, n)}) > 1]
     metrics = (differing or metrics)[:MOST]  # where all runs have one value there is nothing to see

@@ -64,8 +64,8 @@ def targets_of(names: list[str]) -> dict[str, tuple[float, str]]:
 
 def metric_bars(study: Study, titles: Iterable[tuple[str, str]], missing: str) -> Figure:
     """Bars of those of the metrics (name, title) that any run has. Raises Missing with the sentence where none has."""
-    there = set(study.metric_names())
-    names = [(name, title) for name, title in titles if name in there]
+    measured = set(study.metric_names())
+    names = [(name, title) for name, title in titles if name in measured]
     if not names:
         raise Missing(missing)
     return bar_panels(study, names, targets_of([name for name, _ in names]))
@@ -165,9 +165,9 @@ def by_number(study: Study) -> Figure:
 
 def pareto(study: Study) -> Figure:
     """Each variant's L0 against what it explains, means and deviations over seeds; the dashed line is the front."""
-    there = study.metric_names()
-    names = [(name, title) for name, title in FRONTS if name in there]
-    if "l0" not in there or not names:
+    measured = study.metric_names()
+    names = [(name, title) for name, title in FRONTS if name in measured]
+    if "l0" not in measured or not names:
         raise Missing("no run has both L0 and a measure of reconstruction")
     variants = [variant for variant in study.variants if study.values(variant, "l0")]
     named = front_variants(study, variants, names[0][0])

@@ -128,9 +128,9 @@ class Study:
         for row in variant.rows:
             curves = self.curves(row)
             if name in curves and x in curves:
-                there = np.isfinite(curves[name])
-                if there.any():
-                    found.append((curves[x][there], curves[name][there]))
+                finite = np.isfinite(curves[name])
+                if finite.any():
+                    found.append((curves[x][finite], curves[name][finite]))
         if not found:
             return None
         common = found[0][0]
@@ -177,8 +177,8 @@ class Study:
     def column(self, name: str) -> list[float]:
         """A metric of all runs, nan where a run lacks it."""
         if name not in self._columns:
-            there = ("metrics", name) in self.full.columns
-            values = self.full["metrics", name].tolist() if there else [float("nan")] * len(self.full)
+            recorded = ("metrics", name) in self.full.columns
+            values = self.full["metrics", name].tolist() if recorded else [float("nan")] * len(self.full)
             if name == "steps":  # of diverged runs and imported records: the step at which they ended
                 ends = zip(values, self.full["run", "step"], self.full["run", "state"], strict=True)
                 open_ends = ("queued", "running")
@@ -340,13 +340,12 @@ def ended_of(states: list[str]) -> str:
 
 def labels_of(full: pd.DataFrame, variants: list[Variant], keys: list[tuple[str, str]]) -> list[str]:
     """A label for each variant, of LABEL characters at most and no two alike: its title where titles differ, else the
-    keys that tell the variants apart; with the run id where these do not."""
+    keys by which the variants differ; with the run id where these are equal."""
     firsts = [variant.rows[0] for variant in variants]
     titles = [clean(title, 80) if isinstance(title, str) else "" for title in full["run", "title"].iloc[firsts]]
     given = [without_seed(title) if len(v.rows) > 1 else title for v, title in zip(variants, titles, strict=True)]
-    own = [
-        n for n, row in enumerate(firsts) if full["run", "source"].iloc[row] == "run"
-    ]  # other configs are partly known
+    # of imported runs only a part of the config is known
+    own = [n for n, row in enumerate(firsts) if full["run", "source"].iloc[row] == "run"]
     if not all(given) or len(set(given)) < len(given):
         by_keys = labels_by_keys(full, [firsts[n] for n in own], keys)
         if not all(given[n] for n in own) or max(map(len, by_keys), default=0) <= LABEL:
@@ -363,7 +362,7 @@ def labels_of(full: pd.DataFrame, variants: list[Variant], keys: list[tuple[str,
 
 
 def labels_by_keys(full: pd.DataFrame, rows: list[int], keys: list[tuple[str, str]]) -> list[str]:
-    """The keys' values of each row; where that is long, without keys that are not needed to tell the rows apart."""
+    """The keys' values of each row; where that is long, without keys that are not needed to distinguish rows."""
 
     content = {key: full[key].iloc[rows].tolist() for key in keys}
     keys = [key for key in keys if len(set(map(repr, content[key]))) > 1]

@@ -163,7 +163,7 @@ def layer_in(*names: Any) -> int | None:
 
 
 def read_sae(block: Block, sae: dict[Any, Any], path: tuple[str, ...]) -> None:
-    """What SAEBench's description of an SAE says of its training: not its layer, which is the evaluation's."""
+    """Read the training of an SAE from SAEBench's description of it; its layer is the evaluation's."""
     hook = str(sae.get("hook_name") or "")
     values = {
         "model": sae.get("model_name"),

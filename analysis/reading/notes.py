@@ -90,7 +90,7 @@ def number(notes: list[Section], taken: set[str]) -> None:
 
 
 def run_of(section: Section, name: str, common: dict[str, Any], study: Study) -> tuple[dict[str, Any], list[str]]:
-    """One run of an import, and what there is to say of its reading."""
+    """One run of an import, and remarks on how it was read."""
     figures = section.figures
     by_name = readings_of(figures)
     config, metrics = dict[str, Any](), dict[str, Any]()
@@ -168,11 +168,11 @@ def described(section: Section) -> str:
 
 def planned(notes: list[Section]) -> list[str]:
     """A message on runs that the notes plan and have nothing of."""
-    there = {section.number for section in notes if section.is_run}
+    numbers = {section.number for section in notes if section.is_run}
     lines: dict[str, int] = {}
     for section in notes:
         for number_, line in section.planned:
-            if number_ not in there:
+            if number_ not in numbers:
                 lines.setdefault(number_, line)
     if not lines:
         return []

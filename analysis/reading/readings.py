@@ -12,7 +12,7 @@ from analysis.reading.names import LOGGED
 
 
 def readings_of(figures: Iterable[Figure]) -> dict[str, list[Figure]]:
-    """The readings of each figure by its name, in order; what a trainer's results log apart from what was used."""
+    """The readings of each figure by its name, in order; what a trainer only logged is under a name of LOGGED."""
     found = grouped((figure.name, figure) for figure in figures)
     for name, logged in LOGGED.items():
         own = found.get(name, [])

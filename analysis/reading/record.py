@@ -70,7 +70,7 @@ class Recorded:
     counted: bool = False
     """Whether the metric `steps` is the run's number of steps, and no metric of the notes."""
     moved: str = ""
-    """Where results stood under another run's heading: why they are this run's, in a sentence."""
+    """Where results were under another run's heading: why they are this run's, in a sentence."""
     study: Study = field(default_factory=Study)
     """Of the file: the same object for all of its runs."""
 

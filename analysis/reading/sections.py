@@ -25,7 +25,7 @@ OTHER_HEADING = re.compile(r"^(#{1,6})\s+(.*)$")
 ABOUT = re.compile(
     r"^\W*(?:analysis|results?|summary|discussion|conclusions?|notes|continued|completed)\b", re.IGNORECASE
 )
-"""How a heading goes on that speaks of a run and does not begin one."""
+"""How a heading goes on that mentions a run and does not begin one."""
 PLAN = re.compile(r"\b(?:plan(?:s|ned)?|next steps?|to ?do|future|proposed|implementation)\b", re.IGNORECASE)
 PLANNED_RUN = re.compile(r"^\s*(?:[-*+]|\d+[.)])?\s*(?:#+\s*)?\**\s*Run\s+#?([0-9]+[a-z]?)\b", re.IGNORECASE)
 LABEL_LINE = re.compile(r"^\s*\**[A-Z][^.:\n]{0,80}\**:\**\s*$")
@@ -201,13 +201,13 @@ def cut(lines: list[Line], dicts: list[Dict]) -> list[Section]:
 
 
 def is_about(heading: re.Match[str], sections: list[Section]) -> bool:
-    """Whether a heading that names a run without a colon speaks of one that there is, or plans one."""
+    """Whether a heading that names a run without a colon mentions an existing one, or plans one."""
     rest = heading[3]
     plain = HEADING.match(heading.string) or LINE.match(heading.string)
     if plain is not None and not ABOUT.match(rest):
         return False
-    there = any(section.number == heading[2] for section in sections)
-    return (ABOUT.match(rest) is not None and there) or (plain is None and PLAN.search(rest) is not None)
+    exists = any(section.number == heading[2] for section in sections)
+    return (ABOUT.match(rest) is not None and exists) or (plain is None and PLAN.search(rest) is not None)
 
 
 def introduced(sections: list[Section], found: Dict) -> Section:

@@ -13,7 +13,7 @@ BASELINE = re.compile(r"^\W*(?:these are\s+)?(?:the\s+)?baseline\b", re.IGNORECA
 
 
 def move_results(notes: list[Section]) -> list[str]:
-    """Give dicts to the run that they are of, where they stand under another's heading; a message for each.
+    """Move dicts that are under another run's heading to the run that they belong to; a message for each.
 
     A dict is another run's where it contradicts the rest of its own run and agrees with exactly one other, in a figure
     in which the two differ; or where the text right after it calls it the baseline's and there is one baseline.
@@ -49,9 +49,9 @@ def owner_of(block: Block, section: Section, rest: list[Figure], runs: list[Sect
     others = [other for other in runs if other is not section]
     fits = []
     for other in others:
-        there = readings_of(other.figures)
-        shared = [name for name in conflicts if name in there]
-        if shared and all(agree(first(here[name]), first(there[name])) for name in here if name in there):
+        theirs = readings_of(other.figures)
+        shared = [name for name in conflicts if name in theirs]
+        if shared and all(agree(first(here[name]), first(theirs[name])) for name in here if name in theirs):
             fits.append((other, shared[0]))
     baselines = [other for other in others if other.is_baseline]
     called = BASELINE.match(block.after) is not None and not section.is_baseline and len(baselines) == 1
@@ -77,8 +77,8 @@ def merge_repeated(notes: list[Section]) -> list[str]:
         before = found.setdefault(section.number or "", [])
         earlier = next((earlier for earlier in before[:MOST] if repeats(section, earlier)), None)
         if earlier is not None:
-            there = {text.strip() for _, text in earlier.text}
-            earlier.text += [(line, text) for line, text in section.text if text.strip() not in there]
+            known = {text.strip() for _, text in earlier.text}
+            earlier.text += [(line, text) for line, text in section.text if text.strip() not in known]
             notes.remove(section)
             messages.append(f"line {section.line}: Run {section.number} again, as in line {earlier.line}")
             continue
@@ -93,5 +93,5 @@ def merge_repeated(notes: list[Section]) -> list[str]:
 
 def repeats(section: Section, earlier: Section) -> bool:
     """Whether a section has no figure that the earlier one lacks."""
-    here, there = readings_of(section.figures), readings_of(earlier.figures)
-    return all(name in there and any(agree(f, g) for g in there[name]) for name, own in here.items() for f in own)
+    here, before = readings_of(section.figures), readings_of(earlier.figures)
+    return all(name in before and any(agree(f, g) for g in before[name]) for name, own in here.items() for f in own)

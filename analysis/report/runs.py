@@ -134,11 +134,11 @@ def curves_of(study: Study, row: int) -> list[tuple[str, str, str]]:
     for name in (*CURVES, *terms):
         if name not in curves:
             continue
-        there = curves[name][curves[name] == curves[name]]
-        if not len(there) or not there.any():
+        values = curves[name][curves[name] == curves[name]]
+        if not len(values) or not values.any():
             continue
         drawn = sparkline(curves["step"], curves[name])
-        found.append((clean(name, 40), drawn, f"{short(there[0])} → {short(there[-1])}"))
+        found.append((clean(name, 40), drawn, f"{short(values[0])} → {short(values[-1])}"))
     return found
 
 

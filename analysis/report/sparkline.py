@@ -7,8 +7,8 @@ WIDTH, HEIGHT = 120, 26
 
 def sparkline(x: np.ndarray, y: np.ndarray, points: int = 32) -> str:
     """The curve of y [n] over x [n] as SVG, from its least to its largest value; empty without two finite points."""
-    there = np.isfinite(x) & np.isfinite(y)
-    x, y = x[there], y[there]
+    finite = np.isfinite(x) & np.isfinite(y)
+    x, y = x[finite], y[finite]
     if len(x) < 2:
         return ""
     if len(x) > points:

@@ -126,9 +126,13 @@ def publish_sweep(
 def table_row(record: Record, keys: list[str]) -> list[str]:
     """TABLE_COLUMNS of one run, as text."""
     results = ", ".join(f"{name} {cell(value)}" for name, value in record.metrics.items())
-    varied = ", ".join(f"{key}={cell(record.config[key], 'config')}" for key in keys if key in record.config)
-    notes = notes_of(record, keys)
-    return [record.run_id, record.title or "", record.state, varied, results, notes, "; ".join(record.warnings)]
+    notes, warnings = notes_of(record, keys), "; ".join(record.warnings)
+    return [record.run_id, record.title or "", record.state, values_of(record, keys), results, notes, warnings]
+
+
+def values_of(record: Record, keys: Iterable[str]) -> str:
+    """The run's values of config keys, as text."""
+    return ", ".join(f"{key}={cell(record.config[key], 'config')}" for key in keys if key in record.config)
 
 
 def notes_of(record: Record, keys: Iterable[str] = ()) -> str:
@@ -136,7 +140,7 @@ def notes_of(record: Record, keys: Iterable[str] = ()) -> str:
     from analysis.auditing.run import run_of
     from analysis.output.notes import described
 
-    varied = ", ".join(f"{key}={cell(record.config[key], 'config')}" for key in keys if key in record.config)
+    varied = values_of(record, keys)
     lines = [f"Varied: {varied}" if varied else "", described(run_of(vars(record), record.config, record.metrics))]
     lines += [f"{record.state}: {record.error}" if record.error else ""]
     return "\n".join([*filter(None, lines), *(f"Warning: {warning}" for warning in record.warnings)])

@@ -14,8 +14,6 @@ from sae_sweeps.activations.language_model import LanguageModel
 from sae_sweeps.activations.synthetic import SyntheticWorld
 from sae_sweeps.architectures.batch import Batch, norms_of, to_device
 from sae_sweeps.config.schema import DataConfig, LayerConfig
-from sae_sweeps.config.typed import check_values
-from sae_sweeps.errors import ConfigError
 
 
 class Source(Protocol):
@@ -45,11 +43,6 @@ class TextSource:
     contexts_per_forward: int
 
     def __post_init__(self) -> None:
-        check_values(self.data, "data")
-        if self.contexts_per_forward < 1:
-            raise ConfigError(
-                f"activations.harvest_batch={self.contexts_per_forward} is below 1; choose 32, for example."
-            )
         check_context(self.lm, self.data)
         self.d_in = self.lm.width(self.layer)
 

@@ -434,7 +434,7 @@ def load_language_model(cfg: ModelConfig, device: torch.device | str) -> Languag
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise DataError(f"model={name}: the weights lack {missing}; save or download the model again.")
-    if info["unexpected_keys"]:  # less those that transformers knows to be harmless
+    if info["unexpected_keys"]:  # less those that transformers lists as harmless
         found = ", ".join(sorted(info["unexpected_keys"])[:3])
         raise DataError(
             f"model={name}: {type(model).__name__} has no place for the weights {found}, so its logits would be wrong; "

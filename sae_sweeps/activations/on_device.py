@@ -51,14 +51,17 @@ class RowsOnDevice:
     def starts(self, span: int) -> Index:
         return self._on_host.starts(span)
 
+    @property
     def roles(self) -> np.ndarray:
-        return self._on_host.roles()
+        return self._on_host.roles
 
+    @property
     def by_role(self) -> dict[int, np.ndarray]:
-        return self._on_host.by_role()
+        return self._on_host.by_role
 
+    @property
     def text_pairs(self) -> np.ndarray:
-        return self._on_host.text_pairs()
+        return self._on_host.text_pairs
 
     def beyond(self, limit: float) -> np.ndarray:
         return self._on_host.beyond(limit)

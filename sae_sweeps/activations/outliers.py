@@ -111,12 +111,12 @@ class RowsWithin(IndexedRows):
         return renumbered(np.setdiff1d(self._rows.beyond(limit), self._out), self._out)
 
     @cached_property
-    def _roles(self) -> np.ndarray:
-        return np.delete(self._rows.roles(), self._out)
+    def roles(self) -> np.ndarray:
+        return np.delete(self._rows.roles, self._out)
 
     @cached_property
-    def _text_pairs(self) -> np.ndarray:
-        pairs = self._rows.text_pairs()
+    def text_pairs(self) -> np.ndarray:
+        pairs = self._rows.text_pairs
         return renumbered(pairs[~np.isin(pairs, self._out).any(1)], self._out)
 
 

@@ -65,7 +65,7 @@ class Sampler:
         per_batch = self.batch_size // self.span
         number_B = local_step * per_batch + np.arange(per_batch)
         if self.kind == "text_pairs":
-            pairs = rows.text_pairs()
+            pairs = rows.text_pairs
             if not len(pairs):
                 raise DataError("train.sampling=text_pairs: no text of the data has a partner; give data.pair_field.")
             index = pairs[self._drawn(number_B, len(pairs), part)].T
@@ -100,11 +100,10 @@ class Sampler:
 
     def _partners(self, rows: Rows, first_B: np.ndarray, number_B: np.ndarray, part: tuple[int, ...]) -> np.ndarray:
         """For each token another one of its role; where a role has only one token, that one."""
-        by_role = rows.by_role()
-        role_B = rows.roles()[first_B]
+        role_B = rows.roles[first_B]
         partner_B = np.empty_like(first_B)
         for role in np.unique(role_B):
-            here, same = role_B == role, by_role[int(role)]
+            here, same = role_B == role, rows.by_role[int(role)]
             drawn = self._drawn(number_B[here], len(same), part, (1 + int(role),))
             clash = same[drawn] == first_B[here]
             partner_B[here] = same[(drawn + clash) % len(same)]

@@ -1,6 +1,6 @@
 """Harvested activations: in memory, as checked shards on disk, or a window that rolls over the stream.
 
-An artifact lives in `folder/<hash of its key>/`: `activations-00000.safetensors` ... with x [n, d_in], token_ids,
+An artifact is kept in `folder/<hash of its key>/`: `activations-00000.safetensors` ... with x [n, d_in], token_ids,
 sequence, position, role and norm (older ones have no norm), and `meta.json`, written last, with the key and each
 shard's size and checksum. It gets its name once it is complete, so a folder is either complete or absent.
 """
@@ -32,7 +32,6 @@ from sae_sweeps.activations.language_model import DTYPES, LanguageModel, load_la
 from sae_sweeps.activations.synthetic import SyntheticWorld
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.schema import ActivationsConfig, DataConfig, LayerConfig, ModelConfig, SyntheticConfig
-from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError, DamagedFile, DataError
 from sae_sweeps.storage.files import DiskFull, fsync_folder, naming_full_disk, write_bytes, write_json
 
@@ -69,14 +68,17 @@ class Rows(Protocol):
         """Every row from which `span` consecutive tokens of one context follow [n_starts], int64; `span` > 1."""
         ...
 
+    @property
     def roles(self) -> np.ndarray:
         """The role of every row [n], int8."""
         ...
 
+    @property
     def by_role(self) -> dict[int, np.ndarray]:
         """The rows of each role that occurs, in stream order, int64."""
         ...
 
+    @property
     def text_pairs(self) -> np.ndarray:
         """Rows at the same position of the two texts of a pair, contexts 2n and 2n + 1 [n_pairs, 2], int64."""
         ...
@@ -132,6 +134,7 @@ def open_layers(
         layers: each with its key, everything that determines the content, JSON-able; `split` and the format's version
             are added.
         folder: where artifacts are kept, one sub-folder each.
+        activations: as `RunConfig` has it; its mode is no longer `auto`.
         lm: the language model; loaded if it is needed and not given.
 
     Raises:
@@ -139,11 +142,6 @@ def open_layers(
         DiskFull: the partly written artifact was removed.
         DamagedFile: an artifact on disk is not what was written.
     """
-    if num_tokens < 1:
-        raise ConfigError(f"num_tokens={num_tokens} gives nothing to train on; choose at least 1.")
-    check_values(activations, "activations")
-    if activations.mode == "auto":  # RunConfig decides, so that a run is the same on every machine
-        raise ConfigError("activations.mode=auto: is for a launch to decide; give memory, disk or stream.")
     folder = Path(folder)
 
     def found(layer: LayerConfig, key: dict[str, Any]) -> ActivationStore | _Harvest | Exception:
@@ -240,25 +238,16 @@ class IndexedRows:
             first += len(norm)
         return np.concatenate(found)
 
-    def roles(self) -> np.ndarray:
-        return self._roles
-
-    def by_role(self) -> dict[int, np.ndarray]:
-        return self._by_role
-
-    def text_pairs(self) -> np.ndarray:
-        return self._text_pairs
-
     @cached_property
-    def _roles(self) -> np.ndarray:
+    def roles(self) -> np.ndarray:
         return self._column("role")
 
     @cached_property
-    def _by_role(self) -> dict[int, np.ndarray]:
-        return {int(role): np.flatnonzero(self._roles == role) for role in np.unique(self._roles)}
+    def by_role(self) -> dict[int, np.ndarray]:
+        return {int(role): np.flatnonzero(self.roles == role) for role in np.unique(self.roles)}
 
     @cached_property
-    def _text_pairs(self) -> np.ndarray:
+    def text_pairs(self) -> np.ndarray:
         return _find_text_pairs(self._column("sequence"), self._column("position"))
 
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from sae_sweeps.architectures.batch import Batch
 from sae_sweeps.config.schema import CHILD_RATE, SyntheticConfig
-from sae_sweeps.config.typed import check_values
 
 CHUNK = 1024
 """Tokens drawn together; the unit of `SyntheticWorld.sample`."""
@@ -31,8 +30,6 @@ class SyntheticWorld:
     """
 
     def __init__(self, cfg: SyntheticConfig):
-        check_values(cfg, "model")
-        cfg.check()
         self.cfg = cfg
         self.d_in = cfg.d_in or 0
         n, n_correlated, n_hierarchical = cfg.n_features, cfg.n_correlated, cfg.n_hierarchical

@@ -163,9 +163,9 @@ def _parquet_rows(file: Path, columns: Sequence[str]) -> Iterator[Row]:
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
             names = table.schema_arrow.names
-            there = [column for column in columns if column in names]
-            for batch in table.iter_batches(batch_size=PATIENCE, columns=there):
-                for row in batch.to_pylist() if there else [{}] * len(batch):
+            present = [column for column in columns if column in names]
+            for batch in table.iter_batches(batch_size=PATIENCE, columns=present):
+                for row in batch.to_pylist() if present else [{}] * len(batch):
                     yield names, row
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
@@ -189,8 +189,8 @@ def _saved_rows(cfg: DataConfig, columns: Sequence[str]) -> Iterator[Row]:
             raise DataError(f"data.split={cfg.split} is not in {cfg.path}; it holds {', '.join(saved)}.")
         saved = saved[cfg.split]
     names = saved.column_names
-    there = [column for column in columns if column in names]
-    for row in saved.select_columns(there).with_format(None) if there else [{}] * len(saved):
+    present = [column for column in columns if column in names]
+    for row in saved.select_columns(present).with_format(None) if present else [{}] * len(saved):
         yield names, row
 
 

@@ -47,7 +47,7 @@ class GroupLayerConfig:
     """none, or groups."""
     group_size: int
     """Features per group at the start, consecutive ones; the last group may be smaller."""
-    window: Annotated[int, at_least(2, "a correlation needs at least 2 tokens; give 32, say.")]
+    window: Annotated[int, at_least(2, "a correlation needs at least 2 tokens; give 32, for example.")]
     """W, the last tokens over which the energies' correlation is taken."""
     variance_floor: NotNegative[float]
     """Groups whose energy varies less share no information: variance over the mean square of all energies."""

@@ -72,7 +72,7 @@ def run_hydra(words: list[str], local: Local | None) -> int:
     failures.clear()
     register()
     before, os.environ["HYDRA_FULL_ERROR"] = os.environ.get("HYDRA_FULL_ERROR"), "1"  # errors are ours to print
-    # Hydra's parser wants its flags, each with its value, before the first key
+    # Hydra's parser takes its flags, each with its value, before the first key only
     set_search_path(words)
     rewritten = rewrite(words)
     if local:

@@ -174,9 +174,10 @@ def evaluate_targets(group: list[Target], session: RunSession, console: Console)
 
 def record(target: Target, failures: list[Failure]) -> None:
     """Write results.json from all evaluations in the folder."""
-    doubts = list(filter(None, [target.doubt]))
+    doubts = [target.doubt] if target.doubt else []
     if target.is_run:
-        write_results(target.run, target.folder.resolve().name, RunFolder(target.folder), target.title, failures, doubts)
+        run_id = target.folder.resolve().name
+        write_results(target.run, run_id, RunFolder(target.folder), target.title, failures, doubts)
     else:
         write_foreign(target, [*doubts, *map(str, failures)])
 
@@ -361,8 +362,8 @@ def show(folders: list[Path]) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     columns = table(folders).frame.columns
     varied = [name for kind, name in columns if kind == "config"]
-    there = [name for name in HEADLINES if ("metrics", name) in columns]
+    measured = [name for name in HEADLINES if ("metrics", name) in columns]
     print()
-    print(render(table(folders, columns=[*varied, *there]), "text", width=width))
+    print(render(table(folders, columns=[*varied, *measured]), "text", width=width))
     for folder in folders[:8]:
         print(f"evals   {folder / 'evals'}")

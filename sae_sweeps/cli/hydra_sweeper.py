@@ -14,7 +14,7 @@ from sae_sweeps.sweeps.variants import points_of
 statuses: list[int] = []
 """Exit statuses of this command's launches; a sweeper returns nothing from its launcher."""
 failures: list[Exception] = []
-"""What ended a launch that Hydra started, kept apart from what Hydra itself refuses."""
+"""Errors that ended a launch within Hydra, which are not mistakes of the command that Hydra reports."""
 
 
 def launch_trials(

@@ -50,9 +50,10 @@ def repeat(words: list[str], local: Local | None) -> int:
     made = results.get("provenance", {})
     _check_recorded(made, folder)
     saved |= {key: value for key, value in results.get("config", {}).items() if key == "eval"}  # of the last evaluation
-    for key, value in _values(words, MOVED):
-        group, _, leaf = key.partition(".")
-        saved[group][leaf] = str(Path(value).expanduser().absolute())
+    for key, _, value in (word.partition("=") for word in words):
+        if key in MOVED and value:
+            group, _, leaf = key.partition(".")
+            saved[group][leaf] = str(Path(value).expanduser().absolute())
     _find_code_here(saved)
     run = run_of(saved, folder, cfg, OF_COMMAND)
     take_recorded_choices(run, made)
@@ -104,11 +105,6 @@ def _split(words: list[str]) -> tuple[Path, list[str]]:
                 f"without {FLAG}."
             )
     return folder, rest
-
-
-def _values(words: list[str], keys: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Key and value of the words that give one of the keys."""
-    return ((key, value) for key, equals, value in (word.partition("=") for word in words) if key in keys and value)
 
 
 def _find_code_here(node: Any, place: str = "") -> None:

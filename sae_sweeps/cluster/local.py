@@ -78,7 +78,7 @@ def process_record(process: subprocess.Popen) -> dict[str, Any]:
 
 
 def terminate(process: dict[str, Any] | None) -> None:
-    """Send SIGTERM to a process of this machine, if it lives."""
+    """Send SIGTERM to a process of this machine, if it is running."""
     if process and process_alive(process):
         try:
             os.kill(process["pid"], signal.SIGTERM)

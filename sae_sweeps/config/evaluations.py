@@ -326,7 +326,7 @@ class AutointerpConfig:
     model: str = "gpt-4o-mini"
     """The judge's name there."""
     api_key_env: str = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the key, where the server wants one."""
+    """Name of the environment variable that holds the key, where the server needs one."""
     confirm: bool = False
     """false: estimate the cost, show it, and stop."""
     price_in: float = 0.15

@@ -97,7 +97,7 @@ class Combination:
 
 
 def combined_node(choice: str, known: list[str], read: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """What Hydra needs to know of `a+b`: defaults and contents, at the package `_global_`; `read` gives a part's YAML.
+    """`a+b` as a choice of Hydra: defaults and contents, at the package `_global_`; `read` gives a part's YAML.
 
     Raises ConfigError for a part that is not a penalty, is given twice, or is `none`.
     """
@@ -124,4 +124,4 @@ def combined_node(choice: str, known: list[str], read: Callable[[str], dict[str,
                     overrides.append(entry)
         schedules.append({f"/schedule@penalty.{name}.schedule": schedule})
         parts[name] = {key: value for key, value in node.get("penalty", node).items() if key != "defaults"}
-    return {"defaults": [*schedules, "_self_", *overrides], "penalty": parts}  # Hydra wants overrides last
+    return {"defaults": [*schedules, "_self_", *overrides], "penalty": parts}  # Hydra takes overrides last

@@ -197,7 +197,7 @@ class TrainConfig:
     separate rounding from method."""
     matmul: Annotated[str, one_of("float32", "tf32")] = added("float32")
     """How a GPU takes products of float32 matrices: float32; tf32: factors rounded to 10 bits of mantissa (a relative
-    error of up to 2^-11 each), sums in float32, several times faster; a CPU knows float32 alone."""
+    error of up to 2^-11 each), sums in float32, several times faster; a CPU has float32 alone."""
     normalize_activations: bool = False
     """Scale activations so that their mean norm is sqrt(d_in); the scale is recorded and folded back on export."""
     b_dec_init: Annotated[str, one_of("mean", "geometric_median", "zero")] = "mean"

@@ -78,7 +78,7 @@ def rewrite(words: list[str]) -> list[str]:
             out.append(word)
     out = wait_for_the_choice(out)
     refuse_keys_of_variants(out)
-    # Hydra's parser wants its flags before the first key
+    # Hydra's parser takes its flags before the first key only
     return sorted(out, key=lambda word: word not in ("-m", "--multirun"))
 
 

@@ -153,11 +153,11 @@ def evaluate_autointerp(
         raise ConfigError(
             f"eval.autointerp.buffer={cfg.buffer}: contexts of {tokens_NL.shape[1]} tokens leave no room; lower it."
         )
+    if not cfg.top_scored + cfg.sampled_scored + cfg.random_scored:
+        raise ConfigError("eval.autointerp.random_scored=0: no example is left to predict; give at least one.")
     tokens_NL = tokens_NL[: max(1, cfg.total_tokens // tokens_NL.shape[1])]
     counts = shared.firing_counts("autointerp: features", saes, tokens_NL, shared.cfg.llm_batch)
     latents = {name: chosen_latents(count_F.cpu(), cfg, seed) for name, count_F in counts.items()}
-    if not cfg.top_scored + cfg.sampled_scored + cfg.random_scored:
-        raise ConfigError("eval.autointerp.random_scored=0: no example is left to predict; give at least one.")
     values = activations_of(saes, latents, tokens_NL, shared)
     questions = {
         name: [

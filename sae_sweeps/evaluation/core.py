@@ -21,7 +21,6 @@ from sae_sweeps.architectures.batch import norms_of
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import EvalConfig, Evaluation
 from sae_sweeps.config.schema import DataConfig, LayerConfig
-from sae_sweeps.errors import ConfigError
 from sae_sweeps.evaluation.batches import LanguageModel, is_plain, split_batches
 from sae_sweeps.evaluation.preservation import preservation, ratio
 from sae_sweeps.evaluation.reconstruction import (
@@ -177,11 +176,8 @@ def evaluate_core(
     `progress` is called with the number of contexts done.
 
     The first `recon_batches` batches serve cross-entropy and KL divergence, the `sparsity_batches` after them the rest.
-    Raises ConfigError for a number of batches below 1 and DataError when there are not two contexts.
+    Raises DataError where there are not two contexts.
     """
-    for key in ("batch_size", "recon_batches", "sparsity_batches"):
-        if getattr(cfg, key) < 1:
-            raise ConfigError(f"eval.{key}={getattr(cfg, key)} must be at least 1.")
     recon_batches, sparsity_batches, warnings = split_batches(tokens_NL, cfg)
     limits = limits_of(saes, cfg)
     saes = {name: sae.to(lm.device) for name, sae in saes.items()}

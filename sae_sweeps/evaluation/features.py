@@ -121,10 +121,10 @@ class Collected:
 
         def around(entry: Tensor) -> Tensor:
             """Activations of the entries' features around their places [m, W]."""
-            there = place[entry, None] + offset
-            wanted = there * d_sae + feature[entry, None]
+            shifted = place[entry, None] + offset
+            wanted = shifted * d_sae + feature[entry, None]
             found = torch.searchsorted(code, wanted).clamp(max=len(code) - 1)
-            inside = (there // L == place[entry, None] // L) & (code[found] == wanted)
+            inside = (shifted // L == place[entry, None] // L) & (code[found] == wanted)
             return torch.where(inside, value[found], 0)
 
         strongest = strongest_of_each((place // L - first) * d_sae + feature, value, n_contexts * d_sae)

@@ -22,12 +22,13 @@ def label_separation(
     themselves in cosine distance (-1 to 1); both by scikit-learn. They are high where the
     label is the main difference between tokens; on single tokens that is the word, so both are near 0 for most SAEs.
     The other two are high where some feature is about the label (see `information`): that of the most informative
-    feature, and the mean of the ten most informative, chosen and measured as `selection` says.
+    feature, and the mean of the ten most informative.
 
     Tokens on which nothing fires are left out. Seeded; of more than `max_tokens` tokens a sample is taken.
 
     Args:
         f_BF: features [n, d_sae]; labels_B: whole numbers [n].
+        selection: on which tokens the most informative features are chosen and measured, as in `information`.
     """
     from scipy.sparse import csr_matrix
     from sklearn.cluster import KMeans

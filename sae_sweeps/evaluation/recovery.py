@@ -60,7 +60,7 @@ def recovery(
 
 
 def _kinds(kind: list[str], parent_F: Tensor) -> dict[str, Tensor]:
-    """Suffix of a metric's name -> which true features it speaks of [n_features], bool."""
+    """Suffix of a metric's name -> which true features it covers [n_features], bool."""
     is_kind = {
         name: torch.tensor([k == name for k in kind], device=parent_F.device)
         for name in ("correlated", "hierarchical", "plain")

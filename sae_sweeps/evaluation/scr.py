@@ -20,7 +20,7 @@ from sae_sweeps.evaluation.ablation import logits_after, logits_of, mean_differe
 from sae_sweeps.evaluation.draws import against, stream
 from sae_sweeps.evaluation.probes import BinaryTask, Probes, accuracy
 from sae_sweeps.evaluation.result import Result
-from sae_sweeps.evaluation.selection import Fold, averaged, folds
+from sae_sweeps.evaluation.selection import Draw, Fold, averaged, drawn, folds
 from sae_sweeps.evaluation.shared import Shared
 from sae_sweeps.evaluation.tasks import BIASED, BY_ATTRIBUTE, BY_CLASS, PAIRED, MissingRows, Pair, chosen_pairs
 from sae_sweeps.evaluation.tpp import (
@@ -85,26 +85,24 @@ def untied(found: dict[str, dict[str, float]]) -> list[str]:
     return [f"no scr_metric for {', '.join(tied)}: both directions start from the same accuracy"] if tied else []
 
 
+def pair_draw(shared: Shared, pair: Pair) -> Draw:
+    """Each of the three classes against its partner."""
+    seed = shared.cfg.seed
+    return lambda n_by_class, label, part: against(
+        n_by_class, label, PAIRED[label], stream(seed, "rows", pair.name, label, part)
+    )
+
+
 def pair_draws(shared: Shared, pair: Pair) -> dict[str, BinaryTask]:
-    """Each of the three classes against its partner; the same rows for every SAE and number of features."""
-    sizes = {split: shared.rows(pair, split).n_by_class for split in ("train", "test")}
-    out = {}
-    for label, partner in PAIRED.items():
-        train, test = (
-            against(sizes[split], label, partner, stream(shared.cfg.seed, "rows", pair.name, label, split))
-            for split in ("train", "test")
-        )
-        out[label] = BinaryTask(*train, *test)
-    return out
+    """The rows of the three binary tasks; the same ones for every SAE and number of features."""
+    train, test = (shared.rows(pair, split).n_by_class for split in ("train", "test"))
+    return drawn(PAIRED, train, test, pair_draw(shared, pair))
 
 
 def pair_folds(shared: Shared, pair: Pair) -> list[Fold]:
     """The tasks of `pair_draws` with rows that choose and rows that measure."""
-
-    def draw(n_by_class: dict[str, int], label: str, part: str) -> tuple[torch.Tensor, torch.Tensor]:
-        return against(n_by_class, label, PAIRED[label], stream(shared.cfg.seed, "rows", pair.name, label, part))
-
-    return folds(pair_draws(shared, pair), shared.rows(pair, "test"), shared.cfg.selection, draw)
+    rows, draw = shared.rows(pair, "test"), pair_draw(shared, pair)
+    return folds(pair_draws(shared, pair), rows, shared.cfg.selection, draw)
 
 
 def all_accuracies(logits_RC: torch.Tensor, draws: dict[str, BinaryTask]) -> dict[str, float]:

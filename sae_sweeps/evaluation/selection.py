@@ -32,6 +32,11 @@ class Fold:
     measured: dict[str, BinaryTask]
 
 
+def drawn(labels: Iterable[str], train: dict[str, int], test: dict[str, int], draw: Draw) -> dict[str, BinaryTask]:
+    """The binary task of each label, from numbers of train and test rows of each class."""
+    return {label: BinaryTask(*draw(train, label, "train"), *draw(test, label, "test")) for label in labels}
+
+
 def folds(tasks: Mapping[str, BinaryTask], rows: Rows, selection: str, draw: Draw, redrawn: bool = False) -> list[Fold]:
     """The folds of the tasks, whose test rows are drawn from `rows`.
 

@@ -20,7 +20,7 @@ from sae_sweeps.evaluation.ablation import logits_after, logits_of, mean_differe
 from sae_sweeps.evaluation.draws import against_the_rest, stream
 from sae_sweeps.evaluation.probes import BinaryTask, Probes, accuracy, train_probes, unconverged
 from sae_sweeps.evaluation.result import Result
-from sae_sweeps.evaluation.selection import Fold, averaged, folds
+from sae_sweeps.evaluation.selection import Draw, Fold, averaged, drawn, folds
 from sae_sweeps.evaluation.shared import Shared
 from sae_sweeps.evaluation.tasks import Pair, chosen
 
@@ -66,26 +66,23 @@ def evaluate_tpp(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: EvalConfi
     }
 
 
+def rest_draw(shared: Shared, dataset: str) -> Draw:
+    """Each class against the others."""
+    seed = shared.cfg.seed
+    return lambda n_by_class, label, part: against_the_rest(
+        n_by_class, label, stream(seed, "rows", dataset, label, part)
+    )
+
+
 def rest_draws(shared: Shared, dataset: str) -> dict[str, BinaryTask]:
     """The rows of each class's binary task; the same ones for every SAE, number of features and probe."""
-    sizes = {split: shared.rows(dataset, split).n_by_class for split in ("train", "test")}
-    out = {}
-    for label in sizes["train"]:
-        train, test = (
-            against_the_rest(sizes[split], label, stream(shared.cfg.seed, "rows", dataset, label, split))
-            for split in ("train", "test")
-        )
-        out[label] = BinaryTask(*train, *test)
-    return out
+    train, test = (shared.rows(dataset, split).n_by_class for split in ("train", "test"))
+    return drawn(train, train, test, rest_draw(shared, dataset))
 
 
 def rest_folds(shared: Shared, dataset: str, redrawn: bool = False) -> list[Fold]:
     """The tasks of `rest_draws` with rows that choose and rows that measure."""
-
-    def draw(n_by_class: dict[str, int], label: str, part: str) -> tuple[Tensor, Tensor]:
-        return against_the_rest(n_by_class, label, stream(shared.cfg.seed, "rows", dataset, label, part))
-
-    rows = shared.rows(dataset, "test")
+    rows, draw = shared.rows(dataset, "test"), rest_draw(shared, dataset)
     return folds(rest_draws(shared, dataset), rows, shared.cfg.selection, draw, redrawn)
 
 

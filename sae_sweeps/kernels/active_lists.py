@@ -27,9 +27,9 @@ class Lists(NamedTuple):
 def active_lists(f: Features, n_tokens: int) -> Lists:
     """Lists of the entries of f above 0."""
     if f.pairs is not None and bool((f.values > 0).all()):
-        by_feature, _, token_ = f.pairs.transposed  # which the backward pass needs too
+        by_feature, _, tokens = f.pairs.transposed  # which the backward pass needs too
         feature = f.pairs.feature.numpy().astype(np.int32)
-        return Lists(by_feature.numpy(), token_.numpy().astype(np.int32), f.pairs.start.numpy(), feature)
+        return Lists(by_feature.numpy(), tokens.numpy().astype(np.int32), f.pairs.start.numpy(), feature)
     if isinstance(f, DenseFeatures):
         fires = (f.dense() > 0).numpy()
         start = starts(np.count_nonzero(fires, axis=1))

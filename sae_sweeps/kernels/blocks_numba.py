@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from sae_sweeps.kernels.threads import SUMS, compiled, over_rows
+from sae_sweeps.kernels.listed_numba import add_rows, rows_times
+from sae_sweeps.kernels.threads import compiled, over_rows
 
 ROWS = 256
 """Rows of a block of the matrix, and of the result."""
@@ -49,86 +50,42 @@ def _columns(M: np.ndarray) -> np.ndarray:
     return np.array([*range(0, d, -(-d // (16 * n)) * 16), d])
 
 
-@compiled(**SUMS)
-def _add(index, values, M, p, end, first, last, x):
-    """x += sum of values[p] M[index[p], first:last] over p .. end - 1."""
-    while p + 4 <= end:
-        m0, m1 = M[index[p], first:last], M[index[p + 1], first:last]
-        m2, m3 = M[index[p + 2], first:last], M[index[p + 3], first:last]
-        a0, a1, a2, a3 = values[p], values[p + 1], values[p + 2], values[p + 3]
-        for t in range(len(x)):
-            x[t] += a0 * m0[t] + a1 * m1[t] + a2 * m2[t] + a3 * m3[t]
-        p += 4
-    while p < end:
-        m, a = M[index[p], first:last], values[p]
-        for t in range(len(x)):
-            x[t] += a * m[t]
-        p += 1
-
-
-@compiled(**SUMS)
-def _multiply(index, M, p, end, first, last, x, out):
-    """out[p] += M[index[p], first:last] . x for p .. end - 1."""
-    zero = M.dtype.type(0)
-    while p + 4 <= end:
-        m0, m1 = M[index[p], first:last], M[index[p + 1], first:last]
-        m2, m3 = M[index[p + 2], first:last], M[index[p + 3], first:last]
-        s0, s1, s2, s3 = zero, zero, zero, zero
-        for t in range(len(x)):
-            s0 += m0[t] * x[t]
-            s1 += m1[t] * x[t]
-            s2 += m2[t] * x[t]
-            s3 += m3[t] * x[t]
-        out[p] += s0
-        out[p + 1] += s1
-        out[p + 2] += s2
-        out[p + 3] += s3
-        p += 4
-    while p < end:
-        m, s0 = M[index[p], first:last], zero
-        for t in range(len(x)):
-            s0 += m[t] * x[t]
-        out[p] += s0
-        p += 1
-
-
 @compiled()
-def _until(index, p, end, bound):
-    """The first place from p on, at most end, whose index reaches the bound."""
-    while p < end and index[p] < bound:
-        p += 1
-    return p
+def _cuts(start, index, n_rows):
+    """For each list, where its indices reach each block of a matrix of n_rows, and its end [blocks + 1, lists]."""
+    cuts = np.empty((-(-n_rows // ROWS) + 1, len(start) - 1), np.int64)
+    cuts[0], cuts[-1] = start[:-1], start[1:]
+    for block in range(1, len(cuts) - 1):
+        for r in range(cuts.shape[1]):
+            p = cuts[block - 1, r]
+            while p < start[r + 1] and index[p] < block * ROWS:
+                p += 1
+            cuts[block, r] = p
+    return cuts
 
 
 @compiled()
 def _combinations(start, index, values, M, out, columns, begin, stop):
-    place = np.empty(ROWS, np.int64)
     for r0 in range(begin, stop, ROWS):
         r1 = min(r0 + ROWS, stop)
         out[r0:r1] = 0
+        cuts = _cuts(start[r0 : r1 + 1], index, len(M))
         for c in range(len(columns) - 1):
-            first, last = columns[c], columns[c + 1]
-            place[: r1 - r0] = start[r0:r1]
-            for bound in range(ROWS, len(M) + ROWS, ROWS):
+            part = columns[c], columns[c + 1]
+            for block in range(len(cuts) - 1):
                 for r in range(r0, r1):
-                    p, end = place[r - r0], start[r + 1]
-                    q = _until(index, p, end, bound) if bound < len(M) else end
-                    _add(index, values, M, p, q, first, last, out[r, first:last])
-                    place[r - r0] = q
+                    p, end = cuts[block, r - r0], cuts[block + 1, r - r0]
+                    add_rows(index, values, M, part, p, end, out[r, part[0] : part[1]])
 
 
 @compiled()
 def _products(start, index, M, g, out, columns, begin, stop):
-    place = np.empty(ROWS, np.int64)
     for r0 in range(begin, stop, ROWS):
         r1 = min(r0 + ROWS, stop)
-        out[start[r0] : start[r1]] = 0
+        cuts = _cuts(start[r0 : r1 + 1], index, len(M))
         for c in range(len(columns) - 1):
-            first, last = columns[c], columns[c + 1]
-            place[: r1 - r0] = start[r0:r1]
-            for bound in range(ROWS, len(M) + ROWS, ROWS):
+            part = columns[c], columns[c + 1]
+            for block in range(len(cuts) - 1):
                 for r in range(r0, r1):
-                    p, end = place[r - r0], start[r + 1]
-                    q = _until(index, p, end, bound) if bound < len(M) else end
-                    _multiply(index, M, p, q, first, last, g[r, first:last], out)
-                    place[r - r0] = q
+                    p, end = cuts[block, r - r0], cuts[block + 1, r - r0]
+                    rows_times(index, M, part, p, end, g[r, part[0] : part[1]], out)

@@ -1,4 +1,4 @@
-"""A product of float32 matrices taken in bfloat16, with a bound of its error for each of its elements.
+"""A product of float32 matrices taken in bfloat16 on a CPU, with a bound of the error of each of its elements.
 
 What the bound decides need not be computed in float32; what it leaves open is. So a selection by z is exact at the
 price of the product in bfloat16. x is a token's centred activation, w a feature's row of W_enc^T, both d numbers in
@@ -11,8 +11,8 @@ the pre-activation that float32 gives, whatever the order of its sum. For d <= L
     |z - (z' + b)|  <=  e  =  alpha |w'| + beta |w - w'| + U |z'| + V |z' + b|                                (1)
     alpha = (|x - x'| + G |x'| + g |x|) SLACK,   beta = (1 + g) |x| SLACK
 
-with | | of a row its Euclidean norm, g = d 2^-23, G = 1.01 d 2^-23 on a CPU and twice that on a GPU, U = 2^-8 + 2^-19
-and V = 2^-19. Where a row or z' is not finite, or a norm is LARGEST or more, e is infinite or NaN and decides nothing.
+with | | of a row its Euclidean norm, g = d 2^-23, G = 1.01 g, U = 2^-8 + 2^-19 and V = 2^-19. Where a row or z' is
+not finite, or a norm is LARGEST or more, e is infinite or NaN and decides nothing.
 
 Proof. x.w - x'.w' = (x - x').w' + x.(w - w'), and by Cauchy and Schwarz
 
@@ -22,10 +22,8 @@ That is from the roundings themselves, which are known: about half of what the l
 
 Sums. The product of two bfloat16 numbers has 16 significant bits, so it is exact in float32. Each of at most d
 additions rounds by at most r = 2^-24 of its result where it rounds to nearest (AVX-512, AMX), 2^-23 where it truncates
-or rounds to odd (Arm). A tensor core cuts the products of a group of 4 or more to the last bit of the largest, adds
-them and truncates: at most r = 1.5 * 2^-23 for each product. Then a sum in any order differs from x'.w' by at most
-d r / (1 - d r) sum |x'_i w'_i| <= G |x'| |w'|, as d <= 2^14. In the same way |fl(x.w) - x.w| <= g |x| |w|, and
-|w| <= |w'| + |w - w'|.
+or rounds to odd (Arm). Then a sum in any order differs from x'.w' by at most d r / (1 - d r) sum |x'_i w'_i| <=
+G |x'| |w'|, as d <= 2^14. In the same way |fl(x.w) - x.w| <= g |x| |w|, and |w| <= |w'| + |w - w'|.
 
 Results. z' is rounded to bfloat16 by at most half of its last place, 2^-8 |z'|. The two additions of b and the few
 operations that evaluate (1) and add e to z' + b in float32 round by 2^-24 each, of |z' + b|, |z'| or e: together less
@@ -34,7 +32,7 @@ the third.
 
 Underflow. A processor may take numbers below 2^-126 as 0: numbers of x' and w', products, sums, z'. That costs at most
 2^-126 (4 d + sqrt(d) (|x'| + |w'|)). The other half of SLACK holds it: each norm in alpha, beta and of a feature is at
-least FLOOR = 2^-40, so that e >= 2^-41 (|x| + |w'|) >= 2^-81. In `norms` the squares of numbers below 2^-63 may vanish,
+least FLOOR = 2^-40, so that e >= 2^-41 (|x| + |w'|) >= 2^-81. In a norm the squares of numbers below 2^-63 may vanish,
 sqrt(d) 2^-63 of the norm at most: less than half of FLOOR, or than the factor adds where a norm is so large that FLOOR
 is lost in it.
 """
@@ -43,7 +41,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 U = 2.0**-8 + 2.0**-19
@@ -58,7 +55,7 @@ LONGEST = 2**14
 
 @dataclass
 class Rounded:
-    """Rows [n, d] in bfloat16, with upper bounds of three norms of each row in float32 [n]."""
+    """Rows of float32 in bfloat16, with upper bounds of three norms of each [n], float32, infinite from LARGEST on."""
 
     rows: Tensor
     """[n, d], bfloat16, contiguous."""
@@ -70,42 +67,7 @@ class Rounded:
     """|row|."""
 
 
-def rounded(rows: Tensor) -> Rounded:
-    """Rows of float32 [n, d] in bfloat16, with their norms."""
-    near = rows.to(torch.bfloat16)
-    back = near.float()
-    return Rounded(near, norms(back), norms(rows - back), norms(rows))
-
-
-def norms(rows: Tensor) -> Tensor:
-    """Upper bound of the Euclidean norm of each row [n] of rows [n, d], float32; infinite from LARGEST on."""
-    # the sum's roundings, in any order, and those of root and factor
-    bound = rows.square().sum(1).sqrt() * (1 + (rows.shape[1] + 8) * 2.0**-24) + FLOOR
-    return torch.where(bound < LARGEST, bound, torch.inf)
-
-
-def product(x: Rounded, W: Rounded, out: Tensor | None = None) -> Tensor:
-    """z' [B, d_sae], bfloat16, of tokens x [B, d] and features W [d_sae, d]."""
-    if x.rows.is_cuda:  # where a sum is split its parts may else be added in bfloat16
-        before = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
-        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-        try:
-            return torch.mm(x.rows, W.rows.T, out=out)
-        finally:
-            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = before
-    return torch.mm(x.rows, W.rows.T, out=out)
-
-
 def factors(x: Rounded) -> tuple[Tensor, Tensor]:
-    """alpha and beta of (1) for each token [B]; |w'| and |w - w'| are `W.norm` and `W.rest`."""
+    """alpha and beta of (1) for each token [B]; |w'| and |w - w'| are `norm` and `rest` of the features' `Rounded`."""
     g = x.rows.shape[1] * 2.0**-23
-    G = 1.01 * g * (2 if x.rows.is_cuda else 1)
-    return (x.rest + G * x.norm + g * x.whole) * SLACK, x.whole * ((1 + g) * SLACK)
-
-
-def bound(x: Rounded, W: Rounded, z: Tensor, b: Tensor) -> Tensor:
-    """e of (1) [B, d_sae] in float32 for z' = z [B, d_sae] and the bias b [d_sae]; kernels compute it as they go."""
-    alpha, beta = factors(x)
-    z = z.float()
-    e = alpha[:, None] * W.norm + beta[:, None] * W.rest
-    return e + U * z.abs() + V * (z + b).abs()
+    return (x.rest + 1.01 * g * x.norm + g * x.whole) * SLACK, x.whole * ((1 + g) * SLACK)

@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from sae_sweeps.kernels import counting_sort, memory
-from sae_sweeps.kernels.bounded import FLOOR, LARGEST, Rounded, U, V, factors, product
+from sae_sweeps.kernels.bounded import FLOOR, LARGEST, Rounded, U, V, factors
 from sae_sweeps.kernels.largest_numba import (
     at_least,
     between,
@@ -60,7 +60,7 @@ def _from_bfloat16(typing, bits):
 
 
 def rounded(rows: Tensor, use: str = "x'") -> Rounded:
-    """`bounded.rounded` in one pass; the next call for this use overwrites the rounded rows."""
+    """Rows of float32 [n, d] in bfloat16, with their norms; the next call for this use overwrites the rounded rows."""
     near = memory.kept(use, rows.shape, torch.bfloat16)
     norms = torch.empty(3, len(rows))
     raised = np.float32(1 + (rows.shape[1] + 8) * 2.0**-24)
@@ -86,9 +86,17 @@ def _round(rows, raised, near, norm, rest, whole, start, stop):
 
 @compiled()
 def _raised(squares, raised):
-    """A bound of the root of a computed sum of squares, as `bounded.norms` has it."""
+    """A bound of the root of a computed sum of squares; `raised` holds the roundings of sum, root and factor."""
     bound = np.sqrt(squares) * raised + np.float32(FLOOR)
     return bound if bound < LARGEST else np.float32(np.inf)
+
+
+def product(x: Rounded, W: Rounded, b_enc: Tensor) -> tuple[np.ndarray, ...]:
+    """What `uppers` takes of tokens x and features W: z' [B, d_sae] as bits of bfloat16, b_enc, |w'| and |w - w'|
+    [d_sae], alpha and beta [B]. The next call overwrites z'."""
+    z = memory.kept("z'", (len(x.rows), len(W.rows)), torch.bfloat16)
+    torch.mm(x.rows, W.rows.T, out=z)
+    return tuple(map(array, (z.view(torch.int16), b_enc, W.norm, W.rest, *factors(x))))
 
 
 def largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, block: int) -> tuple[Tensor, Tensor] | None:
@@ -97,21 +105,16 @@ def largest(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, block: int) -
     None where that leaves too many tokens undecided; then the product in float32 costs less.
     block: as `dots` has it; the values are those of the product in float32 to the last bit, or for 0 but for rounding.
     """
-    x, W = rounded(centred), rounded(W_enc.T, "W_enc'")
-    alpha, beta = factors(x)
-    z = product(x, W, memory.kept("z'", (len(x.rows), len(W.rows)), torch.bfloat16))
-    n_tokens, d_sae = z.shape
+    given = product(rounded(centred), rounded(W_enc.T, "W_enc'"), b_enc)
+    n_tokens, d_sae = given[0].shape
     count, place = np.empty(n_tokens, np.int64), np.empty((n_tokens, min(4 * k + 64, d_sae)), np.int32)
-    given = [array(tensor) for tensor in (z.view(torch.int16), b_enc, W.norm, W.rest, alpha, beta)]
     over_rows(_candidates, n_tokens, *given, n_winners(d_sae, k), k, count, place)
     decided = count <= place.shape[1]
     undecided = np.flatnonzero(~decided)
     if len(undecided) > n_tokens * UNDECIDED:
         return None
     count[undecided] = d_sae
-    start = counting_sort.starts(count)
-    feature = np.empty(start[-1], np.int32)
-    over_rows(_flatten, n_tokens, place, start, decided, feature)
+    start, feature = listed(place, count, decided)
     values, indices = np.empty((n_tokens, k), np.float32), np.empty((n_tokens, k), np.int64)
     z_C = dots(start, feature, W_enc, centred, block)
     over_rows(_largest_candidates, n_tokens, array(b_enc), start, feature, z_C, decided, values, indices)
@@ -129,19 +132,16 @@ def above(
     None where the bound leaves too many undecided.
     guess: somewhat less than the n-th largest, where it is known, else 0.
     """
-    x, W = rounded(centred), rounded(W_enc.T, "W_enc'")
-    alpha, beta = factors(x)
-    z = product(x, W, memory.kept("z'", (len(x.rows), len(W.rows)), torch.bfloat16))
-    given = [array(tensor) for tensor in (z.view(torch.int16), b_enc, W.norm, W.rest, alpha, beta)]
+    given = product(rounded(centred), rounded(W_enc.T, "W_enc'"), b_enc)
     least = np.float32(max(guess, 0.0))
     while True:
-        count = np.empty(len(z), np.int64)
-        over_rows(_count_uppers, len(z), *given, least, count)
+        count = np.empty(len(centred), np.int64)
+        over_rows(_count_uppers, len(count), *given, least, count)
         if count.min() < 0:
             return None
         start = counting_sort.starts(count)
         feature, upper, lower = np.empty(start[-1], np.int32), *np.empty((2, start[-1]), np.float32)
-        over_rows(_list_uppers, len(z), *given, least, start, feature, upper, lower)
+        over_rows(_list_uppers, len(count), *given, least, start, feature, upper, lower)
         # so many are at least as large as this one
         sure = float(np.partition(lower, len(lower) - n)[len(lower) - n]) if len(lower) >= n else 0.0
         if least == 0 or sure >= least:
@@ -156,6 +156,17 @@ def above(
         kept = values > 0
         start, feature, values = np.concatenate([[0], kept.cumsum()])[start], feature[kept], values[kept]
     return torch.from_numpy(start), torch.from_numpy(feature.astype(np.int64)), torch.from_numpy(values)
+
+
+def listed(place: np.ndarray, count: np.ndarray, decided: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Start of each token [B + 1] and its candidates one after the other [P]; all features where nothing is decided.
+
+    place [B, room] holds count [B] candidates of each decided token.
+    """
+    start = counting_sort.starts(count)
+    feature = np.empty(start[-1], np.int32)
+    over_rows(_flatten, len(count), place, start, decided, feature)
+    return start, feature
 
 
 def dots(
@@ -181,8 +192,8 @@ def dots(
 
 
 @compiled(fastmath={"contract", "nsz"})
-def _uppers(z, bias, norm, rest, alpha, beta, up):
-    """up = z + bias + its bound."""
+def uppers(z, bias, norm, rest, alpha, beta, up):
+    """Upper bounds of a token's pre-activations [d_sae]: up = z' + b + e of (1) in `bounded`."""
     u, v = np.float32(U), np.float32(V)
     for i in range(len(up)):
         value = _from_bfloat16(z[i])
@@ -268,7 +279,7 @@ def _candidates(z, bias, norm, rest, alpha, beta, sizes, k, count, place, start,
     one, other, lower = np.empty(n + 1, np.int32), np.empty(n + 1, np.int32), np.empty(n + 1, np.float32)
     up, most, infinite = np.empty(n, np.float32), np.finfo(np.float32).max, np.float32(np.inf)
     for b in range(start, stop):
-        _uppers(z[b], bias, norm, rest, alpha[b], beta[b], up)
+        uppers(z[b], bias, norm, rest, alpha[b], beta[b], up)
         if not np.isfinite(rounds(up, best)):
             count[b] = n + 1
             continue
@@ -291,7 +302,7 @@ def _count_uppers(z, bias, norm, rest, alpha, beta, least, count, start, stop):
     """How many of each token have an upper bound of at least `least`; -1 where one is not finite."""
     up = np.empty(z.shape[1], np.float32)
     for b in range(start, stop):
-        _uppers(z[b], bias, norm, rest, alpha[b], beta[b], up)
+        uppers(z[b], bias, norm, rest, alpha[b], beta[b], up)
         count[b] = number_from(up, least) if np.isfinite(up.sum()) else -1
 
 
@@ -299,7 +310,7 @@ def _count_uppers(z, bias, norm, rest, alpha, beta, least, count, start, stop):
 def _list_uppers(z, bias, norm, rest, alpha, beta, least, first, feature, upper, lower, start, stop):
     up = np.empty(z.shape[1], np.float32)
     for b in range(start, stop):
-        _uppers(z[b], bias, norm, rest, alpha[b], beta[b], up)
+        uppers(z[b], bias, norm, rest, alpha[b], beta[b], up)
         p = first[b]
         for block in range(0, len(up), 32):
             end = min(block + 32, len(up))
@@ -313,7 +324,6 @@ def _list_uppers(z, bias, norm, rest, alpha, beta, least, first, feature, upper,
 
 @compiled()
 def _flatten(place, first, decided, feature, start, stop):
-    """The candidates of each token one after the other; all features where nothing is decided."""
     for b in range(start, stop):
         n = first[b + 1] - first[b]
         for i in range(n):
@@ -325,7 +335,7 @@ def _dots(W, x, first, token, block, begin, out, start, stop):
     d, rows, sums = W.shape[1], np.empty(LANES, np.int64), np.empty(LANES, np.float32)
     if block == 0:
         for i in range(start, stop):
-            rows_times(token, x, first[i], first[i + 1], W[i], out)
+            rows_times(token, x, (0, d), first[i], first[i + 1], W[i], out)
             if len(begin):
                 for p in range(first[i], first[i + 1]):
                     out[p] += begin[i]

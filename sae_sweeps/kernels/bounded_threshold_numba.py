@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_sweeps.kernels import counting_sort, memory
-from sae_sweeps.kernels.bounded import Rounded, factors, product
-from sae_sweeps.kernels.bounded_numba import _flatten, _uppers, dots, rounded
+from sae_sweeps.kernels import memory
+from sae_sweeps.kernels.bounded import Rounded
+from sae_sweeps.kernels.bounded_numba import dots, listed, product, rounded, uppers
 from sae_sweeps.kernels.threads import array, compiled, over_rows
 
 TOKENS = 256
@@ -36,20 +36,15 @@ def active(
     if (sample > threshold).count_nonzero() > MOST * sample.numel():
         return None
     x, W = rounded(centred), rounded(W_enc.T, "W_enc'")
-    alpha, beta = factors(x)
     least = array(torch.as_tensor(threshold, dtype=torch.float32).expand(d_sae))
     count, place = np.empty(n_tokens, np.int64), memory.kept("place", (n_tokens, d_sae), torch.int32).numpy()
     for first in range(0, n_tokens, TOKENS):
         part = slice(first, min(first + TOKENS, n_tokens))
         rows = Rounded(x.rows[part], x.norm[part], x.rest[part], x.whole[part])
-        z = product(rows, W, memory.kept("z'", (len(rows.rows), d_sae), torch.bfloat16))
-        tensors = (z.view(torch.int16), b_enc, W.norm, W.rest, alpha[part], beta[part])
-        over_rows(_undecided, len(z), *map(array, tensors), least, count[part], place[part])
-        if count[part].sum() > MOST * z.numel():
+        over_rows(_undecided, len(rows.rows), *product(rows, W, b_enc), least, count[part], place[part])
+        if count[part].sum() > MOST * len(rows.rows) * d_sae:
             return None
-    start = counting_sort.starts(count)
-    feature = np.empty(start[-1], np.int32)
-    over_rows(_flatten, n_tokens, place, start, np.ones(n_tokens, np.bool_), feature)
+    start, feature = listed(place, count, np.ones(n_tokens, np.bool_))
     values = dots(start, feature, W_enc, centred, block, array(b_enc))
     kept = values > least[feature]
     start = np.concatenate([[0], kept.cumsum()])[start]
@@ -61,7 +56,7 @@ def _undecided(z, bias, norm, rest, alpha, beta, least, count, place, start, sto
     """The features of each token that may exceed the threshold, where z is not finite too: how many, and which."""
     up = np.empty(z.shape[1], np.float32)
     for b in range(start, stop):
-        _uppers(z[b], bias, norm, rest, alpha[b], beta[b], up)
+        uppers(z[b], bias, norm, rest, alpha[b], beta[b], up)
         row, found = place[b], 0
         for i in range(len(up)):  # without branches, which the processor would predict wrongly
             row[found] = i

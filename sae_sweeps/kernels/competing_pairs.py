@@ -58,12 +58,14 @@ class Ranked(NamedTuple):
 
 
 def rule_of(competition: Competition, n_tokens: int, dtype: np.dtype[np.floating]) -> Rule:
+    """The competition of features over n_tokens tokens, with weights of this dtype."""
     linear, t = competition.form == "linear", competition.threshold
     t, tau, low, tokens = np.array([t, competition.tau, (1 - MARGIN) * t * linear, n_tokens], dtype)
     return Rule(OVERLAPS.index(competition.overlap), linear, t, tau, low, tokens)
 
 
 def ranked(lists: Lists, rule: Rule) -> Ranked:
+    """The features of the lists by rank; of equally frequent ones the lower number comes first."""
     n_active = np.diff(lists.feature_start)
     number = np.argsort(-n_active, kind="stable")
     n, start, token = n_active[number].astype(rule.t.dtype), starts(n_active[number]), np.empty_like(lists.token)

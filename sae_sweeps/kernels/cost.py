@@ -118,9 +118,6 @@ def written_out(batch: int, d_sae: int, n_pairs: float, precision: str) -> Cost:
     return Cost(batch * d_sae * itemsize_of(precision) + at_pairs(n_pairs).memory)
 
 
-OPERATIONS = ("decode", "dots", "weight_gradient")
-
-
 def as_sums(operation: str, device: Device, batch: int, d_sae: int, d: int, n_pairs: float, itemsize: int = 4) -> float:
     """Seconds of an operation by sums over pairs."""
     rows, n_out = {"decode": (d_sae, batch), "dots": (d_sae, 0), "weight_gradient": (batch, d_sae)}[operation]
@@ -153,23 +150,6 @@ def dense_is_cheaper(
     """Whether a dense product takes less time than sums over n_pairs pairs."""
     dense = as_products(operation, device, batch, d_sae, d, n_pairs, precision)
     return dense < as_sums(operation, device, batch, d_sae, d, n_pairs, itemsize)
-
-
-@lru_cache(maxsize=256)
-def break_even(device: Device, batch: int, d_sae: int, d: int, precision: str) -> float:
-    """Pairs per token from which on dense products take less time, decode, dots and two weight gradients together."""
-    operations = (*OPERATIONS, "weight_gradient")
-
-    def gain(k: float) -> float:
-        n = batch * k
-        pairs = sum(as_sums(one, device, batch, d_sae, d, n) for one in operations)
-        return pairs - sum(as_products(one, device, batch, d_sae, d, n, precision) for one in operations)
-
-    low, high = 0.0, float(d_sae)
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (low, middle) if gain(middle) > 0 else (middle, high)
-    return high
 
 
 @lru_cache(maxsize=8)

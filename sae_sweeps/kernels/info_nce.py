@@ -152,5 +152,5 @@ def neighbours(sequence: Tensor, position: Tensor) -> Pairs:
 
 def neighbour_mask(sequence: Tensor, position: Tensor) -> Tensor:
     """The pairs of `neighbours` as a mask [B, B]."""
-    apart = position[:, None].long() - position.long()
-    return (sequence[:, None] == sequence) & (apart.abs() == 1)
+    distance = position[:, None].long() - position.long()
+    return (sequence[:, None] == sequence) & (distance.abs() == 1)

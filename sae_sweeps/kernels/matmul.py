@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def float32_products(device: torch.device, kind: str) -> Iterator[None]:
-    """Products of float32 matrices on a GPU taken as `kind` says, float32 or tf32."""
+    """While it is open, a GPU takes products of float32 matrices in `kind`, float32 or tf32."""
     if device.type != "cuda":
         yield
         return

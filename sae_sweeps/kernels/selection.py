@@ -46,12 +46,10 @@ PLAIN = Selection("plain")
 
 
 def choose_selection(requested: str, kernels: Kernels | None, shape: StepShape, device: torch.device) -> Selection:
-    """The way of a run that has none recorded.
+    """The way of a run that has none recorded: plain or bounded.
 
-    requested: `train.selection`. For auto the faster one of plain and bounded, by a measurement at the run's shape.
+    requested: one of them, or auto for the faster one, by a measurement at the run's shape.
     """
-    if requested == "bfloat16":
-        return Selection(requested)
     single = shape.dtype == shape.products == torch.float32 and shape.d_in <= bounded.LONGEST
     if requested == "plain" or kernels is None or not single or device.type != "cpu":
         return PLAIN

@@ -156,13 +156,13 @@ def _fill_above(z, threshold, first, feature, values, start, stop):
 def _decode(first, feature, values, W, out, start, stop):
     for b in range(start, stop):
         out[b] = 0
-        add_rows(feature, values, W, first[b], first[b + 1], out[b])
+        add_rows(feature, values, W, (0, W.shape[1]), first[b], first[b + 1], out[b])
 
 
 @compiled()
 def _dots(first, feature, W, g, out, start, stop):
     for b in range(start, stop):
-        rows_times(feature, W, first[b], first[b + 1], g[b], out)
+        rows_times(feature, W, (0, W.shape[1]), first[b], first[b + 1], g[b], out)
 
 
 @compiled(**SUMS)
@@ -170,19 +170,19 @@ def _residual(first, feature, values, W, bias, x, error, squares, products, star
     for b in range(start, stop):
         e, row, square = error[b], x[b], W.dtype.type(0)
         e[:] = 0
-        add_rows(feature, values, W, first[b], first[b + 1], e)
+        add_rows(feature, values, W, (0, W.shape[1]), first[b], first[b + 1], e)
         for t in range(len(e)):
             e[t] = (row[t] - bias[t]) - e[t]
             square += e[t] * e[t]
         squares[b] = square
-        rows_times(feature, W, first[b], first[b + 1], e, products)  # they are in the cache
+        rows_times(feature, W, (0, W.shape[1]), first[b], first[b + 1], e, products)  # they are in the cache
 
 
 @compiled()
 def _weight_gradient(first, token, values, g, out, start, stop):
     for i in range(start, stop):
         out[i] = 0
-        add_rows(token, values, g, first[i], first[i + 1], out[i])
+        add_rows(token, values, g, (0, g.shape[1]), first[i], first[i + 1], out[i])
 
 
 @compiled()
@@ -197,4 +197,4 @@ def _sums(first, slot, values, out, start, stop):
 def _combination(number, factors, rows, out, start, stop):
     for i in range(start, stop):
         out[i] = 0
-        add_rows(number, factors, rows, i * BLOCK, min((i + 1) * BLOCK, len(rows)), out[i])
+        add_rows(number, factors, rows, (0, rows.shape[1]), i * BLOCK, min((i + 1) * BLOCK, len(rows)), out[i])

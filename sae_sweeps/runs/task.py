@@ -187,7 +187,7 @@ class RunTask(TrainingCallbacks):
         return self.folder.log_digests()
 
     def on_checkpoint(self, step: int) -> None:
-        # a checkpoint is on the disk some steps later: the status knows those, or the run is another process's by then
+        # a checkpoint is on the disk some steps later: by then the status is ahead, or the run is another process's
         if step >= self._status_step and not self.lease.lost:
             self.folder.set_status(step=step)
             self._status_step, self._status_written = step, time.monotonic()

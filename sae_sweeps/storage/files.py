@@ -124,7 +124,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A mapping of plain values in YAML, without tags or aliases: a few of those can stand for more than memory holds.
+    """A mapping of plain values in YAML, without tags or aliases: a few of those can expand to more than memory holds.
 
     Raises MissingFile, DamagedFile for anything else, DataError when unreadable.
     """

@@ -9,8 +9,7 @@ MIG = re.compile(r"\s+MIG .*\(UUID: (MIG-[^)]+)\)")
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that a process may use, each as CUDA_VISIBLE_DEVICES names it, which is believed where it is
-    set; else those that the driver lists.
+    """The GPUs that a process may use, by their names in CUDA_VISIBLE_DEVICES, else those that the driver lists.
 
     Of a GPU that is partitioned (MIG) its instances are listed. Like CUDA, those after an invalid one are left out.
     """

@@ -12,7 +12,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 OUT_OF_REACH = "the hub is out of reach"
 
 _answers: dict[tuple[str | None, ...], tuple[str | None, str]] = {}
-"""The hub's answers in this process: all runs of a command are at one commit, and a slow hub is asked once."""
+"""The hub's answers in this process: all runs of a command are at one commit, and a slow hub is queried once."""
 
 
 def hub_is_reachable(timeout: float = TIMEOUT_S) -> bool:

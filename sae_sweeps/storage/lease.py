@@ -127,7 +127,7 @@ def process_start(pid: int) -> int | None:
 
 
 def process_alive(owner: dict[str, Any]) -> bool | None:
-    """Whether the owner's process lives; None when that is unknown here (another machine or container)."""
+    """Whether the owner's process is running; None when that is unknown here (another machine or container)."""
     here = this_process()
     if any(owner.get(key) != here[key] for key in ("host", "boot_id", "pid_namespace")):
         return None
@@ -176,7 +176,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
 
 
 def _live_owner(folder: Path) -> dict[str, Any] | None:
-    """The owner on record if it lives: by the process table where that can be read, by its heartbeat elsewhere."""
+    """The owner on record if it is running: by the process table where that can be read, by its heartbeat elsewhere."""
     owner = _read(folder)
     if owner is None:
         return None

@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sae_sweeps.storage.secrets import without_secrets
 
@@ -25,6 +25,17 @@ def print_line(text: str = "") -> None:
         print(without_secrets(text), flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def spans(numbers: Iterable[int]) -> list[list[int]]:
+    """Ascending numbers, cut where one is missing: 1, 2, 3, 5 as [[1, 2, 3], [5]]."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return parts
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

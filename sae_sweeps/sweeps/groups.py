@@ -16,6 +16,7 @@ from sae_sweeps.config.hooks import hook_name
 from sae_sweeps.config.run import RunConfig, activations_gb
 from sae_sweeps.config.schema import ClusterConfig
 from sae_sweeps.errors import ConfigError
+from sae_sweeps.storage.printing import spans
 from sae_sweeps.sweeps.plan import Plan, PlannedRun, kept_gb, step_gb, weights_gb
 
 MORE_PASSES = " (and one more for each hook that is on none of its own modules)"
@@ -267,10 +268,4 @@ def counted(tokens: Tokens, reading: str = "the language model reads {} tokens")
 
 def ranges(numbers: list[int]) -> str:
     """1, 2, 3, 5 as `1-3,5`."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+    return ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in spans(numbers))

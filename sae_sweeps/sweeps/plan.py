@@ -68,7 +68,7 @@ class Plan:
     points: list[str] = field(default_factory=list)
     """The run id of each point, in the order of the command; equal points have the same."""
     notes: list[str] = field(default_factory=list)
-    """What the command asks for and variants do not do: words that they refuse, variants that are left out."""
+    """Words of the command that some variants do not take, and variants that are left out."""
     provisional: list[str] = field(default_factory=list)
     """Why ids of its runs may change, and a launch has to wait: hub models and data sets whose commit is not known."""
 

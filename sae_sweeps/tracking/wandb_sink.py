@@ -116,7 +116,7 @@ class WandbSink:
         return row | self._watched.pop(row["step"], {})
 
     def replay(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Send the rows of a run that has ended; waits for a slow client, and drops none while it lives."""
+        """Send the rows of a run that has ended; waits for a slow client, and drops none while it runs."""
         for row in map(self._with_pairs, rows):
             while self._problem is None and self._thread.is_alive():
                 try:

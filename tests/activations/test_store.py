@@ -259,21 +259,6 @@ def test_abandoned_temporary_folders_are_removed(tmp_path):
     assert not old.exists() and young.exists()
 
 
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        ({"mode": "ram"}, "activations.mode=ram"),
-        ({"mode": "auto"}, "activations.mode=auto: is for a launch to decide"),
-        ({"dtype": "int8"}, "activations.dtype=int8"),
-        ({"buffer_tokens": 0}, "activations.buffer_tokens=0"),
-        ({"num_tokens": 0}, "num_tokens=0"),
-    ],
-)
-def test_mistakes(tmp_path, change, words):
-    with pytest.raises(ConfigError, match=words):
-        open_synthetic(tmp_path, **change)
-
-
 def test_more_than_memory_holds(tmp_path):
     with pytest.raises(ConfigError, match="GB of memory, more than there is; use activations.mode=disk"):
         open_synthetic(tmp_path, 2**50, "memory")

@@ -8,6 +8,7 @@ import torch
 
 from sae_sweeps.activations.synthetic import CHUNK, SyntheticWorld
 from sae_sweeps.config.schema import CHILD_RATE, SyntheticConfig
+from sae_sweeps.config.typed import check_values
 from sae_sweeps.errors import ConfigError
 
 SMALL = {"d_in": 16, "n_features": 40, "l0": 6.0, "n_correlated": 12, "n_hierarchical": 16}
@@ -98,5 +99,7 @@ def test_a_stream_may_start_anywhere(world):
     ],
 )
 def test_impossible_worlds(change, words):
+    cfg = SyntheticConfig(**SMALL | change)
     with pytest.raises(ConfigError, match=words):
-        SyntheticWorld(SyntheticConfig(**SMALL | change))
+        check_values(cfg, "model")
+        cfg.check()

@@ -13,7 +13,7 @@ from toy_lm import BOS, D_IN, D_SAE, PAD, ToyLM, toy_sae, toy_tokens
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import EvalConfig
 from sae_sweeps.config.schema import LayerConfig
-from sae_sweeps.errors import ConfigError, DataError
+from sae_sweeps.errors import DataError
 from sae_sweeps.evaluation.batches import split_batches
 from sae_sweeps.evaluation.core import GROUPS, OURS, doubts, evaluate_activations, evaluate_core
 
@@ -142,8 +142,6 @@ def test_short_text_is_shared_out_and_said_so() -> None:
 def test_mistakes() -> None:
     with pytest.raises(DataError, match="at least 2"):
         evaluate_core({"it": toy_sae()}, CFG, ToyLM(), LAYER, toy_tokens(1))
-    with pytest.raises(ConfigError, match="eval.recon_batches=0"):
-        evaluate_core({"it": toy_sae()}, EvalConfig(recon_batches=0), ToyLM(), LAYER, toy_tokens(9))
 
 
 def test_worse_than_the_mean_is_said() -> None:

@@ -121,7 +121,7 @@ def unfinished(run: Run) -> str | None:
     return f"{run.state}{at}, so there is no result{f' ({run.error})' if run.error else ''}."
 
 
-@RULES.add("damaged", "warning", "restore the file, or do as its sentence says", each="runs")
+@RULES.add("damaged", "warning", "restore the file, or do as the sentence advises", each="runs")
 def damaged(run: Run) -> str | None:
     """A file of a run does not read back, so nothing of the run is shown."""
     return run.error if run.state == DAMAGED else None
