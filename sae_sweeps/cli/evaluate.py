@@ -23,7 +23,16 @@ from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.run import RunConfig, run_config
 from sae_sweeps.errors import ConfigError, DataError, Interrupted, UserError
 from sae_sweeps.runs.console import Console
-from sae_sweeps.runs.evaluate import Failure, Subject, collected, descriptions, evaluate_group, is_done, wanted
+from sae_sweeps.runs.evaluate import (
+    Failure,
+    Subject,
+    check_sources,
+    collected,
+    descriptions,
+    evaluate_group,
+    is_done,
+    wanted,
+)
 from sae_sweeps.runs.export import trained_sae
 from sae_sweeps.runs.results import TRAINED, write_results
 from sae_sweeps.runs.session import RunSession, device_for
@@ -73,6 +82,7 @@ def evaluate(paths: list[Path], words: list[str]) -> int:
     cfg = points[0].cfg
     targets, refused = find_targets(paths, cfg, words)
     give_own_names(targets)
+    check_sources(target.run for target in targets)
     stop, console = Stop(), Console()
     session = RunSession(device_for(cfg.device), stop, console.progress)
     for name, error in refused.items():
@@ -176,7 +186,9 @@ def record(target: Target, failures: list[Failure]) -> None:
     """Write results.json from all evaluations in the folder."""
     doubts = list(filter(None, [target.doubt]))
     if target.is_run:
-        write_results(target.run, target.folder.resolve().name, RunFolder(target.folder), target.title, failures, doubts)
+        write_results(
+            target.run, target.folder.resolve().name, RunFolder(target.folder), target.title, failures, doubts
+        )
     else:
         write_foreign(target, [*doubts, *map(str, failures)])
 
