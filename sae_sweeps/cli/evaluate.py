@@ -80,6 +80,9 @@ def evaluate(paths: list[Path], words: list[str]) -> int:
         raise ConfigError("evaluate takes one value of each key; give it the runs of a sweep instead.")
     refuse_training_words(words)
     cfg = points[0].cfg
+    if cfg.eval.name == "none" or not cfg.eval.evaluations:
+        word = "eval=none" if cfg.eval.name == "none" else "eval.evaluations=[]"
+        raise ConfigError(f"{word}: leaves nothing to evaluate; give eval=core, quick, full or features, or name some.")
     targets, refused = find_targets(paths, cfg, words)
     give_own_names(targets)
     check_sources(target.run for target in targets)
@@ -202,7 +205,8 @@ def sae_of(target: Target) -> ExportedSAE:
 def find_targets(paths: list[Path], cfg: DictConfig, words: list[str]) -> tuple[list[Target], dict[str, UserError]]:
     """The SAEs at the paths, each once, and by the name of its folder why another there cannot be evaluated.
 
-    Raises DataError for a path without an SAE, and the first error where no SAE is left.
+    Raises DataError for a path without an SAE. Where no SAE is left, the error is the first that is about the command,
+    else the first.
     """
     targets: dict[Path, Target] = {}
     refused: dict[Path, UserError] = {}
@@ -215,7 +219,7 @@ def find_targets(paths: list[Path], cfg: DictConfig, words: list[str]) -> tuple[
         except UserError as error:
             refused[place] = error
     if not targets:
-        raise next(iter(refused.values()))
+        raise min(refused.values(), key=lambda error: not isinstance(error, ConfigError))
     return list(targets.values()), {place.name: error for place, error in refused.items()}
 
 

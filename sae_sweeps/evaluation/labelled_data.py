@@ -136,6 +136,8 @@ class LabelledSource:
         raise lacking(str(self.file), "questions", "unlearning")
 
     def _read(self) -> Iterator[dict[str, str]]:
+        if not self.file.stat().st_size:
+            raise DataError(f"eval.data={self.file}: is empty; give rows with {', '.join(NEEDED)}.")
         kinds = kinds_at(self.file) - {"text"}
         if not kinds:
             raise DataError(f"eval.data={self.file}: must be JSON lines, JSON, Parquet or Arrow, with columns.")
