@@ -193,7 +193,7 @@ def record(target: Target, failures: list[Failure]) -> None:
             target.run, target.folder.resolve().name, RunFolder(target.folder), target.title, failures, doubts
         )
     else:
-        write_foreign(target, [*doubts, *map(str, failures)])
+        write_foreign(target, [*doubts, *(failure.warning(target.folder) for failure in failures)])
 
 
 def sae_of(target: Target) -> ExportedSAE:

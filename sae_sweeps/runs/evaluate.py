@@ -80,6 +80,13 @@ class Failure:
     def __str__(self) -> str:
         return f"evaluation {self.evaluation} failed: {self.why}"
 
+    def warning(self, folder: Path) -> str:
+        """The failure, and whether the folder still has the evaluation's numbers by other settings or inputs."""
+        earlier = (folder / "evals" / f"{self.evaluation}{SUMMARY}").exists()
+        if not earlier:
+            return str(self)
+        return f"{str(self).rstrip('.')}; its numbers here are earlier ones, by other settings"
+
 
 def wanted(run: RunConfig) -> list[str]:
     """The evaluations that the config names and the model allows, in their order; those on another model at the end,

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from sae_sweeps.cli import evaluate as command
 from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.errors import ConfigError, DamagedFile
+from sae_sweeps.runs.evaluate import Failure
 from tests.judge_stub import judge_stub
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("evaluate")]  # its fixture is made once
@@ -141,6 +142,17 @@ def test_a_mistake_of_the_command_is_named_before_a_damaged_run(monkeypatch, tmp
     monkeypatch.setattr(command, "of_run", of_run)
     with pytest.raises(ConfigError, match="must be one of core"):
         command.find_targets([tmp_path / "a", tmp_path / "b"], None, [])
+
+
+def test_numbers_that_a_failed_evaluation_left_before_are_called_earlier_ones(tmp_path):
+    failure = Failure("run", "tpp", "no network.")
+    assert failure.warning(tmp_path) == str(failure)
+    (tmp_path / "evals").mkdir()
+    (tmp_path / "evals/tpp.summary.json").write_text("{}")
+    assert (
+        failure.warning(tmp_path)
+        == "evaluation tpp failed: no network; its numbers here are earlier ones, by other settings"
+    )
 
 
 @pytest.mark.parametrize("word", ["eval=none", "eval.evaluations=[]"])
