@@ -108,6 +108,7 @@ class World:
             self.saes.append((place.name, sae))
         self.data = ""
         self.label = ""
+        self.frame: Any = None
         self.measured = "test"
         """The stream of test rows: "measured" while TPP measures, which draws its negatives anew."""
         self.sae = ""
@@ -406,7 +407,7 @@ def unlearning(world: World) -> dict[str, Any]:
 
         module.get_unlearning_scores = lenient
     rows: dict[str, Any] = {}
-    frame = world.frame = getattr(world, "frame", module.get_metrics_df)
+    frame = world.frame = world.frame or module.get_metrics_df
 
     def noted(folder: str) -> Any:
         df = frame(folder)

@@ -25,7 +25,7 @@ sys.path.insert(0, str(PROJECT))
 
 from sae_sweeps.builtin import MODEL_FOLDER  # noqa: E402
 from sae_sweeps.evaluation.first_letters import vocabulary  # noqa: E402
-from sae_sweeps.evaluation.saebench_data import AMAZON, ATTRIBUTES, BIAS, CLASSES, NUMBERS, PAIRS, SUBJECTS  # noqa: E402
+from sae_sweeps.evaluation.saebench_data import AMAZON, ATTRIBUTES, BIAS, CLASSES, NAMED, PAIRS, SUBJECTS  # noqa: E402
 
 WORDS_PER_TEXT = 40
 ROWS = {"train": 260, "test": 140}
@@ -101,9 +101,12 @@ def make_data(folder: Path) -> None:
     ):
         classes = {int(c) for data, found in CLASSES.items() if data.split("_class_set")[0] == name for c in found}
         paired = {
-            int(NUMBERS[name][label]) for pair in PAIRS if pair.dataset.startswith(name) for label in pair.classes
+            NAMED[pair.dataset].index(label)
+            for pair in PAIRS
+            if pair.dataset.startswith(name)
+            for label in pair.classes
         }
-        attributes = [NUMBERS[name][attribute] for attribute in ATTRIBUTES[name]]
+        attributes = [value for _, value in ATTRIBUTES[name]]
         for split, n in ROWS.items():
             rows: list[dict[str, Any]] = [
                 {text: t, column: label, second: attribute}
@@ -173,6 +176,7 @@ def hand_over(folder: Path) -> None:
     import sae_sweeps.evaluation.first_letters as letters
     from sae_sweeps.activations.contexts import held_out_contexts
     from sae_sweeps.cli.compose import compose_points
+    from sae_sweeps.config.evaluations import UnlearningConfig
     from sae_sweeps.config.run import run_config
     from sae_sweeps.evaluation.unlearning import corpus_tokens, right_questions
     from sae_sweeps.runs.session import RunSession
@@ -221,7 +225,7 @@ def hand_over(folder: Path) -> None:
     save_file(corpora, folder / "unlearning.safetensors")
     right = {
         q.name: right_questions(q, shared).nonzero()[:, 0].tolist()
-        for q in shared.source.questions(shared.lm, 42, False)
+        for q in shared.source.questions(shared.lm, UnlearningConfig(all_orders=False), 42, shared.source.question_sets)
     }
     (folder / "questions.json").write_text(json.dumps(right))
 

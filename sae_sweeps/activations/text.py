@@ -131,11 +131,18 @@ def _label(cfg: DataConfig, row: dict[str, Any], number: int) -> str | None:
     """The row's label; None where the text has no labels. Raises DataError for a row that lacks one."""
     if cfg.label_field is None:
         return None
-    if row[cfg.label_field] is None:
+    try:
+        label = text_files.name_of(row[cfg.label_field])
+    except DataError as error:
+        raise DataError(
+            f"data.label_field={cfg.label_field}: the label of row {number:,} of {cfg.path} {error}; name a column of "
+            "labels."
+        ) from None
+    if label is None:
         raise DataError(
             f"data.label_field={cfg.label_field}: row {number:,} of {cfg.path} has no label; give it one, or remove it."
         )
-    return str(row[cfg.label_field])
+    return label
 
 
 def _text_files(cfg: DataConfig) -> Iterator[Document]:
@@ -180,16 +187,7 @@ def _text(cfg: DataConfig, key: str, row: dict[str, Any]) -> str:
             f"data.{key}={getattr(cfg, key)} holds {type(text).__name__}, not text, in {cfg.path}; name a column of "
             f"text, as data.{key}=COLUMN."
         )
-    return _without_lone_surrogates(text or "")
-
-
-def _without_lone_surrogates(text: str) -> str:
-    """The text with halves of UTF-16 pairs, which no tokenizer takes, joined or replaced."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+    return text_files.without_lone_surrogates(text or "")
 
 
 def _rows(cfg: DataConfig) -> Iterator[dict[str, Any]]:

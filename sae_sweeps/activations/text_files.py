@@ -110,6 +110,28 @@ def rows(cfg: DataConfig, columns: Sequence[str]) -> Iterator[Row]:
             yield from read(file, columns)
 
 
+def name_of(value: object) -> str | None:
+    """A value of a column of names (labels, splits, data sets) as text.
+
+    None where there is none: null, NaN (which is how pandas writes null), or blank text. Raises DataError, to be
+    completed by the key, for what is no name: a list, an object or bytes.
+    """
+    if value is None or value != value:
+        return None
+    if isinstance(value, list | tuple | dict | bytes):
+        raise DataError(f"is of type {type(value).__name__}, not one word or number")
+    return without_lone_surrogates(str(value)) if str(value).strip() else None
+
+
+def without_lone_surrogates(text: str) -> str:
+    """The text with halves of UTF-16 pairs, which no tokenizer takes, joined or replaced."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 def _json_rows(file: Path, columns: Sequence[str]) -> Iterator[Row]:
     """Rows of JSON lines, or of one array of objects."""
     with opened(file) as lines:

@@ -23,7 +23,16 @@ from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.run import RunConfig, run_config
 from sae_sweeps.errors import ConfigError, DataError, Interrupted, UserError
 from sae_sweeps.runs.console import Console
-from sae_sweeps.runs.evaluate import Failure, Subject, collected, descriptions, evaluate_group, is_done, wanted
+from sae_sweeps.runs.evaluate import (
+    Failure,
+    Subject,
+    check_sources,
+    collected,
+    descriptions,
+    evaluate_group,
+    is_done,
+    wanted,
+)
 from sae_sweeps.runs.export import trained_sae
 from sae_sweeps.runs.results import TRAINED, write_results
 from sae_sweeps.runs.session import RunSession, device_for
@@ -71,8 +80,12 @@ def evaluate(paths: list[Path], words: list[str]) -> int:
         raise ConfigError("evaluate takes one value of each key; give it the runs of a sweep instead.")
     refuse_training_words(words)
     cfg = points[0].cfg
+    if cfg.eval.name == "none" or not cfg.eval.evaluations:
+        word = "eval=none" if cfg.eval.name == "none" else "eval.evaluations=[]"
+        raise ConfigError(f"{word}: leaves nothing to evaluate; give eval=core, quick, full or features, or name some.")
     targets, refused = find_targets(paths, cfg, words)
     give_own_names(targets)
+    check_sources(target.run for target in targets)
     stop, console = Stop(), Console()
     session = RunSession(device_for(cfg.device), stop, console.progress)
     for name, error in refused.items():
@@ -179,7 +192,7 @@ def record(target: Target, failures: list[Failure]) -> None:
         run_id = target.folder.resolve().name
         write_results(target.run, run_id, RunFolder(target.folder), target.title, failures, doubts)
     else:
-        write_foreign(target, [*doubts, *map(str, failures)])
+        write_foreign(target, [*doubts, *(failure.warning(target.folder) for failure in failures)])
 
 
 def sae_of(target: Target) -> ExportedSAE:
@@ -191,7 +204,8 @@ def sae_of(target: Target) -> ExportedSAE:
 def find_targets(paths: list[Path], cfg: DictConfig, words: list[str]) -> tuple[list[Target], dict[str, UserError]]:
     """The SAEs at the paths, each once, and by the name of its folder why another there cannot be evaluated.
 
-    Raises DataError for a path without an SAE, and the first error where no SAE is left.
+    Raises DataError for a path without an SAE. Where no SAE is left, the error is the first that is about the command,
+    else the first.
     """
     targets: dict[Path, Target] = {}
     refused: dict[Path, UserError] = {}
@@ -204,7 +218,7 @@ def find_targets(paths: list[Path], cfg: DictConfig, words: list[str]) -> tuple[
         except UserError as error:
             refused[place] = error
     if not targets:
-        raise next(iter(refused.values()))
+        raise min(refused.values(), key=lambda error: not isinstance(error, ConfigError))
     return list(targets.values()), {place.name: error for place, error in refused.items()}
 
 

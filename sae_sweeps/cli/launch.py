@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from sae_sweeps.config.schema import DataConfig, LocalConfig, SlurmConfig
 from sae_sweeps.errors import ConfigError, UserError
+from sae_sweeps.runs.evaluate import check_sources
 from sae_sweeps.runs.inline import States, run_all
 from sae_sweeps.runs.objective import check_objective, objective_of
 from sae_sweeps.storage.files import check_output, write_text
@@ -52,6 +53,7 @@ def carry_out(plan: Plan, cfg: DictConfig, cluster: Any) -> tuple[int, bool]:
     """Run a plan, or describe it under `cfg.dry_run`. Returns the exit status and whether its runs have ended."""
     check_output("outputs=", cfg.outputs)
     plan.warnings += text_warnings(plan)
+    check_sources(planned.run for planned in plan.runs)
     if cfg.dry_run:
         from sae_sweeps.cluster.dispatch import describe_submission
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from itertools import chain, islice
 from typing import Any
@@ -16,10 +16,10 @@ from typing import Any
 from sae_sweeps.builtin.text import corpus
 from sae_sweeps.builtin.text.topics import FORGET, topic_of
 from sae_sweeps.config.evaluations import UnlearningConfig
-from sae_sweeps.errors import ConfigError, DataError
+from sae_sweeps.errors import DataError
 from sae_sweeps.evaluation.draws import stream_seed
 from sae_sweeps.evaluation.questions import Candidates, QuestionSet
-from sae_sweeps.evaluation.tasks import Hierarchy, Pair, Task, chosen, six_classes
+from sae_sweeps.evaluation.tasks import Hierarchy, Pair, Task, six_classes
 
 ROW_CHARS = 240
 """About 64 tokens of the built-in tokenizer."""
@@ -66,6 +66,7 @@ class BuiltinSource:
     pairs: tuple[Pair, ...] = tuple(Pair("builtin/topics_set1", pair) for pair in PAIRS)
     attributes: Mapping[str, tuple[str, ...]] = TOPICS
     hierarchies: tuple[str, ...] = (HIERARCHY,)
+    question_sets: tuple[str, ...] = QUESTION_SETS
 
     @property
     def digest(self) -> str:
@@ -114,12 +115,10 @@ class BuiltinSource:
     def corpus_size(self, contexts: int, context: int) -> tuple[int, int]:
         return min(contexts, CONTEXTS), min(context, CONTEXT)
 
-    def questions(self, lm: Any, cfg: UnlearningConfig, seed: int) -> list[Candidates]:
+    def questions(self, lm: Any, cfg: UnlearningConfig, seed: int, sets: Collection[str]) -> list[Candidates]:
         """Which of four continuations of a piece of code is the real one; the others come from the same corpus."""
-        if cfg.questions != "correct":
-            raise ConfigError(f"eval.unlearning.questions={cfg.questions}: built-in data have `correct` alone.")
         made = []
-        for name in chosen(QUESTION_SETS, cfg.datasets, "eval.unlearning.datasets"):
+        for name in sets:
             forget = name == QUESTION_SETS[0]
             texts = [t for (topic, _, kind, _), t in rows() if (topic == FORGET) == forget and kind == "code"]
             rng = random.Random(stream_seed(seed, "questions", name))

@@ -21,6 +21,7 @@ from sae_sweeps.evaluation.probes import BinaryTask, most_different, sparse_prob
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.rows import mean_activations, mean_features
 from sae_sweeps.evaluation.shared import Shared
+from sae_sweeps.evaluation.tasks import hierarchies
 
 METRICS = {
     "hierarchy_(coarse|fine)_.*_accuracy": ("higher", None),
@@ -39,7 +40,8 @@ def evaluate_hierarchy(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: Hie
     """Coarse and fine sparse probing of SAEs of one hook, on every hierarchy of the source."""
     found: dict[str, dict[str, Scores]] = {name: {} for name in saes}
     of_model: dict[str, Scores] = {}
-    for data in shared.source.hierarchies:
+    datasets = hierarchies(shared.source, shared.cfg)
+    for data in datasets:
         rows = shared.hierarchy_rows(data)
         folds = list(tasks(rows.n_by_class, cfg.folds, shared.cfg.seed, rows.text_R))
         of_model[data] = cross_validated(mean_activations(rows, shared.device), folds, cfg)
@@ -50,7 +52,7 @@ def evaluate_hierarchy(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: Hie
         metrics = flat("hierarchy", found[name]) | flat("hierarchy_llm", of_model)
         details = [{"dataset_name": data, **flat("hierarchy", {data: scores})} for data, scores in found[name].items()]
         how = {"random_seed": shared.cfg.seed, "n_folds": cfg.folds, "rows": cfg.rows, "k_values": cfg.k_values}
-        how |= {"dataset_names": list(shared.source.hierarchies), "model_name": shared.model_name}
+        how |= {"dataset_names": list(datasets), "model_name": shared.model_name}
         out[name] = shared.result(
             "hierarchy", name, sae, how, {"hierarchy": metrics}, details=details, unstructured=found[name]
         )

@@ -15,22 +15,23 @@ Rows with the same text are in one split only, as the first of them is.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
-from sae_sweeps.activations.text_files import rows
+from sae_sweeps.activations.text_files import Row, name_of, rows, without_lone_surrogates
 from sae_sweeps.config.data import kinds_at
 from sae_sweeps.config.evaluations import UnlearningConfig, file_digest
 from sae_sweeps.config.schema import DataConfig
 from sae_sweeps.errors import DataError
 from sae_sweeps.evaluation.draws import stream_seed
 from sae_sweeps.evaluation.questions import Candidates
-from sae_sweeps.evaluation.tasks import Hierarchy, Pair, Task, six_classes
+from sae_sweeps.evaluation.tasks import Hierarchy, Pair, Task, lacking, six_classes
 
 NEEDED, OPTIONAL = ("text", "label", "split"), ("dataset", "attribute", "fine")
+"""Columns."""
 SPLITS = ("train", "test")
 MOST_PAIRS = 4
 """Pairs of classes of a data set that SCR takes where `eval.ablation.pairs` names none: the first by name."""
@@ -72,6 +73,7 @@ class LabelledSource:
             for pair in islice(combinations(found, 2), MOST_PAIRS)
         )
         self.hierarchies = tuple(name for name in usable if len(self._fine(name)) > 1)
+        self.question_sets: tuple[str, ...] = ()
 
     @cached_property
     def digest(self) -> str:
@@ -125,38 +127,52 @@ class LabelledSource:
         )
 
     def corpus(self, split: str) -> list[str]:
-        raise self._no_questions()
+        raise lacking(str(self.file), "questions", "unlearning")
 
     def corpus_size(self, contexts: int, context: int) -> tuple[int, int]:
         return contexts, context
 
-    def questions(self, lm: Any, cfg: UnlearningConfig, seed: int) -> list[Candidates]:
-        raise self._no_questions()
-
-    def _no_questions(self) -> DataError:
-        return DataError(
-            f"eval.data={self.file}: has no questions, which unlearning needs; leave it out of eval.evaluations, or "
-            "give eval.data=saebench or builtin."
-        )
+    def questions(self, lm: Any, cfg: UnlearningConfig, seed: int, sets: Collection[str]) -> list[Candidates]:
+        raise lacking(str(self.file), "questions", "unlearning")
 
     def _read(self) -> Iterator[dict[str, str]]:
+        if not self.file.stat().st_size:
+            raise DataError(f"eval.data={self.file}: is empty; give rows with {', '.join(NEEDED)}.")
         kinds = kinds_at(self.file) - {"text"}
         if not kinds:
             raise DataError(f"eval.data={self.file}: must be JSON lines, JSON, Parquet or Arrow, with columns.")
         cfg = DataConfig(kind=kinds.pop(), path=str(self.file))
-        for number, values in enumerate(self._values(cfg), 1):
-            missing = [name for name in NEEDED if values.get(name) in (None, "")]
-            if missing:
+        for number, (fields, values) in enumerate(self._rows(cfg), 1):
+            found = {"dataset": self.file.name.partition(".")[0]}
+            for name in (*NEEDED, *OPTIONAL):
+                if (value := self._value(number, name, values.get(name))) is not None:
+                    found[name] = value
+            if missing := [name for name in NEEDED if name not in found]:
+                has = f"; its columns are {', '.join(map(str, fields))}" if set(missing) - set(fields) else ""
                 raise DataError(
                     f"eval.data={self.file}: row {number} has no {' and no '.join(missing)}; each row needs "
-                    f"{', '.join(NEEDED)}."
+                    f"{', '.join(NEEDED)}{has}."
                 )
-            found = {name: str(values[name]) for name in (*NEEDED, *OPTIONAL) if values.get(name) is not None}
-            yield {"dataset": self.file.name.partition(".")[0], **found}
+            yield found
 
-    def _values(self, cfg: DataConfig) -> Iterator[dict[str, Any]]:
+    def _value(self, number: int, column: str, value: Any) -> str | None:
+        """The value of a column, None where the row has none. Raises DataError for what is no text or no name."""
+        where = f"eval.data={self.file}: row {number}: {column}"
+        if column == "text" and isinstance(value, str):
+            return without_lone_surrogates(value) if value.strip() else None
+        if column == "text" and value is not None:
+            raise DataError(f"{where} is of type {type(value).__name__}, not text.")
         try:
-            yield from (values for _, values in rows(cfg, (*NEEDED, *OPTIONAL)))
+            name = name_of(value)
+        except DataError as error:
+            raise DataError(f"{where} {error}.") from None
+        if name is not None and any(character in name for character in "\t\n"):  # which part names in kept files
+            raise DataError(f"{where} is {name!r}; write it without tabs and line breaks.")
+        return name
+
+    def _rows(self, cfg: DataConfig) -> Iterator[Row]:
+        try:
+            yield from rows(cfg, (*NEEDED, *OPTIONAL))
         except DataError as error:
             raise DataError(f"eval.{error}" if str(error).startswith("data=") else str(error)) from None
 

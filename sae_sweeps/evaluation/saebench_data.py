@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sae_sweeps.config.evaluations import UnlearningConfig
 from sae_sweeps.errors import DataError, NoNetwork, UserError
 from sae_sweeps.evaluation.questions import Candidates, QuestionSet, is_trick, mcq_rows
-from sae_sweeps.evaluation.tasks import Hierarchy, Pair, Task, chosen, six_classes
+from sae_sweeps.evaluation.tasks import Hierarchy, Pair, Task, six_classes
 from sae_sweeps.storage.digests import short_hash
 from sae_sweeps.storage.files import one_line
 from sae_sweeps.storage.hub import hub_is_reachable
@@ -96,6 +96,7 @@ class SAEBenchSource:
     pairs: tuple[Pair, ...] = PAIRS
     attributes: Mapping[str, tuple[str, ...]] = NAMED
     hierarchies: tuple[str, ...] = (BIAS, AMAZON)
+    question_sets: tuple[str, ...] = SUBJECTS
 
     def __init__(self, folder: Path | None):
         if folder is not None and not folder.is_dir():
@@ -186,9 +187,9 @@ class SAEBenchSource:
     def corpus_size(self, contexts: int, context: int) -> tuple[int, int]:
         return contexts, context
 
-    def questions(self, lm: Any, cfg: UnlearningConfig, seed: int) -> list[Candidates]:
+    def questions(self, lm: Any, cfg: UnlearningConfig, seed: int, sets: Collection[str]) -> list[Candidates]:
         made = []
-        for name in chosen(SUBJECTS, cfg.datasets, "eval.unlearning.datasets"):
+        for name in sets:
             bio = name == FORGOTTEN
             rows = list(self._rows(WMDP if bio else MMLU, "test", subset=name))
             if cfg.questions == "correct-no-tricks":

@@ -22,7 +22,7 @@ from sae_sweeps.evaluation.probes import BinaryTask, Probes, accuracy
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.selection import Draw, Fold, averaged, drawn, folds
 from sae_sweeps.evaluation.shared import Shared
-from sae_sweeps.evaluation.tasks import BIASED, BY_ATTRIBUTE, BY_CLASS, PAIRED, MissingRows, Pair, chosen_pairs
+from sae_sweeps.evaluation.tasks import BIASED, BY_ATTRIBUTE, BY_CLASS, PAIRED, MissingRows, Pair, scr_pairs
 from sae_sweeps.evaluation.tpp import (
     Accuracies,
     average,
@@ -45,7 +45,7 @@ def evaluate_scr(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: EvalConfi
     after: dict[str, dict[str, Accuracies]] = {name: {} for name in saes}
     measured: list[Pair] = []
     warnings: list[str] = []
-    for pair in chosen_pairs(shared.source, cfg.ablation.pairs):
+    for pair in scr_pairs(shared.source, cfg):
         try:
             parts = pair_folds(shared, pair)
         except MissingRows as error:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
-from sae_sweeps.config.evaluations import EvalConfig
+from sae_sweeps.config.evaluations import EvalConfig, file_digest
 from sae_sweeps.config.schema import ModelConfig
 from sae_sweeps.evaluation.builtin_tasks import BuiltinSource
 from sae_sweeps.evaluation.labelled_data import LabelledSource
@@ -18,7 +19,15 @@ def open_source(cfg: EvalConfig, model: ModelConfig) -> Source:
     if data == "builtin":
         return BuiltinSource()
     path = Path(data)
-    return LabelledSource(path) if path.is_file() else SAEBenchSource(None if data == "saebench" else path)
+    if path.is_file():
+        return _labelled(path, file_digest(path))
+    return SAEBenchSource(None if data == "saebench" else path)
+
+
+@lru_cache(maxsize=1)
+def _labelled(file: Path, _digest: str) -> LabelledSource:
+    """A file's rows, which a launch checks before it evaluates on them."""
+    return LabelledSource(file)
 
 
 def data_of(cfg: EvalConfig, model: ModelConfig) -> str:

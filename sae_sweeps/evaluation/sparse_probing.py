@@ -29,7 +29,7 @@ from sae_sweeps.evaluation.probes import (
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.selection import Fold, averaged
 from sae_sweeps.evaluation.shared import Shared
-from sae_sweeps.evaluation.tasks import chosen
+from sae_sweeps.evaluation.tasks import probing_sets
 from sae_sweeps.evaluation.tpp import average, rest_draws, rest_folds, rows_at_once
 
 METRICS = {
@@ -48,7 +48,7 @@ PerClass = dict[str, dict[str, float]]
 
 def evaluate_sparse_probing(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: EvalConfig) -> dict[str, Result]:
     """Sparse probing of SAEs of one hook."""
-    datasets = chosen(shared.source.probing, cfg.probing.datasets, "eval.probing.datasets")
+    datasets = probing_sets(shared.source, cfg)
     found: dict[str, dict[str, PerClass]] = {name: {} for name in saes}
     fewest = cfg.probing.train_rows
     for dataset in datasets:

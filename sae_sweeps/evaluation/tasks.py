@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from sae_sweeps.config.evaluations import UnlearningConfig
+from sae_sweeps.config.evaluations import EvalConfig, UnlearningConfig
 from sae_sweeps.errors import ConfigError, DataError
 from sae_sweeps.evaluation.questions import Candidates
 
@@ -61,6 +61,8 @@ class Source(Protocol):
     attributes: Mapping[str, tuple[str, ...]]
     """Classes that such a pair may have, by data set."""
     hierarchies: tuple[str, ...]
+    question_sets: tuple[str, ...]
+    """Sets of questions for unlearning; the first is about what is to be forgotten."""
 
     @property
     def digest(self) -> str:
@@ -87,8 +89,8 @@ class Source(Protocol):
         """Number of contexts of each corpus and their length, at most those requested."""
         ...
 
-    def questions(self, lm: Any, cfg: UnlearningConfig, seed: int) -> list[Candidates]:
-        """Multiple-choice questions about both, those that `cfg` names."""
+    def questions(self, lm: Any, cfg: UnlearningConfig, seed: int, sets: Collection[str]) -> list[Candidates]:
+        """Multiple-choice questions about both, of these `question_sets`."""
         ...
 
 
@@ -141,7 +143,9 @@ def six_classes(
 
 
 def chosen(known: tuple[str, ...], names: list[str] | None, key: str) -> tuple[str, ...]:
-    """The data sets that `key` names, all that are known where it is null. Raises ConfigError for others."""
+    """The data sets that `key` names, all that are known where it is null. Raises ConfigError for others, or none."""
+    if names is not None and not names:
+        raise ConfigError(f"{key}: names none; give one of {', '.join(known)}, or null for the usual ones.")
     for name in names or ():
         if name not in known:
             raise ConfigError(f"{key}: {name} is not known; choose from {', '.join(known)}.")
@@ -150,7 +154,7 @@ def chosen(known: tuple[str, ...], names: list[str] | None, key: str) -> tuple[s
 
 def chosen_pairs(source: Source, given: dict[str, Any] | None) -> tuple[Pair, ...]:
     """The pairs of `eval.ablation.pairs`, the source's where it is null. Raises ConfigError for other classes."""
-    if given is None:
+    if given is None or not source.attributes:
         return source.pairs
     pairs = []
     for dataset, several in given.items():
@@ -168,3 +172,72 @@ def chosen_pairs(source: Source, given: dict[str, Any] | None) -> tuple[Pair, ..
     if not pairs:
         raise ConfigError("eval.ablation.pairs: names no pair; give one, or null for the usual ones.")
     return tuple(pairs)
+
+
+def lacking(data: str, what: str, evaluation: str) -> DataError:
+    """What an evaluation needs, and these data have not."""
+    return DataError(
+        f"eval.data={data}: has no {what}, which {evaluation} needs; leave it out of eval.evaluations, or give "
+        "eval.data=saebench or builtin."
+    )
+
+
+def probing_sets(source: Source, cfg: EvalConfig) -> tuple[str, ...]:
+    """The data sets of sparse probing."""
+    return chosen(source.probing, cfg.probing.datasets, "eval.probing.datasets")
+
+
+def tpp_sets(source: Source, cfg: EvalConfig) -> tuple[str, ...]:
+    """The data sets of TPP, by default those that have three classes."""
+    if cfg.ablation.datasets is None and not source.tpp:
+        raise lacking(cfg.data, "data set of three classes with enough rows", "tpp")
+    names = list(source.tpp) if cfg.ablation.datasets is None else cfg.ablation.datasets
+    return chosen(source.probing, names, "eval.ablation.datasets")
+
+
+def scr_pairs(source: Source, cfg: EvalConfig) -> tuple[Pair, ...]:
+    """The pairs of classes of SCR."""
+    pairs = chosen_pairs(source, cfg.ablation.pairs)
+    if not pairs:
+        raise lacking(cfg.data, "two classes with enough rows of both values of an `attribute`", "scr")
+    return pairs
+
+
+def hierarchies(source: Source, cfg: EvalConfig) -> tuple[str, ...]:
+    """The data sets with classes inside classes."""
+    if not source.hierarchies:
+        raise lacking(cfg.data, "two classes with two `fine` classes of enough rows each", "hierarchy")
+    return source.hierarchies
+
+
+def question_sets(source: Source, cfg: EvalConfig) -> tuple[str, ...]:
+    """The sets of questions of unlearning. Raises ConfigError where not both kinds are named."""
+    if not source.question_sets:
+        raise lacking(cfg.data, "questions", "unlearning")
+    own = cfg.unlearning
+    if source.kind == "builtin" and own.questions != "correct":
+        raise ConfigError(f"eval.unlearning.questions={own.questions}: built-in data have `correct` alone.")
+    names = chosen(source.question_sets, own.datasets, "eval.unlearning.datasets")
+    if len({name == source.question_sets[0] for name in names}) < 2:
+        raise ConfigError(
+            f"eval.unlearning.datasets={own.datasets}: must name a set of questions to forget and one to retain."
+        )
+    return names
+
+
+NEEDED: dict[str, Callable[[Source, EvalConfig], tuple[Any, ...]]] = {
+    "sparse_probing": probing_sets,
+    "tpp": tpp_sets,
+    "scr": scr_pairs,
+    "hierarchy": hierarchies,
+    "unlearning": question_sets,
+}
+"""What each evaluation on labelled text takes of its source. Raise ConfigError for names that the source has not,
+DataError where it has nothing for the evaluation."""
+
+
+def check_tasks(source: Source, cfg: EvalConfig, evaluations: Collection[str]) -> None:
+    """Raise ConfigError or DataError as these evaluations would, before anything is drawn or read by the model."""
+    for name in evaluations:
+        if name in NEEDED:
+            NEEDED[name](source, cfg)

@@ -22,7 +22,7 @@ from sae_sweeps.evaluation.probes import BinaryTask, Probes, accuracy, train_pro
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.selection import Draw, Fold, averaged, drawn, folds
 from sae_sweeps.evaluation.shared import Shared
-from sae_sweeps.evaluation.tasks import Pair, chosen
+from sae_sweeps.evaluation.tasks import Pair, tpp_sets
 
 METRICS = {
     r"tpp_threshold_(\d+)_total_metric": ("higher", r"tpp\1"),
@@ -36,8 +36,7 @@ Accuracies = dict[str, dict[int, dict[str, float]]]
 
 def evaluate_tpp(saes: Mapping[str, ExportedSAE], shared: Shared, cfg: EvalConfig) -> dict[str, Result]:
     """TPP of SAEs of one hook."""
-    names = list(shared.source.tpp) if cfg.ablation.datasets is None else cfg.ablation.datasets
-    datasets = chosen(shared.source.probing, names, "eval.ablation.datasets")
+    datasets = tpp_sets(shared.source, cfg)
     found: dict[str, dict[str, Any]] = {name: {} for name in saes}
     after: dict[str, dict[str, Accuracies]] = {name: {} for name in saes}
     for dataset in datasets:

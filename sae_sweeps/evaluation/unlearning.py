@@ -20,12 +20,13 @@ from torch import Tensor
 
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import Evaluation, UnlearningConfig
-from sae_sweeps.errors import ConfigError, DataError
+from sae_sweeps.errors import DataError
 from sae_sweeps.evaluation.batches import by_length, is_plain
 from sae_sweeps.evaluation.draws import stream, stream_seed
 from sae_sweeps.evaluation.questions import Candidates, QuestionSet, answers_of, padded
 from sae_sweeps.evaluation.result import Result
 from sae_sweeps.evaluation.shared import Shared
+from sae_sweeps.evaluation.tasks import question_sets
 
 METRICS = {"unlearning_score": ("higher", "unlearning")}
 
@@ -163,11 +164,7 @@ def firing_shares(saes: Mapping[str, ExportedSAE], tokens_NL: Tensor, shared: Sh
 def answered(shared: Shared) -> list[QuestionSet]:
     """The questions that the model answers right by itself, found once."""
     seed, cfg = shared.cfg.seed, shared.cfg.unlearning
-    every = shared.source.questions(shared.lm, cfg, seed)
-    if {q.questions.forget for q in every} != {True, False}:
-        raise ConfigError(
-            f"eval.unlearning.datasets={cfg.datasets}: must name a set of questions to forget and one to retain."
-        )
+    every = shared.source.questions(shared.lm, cfg, seed, question_sets(shared.source, shared.cfg))
 
     def make() -> dict[str, Tensor]:
         return {q.name: right_questions(q, shared) for q in every}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +20,7 @@ from sae_sweeps.activations.synthetic import SyntheticWorld
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import (
     EVALUATIONS,
+    EvalConfig,
     config_of,
     describe,
     evaluation_names,
@@ -39,7 +40,8 @@ from sae_sweeps.evaluation.batches import is_plain, split_batches
 from sae_sweeps.evaluation.core import MEAN_TOKENS, first_batches, synthetic_activations
 from sae_sweeps.evaluation.result import Measured, Result
 from sae_sweeps.evaluation.shared import Shared
-from sae_sweeps.evaluation.sources import data_of
+from sae_sweeps.evaluation.sources import data_of, open_source
+from sae_sweeps.evaluation.tasks import check_tasks
 from sae_sweeps.runs.session import RunSession, held_out_pool
 from sae_sweeps.storage.files import one_line, read_json, write_json, write_text
 from sae_sweeps.storage.hub import commit_of
@@ -78,6 +80,13 @@ class Failure:
     def __str__(self) -> str:
         return f"evaluation {self.evaluation} failed: {self.why}"
 
+    def warning(self, folder: Path) -> str:
+        """The failure, and whether the folder still has the evaluation's numbers by other settings or inputs."""
+        earlier = (folder / "evals" / f"{self.evaluation}{SUMMARY}").exists()
+        if not earlier:
+            return str(self)
+        return f"{str(self).rstrip('.')}; its numbers here are earlier ones, by other settings"
+
 
 def wanted(run: RunConfig) -> list[str]:
     """The evaluations that the config names and the model allows, in their order; those on another model at the end,
@@ -87,6 +96,20 @@ def wanted(run: RunConfig) -> list[str]:
     chosen = [name for name in evaluation_names() if name in run.eval.evaluations]
     possible = [name for name in chosen if not (run.synthetic and find_evaluation(name).needs_model)]
     return sorted(possible, key=lambda name: judged(run, name) is not run)
+
+
+def check_sources(runs: Iterable[RunConfig]) -> None:
+    """Check that the runs' `eval.data` have what their evaluations need, before anything is trained or evaluated.
+
+    Raises ConfigError for names that are not in the data, DataError for a file that does not serve.
+    """
+    seen: list[EvalConfig] = []
+    for run in runs:
+        evaluations = wanted(run)
+        cfg = replace(run.eval, data=data_of(run.eval, run.model), evaluations=evaluations)
+        if cfg not in seen and any("data" in find_evaluation(name).reads for name in evaluations):
+            seen.append(cfg)
+            check_tasks(open_source(cfg, run.model), cfg, evaluations)
 
 
 def judged(run: RunConfig, name: str) -> RunConfig:

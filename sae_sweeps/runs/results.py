@@ -86,7 +86,7 @@ def write_results(
         "config": run.to_dict(),
         "metrics": metrics | {"tokens": last["tokens"], "steps": last["step"] + 1} | measured,
         "provenance": trained["provenance"],
-        "warnings": [*trained["warnings"], *warnings, *doubts, *map(str, failures)],
+        "warnings": [*trained["warnings"], *warnings, *doubts, *(failure.warning(folder.path) for failure in failures)],
     }
     results |= descriptions(folder.path)
     write_json(folder.results_path, results)

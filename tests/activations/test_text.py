@@ -123,6 +123,13 @@ def test_no_network(monkeypatch):
             {"label_field": "label"},
             "row 2 of .* has no label",
         ),
+        ([{"text": "a", "label": float("nan")}], {"label_field": "label"}, "row 1 of .* has no label"),
+        ([{"text": "a", "label": " "}], {"label_field": "label"}, "row 1 of .* has no label"),
+        (
+            [{"text": "a", "label": ["x"]}],
+            {"label_field": "label"},
+            "the label of row 1 of .* is of type list, not one",
+        ),
         (["cut"], {}, "line 1 holds str"),
     ],
 )

@@ -1,13 +1,17 @@
 """Labelled text from a file of one's own, in the place of SAEBench's data sets."""
 
 import json
+import re
 
 import pytest
 
+from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.config.evaluations import EvalConfig, settings_of
-from sae_sweeps.errors import DataError
+from sae_sweeps.config.run import run_config
+from sae_sweeps.errors import DataError, UserError
 from sae_sweeps.evaluation.labelled_data import LabelledSource
 from sae_sweeps.evaluation.tasks import BIASED, Pair
+from sae_sweeps.runs.evaluate import check_sources
 
 
 def write(path, rows):
@@ -60,15 +64,64 @@ def test_the_content_of_the_file_decides_what_is_done_again(tmp_path):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"text": "a", "label": "b"}, "row 1 has no split; each row needs text, label, split."),
+        (
+            {"text": "a", "label": "b"},
+            "row 1 has no split; each row needs text, label, split; its columns are text, label.",
+        ),
         ({"text": "a", "label": "b", "split": "dev"}, "row 1: split is 'dev'; give train or test."),
         (
             {"text": "a", "label": "b", "split": "test"},
             "no two classes of a data set have 20 rows in train and in test.",
         ),
+        (
+            {"content": "a", "label": "b"},
+            "row 1 has no text and no split; each row needs text, label, split; its columns are content, label.",
+        ),
+        ({"text": "a", "label": None, "split": "test"}, "row 1 has no label; each row needs text, label, split."),
+        (
+            {"text": "a", "label": float("nan"), "split": "test"},
+            "row 1 has no label; each row needs text, label, split.",
+        ),
+        (
+            {"text": " \n", "label": " ", "split": "test"},
+            "row 1 has no text and no label; each row needs text, label, split.",
+        ),
+        ({"text": "a", "label": ["b"], "split": "test"}, "row 1: label is of type list, not one word or number."),
+        (
+            {"text": "a", "label": "b\nc", "split": "test"},
+            r"row 1: label is 'b\nc'; write it without tabs and line breaks.",
+        ),
+        ({"text": 5, "label": "b", "split": "test"}, "row 1: text is of type int, not text."),
     ],
 )
 def test_a_file_that_does_not_serve_is_refused(tmp_path, row, said):
     with pytest.raises(DataError) as error:
         LabelledSource(write(tmp_path / "own.jsonl", [row]))
     assert str(error.value) == f"eval.data={tmp_path / 'own.jsonl'}: {said}"
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), " "])
+def test_a_row_without_an_optional_value_has_none(tmp_path, nothing):
+    rows = [row | {"fine": nothing, "attribute": nothing, "dataset": nothing} for row in topics()]
+    source = LabelledSource(write(tmp_path / "own.jsonl", rows))
+    assert source.probing == ("own",) and not source.pairs and not source.hierarchies
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["eval.evaluations=[tpp]"], "has no data set of three classes with enough rows, which tpp needs"),
+        (["eval.evaluations=[scr]"], "has no two classes with enough rows of both values of an `attribute`, which scr"),
+        (["eval.evaluations=[hierarchy]"], "has no two classes with two `fine` classes of enough rows each"),
+        (["eval.evaluations=[unlearning]"], "has no questions, which unlearning needs"),
+        (["eval.evaluations=[sparse_probing]", "eval.probing.datasets=[nonsense]"],
+         "eval.probing.datasets: nonsense is not known; choose from own."),
+        (["eval.evaluations=[sparse_probing]", "eval.probing.datasets=[]"], "eval.probing.datasets: names none; give"),
+    ],
+)  # fmt: skip
+def test_what_a_file_lacks_for_an_evaluation_is_found_before_anything_is_trained(tmp_path, words, said):
+    rows = [{"text": row["text"], "label": row["label"], "split": row["split"]} for row in topics()]
+    file = write(tmp_path / "own.jsonl", [row for row in rows if row["label"] in ("animal", "food")])
+    (point,) = compose_points([f"eval.data={file}", *words])
+    with pytest.raises(UserError, match=re.escape(said)):
+        check_sources([run_config(point.cfg)])

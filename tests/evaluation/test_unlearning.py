@@ -46,6 +46,7 @@ class LM(ToyLM):
 
 class Source:
     kind, digest, probing, tpp, pairs, hierarchies = "saebench", "toy", (), (), (), ()
+    question_sets = ("bio", "other", "rest")
 
     def corpus(self, split):
         g = torch.Generator().manual_seed(int(split == "forget"))
@@ -54,7 +55,7 @@ class Source:
     def corpus_size(self, contexts, context):
         return contexts, context
 
-    def questions(self, lm, cfg, seed):
+    def questions(self, lm, cfg, seed, sets):
         g = torch.Generator().manual_seed(4)
         made = []
         for name, forget, tail in (("bio", True, 0), ("other", False, 0), ("rest", False, 2)):
@@ -178,7 +179,7 @@ def test_scores_without_a_setting_that_is_allowed():
 
 
 def test_a_model_that_answers_nothing_right_is_told_of(shared):
-    shared.source.questions = lambda lm, cfg, seed: [
+    shared.source.questions = lambda lm, cfg, seed, sets: [
         Candidates(QuestionSet(name, forget, [], []), QuestionSet(name, forget, [], []), 1)
         for name, forget in (("bio", True), ("other", False))
     ]

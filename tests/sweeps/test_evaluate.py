@@ -1,6 +1,7 @@
 """`python -m sae_sweeps evaluate` on runs, sweeps and foreign SAEs, and what `launch.py eval=...` leaves."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -10,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from sae_sweeps.cli import evaluate as command
 from sae_sweeps.cli.compose import compose_points
+from sae_sweeps.errors import ConfigError, DamagedFile
+from sae_sweeps.runs.evaluate import Failure
 from tests.judge_stub import judge_stub
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("evaluate")]  # its fixture is made once
@@ -127,6 +130,35 @@ def test_damaged_runs_leave_the_others(evaluated, tmp_path):
     assert f"error: {first.name}: " in done.stdout and f"{second.name}: error: " in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert [(folder / "results.json").exists() for folder in (first, second, third)] == [False, False, True]
+
+
+def test_a_mistake_of_the_command_is_named_before_a_damaged_run(monkeypatch, tmp_path):
+    errors = {"a": DamagedFile("a is damaged"), "b": ConfigError("eval.evaluations=x: must be one of core")}
+
+    def of_run(folder, cfg):
+        raise errors[folder.name]
+
+    monkeypatch.setattr(command, "folders_at", lambda paths, words: [(path, True) for path in paths])
+    monkeypatch.setattr(command, "of_run", of_run)
+    with pytest.raises(ConfigError, match="must be one of core"):
+        command.find_targets([tmp_path / "a", tmp_path / "b"], None, [])
+
+
+def test_numbers_that_a_failed_evaluation_left_before_are_called_earlier_ones(tmp_path):
+    failure = Failure("run", "tpp", "no network.")
+    assert failure.warning(tmp_path) == str(failure)
+    (tmp_path / "evals").mkdir()
+    (tmp_path / "evals/tpp.summary.json").write_text("{}")
+    assert (
+        failure.warning(tmp_path)
+        == "evaluation tpp failed: no network; its numbers here are earlier ones, by other settings"
+    )
+
+
+@pytest.mark.parametrize("word", ["eval=none", "eval.evaluations=[]"])
+def test_nothing_to_evaluate_is_refused(word, tmp_path):
+    with pytest.raises(ConfigError, match=re.escape(f"{word}: leaves nothing to evaluate")):
+        command.evaluate([tmp_path], [word])
 
 
 def test_a_broken_and_a_dead_sae_are_told_of(evaluated, tmp_path):
