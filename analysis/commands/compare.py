@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> None:
     check_output("-o", args.output, "compare.html")
     folders = folders_of(args.runs)
     if len(folders) != 2:
-        found = f"{len(folders)} run{'s' * (len(folders) != 1)}"
-        raise ConfigError(f"compare: {' and '.join(args.runs)} hold {found}; give two runs' folders.")
+        count = f"{len(folders)} run{'s' * (len(folders) != 1)}"
+        raise ConfigError(f"compare: {' and '.join(args.runs)} hold {count}; give two runs' folders.")
     collect(list(folders))
     first, second = all_stored(folders)
     found = comparison(compare(first, second))
