@@ -110,4 +110,4 @@ def test_runs_that_cannot_be_matched_are_refused(runs, tmp_path, capsys):
         values = {"hook": "blocks.1.hook_resid_post and u", "text": "other tokens of words"}[name]
         assert f"base and {name} differ in {name} ({values})" in capsys.readouterr().err
     assert main(["compare", str(runs[0]), str(runs[0])]) == 2
-    assert "hold 1 runs; give two" in capsys.readouterr().err
+    assert "hold 1 run; give two" in capsys.readouterr().err
