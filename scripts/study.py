@@ -170,6 +170,7 @@ def estimate(outputs: Path, words: list[str], stages: list[Stage], num_tokens: i
 def write_page(outputs: Path, words: list[str], first: RunConfig) -> None:
     """The notes of all runs, and from these the figure and the page."""
     analysis("notes", outputs / "runs", "-o", NOTES)
+    write_text(NOTES, NOTES.read_text(encoding="utf-8").replace(str(Path.home()), "~"))  # as the preset names its files
     write_text(PAGE, page(NOTES, outputs, words, first))
     analysis("plots", outputs / "imported.json", "-o", outputs / "plots", "--only", "effects", check=False)
     if (drawn := outputs / "plots" / "effects.png").exists():
@@ -236,11 +237,12 @@ def means(imported: Path, stage: Stage, metrics: dict[str, str]) -> pd.DataFrame
     """
     columns = ",".join(["title", "state", *metrics.values()])
     text = analysis(
-        "table", imported, "--where", stage.where, "--aggregate", "seed", "--baseline", "title = none",
+        "table", imported, "--where", stage.where, "--aggregate", "seed", "--baseline", "penalty = none",
         "--format", "csv", "--columns", columns,
     )  # fmt: skip
     frame = pd.read_csv(io.StringIO(text)).rename(columns=lambda name: name.removeprefix(prefix_of(name)))
-    return frame[frame["state"] == "completed"]
+    order = list(PRESET["variants"])
+    return frame[frame["state"] == "completed"].sort_values("title", key=lambda titles: titles.map(order.index))
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,7 @@ def effect(frame: pd.DataFrame, row: dict[str, Any], name: str) -> Effect | None
     p = stats.ttest_ind_from_stats(
         row[f"{name}_mean"], stds[1], n, base[f"{name}_mean"], stds[0], int(base[f"{name}_n"]), equal_var=False
     ).pvalue
-    difference, low, high = (float(row[part]) for part in parts)
+    difference, low, high = (round(float(row[part]), 12) + 0.0 for part in parts)  # equal means differ by rounding
     d = difference / pooled if pooled else math.copysign(math.inf, difference) if difference else 0.0
     return Effect(difference, low, high, d, float(p))
 
