@@ -208,7 +208,7 @@ def test_a_launch_evaluates_too_and_a_failure_ends_it_with_1(tmp_path):
     run(*words, f"outputs={tmp_path}")
     (folder,) = run_folders(tmp_path)
     assert "builtin_sae_top_2_test_accuracy" in read(folder, "results.json")["metrics"]
-    done = run(*words, f"outputs={tmp_path}", f"eval.data={tmp_path}", expect=1)
+    done = run(*words, f"outputs={tmp_path}", f"eval.data={tmp_path}", "eval.probing.datasets=null", expect=1)
     assert "evaluation sparse_probing failed" in done.stdout
     assert read(folder, "status.json")["state"] == "completed"
 
