@@ -35,6 +35,6 @@ def run(args: argparse.Namespace) -> None:
     first, second = all_stored(folders)
     found = comparison(compare(first, second))
     print("\n".join(lines(found)))
-    title = args.title or f"Features of {first.run} and {second.run}"
+    title = args.title or f"Features of {first.title} and {second.title}"
     write_text(args.output, page([first, second], title, found))
     print(f"-> {args.output} ({args.output.stat().st_size / 1e6:.1f} MB)")

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     collect(list(folders))
     runs = all_stored(folders)
     if as_page:
-        title = args.title or f"Features of {', '.join(one.run for one in runs[:3])}{' ...' * (len(runs) > 3)}"
+        title = args.title or f"Features of {', '.join(one.title for one in runs[:3])}{' ...' * (len(runs) > 3)}"
         write_text(output, page(runs, title))
         total, n, size = sum(one.d_sae for one in runs), len(runs), output.stat().st_size
         print(f"{total:,} features of {n} run{'s' * (n != 1)} -> {output} ({size / 1e6:.1f} MB)")

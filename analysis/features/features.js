@@ -141,7 +141,7 @@
     density: ["density", percent, "share of tokens on which it fires"],
     largest: ["largest", number, "largest activation"],
     mean: ["mean", number, "mean activation where it fires"],
-    contexts: ["contexts", number, "contexts in which it fires"],
+    contexts: ["contexts", (count) => count.toLocaleString("en"), "contexts in which it fires"],
     nearest: ["nearest", number, "largest |cosine| with another decoder row"],
     overlap: ["overlap", number, "largest overlap of its tokens with another feature's"],
     information: ["label information", number, "how far it tells the text's labels apart, 0 to 1"],
