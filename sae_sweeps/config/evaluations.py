@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from sae_sweeps.config.paths import PACKAGE
+from sae_sweeps.config.paths import PACKAGE, how_made
 from sae_sweeps.config.plugins import evaluation_module
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.fields import AtLeastOne, NotNegative, Positive, SomePositive, at_least, one_of
@@ -171,8 +171,8 @@ def resolve_data(cfg: "EvalConfig") -> None:
     path = Path(cfg.data).expanduser().absolute()
     if not path.exists():
         raise ConfigError(
-            f"eval.data={cfg.data}: there is no such file or folder; give a file of labelled text, a folder that holds "
-            "SAEBench's data sets, builtin, or saebench to fetch them from the hub."
+            f"eval.data={cfg.data}: there is no such file or folder{how_made(cfg.data)}; give a file of labelled text, "
+            "a folder that holds SAEBench's data sets, builtin, or saebench to fetch them from the hub."
         )
     cfg.data = str(path)
 

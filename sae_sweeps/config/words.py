@@ -14,6 +14,7 @@ from sae_sweeps.config.aliases import canonical_words
 from sae_sweeps.config.data import COMPRESSED, ENDINGS, ending_of, kinds_at
 from sae_sweeps.config.hooks import is_hook_name
 from sae_sweeps.config.mistakes import OF_EXPERIMENTS, of_experiments
+from sae_sweeps.config.paths import how_made
 from sae_sweeps.config.penalties import combined_node
 from sae_sweeps.config.typed import refuse_secret
 from sae_sweeps.errors import ConfigError
@@ -221,7 +222,7 @@ def _base_of(group: str, path: Path, value: str) -> str:
         named = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", value)
         hub = f", or {group}=hub {group}.path={value} for a name on the Hugging Face hub" if named else ""
         raise ConfigError(
-            f"{group}={value}: no such file or folder; give one that exists, one of "
+            f"{group}={value}: no such file or folder{how_made(value)}; give one that exists, one of "
             f"{', '.join(plugins.choices(group))}{hub}."
         )
     if group == "model":

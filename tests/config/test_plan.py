@@ -32,7 +32,8 @@ from sae_sweeps.storage.digests import short_hash
 from sae_sweeps.sweeps.plan import describe, safe_name
 from sae_sweeps.sweeps.sweep import restored
 
-SMOLLM2 = Path("~/.cache/sae-sweeps/models/smollm2-135m").expanduser()
+CACHE = Path("~/.cache/sae-sweeps").expanduser()
+SMOLLM2, WORDNET = CACHE / "models" / "smollm2-135m", CACHE / "wordnet" / "labelled.jsonl"
 
 
 def choice_files():
@@ -58,7 +59,12 @@ def test_every_choice_composes_and_names_itself(path):
         with pytest.raises(DataError, match="`make smollm2` downloads and makes it"):
             plan(*words)
         return
-    if group in ("data", "layer"):
+    if (group, name) == ("eval", "wordnet"):
+        if not WORDNET.exists():
+            with pytest.raises(ConfigError, match=r"no such file or folder \(`make wordnet` writes it\)"):
+                plan("model=builtin", *words)
+        words += ["eval.data=builtin", "model=builtin"]
+    elif group in ("data", "layer"):
         words.append("model=pythia-70m")
     elif group != "model":
         words.append("model=synthetic")
