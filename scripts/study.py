@@ -102,7 +102,7 @@ def main() -> int:
     stages, started, hours = stages_of(first), time.monotonic(), {}
     if not any(word.startswith("cluster=") for word in args.words):
         hours = estimate(args.outputs, args.words, stages, first.num_tokens)
-        print(f"estimate: {', '.join(f'{title} {there:.1f} h' for title, there in hours.items())}", flush=True)
+        print(f"estimate: {', '.join(f'{title} {needed:.1f} h' for title, needed in hours.items())}", flush=True)
     status = 0
     for number, stage in enumerate(stages):
         spent = (time.monotonic() - started) / 3600
@@ -111,7 +111,7 @@ def main() -> int:
             continue
         seeds = ",".join(map(str, SEEDS))
         with counted(args.outputs, stage.title):
-            status |= launch(args.outputs, *stage.words, "-m", f"seed={seeds}", *args.words)
+            status |= launch(args.outputs, "-m", *args.words, *stage.words, f"seed={seeds}")
         write_page(args.outputs, args.words, first)
     return status
 
