@@ -5,7 +5,9 @@ seconds are scaled (not for jobs of a cluster). Then the stages, in this order: 
 d_sae. What does not fit --hours is left out from the end (sizes first, then BatchTopK; never a seed) and named on the
 page. Complete runs are not trained again, so an interrupted study goes on where it was.
 
-The page is written from docs/results_notes.txt, the notes of all runs: every number in it follows from that file.
+The page is written from docs/results_notes.txt, the notes of all runs, and docs/results_stages.json, what the runs of
+each stage took, where, and what the audit found in them: every number in it follows from these files. Stages in them
+whose runs are not in --outputs stay: another machine's, for a study that is shared out with --stage.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
+from analysis.reading.configs import flat_config
 from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.config.evaluations import prefix_of
 from sae_sweeps.config.paths import config_dir
@@ -33,7 +36,7 @@ from sae_sweeps.config.run import RunConfig, run_config
 from sae_sweeps.storage.files import read_json, read_yaml, write_json, write_text
 
 ROOT = Path(__file__).parent.parent
-PAGE, NOTES, FIGURE = (ROOT / "docs" / name for name in ("results.md", "results_notes.txt", "results.png"))
+PAGE, NOTES, STAGES = (ROOT / "docs" / name for name in ("results.md", "results_notes.txt", "results_stages.json"))
 EXPERIMENT = "experiment=orthogonality"
 PRESET = read_yaml(config_dir() / "experiment" / "orthogonality.yaml")
 SEEDS = (0, 1, 2)
@@ -55,6 +58,11 @@ class Stage:
     def where(self) -> str:
         """Its runs among all, as `analysis table --where` takes it."""
         return f"architecture = {self.architecture} and k = {self.k} and d_sae = {self.d_sae}"
+
+    def has(self, config: dict[str, Any]) -> bool:
+        """Whether a run of this config, whose keys are joined by dots, is one of its runs."""
+        its = (config["architecture"], config["architecture.k"], config["architecture.d_sae"])
+        return its == (self.architecture, self.k, self.d_sae)
 
 
 def stages_of(run: RunConfig) -> list[Stage]:
@@ -94,12 +102,17 @@ def main() -> int:
     parser.add_argument("--outputs", type=Path, default=Path("outputs/study"), metavar="FOLDER")
     parser.add_argument("--hours", type=float, default=10.0, help="leave out stages that would take longer (10)")
     parser.add_argument("--write-only", action="store_true", help="write the page from the runs that exist")
+    parser.add_argument("--stage", action="append", metavar="TITLE", help="only this stage, as the estimate names it")
     args = parser.parse_args()
     first = first_run(args.words)
     if args.write_only:
         write_page(args.outputs, args.words, first)
         return 0
     stages, started, hours = stages_of(first), time.monotonic(), {}
+    if unknown := set(args.stage or ()) - {stage.title for stage in stages}:
+        parser.error(f"--stage {sorted(unknown)[0]}: give one of {'; '.join(stage.title for stage in stages)}")
+    if args.stage:
+        stages = [stage for stage in stages if stage.title in args.stage]
     if not any(word.startswith("cluster=") for word in args.words):
         hours = estimate(args.outputs, args.words, stages, first.num_tokens)
         print(f"estimate: {', '.join(f'{title} {needed:.1f} h' for title, needed in hours.items())}", flush=True)
@@ -168,23 +181,72 @@ def estimate(outputs: Path, words: list[str], stages: list[Stage], num_tokens: i
 
 
 def write_page(outputs: Path, words: list[str], first: RunConfig) -> None:
-    """The notes of all runs, and from these the figure and the page."""
-    analysis("notes", outputs / "runs", "-o", NOTES)
+    """The notes of all runs and the facts of their stages, and from these the figure and the page."""
+    stages, facts = stages_of(first), read_json(STAGES) if STAGES.exists() else {}
+    results = {path.parent: read_json(path) for path in (outputs / "runs").glob("*/results.json")}
+    here = []
+    for stage in stages:
+        folders = [folder for folder, result in results.items() if stage.has(flat_config(result["config"]))]
+        if folders:
+            here.append(stage)
+            facts[stage.title] = facts_of([results[folder] for folder in folders]) | {
+                "hours": spent_hours(outputs).get(stage.title, 0.0),
+                "audit": analysis("audit", *sorted(folders), check=False).strip(),
+            }
+    elsewhere = earlier_notes(outputs / "earlier.json", here)
+    analysis("notes", *[outputs / "runs"] * bool(here), *elsewhere, "-o", NOTES)
     write_text(NOTES, NOTES.read_text(encoding="utf-8").replace(str(Path.home()), "~"))  # as the preset names its files
-    write_text(PAGE, page(NOTES, outputs, words, first))
-    analysis("plots", outputs / "imported.json", "-o", outputs / "plots", "--only", "effects", check=False)
-    if (drawn := outputs / "plots" / "effects.png").exists():
-        shutil.copyfile(drawn, FIGURE)
-
-
-def page(notes: Path, outputs: Path, words: list[str], first: RunConfig) -> str:
-    """docs/results.md from the notes of all runs; `outputs` serves the audit and the cost."""
+    write_json(STAGES, facts)
     imported = outputs / "imported.json"
-    analysis("import", notes, "-o", imported, "--replace")
-    hours, results = spent_hours(outputs), [read_json(path) for path in (outputs / "runs").glob("*/results.json")]
-    stages, names = stages_of(first), {name for result in results for name in result["metrics"]}
+    analysis("import", NOTES, "-o", imported, "--replace")
+    write_text(PAGE, page(imported, facts, words, first))
+    for number, stage in enumerate(stages):
+        if stage.title in facts:
+            draw(imported, stage, outputs / "plots", PAGE.with_name(figure_of(number)))
+
+
+def figure_of(number: int) -> str:
+    """The file of a stage's figure, beside the page."""
+    return f"results_{number}.png" if number else "results.png"
+
+
+def draw(imported: Path, stage: Stage, folder: Path, path: Path) -> None:
+    """The figure of the effects within a stage."""
+    content = read_json(imported)
+    content["runs"] = [run for run in content["runs"] if stage.has(run["config"])]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "stage.json", content)
+    analysis("plots", folder / "stage.json", "-o", folder, "--only", "effects", check=False)
+    if (drawn := folder / "effects.png").exists():
+        shutil.copyfile(drawn, path)
+
+
+def earlier_notes(path: Path, here: list[Stage]) -> list[Path]:
+    """The runs that NOTES has of other stages than these, written to `path`; no path where there are none."""
+    if not NOTES.exists():
+        return []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = path.with_suffix(".txt")
+    write_text(text, NOTES.read_text(encoding="utf-8").replace("~/", f"{Path.home()}/"))
+    analysis("import", text, "-o", path, "--replace")
+    content = read_json(path)
+    content["runs"] = [run for run in content["runs"] if not any(stage.has(run["config"]) for stage in here)]
+    write_json(path, content)
+    return [path] if content["runs"] else []
+
+
+def facts_of(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many runs these are, and the machines that trained them."""
+    made = [result["provenance"] for result in results]
+    machines = {f"{one['threads']} threads of {one['platform']}, {one['device']}" for one in made}
+    return {"runs": len(results), "machines": sorted(machines)}
+
+
+def page(imported: Path, facts: dict[str, Any], words: list[str], first: RunConfig) -> str:
+    """docs/results.md from the imported notes of all runs and the facts of their stages."""
+    stages, names = stages_of(first), {name for run in read_json(imported)["runs"] for name in run["metrics"]}
     metrics = {plain: name for plain in METRICS for name in names if name == prefix_of(name) + plain}
-    frames = {stage: means(imported, stage, metrics) for stage in stages if stage.title in hours}
+    frames = {stage: means(imported, stage, metrics) for stage in stages if stage.title in facts}
     left = [stage.title for stage in stages if stage not in frames]
     on = {prefix_of(name) for name in metrics.values()} - {""}
     parts = [
@@ -198,36 +260,23 @@ def page(notes: Path, outputs: Path, words: list[str], first: RunConfig) -> str:
         + "Means over seeds; beside a variant's mean the difference to `none` of the same stage with its 95 % "
         "interval (Welch's t, three seeds), and d, the difference in standard deviations.",
     ]
-    parts += ["", cost(results, sum(hours.values()))]
+    parts += [""] + [
+        f"- {title}: {its['runs']} runs, trained and evaluated in {its['hours']:.1f} hours "
+        f"({'; '.join(its['machines'])})."
+        for title, its in facts.items()
+    ]
     if left:
         parts += ["", f"Left out for time: {'; '.join(left)}."]
     parts += ["", "Variants, each with the preset's other keys at their defaults:", ""]
     parts += [f"- {title}: `{choice}`" for title, choice in PRESET["variants"].items()]
     parts += ["", "## What follows", "", *conclusion(frames)]
-    parts += ["", "![differences to none with 95 % intervals](results.png)"]
     for stage, frame in frames.items():
-        parts += ["", f"## {stage.title}", "", *table(frame)]
-    found = analysis("audit", outputs / "runs", check=False).strip()
-    parts += [
-        "",
-        "## What forbids a conclusion",
-        "",
-        "`python -m analysis audit` on the runs:",
-        "",
-        "```",
-        found,
-        "```",
-    ]
+        picture = f"![{stage.title}: differences to none with 95 % intervals]({figure_of(stages.index(stage))})"
+        parts += ["", f"## {stage.title}", "", picture, "", *table(frame)]
+    parts += ["", "## What forbids a conclusion", "", "`python -m analysis audit` on the runs of each stage:"]
+    for title, its in facts.items():
+        parts += ["", f"{title}:", "", "```", its["audit"], "```"]
     return "\n".join(parts) + "\n"
-
-
-def cost(results: list[dict[str, Any]], hours: float) -> str:
-    """What the runs took, and where."""
-    found = {
-        f"{provenance['threads']} threads of {provenance['platform']}, {provenance['device']}"
-        for provenance in (result["provenance"] for result in results)
-    }
-    return f"{len(results)} runs, trained and evaluated in {hours:.1f} hours ({'; '.join(sorted(found))})."
 
 
 def means(imported: Path, stage: Stage, metrics: dict[str, str]) -> pd.DataFrame:
