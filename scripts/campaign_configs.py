@@ -41,6 +41,8 @@ IN_WORDS_OF_CODE = re.compile(
     r"|not iterable|\b(Key|Attribute|Index|Type|Assertion|Recursion|Value|Unicode\w+)Error\b|\[Errno"
 )
 """What a sentence for a user does not hold."""
+OF_OWN_CODE = re.compile(r"\(\w+: [^()]*, \S+\.py line \d+\)")
+"""The error of a file of the user's, which is quoted with its type and place."""
 OURS = [
     "sae_sweeps.cli.launch", "sae_sweeps.cli.command", "sae_sweeps.cli.evaluate", "sae_sweeps.cli.resume",
     "sae_sweeps.cli.repeat", "sae_sweeps.cli.status", "sae_sweeps.cluster.dispatch", "sae_sweeps.sweeps.curves",
@@ -130,7 +132,7 @@ def output_violations(done: subprocess.CompletedProcess[str], which: str, allowe
     if done.returncode == 2 and not usage and not (len(errors) == 1 and errors[0].startswith("error: ")):
         found.append(f"{which} is refused in other words than one sentence: {errors[:4]}")
     if done.returncode == 2 and not usage and errors:
-        if code := IN_WORDS_OF_CODE.search(errors[-1]):
+        if code := IN_WORDS_OF_CODE.search(OF_OWN_CODE.sub("", errors[-1])):
             found.append(f"{which} is refused in words of code ({code[0]}): {errors[-1][:300]}")
         if not errors[-1].rstrip().endswith((".", "?", "!", "`")):
             found.append(f"{which} is refused in half a sentence: {errors[-1][:300]}")

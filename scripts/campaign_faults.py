@@ -173,8 +173,9 @@ def numbers(folder: Path) -> dict[str, Any]:
 
 def complete(folder: Path) -> bool:
     try:
-        return read(folder / "status.json")["state"] == "completed" and read(folder / "status.json")["error"] is None
-    except (OSError, ValueError):
+        status, results = read(folder / "status.json"), read(folder / "results.json")
+        return status["state"] == "completed" and status["error"] is None and "metrics" in results
+    except (OSError, ValueError, TypeError):  # or other JSON than ours
         return False
 
 
@@ -194,7 +195,9 @@ def faults_of_output(text: str, status: int) -> list[str]:
     found = []
     if "Traceback (most recent call last)" in text:
         found.append(f"a traceback: {text.strip().splitlines()[-1][:300]}")
-    if status == 1 and not re.search(r"(failed|lost|damaged|diverged|completed in part|not answered)\b", text):
+    if status == 1 and not re.search(
+        r"(failed|lost|damaged|diverged|interrupted|error:|completed in part|not answered)", text
+    ):
         found.append(f"status 1 without a reason: {text[-300:]}")
     if status == 2 and not re.search(r"^error: .+$", text, re.MULTILINE):
         found.append(f"status 2 without a sentence: {text[-300:]}")

@@ -33,4 +33,4 @@ def run(args: argparse.Namespace) -> int:
     studies = {study: len(runs) for study, runs in by_study(runs_of(full)).items()}
     print(printed(shown, len(full), args.format, studies))
     counting = ("error", "warning") if args.strict else ("error",)
-    return int(any(finding.level in counting for finding in findings))
+    return int(any(finding.level in counting for finding in shown))

@@ -280,9 +280,12 @@ def thinned_rows(file: RowFile, points: int) -> list[dict[str, Any]]:
         kept = {*evenly(sorted(monitored), points // 2), *evenly(range(len(lines)), points - points // 2)}
         lines = [lines[n] for n in sorted(kept)]
     try:
-        return [json.loads(line) for line in lines]
+        rows = [json.loads(line) for line in lines]
+        if all(isinstance(row, dict) and isinstance(row.get("step"), int) for row in rows):
+            return rows
     except ValueError:
-        return file.rows()  # its error names the damaged line
+        pass
+    return file.rows()  # its error names the damaged line
 
 
 def evenly(items: Sequence[Any], n: int) -> list[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from analysis.reading.record import Recorded
 from analysis.reading.saebench import FACTS, layer_in
 from sae_sweeps.config.evaluations import EVALUATIONS
-from sae_sweeps.storage.files import read_json
+from sae_sweeps.storage.files import check_types, object_in, read_json
 
 SUMMARY = ".summary.json"
 LONGEST = 100
@@ -20,23 +20,28 @@ def evaluated(folder: Path | None, state: str) -> Recorded:
         return found
     names = sorted(path.name.removesuffix(SUMMARY) for path in (folder / "evals").glob(f"*{SUMMARY}"))
     for name in sorted(names, key=lambda name: EVALUATIONS.index(name) if name in EVALUATIONS else len(EVALUATIONS)):
-        summary = read_json(folder / "evals" / f"{name}{SUMMARY}")
-        whole = folder / "evals" / f"{name}.json"
-        content = read_json(whole) if whole.exists() else {}
-        found.evaluations[name] = facts(content) | {
-            "settings": content.get("eval_config") or summary["settings"],
-            "metrics": list(summary["metrics"]),
+        short, whole = folder / "evals" / f"{name}{SUMMARY}", folder / "evals" / f"{name}.json"
+        summary, content = read_json(short), read_json(whole) if whole.exists() else {}
+        found.evaluations[name] = facts(content, whole) | {
+            "settings": object_in(content, "eval_config", whole) or object_in(summary, "settings", short),
+            "metrics": list(object_in(summary, "metrics", short)),
         }
+        check_types(content, {"eval_result_details": list}, whole)
         details = content.get("eval_result_details")
         if details and len(details) <= LONGEST:
             found.details[name] = details
     return found
 
 
-def facts(content: dict[str, Any]) -> dict[str, Any]:
-    """The layer, hook and model of the SAE that a file of SAEBench's form is about, and how the file was made."""
-    sae = content.get("sae_cfg_dict") or {}
-    metadata = sae.get("metadata") or {}
+def facts(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The layer, hook and model of the SAE that a file of SAEBench's form is about, and how the file was made.
+
+    Raises DamagedFile for values of other types.
+    """
+    sae = object_in(content, "sae_cfg_dict", path)
+    metadata = object_in(sae, "metadata", path)
+    for place in (sae, metadata):
+        check_types(place, {"hook_name": str, "model_name": str}, path)
     hook = sae.get("hook_name") or metadata.get("hook_name")
     model = sae.get("model_name") or metadata.get("model_name")
     found = {"layer": layer_in(hook) if hook else None, "hook": hook, "model": model}

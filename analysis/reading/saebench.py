@@ -9,6 +9,7 @@ from analysis.reading.literals import leaves
 from sae_sweeps.config.evaluations import PREFIXES
 from sae_sweeps.config.hooks import layer_of_hook_name
 from sae_sweeps.errors import DataError
+from sae_sweeps.storage.files import object_in
 
 if TYPE_CHECKING:
     from analysis.reading.imports import Import
@@ -47,7 +48,7 @@ def saebench_imports(results: list[tuple[Path, dict[str, Any]]]) -> list["Import
                         f"{path}: {key} of {name} is {value} here and {metrics[key]} in another file; give one."
                     )
             metrics |= new
-            for key, value in config_of(content).items():
+            for key, value in config_of(content, path).items():
                 config.setdefault(key, value)
             read.append(kind_of(content))
         nulls = [key for key, value in metrics.items() if value is None and "cossim" in key]
@@ -85,10 +86,13 @@ def is_ours(extra: dict[str, Any]) -> bool:
     return "warnings" in extra
 
 
-def config_of(content: dict[str, Any]) -> dict[str, Any]:
-    """The SAE's config as the file records it, under this project's keys, with the model it was evaluated on."""
-    cfg, judged = content.get("sae_cfg_dict") or {}, content.get("eval_config") or {}
-    metadata = cfg.get("metadata") or {}
+def config_of(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The SAE's config as the file records it, under this project's keys, with the model it was evaluated on.
+
+    Raises DamagedFile for values of other types.
+    """
+    cfg, judged = object_in(content, "sae_cfg_dict", path), object_in(content, "eval_config", path)
+    metadata = object_in(cfg, "metadata", path)
     hook = str(cfg.get("hook_name") or metadata.get("hook_name") or "")
     place = layer_of_hook_name(hook)
     found = {
@@ -98,7 +102,7 @@ def config_of(content: dict[str, Any]) -> dict[str, Any]:
         "model.d_in": cfg.get("d_in"),
         "architecture": cfg.get("architecture"),
         "architecture.d_sae": cfg.get("d_sae"),
-        "architecture.k": cfg.get("k") or (cfg.get("activation_fn_kwargs") or {}).get("k"),
+        "architecture.k": cfg.get("k") or object_in(cfg, "activation_fn_kwargs", path).get("k"),
         "data": cfg.get("dataset_path") or metadata.get("dataset_path"),
         "eval.model": judged.get("model_name") or None,
     }

@@ -5,6 +5,7 @@ or would have to be guessed, is refused by name.
 """
 
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from sae_sweeps.architectures import saelens
 from sae_sweeps.architectures.saelens import ExportedSAE
-from sae_sweeps.errors import DamagedFile, DataError
+from sae_sweeps.errors import DamagedFile, DataError, UserError
 from sae_sweeps.storage.arrays import read_npz, refuse_inflated
-from sae_sweeps.storage.files import one_line
+from sae_sweeps.storage.files import object_in, one_line
 
 Parts = tuple[dict[str, Any], dict[str, Tensor]]
 """cfg.json of SAELens 6, and the tensors under its names."""
@@ -50,7 +51,7 @@ def _saelens(folder: Path) -> Parts:
         return cfg, weights
     older = {OLDER_NAMES.get(name, name): value for name, value in cfg.items()}
     place = folder / saelens.CFG_FILE
-    activation, settings = older.get("activation_fn", "relu"), older.get("activation_fn_kwargs") or {}
+    activation, settings = older.get("activation_fn", "relu"), object_in(older, "activation_fn_kwargs", place)
     if activation not in ("relu", "topk"):
         raise DataError(f"{place}: activation_fn_str={activation} is not supported; choose an SAE of relu or topk.")
     if older.get("finetuning_scaling_factor"):
@@ -93,18 +94,18 @@ def _dictionary_learning(folder: Path) -> Parts:
     """ae.pt and config.json of dictionary_learning, by its class; weights alone are read from the pickle."""
     path = folder / "ae.pt"
     config = saelens.read_object(folder / "config.json")
-    trainer, buffer = config.get("trainer") or {}, config.get("buffer") or {}
+    trainer, buffer = (object_in(config, key, folder / "config.json") for key in ("trainer", "buffer"))
     kind = trainer.get("dict_class")
     try:
         refuse_inflated(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about the pickle's protocol, before it is refused
+            state = torch.load(path, map_location="cpu", weights_only=True)
         for name, tensor in state.items():
             if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
                 raise ValueError(f"{name} has more numbers than are stored")
-    except Exception as error:  # pickle, zip and torch each have their own
-        raise DamagedFile(
-            f"{path} is damaged, or holds more than weights ({one_line(error)}); fetch it again."
-        ) from None
+    except Exception as error:  # pickle, zip and torch each have their own; torch's advises to run the pickle's code
+        why = f" ({error})" if isinstance(error, ValueError | UserError) else ""
+        raise DamagedFile(f"{path} is damaged, or holds more than weights{why}; fetch it again.") from None
     if kind not in DICTIONARIES:
         raise DataError(
             f"{folder / 'config.json'}: dict_class={kind} is not supported; choose one of {_list(DICTIONARIES)}."

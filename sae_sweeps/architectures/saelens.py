@@ -26,6 +26,7 @@ from sae_sweeps.kernels.features import DenseFeatures, Features
 from sae_sweeps.storage.files import (
     fsync_folder,
     naming_full_disk,
+    object_in,
     one_line,
     read_json,
     temporary_beside,
@@ -271,7 +272,7 @@ def of_parts(cfg: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> E
     if cfg.get("rescale_acts_by_decoder_norm"):
         fold_decoder_norm(weights)
 
-    metadata = dict(cfg.get("metadata") or {})
+    metadata = dict(object_in(cfg, "metadata", folder / CFG_FILE))
     hook_name, model_name = metadata.pop("hook_name", None), metadata.pop("model_name", None)
     return ExportedSAE(
         architecture,

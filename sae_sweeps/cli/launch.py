@@ -16,7 +16,7 @@ from sae_sweeps.errors import ConfigError, UserError
 from sae_sweeps.runs.evaluate import check_sources
 from sae_sweeps.runs.inline import States, run_all
 from sae_sweeps.runs.objective import check_objective, objective_of
-from sae_sweeps.storage.files import check_output, write_text
+from sae_sweeps.storage.files import check_output, without_new_folders, write_text
 from sae_sweeps.storage.printing import print_line
 from sae_sweeps.storage.sweep_folder import run_path
 from sae_sweeps.sweeps.plan import Plan, Point, describe, make_plan
@@ -80,8 +80,9 @@ def carry_out(plan: Plan, cfg: DictConfig, cluster: Any) -> tuple[int, bool]:
     else:
         from sae_sweeps.cluster.dispatch import Detached, dispatch
 
-        sweep = create_sweep(outputs, plan, cluster, cfg.report)
-        came = dispatch(plan, outputs, sweep, cluster)
+        with without_new_folders(outputs / "sweeps"):
+            sweep = create_sweep(outputs, plan, cluster, cfg.report)
+            came = dispatch(plan, outputs, sweep, cluster)
         if isinstance(came, Detached):
             return came.status, False
         states = came

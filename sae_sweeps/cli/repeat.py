@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from sae_sweeps.config.plugins import DIGEST, FILE, same_file
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.errors import ConfigError, DamagedFile, DataError, UserError
 from sae_sweeps.storage.digests import digest_of_files, short_hash
-from sae_sweeps.storage.files import check_output, read_json, write_json
+from sae_sweeps.storage.files import check_output, read_json, without_new_folders, write_json
 from sae_sweeps.storage.printing import print_line
 from sae_sweeps.storage.run_folder import RunFolder
 from sae_sweeps.storage.sweep_folder import run_path
@@ -70,15 +69,16 @@ def repeat(words: list[str], local: Local | None) -> int:
     title = results.get("title") or run.title or run_id
     planned = PlannedRun(run, run_id, title, [f"{FLAG} {folder}"], digests=digests_of(content))
     cluster, made_file = the_cluster([point]), None
-    if not cfg.dry_run:
-        check_output("outputs=", outputs)
-        made_file = copy_selection(folder, run_path(outputs, run_id), run, made)
-    try:
-        status, ended = carry_out(Plan([planned], [], []), cfg, cluster)
-    except UserError:
-        if made_file is not None:
-            remove_alone(made_file, outputs)
-        raise
+    with without_new_folders(run_path(outputs, run_id)):
+        if not cfg.dry_run:
+            check_output("outputs=", outputs)
+            made_file = copy_selection(folder, run_path(outputs, run_id), run, made)
+        try:
+            status, ended = carry_out(Plan([planned], [], []), cfg, cluster)
+        except UserError:
+            if made_file is not None and list(made_file.parent.iterdir()) == [made_file]:
+                made_file.unlink()
+            raise
     if ended and status == 0 and results:
         print_line("repeat  " + compared(folder, results, run_path(outputs, run_id)))
     return status
@@ -163,18 +163,6 @@ def copy_selection(folder: Path, repeat: Path, run: RunConfig, made: dict[str, A
         return None
     write_json(repeat / SELECTION, selection)
     return repeat / SELECTION
-
-
-def remove_alone(file: Path, outputs: Path) -> None:
-    """Remove a file that is alone in its folder, and the folders that held nothing else, up to `outputs`."""
-    with suppress(OSError):
-        if list(file.parent.iterdir()) != [file]:
-            return
-        file.unlink()
-        for folder in file.parents:
-            folder.rmdir()
-            if folder == outputs:
-                break
 
 
 def refuse_another(run: RunConfig, folder: Path, now: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ import math
 import shutil
 import time
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,9 +70,6 @@ def dispatch(
         except ConfigError:
             if not read_manifest(sweep)["jobs"]:
                 shutil.rmtree(sweep)
-                with suppress(OSError):  # where they hold nothing else
-                    sweep.parent.rmdir()
-                    outputs.rmdir()
             raise
         print_line(
             f"{describe_jobs(jobs)}: {len(todo)} run{'s' * (len(todo) != 1)}, logs in {sweep / jobs[0].logs[0]}"[:400]

@@ -51,8 +51,11 @@ def sentence(error: Exception) -> str:
         key = re.search(r"full_key: (\S+)", text)
         kind = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}.get(found[2], found[2])
         return f"{key[1] if key else 'a key'}={found[1]}: must be {kind}."
-    if found := re.search(r"override (\S+)=(\S+)\s+Invalid value assigned: \w+ is not a ListConfig", text):
-        return f"{found[1]}={found[2]}: must be a list, as in {found[1]}=[{found[2]}]."
+    if found := re.search(
+        r"override (\w[\w.]*)=(.+?)\s+Invalid value assigned: \w+ is not a ListConfig", text, re.DOTALL
+    ):
+        value = " ".join(found[2].split())
+        return f"{found[1]}={value}: must be a list, as in {found[1]}=[{value}]."
     if found := re.search(rf"Error merging override ({'|'.join(OF_EXPERIMENTS)})=", text):
         return of_experiments(found[1])
     if found := re.search(r"Error merging override (\w+)=(.*?)\n(?:Value|field|Cannot)", text, re.DOTALL):

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sae_sweeps.config import data as texts
 from sae_sweeps.config.data import find_source, unused_data_keys
@@ -212,6 +212,8 @@ def run_config(cfg: DictConfig) -> RunConfig:
     model = typed(model_class, cfg.model, "model")
     code: dict[str, Code] = {}
     outputs = Path(cfg.outputs).resolve()
+    if not isinstance(cfg.tags, ListConfig | list | tuple):  # an interpolation, `tags=${seed}`
+        raise ConfigError(f"tags={cfg.tags}: must be a list, as in tags=[{cfg.tags}].")
     for number, tag in enumerate(cfg.tags):
         if not isinstance(tag, str):
             raise ConfigError(f"tags[{number}]={tag}: must be a word.")
@@ -368,9 +370,15 @@ def _mode_for(size_gb: float, cfg: ActivationsConfig) -> str:
     return "disk" if size_gb <= cfg.disk_gb else "stream"
 
 
+MOST_TOKENS = 10**13
+"""About as many as the largest text corpora have; a GPU would train on them for years."""
+
+
 def _check(run: RunConfig, facts: ModelFacts) -> None:
     """Raise ConfigError for invalid values and for values that exclude each other."""
     check_values(run)
+    if run.num_tokens > MOST_TOKENS:
+        raise ConfigError(f"num_tokens={run.num_tokens}: no run would end; give at most {MOST_TOKENS:,}.")
     if run.num_tokens < run.batch_size:
         raise ConfigError(
             f"num_tokens={run.num_tokens}: less than one batch; give at least batch_size={run.batch_size}."

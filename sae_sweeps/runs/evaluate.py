@@ -143,7 +143,8 @@ def is_done(run: RunConfig, folder: Path, name: str, inputs: Mapping[str, Any] =
 def read_summary(path: Path) -> dict[str, Any]:
     """A summary that `summarise` wrote. Raises DamagedFile for any other content."""
     content = read_json(path)
-    if not isinstance(content, dict) or not {"settings", "metrics", "warnings"} <= set(content):
+    types = {"settings": dict, "metrics": dict, "warnings": list}
+    if not isinstance(content, dict) or any(not isinstance(content.get(key), kind) for key, kind in types.items()):
         raise DamagedFile(f"{path} is damaged (it has no metrics); remove it, and the evaluation is done again.")
     return content
 

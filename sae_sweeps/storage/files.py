@@ -8,7 +8,7 @@ import os
 import pwd
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -73,6 +73,19 @@ def about_path(error: OSError) -> str | None:
     return f"{os.fsdecode(error.filename)}: {(error.strerror or 'cannot be used').lower()}; check the path."
 
 
+@contextmanager
+def without_new_folders(path: Path) -> Iterator[None]:
+    """After a UserError remove the folders of `path` and above it that were not there before, if they are empty."""
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield
+    except UserError:
+        for folder in new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Put `content` at `path`, creating its folder; after a kill at any moment the old or the new file is there, whole.
 
@@ -121,6 +134,22 @@ def read_json(path: str | Path) -> Any:
         raise DamagedFile(f"{path} is damaged ({one_line(error)}); restore it, or remove it to start anew.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from None
+
+
+def object_in(content: Any, key: str, path: str | Path) -> dict[str, Any]:
+    """The object under a key of a JSON object, empty where missing or null. Raises DamagedFile for other types."""
+    value = content.get(key) if isinstance(content, dict) else content
+    if value is not None and (value is content or not isinstance(value, dict)):
+        raise DamagedFile(f"{path} is damaged (its {key} is no object); restore it.")
+    return value or {}
+
+
+def check_types(content: dict[str, Any], types: Mapping[str, type | tuple[type, ...]], path: str | Path) -> None:
+    """Raise DamagedFile where a key of these is there, not null, and of another type than these."""
+    for key, kinds in types.items():
+        value = content.get(key)
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise DamagedFile(f"{path} is damaged (its {key} is {str(value)[:40]}); restore it.")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

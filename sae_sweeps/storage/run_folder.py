@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_sweeps.errors import DamagedFile, DataError
-from sae_sweeps.storage.files import MissingFile, read_json, write_json
+from sae_sweeps.storage.files import MissingFile, check_types, object_in, read_json, write_json
 from sae_sweeps.storage.rows import RowFile
 
 STATES = ("queued", "running", "completed", "diverged", "failed", "interrupted", "preempted", "cancelled", "lost")
@@ -123,6 +123,7 @@ class RunFolder(os.PathLike):
             return None
         if not isinstance(status, dict) or status.get("state") not in STATES:
             raise DamagedFile(f"{self.status_path} is damaged (no known state); restore it, or remove it.")
+        check_types(status, {"step": int, "total_steps": int, "restarts": int, "error": str}, self.status_path)
         return EMPTY_STATUS | status
 
     def set_status(self, **changes: Any) -> dict[str, Any]:
@@ -159,9 +160,8 @@ class RunFolder(os.PathLike):
         if not isinstance(results, dict) or not isinstance(results.get("metrics"), dict):
             raise DamagedFile(f"{self.results_path} is damaged (it has no metrics); restore it, or run the run again.")
         for key in ("config", "provenance"):  # records of other tools have neither
-            results[key] = results.get(key) or {}
-            if not isinstance(results[key], dict):
-                raise DamagedFile(f"{self.results_path} is damaged (its {key} is no object); restore it.")
+            results[key] = object_in(results, key, self.results_path)
+        check_types(results, {"title": str, "warnings": list, "described": dict}, self.results_path)
         return results
 
     # Rows ------------------------------------------------------------------------------------------------------------

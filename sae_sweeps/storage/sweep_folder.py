@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_sweeps.errors import DamagedFile, DataError
-from sae_sweeps.storage.files import MissingFile, read_json, write_json
+from sae_sweeps.storage.files import MissingFile, check_types, read_json, write_json
 from sae_sweeps.storage.lease import mutex
 
 MANIFEST = "manifest.json"
@@ -37,13 +37,15 @@ def read_manifest(sweep: Path) -> dict[str, Any]:
         raise DataError(f"{sweep} is no sweep (it has no {MANIFEST}); give a folder of outputs/sweeps.") from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("runs"), list):
         raise DamagedFile(f"{sweep / MANIFEST} is damaged (it lists no runs); restore it, or launch the sweep again.")
+    check_types(manifest, {"groups": list, "jobs": list, "varied": list}, sweep / MANIFEST)
     for run in manifest["runs"]:
         if not (isinstance(run, dict) and RUN_ID.fullmatch(str(run.get("run_id") or ""))):
             raise DamagedFile(
                 f"{sweep / MANIFEST} is damaged (it lists a run without an id); restore it, or give the runs' folders."
             )
+        check_types(run, {"title": str}, sweep / MANIFEST)
     usual: dict[str, Any] = {"groups": [], "jobs": [], "launcher": None, "cwd": None, "cluster": INLINE, "report": True}
-    return usual | manifest
+    return usual | {key: value for key, value in manifest.items() if value is not None}
 
 
 def change_manifest(sweep: Path, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
