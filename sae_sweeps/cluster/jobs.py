@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from sae_sweeps.errors import DamagedFile
 from sae_sweeps.storage.sweep_folder import change_manifest
 
 
@@ -62,7 +63,13 @@ class Scheduler(Protocol):
 
 
 def jobs_of(manifest: dict[str, Any]) -> list[Job]:
-    return [Job(**job) for job in manifest["jobs"]]
+    """The jobs that a manifest lists. Raises DamagedFile where one is none."""
+    try:
+        return [Job(**job) for job in manifest["jobs"]]
+    except TypeError:
+        raise DamagedFile(
+            "the sweep's manifest.json is damaged (its jobs are no jobs); restore it, or launch the command again."
+        ) from None
 
 
 def add_groups(sweep: Path, groups: list[list[str]]) -> list[int]:

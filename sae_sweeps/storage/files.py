@@ -138,10 +138,10 @@ def read_json(path: str | Path) -> Any:
 
 def object_in(content: Any, key: str, path: str | Path) -> dict[str, Any]:
     """The object under a key of a JSON object, empty where missing or null. Raises DamagedFile for other types."""
-    value = content.get(key) if isinstance(content, dict) else content
-    if value is not None and (value is content or not isinstance(value, dict)):
+    value = content.get(key) or {} if isinstance(content, dict) else None
+    if not isinstance(value, dict):
         raise DamagedFile(f"{path} is damaged (its {key} is no object); restore it.")
-    return value or {}
+    return value
 
 
 def check_types(content: dict[str, Any], types: Mapping[str, type | tuple[type, ...]], path: str | Path) -> None:

@@ -39,11 +39,12 @@ def read_manifest(sweep: Path) -> dict[str, Any]:
         raise DamagedFile(f"{sweep / MANIFEST} is damaged (it lists no runs); restore it, or launch the sweep again.")
     check_types(manifest, {"groups": list, "jobs": list, "varied": list}, sweep / MANIFEST)
     for run in manifest["runs"]:
-        if not (isinstance(run, dict) and RUN_ID.fullmatch(str(run.get("run_id") or ""))):
+        if not (isinstance(run, dict) and isinstance(run.get("run_id"), str) and RUN_ID.fullmatch(run["run_id"])):
             raise DamagedFile(
                 f"{sweep / MANIFEST} is damaged (it lists a run without an id); restore it, or give the runs' folders."
             )
-        check_types(run, {"title": str}, sweep / MANIFEST)
+        check_types(run, {"title": str, "overrides": list, "equal": list, "digests": dict}, sweep / MANIFEST)
+        run["title"], run["overrides"] = run.get("title") or run["run_id"], run.get("overrides") or []
     usual: dict[str, Any] = {"groups": [], "jobs": [], "launcher": None, "cwd": None, "cluster": INLINE, "report": True}
     return usual | {key: value for key, value in manifest.items() if value is not None}
 

@@ -57,7 +57,7 @@ def test_every_value_of_another_type_is_told_in_a_sentence(
     run, sweep, out = tmp_path / "runs" / RUN, tmp_path / "sweeps" / "s", tmp_path / "out"
     commands = [["notes", run, "-o", out], ["audit", run], ["table", sweep], ["status", sweep]]
     if name.endswith("core.json"):
-        commands.append(["import", tmp_path / name, "-o", out, "--replace"])
+        commands.append(["import", tmp_path / name, "-o", tmp_path / "imported", "--replace"])
     assert [main([str(word) for word in words]) for words in commands] == [0] * len(commands)
     capsys.readouterr()
     for path in places(FILES[name]):
@@ -75,7 +75,7 @@ def test_every_value_of_another_type_is_told_in_a_sentence(
 def test_an_object_under_a_key() -> None:
     assert object_in({"a": {"b": 1}}, "a", "f") == {"b": 1}
     assert object_in({"a": None}, "a", "f") == object_in({}, "a", "f") == {}
-    for content in ({"a": 3}, {"a": []}, 3, []):
+    for content in ({"a": 3}, {"a": [1]}, 3, [], None):
         with pytest.raises(DamagedFile, match="f is damaged"):
             object_in(content, "a", "f")
     with pytest.raises(DamagedFile, match="its n is True"):

@@ -7,8 +7,9 @@ import pytest
 
 from sae_sweeps.cli.command import main
 from sae_sweeps.cli.compose import compose_points
-from sae_sweeps.cli.repeat import compared, copy_selection, remove_alone
+from sae_sweeps.cli.repeat import compared, copy_selection
 from sae_sweeps.config.run import run_config
+from sae_sweeps.errors import ConfigError
 from sae_sweeps.storage.files import write_json
 from sae_sweeps.storage.run_folder import FORMAT
 from tests.sweeps.commands import PROJECT, numbers, run_folders
@@ -160,15 +161,19 @@ def test_words_that_a_repeat_does_not_take(words, message, trained, capsys):
     assert message in error and error.count("\n") == 1
 
 
-def test_a_repeat_that_has_begun_keeps_how_its_features_are_found(tmp_path):
-    begun, alone = (tmp_path / "o" / "runs" / name / "selection.json" for name in ("begun", "alone"))
-    for file in (begun, alone):
-        write_json(file, {})
-    (begun.parent / "checkpoint").mkdir()
-    for file in (begun, alone):
-        remove_alone(file, tmp_path / "o")
-    assert begun.exists() and not alone.parent.exists()
-    remove_alone(alone, tmp_path / "o")
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_repeat_that_is_refused_leaves_only_what_was_there(begun, trained, tmp_path, monkeypatch):
+    def refused(*args):
+        raise ConfigError("cluster=slurm: sbatch refuses the job.")
+
+    monkeypatch.setattr("sae_sweeps.cli.launch.carry_out", refused)
+    folder = tmp_path / "a" / "b" / "runs" / trained.name
+    if begun:
+        write_json(folder / "selection.json", {})
+        (folder / "checkpoint").mkdir()
+    assert main(["--from", str(trained), f"outputs={tmp_path / 'a' / 'b'}"]) == 2
+    assert (folder / "selection.json").exists() == (folder / "checkpoint").exists() == begun
+    assert begun or not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
