@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.errors import DamagedFile
 from sae_sweeps.runs.evaluate import Failure, collected, descriptions, is_evaluated
-from sae_sweeps.storage.files import MissingFile, digest_of, read_json, write_json, write_text
+from sae_sweeps.storage.files import digest_of, read_json, write_json, write_text
 from sae_sweeps.storage.run_folder import FORMAT, RunFolder
 
 LAST_STEP = ("loss", "recon_loss", "sparsity_loss", "penalty_loss", "penalty_weight", "dead_features")
@@ -49,13 +49,7 @@ def final_status(run: RunConfig, folder: RunFolder) -> dict[str, Any] | None:
 
 def is_complete(run: RunConfig, folder: RunFolder) -> bool:
     """Whether the run is trained and has the evaluations of `run.eval`. Raises DamagedFile for results.json too."""
-    if not (folder.path / TRAINED).exists():
-        return False
-    try:
-        read_json(folder.results_path)
-    except MissingFile:
-        return False
-    return is_evaluated(run, folder)
+    return (folder.path / TRAINED).exists() and folder.results() is not None and is_evaluated(run, folder)
 
 
 def write_config(run: RunConfig, folder: RunFolder) -> None:
