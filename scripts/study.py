@@ -193,9 +193,16 @@ def write_page(outputs: Path, words: list[str], first: RunConfig) -> None:
                 "hours": spent_hours(outputs).get(stage.title, 0.0),
                 "audit": analysis("audit", *sorted(folders), check=False).strip(),
             }
-    elsewhere = earlier_notes(outputs / "earlier.json", here)
-    analysis("notes", *[outputs / "runs"] * bool(here), *elsewhere, "-o", NOTES)
-    write_text(NOTES, NOTES.read_text(encoding="utf-8").replace(str(Path.home()), "~"))  # as the preset names its files
+    others = [stage for stage in stages if stage not in here]
+    elsewhere, kept = earlier_notes(outputs / "earlier.json", others, first)
+    facts = {stage.title: facts[stage.title] for stage in stages if stage in here or stage in kept}
+    mine, own = outputs / "here.txt", outputs / "here.json"
+    if here:
+        analysis("notes", outputs / "runs", "-o", mine)
+        text = mine.read_text(encoding="utf-8").replace(str(Path.home()), "~")  # as the preset names its files
+        write_text(mine, text)
+        analysis("import", mine, "-o", own, "--replace")
+    analysis("notes", *[own] * bool(here), *elsewhere, "-o", NOTES)
     write_json(STAGES, facts)
     imported = outputs / "imported.json"
     analysis("import", NOTES, "-o", imported, "--replace")
@@ -221,18 +228,20 @@ def draw(imported: Path, stage: Stage, folder: Path, path: Path) -> None:
         shutil.copyfile(drawn, path)
 
 
-def earlier_notes(path: Path, here: list[Stage]) -> list[Path]:
-    """The runs that NOTES has of other stages than these, written to `path`; no path where there are none."""
+def earlier_notes(path: Path, stages: list[Stage], first: RunConfig) -> tuple[list[Path], list[Stage]]:
+    """The runs that NOTES has of these stages, on the model, layer and tokens of this study, written to `path`, and
+    their stages; no path where there are none."""
     if not NOTES.exists():
-        return []
+        return [], []
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = path.with_suffix(".txt")
-    write_text(text, NOTES.read_text(encoding="utf-8").replace("~/", f"{Path.home()}/"))
-    analysis("import", text, "-o", path, "--replace")
+    analysis("import", NOTES, "-o", path, "--replace")
     content = read_json(path)
-    content["runs"] = [run for run in content["runs"] if not any(stage.has(run["config"]) for stage in here)]
+    same = {"model": first.model.name, "layer.index": first.layer.index, "num_tokens": first.num_tokens}
+    runs = [run for run in content["runs"] if same.items() <= run["config"].items()]
+    kept = [stage for stage in stages if any(stage.has(run["config"]) for run in runs)]
+    content["runs"] = [run for run in runs if any(stage.has(run["config"]) for stage in kept)]
     write_json(path, content)
-    return [path] if content["runs"] else []
+    return [path] if kept else [], kept
 
 
 def facts_of(results: list[dict[str, Any]]) -> dict[str, Any]:
