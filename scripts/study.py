@@ -194,15 +194,17 @@ def write_page(outputs: Path, words: list[str], first: RunConfig) -> None:
                 "audit": analysis("audit", *sorted(folders), check=False).strip(),
             }
     others = [stage for stage in stages if stage not in here]
-    elsewhere, kept = earlier_notes(outputs / "earlier.json", others, first)
+    earlier = outputs / "earlier.json"
+    kept = earlier_notes(earlier, others, first)
     facts = {stage.title: facts[stage.title] for stage in stages if stage in here or stage in kept}
-    mine, own = outputs / "here.txt", outputs / "here.json"
+    parts = [earlier] if kept else []
     if here:
-        analysis("notes", outputs / "runs", "-o", mine)
-        text = mine.read_text(encoding="utf-8").replace(str(Path.home()), "~")  # as the preset names its files
-        write_text(mine, text)
-        analysis("import", mine, "-o", own, "--replace")
-    analysis("notes", *[own] * bool(here), *elsewhere, "-o", NOTES)
+        text, parts = outputs / "here.txt", [outputs / "here.json", *parts]
+        analysis("notes", outputs / "runs", "-o", text)
+        # as the preset names its files
+        write_text(text, text.read_text(encoding="utf-8").replace(str(Path.home()), "~"))
+        analysis("import", text, "-o", parts[0], "--replace")
+    analysis("notes", *parts, "-o", NOTES)
     write_json(STAGES, facts)
     imported = outputs / "imported.json"
     analysis("import", NOTES, "-o", imported, "--replace")
@@ -228,11 +230,13 @@ def draw(imported: Path, stage: Stage, folder: Path, path: Path) -> None:
         shutil.copyfile(drawn, path)
 
 
-def earlier_notes(path: Path, stages: list[Stage], first: RunConfig) -> tuple[list[Path], list[Stage]]:
-    """The runs that NOTES has of these stages, on the model, layer and tokens of this study, written to `path`, and
-    their stages; no path where there are none."""
+def earlier_notes(path: Path, stages: list[Stage], first: RunConfig) -> list[Stage]:
+    """Write to `path` the runs that NOTES has of these stages, on this study's model, layer and number of tokens.
+
+    Returns their stages.
+    """
     if not NOTES.exists():
-        return [], []
+        return []
     path.parent.mkdir(parents=True, exist_ok=True)
     analysis("import", NOTES, "-o", path, "--replace")
     content = read_json(path)
@@ -241,7 +245,7 @@ def earlier_notes(path: Path, stages: list[Stage], first: RunConfig) -> tuple[li
     kept = [stage for stage in stages if any(stage.has(run["config"]) for run in runs)]
     content["runs"] = [run for run in runs if any(stage.has(run["config"]) for stage in kept)]
     write_json(path, content)
-    return [path] if kept else [], kept
+    return kept
 
 
 def facts_of(results: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`python -m analysis audit PATH...`"""
 
 import argparse
+import sys
 
 FORMATS = ("text", "json", "markdown")
 LEVELS = ("error", "warning", "note")
@@ -33,4 +34,8 @@ def run(args: argparse.Namespace) -> int:
     studies = {study: len(runs) for study, runs in by_study(runs_of(full)).items()}
     print(printed(shown, len(full), args.format, studies))
     counting = ("error", "warning") if args.strict else ("error",)
-    return int(any(finding.level in counting for finding in shown))
+    counted = [finding for finding in findings if finding.level in counting]
+    if counted and not any(finding in shown for finding in counted):
+        number = f"{len(counted)} finding{'s' * (len(counted) != 1)}"
+        print(f"exit status 1: --level={args.level} hides {number} that --strict counts", file=sys.stderr)
+    return int(bool(counted))

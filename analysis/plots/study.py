@@ -1,6 +1,5 @@
 """The runs that figures draw, grouped into variants (equal configs, other seeds). Files are read on demand."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -279,13 +278,8 @@ def thinned_rows(file: RowFile, points: int) -> list[dict[str, Any]]:
         monitored = {n for n, line in enumerate(lines) if b'"grad_norm/recon"' in line or b'"held_out_fvu"' in line}
         kept = {*evenly(sorted(monitored), points // 2), *evenly(range(len(lines)), points - points // 2)}
         lines = [lines[n] for n in sorted(kept)]
-    try:
-        rows = [json.loads(line) for line in lines]
-        if all(isinstance(row, dict) and isinstance(row.get("step"), int) for row in rows):
-            return rows
-    except ValueError:
-        pass
-    return file.rows()  # its error names the damaged line
+    rows = [row for line in lines if (row := file.row(line)) is not None]
+    return rows if len(rows) == len(lines) else file.rows()  # its error names the damaged line
 
 
 def evenly(items: Sequence[Any], n: int) -> list[Any]:

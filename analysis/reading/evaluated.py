@@ -7,8 +7,8 @@ from analysis.reading.record import Recorded
 from analysis.reading.saebench import FACTS, layer_in
 from sae_sweeps.config.evaluations import EVALUATIONS
 from sae_sweeps.storage.files import check_types, object_in, read_json
+from sae_sweeps.storage.run_folder import SUMMARY, read_summary
 
-SUMMARY = ".summary.json"
 LONGEST = 100
 """Entries of an evaluation's detail that are kept: per class, not per feature."""
 
@@ -20,11 +20,11 @@ def evaluated(folder: Path | None, state: str) -> Recorded:
         return found
     names = sorted(path.name.removesuffix(SUMMARY) for path in (folder / "evals").glob(f"*{SUMMARY}"))
     for name in sorted(names, key=lambda name: EVALUATIONS.index(name) if name in EVALUATIONS else len(EVALUATIONS)):
-        short, whole = folder / "evals" / f"{name}{SUMMARY}", folder / "evals" / f"{name}.json"
-        summary, content = read_json(short), read_json(whole) if whole.exists() else {}
+        summary, whole = read_summary(folder / "evals" / f"{name}{SUMMARY}"), folder / "evals" / f"{name}.json"
+        content = read_json(whole) if whole.exists() else {}
         found.evaluations[name] = facts(content, whole) | {
-            "settings": object_in(content, "eval_config", whole) or object_in(summary, "settings", short),
-            "metrics": list(object_in(summary, "metrics", short)),
+            "settings": object_in(content, "eval_config", whole) or summary["settings"],
+            "metrics": list(summary["metrics"]),
         }
         check_types(content, {"eval_result_details": list}, whole)
         details = content.get("eval_result_details")

@@ -63,12 +63,13 @@ class Scheduler(Protocol):
 
 
 def jobs_of(manifest: dict[str, Any]) -> list[Job]:
-    """The jobs that a manifest lists. Raises DamagedFile where one is none."""
+    """The jobs that a manifest lists. Raises DamagedFile where one lacks a field."""
     try:
         return [Job(**job) for job in manifest["jobs"]]
     except TypeError:
         raise DamagedFile(
-            "the sweep's manifest.json is damaged (its jobs are no jobs); restore it, or launch the command again."
+            "the sweep's manifest.json is damaged (it lists a job without its id or its groups); restore it, or "
+            "launch the command again."
         ) from None
 
 

@@ -35,7 +35,7 @@ from sae_sweeps.config.judged import judged_model
 from sae_sweeps.config.plugins import blamed
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.config.schema import LayerConfig, SyntheticConfig
-from sae_sweeps.errors import ConfigError, DamagedFile, DataError, Interrupted, NoNetwork, UserError
+from sae_sweeps.errors import ConfigError, DataError, Interrupted, NoNetwork, UserError
 from sae_sweeps.evaluation.batches import is_plain, split_batches
 from sae_sweeps.evaluation.core import MEAN_TOKENS, first_batches, synthetic_activations
 from sae_sweeps.evaluation.result import Measured, Result
@@ -43,13 +43,10 @@ from sae_sweeps.evaluation.shared import Shared
 from sae_sweeps.evaluation.sources import data_of, open_source
 from sae_sweeps.evaluation.tasks import check_tasks
 from sae_sweeps.runs.session import RunSession, held_out_pool
-from sae_sweeps.storage.files import one_line, read_json, write_json, write_text
+from sae_sweeps.storage.files import one_line, write_json, write_text
 from sae_sweeps.storage.hub import commit_of
-from sae_sweeps.storage.run_folder import RunFolder
+from sae_sweeps.storage.run_folder import SUMMARY, RunFolder, read_summary
 from sae_sweeps.storage.secrets import without_secrets
-
-SUMMARY = ".summary.json"
-"""Beside SAEBench's `evals/core.json`: `evals/core.summary.json`."""
 
 UNNAMED = ("core", "separation")
 """Evaluations whose warnings are listed without their name."""
@@ -138,15 +135,6 @@ def is_done(run: RunConfig, folder: Path, name: str, inputs: Mapping[str, Any] =
         return False
     done, place = read_summary(path), measured_on(judged(run, name), inputs)
     return same_settings(done["settings"], run.eval, name) and done.get("measured_on", place) == place
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """A summary that `summarise` wrote. Raises DamagedFile for any other content."""
-    content = read_json(path)
-    types = {"settings": dict, "metrics": dict, "warnings": list}
-    if not isinstance(content, dict) or any(not isinstance(content.get(key), kind) for key, kind in types.items()):
-        raise DamagedFile(f"{path} is damaged (it has no metrics); remove it, and the evaluation is done again.")
-    return content
 
 
 def is_evaluated(run: RunConfig, folder: RunFolder) -> bool:

@@ -48,6 +48,14 @@ class RowFile:
         """The rows, oldest first; a torn last line is left out. Raises DamagedFile for any other."""
         return [row for _, row in self._lines()]
 
+    def row(self, line: bytes) -> dict[str, Any] | None:
+        """The row in a line, or None where it holds none."""
+        try:
+            row = json.loads(line)
+            return row if isinstance(row[self.by], self.kind) else None
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+
     def truncate(self, step: int) -> None:
         """Drop, atomically, the rows after `step` and a torn last line."""
         if not self.path.exists():
@@ -83,14 +91,11 @@ class RowFile:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     return  # torn by a kill
-                try:
-                    row = json.loads(line)
-                    if not isinstance(row[self.by], self.kind):
-                        raise ValueError
-                except (ValueError, TypeError, KeyError, RecursionError):
+                row = self.row(line)
+                if row is None:
                     raise DamagedFile(
                         f"{self.path} is damaged at line {number}; restore it, or remove that line to go on."
-                    ) from None
+                    )
                 yield line, row
 
     def _open(self) -> FileIO:

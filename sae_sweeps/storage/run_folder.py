@@ -20,6 +20,9 @@ ENDED = STATES[2:]
 DAMAGED = "damaged"
 """Shown in the place of a state where a file of the run does not read back; never written to status.json."""
 
+SUMMARY = ".summary.json"
+"""Beside SAEBench's `evals/core.json`: `evals/core.summary.json`."""
+
 FORMAT = 1
 """Version of the layout of a run's folder and of its files, in status.json and results.json; those without one are of
 version 1. It is raised whenever this version's readers could not read what the next one writes."""
@@ -185,3 +188,12 @@ def slurm_job_id() -> str | None:
     """This process's Slurm job, as squeue prints it (`123` or `123_4` in an array), or None outside Slurm."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The summary of an evaluation. Raises DamagedFile for any other content."""
+    content = read_json(path)
+    types = {"settings": dict, "metrics": dict, "warnings": list}
+    if not isinstance(content, dict) or any(not isinstance(content.get(key), kind) for key, kind in types.items()):
+        raise DamagedFile(f"{path} is damaged (it has no metrics); remove it, and the evaluation is done again.")
+    return content

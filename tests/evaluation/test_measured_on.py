@@ -19,8 +19,9 @@ from sae_sweeps.config.identity import run_id
 from sae_sweeps.config.run import run_config
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.evaluation.result import Numbers, Result
-from sae_sweeps.runs.evaluate import Subject, evaluate_group, is_done, judged, read_summary, wanted
+from sae_sweeps.runs.evaluate import Subject, evaluate_group, is_done, judged, wanted
 from sae_sweeps.runs.session import RunSession
+from sae_sweeps.storage.run_folder import read_summary
 
 GEMMA = ["model=gemma-2-2b", "data=openwebtext"]
 

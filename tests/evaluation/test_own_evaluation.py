@@ -17,8 +17,9 @@ from sae_sweeps.config.run import RunConfig, run_config
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.evaluation.result import Numbers
 from sae_sweeps.evaluation.shared import Shared
-from sae_sweeps.runs.evaluate import Subject, descriptions, evaluate_group, is_done, read_summary
+from sae_sweeps.runs.evaluate import Subject, descriptions, evaluate_group, is_done
 from sae_sweeps.runs.session import RunSession
+from sae_sweeps.storage.run_folder import read_summary
 from tests.evaluation.toy_lm import toy_sae
 
 

@@ -443,6 +443,9 @@ def test_the_exit_status(outputs, capsys):
     assert capsys.readouterr().out == "1 run audited: nothing found\n"
     add_run(outputs, "b", {"architecture.k": 64}, {"fvu": 0.1})
     assert main(["audit", str(outputs)]) == 0 and main(["audit", str(outputs), "--strict"]) == 1
+    capsys.readouterr()
+    assert main(["audit", str(outputs), "--strict", "--level", "error"]) == 1
+    assert capsys.readouterr().err == "exit status 1: --level=error hides 2 findings that --strict counts\n"
     add_run(outputs, "c", metrics={"l0": 0.0})
     assert main(["audit", str(outputs)]) == 1
     capsys.readouterr()

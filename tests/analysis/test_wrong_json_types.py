@@ -1,4 +1,4 @@
-"""Files of a run that hold other JSON than ours: told in a sentence or a warning, never a traceback."""
+"""JSON files of a run or sweep with a value of the wrong type: one error message or a warning, never a traceback."""
 
 import json
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ def changed(content: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_value_of_another_type_is_told_in_a_sentence(
+def test_a_value_of_the_wrong_type_gives_one_error_or_a_warning(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for file, content in FILES.items():
