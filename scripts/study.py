@@ -33,9 +33,10 @@ from sae_sweeps.cli.compose import compose_points
 from sae_sweeps.config.evaluations import prefix_of
 from sae_sweeps.config.paths import config_dir
 from sae_sweeps.config.run import RunConfig, run_config
+from sae_sweeps.storage.digests import short_hash
 from sae_sweeps.storage.files import read_json, read_yaml, write_json, write_text
+from scripts.launches import INTERRUPTED, ROOT, launch
 
-ROOT = Path(__file__).parent.parent
 PAGE, NOTES, STAGES = (ROOT / "docs" / name for name in ("results.md", "results_notes.txt", "results_stages.json"))
 EXPERIMENT = "experiment=orthogonality"
 PRESET = read_yaml(config_dir() / "experiment" / "orthogonality.yaml")
@@ -124,7 +125,11 @@ def main() -> int:
             continue
         seeds = ",".join(map(str, SEEDS))
         with counted(args.outputs, stage.title):
-            status |= launch(args.outputs, "-m", *args.words, *stage.words, f"seed={seeds}")
+            ended = launch_into(args.outputs, "-m", *args.words, *stage.words, f"seed={seeds}")
+        if ended == INTERRUPTED:
+            print("interrupted: the same command goes on; the page is as it was", flush=True)
+            return INTERRUPTED
+        status |= ended
         write_page(args.outputs, args.words, first)
     return status
 
@@ -152,46 +157,65 @@ def spent_hours(outputs: Path) -> dict[str, float]:
     return read_json(path) if path.exists() else {}
 
 
-def launch(outputs: Path, *words: str) -> int:
-    command = [sys.executable, "launch.py", EXPERIMENT, *words, f"outputs={outputs}", "report=false"]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+def launch_into(outputs: Path, *words: str) -> int:
+    return launch(EXPERIMENT, *words, f"outputs={outputs}", "report=false")
 
 
 def estimate(outputs: Path, words: list[str], stages: list[Stage], num_tokens: int) -> dict[str, float]:
-    """Hours of each stage, from a short run of each architecture that is trained and evaluated as the stages are."""
-    folder, seconds = outputs / "trial", 0.0
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "activations").exists():  # what evaluations need of the model is computed once
-        (outputs / "activations").mkdir(exist_ok=True)
-        (folder / "activations").symlink_to(Path("..") / "activations")
+    """Hours that the runs left of each stage need, from a short run of each architecture that is trained and evaluated
+    as the stages are."""
     others = [word for word in words if not word.startswith("num_tokens=")]
+    folder = outputs / "trial" / short_hash(others)
+    if not (folder / "seconds.json").exists():
+        write_json(folder / "seconds.json", tried(outputs, folder, others))
+    seconds = read_json(folder / "seconds.json")
+    found = [read_json(path)["provenance"] for path in folder.glob("runs/*/results.json")]
+    scale, done = num_tokens / TRIAL_TOKENS, results_in(outputs)
+    harvest = scale * max(provenance["shared_time_s"] for provenance in found)
+    training = scale * max(provenance["wall_time_s"] - provenance["shared_time_s"] for provenance in found)
+    left = {stage.title: len(PRESET["variants"]) * len(SEEDS) - len(folders_of(stage, done)) for stage in stages}
+    hours = {title: runs * (training + seconds) / 3600 for title, runs in left.items()}
+    if not done:
+        hours[stages[0].title] += harvest / 3600
+    return hours
+
+
+def tried(outputs: Path, folder: Path, words: list[str]) -> float:
+    """Seconds of a short run that finds the model's part of the evaluations ready."""
+    shutil.rmtree(folder, ignore_errors=True)  # the rest of a trial is no measure
+    folder.mkdir(parents=True)
+    (outputs / "activations").mkdir(exist_ok=True)
+    (folder / "activations").symlink_to((outputs / "activations").absolute())
     for architecture in ("topk", "batch_topk"):
         before = time.monotonic()
         trial = [f"architecture={architecture}", f"num_tokens={TRIAL_TOKENS}", "only=progressive"]
-        if launch(folder, *trial, *others):
+        if (ended := launch_into(folder, *trial, *words)) == INTERRUPTED:
+            raise SystemExit(INTERRUPTED)
+        if ended:
             raise SystemExit(f"the trial of {architecture} failed; mend what it printed and run this again")
-        seconds = time.monotonic() - before  # of the second: it found the model's part of the evaluations ready
-    found = [read_json(path)["provenance"] for path in folder.glob("runs/*/results.json")]
-    scale, runs = num_tokens / TRIAL_TOKENS, len(PRESET["variants"]) * len(SEEDS)
-    harvest = scale * max(provenance["shared_time_s"] for provenance in found)
-    training = scale * max(provenance["wall_time_s"] - provenance["shared_time_s"] for provenance in found)
-    hours = {stage.title: runs * (training + seconds) / 3600 for stage in stages}
-    hours[stages[0].title] += harvest / 3600
-    return hours
+    return time.monotonic() - before
+
+
+def results_in(outputs: Path) -> dict[Path, dict[str, Any]]:
+    """results.json of every run, by the run's folder."""
+    return {path.parent: read_json(path) for path in sorted((outputs / "runs").glob("*/results.json"))}
+
+
+def folders_of(stage: Stage, results: dict[Path, dict[str, Any]]) -> list[Path]:
+    return [folder for folder, result in results.items() if stage.has(flat_config(result["config"]))]
 
 
 def write_page(outputs: Path, words: list[str], first: RunConfig) -> None:
     """The notes of all runs and the facts of their stages, and from these the figure and the page."""
     stages, facts = stages_of(first), read_json(STAGES) if STAGES.exists() else {}
-    results = {path.parent: read_json(path) for path in (outputs / "runs").glob("*/results.json")}
-    here = []
+    results, here = results_in(outputs), {}
     for stage in stages:
-        folders = [folder for folder, result in results.items() if stage.has(flat_config(result["config"]))]
-        if folders:
-            here.append(stage)
+        folders = folders_of(stage, results)
+        if len(folders) >= (facts.get(stage.title, {}).get("runs") or 1):  # fewer replace no stage on the page
+            here[stage] = folders
             facts[stage.title] = facts_of([results[folder] for folder in folders]) | {
                 "hours": spent_hours(outputs).get(stage.title, 0.0),
-                "audit": analysis("audit", *sorted(folders), check=False).strip(),
+                "audit": analysis("audit", *folders, check=False).strip(),
             }
     others = [stage for stage in stages if stage not in here]
     earlier = outputs / "earlier.json"
@@ -200,7 +224,7 @@ def write_page(outputs: Path, words: list[str], first: RunConfig) -> None:
     parts = [earlier] if kept else []
     if here:
         text, parts = outputs / "here.txt", [outputs / "here.json", *parts]
-        analysis("notes", outputs / "runs", "-o", text)
+        analysis("notes", *(folder for folders in here.values() for folder in folders), "-o", text)
         # as the preset names its files
         write_text(text, text.read_text(encoding="utf-8").replace(str(Path.home()), "~"))
         analysis("import", text, "-o", parts[0], "--replace")

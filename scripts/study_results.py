@@ -1,8 +1,8 @@
 """Runs the studies' presets on the built-in model and writes docs/study_results.md. `make studies`.
 
 Every variant is trained with seed 0, those on which a sentence of docs/studies.md is based with seeds 1 and 2 too. What
-is complete in OUTPUTS is not trained again. `--write-only` trains nothing. Numbers depend
-on the number of threads in their last digits: OMP_NUM_THREADS=1 gives the page's.
+is complete in OUTPUTS is not trained again. `--write-only` trains nothing. Numbers depend on the number of threads in
+their last digits: OMP_NUM_THREADS=1 gives the page's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Any
 
 import pandas as pd
 
-ROOT = Path(__file__).parent.parent
+from scripts.launches import INTERRUPTED, ROOT, launch
+
 PAGE = ROOT / "docs" / "study_results.md"
 
 
@@ -74,8 +75,11 @@ def main() -> int:
         if not args.write_only:
             for words in commands(preset):
                 started = time.monotonic()
-                command = [sys.executable, "launch.py", *words, f"outputs={args.outputs / preset.name}", "report=false"]
-                failed |= subprocess.run(command, cwd=ROOT, check=False).returncode != 0
+                ended = launch(*words, f"outputs={args.outputs / preset.name}", "report=false")
+                if ended == INTERRUPTED:
+                    print("interrupted: the same command goes on; the page is as it was", flush=True)
+                    return INTERRUPTED
+                failed |= ended != 0
                 print(f"{' '.join(words)}: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
     PAGE.write_text(
         page([preset for preset in PRESETS if (args.outputs / preset.name / "runs").is_dir()], args.outputs)

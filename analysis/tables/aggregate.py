@@ -21,12 +21,16 @@ from sae_sweeps.errors import ConfigError
 
 CONFIDENCE = 0.95
 
+CHOSEN = (("config", "eval"), ("config", "eval.evaluations"))
+"""Which evaluations a run has, for which it has metrics; how they measured is in other keys of `eval`."""
+
 
 def aggregated(table: Table, words: Sequence[str]) -> tuple[Table, list[list[int]]]:
     """The table of runs with those as one row that differ in the named keys alone; each row's runs as row numbers.
 
-    `metrics` holds their mean, with STATISTICS beside it. Runs that differ in any other key of what was trained, in
-    tokens or in steps are rows of their own; so are unfinished runs and runs without the keys. Rows are in the order
+    `metrics` holds their mean, with STATISTICS beside it. Runs that differ in any other key of what was trained or of
+    how it was measured, in tokens or in steps are rows of their own; so are unfinished runs and runs without the keys.
+    Rows are in the order
     of their first run, to which levels and reasons of its other runs go. Raises ConfigError for what is no config key.
     """
     full = table.frame
@@ -74,7 +78,8 @@ def members_of(full: pd.DataFrame, keys: Sequence[Column]) -> list[list[int]]:
 
 def aggregated_frame(full: pd.DataFrame, keys: Sequence[Column], members: list[list[int]]) -> pd.DataFrame:
     first = full.iloc[[rows[0] for rows in members]].reset_index(drop=True)
-    kept = [column for column in first.columns if column[0] != "metrics" and column not in keys]
+    mixed = [c for c in CHOSEN if c in full and any(varies(map(identity, full[c].iloc[rows])) for rows in members)]
+    kept = [column for column in first.columns if column[0] != "metrics" and column not in (*keys, *mixed)]
     head = first[kept].copy()
     ids, titles, warnings = (list(full["run", name]) for name in ("run_id", "title", "warnings"))
     common = [{without(titles[row], keys) for row in rows} for rows in members]
@@ -95,7 +100,7 @@ def without(title: str | None, keys: Sequence[Column]) -> str | None:
 
 def signatures_of(full: pd.DataFrame, keys: Sequence[Column]) -> list[tuple]:
     """For each run its config without `keys`, tokens, steps and source, as far as runs differ in them."""
-    own = [c for c in of_kind(full, "config") if c not in keys and c[1].partition(".")[0] not in UNSHOWN]
+    own = [c for c in of_kind(full, "config") if c not in (*keys, *CHOSEN) and c[1].partition(".")[0] not in UNSHOWN]
     is_run = [source == "run" for source in full["run", "source"]]
     found = zip(own, full[own].to_numpy().T if own else [], strict=True)
     columns = [with_usual(key, values, is_run) for (_, key), values in found if varies(values)]

@@ -29,6 +29,7 @@ from sae_sweeps.runs.evaluate import (
     check_sources,
     collected,
     descriptions,
+    eval_of_results,
     evaluate_group,
     is_done,
     wanted,
@@ -354,16 +355,18 @@ def write_foreign(target: Target, failures: list[str]) -> None:
     """Write results.json beside an SAE trained elsewhere."""
     metrics, warnings = collected(target.folder)
     run = target.run
+    judged_by, others = eval_of_results(run, target.folder)
     config = {
         "model": {"name": run.model.name, "path": run.model.path},
         "layer": {"hook": run.layer.hook, "index": run.layer.index},
         "data": {"name": run.data.name},
         "architecture": target.architecture,
-        "eval": run.to_dict()["eval"],
+        "eval": judged_by,
     }
     content = {"run_id": target.name, "title": target.title, "config": config, "metrics": metrics}
     content |= descriptions(target.folder)
-    write_json(target.folder / "results.json", content | {"provenance": {}, "warnings": warnings + failures})
+    content |= {"provenance": {}, "warnings": [*warnings, *others, *failures]}
+    write_json(target.folder / "results.json", content)
 
 
 def show(folders: list[Path]) -> None:

@@ -189,6 +189,11 @@ def _digest(file: Path, _size: int, _changed_ns: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:12]
 
 
+def name_of_data(data: str) -> str:
+    """How recorded settings name `eval.data`: a file of labelled text by its content, wherever it lies."""
+    return f"labelled:{file_digest(Path(data))}" if Path(data).is_file() else data
+
+
 def settings_of(cfg: "EvalConfig", name: str) -> dict[str, Any]:
     """What decides an evaluation's numbers: recorded beside them, and compared before it is done again."""
     evaluation = find_evaluation(name)
@@ -199,8 +204,8 @@ def settings_of(cfg: "EvalConfig", name: str) -> dict[str, Any]:
         found["code"] = evaluation.digest
     if evaluation.version > 1:
         found[VERSION] = evaluation.version
-    if "data" in found and Path(cfg.data).is_file():
-        found["data"] = f"labelled:{file_digest(Path(cfg.data))}"  # wherever the file lies
+    if "data" in found:
+        found["data"] = name_of_data(cfg.data)
     for key, value in found.items():
         if is_dataclass(value) and not isinstance(value, type):
             found[key] = {k: v for k, v in asdict(value).items() if f"{key}.{k}" not in evaluation.no_effect}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -20,11 +21,13 @@ from sae_sweeps.activations.synthetic import SyntheticWorld
 from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.evaluations import (
     EVALUATIONS,
+    VERSION,
     EvalConfig,
     config_of,
     describe,
     evaluation_names,
     find_evaluation,
+    name_of_data,
     plain_name,
     same_settings,
     settings_of,
@@ -43,7 +46,7 @@ from sae_sweeps.evaluation.shared import Shared
 from sae_sweeps.evaluation.sources import data_of, open_source
 from sae_sweeps.evaluation.tasks import check_tasks
 from sae_sweeps.runs.session import RunSession, held_out_pool
-from sae_sweeps.storage.files import one_line, write_json, write_text
+from sae_sweeps.storage.files import object_in, one_line, write_json, write_text
 from sae_sweeps.storage.hub import commit_of
 from sae_sweeps.storage.run_folder import SUMMARY, RunFolder, read_summary
 from sae_sweeps.storage.secrets import without_secrets
@@ -280,6 +283,43 @@ def collected(folder: Path) -> tuple[dict[str, Any], list[str]]:
         prefix = "" if name in UNNAMED else f"{name}: "
         warnings += [f"{prefix}{warning}" for warning in evaluation["warnings"]]
     return metrics, warnings
+
+
+def eval_of_results(run: RunConfig, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """`eval` as the config of results.json has it: the settings of every evaluation in the folder, though the run's
+    own `eval` may have chosen few of them; and a warning that names those of other settings."""
+    now, chosen = run.to_dict()["eval"], wanted(run)
+    paths = (folder / "evals").glob(f"*{SUMMARY}")
+    settings = {path.name.removesuffix(SUMMARY): read_summary(path)["settings"] for path in sorted(paths)}
+    earlier = [name for name in settings if name not in chosen]
+    if not earlier:
+        return now, []
+    path, before = folder / "results.json", {}
+    with suppress(UserError):  # it is written anew
+        before = object_in((RunFolder(folder).results() or {}).get("config", {}), "eval", path)
+    read = {key for name in chosen for key in settings_of(run.eval, name)}
+    merged = {**now, **before} | {key: now[key] for key in read if key in now}
+    if merged["name"] == "none":
+        merged["name"] = now["name"]
+    done = dict.fromkeys([*merged["evaluations"], *chosen, *settings])
+    merged["evaluations"] = sorted(done, key=lambda name: EVALUATIONS.index(name) if name in EVALUATIONS else len(done))
+    other = [name for name in earlier if not _has_settings(merged, settings[name])]
+    what = f"{', '.join(other)}: measured by other settings than config.eval, those in evals/NAME{SUMMARY}"
+    return merged, [what] if other else []
+
+
+def _has_settings(config: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether a config's `eval` holds the settings that an evaluation recorded."""
+    for key, value in settings.items():
+        if key in (VERSION, "code"):  # no keys of `eval`
+            continue
+        has = config.get(key)
+        if key == "data":
+            has = name_of_data(str(has))
+        same = value.items() <= has.items() if isinstance(value, dict) and isinstance(has, dict) else value == has
+        if not same:
+            return False
+    return True
 
 
 def held_out_activations(run: RunConfig, layers: Sequence[LayerConfig], session: RunSession) -> list[torch.Tensor]:

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.errors import DamagedFile
-from sae_sweeps.runs.evaluate import Failure, collected, descriptions, is_evaluated
+from sae_sweeps.runs.evaluate import Failure, collected, descriptions, eval_of_results, is_evaluated
 from sae_sweeps.storage.files import digest_of, read_json, write_json, write_text
 from sae_sweeps.storage.run_folder import FORMAT, RunFolder
 
@@ -62,7 +62,7 @@ def write_results(
 ) -> dict[str, Any]:
     """results.json from the last row of metrics.jsonl, `trained.json` and everything in `evals/`.
 
-    `doubts` are further warnings.
+    `doubts` are further warnings. `config.eval` has the settings of every evaluation there.
     """
     trained = read_trained(folder, LOGS)
     rows = folder.metrics.rows()
@@ -73,15 +73,17 @@ def write_results(
     last = rows[-1]
     metrics: dict[str, Any] = {("final_loss" if key == "loss" else key): last.get(key) for key in LAST_STEP}
     measured, warnings = collected(folder.path)
+    judged_by, others = eval_of_results(run, folder.path)
     results = {
         "format_version": FORMAT,
         "run_id": run_id,
         "title": title,
-        "config": run.to_dict(),
+        "config": run.to_dict() | {"eval": judged_by},
         "metrics": metrics | {"tokens": last["tokens"], "steps": last["step"] + 1} | measured,
         "provenance": trained["provenance"],
-        "warnings": [*trained["warnings"], *warnings, *doubts, *(failure.warning(folder.path) for failure in failures)],
     }
+    failed = [failure.warning(folder.path) for failure in failures]
+    results["warnings"] = [*trained["warnings"], *warnings, *others, *doubts, *failed]
     results |= descriptions(folder.path)
     write_json(folder.results_path, results)
     return results

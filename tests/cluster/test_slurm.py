@@ -89,22 +89,14 @@ def test_struck_in_every_way_each_run_ends_complete_or_with_its_reason(accountin
         sweep = the_sweep(outputs)
         cancelled, requeued, killed, preempted, *_ = jobs(sweep)
         array = cancelled["id"].partition("_")[0]
-        strikes = {
-            cancelled["id"]: (trains, lambda job: slurm.call("scancel", job["id"])),
-            requeued["id"]: (has_checkpoint, lambda job: slurm.call("scontrol", "requeue", job["id"])),
-            killed["id"]: (trains, lambda job: kill_process_of(folder_of(outputs, job))),
-            preempted["id"]: (has_checkpoint, lambda job: preempt(slurm, job["id"], folder_of(outputs, job))),
-        }
-        for _ in range(6000):
-            for job in [job for job in jobs(sweep) if job["id"] in strikes]:
-                ready, strike = strikes[job["id"]]
-                if ready(folder_of(outputs, job)):
-                    hold(folder_of(outputs, job))
-                    strike(job)
-                    del strikes[job["id"]]
-            if not strikes:
-                break
-            time.sleep(0.05)
+        ready = {cancelled["id"]: trains, requeued["id"]: has_checkpoint, killed["id"]: trains}
+        ready[preempted["id"]] = has_checkpoint
+        # all are held before the first is struck: a strike can last longer than a run
+        hold_each({folder_of(outputs, job): ready[job["id"]] for job in jobs(sweep) if job["id"] in ready})
+        slurm.call("scancel", cancelled["id"])
+        slurm.call("scontrol", "requeue", requeued["id"])
+        kill_process_of(folder_of(outputs, killed))
+        preempt(slurm, preempted["id"], folder_of(outputs, preempted))
         slurm.stop_process("slurmd-n2")
         slurm.stop_process("slurmctld")
         time.sleep(1)

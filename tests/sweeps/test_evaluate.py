@@ -106,6 +106,37 @@ def test_what_is_done_is_skipped_and_a_changed_setting_is_not(evaluated):
     assert "hierarchy: 2 done in" in out and "tpp: 0 done in 0.0 s, 2 done before" in out
 
 
+def test_the_config_of_the_results_has_the_settings_of_every_evaluation(evaluated, tmp_path):
+    outputs, foreign, _ = evaluated
+    folder = shutil.copytree(run_folders(outputs)[0], tmp_path / "runs" / run_folders(outputs)[0].name)
+    copy = shutil.copytree(foreign, tmp_path / "my_sae")
+    for place in (folder, copy):
+        before = read(place, "results.json")["config"]["eval"]
+        words = ["eval.features.tokens=512", "eval.features.examples=2"]
+        run("evaluate", place, "eval=features", *words, f"outputs={outputs}", module="sae_sweeps")
+        results = read(place, "results.json")
+        found = results["config"]["eval"]
+        assert found["evaluations"] == [*before["evaluations"], "features"]
+        assert found["features"]["tokens"] == 512 and found["name"] == before["name"]
+        same = found.keys() - {"evaluations", "features"}
+        assert {key: found[key] for key in same} == {key: before[key] for key in same}
+        assert not any("other settings" in warning for warning in results["warnings"])
+        # what one config cannot hold is told
+        words = ["eval.evaluations=[separation,tpp]", *LITTLE, "eval.seed=1"]
+        run("evaluate", place, *words, f"outputs={outputs}", module="sae_sweeps")
+        results = read(place, "results.json")
+        assert results["config"]["eval"]["seed"] == 1
+        (warning,) = [warning for warning in results["warnings"] if "other settings" in warning]
+        assert warning == (
+            "absorption, features, hierarchy, scr, sparse_probing, unlearning: measured by other settings than "
+            "config.eval, those in evals/NAME.summary.json"
+        )
+        run("evaluate", place, ALL, *LITTLE, f"outputs={outputs}", module="sae_sweeps")
+        results = read(place, "results.json")
+        assert not any("other settings" in warning for warning in results["warnings"])
+        assert results["config"]["eval"]["features"]["tokens"] == 512
+
+
 def test_one_failing_evaluation_leaves_the_others_and_says_so(evaluated, tmp_path):
     outputs, foreign, _ = evaluated
     copy = tmp_path / "sae"

@@ -51,6 +51,18 @@ def test_runs_from_before_a_key_was_added_have_its_default(tmp_path):
     assert [list(runs) for runs in frame["run", "runs"]] == [["run-0", "run-1"], ["run-2"]]
 
 
+def test_which_evaluations_a_run_has_does_not_keep_it_apart(tmp_path):
+    how = {"eval": {"name": "core", "evaluations": ["core"], "recon_batches": 4}}
+    more = {"eval": how["eval"] | {"name": "full", "evaluations": ["core", "features"]}}
+    other = {"eval": more["eval"] | {"recon_batches": 5}}
+    for seed, changes in enumerate((how, more, other)):
+        add_run(tmp_path, f"run-{seed}", {"seed": seed, **changes}, {"fvu": 0.1 * seed})
+    frame = table([tmp_path], aggregate=["seed"]).frame
+    assert [list(runs) for runs in frame["run", "runs"]] == [["run-0", "run-1"], ["run-2"]]
+    assert ("config", "eval.evaluations") not in frame.columns, "the row's runs have different ones"
+    assert list(frame["config", "eval.recon_batches"]) == [4, 5]
+
+
 def test_what_people_and_programs_see(seeds):
     result = table([seeds], aggregate=["seed"])
     shown = render(result)
