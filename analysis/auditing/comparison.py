@@ -3,7 +3,6 @@
 import re
 from collections.abc import Collection, Sequence
 from functools import cached_property
-from typing import Any
 
 from analysis.auditing.run import Run
 from analysis.grouped import grouped
@@ -61,13 +60,16 @@ class Comparison:
     @cached_property
     def configurations(self) -> list[list[Run]]:
         """The compared runs in lists; runs of one list differ only in their seeds."""
-        keys = self.method_keys
-
-        def method(run: Run) -> tuple[Any, ...]:
-            # notes name few keys, so runs that share those are still different configurations
-            return (run.source, run.run_id if run.study else None, *(run.config.get(key) for key in keys))
-
-        return list(grouped((method(run), run) for run in self.compared).values())
+        keys, found = self.method_keys, []
+        alike = grouped(((run.source, *(run.config.get(key) for key in keys)), run) for run in self.compared)
+        for runs in alike.values():
+            seeds = {tuple(run.config.get(key) for key in SEEDS) for run in runs}
+            # notes name few keys: runs that share those are one configuration where their seeds say so
+            repeats = (
+                not runs[0].study or len(seeds) == len(runs) and all(run.config.get("seed") is not None for run in runs)
+            )
+            found += [runs] if repeats else [[run] for run in runs]
+        return found
 
     @cached_property
     def keys(self) -> list[str]:

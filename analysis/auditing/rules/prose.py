@@ -21,6 +21,7 @@ from analysis.auditing.prose import (
 from analysis.auditing.rules.rule import Found, Rules
 from analysis.auditing.run import Run, number
 from analysis.metrics import direction
+from sae_sweeps.config.evaluations import plain_name
 
 RULES = Rules()
 
@@ -245,7 +246,7 @@ def announced(comparison: Comparison) -> Found:
     """The plan of a study names a measure that is recorded of none of its runs."""
     from fnmatch import fnmatchcase
 
-    metrics = {name for run in comparison.runs for name in (*run.metrics, *run.nulls)}
+    metrics = {plain_name(name) for run in comparison.runs for name in (*run.metrics, *run.nulls)}
     missing = [
         found[0]
         for words, names in MEASURES.items()

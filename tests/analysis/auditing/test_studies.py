@@ -235,6 +235,19 @@ def test_plans_beside_what_was_done(found):
         a_run(0, metrics={"nmi": 0.1, "silhouette": 0.0}), study=Study(experiment="Gemma-2B, NMI, silhouette.")
     )
     assert not {"prose-model", "announced"} & set(codes)
+    codes = found(a_run(0, metrics={"labelled_sae_test_accuracy": 0.8}), study=Study(experiment="Sparse probing."))
+    assert "announced" not in codes
+
+
+def test_runs_of_notes_that_differ_in_their_seeds_alone_are_one_configuration(found):
+    runs = [
+        a_run(2 * seed + variant, config={"seed": seed, "penalty": penalty}, metrics={"fvu": 0.2 + seed + variant})
+        for seed in range(3)
+        for variant, penalty in enumerate(("none", "ortho"))
+    ]
+    assert not {"single-seed", "seeds"} & set(found(*runs))
+    same_seed = [a_run(n, config={"seed": 0, "penalty": "none"}, metrics={"fvu": 0.2 + n}) for n in range(3)]
+    assert "single-seed" in found(*same_seed), "notes name few keys: equal ones are three configurations"
 
 
 # Prose
