@@ -13,6 +13,7 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.plugins.config_source import ConfigResult
@@ -48,9 +49,24 @@ class ReadOnce(ConfigRepository):
     def load_config(self, config_path: str) -> ConfigResult | None:
         key = config_path, *(source.path for source in self.sources)
         if key not in self._read:
-            self._read[key] = super().load_config(config_path)
+            self._read[key] = self._of_file(config_path) or super().load_config(config_path)
         read = self._read[key]
         return read and replace(read, config=copy.deepcopy(read.config))
+
+    def _of_file(self, config_path: str) -> ConfigResult | None:
+        """What an earlier command of this process read from a file that has not changed since."""
+        source = self._find_object_source(config_path=config_path, object_type=ObjectType.CONFIG)
+        if source is None or source.scheme() != "file":
+            return None
+        file = Path(source.path, source._normalize_file_name(config_path))
+        stat = file.stat()
+        key = source.provider, str(file), stat.st_mtime_ns, stat.st_size, stat.st_ino
+        if key not in _files:
+            _files[key] = super().load_config(config_path)
+        return _files[key]
+
+
+_files: dict[tuple[str | int, ...], ConfigResult | None] = {}
 
 
 def register() -> None:

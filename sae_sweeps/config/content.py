@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ SCHEMAS = {cls.__name__: cls for cls in (LocalConfig, SlurmConfig, SyntheticConf
 """Those of choices with keys that the others of their group lack; their YAML files name them in `defaults`."""
 
 
+@cache
 def register_schemas() -> None:
-    """Give Hydra the typed root, with the defaults of the groups, and the schemas of single choices."""
+    """Give Hydra, once, the typed root, with the defaults of the groups, and the schemas of single choices."""
     store = ConfigStore.instance()
     store.store(name="schema", node=RootConfig)
     for name, cls in SCHEMAS.items():
