@@ -81,7 +81,7 @@ test: install ## the whole test suite, quick tests first; both halves run and th
 	echo "quick tests: $$(verdict $$quick)"; echo "slow tests: $$(verdict $$slow)"; \
 	test $$quick -eq 0 -a $$slow -eq 0
 
-test-matrix: install ## every architecture with every penalty, schedule, group layer and precision, and every option, on a simulated GPU too
+test-matrix: install ## every architecture with every penalty, group layer and precision, and every option, on a simulated GPU too
 	TEST_MATRIX=full $(PY) -m pytest tests/training/test_every_combination.py tests/cuda -m slow -n 2
 
 test-families: install ## every family of language models with every kind of hook (a minute)
