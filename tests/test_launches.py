@@ -21,7 +21,12 @@ SCRIPT = "import sys, scripts.launches as launches; launches.ROOT = sys.argv[1];
 def test_ctrl_c_lets_the_launch_end_by_itself(tmp_path):
     (tmp_path / "launch.py").write_text(LAUNCH)
     script = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", SCRIPT, tmp_path],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
     )
     try:
         assert script.stdout.readline() == "trains\n"

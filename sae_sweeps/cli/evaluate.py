@@ -43,6 +43,7 @@ from sae_sweeps.storage.files import write_json
 from sae_sweeps.storage.hub import COMMIT
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import RunFolder
+from sae_sweeps.sweeps.plan import because
 from sae_sweeps.sweeps.sweep import recorded_config, run_of
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def evaluate(paths: list[Path], words: list[str]) -> int:
         word = "eval=none" if cfg.eval.name == "none" else "eval.evaluations=[]"
         raise ConfigError(f"{word}: leaves nothing to evaluate; give eval=core, quick, full or features, or name some.")
     targets, refused = find_targets(paths, cfg, words)
+    refuse_unread(words, targets)
     give_own_names(targets)
     check_sources(target.run for target in targets)
     stop, console = Stop(), Console()
@@ -129,6 +131,17 @@ def refuse_training_words(words: list[str]) -> None:
         key = word.partition("=")[0]
         if key.partition(".")[0] in FIXED:
             raise ConfigError(f"{word}: evaluate trains nothing; give eval, model, layer, data, device or outputs.")
+
+
+def refuse_unread(words: list[str], targets: list[Target]) -> None:
+    """Raise ConfigError for a key of `eval` that no evaluation of this command reads."""
+    unused = [target.run.unused_keys() for target in targets]
+    for word in words:
+        key, _, value = word.partition("=")
+        if key.startswith("eval.") and value != "null":
+            reasons = [because(keys, key) for keys in unused]
+            if reasons and None not in reasons:
+                raise ConfigError(f"{word}: no evaluation of this command reads it ({reasons[0]}); leave it out.")
 
 
 def one_line_of(group: list[Target]) -> str:

@@ -221,7 +221,12 @@ def unused_because(override: str, run: RunConfig, keys: KeysRead) -> str | None:
         chosen = ", ".join(f"{g}={getattr(run, g).name}" for g in ("architecture", "penalty", "schedule"))
         return f"{chosen} has no such key{_who_reads(key)}"
     key = "layer" if key == "layer.index" else key
-    return next((why for name, why in keys.unused.items() if key == name or key.startswith(f"{name}.")), None)
+    return because(keys.unused, key)
+
+
+def because(unused: dict[str, str], key: str) -> str | None:
+    """Why a key, or the group that it is in, is unused, or None."""
+    return next((why for name, why in unused.items() if key == name or key.startswith(f"{name}.")), None)
 
 
 def refuse_unused(points: list[Point], configs: list[RunConfig], read: list[KeysRead]) -> None:

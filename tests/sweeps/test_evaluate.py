@@ -30,6 +30,7 @@ LITTLE = [
     "eval.sparsity_batches=1",
     "eval.batch_size=4",
 ]
+OF_TPP, OF_CORE = LITTLE[:2], LITTLE[-3:]
 ALL = "eval.evaluations=[core,separation,sparse_probing,hierarchy,tpp,scr,absorption,unlearning]"
 
 
@@ -122,7 +123,7 @@ def test_the_config_of_the_results_has_the_settings_of_every_evaluation(evaluate
         assert {key: found[key] for key in same} == {key: before[key] for key in same}
         assert not any("other settings" in warning for warning in results["warnings"])
         # what one config cannot hold is told
-        words = ["eval.evaluations=[separation,tpp]", *LITTLE, "eval.seed=1"]
+        words = ["eval.evaluations=[separation,tpp]", *OF_TPP, "eval.seed=1"]
         run("evaluate", place, *words, f"outputs={outputs}", module="sae_sweeps")
         results = read(place, "results.json")
         assert results["config"]["eval"]["seed"] == 1
@@ -141,7 +142,7 @@ def test_one_failing_evaluation_leaves_the_others_and_says_so(evaluated, tmp_pat
     outputs, foreign, _ = evaluated
     copy = tmp_path / "sae"
     shutil.copytree(foreign, copy, ignore=shutil.ignore_patterns("evals", "results.json"))
-    words = [*LITTLE, f"outputs={outputs}", "eval.evaluations=[tpp,core]", "eval.probing.train_rows=4"]
+    words = [*OF_TPP, *OF_CORE, f"outputs={outputs}", "eval.evaluations=[tpp,core]", "eval.probing.train_rows=4"]
     words += ["eval.probing.test_rows=4", f"eval.data={tmp_path}"]
     done = run("evaluate", copy, *words, expect=1, module="sae_sweeps")
     assert "evaluation tpp failed" in done.stdout and "hf download LabHC/bias_in_bios" in done.stdout
@@ -255,8 +256,13 @@ def test_mistakes_are_one_sentence(evaluated, tmp_path):
         (foreign, "data.max_norm=10"): "judged within the norm that it was trained under",
         (tmp_path,): "holds no trained SAE",
         ("eval=full",): "evaluate needs a path",
-        (foreign, "eval.probing.k_values=abc"): "eval.probing.k_values=abc",
-        (foreign, "eval.ablation.n_values=[0]"): "eval.ablation.n_values=[0]: give numbers above 0",
+        (foreign, "eval.evaluations=[tpp]", "eval.probing.k_values=abc"): "eval.probing.k_values=abc",
+        (foreign, "eval.hierarchy.folds=2"): "eval.hierarchy.folds=2: no evaluation of this command reads it (eval.",
+        (
+            foreign,
+            "eval.evaluations=[tpp]",
+            "eval.ablation.n_values=[0]",
+        ): "eval.ablation.n_values=[0]: give numbers above 0",
     }
     for words, message in mistakes.items():
         done = run("evaluate", *words, expect=2, module="sae_sweeps")
