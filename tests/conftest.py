@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))  # `make test-processors` tries two
 
-COSTLY = ("test_evaluate.py", "test_swept.py", "test_side_by_side.py", "test_clean_sweep.py")
+COSTLY = ("test_evaluate.py", "test_swept.py", "test_side_by_side.py", "test_clean_sweep.py", "test_presets.py")
 VOCABULARY = 384
 SPECIAL = ["<bos>", "<eos>", "<pad>"]
 

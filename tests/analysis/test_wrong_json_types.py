@@ -11,6 +11,8 @@ from sae_sweeps.cli.main import main
 from sae_sweeps.errors import DamagedFile
 from sae_sweeps.storage.files import check_types, object_in, without_new_folders, write_json
 
+pytestmark = pytest.mark.slow  # every value of every file, under every command
+
 RUN = "0123456789ab"
 SAE = {"hook_name": "blocks.1.hook_resid_post", "model_name": "m", "metadata": {"hook_name": None}}
 FILES: dict[str, Any] = {

@@ -13,6 +13,8 @@ from sae_sweeps.errors import ConfigError
 from sae_sweeps.sweeps.plan import describe
 from sae_sweeps.sweeps.variants import SCALED, variant_of
 
+pytestmark = pytest.mark.slow  # some 130 runs are composed, more than once
+
 STUDIES = {
     "selective_orthogonality": "gemma-2-2b",
     "progressive_orthogonality": "gemma-2-2b",
