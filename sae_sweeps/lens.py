@@ -185,12 +185,11 @@ def hook_width(config_file: Path, name: str) -> int:
     except UserError:
         raise
     except Exception as error:  # transformers and TransformerLens raise many types here
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if out_of_memory(error):
-            raise
-        text = " ".join(str(error).split())
+            text = "the memory does not hold a layer of the model"
         raise ConfigError(
-            f"layer.hook={name}: its width cannot be read from {config_file} ({type(error).__name__}: {text}); give it "
-            "as layer.d_in=WIDTH."
+            f"layer.hook={name}: its width cannot be read from {config_file} ({text}); give it as layer.d_in=WIDTH."
         ) from error
 
 

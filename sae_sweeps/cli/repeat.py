@@ -46,7 +46,7 @@ def repeat(words: list[str], local: Local | None) -> int:
     (point,) = compose_points(here, single=True, local=local)
     cfg = point.cfg
     saved, results = recorded_config(folder), RunFolder(folder).results() or {}
-    made = results.get("provenance", {})
+    made, rows = results.get("provenance", {}), _rows(folder)  # damaged ones are told before the training
     _check_recorded(made, folder)
     saved |= {key: value for key, value in results.get("config", {}).items() if key == "eval"}  # of the last evaluation
     for key, _, value in (word.partition("=") for word in words):
@@ -80,7 +80,7 @@ def repeat(words: list[str], local: Local | None) -> int:
                 made_file.unlink()
             raise
     if ended and status == 0 and results:
-        print_line("repeat  " + compared(folder, results, run_path(outputs, run_id)))
+        print_line("repeat  " + compared(folder, results, rows, run_path(outputs, run_id)))
     return status
 
 
@@ -212,7 +212,7 @@ def _use_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def compared(before: Path, old: dict[str, Any], after: Path) -> str:
+def compared(before: Path, old: dict[str, Any], old_rows: list[dict[str, Any]], after: Path) -> str:
     """Whether two runs, the first with the results `old`, have the same weights, log and metrics, in one sentence."""
     new = RunFolder(after).results()
     assert new is not None  # its last file, and it is complete
@@ -222,9 +222,8 @@ def compared(before: Path, old: dict[str, Any], after: Path) -> str:
     weights = [folder / "sae" / "sae_weights.safetensors" for folder in (before, after)]
     if all(path.exists() for path in weights):
         found["weights"] = len({digest_of_files([path], None) for path in weights}) == 1
-    rows = [_rows(folder) for folder in (before, after)]
-    if rows[0]:
-        found[f"{len(rows[0])} rows of the log"] = rows[0] == rows[1]
+    if old_rows:
+        found[f"{len(old_rows)} rows of the log"] = old_rows == _rows(after)
     if not found:
         return f"nothing to compare: {before} has no weights, no log and no metric that the repeat has"
     left = len(old["metrics"]) - len(both)

@@ -116,3 +116,14 @@ def test_a_width_that_cannot_be_read_can_be_given(tmp_path):
     assert model_facts(cfg) == ModelFacts(8, 2)
     with pytest.raises(ConfigError, match="layer.hook=attn.hook_z: its width cannot be read.*layer.d_in=WIDTH"):
         hook_width(tmp_path / "config.json", "attn.hook_z")
+
+
+def test_a_model_whose_layer_does_not_fit_into_memory_is_a_mistake_of_one_sentence(tmp_path):
+    from sae_sweeps.lens import hook_width
+
+    sizes = {"hidden_size": 2**40, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+    _folder(tmp_path, model_type="gpt_neox", architectures=["GPTNeoXForCausalLM"], **sizes)
+    with pytest.raises(
+        ConfigError, match="the memory does not hold a layer of the model.; give it as layer.d_in=WIDTH"
+    ):
+        hook_width(tmp_path / "config.json", "attn.hook_z")

@@ -100,6 +100,10 @@ def code_of_a_number(folder):
     rewrite(folder, "config.yaml", file, "5")
 
 
+def cut_log(folder):
+    rewrite(folder, "metrics.jsonl", "}\n", "\n")
+
+
 def recorded(key, value):
     def change(folder):
         results = json.loads((folder / "results.json").read_text())
@@ -120,6 +124,7 @@ def recorded(key, value):
         (newer, f"has the format_version {FORMAT + 1}, and this version of sae-sweeps reads up to {FORMAT}"),
         (no_config, "is damaged (it is not a YAML mapping)"),
         (code_of_a_number, "config.yaml is damaged (_file_=5 is no path of a file)"),
+        (cut_log, "metrics.jsonl is damaged at line 1"),
         (recorded("threads", "two"), "is damaged (its provenance.threads=two is no whole number above 0)"),
         (recorded("threads", True), "is damaged (its provenance.threads=True is no whole number above 0)"),
         (recorded("threads", 0), "is damaged (its provenance.threads=0 is no whole number above 0)"),
@@ -195,4 +200,4 @@ def test_where_there_is_nothing_to_compare_no_number_is_called_equal(tmp_path):
     write_json(tmp_path / "results.json", {"metrics": {"fvu": 0.5}})
     for metrics, expected in (({}, "nothing to compare"), ({"fvu": 0.5}, "bit for bit"), ({"fvu": 0.4}, "differs")):
         old = {"metrics": metrics, "provenance": {}}
-        assert compared(tmp_path / "old", old, tmp_path).startswith(expected)
+        assert compared(tmp_path / "old", old, [], tmp_path).startswith(expected)
