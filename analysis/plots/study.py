@@ -108,8 +108,9 @@ class Study:
     def curves(self, row: int) -> dict[str, np.ndarray]:
         """The numbers of metrics.jsonl as name -> array [n], nan where a row lacks it; with WEIGHTED and SHARE."""
         if row not in self._curves:
-            read = partial(thinned_rows, self.folder(row).metrics, POINTS)
-            curves = self._curves[row] = columns_of(self._or_damaged(row, read, []))
+            folder = self.folder(row)
+            read = self._or_damaged(row, lambda: thinned_rows(folder.whole(folder.metrics), POINTS), [])
+            curves = self._curves[row] = columns_of(read)
             if {"penalty_loss", "penalty_weight", "loss"} <= set(curves):
                 curves[WEIGHTED] = curves["penalty_loss"] * curves["penalty_weight"]
                 curves[SHARE] = curves[WEIGHTED] / np.where(curves["loss"] != 0, curves["loss"], np.nan)
@@ -142,7 +143,8 @@ class Study:
     def monitors(self, row: int, name: str) -> list[dict[str, Any]]:
         """The records of one monitor in monitors.jsonl, oldest first."""
         if row not in self._monitors:
-            self._monitors[row] = self._or_damaged(row, self.folder(row).monitors.rows, [])
+            folder = self.folder(row)
+            self._monitors[row] = self._or_damaged(row, lambda: folder.whole(folder.monitors).rows(), [])
         return [record for record in self._monitors[row] if record.get("monitor") == name]
 
     def monitored(self, variant: Variant, monitor: str, key: str) -> tuple[np.ndarray, np.ndarray] | None:

@@ -35,14 +35,14 @@ from sae_sweeps.runs.evaluate import (
     wanted,
 )
 from sae_sweeps.runs.export import trained_sae
-from sae_sweeps.runs.results import TRAINED, write_results
+from sae_sweeps.runs.results import write_results
 from sae_sweeps.runs.session import RunSession, device_for
 from sae_sweeps.runs.unchanged import refuse_changed
 from sae_sweeps.storage.digests import digest_of_files, short_hash
 from sae_sweeps.storage.files import write_json
 from sae_sweeps.storage.hub import COMMIT
 from sae_sweeps.storage.lease import Lease
-from sae_sweeps.storage.run_folder import RunFolder
+from sae_sweeps.storage.run_folder import TRAINED, RunFolder
 from sae_sweeps.sweeps.plan import because
 from sae_sweeps.sweeps.sweep import recorded_config, run_of
 

@@ -15,7 +15,7 @@ from sae_sweeps.architectures.saelens import ExportedSAE
 from sae_sweeps.config.hooks import hook_name
 from sae_sweeps.errors import ConfigError
 from sae_sweeps.kernels.features import DenseFeatures, Features
-from sae_sweeps.runs.results import SAE_FILES, read_trained
+from sae_sweeps.storage.run_folder import SAE_FILES
 
 if TYPE_CHECKING:
     from sae_sweeps.architectures.base import SAE
@@ -134,7 +134,7 @@ def trained_sae(run: RunConfig, folder: RunFolder) -> ExportedSAE:
 
     Raises DamagedFile where it is not what training wrote.
     """
-    trained = read_trained(folder, SAE_FILES)
+    trained = folder.trained(SAE_FILES)
     if run.why_not_saelens() is None:
         return saelens.load(folder.sae)
     from sae_sweeps.kernels.selection import PLAIN

@@ -10,33 +10,13 @@ from omegaconf import OmegaConf
 from sae_sweeps.config.run import RunConfig
 from sae_sweeps.errors import DamagedFile
 from sae_sweeps.runs.evaluate import Failure, collected, descriptions, eval_of_results, is_evaluated
-from sae_sweeps.storage.files import digest_of, read_json, write_json, write_text
-from sae_sweeps.storage.run_folder import FORMAT, RunFolder
+from sae_sweeps.storage.files import read_json, write_json, write_text
+from sae_sweeps.storage.run_folder import FORMAT, LOGS, TRAINED, RunFolder
 
 LAST_STEP = ("loss", "recon_loss", "sparsity_loss", "penalty_loss", "penalty_weight", "dead_features")
 """Numbers of the last row of metrics.jsonl that results.json holds; the loss as final_loss."""
 OF_TRAINING = ("final_loss", *LAST_STEP[1:], "tokens", "steps")
 """Metrics that every run has, whatever is evaluated."""
-
-TRAINED = "trained.json"
-"""Marks a run whose training is done; holds its provenance and warnings."""
-
-
-LOGS = ("metrics.jsonl", "monitors.jsonl")
-SAE_FILES = ("sae/cfg.json", "sae/sae_weights.safetensors")
-
-
-def read_trained(folder: RunFolder, names: Sequence[str]) -> dict[str, Any]:
-    """trained.json. Raises DamagedFile where it, or one of the named files of the run, is not what training wrote."""
-    path = folder.path / TRAINED
-    mend = f"restore it, or delete the folder {folder.path} to train the run again."
-    trained = read_json(path)
-    if not isinstance(trained, dict) or not {"warnings", "provenance"} <= trained.keys():
-        raise DamagedFile(f"{path} is damaged (it has no provenance); {mend}")
-    for name, digest in trained.get("digests", {}).items():  # none in runs of earlier versions
-        if name in names and digest_of(folder.path / name) != digest:
-            raise DamagedFile(f"{folder.path / name} is not what training wrote; {mend}")
-    return trained
 
 
 def final_status(run: RunConfig, folder: RunFolder) -> dict[str, Any] | None:
@@ -64,7 +44,7 @@ def write_results(
 
     `doubts` are further warnings. `config.eval` has the settings of every evaluation there.
     """
-    trained = read_trained(folder, LOGS)
+    trained = folder.trained(LOGS)
     rows = folder.metrics.rows()
     if not rows:
         raise DamagedFile(

@@ -27,7 +27,7 @@ from sae_sweeps.runs.batches import Batches, stream_of
 from sae_sweeps.runs.console import Console
 from sae_sweeps.runs.export import check_format, export, live_sae
 from sae_sweeps.runs.provenance import provenance
-from sae_sweeps.runs.results import SAE_FILES, TRAINED, in_brief, write_config
+from sae_sweeps.runs.results import in_brief, write_config
 from sae_sweeps.runs.session import RunSession
 from sae_sweeps.runs.signals import Stop
 from sae_sweeps.runs.unchanged import record_identity
@@ -41,7 +41,7 @@ from sae_sweeps.storage.files import (
     write_text,
 )
 from sae_sweeps.storage.lease import Lease
-from sae_sweeps.storage.run_folder import RunFolder
+from sae_sweeps.storage.run_folder import SAE_FILES, TRAINED, RunFolder
 from sae_sweeps.storage.secrets import without_secrets
 from sae_sweeps.sweeps.plan import PlannedRun
 from sae_sweeps.training.checkpoint import check_logs, has_checkpoint, load_checkpoint

@@ -2,13 +2,14 @@
 
 import os
 import socket
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sae_sweeps.errors import DamagedFile, DataError
-from sae_sweeps.storage.files import MissingFile, check_types, object_in, read_json, write_json
+from sae_sweeps.storage.files import MissingFile, check_types, digest_of, object_in, read_json, write_json
 from sae_sweeps.storage.rows import RowFile
 
 STATES = ("queued", "running", "completed", "diverged", "failed", "interrupted", "preempted", "cancelled", "lost")
@@ -22,6 +23,11 @@ DAMAGED = "damaged"
 
 SUMMARY = ".summary.json"
 """Beside SAEBench's `evals/core.json`: `evals/core.summary.json`."""
+
+TRAINED = "trained.json"
+"""Marks a run whose training is done; holds its provenance, its warnings, and the digests of LOGS and SAE_FILES."""
+LOGS = ("metrics.jsonl", "monitors.jsonl")
+SAE_FILES = ("sae/cfg.json", "sae/sae_weights.safetensors")
 
 FORMAT = 1
 """Version of the layout of a run's folder and of its files, in status.json and results.json; those without one are of
@@ -167,7 +173,25 @@ class RunFolder(os.PathLike):
         check_types(results, {"title": str, "warnings": list, "described": dict}, self.results_path)
         return results
 
+    def trained(self, names: Sequence[str]) -> dict[str, Any]:
+        """trained.json. Raises DamagedFile where it, or one of these files of the run, is not what training wrote."""
+        path = self.path / TRAINED
+        mend = f"restore it, or delete the folder {self.path} to train the run again."
+        trained = read_json(path)
+        if not isinstance(trained, dict) or not {"warnings", "provenance"} <= trained.keys():
+            raise DamagedFile(f"{path} is damaged (it has no provenance); {mend}")
+        for name, digest in object_in(trained, "digests", path).items():  # none in runs of earlier versions
+            if name in names and digest_of(self.path / name) != digest:
+                raise DamagedFile(f"{self.path / name} is not what training wrote; {mend}")
+        return trained
+
     # Rows ------------------------------------------------------------------------------------------------------------
+
+    def whole(self, log: RowFile) -> RowFile:
+        """The log, of a trained run as training wrote it. Raises DamagedFile for any other."""
+        if (self.path / TRAINED).exists():
+            self.trained([log.path.name])
+        return log
 
     def truncate(self, step: int) -> None:
         """Drop, atomically, the rows of metrics.jsonl and monitors.jsonl after `step`, and torn last lines."""

@@ -3,9 +3,8 @@
 import pytest
 
 from sae_sweeps.errors import DamagedFile, DataError
-from sae_sweeps.runs.results import LOGS, read_trained
 from sae_sweeps.storage.files import remove_temporaries, write_json
-from sae_sweeps.storage.run_folder import RunFolder
+from sae_sweeps.storage.run_folder import LOGS, RunFolder
 from scripts.fault_injection import Fault, Moment, plain_name
 
 
@@ -14,15 +13,17 @@ def test_a_log_that_is_another_file_after_the_training_is_named(tmp_path):
     run.metrics.append({"step": 0, "tokens": 12})
     trained = {"warnings": [], "provenance": {}}
     write_json(run.path / "trained.json", trained)  # of an earlier version
-    assert read_trained(run, LOGS) == trained
+    assert run.trained(LOGS) == trained
     write_json(run.path / "trained.json", trained | {"digests": run.log_digests()})
-    read_trained(run, LOGS)
+    assert run.whole(run.metrics).rows() == run.metrics.rows() == [{"step": 0, "tokens": 12}]
+    assert run.trained(LOGS)["digests"]
     run.metrics.path.write_bytes(run.metrics.path.read_bytes().replace(b"12", b"13"))  # a row all the same
     with pytest.raises(DamagedFile, match=f"metrics.jsonl is not what training wrote; .* delete the folder {run.path}"):
-        read_trained(run, LOGS)
+        run.whole(run.metrics)
+    run.whole(run.monitors)
     write_json(run.path / "trained.json", [])
     with pytest.raises(DamagedFile, match="trained.json is damaged"):
-        read_trained(run, LOGS)
+        run.trained(LOGS)
 
 
 def test_what_killed_processes_left_in_a_run_is_removed_and_nothing_else(tmp_path):

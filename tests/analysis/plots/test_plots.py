@@ -246,6 +246,13 @@ def test_damaged_files_of_one_run_keep_none_of_the_others_from_a_figure(tmp_path
         "metrics.jsonl", "monitors.jsonl", "similarity_50.npz",
     ]  # fmt: skip
     assert len(left_out) == 3 and all(str(damaged) in line for line in left_out)
+    # a row of another type is a row all the same, and no figure draws it
+    write_json(whole / "trained.json", {"warnings": [], "provenance": {}, "digests": RunFolder(whole).log_digests()})
+    monitors = whole / "monitors.jsonl"
+    monitors.write_text(monitors.read_text().replace("[[", "[3,["))
+    lines.clear()
+    draw([whole], tmp_path / "figures", names, lines.append)
+    assert any(f"left out: {monitors} is not what training wrote" in line for line in lines), lines
     comparison = table([tmp_path])
     assert len(comparison.frame) == 2 and any(
         f"{damaged / 'metrics.jsonl'} is damaged" in w for w in comparison.warnings

@@ -24,9 +24,8 @@ from sae_sweeps.evaluation.geometry import decoder_geometry
 from sae_sweeps.evaluation.held_out import sample
 from sae_sweeps.kernels.rounded import at_hand
 from sae_sweeps.runs.export import export, live_sae, trained_sae
-from sae_sweeps.runs.results import TRAINED
 from sae_sweeps.storage.files import write_json
-from sae_sweeps.storage.run_folder import RunFolder
+from sae_sweeps.storage.run_folder import TRAINED, RunFolder
 from sae_sweeps.training.checkpoint import load_checkpoint
 from sae_sweeps.training.step import Training
 
