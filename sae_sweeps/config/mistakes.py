@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
 
 from sae_sweeps.config.aliases import ALIASES
@@ -45,6 +45,10 @@ def sentence(error: Exception) -> str:
     found = re.search(r"full_key: ((?:variants|arms|study|shared)\.\S.*?)\s*(?:\n|$)", text)
     if found and "nterpolation" in text:
         return f"{found[1]}: {text.splitlines()[0]}; mend the file of conf/experiment that has it."
+    if isinstance(error, InterpolationResolutionError):
+        what = re.sub(r"^Recursive interpolation detected.*", "the interpolation leads back to itself", str(error))
+        where = f"{error.full_key}: " if error.full_key else ""
+        return f"{where}{what.splitlines()[0].rstrip('.')}; write a value, or ${{KEY}} with a key of the config that has one."
     if found := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(found[1].split("@")[0], text)
     if found := re.search(r"Value '(.*)' (?:\(?of type '\w+'\)? could not be converted to|is not a valid) (\w+)", text):

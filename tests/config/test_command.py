@@ -177,6 +177,21 @@ def test_a_value_of_the_wrong_type_in_a_file_is_named_too(tmp_path):
     assert sentence(caught.value) == "num_tokens=abc: must be a whole number."
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("seed=${seed}", "seed: the interpolation leads back to itself; write a value, or ${KEY} with a key "),
+        ("seed=${nothing}", "seed: Interpolation key 'nothing' not found; write a value, or ${KEY} with a key "),
+        ("seed=${of:3}", "seed: Unsupported interpolation type of; write a value, or ${KEY} with a key "),
+        ("k=${oc.env:NOT_HERE}", "Environment variable 'NOT_HERE' not found"),
+    ],
+)
+def test_an_interpolation_that_does_not_resolve_is_named(word, message):
+    with pytest.raises((ValueError, ConfigError)) as caught:
+        plan("model=synthetic", word)
+    assert message in sentence(caught.value) and sentence(caught.value).endswith(".")
+
+
 def test_a_path_with_a_comma_is_one_value_and_a_reference_in_a_name_is_refused(tmp_path):
     path = tmp_path / "a,b.jsonl"
     path.write_text('{"text": "a"}')

@@ -140,10 +140,10 @@ def test_trains(row, option):
 
     before, pulls = reconstruction(0), []
     for step in range(STEPS):
-        numbers = training.step(batch_at(step), step, logged=True, monitored=step % 10 == 0).numbers
+        numbers = training.step(batch_at(step), step, logged=True, monitored=step % 5 == 0).numbers
         assert all(math.isfinite(value) for value in numbers.values()), numbers
         assert numbers["penalty_weight"] == term.weight(step, STEPS)
-        if step % 10 == 0 and numbers["penalty_weight"] > 0:
+        if step % 5 == 0 and numbers["penalty_weight"] > 0:
             pulls.append(numbers["grad_norm/penalty"] + numbers["grad_norm/penalty_enc"])
     assert all(parameter.isfinite().all() for _, parameter in training.named_parameters())
     assert reconstruction(STEPS - 1) < before
