@@ -48,7 +48,8 @@ def sentence(error: Exception) -> str:
     if isinstance(error, InterpolationResolutionError):
         what = re.sub(r"^Recursive interpolation detected.*", "the interpolation leads back to itself", str(error))
         where = f"{error.full_key}: " if error.full_key else ""
-        return f"{where}{what.splitlines()[0].rstrip('.')}; write a value, or ${{KEY}} with a key of the config that has one."
+        mend = "write a value, or ${KEY} with a key of the config that has one."
+        return f"{where}{what.splitlines()[0].rstrip('.')}; {mend}"
     if found := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(found[1].split("@")[0], text)
     if found := re.search(r"Value '(.*)' (?:\(?of type '\w+'\)? could not be converted to|is not a valid) (\w+)", text):
