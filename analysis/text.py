@@ -4,14 +4,17 @@ import math
 import re
 from typing import Any
 
+from sae_sweeps.storage.secrets import without_others_secrets
+
 LONGEST = 60
 FORMULA = tuple("=+-@＝＋－＠")
 """Characters that begin a formula in a spreadsheet."""
 
 
 def clean(value: object, longest: int = LONGEST) -> str:
-    """One printable line: blanks for line breaks and tabs, nothing for other control and direction characters."""
-    words = " ".join(str(value).split())
+    """One printable line without secrets: blanks for line breaks and tabs, nothing for other control and direction
+    characters."""
+    words = without_others_secrets(" ".join(str(value).split()))
     words = "".join(c for c in words if c.isprintable())
     return words if len(words) <= longest else words[: longest - 1] + "…"
 

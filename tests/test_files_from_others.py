@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from omegaconf import OmegaConf
 
+from analysis.text import clean
+from sae_sweeps.architectures import saelens
 from sae_sweeps.cli.command import main
 from sae_sweeps.config.typed import typed
 from sae_sweeps.errors import ConfigError, DamagedFile, DataError
@@ -189,11 +192,21 @@ def test_a_token_is_found_however_deep(value, monkeypatch):
 def test_what_is_printed_holds_no_token(monkeypatch):
     monkeypatch.setenv("MY_TOKEN", "abcdefgh1")
     monkeypatch.setenv("SHORT_TOKEN", "a")
+    assert "passW0rd" not in clean(f"trained on {URL}")
     text = f"401 for {URL} with abcdefgh1 and hf_{'x' * 34}; 71767b4 at https://host/a:b, user@host: kept"
     assert (
         without_secrets(text)
         == "401 for https://***@host/x with *** and ***; 71767b4 at https://host/a:b, user@host: kept"
     )
+
+
+def test_a_password_in_the_address_of_an_saes_model_is_in_no_result(tmp_path):
+    weights = {"W_enc": np.eye(3, 4), "W_dec": np.eye(4, 3), "b_enc": np.zeros(4), "b_dec": np.zeros(3)}
+    tensors = {name: torch.tensor(weight, dtype=torch.float32) for name, weight in weights.items()}
+    sae = saelens.ExportedSAE("standard", tensors, hook_name="h", model_name=URL, metadata={"dataset_path": [URL]})
+    saelens.save(sae, tmp_path)
+    assert "passW0rd" in (tmp_path / "cfg.json").read_text()
+    assert "passW0rd" not in json.dumps(saelens.load(tmp_path).cfg())
 
 
 def test_code_of_a_config_is_of_no_module_that_nobody_wrote_for_it():

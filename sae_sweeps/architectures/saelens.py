@@ -4,6 +4,7 @@
 `ARCHITECTURES` lists an architecture's tensors and settings and passes them to the activation of its own file.
 """
 
+import json
 import math
 import os
 import shutil
@@ -33,6 +34,7 @@ from sae_sweeps.storage.files import (
     write_bytes,
     write_json,
 )
+from sae_sweeps.storage.secrets import without_others_secrets
 
 CFG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
@@ -272,7 +274,8 @@ def of_parts(cfg: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> E
     if cfg.get("rescale_acts_by_decoder_norm"):
         fold_decoder_norm(weights)
 
-    metadata = dict(object_in(cfg, "metadata", folder / CFG_FILE))
+    # results quote it: a model's address may hold a password
+    metadata = json.loads(without_others_secrets(json.dumps(object_in(cfg, "metadata", folder / CFG_FILE))))
     hook_name, model_name = metadata.pop("hook_name", None), metadata.pop("model_name", None)
     return ExportedSAE(
         architecture,

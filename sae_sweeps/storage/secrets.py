@@ -27,7 +27,12 @@ def without_secrets(text: str) -> str:
     """The text with every secret replaced by ***."""
     for _, value in _of_environment():
         text = text.replace(value, HIDDEN)
-    return OF_THE_HUB.sub(HIDDEN, IN_URL.sub(HIDDEN, text))
+    return without_others_secrets(text)
+
+
+def without_others_secrets(text: str) -> str:
+    """The text of another's file with what is a secret by its form replaced by ***."""
+    return OF_THE_HUB.sub(HIDDEN, IN_URL.sub(HIDDEN, text)) if "://" in text or "hf_" in text else text
 
 
 def _of_environment() -> list[tuple[str, str]]:
