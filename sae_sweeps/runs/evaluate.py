@@ -287,25 +287,33 @@ def collected(folder: Path) -> tuple[dict[str, Any], list[str]]:
 
 def eval_of_results(run: RunConfig, folder: Path) -> tuple[dict[str, Any], list[str]]:
     """`eval` as the config of results.json has it: the settings of every evaluation in the folder, though the run's
-    own `eval` may have chosen few of them; and a warning that names those of other settings."""
+    own `eval` may have chosen few of them; and a warning that names those of other settings.
+
+    It is what the results have before, with the keys that the evaluations of `run` read as they are in `run`.
+    """
     now, chosen = run.to_dict()["eval"], wanted(run)
     paths = (folder / "evals").glob(f"*{SUMMARY}")
     settings = {path.name.removesuffix(SUMMARY): read_summary(path)["settings"] for path in sorted(paths)}
     earlier = [name for name in settings if name not in chosen]
     if not earlier:
         return now, []
-    path, before = folder / "results.json", {}
-    with suppress(UserError):  # it is written anew
-        before = object_in((RunFolder(folder).results() or {}).get("config", {}), "eval", path)
-    read = {key for name in chosen for key in settings_of(run.eval, name)}
-    merged = {**now, **before} | {key: now[key] for key in read if key in now}
+    merged = now | _recorded_eval(folder)
+    merged |= {key: now[key] for name in chosen for key in settings_of(run.eval, name) if key in now}
     if merged["name"] == "none":
         merged["name"] = now["name"]
-    done = dict.fromkeys([*merged["evaluations"], *chosen, *settings])
-    merged["evaluations"] = sorted(done, key=lambda name: EVALUATIONS.index(name) if name in EVALUATIONS else len(done))
+    done = {*map(str, merged["evaluations"]), *chosen, *settings}
+    merged["evaluations"] = [*(name for name in EVALUATIONS if name in done), *sorted(done.difference(EVALUATIONS))]
     other = [name for name in earlier if not _has_settings(merged, settings[name])]
     what = f"{', '.join(other)}: measured by other settings than config.eval, those in evals/NAME{SUMMARY}"
     return merged, [what] if other else []
+
+
+def _recorded_eval(folder: Path) -> dict[str, Any]:
+    """`eval` of the results in the folder, which are written anew; empty where they have none that serves."""
+    with suppress(UserError):
+        found = object_in((RunFolder(folder).results() or {}).get("config", {}), "eval", folder)
+        return found if isinstance(found.get("evaluations"), list) else {}
+    return {}
 
 
 def _has_settings(config: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
