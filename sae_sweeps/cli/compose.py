@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -15,7 +16,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, QuotedString, Sweep
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -30,6 +31,8 @@ from sae_sweeps.sweeps.plan import Point
 from sae_sweeps.sweeps.variants import points_of
 
 MULTIRUN = ("-m", "--multirun")
+MOST_POINTS = 100_000
+"""Runs of one command: planning more would take hours."""
 
 
 class AnotherSweeper(Exception):
@@ -95,6 +98,7 @@ def compose_points(words: list[str], single: bool = False, local: Local | None =
         assert isinstance(loader, ConfigLoaderImpl)
         loader.repository = ReadOnce(loader.config_search_path)
         parsed = _parsed(overrides)
+        check_sweeps(parsed)
         first = next(iter(_product(parsed)))
         whole = compose("config", overrides=[*first, *search_path_words()], return_hydra_config=True)
         hydra = whole.hydra
@@ -144,6 +148,34 @@ def _product(parsed: list[Override]) -> list[list[str]]:
     """The overrides of each point."""
     (points,) = BasicSweeper.split_arguments(parsed, None)
     return [list(point) for point in points]
+
+
+def check_sweeps(parsed: list[Override]) -> None:
+    """Raise ConfigError for a sweep without values, of too many, or of values that are none."""
+    n_points, own_sweeper = 1, any(override.key_or_group == "hydra/sweeper" for override in parsed)
+    for override in parsed:
+        word, key = override.input_line, override.key_or_group
+        if not override.is_sweep_override():
+            continue
+        if not override.is_discrete_sweep():
+            if not own_sweeper:
+                raise ConfigError(
+                    f"{word}: names no values; write them, or add hydra/sweeper=optuna, which draws some."
+                )
+            continue
+        try:
+            values = list(islice(override.sweep_iterator(), MOST_POINTS + 1))
+        except ValueError as error:
+            raise ConfigError(f"{word}: {error}; write range(START,STOP,STEP).") from None
+        n_points *= len(values)
+        if not values:
+            raise ConfigError(f"{word}: gives no value; write some, as in {key}=A,B.")
+        if n_points > MOST_POINTS:
+            raise ConfigError(f"{word}: with it the command has more than {MOST_POINTS:,} runs; give fewer values.")
+        if any(isinstance(value, Sweep) for value in values):
+            raise ConfigError(f"{word}: holds a sweep inside a sweep; write each value once.")
+        if choices(key) and not all(isinstance(value, str | QuotedString) for value in values):
+            raise ConfigError(f"{word}: {key} takes names; give some of {', '.join(choices(key))}.")
 
 
 def refuse_several(parsed: list[Override]) -> None:

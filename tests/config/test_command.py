@@ -178,6 +178,33 @@ def test_a_value_of_the_wrong_type_in_a_file_is_named_too(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model=choice(1,2)"], "model=choice(1,2): model takes names; give some of builtin, "),
+        (["penalty=range(0,3)"], "penalty=range(0,3): penalty takes names; give some of adaptive_sharing, "),
+        (["k=choice(choice(1,2),3)"], "k=choice(choice(1,2),3): holds a sweep inside a sweep; "),
+        (["k=range(0)"], "k=range(0): gives no value; write some, as in k=A,B."),
+        (["k=glob(*)"], "k=glob(*): gives no value; "),
+        (["k=range(0,3,0)"], "k=range(0,3,0): range() arg 3 must not be zero; write range(START,STOP,STEP)."),
+        (["k=range(1,1000000000000)"], "with it the command has more than 100,000 runs; give fewer values."),
+        (["k=range(1,400)", "seed=range(0,400)"], "seed=range(0,400): with it the command has more than 100,000 runs"),
+        (["lr=interval(0.1,0.2)"], "lr=interval(0.1,0.2): names no values; write them, or add hydra/sweeper=optuna"),
+    ],
+)
+def test_a_sweep_that_names_no_runs_is_refused(words, message):
+    with pytest.raises(ConfigError) as caught:
+        compose_points(["-m", "model=synthetic", *words])
+    assert message in str(caught.value)
+
+
+def test_sweeps_in_hydras_words_name_the_runs_that_they_name():
+    words = ["-m", "penalty=glob(o*)", "k=sort(4,2)", "seed=range(0,3)"]
+    points = [point.cfg for point in compose_points(["model=synthetic", *words])]
+    found = [(cfg.penalty.name, cfg.architecture.k, cfg.seed) for cfg in points]
+    assert found == [(name, k, seed) for name in ("ortho", "ortsae") for k in (2, 4) for seed in (0, 1, 2)]
+
+
+@pytest.mark.parametrize(
     ("word", "message"),
     [
         ("seed=${seed}", "seed: the interpolation leads back to itself; write a value, or ${KEY} with a key "),
