@@ -144,7 +144,10 @@ class Commands:
             "eval.evaluations=[absorption]", "eval.evaluations=[sparse_probing]", "eval.exclude_outliers=false",
         ]  # fmt: skip
         words = chance.sample(more, chance.randint(0, 4))
-        return ["evaluate", *paths, *words, "eval.recon_batches=1", "eval.sparsity_batches=1", "eval.batch_size=2"]
+        named = [word for word in words if word.startswith("eval.evaluations=")]
+        if not named or "core" in named[-1]:
+            words += ["eval.recon_batches=1", "eval.sparsity_batches=1", "eval.batch_size=2"]
+        return ["evaluate", *paths, *words]
 
     def analysis(self) -> Command:
         chance = self.chance
