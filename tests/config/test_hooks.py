@@ -118,6 +118,18 @@ def test_a_width_that_cannot_be_read_can_be_given(tmp_path):
         hook_width(tmp_path / "config.json", "attn.hook_z")
 
 
+def test_a_model_that_brings_its_own_code_is_not_made(tmp_path):
+    from sae_sweeps.lens import hook_width
+
+    _folder(tmp_path, model_type="mine", auto_map={"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.Model"})
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(
+        ConfigError, match="the model is code of its own, which is not run.; give it as layer.d_in=WIDTH"
+    ):
+        hook_width(tmp_path / "config.json", "attn.hook_z")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_model_whose_layer_does_not_fit_into_memory_is_a_mistake_of_one_sentence(tmp_path):
     from sae_sweeps.lens import hook_width
 
