@@ -261,8 +261,8 @@ def summarise(subject: Subject, name: str, metrics: Mapping[str, Any], warnings:
     if name not in EVALUATIONS:  # tables read these, since they never run code from outside
         found = {metric: describe(plain_name(metric), find_evaluation(name).metrics) for metric in metrics}
         content["described"] = {plain_name(metric): how for metric, how in found.items() if how}
-    write_json(subject.folder / "evals" / f"{name}{SUMMARY}", content)
     (subject.folder / "evals" / f"{name}.error.log").unlink(missing_ok=True)
+    write_json(subject.folder / "evals" / f"{name}{SUMMARY}", content)  # last: with it the evaluation is done
 
 
 def descriptions(folder: Path) -> dict[str, Any]:
