@@ -198,10 +198,10 @@ def test_a_sweep_that_names_no_runs_is_refused(words, message):
 
 
 def test_sweeps_in_hydras_words_name_the_runs_that_they_name():
-    words = ["-m", "penalty=glob(o*)", "k=sort(4,2)", "seed=range(0,3)"]
+    words = ["-m", "penalty=ortho", "schedule=glob(co*)", "k=sort(4,2)", "seed=range(0,3)"]
     points = [point.cfg for point in compose_points(["model=synthetic", *words])]
-    found = [(cfg.penalty.name, cfg.architecture.k, cfg.seed) for cfg in points]
-    assert found == [(name, k, seed) for name in ("ortho", "ortsae") for k in (2, 4) for seed in (0, 1, 2)]
+    found = [(cfg.schedule.name, cfg.architecture.k, cfg.seed) for cfg in points]
+    assert found == [(name, k, seed) for name in ("constant", "cosine") for k in (2, 4) for seed in (0, 1, 2)]
 
 
 @pytest.mark.parametrize(
