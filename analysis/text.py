@@ -4,7 +4,7 @@ import math
 import re
 from typing import Any
 
-from sae_sweeps.storage.secrets import without_others_secrets
+from sae_sweeps.storage.secrets import without_credentials
 
 LONGEST = 60
 FORMULA = tuple("=+-@＝＋－＠")
@@ -14,7 +14,7 @@ FORMULA = tuple("=+-@＝＋－＠")
 def clean(value: object, longest: int = LONGEST) -> str:
     """One printable line without secrets: blanks for line breaks and tabs, nothing for other control and direction
     characters."""
-    words = without_others_secrets(" ".join(str(value).split()))
+    words = without_credentials(" ".join(str(value).split()))
     words = "".join(c for c in words if c.isprintable())
     return words if len(words) <= longest else words[: longest - 1] + "…"
 

@@ -187,9 +187,9 @@ def hook_width(config_file: Path, name: str) -> int:
     except Exception as error:  # transformers and TransformerLens raise many types here
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if out_of_memory(error):
-            text = "the memory does not hold a layer of the model"
+            text = "one layer of the model does not fit into memory"
         elif "trust_remote_code" in text:  # transformers would have us run it
-            text = "the model is code of its own, which is not run"
+            text = "the model needs Python code of its own, which is not run"
         raise ConfigError(
             f"layer.hook={name}: its width cannot be read from {config_file} ({text}); give it as layer.d_in=WIDTH."
         ) from error

@@ -127,7 +127,7 @@ def main() -> int:
         with counted(args.outputs, stage.title):
             ended = launch_into(args.outputs, "-m", *args.words, *stage.words, f"seed={seeds}")
         if ended == INTERRUPTED:
-            print("interrupted: the same command goes on; the page is as it was", flush=True)
+            print("interrupted: run the same command again to continue; the page is unchanged", flush=True)
             return INTERRUPTED
         status |= ended
         write_page(args.outputs, args.words, first)
@@ -185,7 +185,7 @@ def tried(outputs: Path, folder: Path, words: list[str]) -> float:
     shutil.rmtree(folder, ignore_errors=True)  # the rest of a trial is no measure
     folder.mkdir(parents=True)
     (outputs / "activations").mkdir(exist_ok=True)
-    (folder / "activations").symlink_to((outputs / "activations").absolute())
+    (folder / "activations").symlink_to(Path("..", "..", "activations"))
     for architecture in ("topk", "batch_topk"):
         before = time.monotonic()
         trial = [f"architecture={architecture}", f"num_tokens={TRIAL_TOKENS}", "only=progressive"]

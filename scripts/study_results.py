@@ -77,7 +77,7 @@ def main() -> int:
                 started = time.monotonic()
                 ended = launch(*words, f"outputs={args.outputs / preset.name}", "report=false")
                 if ended == INTERRUPTED:
-                    print("interrupted: the same command goes on; the page is as it was", flush=True)
+                    print("interrupted: run the same command again to continue; the page is unchanged", flush=True)
                     return INTERRUPTED
                 failed |= ended != 0
                 print(f"{' '.join(words)}: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)

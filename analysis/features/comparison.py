@@ -135,7 +135,7 @@ def competing(found: Compared, side: int) -> dict[str, Any] | None:
 def recorded(one: Stored) -> dict[str, Any] | None:
     """The first record of the monitor `competition`, of the step at which pairs were chosen; None without one."""
     folder = RunFolder(one.folder)
-    rows = folder.whole(folder.monitors).rows()
+    rows = folder.unchanged(folder.monitors).rows()
     return next((row for row in rows if row.get("monitor") == "competition"), None)
 
 

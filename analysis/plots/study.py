@@ -109,7 +109,7 @@ class Study:
         """The numbers of metrics.jsonl as name -> array [n], nan where a row lacks it; with WEIGHTED and SHARE."""
         if row not in self._curves:
             folder = self.folder(row)
-            read = self._or_damaged(row, lambda: thinned_rows(folder.whole(folder.metrics), POINTS), [])
+            read = self._or_damaged(row, lambda: thinned_rows(folder.unchanged(folder.metrics), POINTS), [])
             curves = self._curves[row] = columns_of(read)
             if {"penalty_loss", "penalty_weight", "loss"} <= set(curves):
                 curves[WEIGHTED] = curves["penalty_loss"] * curves["penalty_weight"]
@@ -144,7 +144,7 @@ class Study:
         """The records of one monitor in monitors.jsonl, oldest first."""
         if row not in self._monitors:
             folder = self.folder(row)
-            self._monitors[row] = self._or_damaged(row, lambda: folder.whole(folder.monitors).rows(), [])
+            self._monitors[row] = self._or_damaged(row, lambda: folder.unchanged(folder.monitors).rows(), [])
         return [record for record in self._monitors[row] if record.get("monitor") == name]
 
     def monitored(self, variant: Variant, monitor: str, key: str) -> tuple[np.ndarray, np.ndarray] | None:

@@ -5,9 +5,9 @@ from typing import Any
 
 from analysis.reading.record import Recorded
 from analysis.reading.saebench import FACTS, layer_in
-from sae_sweeps.config.evaluations import EVALUATIONS
+from sae_sweeps.config.evaluations import in_order
 from sae_sweeps.storage.files import check_types, object_in, read_json
-from sae_sweeps.storage.run_folder import SUMMARY, read_summary
+from sae_sweeps.storage.run_folder import read_summaries
 
 LONGEST = 100
 """Entries of an evaluation's detail that are kept: per class, not per feature."""
@@ -18,9 +18,9 @@ def evaluated(folder: Path | None, state: str) -> Recorded:
     found = Recorded()
     if folder is None or state != "completed":
         return found
-    names = sorted(path.name.removesuffix(SUMMARY) for path in (folder / "evals").glob(f"*{SUMMARY}"))
-    for name in sorted(names, key=lambda name: EVALUATIONS.index(name) if name in EVALUATIONS else len(EVALUATIONS)):
-        summary, whole = read_summary(folder / "evals" / f"{name}{SUMMARY}"), folder / "evals" / f"{name}.json"
+    summaries = read_summaries(folder)
+    for name in in_order(summaries):
+        summary, whole = summaries[name], folder / "evals" / f"{name}.json"
         content = read_json(whole) if whole.exists() else {}
         found.evaluations[name] = facts(content, whole) | {
             "settings": object_in(content, "eval_config", whole) or summary["settings"],

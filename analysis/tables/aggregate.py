@@ -30,8 +30,8 @@ def aggregated(table: Table, words: Sequence[str]) -> tuple[Table, list[list[int
 
     `metrics` holds their mean, with STATISTICS beside it. Runs that differ in any other key of what was trained or of
     how it was measured, in tokens or in steps are rows of their own; so are unfinished runs and runs without the keys.
-    Rows are in the order
-    of their first run, to which levels and reasons of its other runs go. Raises ConfigError for what is no config key.
+    Rows are in the order of their first run, to which levels and reasons of its other runs go. Raises ConfigError for
+    what is no config key.
     """
     full = table.frame
     keys = [find_column(full, word) for word in words]

@@ -78,7 +78,7 @@ def publish_run(listed: Listed, logger: LoggerConfig, keys: list[str], print_lin
     folder = RunFolder(record.folder)
     try:
         config, tags = configured(folder)
-        rows, monitors = (folder.whole(log).rows() for log in (folder.metrics, folder.monitors))
+        rows, monitors = (folder.unchanged(log).rows() for log in (folder.metrics, folder.monitors))
     except DamagedFile as damaged:
         print_line(f"{record.run_id}: not published: {damaged}")
         return True

@@ -34,7 +34,7 @@ from sae_sweeps.storage.files import (
     write_bytes,
     write_json,
 )
-from sae_sweeps.storage.secrets import without_others_secrets
+from sae_sweeps.storage.secrets import without_credentials
 
 CFG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
@@ -275,7 +275,7 @@ def of_parts(cfg: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> E
         fold_decoder_norm(weights)
 
     # results quote it: a model's address may hold a password
-    metadata = json.loads(without_others_secrets(json.dumps(object_in(cfg, "metadata", folder / CFG_FILE))))
+    metadata = json.loads(without_credentials(json.dumps(object_in(cfg, "metadata", folder / CFG_FILE))))
     hook_name, model_name = metadata.pop("hook_name", None), metadata.pop("model_name", None)
     return ExportedSAE(
         architecture,

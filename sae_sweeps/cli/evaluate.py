@@ -43,7 +43,7 @@ from sae_sweeps.storage.files import write_json
 from sae_sweeps.storage.hub import COMMIT
 from sae_sweeps.storage.lease import Lease
 from sae_sweeps.storage.run_folder import TRAINED, RunFolder
-from sae_sweeps.sweeps.plan import because
+from sae_sweeps.sweeps.plan import why_unused
 from sae_sweeps.sweeps.sweep import recorded_config, run_of
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def refuse_unread(words: list[str], targets: list[Target]) -> None:
     for word in words:
         key, _, value = word.partition("=")
         if key.startswith("eval.") and value != "null":
-            reasons = [because(keys, key) for keys in unused]
+            reasons = [why_unused(keys, key) for keys in unused]
             if reasons and None not in reasons:
                 raise ConfigError(f"{word}: no evaluation of this command reads it ({reasons[0]}); leave it out.")
 

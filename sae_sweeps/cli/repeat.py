@@ -46,7 +46,8 @@ def repeat(words: list[str], local: Local | None) -> int:
     (point,) = compose_points(here, single=True, local=local)
     cfg = point.cfg
     saved, results = recorded_config(folder), RunFolder(folder).results() or {}
-    made, rows = results.get("provenance", {}), _rows(folder)  # damaged ones are told before the training
+    made = results.get("provenance", {})
+    rows = _rows(folder)  # here, so that a damaged log is an error before anything is trained
     _check_recorded(made, folder)
     saved |= {key: value for key, value in results.get("config", {}).items() if key == "eval"}  # of the last evaluation
     for key, _, value in (word.partition("=") for word in words):

@@ -3,7 +3,7 @@
 import ast
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -100,6 +100,11 @@ def evaluation_names() -> tuple[str, ...]:
     return (*EVALUATIONS, *_registered)
 
 
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of evaluations, those of this project as they run, then others by the alphabet."""
+    return sorted(names, key=lambda name: (EVALUATIONS.index(name) if name in EVALUATIONS else len(EVALUATIONS), name))
+
+
 def find_evaluation(name: str) -> Evaluation:
     """The evaluation of this name. Raises ConfigError where there is none."""
     if name in _registered:
@@ -189,8 +194,8 @@ def _digest(file: Path, _size: int, _changed_ns: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:12]
 
 
-def name_of_data(data: str) -> str:
-    """How recorded settings name `eval.data`: a file of labelled text by its content, wherever it lies."""
+def data_setting(data: str) -> str:
+    """`eval.data` as recorded settings have it: a file of labelled text by the digest of its content."""
     return f"labelled:{file_digest(Path(data))}" if Path(data).is_file() else data
 
 
@@ -205,7 +210,7 @@ def settings_of(cfg: "EvalConfig", name: str) -> dict[str, Any]:
     if evaluation.version > 1:
         found[VERSION] = evaluation.version
     if "data" in found:
-        found["data"] = name_of_data(cfg.data)
+        found["data"] = data_setting(cfg.data)
     for key, value in found.items():
         if is_dataclass(value) and not isinstance(value, type):
             found[key] = {k: v for k, v in asdict(value).items() if f"{key}.{k}" not in evaluation.no_effect}

@@ -24,10 +24,11 @@ from sae_sweeps.config.evaluations import (
     VERSION,
     EvalConfig,
     config_of,
+    data_setting,
     describe,
     evaluation_names,
     find_evaluation,
-    name_of_data,
+    in_order,
     plain_name,
     same_settings,
     settings_of,
@@ -48,7 +49,7 @@ from sae_sweeps.evaluation.tasks import check_tasks
 from sae_sweeps.runs.session import RunSession, held_out_pool
 from sae_sweeps.storage.files import object_in, one_line, write_json, write_text
 from sae_sweeps.storage.hub import commit_of
-from sae_sweeps.storage.run_folder import SUMMARY, RunFolder, read_summary
+from sae_sweeps.storage.run_folder import SUMMARY, RunFolder, read_summaries, read_summary
 from sae_sweeps.storage.secrets import without_secrets
 
 UNNAMED = ("core", "separation")
@@ -267,7 +268,7 @@ def summarise(subject: Subject, name: str, metrics: Mapping[str, Any], warnings:
 
 def descriptions(folder: Path) -> dict[str, Any]:
     """`described` of results.json: what is better, and the short name, of metrics of evaluations from outside."""
-    summaries = map(read_summary, sorted((folder / "evals").glob(f"*{SUMMARY}")))
+    summaries = read_summaries(folder).values()
     found = {metric: how for summary in summaries for metric, how in summary.get("described", {}).items()}
     return {"described": found} if found else {}
 
@@ -276,10 +277,8 @@ def collected(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """Metrics and warnings of every evaluation that the folder holds."""
     metrics: dict[str, Any] = {}
     warnings: list[str] = []
-    for path in sorted((folder / "evals").glob(f"*{SUMMARY}")):
-        evaluation = read_summary(path)
+    for name, evaluation in read_summaries(folder).items():
         metrics |= evaluation["metrics"]
-        name = path.name.removesuffix(SUMMARY)
         prefix = "" if name in UNNAMED else f"{name}: "
         warnings += [f"{prefix}{warning}" for warning in evaluation["warnings"]]
     return metrics, warnings
@@ -292,8 +291,7 @@ def eval_of_results(run: RunConfig, folder: Path) -> tuple[dict[str, Any], list[
     It is what the results have before, with the keys that the evaluations of `run` read as they are in `run`.
     """
     now, chosen = run.to_dict()["eval"], wanted(run)
-    paths = (folder / "evals").glob(f"*{SUMMARY}")
-    settings = {path.name.removesuffix(SUMMARY): read_summary(path)["settings"] for path in sorted(paths)}
+    settings = {name: summary["settings"] for name, summary in read_summaries(folder).items()}
     earlier = [name for name in settings if name not in chosen]
     if not earlier:
         return now, []
@@ -301,8 +299,7 @@ def eval_of_results(run: RunConfig, folder: Path) -> tuple[dict[str, Any], list[
     merged |= {key: now[key] for name in chosen for key in settings_of(run.eval, name) if key in now}
     if merged["name"] == "none":
         merged["name"] = now["name"]
-    done = {*map(str, merged["evaluations"]), *chosen, *settings}
-    merged["evaluations"] = [*(name for name in EVALUATIONS if name in done), *sorted(done.difference(EVALUATIONS))]
+    merged["evaluations"] = in_order({*map(str, merged["evaluations"]), *chosen, *settings})
     other = [name for name in earlier if not _has_settings(merged, settings[name])]
     what = f"{', '.join(other)}: measured by other settings than config.eval, those in evals/NAME{SUMMARY}"
     return merged, [what] if other else []
@@ -323,7 +320,7 @@ def _has_settings(config: Mapping[str, Any], settings: Mapping[str, Any]) -> boo
             continue
         has = config.get(key)
         if key == "data":
-            has = name_of_data(str(has))
+            has = data_setting(str(has))
         same = value.items() <= has.items() if isinstance(value, dict) and isinstance(has, dict) else value == has
         if not same:
             return False

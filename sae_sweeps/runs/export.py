@@ -134,7 +134,7 @@ def trained_sae(run: RunConfig, folder: RunFolder) -> ExportedSAE:
 
     Raises DamagedFile where it is not what training wrote.
     """
-    trained = folder.trained(SAE_FILES)
+    trained = folder.read_trained(SAE_FILES)
     if run.why_not_saelens() is None:
         return saelens.load(folder.sae)
     from sae_sweeps.kernels.selection import PLAIN

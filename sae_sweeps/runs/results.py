@@ -44,7 +44,7 @@ def write_results(
 
     `doubts` are further warnings. `config.eval` has the settings of every evaluation there.
     """
-    trained = folder.trained(LOGS)
+    trained = folder.read_trained(LOGS)
     rows = folder.metrics.rows()
     if not rows:
         raise DamagedFile(

@@ -173,7 +173,7 @@ class RunFolder(os.PathLike):
         check_types(results, {"title": str, "warnings": list, "described": dict}, self.results_path)
         return results
 
-    def trained(self, names: Sequence[str]) -> dict[str, Any]:
+    def read_trained(self, names: Sequence[str]) -> dict[str, Any]:
         """trained.json. Raises DamagedFile where it, or one of these files of the run, is not what training wrote."""
         path = self.path / TRAINED
         mend = f"restore it, or delete the folder {self.path} to train the run again."
@@ -187,10 +187,10 @@ class RunFolder(os.PathLike):
 
     # Rows ------------------------------------------------------------------------------------------------------------
 
-    def whole(self, log: RowFile) -> RowFile:
-        """The log, of a trained run as training wrote it. Raises DamagedFile for any other."""
+    def unchanged(self, log: RowFile) -> RowFile:
+        """The log itself. Raises DamagedFile where it was changed after the training."""
         if (self.path / TRAINED).exists():
-            self.trained([log.path.name])
+            self.read_trained([log.path.name])
         return log
 
     def truncate(self, step: int) -> None:
@@ -221,3 +221,9 @@ def read_summary(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or any(not isinstance(content.get(key), kind) for key, kind in types.items()):
         raise DamagedFile(f"{path} is damaged (it has no metrics); remove it, and the evaluation is done again.")
     return content
+
+
+def read_summaries(folder: Path) -> dict[str, dict[str, Any]]:
+    """The summary of every evaluation in a run's or SAE's folder, by the evaluation's name. Raises DamagedFile."""
+    paths = sorted((folder / "evals").glob(f"*{SUMMARY}"))
+    return {path.name.removesuffix(SUMMARY): read_summary(path) for path in paths}

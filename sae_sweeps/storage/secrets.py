@@ -27,11 +27,11 @@ def without_secrets(text: str) -> str:
     """The text with every secret replaced by ***."""
     for _, value in _of_environment():
         text = text.replace(value, HIDDEN)
-    return without_others_secrets(text)
+    return without_credentials(text)
 
 
-def without_others_secrets(text: str) -> str:
-    """The text of another's file with what is a secret by its form replaced by ***."""
+def without_credentials(text: str) -> str:
+    """The text with tokens of the hub and passwords in URLs, which are known by their form, replaced by ***."""
     return OF_THE_HUB.sub(HIDDEN, IN_URL.sub(HIDDEN, text)) if "://" in text or "hf_" in text else text
 
 

@@ -221,10 +221,10 @@ def unused_because(override: str, run: RunConfig, keys: KeysRead) -> str | None:
         chosen = ", ".join(f"{g}={getattr(run, g).name}" for g in ("architecture", "penalty", "schedule"))
         return f"{chosen} has no such key{_who_reads(key)}"
     key = "layer" if key == "layer.index" else key
-    return because(keys.unused, key)
+    return why_unused(keys.unused, key)
 
 
-def because(unused: dict[str, str], key: str) -> str | None:
+def why_unused(unused: dict[str, str], key: str) -> str | None:
     """Why a key, or the group that it is in, is unused, or None."""
     return next((why for name, why in unused.items() if key == name or key.startswith(f"{name}.")), None)
 
@@ -279,7 +279,7 @@ def refuse_inactive(run: RunConfig) -> None:
             )
         reason = term.config.never_acts()
         if reason:
-            raise ConfigError(f"penalty={term.config.name}: can never act, because {reason}.")
+            raise ConfigError(f"penalty={term.config.name}: can never act, why_unused {reason}.")
 
 
 def budget_warnings(runs: list[PlannedRun], varied: list[str]) -> list[str]:

@@ -124,7 +124,7 @@ def test_a_model_that_brings_its_own_code_is_not_made(tmp_path):
     _folder(tmp_path, model_type="mine", auto_map={"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.Model"})
     (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     with pytest.raises(
-        ConfigError, match="the model is code of its own, which is not run.; give it as layer.d_in=WIDTH"
+        ConfigError, match="the model needs Python code of its own, which is not run.; give it as layer.d_in=WIDTH"
     ):
         hook_width(tmp_path / "config.json", "attn.hook_z")
     assert not (tmp_path / "ran").exists()
@@ -136,6 +136,6 @@ def test_a_model_whose_layer_does_not_fit_into_memory_is_a_mistake_of_one_senten
     sizes = {"hidden_size": 2**40, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
     _folder(tmp_path, model_type="gpt_neox", architectures=["GPTNeoXForCausalLM"], **sizes)
     with pytest.raises(
-        ConfigError, match="the memory does not hold a layer of the model.; give it as layer.d_in=WIDTH"
+        ConfigError, match="one layer of the model does not fit into memory.; give it as layer.d_in=WIDTH"
     ):
         hook_width(tmp_path / "config.json", "attn.hook_z")

@@ -13,17 +13,17 @@ def test_a_log_that_is_another_file_after_the_training_is_named(tmp_path):
     run.metrics.append({"step": 0, "tokens": 12})
     trained = {"warnings": [], "provenance": {}}
     write_json(run.path / "trained.json", trained)  # of an earlier version
-    assert run.trained(LOGS) == trained
+    assert run.read_trained(LOGS) == trained
     write_json(run.path / "trained.json", trained | {"digests": run.log_digests()})
-    assert run.whole(run.metrics).rows() == run.metrics.rows() == [{"step": 0, "tokens": 12}]
-    assert run.trained(LOGS)["digests"]
+    assert run.unchanged(run.metrics).rows() == run.metrics.rows() == [{"step": 0, "tokens": 12}]
+    assert run.read_trained(LOGS)["digests"]
     run.metrics.path.write_bytes(run.metrics.path.read_bytes().replace(b"12", b"13"))  # a row all the same
     with pytest.raises(DamagedFile, match=f"metrics.jsonl is not what training wrote; .* delete the folder {run.path}"):
-        run.whole(run.metrics)
-    run.whole(run.monitors)
+        run.unchanged(run.metrics)
+    run.unchanged(run.monitors)
     write_json(run.path / "trained.json", [])
     with pytest.raises(DamagedFile, match="trained.json is damaged"):
-        run.trained(LOGS)
+        run.read_trained(LOGS)
 
 
 def test_what_killed_processes_left_in_a_run_is_removed_and_nothing_else(tmp_path):

@@ -122,7 +122,7 @@ def test_the_config_of_the_results_has_the_settings_of_every_evaluation(evaluate
         same = found.keys() - {"evaluations", "features"}
         assert {key: found[key] for key in same} == {key: before[key] for key in same}
         assert not any("other settings" in warning for warning in results["warnings"])
-        # what one config cannot hold is told
+        # evaluations whose settings one config cannot hold are named in a warning
         words = ["eval.evaluations=[separation,tpp]", *OF_TPP, "eval.seed=1"]
         run("evaluate", place, *words, f"outputs={outputs}", module="sae_sweeps")
         results = read(place, "results.json")
@@ -256,13 +256,9 @@ def test_mistakes_are_one_sentence(evaluated, tmp_path):
         (foreign, "data.max_norm=10"): "judged within the norm that it was trained under",
         (tmp_path,): "holds no trained SAE",
         ("eval=full",): "evaluate needs a path",
-        (foreign, "eval.evaluations=[tpp]", "eval.probing.k_values=abc"): "eval.probing.k_values=abc",
+        (foreign, "eval.probing.k_values=abc"): "eval.probing.k_values=abc",
+        (foreign, "eval.ablation.n_values=[0]"): "eval.ablation.n_values=[0]: give numbers above 0",
         (foreign, "eval.hierarchy.folds=2"): "eval.hierarchy.folds=2: no evaluation of this command reads it (eval.",
-        (
-            foreign,
-            "eval.evaluations=[tpp]",
-            "eval.ablation.n_values=[0]",
-        ): "eval.ablation.n_values=[0]: give numbers above 0",
     }
     for words, message in mistakes.items():
         done = run("evaluate", *words, expect=2, module="sae_sweeps")

@@ -245,7 +245,7 @@ def test_runs_of_notes_that_differ_in_their_seeds_alone_are_one_configuration(fo
         for seed in range(3)
         for variant, penalty in enumerate(("none", "ortho"))
     ]
-    assert not {"single-seed", "seeds"} & set(found(*runs))
+    assert not {"single-seed", "budget-seeds"} & set(found(*runs))
     same_seed = [a_run(n, config={"seed": 0, "penalty": "none"}, metrics={"fvu": 0.2 + n}) for n in range(3)]
     assert "single-seed" in found(*same_seed), "notes name few keys: equal ones are three configurations"
 
